@@ -1,0 +1,27 @@
+"""One contract for LLM inference on any engine and any accelerator. See ``sage_infer.contracts`` and ``.schemas``."""
+
+from typing import TYPE_CHECKING
+
+from sage_infer.lazy import lazy_exports
+
+__all__ = [
+    "CONTRACT_VERSION", "BackendSpec", "CommandSpec", "DetectorSpec", "ExecutorSpec", "KVStoreSpec", "ModelSpec",
+    "SageInferError", "SamplingParams", "TransportSpec", "hookimpl", "list_backends", "open_backend",
+    "resolve_model",
+]  # fmt: skip
+
+CONTRACT_VERSION = "1.0"  # major: what a plug-in must match; minor: what has been added since
+
+if TYPE_CHECKING:
+    from sage_infer.backends import list_backends, open_backend
+    from sage_infer.errors import SageInferError
+    from sage_infer.hookspecs import hookimpl
+    from sage_infer.models import resolve_model
+    from sage_infer.schemas import SamplingParams
+    from sage_infer.specs import BackendSpec, CommandSpec, DetectorSpec, ExecutorSpec, KVStoreSpec, ModelSpec
+    from sage_infer.specs import TransportSpec  # isort: skip
+
+_HOMES = {"SageInferError": "errors", "SamplingParams": "schemas", "hookimpl": "hookspecs", "list_backends": "backends",
+          "open_backend": "backends", "resolve_model": "models"}  # fmt: skip
+_HOMES |= {name: "specs" for name in __all__ if name.endswith("Spec")}
+__getattr__ = lazy_exports(__name__, _HOMES)

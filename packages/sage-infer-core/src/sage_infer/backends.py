@@ -1,0 +1,140 @@
+"""Open a backend by name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Literal, overload
+
+from sage_infer.contracts import EmbeddingBackend, HybridInferenceBackend, InferenceBackend
+from sage_infer.discovery import BackendInfo, backend_info, discover
+from sage_infer.errors import BackendUnavailable, InvalidRequest, SageInferError
+from sage_infer.models import resolve_model
+from sage_infer.schemas import ModelDescriptor
+from sage_infer.specs import BackendSpec, ServedType
+
+__all__ = ["create_backend", "find_backend", "list_backends", "load_object", "open_backend"]
+
+
+def list_backends() -> list[BackendInfo]:
+    """Every installed backend with its state, by name."""
+    return backend_info(discover())
+
+
+def find_backend(name: str) -> BackendInfo:
+    """The backend of this name, whatever its state.
+
+    Raises:
+        BackendUnavailable: no plug-in registers the name; the message names the nearest one that exists.
+    """
+    rows = list_backends()
+    for row in rows:
+        if row.name == name:
+            return row
+    known = sorted({row.name for row in rows})
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"installed: {', '.join(known) or 'none'}"
+    raise BackendUnavailable(f"no backend {name!r}; {hint} (`sage infer backend list` shows all)")
+
+
+@overload
+def open_backend(
+    name: str, *, model: str | ModelDescriptor, serves: Literal["llm"], **options: Any
+) -> AbstractAsyncContextManager[InferenceBackend]: ...
+@overload
+def open_backend(
+    name: str, *, model: str | ModelDescriptor, serves: Literal["embedding", "reranker"], **options: Any
+) -> AbstractAsyncContextManager[EmbeddingBackend]: ...
+@overload
+def open_backend(
+    name: str, *, model: str | ModelDescriptor, serves: Literal["hybrid"], **options: Any
+) -> AbstractAsyncContextManager[HybridInferenceBackend]: ...
+@overload
+def open_backend(
+    name: str, *, model: str | ModelDescriptor, serves: None = None, **options: Any
+) -> AbstractAsyncContextManager[Any]: ...
+def open_backend(
+    name: str, *, model: str | ModelDescriptor, serves: ServedType | None = None, **options: Any
+) -> AbstractAsyncContextManager[Any]:
+    """Open a backend with a model; the backend is started on entry and closed on exit.
+
+    ``model`` is anything that ``resolve_model`` takes. ``options`` go to the backend (``sage infer backend show``
+    lists them). ``serves`` says which contract the caller wants, for the type checker and for an early error.
+
+    Raises:
+        BackendUnavailable: unknown, not ready on this machine, or it serves something else.
+        ModelNotFound, ModelFileError: the model is not there or cannot be read.
+        InvalidRequest: an option that the backend does not have.
+    """
+    return _opened(name, model, serves, options)
+
+
+@asynccontextmanager
+async def _opened(
+    name: str, model: str | ModelDescriptor, serves: ServedType | None, options: dict[str, Any]
+) -> AsyncIterator[Any]:
+    backend = create_backend(name, model=model, serves=serves, **options)
+    try:
+        await backend.start()
+        yield backend
+    finally:
+        await backend.close()
+
+
+def create_backend(
+    name: str, *, model: str | ModelDescriptor, serves: ServedType | None = None, **options: Any
+) -> Any:
+    """The backend object, not started. Raises as ``open_backend`` does."""
+    info = find_backend(name)
+    if info.state != "ready" or info.spec is None:
+        fix = f"; to fix: {info.fix}" if info.fix else ""
+        raise BackendUnavailable(f"backend {name!r} is not ready ({info.state}): {info.reason}{fix}")
+    spec = info.spec
+    if serves is not None and serves not in spec.serves:
+        raise BackendUnavailable(f"backend {name!r} serves {', '.join(sorted(spec.serves))}, not {serves}")
+    if isinstance(model, str):
+        model = resolve_model(model, model_type=_model_type(spec, serves))
+    factory = load_object(spec.factory, what=f"backend {name!r}")
+    _check_options(name, factory, options)
+    return factory(model=model, **options)
+
+
+def _model_type(spec: BackendSpec, serves: ServedType | None) -> Any:
+    """The one type of model that fits, or None where the files have to tell."""
+    types = {serves} if serves is not None else set(spec.serves)
+    return next(iter(types)) if len(types) == 1 and "hybrid" not in types else None
+
+
+def load_object(path: str, *, what: str) -> Callable[..., Any]:
+    """Resolve ``package.module:attribute``.
+
+    Raises:
+        BackendUnavailable: the import fails or there is no such attribute; the cause is chained.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except SageInferError:
+        raise
+    except Exception as error:
+        raise BackendUnavailable(
+            f"{what} cannot be loaded from {path}: {type(error).__name__}: {error}"
+        ) from error
+    return found  # type: ignore[no-any-return]  # the spec promises a callable
+
+
+def _check_options(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> None:
+    parameters = inspect.signature(factory).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = sorted(set(parameters) - {"model"})
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(known) or 'none'}"
+            raise InvalidRequest(f"backend {name!r} has no option {option!r}; {hint}")

@@ -1,0 +1,303 @@
+"""Field checks: what a value must be, said once and used three ways.
+
+A check is an attrs validator (direct construction), is run field by field when JSON is read (so that every
+problem is reported at once), and writes its own JSON Schema. Messages name the rule, the value and its type.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Protocol
+
+from attrs import Attribute, field, frozen
+
+from sage_infer.errors import Problem, SchemaError
+
+__all__ = [
+    "Check",
+    "Choice",
+    "Each",
+    "Entries",
+    "Flag",
+    "Instance",
+    "Integer",
+    "Json",
+    "Number",
+    "Text",
+    "as_frozenset",
+    "as_optional_tuple",
+    "as_tuple",
+    "optional",
+]
+
+_SHOWN = 60  # characters of an offending value that a message repeats
+
+
+def shown(value: object) -> str:
+    text = repr(value)
+    return (text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…") + f" ({type(value).__name__})"
+
+
+def as_tuple(value: Iterable[Any]) -> tuple[Any, ...]:
+    """Converter: lists and other iterables become tuples; a bare string stays, for the check to reject."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        return value  # type: ignore[return-value]  # the field's check says what is wrong with it
+    return tuple(value)
+
+
+def as_optional_tuple(value: Iterable[Any] | None) -> tuple[Any, ...] | None:
+    """Converter: like ``as_tuple``, and ``None`` stays."""
+    return None if value is None else as_tuple(value)
+
+
+def as_frozenset(value: Collection[Any]) -> frozenset[Any]:
+    """Converter: sets and lists become frozensets; a bare string stays, for the check to reject."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        return value  # type: ignore[return-value]  # the field's check says what is wrong with it
+    return frozenset(value)
+
+
+class Check(Protocol):
+    """One rule about a field's value."""
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        """Every way in which ``value`` breaks the rule; ``path`` is its place, such as ``$.steps[2].bytes``."""
+        ...
+
+    def json_schema(self) -> dict[str, Any]:
+        """Keywords that this rule adds to the field's JSON Schema 2020-12."""
+        ...
+
+
+class _Validator:
+    """Makes a check callable as an attrs validator."""
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        raise NotImplementedError
+
+    def __call__(self, instance: object, attribute: Attribute[Any], value: object) -> None:
+        found = list(self.problems(value, f"$.{attribute.name}"))
+        if found:
+            raise SchemaError(type(instance).__name__, found)
+
+
+@frozen
+class Integer(_Validator):
+    """A whole number within inclusive bounds. ``True`` and ``False`` are not numbers here."""
+
+    ge: int | None = None
+    le: int | None = None
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        if isinstance(value, bool) or not isinstance(value, int):
+            yield Problem(path, f"must be an integer, got {shown(value)}")
+        elif (self.ge is not None and value < self.ge) or (self.le is not None and value > self.le):
+            yield Problem(path, f"must be {_bounds(ge=self.ge, le=self.le)}, got {value}")
+
+    def json_schema(self) -> dict[str, Any]:
+        return _without_none({"minimum": self.ge, "maximum": self.le})
+
+
+@frozen
+class Number(_Validator):
+    """A finite number within bounds."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            yield Problem(path, f"must be a number, got {shown(value)}")
+        elif not math.isfinite(value):
+            yield Problem(path, f"must be finite, got {value}")
+        elif (
+            (self.ge is not None and value < self.ge)
+            or (self.gt is not None and value <= self.gt)
+            or (self.le is not None and value > self.le)
+            or (self.lt is not None and value >= self.lt)
+        ):
+            yield Problem(
+                path, f"must be {_bounds(ge=self.ge, gt=self.gt, le=self.le, lt=self.lt)}, got {value}"
+            )
+
+    def json_schema(self) -> dict[str, Any]:
+        return _without_none(
+            {
+                "minimum": self.ge,
+                "exclusiveMinimum": self.gt,
+                "maximum": self.le,
+                "exclusiveMaximum": self.lt,
+            }
+        )
+
+
+@frozen
+class Text(_Validator):
+    """A string, optionally matching a whole-string pattern. ``hint`` says in words what the pattern wants."""
+
+    pattern: str | None = None
+    min_length: int = 0
+    hint: str = ""
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        if not isinstance(value, str):
+            yield Problem(path, f"must be a string, got {shown(value)}")
+        elif len(value) < self.min_length:
+            yield Problem(path, f"must have at least {self.min_length} character(s), got {shown(value)}")
+        elif self.pattern is not None and re.fullmatch(self.pattern, value) is None:
+            yield Problem(path, f"must be {self.hint or 'a match of ' + self.pattern}, got {shown(value)}")
+
+    def json_schema(self) -> dict[str, Any]:
+        pattern = None if self.pattern is None else f"^(?:{self.pattern})$"
+        return _without_none({"minLength": self.min_length or None, "pattern": pattern})
+
+
+@frozen
+class Flag(_Validator):
+    """``True`` or ``False``."""
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        if not isinstance(value, bool):
+            yield Problem(path, f"must be true or false, got {shown(value)}")
+
+    def json_schema(self) -> dict[str, Any]:
+        return {}
+
+
+@frozen
+class Choice(_Validator):
+    """One of a fixed set of strings."""
+
+    options: tuple[str, ...] = field(converter=as_tuple)
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        if not isinstance(value, str) or value not in self.options:
+            yield Problem(path, f"must be one of {', '.join(self.options)}; got {shown(value)}")
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"enum": list(self.options)}
+
+
+@frozen
+class Instance(_Validator):
+    """An instance of a class, such as a nested schema (whose own fields were checked when it was built)."""
+
+    cls: type
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        if not isinstance(value, self.cls):
+            yield Problem(path, f"must be a {self.cls.__name__}, got {shown(value)}")
+
+    def json_schema(self) -> dict[str, Any]:
+        return {}
+
+
+@frozen
+class Each(_Validator):
+    """A tuple or frozenset whose every member passes ``check``."""
+
+    check: Check
+    min_items: int = 0
+    unique: bool = False
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        if not isinstance(value, tuple | frozenset):
+            yield Problem(path, f"must be a list, got {shown(value)}")
+            return
+        if len(value) < self.min_items:
+            yield Problem(path, f"must have at least {self.min_items} item(s), got {len(value)}")
+        for index, item in enumerate(value):
+            yield from self.check.problems(item, f"{path}[{index}]")
+        if self.unique and _has_repeats(value):
+            yield Problem(path, "must not name an item twice")
+
+    def json_schema(self) -> dict[str, Any]:
+        schema: dict[str, Any] = {"items": self.check.json_schema()} if self.check.json_schema() else {}
+        if self.min_items:
+            schema["minItems"] = self.min_items
+        if self.unique:
+            schema["uniqueItems"] = True
+        return schema
+
+
+@frozen
+class Entries(_Validator):
+    """A mapping from strings to values that each pass ``check``."""
+
+    check: Check
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        if not isinstance(value, Mapping):
+            yield Problem(path, f"must be a mapping, got {shown(value)}")
+            return
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield Problem(path, f"must have string keys, got {shown(key)}")
+            else:
+                yield from self.check.problems(item, f"{path}.{key}")
+
+    def json_schema(self) -> dict[str, Any]:
+        inner = self.check.json_schema()
+        return {"additionalProperties": inner} if inner else {}
+
+
+@frozen
+class Json(_Validator):
+    """Anything that JSON can hold."""
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        if value is None or isinstance(value, str | bool | int):
+            return
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                yield Problem(path, f"must be finite, got {value}")
+        elif isinstance(value, list | tuple):
+            for index, item in enumerate(value):
+                yield from self.problems(item, f"{path}[{index}]")
+        elif isinstance(value, Mapping):
+            yield from Entries(self).problems(value, path)
+        else:
+            yield Problem(path, f"must be JSON data, got {shown(value)}")
+
+    def json_schema(self) -> dict[str, Any]:
+        return {}
+
+
+@frozen
+class optional(_Validator):
+    """``None``, or what ``check`` wants."""
+
+    check: Check
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        return () if value is None else self.check.problems(value, path)
+
+    def json_schema(self) -> dict[str, Any]:
+        return self.check.json_schema()
+
+
+def _has_repeats(value: Collection[object]) -> bool:
+    seen: list[object] = []
+    for item in value:
+        if item in seen:
+            return True
+        seen.append(item)
+    return False
+
+
+def _bounds(**bounds: float | None) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    words = [
+        f"{signs[name]} {str(bound).removesuffix('.0')}"
+        for name, bound in bounds.items()
+        if bound is not None
+    ]
+    return " and ".join(words)
+
+
+def _without_none(keywords: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in keywords.items() if value is not None}

@@ -1,0 +1,116 @@
+"""``sage infer doctor``"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from typing import Any
+
+import typer
+
+from sage_infer.cli.output import AsJson, print_json, print_table
+
+__all__ = ["doctor"]
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """What is installed, ready and missing, with the command that fixes it. Exits with 1 where something is wrong."""
+    report = _report()
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+    if any(problem["severity"] == "error" for problem in report["problems"]):
+        raise typer.Exit(1)
+
+
+def _report() -> dict[str, Any]:
+    """Everything that is looked at, and ``problems``: what to mend, the worst first."""
+    from sage_infer import CONTRACT_VERSION
+    from sage_infer.config import load_config
+    from sage_infer.discovery import backend_info, discover
+    from sage_infer.discovery.distributions import describe_distribution
+    from sage_infer.errors import ConfigError
+    from sage_infer.models import list_models
+
+    problems: list[dict[str, str]] = []
+    try:
+        loaded = load_config()
+        config = str(loaded.path) if loaded.path else None
+        problems += [_problem("warning", "environment", text) for text in loaded.warnings]
+    except ConfigError as error:
+        # The rest cannot be read without a configuration, but this one finding is the whole diagnosis.
+        return {**_machine(), "contract": CONTRACT_VERSION, "config": None, "distributions": [], "backends": [],
+                "models": [], "problems": [_problem("error", "configuration", error.message)]}  # fmt: skip
+    registry = discover()
+    backends = backend_info(registry)
+    models = list_models()
+    names = sorted({"sage-infer-core", *(plugin.distribution for plugin in registry.plugins)})
+    for row in backends:
+        if row.state in ("broken", "incompatible"):
+            problems.append(_problem("error", f"backend {row.name}", row.reason, row.fix))
+        elif row.state != "ready":
+            problems.append(_problem("note", f"backend {row.name}", row.reason, row.fix))
+    if not any(row.state == "ready" for row in backends):
+        off = ", ".join(sorted(registry.disabled))
+        what = f"none is ready; switched off: {off}" if off else "none is ready"
+        problems.append(_problem("error", "backends", what, "" if off else "pip install sage-infer-openvino"))
+    for model in models:
+        if model.state != "ready":
+            severity = "error" if model.state == "broken" else "note"
+            problems.append(_problem(severity, f"model {model.name}", model.reason, model.fix))
+    order = {"error": 0, "warning": 1, "note": 2}
+    return {
+        **_machine(),
+        "contract": CONTRACT_VERSION,
+        "config": config,
+        "distributions": [describe_distribution(name) for name in names],
+        "backends": [row.as_dict() for row in backends],
+        "models": [model.as_dict() for model in models],
+        "problems": sorted(problems, key=lambda problem: order[problem["severity"]]),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+    }
+
+
+def _problem(severity: str, where: str, what: str, fix: str = "") -> dict[str, str]:
+    return {"severity": severity, "where": where, "what": what, "fix": fix}
+
+
+def _origin(distribution: dict[str, Any]) -> str:
+    if distribution["editable"]:
+        return f"editable {distribution['origin']}"
+    return str(distribution["origin"] or distribution["location"])
+
+
+def _print(report: dict[str, Any]) -> None:
+    print(f"Python {report['python']} at {report['executable']} on {report['platform']}")
+    print(f"contract {report['contract']}, configuration {report['config'] or 'none (defaults)'}\n")
+    for columns, rows in (
+        (
+            ("DISTRIBUTION", "VERSION", "FROM"),
+            [(d["name"], d["version"], _origin(d)) for d in report["distributions"]],
+        ),
+        (
+            ("BACKEND", "STATE", "REASON"),
+            [(b["name"], b["state"], b["reason"] or b["summary"]) for b in report["backends"]],
+        ),
+        (
+            ("MODEL", "STATE", "WHERE"),
+            [(m["name"], m["state"], m["path"] or m["source"]) for m in report["models"]],
+        ),
+    ):
+        if rows:
+            print_table(columns, rows)
+            print()
+    if not report["problems"]:
+        print("nothing to mend")
+    for problem in report["problems"]:
+        fix = f"\n    fix: {problem['fix']}" if problem["fix"] else ""
+        print(f"{problem['severity']}: {problem['where']}: {problem['what']}{fix}")

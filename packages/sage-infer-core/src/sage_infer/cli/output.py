@@ -1,0 +1,92 @@
+"""What commands print: JSON for programs, aligned tables and progress for people."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["AsJson", "note", "print_json", "print_table", "progress_bar", "spinner"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+_COLOURS = {
+    "ready": "32", "ok": "32", "missing-requirement": "33", "no-hardware": "33", "not-added": "33",
+    "incompatible": "31", "broken": "31",
+}  # fmt: skip
+
+
+def print_json(data: Any) -> None:
+    import json
+
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """Something for a person that is not the command's output."""
+    print(text, file=sys.stderr)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Left-aligned columns; the last one takes what is left of the line. Plain, so that listing stays quick."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for index, row in enumerate([columns, *rows]):
+        cells = []
+        for cell, width in zip(row, widths, strict=True):
+            padded = cell.ljust(width)
+            if colour and index == 0:
+                padded = f"\x1b[1m{padded}\x1b[0m"
+            elif colour and cell in _COLOURS:
+                padded = f"\x1b[{_COLOURS[cell]}m{padded}\x1b[0m"
+            cells.append(padded)
+        print("  ".join(cells).rstrip())
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """Show that something is under way, on a terminal's stderr; one line elsewhere."""
+    if not sys.stderr.isatty():
+        note(f"{text} …")
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """Gives ``report(stage, share)``: a bar a stage on a terminal's stderr, a line a stage elsewhere."""
+    if not sys.stderr.isatty():
+        stages: set[str] = set()
+
+        def report_line(stage: str, share: float) -> None:
+            if stage not in stages:
+                stages.add(stage)
+                note(f"{stage} …")
+
+        yield report_line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def report_bar(stage: str, share: float) -> None:
+            if stage not in tasks:
+                for other in tasks.values():
+                    progress.update(other, completed=1.0)
+                tasks[stage] = progress.add_task(stage, total=1.0)
+            progress.update(tasks[stage], completed=share)
+
+        yield report_bar
+        for task in tasks.values():
+            progress.update(task, completed=1.0)

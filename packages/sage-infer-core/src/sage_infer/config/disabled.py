@@ -1,0 +1,61 @@
+"""Which plug-ins the configuration switches off: cheap, as every command comes here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from sage_infer.config.search import DISABLE_VARIABLE, find_config_file, read_text, split_names
+
+__all__ = ["disabled_plugins"]
+
+_DISABLED_VARIABLE = "SAGE_INFER_PLUGINS_DISABLED"
+
+# A line that says `disabled` and switches nothing off; any other one with the word needs a YAML parser.
+_NOTHING_DISABLED = re.compile(r"\s*(#.*|disabled\s*:\s*\[\s*\]\s*(#.*)?)")
+
+
+def disabled_plugins(
+    path: Path | str | None = None, environ: Mapping[str, str] | None = None
+) -> frozenset[str]:
+    """Names that SAGE_INFER_DISABLE, SAGE_INFER_PLUGINS_DISABLED and ``plugins.disabled`` switch off.
+
+    Looks at nothing else in the file, and parses it only where it may switch something off: a mistake in
+    another section is for ``load_config`` to report.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or not YAML, or the list is not one of names.
+    """
+    environ = os.environ if environ is None else environ
+    named = split_names(environ.get(DISABLE_VARIABLE, ""))
+    file = find_config_file(path, environ)
+    if not environ.get(_DISABLED_VARIABLE, "").strip():
+        text = "" if file is None else read_text(file)
+        relevant = [line for line in text.splitlines() if "disabled" in line or "\\" in line]
+        if all(_NOTHING_DISABLED.fullmatch(line) for line in relevant):
+            return frozenset(named)
+        listed = _listed(text)
+        if listed is not None:
+            return frozenset(named) | frozenset(listed)
+    from sage_infer.config.layers import load_config
+
+    return frozenset(load_config(file, environ=environ).config.plugins.disabled)
+
+
+def _listed(text: str) -> list[str] | None:
+    """``plugins.disabled`` where it is plainly a list of names, else None: ``load_config`` says why."""
+    from sage_infer.config.document import InvalidConfig, parse
+
+    try:
+        document = parse(text)
+    except InvalidConfig:
+        return None
+    if document.problems or not isinstance(document.data, dict):
+        return None
+    section = document.data.get("plugins") or {}
+    listed = (section.get("disabled") or []) if isinstance(section, dict) else None
+    if isinstance(listed, list) and all(isinstance(name, str) and name for name in listed):
+        return listed
+    return None

@@ -1,0 +1,188 @@
+"""The stream of a generation: what consumers see, and the one implementation that in-process engines share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
+
+from sage_infer.errors import RequestCancelled, SageInferError
+from sage_infer.schemas import FinishReason, Timing, TokenDelta, Usage
+
+__all__ = ["BufferedTokenStream", "TokenStream", "collect_text"]
+
+
+@runtime_checkable
+class TokenStream(Protocol):
+    """One prompt's output as it comes, for a single consumer.
+
+    ``async for delta in stream`` yields deltas until every completion has finished; an engine failure or a
+    cancellation by somebody else is raised there. Leaving the loop early cancels the request, so that the engine
+    is free for others; ``async with stream`` makes that certain even if the loop is never entered.
+
+    ``finish_reason``, ``usage`` and ``timing`` are ``None`` until the stream has ended.
+    """
+
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why completion 0 ended; the deltas carry the reason of each completion."""
+        ...
+
+    @property
+    def usage(self) -> Usage | None: ...
+    @property
+    def timing(self) -> Timing | None: ...
+    def __aiter__(self) -> AsyncIterator[TokenDelta]: ...
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def cancel(self) -> None:
+        """Stop generating; returns at once. Reading on raises ``RequestCancelled``.
+
+        Safe to call at any time and more than once; after the end it does nothing.
+        """
+        ...
+
+
+async def collect_text(stream: TokenStream) -> str:
+    """The whole text of completion 0."""
+    return "".join([delta.text async for delta in stream if delta.index == 0])
+
+
+class BufferedTokenStream:
+    """A ``TokenStream`` that an engine feeds from the event loop's thread.
+
+    The engine calls ``push`` for each delta and ends with ``finish`` or ``fail``, each exactly once; an engine in
+    another thread hands a whole step's calls over with one ``loop.call_soon_threadsafe``. ``on_cancel`` is called
+    once, from the event loop's thread, if the consumer gives up before the end.
+    """
+
+    def __init__(self, request_id: str, on_cancel: Callable[[], None]) -> None:
+        self._request_id = request_id
+        self._on_cancel: Callable[[], None] | None = on_cancel
+        self._ready: list[TokenDelta] = []
+        self._loop: asyncio.AbstractEventLoop | None = None  # the reader's, once it reads
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: SageInferError | None = None
+        self._ended = False
+        self._finish_reason: FinishReason | None = None
+        self._usage: Usage | None = None
+        self._timing: Timing | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self._request_id
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self._finish_reason
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._usage
+
+    @property
+    def timing(self) -> Timing | None:
+        return self._timing
+
+    # --- the engine's side
+
+    def push(self, delta: TokenDelta) -> None:
+        if not self._ended:
+            self._ready.append(delta)
+            self._wake()
+
+    def finish(self, reason: FinishReason, usage: Usage, timing: Timing) -> None:
+        """End normally; ``reason`` is completion 0's."""
+        self._end(reason, None, usage, timing)
+
+    def fail(self, error: SageInferError, usage: Usage | None = None, timing: Timing | None = None) -> None:
+        """End with an error, which the consumer gets after the deltas that came before it."""
+        self._end("cancelled" if isinstance(error, RequestCancelled) else "error", error, usage, timing)
+
+    def _end(
+        self, reason: FinishReason, error: SageInferError | None, usage: Usage | None, timing: Timing | None
+    ) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._on_cancel = None
+        self._finish_reason, self._error, self._usage, self._timing = reason, error, usage, timing
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # --- the consumer's side
+
+    def cancel(self) -> None:
+        on_cancel, self._on_cancel = self._on_cancel, None
+        if on_cancel is not None:
+            on_cancel()
+            self.fail(RequestCancelled(f"request {self._request_id} was cancelled by its caller"))
+
+    def __aiter__(self) -> AsyncIterator[TokenDelta]:
+        return _Iteration(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    async def _next(self, taken: list[TokenDelta]) -> bool:
+        """Move all that is ready into ``taken``; False at the end."""
+        self._loop = asyncio.get_running_loop()
+        while not self._ready:
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                return False
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        taken.extend(reversed(self._ready))
+        self._ready.clear()
+        return True
+
+
+class _Iteration:
+    """One ``async for``. It owns nothing but its place, so that dropping it tells that the consumer left."""
+
+    def __init__(self, stream: BufferedTokenStream) -> None:
+        self._stream = stream
+        self._taken: list[TokenDelta] = []  # newest first, so that pop() is cheap
+
+    def __aiter__(self) -> AsyncIterator[TokenDelta]:
+        return self
+
+    async def __anext__(self) -> TokenDelta:
+        if not self._taken and not await self._stream._next(self._taken):
+            raise StopAsyncIteration
+        return self._taken.pop()
+
+    def __del__(self) -> None:
+        # Mostly the reader's thread, at once; but a garbage collection may run in any other one.
+        loop = self._stream._loop
+        if loop is None or loop is _running_loop():
+            self._stream.cancel()
+        else:
+            with suppress(RuntimeError):  # a closed loop has no readers left
+                loop.call_soon_threadsafe(self._stream.cancel)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,173 @@
+"""The errors of every backend, store, transport and command, in one tree.
+
+SageInferError
+├── BackendUnavailable      the plug-in is missing, broken, disabled or lacks its hardware
+├── ModelNotFound           no files for this model name, path or id
+├── InvalidRequest          the caller's input is wrong; sending it again will fail again
+│   ├── SchemaError         data that does not fit a schema (carries every problem)
+│   └── ModelFileError      model files that are there and cannot be read
+├── UnsupportedFeature      valid, but this backend does not do it
+├── CapabilityMismatch      two sides do not fit: profile and platform, KV schema and KV schema
+├── OutOfMemory             the request or model can never fit, or does not fit now
+├── Overloaded              no room now; carries ``retry_after`` in seconds
+├── RequestCancelled        the request was aborted, by its caller or by a shutdown
+├── EngineDead              the engine stopped; every open request ends with this
+├── KVCorrupt               a KV block failed its checksum or its header
+└── ConfigError             the configuration file, environment or flags are wrong
+
+Each message says what happened, what was expected, and what to do next, on one line.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BackendUnavailable",
+    "CapabilityMismatch",
+    "ConfigError",
+    "EngineDead",
+    "InvalidRequest",
+    "KVCorrupt",
+    "ModelFileError",
+    "ModelNotFound",
+    "OutOfMemory",
+    "Overloaded",
+    "Problem",
+    "RequestCancelled",
+    "SageInferError",
+    "SchemaError",
+    "UnsupportedFeature",
+]
+
+
+class SageInferError(Exception):
+    """Base of every error that sage-infer raises on purpose.
+
+    ``code`` is a stable name for programs; ``exit_code`` is what the ``sage`` command exits with.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class BackendUnavailable(SageInferError):
+    """The backend cannot be opened on this machine: unknown, broken, disabled, or missing something."""
+
+    code = "backend_unavailable"
+    exit_code = 3
+
+
+class ModelNotFound(SageInferError):
+    """No model files were found under this name, path or id."""
+
+    code = "model_not_found"
+    exit_code = 3
+
+
+class InvalidRequest(SageInferError):
+    """The caller's input is wrong, and would be wrong on every backend of this kind."""
+
+    code = "invalid_request"
+    exit_code = 2
+
+
+class Problem(tuple[str, str]):
+    """One thing wrong in a document: its JSON path (``$.a[0].b``) and what is wrong with it."""
+
+    __slots__ = ()
+
+    def __new__(cls, path: str, message: str) -> Problem:
+        return super().__new__(cls, (path, message))
+
+    @property
+    def path(self) -> str:
+        return self[0]
+
+    @property
+    def message(self) -> str:
+        return self[1]
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class SchemaError(InvalidRequest, ValueError):
+    """Data does not fit its schema. ``problems`` holds every one that was found, not just the first."""
+
+    code = "schema_error"
+
+    def __init__(self, schema: str, problems: list[Problem]) -> None:
+        super().__init__(schema, problems)
+        self.schema = schema
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return f"{self.schema}: " + "; ".join(map(str, self.problems))
+
+
+class ModelFileError(InvalidRequest):
+    """The model's files exist but cannot be read: not a model, truncated, or inconsistent."""
+
+    code = "model_file_error"
+
+
+class UnsupportedFeature(SageInferError):
+    """A valid request that this backend, model or platform does not implement."""
+
+    code = "unsupported_feature"
+    exit_code = 4
+
+
+class CapabilityMismatch(SageInferError):
+    """Two sides do not fit together, such as a quantization profile and a platform."""
+
+    code = "capability_mismatch"
+    exit_code = 4
+
+
+class OutOfMemory(SageInferError):
+    """The model or request needs more memory than there is."""
+
+    code = "out_of_memory"
+    exit_code = 5
+
+
+class Overloaded(SageInferError):
+    """No room for the request now. ``retry_after`` is the suggested wait in seconds."""
+
+    code = "overloaded"
+    exit_code = 5
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RequestCancelled(SageInferError):
+    """The request was cancelled before it finished, by its caller or by ``close``."""
+
+    code = "request_cancelled"
+
+
+class EngineDead(SageInferError):
+    """The engine stopped while requests were open, or is asked for work after it stopped."""
+
+    code = "engine_dead"
+
+
+class KVCorrupt(SageInferError):
+    """A KV block's bytes do not match its checksum, size or header."""
+
+    code = "kv_corrupt"
+
+
+class ConfigError(SageInferError):
+    """The configuration is wrong: the message names the file and line, variable or flag."""
+
+    code = "config_error"
+    exit_code = 2

