@@ -1,0 +1,8 @@
+"""The test module of ``sage infer backend test``: its classes are made for the backend that the runner names."""
+
+import os
+
+from sage_infer_testing.target import ENVIRONMENT_KEY, Target
+
+if ENVIRONMENT_KEY in os.environ:
+    globals().update(Target.from_json(os.environ[ENVIRONMENT_KEY]).suites())

@@ -1,0 +1,286 @@
+"""The kit for engines that embed or rerank."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pytest
+from sage_infer.contracts import EmbeddingBackend
+from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
+from sage_infer.schemas import EmbeddingResult, RerankResult
+from sage_infer.specs import ServedType
+
+from sage_infer_testing.features import unless_claimed, when_claimed
+from sage_infer_testing.kits.lifecycle import CapabilitySuite
+
+__all__ = ["EmbeddingBackendContract"]
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """Cosine of the angle between two vectors; 0 where one of them is zero."""
+    norm = math.hypot(*one) * math.hypot(*other)
+    return sum(map(operator.mul, one, other)) / norm if norm else 0.0
+
+
+class EmbeddingBackendContract(CapabilitySuite, kit=True):
+    """Everything that an ``EmbeddingBackend`` promises.
+
+    An instance claims ``embed``, ``rerank`` or both; the tests of what it does not claim are skipped.
+
+    Attributes:
+        texts: texts of very different lengths, all different.
+        alike: pairs of texts with one meaning; each must be closer than any two texts of different pairs.
+        normalized: whether vectors have length 1; None does not look.
+        batch_tolerance: how far a text's vector in a batch may be from its vector alone, as 1 − cosine.
+        query: what to rerank ``documents`` by.
+        documents: the most relevant one first.
+    """
+
+    serves: ClassVar[ServedType] = "embedding"
+    protocol: ClassVar[type] = EmbeddingBackend
+    sequence_limit: ClassVar[int | None] = None
+    texts: ClassVar[Sequence[str]] = (
+        "cat",
+        "The quick brown fox jumps over the lazy dog near the river bank on a sunny afternoon in late spring.",
+        "Water boils at a hundred degrees.",
+        "Prices of houses have risen for ten years, and nobody in the city can say when that will end or why it began.",
+        "yes",
+        "A small boat crossed the lake.",
+    )
+    alike: ClassVar[Sequence[tuple[str, str]]] = (
+        ("A man is playing a guitar.", "Someone plays the guitar."),
+        ("The stock market fell sharply today.", "Shares lost much of their value today."),
+    )
+    normalized: ClassVar[bool | None] = None
+    batch_tolerance: ClassVar[float] = 1e-4
+    query: ClassVar[str] = "What is the capital of France?"
+    documents: ClassVar[Sequence[str]] = (
+        "Paris is the capital and largest city of France.",
+        "Bananas are rich in potassium.",
+        "The recipe needs two eggs and some flour.",
+    )
+
+    def too_long(self, backend: Any) -> str:
+        """A text over the limit in any vocabulary: a word is a token at least."""
+        limit: int = backend.get_max_length()
+        return "word " * (limit + 8)
+
+    # --- what it is
+
+    def test_claims_what_it_does(self, backend: Any) -> None:
+        """The capability claims ``embed`` or ``rerank``, and is of instance type ``embedding``.
+
+        How to fix: list "embed", "rerank" or both in ``CapabilityDescriptor.features``.
+        """
+        capability = backend.get_capability()
+        assert {"embed", "rerank"} & set(capability.features), (
+            f"claims neither embed nor rerank: {capability.features}"
+        )
+        assert capability.instance_type == "embedding", f"instance_type is {capability.instance_type!r}"
+
+    def test_limits_are_positive(self, backend: Any) -> None:
+        """``get_max_length`` is positive and is the capability's ``max_sequence_length``.
+
+        How to fix: take both from the loaded model's configuration, special tokens included.
+        """
+        limit = backend.get_max_length()
+        assert limit > 0, f"get_max_length() is {limit}"
+        assert limit == backend.get_capability().max_sequence_length, (
+            "the capability has another max_sequence_length"
+        )
+
+    async def test_work_after_close_is_refused(self, closed_backend: Any) -> None:
+        """A closed instance raises ``EngineDead``.
+
+        How to fix: check whether the instance runs before anything else.
+        """
+        with pytest.raises(EngineDead):
+            await closed_backend.embed_batch(self.texts[:1])
+
+    # --- embedding
+
+    @when_claimed("embed")
+    async def test_embed_gives_one_vector(self, backend: Any) -> None:
+        """``embed`` gives one vector of ``get_embedding_dim`` finite numbers, and counts the text's tokens.
+
+        How to fix: return an ``EmbeddingResult`` over a float32 buffer of ``dim`` numbers.
+        """
+        result = await backend.embed(self.texts[0])
+        assert isinstance(result, EmbeddingResult), f"embed() gave a {type(result).__name__}"
+        assert len(result) == 1, f"embed() gave {len(result)} vectors"
+        assert result.dim == backend.get_embedding_dim(), (
+            f"dim {result.dim}, promised {backend.get_embedding_dim()}"
+        )
+        assert all(map(math.isfinite, result.vectors[0])), "the vector has infinite or undefined numbers"
+        assert any(result.vectors[0]), "the vector is zero"
+        assert result.usage.prompt_tokens > 0, "usage counts no tokens"
+
+    @when_claimed("embed")
+    async def test_embedding_is_deterministic(self, backend: Any) -> None:
+        """The same text gives the same vector twice.
+
+        How to fix: switch off dropout and anything else that draws random numbers.
+        """
+        first, second = await backend.embed(self.texts[1]), await backend.embed(self.texts[1])
+        assert cosine(first.vectors[0], second.vectors[0]) >= 1 - self.batch_tolerance, "two runs differ"
+
+    @when_claimed("embed")
+    async def test_batch_keeps_the_order(self, backend: Any) -> None:
+        """Each text's vector in a batch of mixed lengths is its vector alone, in the texts' order.
+
+        How to fix: undo the sorting by length; keep padding out of attention and pooling with the attention mask.
+        """
+        batch = await backend.embed_batch(self.texts)
+        assert len(batch) == len(self.texts), f"{len(self.texts)} texts gave {len(batch)} vectors"
+        for index, text in enumerate(self.texts):
+            alone = (await backend.embed(text)).vectors[0]
+            apart = 1 - cosine(batch.vectors[index], alone)
+            assert apart <= self.batch_tolerance, (
+                f"text {index} in the batch is {apart:.2g} from itself alone: {text!r}"
+            )
+
+    @when_claimed("embed")
+    async def test_vectors_have_length_one(self, backend: Any) -> None:
+        """Where ``normalized`` is True vectors have length 1; where it is False they do not all.
+
+        How to fix: set ``normalized`` to what the backend does, or None.
+        """
+        if self.normalized is None:
+            pytest.skip("normalized is None")
+        lengths = [math.hypot(*vector) for vector in (await backend.embed_batch(self.texts)).vectors]
+        unit = all(abs(length - 1) < 1e-3 for length in lengths)
+        assert unit is self.normalized, f"normalized={self.normalized}, lengths {lengths}"
+
+    @when_claimed("embed")
+    async def test_meaning_decides(self, backend: Any) -> None:
+        """Texts with one meaning are closer than texts with different meanings.
+
+        How to fix: check the pooling (mean, cls or last token) and the special tokens against the model's card.
+        """
+        flat = [text for pair in self.alike for text in pair]
+        vectors = (await backend.embed_batch(flat)).vectors
+        within = [cosine(vectors[i], vectors[i + 1]) for i in range(0, len(flat), 2)]
+        across = [
+            cosine(vectors[i], vectors[j])
+            for i in range(len(flat))
+            for j in range(i + 1, len(flat))
+            if i // 2 != j // 2
+        ]
+        assert min(within) > max(across), f"pairs that mean one thing: {within}; others: {across}"
+
+    @when_claimed("embed")
+    async def test_concurrent_calls_do_not_mix(self, backend: Any) -> None:
+        """Many calls at once give each its own vector.
+
+        How to fix: where calls are merged into one batch, hand each caller its own rows.
+        """
+        alone = [(await backend.embed(text)).vectors[0] for text in self.texts]
+        together = await asyncio.gather(*[backend.embed(text) for text in self.texts])
+        for text, expected, result in zip(self.texts, alone, together, strict=True):
+            apart = 1 - cosine(result.vectors[0], expected)
+            assert apart <= self.batch_tolerance, f"{text!r} among others is {apart:.2g} from itself alone"
+        await self.idle(backend)
+
+    @when_claimed("embed")
+    async def test_token_ids_may_be_given(self, backend: Any) -> None:
+        """Token ids instead of a text give a vector.
+
+        How to fix: use the ids as they are, without adding special tokens.
+        """
+        result = await backend.embed([1, 2, 3])
+        assert result.usage.prompt_tokens == 3, f"3 token ids, usage counts {result.usage.prompt_tokens}"
+
+    @when_claimed("embed")
+    async def test_no_texts_give_no_vectors(self, backend: Any) -> None:
+        """An empty list gives an empty result.
+
+        How to fix: return an ``EmbeddingResult`` with no data before the model is called.
+        """
+        result = await backend.embed_batch([])
+        assert len(result) == 0, f"no texts gave {len(result)} vectors"
+        assert result.usage.prompt_tokens == 0
+
+    @when_claimed("embed")
+    async def test_empty_text_is_refused(self, backend: Any) -> None:
+        """An empty text is an ``InvalidRequest``; in a batch the message names its index.
+
+        How to fix: check all texts first: "text 1 is empty".
+        """
+        with pytest.raises(InvalidRequest):
+            await backend.embed("")
+        with pytest.raises(InvalidRequest, match="1"):
+            await backend.embed_batch(["fine", ""])
+
+    @when_claimed("embed")
+    async def test_text_over_the_limit_is_refused(self, backend: Any) -> None:
+        """With ``truncate="error"`` a text over the limit is an ``InvalidRequest`` with its index and the limit.
+
+        How to fix: count tokens before the model is called: "text 1 has 700 tokens, the limit is 512".
+        """
+        with pytest.raises(InvalidRequest, match=r"\b1\b") as caught:
+            await backend.embed_batch(["fine", self.too_long(backend)])
+        limit = str(backend.get_max_length())
+        assert limit in str(caught.value).replace(",", ""), (
+            f"the message does not name the limit {limit}: {caught.value}"
+        )
+
+    @when_claimed("embed")
+    async def test_text_over_the_limit_is_cut(self, backend: Any) -> None:
+        """With ``truncate="end"`` a text over the limit counts as its beginning; a short one is not changed.
+
+        How to fix: cut the token ids at ``get_max_length``, keeping the special tokens at both ends.
+        """
+        result = await backend.embed(self.too_long(backend), truncate="end")
+        used, limit = result.usage.prompt_tokens, backend.get_max_length()
+        assert 0 < used <= limit, f"{used} tokens were used, the limit is {limit}"
+        short, same = await backend.embed(self.texts[0]), await backend.embed(self.texts[0], truncate="end")
+        assert cosine(short.vectors[0], same.vectors[0]) >= 1 - self.batch_tolerance, (
+            "truncate changes a short text"
+        )
+
+    # --- reranking
+
+    @unless_claimed("rerank")
+    async def test_refuses_to_rerank(self, backend: Any) -> None:
+        """A model that is no reranker raises ``UnsupportedFeature``.
+
+        How to fix: raise it from ``rerank``; cosines of embeddings are not what the caller asked for.
+        """
+        with pytest.raises(UnsupportedFeature):
+            await backend.rerank(self.query, self.documents)
+
+    @when_claimed("rerank")
+    async def test_rerank_orders_by_relevance(self, backend: Any) -> None:
+        """The relevant document comes first, every document once, scores fall.
+
+        How to fix: sort by score, highest first; ``RerankHit.index`` is the document's place in the request.
+        """
+        for shift in range(len(self.documents)):
+            documents = [*self.documents[shift:], *self.documents[:shift]]
+            result = await backend.rerank(self.query, documents)
+            assert isinstance(result, RerankResult), f"rerank() gave a {type(result).__name__}"
+            assert sorted(hit.index for hit in result.hits) == list(range(len(documents))), (
+                f"hits {result.hits}"
+            )
+            scores = [hit.score for hit in result.hits]
+            assert scores == sorted(scores, reverse=True), f"scores are not in falling order: {scores}"
+            best = documents[result.hits[0].index]
+            assert best == self.documents[0], f"for {self.query!r} the best document is {best!r}"
+
+    @when_claimed("rerank")
+    async def test_top_n_limits_the_hits(self, backend: Any) -> None:
+        """``top_n`` keeps the first hits; more than there are documents changes nothing.
+
+        How to fix: score all, then cut.
+        """
+        everything = await backend.rerank(self.query, self.documents)
+        first = await backend.rerank(self.query, self.documents, top_n=1)
+        assert [hit.index for hit in first.hits] == [everything.hits[0].index], f"top_n=1 gave {first.hits}"
+        more = await backend.rerank(self.query, self.documents, top_n=len(self.documents) + 5)
+        assert len(more.hits) == len(self.documents), (
+            f"{len(self.documents)} documents gave {len(more.hits)} hits"
+        )

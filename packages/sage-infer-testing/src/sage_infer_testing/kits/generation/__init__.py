@@ -1,0 +1,1 @@
+"""The parts of ``InferenceBackendContract``, a subject each."""

@@ -1,0 +1,78 @@
+"""What the generation tests share: prompts, lengths, and how they read outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from sage_infer.contracts import InferenceBackend
+from sage_infer.schemas import SamplingParams
+
+from sage_infer_testing.kits.lifecycle import CapabilitySuite
+from sage_infer_testing.reading import Output, generate_one, greedy
+
+__all__ = ["GenerationSuite"]
+
+
+class GenerationSuite(CapabilitySuite, kit=True):
+    """Base of the generation tests, with what a vendor can set.
+
+    Attributes:
+        prompts: at least four texts of a few words each, all different.
+        max_output: tokens that most tests generate; at least 8.
+        exact_batch_invariance: whether greedy output is the same to the token alone and in a batch. False where
+            the engine's kernels round differently by batch size; then only first tokens are compared.
+        prompt_token_ids: token ids of ``prompts[0]`` as the model's tokenizer gives them, where the backend does
+            not claim ``prefill_decode`` (which tells them).
+        max_queue: most requests that the instance accepts, running and waiting, before ``Overloaded``; None where
+            there is no such limit or it is too high to reach in a test.
+        grammar: a guided-decoding grammar in the backend's dialect whose only outputs are "yes" and "no".
+    """
+
+    protocol: ClassVar[type] = InferenceBackend
+    prompts: ClassVar[Sequence[str]] = (
+        "The capital of France is",
+        "Once upon a time, in a small village,",
+        "def add(a, b):\n    return",
+        "Water boils at a temperature of",
+        "My favourite colour is blue because",
+        "1, 2, 3, 4,",
+    )
+    max_output: ClassVar[int] = 16
+    exact_batch_invariance: ClassVar[bool] = True
+    prompt_token_ids: ClassVar[Sequence[int] | None] = None
+    max_queue: ClassVar[int | None] = None
+    grammar: ClassVar[str] = 'root ::= "yes" | "no"'
+
+    async def greedy_output(self, backend: Any, prompt: Any = None, **more: Any) -> Output:
+        """Greedy output of ``max_output`` tokens for a prompt, the first one if none is given."""
+        params = greedy(more.pop("max_tokens", self.max_output), **more)
+        return await generate_one(backend, self.prompts[0] if prompt is None else prompt, params)
+
+    async def first_prompt_ids(self, backend: Any) -> tuple[int, ...]:
+        """Token ids of ``prompts[0]``, or else some ids of the vocabulary."""
+        if backend.get_capability().supports("prefill_decode"):
+            result = await backend.prefill(
+                self.prompts[0], request_id=(request_id := self.new_id()), params=greedy(1)
+            )
+            await backend.abort(request_id)
+            return tuple(result.states[0].prompt_token_ids)
+        return tuple(self.prompt_token_ids or (await self.greedy_output(backend)).token_ids)
+
+    async def long_prompt(self, backend: Any, length: int) -> tuple[int, ...]:
+        """``length`` token ids of the vocabulary."""
+        ids = await self.first_prompt_ids(backend)
+        return (ids * (length // len(ids) + 1))[:length]
+
+    def endless(self, backend: Any) -> SamplingParams:
+        """Sampling that goes on until the sequence limit, unless somebody stops it."""
+        return SamplingParams(temperature=0.0, ignore_eos=True)
+
+    def same(self, one: Output, other: Output, what: str) -> None:
+        """Fail unless two outputs are equal, as far as ``exact_batch_invariance`` lets them be."""
+        __tracebackhide__ = True
+        length = None if self.exact_batch_invariance else 1
+        assert one.token_ids[:length] == other.token_ids[:length], (
+            f"{what}: {one.token_ids} {one.text!r} against {other.token_ids} {other.text!r}"
+        )
+        assert length or one.text == other.text, f"{what}: {one.text!r} against {other.text!r}"

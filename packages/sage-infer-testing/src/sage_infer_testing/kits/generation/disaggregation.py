@@ -1,0 +1,184 @@
+"""Prefill and decode as two calls: together they are ``generate``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from sage_infer.errors import InvalidRequest
+from sage_infer.schemas import DecodeState, SamplingParams
+from sage_infer.schemas.codec import from_json, to_json
+
+from sage_infer_testing.features import when_claimed
+from sage_infer_testing.kits.generation.base import GenerationSuite
+from sage_infer_testing.reading import Output, generate_one, greedy, read
+
+__all__ = ["DisaggregationTests"]
+
+
+def through_json(state: DecodeState) -> DecodeState:
+    """The state as another process would receive it."""
+    return from_json(to_json(state), DecodeState)
+
+
+class DisaggregationTests(GenerationSuite, kit=True):
+    """``prefill`` and ``decode`` in one instance, where they are claimed."""
+
+    async def prefilled(self, backend: Any, params: SamplingParams) -> DecodeState:
+        """State of the first prompt after ``prefill``."""
+        result = await backend.prefill(self.prompts[0], request_id=self.new_id(), params=params)
+        assert len(result.states) == 1, f"one prompt must give one state, got {len(result.states)}"
+        state: DecodeState = result.states[0]
+        return state
+
+    async def decoded(self, backend: Any, state: DecodeState) -> Output:
+        """Everything that ``decode`` gives for a state."""
+        return await read((await backend.decode(state, request_id=state.request_id)).stream)
+
+    @when_claimed("prefill_decode")
+    async def test_prefill_and_decode_equal_generate(self, backend: Any) -> None:
+        """Prefill, then decode, gives greedily what ``generate`` gives, first token included.
+
+        How to fix: the stream of ``decode`` begins with the token that ``prefill`` chose; ``max_tokens``, stops and
+        positions count from the start of the output.
+        """
+        expected = await self.greedy_output(backend)
+        output = await self.decoded(backend, await self.prefilled(backend, greedy(self.max_output)))
+        assert output.token_ids == expected.token_ids, f"{output.text!r}, generate: {expected.text!r}"
+        assert output.text == expected.text
+        assert output.finish_reason == expected.finish_reason
+
+    @when_claimed("prefill_decode", "seed")
+    async def test_prefill_and_decode_with_a_seed_equal_generate(self, backend: Any) -> None:
+        """The same holds for seeded sampling.
+
+        How to fix: ``decode`` continues the generator where ``prefill`` left it: one draw has been made.
+        """
+        params = greedy(self.max_output, temperature=1.0, seed=9)
+        expected = await generate_one(backend, self.prompts[0], params)
+        output = await self.decoded(backend, await self.prefilled(backend, params))
+        assert output.token_ids == expected.token_ids, f"{output.text!r}, generate: {expected.text!r}"
+
+    @when_claimed("prefill_decode")
+    async def test_state_survives_json(self, backend: Any) -> None:
+        """A state that went through JSON is equal, and decodes to the same output.
+
+        How to fix: put only numbers, strings, lists and maps into ``DecodeState``; keep the engine's objects under the
+        request id in the instance.
+        """
+        expected = await self.greedy_output(backend)
+        state = await self.prefilled(backend, greedy(self.max_output))
+        copy = through_json(state)
+        assert copy == state, "the state that was read back from JSON is another one"
+        output = await self.decoded(backend, copy)
+        assert output.token_ids == expected.token_ids, f"{output.text!r}, generate: {expected.text!r}"
+
+    @when_claimed("prefill_decode")
+    async def test_state_describes_the_request(self, backend: Any) -> None:
+        """The state has the prompt's tokens, one output token, the parameters, and chunks that cover the prompt.
+
+        How to fix: list the KV that was computed as ``KVChunk``s in token order, without gaps, from token 0 to at least
+        the prompt's last but one.
+        """
+        params = greedy(self.max_output)
+        result = await backend.prefill(
+            self.prompts[0], request_id=(request_id := self.new_id()), params=params
+        )
+        (state,) = result.states
+        await backend.abort(request_id)
+        assert state.request_id == request_id, (
+            f"prefill of {request_id!r} gave the state of {state.request_id!r}"
+        )
+        assert len(state.output_token_ids) == 1, f"prefill chooses one token, got {state.output_token_ids}"
+        assert state.params == params, f"asked for {params}, the state has {state.params}"
+        assert state.kv_schema == backend.get_kv_schema(), "the state's kv_schema is not the instance's"
+        assert result.usage.prompt_tokens == len(state.prompt_token_ids), f"{result.usage}"
+        assert 0 <= result.timing.queue_s <= result.timing.ttft_s <= result.timing.total_s, result.timing
+        covered = 0
+        for chunk in state.chunks:
+            assert chunk.token_start <= covered, f"tokens {covered} to {chunk.token_start} are in no chunk"
+            covered = max(covered, chunk.token_end)
+        needed = len(state.prompt_token_ids) - 1
+        assert covered >= needed, f"chunks cover {covered} of the {needed + 1} prompt tokens"
+
+    @when_claimed("prefill_decode")
+    async def test_several_prompts_give_states_in_order(self, backend: Any) -> None:
+        """Each prompt has its state, in order, with the ids ``id/0``, ``id/1``; each decodes to its own output.
+
+        How to fix: name the parts with ``request_ids``, as in ``generate``.
+        """
+        prompts = list(self.prompts[:2])
+        expected = [await self.greedy_output(backend, prompt) for prompt in prompts]
+        request_id = self.new_id()
+        result = await backend.prefill(prompts, request_id=request_id, params=greedy(self.max_output))
+        assert [state.request_id for state in result.states] == [f"{request_id}/0", f"{request_id}/1"]
+        for state, wanted in zip(result.states, expected, strict=True):
+            self.same(await self.decoded(backend, state), wanted, f"{state.request_id} and generate")
+
+    @when_claimed("prefill_decode")
+    async def test_a_request_that_prefill_finishes(self, backend: Any) -> None:
+        """With ``max_tokens=1`` the state is finished already, and ``decode`` gives its one token and ends.
+
+        How to fix: set ``DecodeState.finish_reason`` in ``prefill``; ``decode`` then only delivers.
+        """
+        before = await self.idle(backend)
+        state = await self.prefilled(backend, greedy(1))
+        assert state.finish_reason == "length", f"finish_reason of the state is {state.finish_reason!r}"
+        output = await self.decoded(backend, state)
+        assert output.token_ids == tuple(state.output_token_ids)
+        assert output.finish_reason == "length"
+        await self.idle(backend, free_blocks=before.kv_blocks_free)
+
+    @when_claimed("prefill_decode")
+    async def test_a_state_decodes_once(self, backend: Any) -> None:
+        """A second ``decode`` of one state is an ``InvalidRequest``: its KV has been taken over.
+
+        How to fix: forget the held KV when ``decode`` takes it, and look it up there.
+        """
+        state = await self.prefilled(backend, greedy(4))
+        await self.decoded(backend, state)
+        with pytest.raises(InvalidRequest):
+            await self.decoded(backend, state)
+
+    @when_claimed("prefill_decode")
+    async def test_abort_after_prefill_frees_the_kv(self, backend: Any) -> None:
+        """KV stays held after ``prefill`` until ``abort`` frees it; then ``decode`` is an ``InvalidRequest``.
+
+        How to fix: count held KV as taken in ``kv_blocks_free``, and let ``abort`` find it by the request id.
+        """
+        before = await self.idle(backend)
+        state = await self.prefilled(backend, greedy(4))
+        if before.kv_blocks_total:
+            held = backend.stats().kv_blocks_free
+            assert held < before.kv_blocks_free, f"{held} blocks free while a prefilled request is held"
+        await backend.abort(state.request_id)
+        await self.idle(backend, free_blocks=before.kv_blocks_free)
+        with pytest.raises(InvalidRequest):
+            await self.decoded(backend, state)
+
+    @when_claimed("prefill_decode")
+    async def test_decode_frees_the_kv(self, backend: Any) -> None:
+        """When ``decode`` has ended, or was given up, the request's KV is free.
+
+        How to fix: from ``decode`` on the KV belongs to the stream; free it as after ``generate``.
+        """
+        before = await self.idle(backend)
+        await self.decoded(backend, await self.prefilled(backend, greedy(4)))
+        await self.idle(backend, free_blocks=before.kv_blocks_free)
+        state = await self.prefilled(backend, self.endless(backend))
+        stream = (await backend.decode(state, request_id=state.request_id)).stream
+        async for _ in stream:
+            break
+        await self.idle(backend, free_blocks=before.kv_blocks_free)
+
+    @when_claimed("prefill_decode")
+    async def test_unknown_state_is_refused(self, backend: Any) -> None:
+        """A state of a request that this instance never had is an ``InvalidRequest``.
+
+        How to fix: look up ``state.request_id``; do not compute the prompt again silently.
+        """
+        state = await self.prefilled(backend, greedy(4))
+        await backend.abort(state.request_id)
+        with pytest.raises(InvalidRequest):
+            await self.decoded(backend, attrs.evolve(state, request_id="kit-never-was"))

@@ -1,0 +1,196 @@
+"""Streams: order, finality, usage, timing, and the forms that prompts come in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sage_infer.contracts import TokenStream
+from sage_infer.schemas import Prompt
+
+from sage_infer_testing.features import when_claimed
+from sage_infer_testing.kits.generation.base import GenerationSuite
+from sage_infer_testing.reading import generate_all, generate_one, greedy, read
+from sage_infer_testing.shape import shape_problems
+
+__all__ = ["StreamingTests"]
+
+
+class StreamingTests(GenerationSuite, kit=True):
+    """What consumers see."""
+
+    async def test_generate_gives_token_streams(self, backend: Any) -> None:
+        """``generate`` returns a list of objects with the shape of ``TokenStream``.
+
+        How to fix: return ``sage_infer.contracts.BufferedTokenStream`` objects, or give your own class every method
+        that the message names.
+        """
+        streams = await backend.generate(self.prompts[0], greedy(2))
+        assert isinstance(streams, list), f"generate() gave a {type(streams).__name__}, not a list"
+        problems = shape_problems(streams[0], TokenStream)
+        await read(streams[0])
+        assert not problems, f"not a TokenStream: {'; '.join(problems)}"
+
+    async def test_every_completion_finishes_once(self, backend: Any) -> None:
+        """The last delta of a completion carries its only ``finish_reason``, and nothing follows it.
+
+        How to fix: set ``finish_reason`` on the delta of the last token (or on a last, empty delta), never earlier, and
+        drop the sequence from the batch in the same step.
+        """
+        output = await self.greedy_output(backend)
+        assert list(output.completions) == [0], (
+            f"one completion has index 0, got {sorted(output.completions)}"
+        )
+        assert output.finish_reason == output.completions[0].finish_reason, (
+            f"stream.finish_reason {output.finish_reason!r} is not the last delta's "
+            f"{output.completions[0].finish_reason!r}"
+        )
+
+    async def test_results_are_none_until_the_end(self, backend: Any) -> None:
+        """``finish_reason``, ``usage`` and ``timing`` are None while the stream runs, and set after it.
+
+        How to fix: set the three together when the last completion has finished, before the consumer sees the end.
+        """
+        (stream,) = await backend.generate(self.prompts[0], greedy(self.max_output))
+        assert stream.finish_reason is None, "finish_reason is set before the first delta was read"
+        assert stream.usage is None, "usage is set before the first delta was read"
+        output = await read(stream)
+        assert output.finish_reason is not None, "finish_reason is None after the stream has ended"
+        output.counted()
+        output.measured()
+
+    async def test_a_finished_stream_stays_finished(self, backend: Any) -> None:
+        """A second ``async for`` over a stream that has ended yields nothing, and ``cancel`` changes nothing.
+
+        How to fix: keep the ended state in the stream; deltas are delivered once.
+        """
+        (stream,) = await backend.generate(self.prompts[0], greedy(4))
+        first = await read(stream)
+        again = [delta async for delta in stream]
+        assert not again, f"a second iteration yielded {again}"
+        stream.cancel()
+        assert stream.finish_reason == first.finish_reason, "cancel() after the end changed finish_reason"
+
+    @when_claimed("streaming")
+    async def test_tokens_arrive_as_they_are_made(self, backend: Any) -> None:
+        """Output comes in several deltas, not all at once at the end.
+
+        How to fix: push a delta after each engine step; or do not claim ``streaming``.
+        """
+        output = await self.greedy_output(backend)
+        assert len(output.deltas) > 1, f"{self.max_output} tokens came in one delta"
+
+    async def test_greedy_is_deterministic(self, backend: Any) -> None:
+        """The same prompt at temperature 0 gives the same output twice.
+
+        How to fix: temperature 0 takes the most likely token and draws nothing. Where a prefix cache or an autotuned
+        kernel changes the second run's numbers, switch it off through ``options``, or use xfail with that reason.
+        """
+        first, second = await self.greedy_output(backend), await self.greedy_output(backend)
+        assert first.token_ids == second.token_ids, f"{first.text!r}, then {second.text!r}"
+        assert first.text == second.text
+
+    async def test_usage_counts_the_tokens(self, backend: Any) -> None:
+        """``usage`` counts the prompt's tokens and exactly the token ids that the deltas carried.
+
+        How to fix: count tokens where they are emitted, end-of-sequence and stop tokens included only if a delta
+        carries them.
+        """
+        ids = await self.first_prompt_ids(backend)
+        output = await self.greedy_output(backend, ids)
+        usage = output.counted()
+        assert usage.prompt_tokens == len(ids), f"{len(ids)} prompt token ids, usage {usage}"
+        assert usage.completion_tokens == len(output.token_ids), (
+            f"deltas carried {len(output.token_ids)} token ids, usage {usage}"
+        )
+        assert usage.cached_tokens <= usage.prompt_tokens, f"more cached than there are: {usage}"
+
+    async def test_timing_is_ordered(self, backend: Any) -> None:
+        """0 ≤ queue ≤ time to first token ≤ total, and a mean gap between tokens that fits into it.
+
+        How to fix: take all moments from one monotonic clock, from acceptance on. ``inter_token_s`` is (last token −
+        first token) / (tokens − 1).
+        """
+        timing = (await self.greedy_output(backend)).measured()
+        assert 0 <= timing.queue_s <= timing.ttft_s <= timing.total_s, timing
+        assert timing.inter_token_s is not None, "inter_token_s is None for several tokens"
+        assert timing.inter_token_s * (self.max_output - 1) <= timing.total_s + 1e-6, timing
+
+    async def test_counters_grow(self, backend: Any) -> None:
+        """``stats`` counts the request as finished and its tokens as output.
+
+        How to fix: raise ``finished`` once for each request, however it ended, and ``output_tokens`` for each token.
+        """
+        before = await self.idle(backend)
+        output = await self.greedy_output(backend)
+        after = await self.idle(backend)
+        assert after.finished == before.finished + 1, (
+            f"finished went from {before.finished} to {after.finished}"
+        )
+        grown = after.output_tokens - before.output_tokens
+        assert grown >= len(output.token_ids), (
+            f"{len(output.token_ids)} tokens, output_tokens grew by {grown}"
+        )
+
+    # --- forms of prompts
+
+    async def test_text_prompt_may_be_a_string_or_a_prompt(self, backend: Any) -> None:
+        """A string, a ``Prompt`` and a list with one string mean the same.
+
+        How to fix: pass ``prompts`` through ``sage_infer.contracts.as_prompts`` first.
+        """
+        plain = await self.greedy_output(backend)
+        wrapped = await self.greedy_output(backend, Prompt(text=self.prompts[0]))
+        (listed,) = await generate_all(backend, [self.prompts[0]], greedy(self.max_output))
+        assert plain.token_ids == wrapped.token_ids, "Prompt(text=…) differs from the plain string"
+        assert plain.token_ids == listed.token_ids, "a list of one string differs from the string"
+
+    async def test_token_ids_are_used_as_they_are(self, backend: Any) -> None:
+        """The token ids of a text give what the text gives; a list of ids and ``Prompt(token_ids=…)`` are the same.
+
+        How to fix: do not add special tokens to ``token_ids``, and add those that the model expects to ``text``.
+        """
+        ids = await self.first_prompt_ids(backend)
+        listed = await self.greedy_output(backend, list(ids))
+        wrapped = await self.greedy_output(backend, Prompt(token_ids=ids))
+        assert listed.token_ids == wrapped.token_ids, "a list of ids differs from Prompt(token_ids=…)"
+        counted = listed.counted().prompt_tokens
+        assert counted == len(ids), f"{len(ids)} ids were given, {counted} are counted"
+        if self.prompt_token_ids or backend.get_capability().supports("prefill_decode"):
+            text = await self.greedy_output(backend)
+            assert text.token_ids == listed.token_ids, (
+                f"text gives {text.text!r}, its token ids {listed.text!r}"
+            )
+
+    async def test_several_prompts_give_streams_in_order(self, backend: Any) -> None:
+        """Each prompt has its own stream, in order, named ``id/0``, ``id/1``, …
+
+        How to fix: name the parts with ``sage_infer.contracts.request_ids`` and keep the prompts' order.
+        """
+        prompts = list(self.prompts[:3])
+        alone = [await self.greedy_output(backend, prompt) for prompt in prompts]
+        request_id = self.new_id()
+        streams = await backend.generate(prompts, greedy(self.max_output), request_id=request_id)
+        assert [stream.request_id for stream in streams] == [f"{request_id}/{i}" for i in range(3)]
+        for prompt, expected, stream in zip(prompts, alone, streams, strict=True):
+            self.same(await read(stream), expected, f"prompt {prompt!r} among several and alone")
+
+    async def test_one_prompt_keeps_its_request_id(self, backend: Any) -> None:
+        """A single prompt's stream has the request id that was given; without one, ids differ.
+
+        How to fix: use ``request_id`` as it is for one prompt, and draw a unique one where there is none.
+        """
+        request_id = self.new_id()
+        output = await generate_one(backend, self.prompts[0], greedy(1), request_id=request_id)
+        assert output.request_id == request_id
+        drawn = {(await self.greedy_output(backend, max_tokens=1)).request_id for _ in range(3)}
+        assert len(drawn) == 3, f"requests without an id share one: {drawn}"
+
+    async def test_a_finished_request_id_can_be_used_again(self, backend: Any) -> None:
+        """An id is free again once its request has ended.
+
+        How to fix: forget the id when the last completion has finished.
+        """
+        request_id = self.new_id()
+        for _ in range(2):
+            await generate_one(backend, self.prompts[0], greedy(1), request_id=request_id)
+            await self.idle(backend)

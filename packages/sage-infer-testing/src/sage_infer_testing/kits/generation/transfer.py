@@ -1,0 +1,113 @@
+"""KV that leaves one instance and goes on in another: export, import, corruption, a second process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from sage_infer.contracts import KVTransfer
+from sage_infer.errors import CapabilityMismatch, InvalidRequest, KVCorrupt
+from sage_infer.schemas import DecodeState
+
+from sage_infer_testing.elsewhere import decode_elsewhere
+from sage_infer_testing.features import when_claimed
+from sage_infer_testing.kits.generation.disaggregation import DisaggregationTests, through_json
+from sage_infer_testing.reading import greedy
+from sage_infer_testing.shape import shape_problems
+
+__all__ = ["TransferTests"]
+
+
+class TransferTests(DisaggregationTests, kit=True):
+    """Tests of backends that claim ``kv_export`` and ``kv_import``."""
+
+    async def exported(self, backend: Any) -> tuple[DecodeState, list[memoryview]]:
+        """State and buffers of the first prompt; the instance itself has forgotten the request."""
+        state = await self.prefilled(backend, greedy(self.max_output))
+        moved, buffers = await backend.export_kv(state)
+        copies = [memoryview(bytes(buffer)) for buffer in buffers]
+        await backend.abort(state.request_id)
+        return moved, copies
+
+    @when_claimed("kv_export")
+    async def test_export_gives_whole_checksummed_chunks(self, backend: Any) -> None:
+        """The exported state has one buffer a chunk, of the chunk's size, and every chunk has a checksum.
+
+        How to fix: fill in ``KVChunk.nbytes`` and ``KVChunk.checksum`` from the bytes that are handed out.
+        """
+        problems = shape_problems(backend, KVTransfer)
+        assert not problems, f"not a KVTransfer: {'; '.join(problems)}"
+        state, buffers = await self.exported(backend)
+        assert buffers, "nothing was exported"
+        sizes = [buffer.nbytes for buffer in buffers]
+        assert [chunk.nbytes for chunk in state.chunks] == sizes, (
+            f"buffers of {sizes} bytes for {state.chunks}"
+        )
+        assert all(chunk.checksum for chunk in state.chunks), "a chunk has no checksum"
+
+    @when_claimed("kv_export")
+    async def test_export_of_what_is_not_held_is_refused(self, backend: Any) -> None:
+        """Exporting a state whose KV was freed is an ``InvalidRequest``.
+
+        How to fix: look the request up before reading blocks; they may belong to somebody else by now.
+        """
+        state = await self.prefilled(backend, greedy(4))
+        await backend.abort(state.request_id)
+        with pytest.raises(InvalidRequest):
+            await backend.export_kv(state)
+
+    @when_claimed("kv_export", "kv_import")
+    async def test_imported_kv_decodes_as_if_computed_here(self, backend: Any) -> None:
+        """Exported KV, imported again, decodes to the output of ``generate``; all blocks come back.
+
+        How to fix: compare a block's bytes before export and after import; then look at positions and the block table.
+        """
+        expected = await self.greedy_output(backend)
+        before = await self.idle(backend)
+        state, buffers = await self.exported(backend)
+        await self.idle(backend, free_blocks=before.kv_blocks_free)
+        output = await self.decoded(backend, await backend.import_kv(through_json(state), buffers))
+        assert output.token_ids == expected.token_ids, f"{output.text!r}, generate: {expected.text!r}"
+        await self.idle(backend, free_blocks=before.kv_blocks_free)
+
+    @when_claimed("kv_export", "kv_import")
+    async def test_damaged_kv_is_refused(self, backend: Any) -> None:
+        """A flipped bit or a short buffer is ``KVCorrupt``, and no blocks stay taken.
+
+        How to fix: verify size and checksum of every buffer before the first block is written.
+        """
+        before = await self.idle(backend)
+        state, buffers = await self.exported(backend)
+        flipped = bytearray(buffers[-1])
+        flipped[len(flipped) // 2] ^= 0x10
+        for damaged in (memoryview(flipped), buffers[-1][:-1]):
+            with pytest.raises(KVCorrupt):
+                await backend.import_kv(state, [*buffers[:-1], damaged])
+        await self.idle(backend, free_blocks=before.kv_blocks_free)
+
+    @when_claimed("kv_export", "kv_import")
+    async def test_kv_of_another_kind_is_refused(self, backend: Any) -> None:
+        """KV of another model or another schema is a ``CapabilityMismatch``.
+
+        How to fix: compare ``model_id`` and ``kv_schema`` before anything else, and name what differs.
+        """
+        state, buffers = await self.exported(backend)
+        schema = attrs.evolve(state.kv_schema, num_layers=state.kv_schema.num_layers + 1)
+        for other in (attrs.evolve(state, model_id="another-model"), attrs.evolve(state, kv_schema=schema)):
+            with pytest.raises(CapabilityMismatch):
+                await backend.import_kv(other, buffers)
+
+    @when_claimed("kv_export", "kv_import")
+    async def test_another_process_goes_on(self, backend: Any) -> None:
+        """KV that was exported here is imported and decoded by an instance in another process, to the same tokens.
+
+        How to fix: everything that ``decode`` needs must be in the state and the buffers. The child process makes its
+        instance with this class's ``make_backend``.
+        """
+        expected = await self.greedy_output(backend)
+        state, buffers = await self.exported(backend)
+        token_ids = await decode_elsewhere(type(self), state, buffers, timeout_s=self.timeout_s)
+        assert tuple(token_ids) == expected.token_ids, (
+            f"the child gave {token_ids}, generate {expected.token_ids}"
+        )

@@ -1,0 +1,197 @@
+"""The kit for hardware detectors."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from sage_infer.contracts import HardwareDetector
+from sage_infer.errors import SageInferError
+from sage_infer.schemas import Figure, HardwareProfile
+from sage_infer.schemas.codec import from_json, to_json
+
+from sage_infer_testing.shape import shape_problems
+from sage_infer_testing.suite import ContractSuite
+
+__all__ = ["HardwareDetectorContract"]
+
+_LOCAL = (socket.AF_UNIX,) if hasattr(socket, "AF_UNIX") else ()
+
+
+class HardwareDetectorContract(ContractSuite, kit=True):
+    """Everything that a ``HardwareDetector`` promises, with or without its hardware. Override ``make_detector``.
+
+    Attributes:
+        hardware: names of the hardware that it reports, as in ``DetectorSpec.hardware``; empty does not look.
+        engines: modules that detecting must not load.
+    """
+
+    hardware: ClassVar[Collection[str]] = ()
+    engines: ClassVar[Collection[str]] = (
+        "torch",
+        "vllm",
+        "openvino",
+        "tensorflow",
+        "jax",
+        "transformers",
+        "cupy",
+    )
+
+    def make_detector(self) -> HardwareDetector:
+        """The detector."""
+        pytest.fail(f"{type(self).__name__} must override make_detector()")
+
+    @pytest.fixture
+    def detector(self) -> Any:
+        """A fresh detector."""
+        return self.make_detector()
+
+    @pytest.fixture
+    def no_tools(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A machine whose search path is empty."""
+        monkeypatch.setenv("PATH", str(tmp_path))
+
+    def test_has_the_shape_of_its_protocol(self, detector: Any) -> None:
+        """``detect`` is there and takes no arguments.
+
+        How to fix: ``def detect(self) -> HardwareProfile``, not async.
+        """
+        problems = shape_problems(detector, HardwareDetector)
+        assert not problems, f"not a HardwareDetector: {'; '.join(problems)}"
+
+    def test_profile_survives_json(self, detector: Any) -> None:
+        """``detect`` gives a ``HardwareProfile`` that reads back from JSON as it was, hardware or not.
+
+        How to fix: an empty profile where there is nothing; plain numbers and strings in every field.
+        """
+        profile = detector.detect()
+        assert isinstance(profile, HardwareProfile), f"detect() gave a {type(profile).__name__}"
+        assert from_json(to_json(profile), HardwareProfile) == profile
+
+    def test_detects_the_same_twice(self, detector: Any) -> None:
+        """Two calls, and a second detector, say the same: only static facts belong into a profile.
+
+        How to fix: leave out what changes by the second, such as free memory, clocks and temperatures.
+        """
+        first = detector.detect()
+        assert detector.detect() == first, "a second detect() differs"
+        assert self.make_detector().detect() == first, "a second detector differs"
+
+    def test_says_where_it_knows_it_from(self, detector: Any) -> None:
+        """A profile with anything in it names its sources, and so does every figure.
+
+        How to fix: put the tool and its version, or the file, into ``HardwareProfile.sources`` and ``Figure.source``.
+        """
+        profile = detector.detect()
+        if profile.accelerators or profile.links or profile.memory_tiers:
+            assert profile.sources, "the profile has contents and no sources"
+        for figure in _figures(profile):
+            assert figure.source.strip(), f"{figure} has no source"
+
+    def test_reports_its_own_hardware(self, detector: Any) -> None:
+        """Accelerators are of the declared ``hardware``, ordered by name and index.
+
+        How to fix: use the name of ``DetectorSpec.hardware``; sort before returning.
+        """
+        found = [(a.hardware_backend, a.index) for a in detector.detect().accelerators]
+        assert found == sorted(found), f"accelerators are not in order: {found}"
+        strangers = {name for name, _ in found} - set(self.hardware)
+        assert not self.hardware or not strangers, f"reports {strangers}, declared are {set(self.hardware)}"
+
+    def test_links_join_what_is_there(self, detector: Any) -> None:
+        """No link starts and ends at one place, and accelerators that links name are listed.
+
+        How to fix: name endpoints ``cuda:0``, ``numa:1``, ``host`` and the like, by the accelerator's own index.
+        """
+        profile = detector.detect()
+        names = {a.hardware_backend for a in profile.accelerators}
+        devices = {f"{a.hardware_backend}:{a.index}" for a in profile.accelerators}
+        for link in profile.links:
+            assert link.source != link.target, f"a link from {link.source} to itself"
+            for end in (link.source, link.target):
+                assert end.partition(":")[0] not in names or end in devices, (
+                    f"a link names {end}, which is not listed"
+                )
+
+    @pytest.mark.usefixtures("no_tools")
+    def test_missing_tools_are_no_crash(self, detector: Any) -> None:
+        """Without any command-line tool on the path, ``detect`` gives a profile or a ``SageInferError``.
+
+        How to fix: catch ``FileNotFoundError`` around the tool; where the hardware is surely absent, return an empty
+        profile, else say what is missing.
+        """
+        try:
+            profile = detector.detect()
+        except SageInferError as error:
+            if not str(error):
+                pytest.fail(f"{type(error).__name__} without a message")
+        else:
+            assert isinstance(profile, HardwareProfile), f"detect() gave a {type(profile).__name__}"
+
+    def test_leaves_no_trace(self, detector: Any) -> None:
+        """``detect`` changes neither the environment, nor the working directory, nor leaves a child process.
+
+        How to fix: pass ``env=`` to the tool instead of setting variables, and wait for it.
+        """
+        before, folder = dict(os.environ), os.getcwd()
+        detector.detect()
+        changed = {key for key in before.keys() | os.environ.keys() if before.get(key) != os.environ.get(key)}
+        assert not changed, f"environment variables changed: {', '.join(sorted(changed))}"
+        assert os.getcwd() == folder, f"the working directory is now {os.getcwd()}"
+        left = [p for p in getattr(subprocess, "_active", None) or [] if p.poll() is None]
+        assert not left, f"child processes still run: {left}"
+
+    def test_stays_on_this_machine(self, detector: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """``detect`` opens no network connection.
+
+        How to fix: ask the driver, the vendor's library or files; cloud metadata services are not hardware.
+        """
+        asked: list[str] = []
+
+        def connect(self: socket.socket, address: Any) -> None:
+            if self.family in _LOCAL:
+                return real(self, address)
+            asked.append(str(address))
+            raise OSError("no network in this test")
+
+        real = socket.socket.connect
+        monkeypatch.setattr(socket.socket, "connect", connect)
+        detector.detect()
+        assert not asked, f"connected to {', '.join(asked)}"
+
+    def test_loads_no_engine(self, detector: Any) -> None:
+        """``detect`` imports no engine: that would initialize the device.
+
+        How to fix: use the vendor's management library, not its framework.
+        """
+        before = set(sys.modules)
+        detector.detect()
+        loaded = sorted(set(self.engines) & (set(sys.modules) - before))
+        assert not loaded, f"detect() imported {', '.join(loaded)}"
+
+    def test_works_in_any_thread(self, detector: Any) -> None:
+        """``detect`` in other threads, several at once, gives the same.
+
+        How to fix: keep no state between calls, or lock it; initialize and shut the library down in pairs.
+        """
+        expected = detector.detect()
+        with ThreadPoolExecutor(3) as pool:
+            for profile in pool.map(lambda _: detector.detect(), range(6)):
+                assert profile == expected, "detect() in another thread differs"
+
+
+def _figures(profile: HardwareProfile) -> Iterator[Figure]:
+    for accelerator in profile.accelerators:
+        yield from accelerator.peak_tflops.values()
+    for part in (*profile.accelerators, *profile.links, *profile.memory_tiers):
+        for name in ("memory_bandwidth_gbs", "nominal_gbs", "measured_gbs", "latency_us"):
+            figure = getattr(part, name, None)
+            if figure is not None:
+                yield figure

@@ -1,0 +1,246 @@
+"""The kit for instances that serve several models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar
+
+import pytest
+from sage_infer.contracts import HybridInferenceBackend, ModelStatus
+from sage_infer.errors import EngineDead, ModelNotFound, OutOfMemory
+from sage_infer.schemas import HybridCapabilityDescriptor, ModelDescriptor
+from sage_infer.schemas.codec import from_json, to_json
+from sage_infer.specs import ServedType
+
+from sage_infer_testing.kits.lifecycle import LifecycleSuite
+from sage_infer_testing.reading import greedy, read
+from sage_infer_testing.waiting import eventually
+
+__all__ = ["HybridBackendContract"]
+
+_UNKNOWN = "no-such-model"
+
+
+class HybridBackendContract(LifecycleSuite, kit=True):
+    """Everything that a ``HybridInferenceBackend`` promises.
+
+    Override ``make_backend`` to give an instance with its models registered.
+
+    Attributes:
+        llm: id of a generating model that is loaded after ``start``; its tests are skipped where empty.
+        embedder: the same for an embedding model.
+        spare: a model that is not loaded, which fits beside the others; tests of loading are skipped where None.
+        too_large: a model that can never fit; None where there is no such limit.
+        prompts: texts to generate from.
+        texts: texts to embed.
+    """
+
+    serves: ClassVar[ServedType] = "hybrid"
+    protocol: ClassVar[type] = HybridInferenceBackend
+    llm: ClassVar[str] = ""
+    embedder: ClassVar[str] = ""
+    spare: ClassVar[ModelDescriptor | None] = None
+    too_large: ClassVar[ModelDescriptor | None] = None
+    prompts: ClassVar[Sequence[str]] = ("The capital of France is", "Once upon a time,")
+    texts: ClassVar[Sequence[str]] = ("cat", "A small boat crossed the lake.", "yes")
+
+    # --- what tests use
+
+    def need(self, value: object, name: str) -> Any:
+        """The value; skips the test where the vendor has not set it."""
+        if not value:
+            pytest.skip(f"{name} is not set")
+        return value
+
+    async def first_stream(self, backend: Any, *, tokens: int = 8, **options: Any) -> Any:
+        """A greedy stream of the generating model for the first prompt."""
+        model = self.need(self.llm, "llm")
+        (stream,) = await backend.generate(self.prompts[0], greedy(tokens), **{"model": model, **options})
+        return stream
+
+    # --- what there is
+
+    def test_lists_its_models(self, backend: Any) -> None:
+        """``list_models`` gives a descriptor a model, each id once; each has a status.
+
+        How to fix: list registered models too, loaded or not; ``get_model_status`` knows all of them.
+        """
+        models = backend.list_models()
+        assert all(isinstance(m, ModelDescriptor) for m in models), f"list_models() gave {models}"
+        ids = [m.model_id for m in models]
+        assert len(ids) == len(set(ids)), f"an id is listed twice: {ids}"
+        for model_id in ids:
+            status = backend.get_model_status(model_id)
+            assert isinstance(status, ModelStatus), f"get_model_status() gave a {type(status).__name__}"
+            assert status.model_id == model_id
+        for name in filter(None, (self.llm, self.embedder)):
+            assert name in ids, f"{name!r} is not among {ids}"
+            assert backend.get_model_status(name).state == "ready", f"{name!r} is not ready after start()"
+
+    def test_capability_lists_the_loaded_models(self, backend: Any) -> None:
+        """``get_hybrid_capability`` names exactly the models that are ready, and survives JSON.
+
+        How to fix: build it from the models' states at the time of the call.
+        """
+        capability = backend.get_hybrid_capability()
+        assert isinstance(capability, HybridCapabilityDescriptor), f"gave a {type(capability).__name__}"
+        assert from_json(to_json(capability), HybridCapabilityDescriptor) == capability
+        ready = {
+            m.model_id for m in backend.list_models() if backend.get_model_status(m.model_id).state == "ready"
+        }
+        loaded = {m.model_id for m in capability.loaded_models}
+        assert loaded == ready, f"loaded_models {sorted(loaded)}, ready are {sorted(ready)}"
+
+    async def test_unknown_models_are_not_found(self, backend: Any) -> None:
+        """An unknown model is ``ModelNotFound`` in every call, and the message repeats the name.
+
+        How to fix: look the name up first: "no model 'x'; did you mean …; loaded: …".
+        """
+        chat = [{"role": "user", "content": "Hello"}]
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: backend.generate("text", greedy(1), model=_UNKNOWN),
+            lambda: backend.chat(chat, greedy(1), model=_UNKNOWN),
+            lambda: backend.embed(["text"], model=_UNKNOWN),
+            lambda: backend.rerank("query", ["text"], model=_UNKNOWN),
+            lambda: backend.unload_model(_UNKNOWN),
+        ]
+        for call in calls:
+            with pytest.raises(ModelNotFound, match=_UNKNOWN):
+                await call()
+        with pytest.raises(ModelNotFound, match=_UNKNOWN):
+            backend.get_model_status(_UNKNOWN)
+
+    # --- work
+
+    async def test_generates_with_a_named_model(self, backend: Any) -> None:
+        """``generate(model=…)`` streams that model's output to its end.
+
+        How to fix: hand the call on to the model's backend, arguments and all.
+        """
+        output = await read(await self.first_stream(backend))
+        assert output.finish_reason == "length", f"ended with {output.finish_reason!r}, not 'length'"
+        assert len(output.token_ids) == 8, f"max_tokens=8 gave {len(output.token_ids)} tokens"
+
+    async def test_there_is_a_default_model(self, backend: Any) -> None:
+        """Without ``model`` the default one of the fitting type answers.
+
+        How to fix: where only one model of a type is loaded, it is the default.
+        """
+        if self.llm:
+            (stream,) = await backend.generate(self.prompts[0], greedy(2))
+            assert len((await read(stream)).token_ids) == 2
+        if self.embedder:
+            assert len(await backend.embed(self.texts)) == len(self.texts)
+
+    async def test_chats(self, backend: Any) -> None:
+        """``chat`` renders by the model's template and streams the answer.
+
+        How to fix: ``render_chat`` of the model's backend, then ``generate``.
+        """
+        model = self.need(self.llm, "llm")
+        stream = await backend.chat([{"role": "user", "content": "Hello"}], greedy(4), model=model)
+        assert len((await read(stream)).token_ids) == 4
+
+    async def test_embeds_in_order(self, backend: Any) -> None:
+        """``embed`` gives a vector a text, in order, from the named model.
+
+        How to fix: hand the call on to ``embed_batch`` of the model's backend.
+        """
+        model = self.need(self.embedder, "embedder")
+        together = (await backend.embed(self.texts, model=model)).vectors
+        assert len(together) == len(self.texts)
+        for text, vector in zip(self.texts, together, strict=True):
+            (alone,) = (await backend.embed([text], model=model)).vectors
+            assert alone == pytest.approx(vector, abs=1e-3), f"{text!r} in a batch and alone"
+
+    async def test_models_work_side_by_side(self, backend: Any) -> None:
+        """Generation and embedding at once give what each gives alone.
+
+        How to fix: look for state that the models share.
+        """
+        model = self.need(self.embedder, "embedder")
+        alone = await read(await self.first_stream(backend))
+        vectors = (await backend.embed(self.texts, model=model)).vectors
+        stream = await self.first_stream(backend)
+        output, result = await asyncio.gather(read(stream), backend.embed(self.texts, model=model))
+        assert output.token_ids == alone.token_ids, "generation beside embedding differs"
+        for vector, expected in zip(result.vectors, vectors, strict=True):
+            assert vector == pytest.approx(expected, abs=1e-3), "embedding beside generation differs"
+
+    async def test_giving_up_frees_the_request(self, backend: Any) -> None:
+        """Leaving the loop, and ``abort`` by id, free the request in the model's backend.
+
+        How to fix: pass the backend's own stream through, or cancel it when yours is cancelled.
+        """
+        before = await self.idle(backend)
+        async for _ in await self.first_stream(backend, tokens=10_000):
+            break
+        await self.idle(backend, free_blocks=before.kv_blocks_free)
+        request_id = self.new_id()
+        stream = await self.first_stream(backend, tokens=10_000, request_id=request_id)
+        await backend.abort(request_id)
+        await self.idle(backend, free_blocks=before.kv_blocks_free)
+        stream.cancel()
+
+    async def test_work_after_close_is_refused(self, closed_backend: Any) -> None:
+        """A closed instance raises ``EngineDead``.
+
+        How to fix: check whether the instance runs before the model is looked up.
+        """
+        with pytest.raises(EngineDead):
+            await closed_backend.generate(self.prompts[0], greedy(1))
+
+    # --- loading
+
+    async def test_loads_and_unloads(self, backend: Any) -> None:
+        """A model that is loaded becomes ready and is listed; unloaded, it is no longer among the loaded ones.
+
+        How to fix: keep the state in one place that ``get_model_status`` and ``get_hybrid_capability`` both read.
+        """
+        spare: ModelDescriptor = self.need(self.spare, "spare")
+
+        def loaded() -> bool:
+            return spare.model_id in {m.model_id for m in backend.get_hybrid_capability().loaded_models}
+
+        assert not loaded(), f"{spare.model_id!r} is loaded already"
+        await backend.load_model(spare)
+        assert backend.get_model_status(spare.model_id).state == "ready"
+        assert loaded(), f"{spare.model_id!r} is ready, and not among loaded_models"
+        await backend.unload_model(spare.model_id)
+        assert not loaded(), f"{spare.model_id!r} is still loaded"
+
+    async def test_unloading_lets_requests_finish(self, backend: Any) -> None:
+        """A request that runs while its model is unloaded finishes normally.
+
+        How to fix: refuse new requests, wait for the open ones, then close the model's backend.
+        """
+        spare: ModelDescriptor = self.need(self.spare, "spare")
+        await backend.load_model(spare)
+        if spare.model_type == "llm":
+            stream = await self.first_stream(backend, model=spare.model_id)
+            unloading = asyncio.ensure_future(backend.unload_model(spare.model_id))
+            output = await read(stream)
+            await unloading
+            assert output.finish_reason == "length", f"ended with {output.finish_reason!r}"
+        else:
+            work = asyncio.ensure_future(backend.embed(self.texts, model=spare.model_id))
+            before = backend.stats()
+            await eventually(
+                lambda: work.done() or backend.stats() != before,
+                "embedding did not begin",
+                within_s=self.settle_s,
+            )
+            await backend.unload_model(spare.model_id)
+            assert len(await work) == len(self.texts)
+
+    async def test_a_model_that_cannot_fit_is_refused(self, backend: Any) -> None:
+        """Loading a model that is too large is ``OutOfMemory``, and the others go on.
+
+        How to fix: plan memory before loading; the message says how much is missing.
+        """
+        model: ModelDescriptor = self.need(self.too_large, "too_large")
+        with pytest.raises(OutOfMemory):
+            await backend.load_model(model)
+        if self.llm:
+            await read(await self.first_stream(backend))

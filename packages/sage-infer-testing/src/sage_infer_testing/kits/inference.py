@@ -1,0 +1,41 @@
+"""The kit for engines that generate."""
+
+from __future__ import annotations
+
+from sage_infer_testing.kits.generation.cancellation import CancellationTests
+from sage_infer_testing.kits.generation.chat import ChatTests
+from sage_infer_testing.kits.generation.concurrency import ConcurrencyTests
+from sage_infer_testing.kits.generation.limits import LimitTests
+from sage_infer_testing.kits.generation.refusals import RefusalTests
+from sage_infer_testing.kits.generation.sampling import SamplingTests
+from sage_infer_testing.kits.generation.stopping import StoppingTests
+from sage_infer_testing.kits.generation.streaming import StreamingTests
+from sage_infer_testing.kits.generation.transfer import TransferTests
+
+__all__ = ["InferenceBackendContract"]
+
+
+class InferenceBackendContract(
+    StreamingTests,
+    StoppingTests,
+    LimitTests,
+    SamplingTests,
+    RefusalTests,
+    ChatTests,
+    ConcurrencyTests,
+    CancellationTests,
+    TransferTests,
+    kit=True,
+):
+    """Everything that an ``InferenceBackend`` promises.
+
+    Subclass it, set ``backend_name`` and ``model`` (or override ``make_backend``), and run pytest::
+
+        class TestMyBackend(InferenceBackendContract):
+            backend_name = "my-engine"
+            model = "smollm2-135m"
+            options = {"threads": 4}
+
+    ``GenerationSuite`` describes what else can be set. Features that the instance's ``CapabilityDescriptor`` does not
+    claim are skipped for that reason, and the backend must refuse them.
+    """

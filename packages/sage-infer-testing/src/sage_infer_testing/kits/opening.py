@@ -1,0 +1,121 @@
+"""How a kit gets instances of the backend under test: one that is shared, and further ones where a test needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import attrs
+import pytest
+from sage_infer.contracts import EngineStats
+from sage_infer.schemas import ModelDescriptor
+from sage_infer.specs import ServedType
+
+from sage_infer_testing.suite import ContractSuite
+from sage_infer_testing.waiting import eventually
+
+__all__ = ["BackendSuite"]
+
+_NUMBERS = itertools.count(1)
+
+
+class BackendSuite(ContractSuite, kit=True):
+    """Base of the kits for backends: says how one is made.
+
+    Set ``backend_name`` and ``model`` for an installed plug-in, or override ``make_backend``.
+
+    Attributes:
+        backend_name: name that ``open_backend`` knows.
+        model: model name, path or descriptor, for ``backend_name``.
+        options: options for ``backend_name``.
+        sequence_limit: the instance is opened with this ``max_sequence_length`` (if the model's own is not
+            smaller), so that tests at the limit stay quick; None leaves the model's own.
+    """
+
+    backend_name: ClassVar[str] = ""
+    model: ClassVar[str | ModelDescriptor] = ""
+    options: ClassVar[Mapping[str, Any]] = {}
+    sequence_limit: ClassVar[int | None] = 512
+    serves: ClassVar[ServedType] = "llm"
+
+    def make_backend(self) -> Any:
+        """A backend that is not started. Called several times; the instances may live side by side."""
+        from sage_infer.backends import create_backend
+
+        if not self.backend_name or not self.model:
+            pytest.fail(f"{type(self).__name__} must set backend_name and model, or override make_backend()")
+        return create_backend(self.backend_name, model=self._descriptor(), serves=self.serves, **self.options)
+
+    def _descriptor(self) -> ModelDescriptor:
+        from sage_infer.models import resolve_model
+
+        model = self.model
+        if isinstance(model, str):
+            model = resolve_model(model, model_type=None if self.serves == "hybrid" else self.serves)
+        limits = [limit for limit in (model.max_sequence_length, self.sequence_limit) if limit is not None]
+        return attrs.evolve(model, max_sequence_length=min(limits, default=None))
+
+    # --- instances
+
+    _ids: list[str]
+
+    async def _started(self) -> Any:
+        backend = self.make_backend()
+        try:
+            await backend.start()
+        except BaseException:
+            await backend.close()
+            raise
+        return backend
+
+    @pytest.fixture
+    def backend(self, request: pytest.FixtureRequest) -> Iterator[Any]:
+        """The instance that all tests of the class share, started. Requests of ``new_id`` end with the test."""
+        shared = self.share(
+            request, "backend", lambda: self.run(self._started()), lambda b: self.run(b.close())
+        )
+        self._ids = []
+        yield shared
+        for request_id in self._ids:
+            self.run(shared.abort(request_id))
+
+    def new_id(self) -> str:
+        """A request id that no other request has."""
+        self._ids.append(f"kit-{next(_NUMBERS)}")
+        return self._ids[-1]
+
+    @pytest.fixture
+    def closed_backend(self, request: pytest.FixtureRequest) -> Any:
+        """An instance that was started and closed again, shared by the tests of what may still be called."""
+
+        async def start_and_close() -> Any:
+            backend = await self._started()
+            await backend.close()
+            return backend
+
+        return self.share(request, "closed", lambda: self.run(start_and_close()), lambda _: None)
+
+    # --- waiting
+
+    async def idle(self, backend: Any, *, free_blocks: int | None = None) -> EngineStats:
+        """Wait until nothing runs or waits, and ``free_blocks`` KV blocks are free again; the gauges then."""
+        __tracebackhide__ = True
+
+        def is_idle() -> bool:
+            stats = backend.stats()
+            return not (stats.running or stats.waiting) and free_blocks in (None, stats.kv_blocks_free)
+
+        def what() -> str:
+            stats = backend.stats()
+            wanted = "" if free_blocks is None else f" with {free_blocks} KV blocks free"
+            return (
+                f"the instance did not become idle{wanted}: stats() say running={stats.running}, "
+                f"waiting={stats.waiting}, kv_blocks_free={stats.kv_blocks_free}"
+            )
+
+        await eventually(is_idle, what, within_s=self.settle_s)
+        await asyncio.sleep(0)
+        stats: EngineStats = backend.stats()
+        return stats

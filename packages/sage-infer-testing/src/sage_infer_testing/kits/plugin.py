@@ -1,0 +1,183 @@
+"""The kit for a plug-in module: light to import, honest about what it brings."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Collection
+from typing import Any, ClassVar
+
+import pytest
+from sage_infer import CONTRACT_VERSION, hookspecs
+from sage_infer.discovery import Registry
+
+from sage_infer_testing.suite import ContractSuite
+
+__all__ = ["PluginContract"]
+
+_KINDS = ("backends", "detectors", "kv_stores", "transports", "executors", "models", "commands")
+_PROBE = """
+import json, sys
+import sage_infer.discovery, sage_infer.specs, sage_infer.hookspecs
+before = set(sys.modules)
+import importlib
+module = importlib.import_module(sys.argv[1])
+for name in dir(module):
+    if name.startswith("sage_infer_") and callable(getattr(module, name)):
+        getattr(module, name)()
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+class PluginContract(ContractSuite, kit=True):
+    """What a plug-in module promises to everybody who only lists it.
+
+    Attributes:
+        module: the plug-in module, as the entry point names it.
+        heavy: modules that it must not import.
+        max_modules: how many modules importing it may add, beside its own package's.
+    """
+
+    module: ClassVar[str] = ""
+    heavy: ClassVar[Collection[str]] = frozenset({
+        "accelerate", "aiohttp", "cattrs", "ctranslate2", "cupy", "diffusers", "fastapi", "httpx", "jax",
+        "llama_cpp", "mlx", "mooncake", "nixl", "numpy", "onnx", "onnxruntime", "openvino", "openvino_genai",
+        "openvino_tokenizers", "pandas", "pydantic", "pynvml", "ray", "requests", "rich", "safetensors", "scipy",
+        "sentence_transformers", "sglang", "tensorflow", "tensorrt", "tensorrt_llm", "tokenizers", "torch",
+        "torch_npu", "torch_mlu", "transformers", "triton", "typer", "vllm", "yaml",
+    })  # fmt: skip
+    max_modules: ClassVar[int] = 16
+
+    @pytest.fixture
+    def plugin(self) -> Any:
+        """The plug-in module, imported here."""
+        if not self.module:
+            pytest.fail(f"{type(self).__name__} must set module, such as 'my_package.plugin'")
+        return importlib.import_module(self.module)
+
+    @pytest.fixture
+    def registry(self) -> Registry:
+        """A registry of this plug-in alone."""
+        group = "sage_infer.backends"
+        return Registry((importlib.metadata.EntryPoint(name="under-test", value=self.module, group=group),))
+
+    def added_modules(self) -> list[str]:
+        """Modules that importing the plug-in and calling its hooks adds to a fresh interpreter."""
+        child = subprocess.run(
+            [sys.executable, "-c", _PROBE, self.module],
+            capture_output=True, text=True, timeout=self.timeout_s,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+        assert child.returncode == 0, (
+            f"import {self.module} fails in a fresh interpreter:\n{child.stderr[-2000:]}"
+        )
+        added: list[str] = json.loads(child.stdout.splitlines()[-1])
+        return added
+
+    def test_imports_nothing_heavy(self, plugin: Any) -> None:
+        """Importing the module and calling its hooks loads no engine, numeric library or web framework.
+
+        How to fix: import the engine inside the factory's module, and name the factory by its dotted path. Look at the
+        package's ``__init__`` too: it is imported first.
+        """
+        loaded = sorted({name.partition(".")[0] for name in self.added_modules()} & set(self.heavy))
+        assert not loaded, f"{self.module} imports {', '.join(loaded)}"
+
+    def test_imports_few_modules(self, plugin: Any) -> None:
+        """The module costs little for everybody who lists plug-ins: it adds a handful of modules.
+
+        How to fix: ``python -X importtime -c 'import …'`` shows what brings them in; move it into the factory's module.
+        """
+        own = self.module.partition(".")[0]
+        added = [name for name in self.added_modules() if name.partition(".")[0] != own]
+        assert len(added) <= self.max_modules, (
+            f"{len(added)} modules, at most {self.max_modules}: {', '.join(added)}"
+        )
+
+    def test_contract_version_fits(self, plugin: Any) -> None:
+        """``SAGE_INFER_CONTRACT``, where the module sets it, is not newer than the core and of its major version.
+
+        How to fix: set it to the contract version that you build against, now ``sage_infer.CONTRACT_VERSION``.
+        """
+        wanted = getattr(plugin, "SAGE_INFER_CONTRACT", CONTRACT_VERSION)
+        assert isinstance(wanted, str), f"SAGE_INFER_CONTRACT must be a string such as '1.0', got {wanted!r}"
+        theirs, ours = ([int(part) for part in version.split(".")] for version in (wanted, CONTRACT_VERSION))
+        assert theirs[0] == ours[0], f"written for contract {wanted}, the core speaks {CONTRACT_VERSION}"
+        assert theirs <= ours, f"written for contract {wanted}, newer than the core's {CONTRACT_VERSION}"
+
+    def test_hooks_are_known(self, plugin: Any) -> None:
+        """Every function named ``sage_infer_…`` is a hook that the core calls, and is marked with ``hookimpl``.
+
+        How to fix: compare the names with ``sage_infer.hookspecs``, and decorate each with ``@sage_infer.hookimpl``.
+        """
+        named = [
+            name for name, value in vars(plugin).items() if name.startswith("sage_infer_") and callable(value)
+        ]
+        assert named, f"{self.module} has no function named sage_infer_…"
+        for name in named:
+            function = getattr(plugin, name)
+            assert hasattr(hookspecs, name), f"there is no hook {name}"
+            assert hasattr(function, f"{hookspecs.PROJECT}_impl"), (
+                f"{name} is not marked with @sage_infer.hookimpl"
+            )
+            assert not inspect.signature(function).parameters, f"{name} must take no arguments"
+
+    def test_hooks_return_specs(self, plugin: Any, registry: Registry) -> None:
+        """The core can read the plug-in: every hook returns a list of specs of its kind, and names are unique.
+
+        How to fix: the message is the one that ``sage infer backend list`` shows for the plug-in.
+        """
+        faults = []
+        for kind in _KINDS:
+            entries = getattr(registry, kind)()
+            faults += [entry.fault.reason for entry in entries if entry.fault is not None]
+        faults += [p.fault.reason for p in registry.plugins if p.fault is not None]
+        assert not faults, "; ".join(faults)
+        assert any(getattr(registry, kind)() for kind in _KINDS), f"{self.module} brings nothing"
+
+    def test_hooks_repeat_themselves(self, plugin: Any) -> None:
+        """Calling a hook twice gives equal specs: what is installed does not depend on who asks first.
+
+        How to fix: return literals; look at devices, files and the environment in the factory.
+        """
+        for name, function in vars(plugin).items():
+            if name.startswith("sage_infer_") and callable(function):
+                assert function() == function(), f"{name} returns something else the second time"
+
+    def test_factories_resolve(self, plugin: Any, registry: Registry) -> None:
+        """Every dotted path in a spec leads to something callable, unless what the spec requires is not installed.
+
+        How to fix: correct the path, ``package.module:attribute``; import the engine where a missing one gives a clear
+        ``BackendUnavailable``.
+        """
+        from sage_infer.backends import load_object
+        from sage_infer.discovery.readiness import missing_requirements
+
+        for kind in _KINDS:
+            for entry in getattr(registry, kind)():
+                spec = entry.spec
+                if missing_requirements(getattr(spec, "requires", {})):
+                    continue
+                for field in ("factory", "app", "prepare", "resolver"):
+                    path = getattr(spec, field, None)
+                    if path is not None:
+                        found = load_object(path, what=f"{spec.name!r}")
+                        assert callable(found), f"{field} {path} of {spec.name!r} is a {type(found).__name__}"
+
+    def test_names_are_said_once(self, plugin: Any, registry: Registry) -> None:
+        """No two specs of one kind have one name, and each has a summary for lists.
+
+        How to fix: rename one of them; fill in ``summary`` with one line.
+        """
+        for kind in _KINDS:
+            specs = [entry.spec for entry in getattr(registry, kind)()]
+            twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
+            assert not twice, f"{kind}: {', '.join(twice)} is returned more than once"
+            bare = [spec.name for spec in specs if not spec.summary]
+            assert not bare, f"{kind}: {', '.join(bare)} has no summary"

@@ -1,0 +1,62 @@
+"""What a run of the kit gave, test by test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Literal
+
+from attrs import asdict, field, frozen
+
+__all__ = ["ContractReport", "Outcome", "TestResult"]
+
+Outcome = Literal["passed", "failed", "skipped", "xfailed"]
+
+
+@frozen(kw_only=True)
+class TestResult:
+    """One test.
+
+    ``reason`` says on one line why it failed or was skipped, ``advice`` how to fix it, ``details`` is pytest's report.
+    """
+
+    __test__ = False  # pytest: this is not a test class
+
+    suite: str
+    name: str
+    outcome: Outcome
+    seconds: float
+    summary: str = ""
+    reason: str = ""
+    advice: str = ""
+    details: str = ""
+
+
+@frozen(kw_only=True)
+class ContractReport:
+    """All tests of one backend. ``not_run`` counts those that a dead test process left undone."""
+
+    backend: str
+    model: str
+    results: tuple[TestResult, ...]
+    not_run: int = 0
+    counts: Counter[Outcome] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "counts", Counter(result.outcome for result in self.results))
+
+    @property
+    def ok(self) -> bool:
+        """Nothing failed, and everything ran."""
+        return not self.counts["failed"] and not self.not_run
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        totals = {outcome: self.counts[outcome] for outcome in ("passed", "failed", "skipped", "xfailed")}
+        return {
+            "backend": self.backend,
+            "model": self.model,
+            "ok": self.ok,
+            **totals,
+            "not_run": self.not_run,
+            "tests": [asdict(result) for result in self.results],
+        }

@@ -1,0 +1,37 @@
+"""Makes a contract test something that pytest calls: claims checked first, coroutines run, advice on failure."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from types import FunctionType
+from typing import Any
+
+import pytest
+
+from sage_infer_testing.advice import MARK, advice_of
+from sage_infer_testing.features import claim_problem
+
+__all__ = ["runnable"]
+
+
+def runnable(test: FunctionType) -> FunctionType:
+    """``test`` (async or not) as a plain test method of a ``ContractSuite``."""
+
+    @functools.wraps(test)
+    def run(self: Any, *args: Any, **kwargs: Any) -> None:
+        __tracebackhide__ = True
+        unmet = claim_problem(test, kwargs)
+        if unmet:
+            pytest.skip(unmet)
+        try:
+            outcome = test(self, *args, **kwargs)
+            if inspect.iscoroutine(outcome):
+                self.run(outcome)
+        except (Exception, pytest.fail.Exception) as error:
+            advice = advice_of(test)
+            if advice and not any(MARK in note for note in getattr(error, "__notes__", ())):
+                error.add_note(f"{MARK} {advice}")
+            raise
+
+    return run  # type: ignore[return-value]  # wraps() hides that this is a function

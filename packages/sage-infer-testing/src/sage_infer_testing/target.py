@@ -1,0 +1,128 @@
+"""An installed backend as the kit sees it, and the test classes that its kind calls for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+from sage_infer.errors import BackendUnavailable, InvalidRequest
+from sage_infer.names import ModelType
+from sage_infer.schemas import ModelDescriptor
+from sage_infer.schemas.codec import from_dict, to_dict
+
+__all__ = ["ENVIRONMENT_KEY", "Target", "find_targets"]
+
+ENVIRONMENT_KEY = "SAGE_INFER_TESTING_TARGET"
+
+_DEFAULT_MODELS: Mapping[ModelType, str] = {"llm": "smollm2-135m", "embedding": "minilm"}
+_KINDS = {"llm": "llm", "multimodal": "llm", "embedding": "embedding", "reranker": "reranker"}
+
+
+@frozen(kw_only=True)
+class Target:
+    """A backend, the models to open it with (by what it then serves), and how to run the kit."""
+
+    backend: str
+    module: str
+    models: Mapping[str, ModelDescriptor]
+    options: Mapping[str, Any] = field(factory=dict)
+    settings: Mapping[str, Any] = field(factory=dict)
+
+    def to_json(self) -> str:
+        """Text that ``from_json`` reads in the test process."""
+        models = {kind: to_dict(model) for kind, model in self.models.items()}
+        plain = {"backend": self.backend, "module": self.module, "options": dict(self.options)}
+        return json.dumps({**plain, "settings": dict(self.settings), "models": models})
+
+    @classmethod
+    def from_json(cls, text: str) -> Target:
+        data = json.loads(text)
+        data["models"] = {kind: from_dict(model, ModelDescriptor) for kind, model in data["models"].items()}
+        return cls(**data)
+
+    def suites(self) -> dict[str, type]:
+        """A test class for the plug-in, and one for each kind of model, by class name.
+
+        Raises:
+            InvalidRequest: a setting that no kit has.
+        """
+        from sage_infer_testing.kits.embedding import EmbeddingBackendContract
+        from sage_infer_testing.kits.hybrid import HybridBackendContract
+        from sage_infer_testing.kits.inference import InferenceBackendContract
+        from sage_infer_testing.kits.plugin import PluginContract
+
+        kits: Mapping[str, tuple[str, type]] = {
+            "llm": ("TestInference", InferenceBackendContract),
+            "embedding": ("TestEmbedding", EmbeddingBackendContract),
+            "reranker": ("TestReranking", EmbeddingBackendContract),
+            "hybrid": ("TestHybrid", HybridBackendContract),
+        }
+        suites = {"TestPlugin": self._suite("TestPlugin", PluginContract, {"module": self.module})}
+        for kind, model in self.models.items():
+            name, kit = kits[kind]
+            fixed = {
+                "backend_name": self.backend,
+                "model": model,
+                "options": dict(self.options),
+                "serves": kind,
+            }
+            if kind == "hybrid" and model.model_type in ("llm", "embedding"):
+                fixed["llm" if model.model_type == "llm" else "embedder"] = model.model_id
+            suites[name] = self._suite(name, kit, fixed)
+        used = {name for suite in suites.values() for name in self.settings if hasattr(suite, name)}
+        unknown = sorted(self.settings.keys() - used)
+        if unknown:
+            raise InvalidRequest(
+                f"the kit has no setting {', '.join(unknown)}; see the attributes of its classes"
+            )
+        return suites
+
+    def _suite(self, name: str, kit: type, fixed: Mapping[str, Any]) -> type:
+        settings = {key: value for key, value in self.settings.items() if hasattr(kit, key)}
+        home = "sage_infer_testing.installed"
+        return type(kit)(name, (kit,), {"__module__": home, "__qualname__": name, **settings, **fixed})
+
+
+def find_targets(
+    backend: str, model: str | None, options: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Target:
+    """The backend with the model asked for, or with the sample model of each kind that it serves.
+
+    Raises:
+        BackendUnavailable: the backend is not there or not ready.
+        ModelNotFound: the model is not on this machine.
+        InvalidRequest: the model is of a kind that the backend does not serve, or must be named.
+    """
+    from sage_infer.backends import find_backend
+    from sage_infer.models import resolve_model
+
+    info = find_backend(backend)
+    if info.state != "ready" or info.spec is None:
+        fix = f"; to fix: {info.fix}" if info.fix else ""
+        raise BackendUnavailable(f"backend {backend!r} is not ready ({info.state}): {info.reason}{fix}")
+    serves = info.spec.serves
+    models: dict[str, ModelDescriptor] = {}
+    if model is not None:
+        found = resolve_model(model)
+        kind = _KINDS[found.model_type]
+        if kind not in serves and "hybrid" not in serves:
+            kinds = ", ".join(sorted(serves))
+            raise InvalidRequest(
+                f"{model!r} is a model of type {found.model_type}; {backend!r} serves {kinds}"
+            )
+        models[kind if kind in serves else "hybrid"] = found
+    else:
+        for kind, name in _DEFAULT_MODELS.items():
+            if kind in serves:
+                models[kind] = resolve_model(name, model_type=kind)
+        if not models:
+            raise InvalidRequest(
+                f"there is no sample model for what {backend!r} serves; name one with --model"
+            )
+    target = Target(
+        backend=backend, module=info.plugin.location, models=models, options=options, settings=settings
+    )
+    target.suites()
+    return target

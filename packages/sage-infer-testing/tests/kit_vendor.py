@@ -1,0 +1,63 @@
+"""A vendor's engines, and ``kit_vendor_plugin``, which registers them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from kit_reference_llm import ALL_FEATURES, ReferenceLLM, Request
+from kit_reference_parts import ReferenceEmbedder, ReferenceHybrid
+from sage_infer.schemas import ModelDescriptor, Usage
+
+
+class ToyLLM(ReferenceLLM):
+    name = "toy"
+
+    def __init__(self, model: ModelDescriptor, *, claims: str = "all") -> None:
+        super().__init__(ALL_FEATURES if claims == "all" else tuple(claims.split(",")))
+        self.model = model
+
+
+class MyEngine(ToyLLM):
+    """The one that the README tests: it counts a token too many."""
+
+    name = "my-engine"
+
+    def settle(self, request: Request) -> None:
+        finish = request.stream.finish
+
+        def finish_wrongly(reason: Any, usage: Usage, timing: Any) -> None:
+            finish(reason, Usage(prompt_tokens=1, completion_tokens=usage.completion_tokens + 1), timing)
+
+        request.stream.finish = finish_wrongly  # type: ignore[method-assign]
+        super().settle(request)
+
+
+class ForgetfulLLM(ToyLLM):
+    name = "toy-forgetful"
+
+    async def health(self) -> Any:
+        raise RuntimeError("I forgot [how] I am")
+
+
+class CrashingLLM(ToyLLM):
+    name = "toy-crashing"
+
+    async def health(self) -> Any:
+        print("about to crash", flush=True)
+        os._exit(77)
+
+
+class ToyEmbedder(ReferenceEmbedder):
+    def __init__(self, model: ModelDescriptor) -> None:
+        super().__init__()
+
+    def get_capability(self) -> Any:
+        import attrs
+
+        return attrs.evolve(super().get_capability(), backend_name="toy-embedder")
+
+
+class ToyHybrid(ReferenceHybrid):
+    def __init__(self, model: ModelDescriptor) -> None:
+        super().__init__()

@@ -1,0 +1,21 @@
+"""The kit passes on the reference engine: with everything claimed, and with next to nothing claimed."""
+
+from kit_reference_llm import ReferenceLLM
+from sage_infer_testing import InferenceBackendContract
+
+
+class TestEverythingClaimed(InferenceBackendContract):
+    max_queue = 24
+    settle_s = 2.0
+
+    def make_backend(self) -> ReferenceLLM:
+        return ReferenceLLM()
+
+
+class TestLittleClaimed(InferenceBackendContract):
+    prompt_token_ids = (97, 52, 72, 69)
+    prompts = ("The", "Once", "Two words", "1, 2")
+    settle_s = 2.0
+
+    def make_backend(self) -> ReferenceLLM:
+        return ReferenceLLM(features=("streaming",))
