@@ -1,0 +1,1 @@
+"""The embedded inference engine of sage-infer: OpenVINO kernels, our paged KV and scheduler."""

@@ -1,0 +1,283 @@
+"""The contract's face of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from sage_infer.contracts import (
+    BufferedTokenStream,
+    ChatMessage,
+    DecodeResult,
+    EngineStats,
+    Health,
+    PrefillResult,
+    PromptLike,
+    TokenStream,
+)
+from sage_infer.errors import EngineDead, UnsupportedFeature
+from sage_infer.schemas import (
+    CapabilityDescriptor,
+    DecodeState,
+    KVCacheSchema,
+    ModelDescriptor,
+    Prompt,
+    QuantizationProfile,
+    SamplingParams,
+    Timing,
+    Usage,
+)
+
+from sage_infer_openvino.engine import Engine
+from sage_infer_openvino.kv_schema import check_page_size, wanted_precision
+from sage_infer_openvino.loading import LoadedModel, Settings, hardware_of, load_model
+from sage_infer_openvino.sequence import Request
+
+__all__ = ["OpenVINOBackend"]
+
+FEATURES = (
+    "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline",
+    "guided_json", "guided_regex", "guided_grammar", "guided_choice", "prefill_decode", "kv_export", "kv_import",
+)  # fmt: skip
+
+
+class OpenVINOBackend:
+    """``InferenceBackend`` (and ``KVTransfer``) on OpenVINO's kernels, with scheduler and KV blocks of our own.
+
+    See ``sage infer backend show openvino`` for the options.
+    """
+
+    def __init__(
+        self,
+        model: ModelDescriptor,
+        *,
+        weight_format: Literal["exact", "f32"] = "exact",
+        precision: Literal["f32", "bf16", "f16"] = "f32",
+        kv_precision: Literal["f32", "bf16", "f16", "u8"] | None = None,
+        kv_schema: Mapping[str, Any] | None = None,
+        kv_cache_gb: float = 1.0,
+        max_batch_size: int = 32,
+        max_sequence_length: int | None = None,
+        max_queue: int = 1024,
+        step_tokens: int = 512,
+        prefix_caching: bool = True,
+        device: str = "CPU",
+        threads: int | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        self.model = model
+        self._kv_schema = kv_schema
+        self._settings = Settings(
+            weight_format=weight_format, precision=precision,
+            kv_precision=wanted_precision(kv_schema, kv_precision), kv_cache_gb=kv_cache_gb,
+            max_batch_size=max_batch_size, max_sequence_length=max_sequence_length, max_queue=max_queue,
+            step_tokens=step_tokens, prefix_caching=prefix_caching, device=device, threads=threads, cache_dir=cache_dir,
+        )  # fmt: skip
+        self._loaded: LoadedModel | None = None
+        self._engine: Engine | None = None
+        self._closed = False
+
+    # --- life cycle
+
+    async def start(self) -> None:
+        self._check_open()
+        if self._engine is None:
+            loaded = await asyncio.to_thread(load_model, self.model, self._settings)
+            check_page_size(self._kv_schema, loaded.runner.block_size)
+            self._check_open()  # it may have been closed meanwhile
+            self._loaded, self._engine = loaded, loaded.start_engine(self._settings)
+
+    async def close(self) -> None:
+        self._closed = True
+        engine, self._engine, self._loaded = self._engine, None, None
+        if engine is not None:
+            await asyncio.to_thread(engine.close)
+
+    async def health(self) -> Health:
+        if self._closed:
+            return Health(status="dead", reason="the backend was closed")
+        if self._engine is None:
+            return Health(status="starting", reason="the model is not loaded yet")
+        stopped = self._engine.stopped
+        return Health(status="ok") if stopped is None else Health(status="dead", reason=str(stopped))
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=0, waiting=0) if self._engine is None else self._engine.stats()
+
+    def get_capability(self) -> CapabilityDescriptor:
+        _, loaded = self._ready()
+        return CapabilityDescriptor(
+            backend_name="openvino",
+            instance_type="general",
+            hardware_backend=hardware_of(self._settings.device),
+            max_batch_size=self._settings.max_batch_size,
+            max_sequence_length=loaded.max_sequence_length,
+            kv_cache_capacity_gb=loaded.runner.num_blocks * loaded.runner.block_nbytes / 2**30,
+            supported_precisions=("fp32", "bf16", "fp16"),
+            kv_schema=loaded.states.schema,
+            features=(
+                *FEATURES,
+                *(("chat",) if loaded.tokenizer.chat_template is not None else ()),
+                *(("prefix_caching",) if self._settings.prefix_caching else ()),
+            ),
+        )
+
+    def get_kv_schema(self) -> KVCacheSchema:
+        return self._ready()[1].states.schema
+
+    def load_quant_profile(self, profile: QuantizationProfile) -> None:
+        raise UnsupportedFeature(
+            "the openvino backend takes no quantization profiles yet; use the options weight_format and kv_precision"
+        )
+
+    # --- generation
+
+    async def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> list[TokenStream]:
+        engine, loaded = self._ready()
+        request_id = f"req-{uuid.uuid4().hex}" if request_id is None else request_id
+        guide = await loaded.guide(params)
+        requests = loaded.requests.from_prompts(
+            prompts, params, request_id, priority=priority, deadline=deadline, guide=guide
+        )
+        streams: list[TokenStream] = []
+        for request in requests:
+            request.stream = _stream(engine, request)
+            streams.append(request.stream)
+        engine.submit(requests)
+        return streams
+
+    def render_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> Prompt:
+        tokenizer = self._ready()[1].tokenizer
+        text = tokenizer.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        return Prompt(text=text, add_special_tokens=False)
+
+    async def abort(self, request_id: str) -> None:
+        engine = self._engine
+        if engine is not None:
+            await engine.abort(request_id)
+
+    # --- prefill and decode apart
+
+    async def prefill(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        *,
+        request_id: str,
+        params: SamplingParams | None = None,
+    ) -> PrefillResult:
+        engine, loaded = self._ready()
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise UnsupportedFeature(f"prefill makes one state a prompt, and n is {params.n}; use generate")
+        guide = await loaded.guide(params)
+        requests = loaded.requests.from_prompts(prompts, params, request_id, guide=guide)
+        engine.check_room(requests)
+        done = [_hold(request) for request in requests]
+        engine.submit(requests)
+        try:
+            await asyncio.gather(*done)
+            states = tuple(map(loaded.states.of, requests))
+        except BaseException:
+            for request in requests:
+                engine.cancel(request.request_id, request)
+            raise
+        usage = Usage(
+            prompt_tokens=sum(len(r.prompt) for r in requests),
+            completion_tokens=len(requests),
+            cached_tokens=sum(r.cached_tokens or 0 for r in requests),
+        )
+        timings = [request.timing() for request in requests]
+        timing = Timing(
+            queue_s=min(t.queue_s for t in timings),
+            ttft_s=max(t.ttft_s for t in timings),
+            total_s=max(t.total_s for t in timings),
+        )
+        return PrefillResult(states=states, usage=usage, timing=timing)
+
+    async def decode(self, state: DecodeState, *, request_id: str) -> DecodeResult:
+        engine, loaded = self._ready()
+        loaded.states.check(state)
+        if state.finish_reason is not None:  # prefill ended it: there is nothing to compute
+            request = loaded.states.restore(state, loaded.requests, await loaded.guide(state.params))
+            request.clock.restart()
+            stream = BufferedTokenStream(request_id, lambda: None)
+            if request.first_delta is not None:
+                stream.push(request.first_delta)
+            stream.finish(state.finish_reason, request.usage(), request.timing())
+            return DecodeResult(stream=stream)
+        loop = asyncio.get_running_loop()
+        stream = BufferedTokenStream(request_id, lambda: engine.cancel(request_id, stream))
+
+        try:
+            await engine.call(
+                lambda: engine.resume(loaded.states.find(engine, state), request_id, stream, loop)
+            )
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        return DecodeResult(stream=stream)
+
+    async def export_kv(self, state: DecodeState) -> tuple[DecodeState, list[memoryview]]:
+        engine, loaded = self._ready()
+
+        def read() -> list[memoryview]:
+            (sequence,) = loaded.states.find(engine, state).sequences
+            return [loaded.runner.read_block(block).data for block in sequence.blocks[: len(state.chunks)]]
+
+        buffers = await engine.call(read)
+        return await asyncio.to_thread(loaded.states.leaving, state, buffers), buffers
+
+    async def import_kv(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
+        engine, loaded = self._ready()
+        loaded.states.check(state)
+        request = loaded.states.restore(state, loaded.requests, await loaded.guide(state.params))
+        blocks = await asyncio.to_thread(loaded.states.verified, state, buffers)
+        if state.finish_reason is None:
+            try:
+                await engine.call(lambda: engine.adopt(request, blocks))
+            except asyncio.CancelledError:
+                engine.cancel(request.request_id, request)
+                raise
+        return loaded.states.arrived(state)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineDead("the backend was closed; open a new one")
+
+    def _ready(self) -> tuple[Engine, LoadedModel]:
+        self._check_open()
+        if self._engine is None or self._loaded is None:
+            raise EngineDead("the backend is not started; call start() first, or use open_backend")
+        return self._engine, self._loaded
+
+
+def _stream(engine: Engine, request: Request) -> BufferedTokenStream:
+    return BufferedTokenStream(request.request_id, lambda: engine.cancel(request.request_id, request))
+
+
+def _hold(request: Request) -> asyncio.Future[None]:
+    """Make a request stop after its first token; the future is done then."""
+    held: asyncio.Future[None] = request.loop.create_future()
+
+    def on_held(error: BaseException | None) -> None:
+        if not held.done():
+            held.set_result(None) if error is None else held.set_exception(error)
+
+    request.hold, request.on_held = True, on_held
+    return held

@@ -1,0 +1,96 @@
+"""Renders a model's chat template: a Jinja program that came with the model's files, and is not to be
+trusted.
+
+The environment is the one that templates are written for (https://huggingface.co/docs/transformers/chat_templating):
+blocks do not leave lines behind, loops can ``break``, and ``raise_exception``, ``strftime_now`` and
+``tojson`` exist.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+from sage_infer.errors import InvalidRequest, ModelFileError
+
+__all__ = ["ChatTemplate"]
+
+
+class ChatTemplate:
+    """One compiled template. Raises :class:`ModelFileError` when ``source`` is not valid Jinja."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelFileError(f"the model's chat template is not valid Jinja: {error}") from error
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The prompt's text. Raises :class:`InvalidRequest` when the template refuses the messages, or fails
+        on them.
+        """
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                tools=list(tools) if tools else None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **variables,
+            )
+        except _Refused as error:
+            raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error
+        # A template is a program over the caller's data: a missing key or a number where text belongs ends up
+        # here.
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            ArithmeticError,
+            LookupError,
+        ) as error:
+            raise InvalidRequest(
+                f"the model's chat template fails on these messages ({type(error).__name__}: {error}); "
+                "check each message's role and content"
+            ) from error
+
+
+class _Refused(Exception):
+    """The template called ``raise_exception``."""
+
+
+def _raise(message: str) -> None:
+    raise _Refused(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes <, > and & for HTML, which would change the prompt.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

@@ -1,0 +1,163 @@
+"""What a decoder is, independent of the file format it came from: its dimensions and its exact weights.
+
+``gguf_model`` and ``hf_model`` produce a :class:`DecoderSource`; ``decoder_graph`` consumes one. Weights have
+the canonical names below, whatever the file calls them, and rows of ``q``/``k`` are in Hugging Face order
+(the two halves of a head are rotated against each other), whatever order the file has.
+
+===============================  =========================================
+``embed``                        ``[vocab, hidden]``
+``final_norm``                   ``[hidden]``
+``lm_head``                      ``[vocab, hidden]``, absent when tied to ``embed``
+``layers.N.attn_norm``           ``[hidden]``
+``layers.N.{q,k,v}``             ``[heads * head_dim, hidden]``
+``layers.N.o``                   ``[hidden, num_heads * head_dim]``
+``layers.N.mlp_norm``            ``[hidden]``
+``layers.N.{gate,up}``           ``[intermediate, hidden]``
+``layers.N.down``                ``[hidden, intermediate]``
+``layers.N.X.bias``              ``[rows of X]``, where the model has one
+===============================  =========================================
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["DecoderConfig", "DecoderSource", "DenseWeight", "FloatType", "GroupedWeight", "Weight"]
+
+FloatType = Literal["f32", "f16", "bf16"]
+
+
+@attrs.frozen(kw_only=True)
+class DecoderConfig:
+    """Dimensions and constants of a decoder-only language model. Lengths count tokens, ids are token ids."""
+
+    architecture: str
+    """Family that decides the graph; ``llama`` is the one there is."""
+    name: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_sequence_length: int
+    rms_eps: float
+    rope_theta: float
+    rope_factors: tuple[float, ...] | None = None
+    """Divisors of the ``head_dim / 2`` rotary frequencies (Llama 3.1 and linear scaling); ``None``: all
+    one.
+    """
+    tied_embeddings: bool = False
+    attention_bias: bool = False
+    """Whether q, k and v have a bias."""
+    output_bias: bool = False
+    """Whether the attention's output projection has a bias."""
+    mlp_bias: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; :meth:`from_dict` reads it back."""
+        return attrs.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> DecoderConfig:
+        """The inverse of :meth:`to_dict`. Raises ``TypeError`` for a missing or an unknown key."""
+        data = dict(data)
+        for key in ("rope_factors", "eos_token_ids"):
+            if data.get(key) is not None:
+                data[key] = tuple(data[key])
+        return cls(**data)
+
+    def inverse_frequencies(self) -> npt.NDArray[np.float32]:
+        """The rotary embedding's angular frequencies per position, ``[head_dim / 2]``, computed in
+        float32.
+        """
+        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        frequencies = np.float32(1) / np.power(np.float32(self.rope_theta), exponents)
+        if self.rope_factors is not None:
+            frequencies = frequencies / np.asarray(self.rope_factors, dtype=np.float32)
+        return np.asarray(frequencies, dtype=np.float32)
+
+
+@attrs.frozen(eq=False)
+class DenseWeight:
+    """A weight that the file stores as floats. ``values`` holds bf16 as its ``uint16`` bit patterns."""
+
+    values: npt.NDArray[Any]
+    type: FloatType
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    def dense(self) -> npt.NDArray[np.float32]:
+        """The weight in float32; exact, since every supported type is a subset of it."""
+        if self.type == "bf16":
+            bits: npt.NDArray[Any] = np.left_shift(self.values, 16, dtype=np.uint32)
+            return bits.view(np.float32)
+        return self.values.astype(np.float32)
+
+
+@attrs.frozen(eq=False)
+class GroupedWeight:
+    """A matrix of small integers with one scale, and maybe one minimum, for every ``group`` columns.
+
+    ``w[r, g * group + j] = scale[r, g] * quants[r, g, j] + minimum[r, g]``, without a minimum when it is
+    ``None``. ``quants`` is ``[rows, groups, group]`` of ``int8`` (``bits=8``, signed) or ``uint8``
+    (``bits=4``, 0 to 15, one value a byte); ``scale`` and ``minimum`` are float32 ``[rows, groups]``.
+    """
+
+    bits: Literal[4, 8]
+    quants: npt.NDArray[Any]
+    scale: npt.NDArray[np.float32]
+    minimum: npt.NDArray[np.float32] | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, groups, group = self.quants.shape
+        return rows, groups * group
+
+    def dense(self) -> npt.NDArray[np.float32]:
+        """The weight in float32, rounded exactly as ``gguf.quants.dequantize`` rounds it."""
+        values = self.quants.astype(np.float32)
+        values *= self.scale[:, :, None]
+        if self.minimum is not None:
+            values += self.minimum[:, :, None]
+        return values.reshape(self.shape)
+
+    def affine(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+        """The same weight as ``(quants - zero_point) * scale``: quants, scale and zero point (all float32).
+
+        The zero point is not rounded to an integer, which would change weights by up to a tenth. A group
+        whose scale is zero (all its weights are the minimum) has no zero point; it becomes ``(0 + minimum) *
+        1``.
+        """
+        if self.minimum is None:
+            return self.quants, self.scale, None
+        flat = self.scale == 0
+        scale = np.where(flat, np.float32(1), self.scale).astype(np.float32)
+        quants = np.where(flat[:, :, None], np.uint8(0), self.quants) if flat.any() else self.quants
+        return quants, scale, np.negative(self.minimum / scale, dtype=np.float32)
+
+
+Weight = DenseWeight | GroupedWeight
+
+
+class DecoderSource(Protocol):
+    """An opened model file: its config, and its weights one at a time, so that few are in memory at once."""
+
+    @property
+    def config(self) -> DecoderConfig: ...
+
+    def weight(self, name: str) -> Weight:
+        """The weight of that canonical name. Raises ``ModelFileError`` when it is missing or has another
+        shape.
+        """
+        ...

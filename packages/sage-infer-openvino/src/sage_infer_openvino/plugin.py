@@ -1,0 +1,57 @@
+"""What this wheel brings to sage-infer. Imports nothing of the engine."""
+
+from sage_infer import BackendSpec, hookimpl
+
+SAGE_INFER_CONTRACT = "1.0"
+
+_REQUIRES = {"openvino": ">=2026.4"}
+
+
+@hookimpl
+def sage_infer_backends() -> list[BackendSpec]:
+    return [
+        BackendSpec(
+            name="openvino",
+            factory="sage_infer_openvino.backend:OpenVINOBackend",
+            serves={"llm"},
+            hardware={"cpu"},
+            requires=_REQUIRES,
+            prepare="sage_infer_openvino.loading:prepare",
+            summary="embedded engine: paged KV and continuous batching on OpenVINO kernels",
+            options={
+                "weight_format": "exact (4- and 8-bit weights as they are in the file, default) or f32",
+                "precision": "f32 (default; the batch does not change results), bf16 or f16",
+                "kv_precision": "f32, bf16, f16 or u8; as precision where left out",
+                "kv_schema": "{preset: fp16, bf16 or int8} as --kv-schema sets it; another way to say kv_precision",
+                "kv_cache_gb": "size of the KV cache in GiB, 1.0 by default",
+                "max_batch_size": "sequences that run at once, 32 by default",
+                "max_sequence_length": "prompt and output in tokens; the model's own limit where left out",
+                "max_queue": "open requests before new ones are refused, 1024 by default",
+                "step_tokens": "tokens computed in one step, 512 by default; smaller is fairer, larger is faster",
+                "prefix_caching": "keep blocks of finished requests for prompts that begin alike, true by default",
+                "device": "OpenVINO device, CPU by default",
+                "threads": "CPU threads; all that the process may use where left out",
+                "cache_dir": "where prepared models are kept; the user's cache folder where left out",
+            },
+            limits=(
+                "GGUF files and Hugging Face folders of the Llama family only (Llama, SmolLM, SmolLM2).",
+                "Devices other than CPU have not been tried.",
+                "No LoRA and no quantization profiles yet.",
+            ),
+        ),
+        BackendSpec(
+            name="openvino-embedding",
+            factory="sage_infer_openvino.embedding_backend:OpenVINOEmbeddingBackend",
+            serves={"embedding"},
+            hardware={"cpu"},
+            requires=_REQUIRES,
+            summary="sentence encoders of the BERT family on OpenVINO",
+            options={
+                "precision": "f32 (default), bf16 or f16",
+                "device": "OpenVINO device, CPU by default",
+                "threads": "CPU threads; all that the process may use where left out",
+                "token_budget": "padded tokens in one batch, 2048 by default",
+            },
+            limits=("BERT encoders with mean or cls pooling only; no reranking yet.",),
+        ),
+    ]
