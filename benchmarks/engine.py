@@ -1,0 +1,226 @@
+"""The embedded engine beside other CPU engines: tokens/s at 1, 8 and 32 requests, and TTFT of a long prompt.
+
+    hatch run bench:engine [--rounds 5] [--json results.json] [--only NAME …]
+
+Every engine gets the same weights, SmolLM2-135M in Q8_0 (made here from the sample model, and read exactly by all),
+the same token ids as prompts, greedy decoding and no prefix cache. A round runs every engine once, in turn, each in
+a process of its own; ratios are taken round by round, so that a noisy machine hits all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CONCURRENCY = (1, 8, 32)
+PROMPT_TOKENS, OUTPUT_TOKENS, LONG_PROMPT = 38, 64, 1000
+Prompts = list[list[int]]
+Reading = dict[str, float]
+
+
+def make_prompts(count: int, length: int, seed: int) -> Prompts:
+    """Random token ids: no two prompts share a prefix, and every engine sees the same ones."""
+    numbers = random.Random(seed)
+    return [[numbers.randrange(1000, 40000) for _ in range(length)] for _ in range(count)]
+
+
+def measure(run: Callable[[Prompts, int], int]) -> Reading:
+    """``run(prompts, tokens)`` generates for all prompts at once and returns how many tokens came."""
+    run(make_prompts(2, PROMPT_TOKENS, seed=0), 8)  # warm up: kernels, threads, allocations
+    reading: Reading = {}
+    for count in CONCURRENCY:
+        prompts = make_prompts(count, PROMPT_TOKENS, seed=count)
+        started = time.perf_counter()
+        tokens = run(prompts, OUTPUT_TOKENS)
+        reading[f"tok/s @{count}"] = tokens / (time.perf_counter() - started)
+        if tokens != count * OUTPUT_TOKENS:
+            raise SystemExit(f"{tokens} tokens came, expected {count * OUTPUT_TOKENS}")
+    times = []
+    for attempt in range(3):
+        started = time.perf_counter()
+        run(make_prompts(1, LONG_PROMPT, seed=100 + attempt), 1)
+        times.append(time.perf_counter() - started)
+    reading["TTFT s"] = statistics.median(times)
+    return reading
+
+
+def ours(gguf: str, **options: Any) -> Reading:
+    from sage_infer import SamplingParams
+    from sage_infer.contracts import TokenStream
+    from sage_infer.schemas import ModelDescriptor
+    from sage_infer_openvino.backend import OpenVINOBackend
+
+    async def count(stream: TokenStream) -> int:
+        return sum([len(delta.token_ids) async for delta in stream])
+
+    async def generate(backend: OpenVINOBackend, prompts: Prompts, tokens: int) -> int:
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        return sum(await asyncio.gather(*map(count, await backend.generate(prompts, params))))
+
+    model = ModelDescriptor(model_id="bench", model_type="llm", model_path=gguf)
+    backend = OpenVINOBackend(model, **options)
+    with asyncio.Runner() as runner:
+        runner.run(backend.start())
+        reading = measure(lambda prompts, tokens: runner.run(generate(backend, prompts, tokens)))
+        runner.run(backend.close())
+    return reading
+
+
+def openvino_genai(gguf: str, **options: Any) -> Reading:
+    import numpy as np
+    import openvino as ov
+    import openvino_genai as genai
+
+    folder = Path(gguf).with_suffix(".genai")
+    if not (folder / "openvino_model.xml").exists():  # its GGUF reader writes the IR beside the file
+        genai.LLMPipeline(gguf, "CPU", enable_save_ov_model=True)
+        folder.mkdir()
+        for file in Path(gguf).parent.glob("openvino_*"):
+            file.rename(folder / file.name)
+    scheduler = genai.SchedulerConfig()
+    scheduler.cache_size, scheduler.enable_prefix_caching = 1, False
+    pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", options)
+
+    def run(prompts: Prompts, tokens: int) -> int:
+        config = genai.GenerationConfig(max_new_tokens=tokens, ignore_eos=True, do_sample=False)
+        inputs = [ov.Tensor(np.array([prompt], np.int64)) for prompt in prompts]
+        results = pipeline.generate(inputs, [config] * len(inputs))
+        return sum(len(result.m_generation_ids[0]) for result in results)
+
+    return measure(run)
+
+
+def llama_cpp(gguf: str, **options: Any) -> Reading:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = gguf
+    params.n_parallel, params.n_ctx, params.cont_batching = 32, 32 * 256, True
+    params.n_predict, params.cache_prompt, params.kv_unified = -1, False, True
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    params.verbosity = -1
+    server = xllamacpp.Server(params)
+
+    def complete(prompt: list[int], tokens: int) -> int:
+        request = {
+            "prompt": prompt,
+            "max_tokens": tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
+        answer = server.handle_completions(request)
+        return int(answer["usage"]["completion_tokens"])
+
+    def run(prompts: Prompts, tokens: int) -> int:
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            return sum(pool.map(lambda prompt: complete(prompt, tokens), prompts))
+
+    return measure(run)
+
+
+FAST = {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "u8"}
+CONTENDERS: dict[str, Callable[[str], Reading]] = {
+    "sage-infer (f32, KV f32)": ours,
+    "sage-infer (bf16, KV u8)": lambda gguf: ours(gguf, precision="bf16", kv_precision="u8"),
+    "openvino_genai (bf16, KV u8)": lambda gguf: openvino_genai(gguf, **FAST),
+    "llama.cpp (f32, KV f16)": llama_cpp,
+}
+
+
+def make_q8_0(target: Path) -> None:
+    """The sample model with every matrix in Q8_0, so that all engines hold the same numbers."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+    from gguf.quants import dequantize, quantize
+    from sage_infer.discovery import model_specs
+    from sage_infer.models import add_model
+
+    reader = GGUFReader(add_model(model_specs()["smollm2-135m"]))
+    writer = GGUFWriter(str(target), "llama")
+    for name, value in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        content = 7 if name == "general.file_type" else value.contents()
+        if value.types[0] == GGUFValueType.ARRAY:
+            writer.add_key_value(name, content, GGUFValueType.ARRAY, value.types[-1])
+        else:
+            writer.add_key_value(name, content, value.types[0])
+    for tensor in reader.tensors:
+        weights = dequantize(tensor.data, tensor.tensor_type)
+        if weights.ndim == 1:
+            writer.add_tensor(tensor.name, weights)
+        else:
+            q8_0 = GGMLQuantizationType.Q8_0
+            writer.add_tensor(tensor.name, quantize(weights, q8_0), raw_dtype=q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def run_worker(name: str, gguf: Path) -> Reading:
+    command = [sys.executable, __file__, "--worker", name, "--gguf", str(gguf)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
+    reading: Reading = json.loads(done.stdout.splitlines()[-1])
+    return reading
+
+
+def show(readings: dict[str, list[Reading]]) -> None:
+    columns = list(next(iter(readings.values()))[0])
+    print(f"| engine | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for name, rounds in readings.items():
+        cells = (f"{statistics.median(r[c] for r in rounds):.3g}" for c in columns)
+        print(f"| {name} | {' | '.join(cells)} |")
+    names = list(readings)
+    base = next((n for n in names if n.startswith("sage-infer (bf16")), names[0])
+    print(f"\nratios of {base} to the others, median (min to max) over rounds")
+    for name in names:
+        if name == base:
+            continue
+        for column in columns:
+            pairs = [a[column] / b[column] for a, b in zip(readings[base], readings[name], strict=True)]
+            print(
+                f"  {name:<30} {column:<10} {statistics.median(pairs):5.2f}  ({min(pairs):.2f} to {max(pairs):.2f})"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write all readings here")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--worker", choices=list(CONTENDERS), help=argparse.SUPPRESS)
+    parser.add_argument("--gguf", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(CONTENDERS[options.worker](options.gguf)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        gguf = Path(folder) / "smollm2-135m-q8_0.gguf"
+        make_q8_0(gguf)
+        readings: dict[str, list[Reading]] = {name: [] for name in options.only}
+        for round_number in range(options.rounds):
+            for name in options.only:
+                readings[name].append(run_worker(name, gguf))
+                print(f"round {round_number + 1}: {name}: {readings[name][-1]}", file=sys.stderr)
+    show(readings)
+    if options.json:
+        options.json.write_text(json.dumps(readings, indent=2))
+
+
+if __name__ == "__main__":
+    main()

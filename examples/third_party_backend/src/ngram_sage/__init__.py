@@ -1,0 +1,1 @@
+"""A sage-infer backend around an n-gram model of bytes."""
