@@ -42,6 +42,7 @@ def passes(package: Path, wheels: Path, folder: Path) -> bool:
     size = sum(file.stat().st_size for file in (folder / "venv").rglob("*") if file.is_file())
     print(f"{package.name}: installed, {size / 1e6:.0f} MB with pip and the tools of its tests", flush=True)
     shutil.copytree(package / "tests", folder / "tests")
+    shutil.copy(package / "README.md", folder)  # its examples are tested too
     (folder / "pytest.ini").write_text(PYTEST_INI)
     # What the tests start must come from this environment too.
     environment = {**os.environ, "PATH": f"{folder / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
