@@ -85,8 +85,8 @@ class OpenVINOBackend:
         self._check_open()
         if self._engine is None:
             loaded = await asyncio.to_thread(load_model, self.model, self._settings)
-            check_page_size(self._kv_schema, loaded.runner.block_size)
             self._check_open()  # it may have been closed meanwhile
+            check_page_size(self._kv_schema, loaded.runner.block_size)
             self._loaded, self._engine = loaded, loaded.start_engine(self._settings)
 
     async def close(self) -> None:
