@@ -13,6 +13,7 @@ SageInferError
 ├── RequestCancelled        the request was aborted, by its caller or by a shutdown
 ├── EngineDead              the engine stopped; every open request ends with this
 ├── KVCorrupt               a KV block failed its checksum or its header
+├── ToolOutputError         a hardware vendor's tool answered, and its answer is not understood
 └── ConfigError             the configuration file, environment or flags are wrong
 
 Each message says what happened, what was expected, and what to do next, on one line.
@@ -37,6 +38,7 @@ __all__ = [
     "RequestCancelled",
     "SageInferError",
     "SchemaError",
+    "ToolOutputError",
     "UnsupportedFeature",
 ]
 
@@ -164,6 +166,15 @@ class KVCorrupt(SageInferError):
     """A KV block's bytes do not match its checksum, size or header."""
 
     code = "kv_corrupt"
+
+
+class ToolOutputError(SageInferError):
+    """A hardware vendor's tool failed, or printed what its reader does not understand.
+
+    The message names the tool, its version where it printed one, and the line.
+    """
+
+    code = "tool_output_error"
 
 
 class ConfigError(SageInferError):

@@ -81,10 +81,19 @@ class BackendSpec(_FactorySpec):
 
 @frozen(kw_only=True)
 class DetectorSpec(_FactorySpec):
-    """A ``HardwareDetector``; ``factory()`` gives it. ``device_nodes`` are as for a backend."""
+    """A ``HardwareDetector``; ``factory()`` gives it.
+
+    Attributes:
+        hardware: hardware names that its devices get.
+        device_nodes: as for a backend.
+        read_recording: called as ``read_recording(text, name=file_name)`` with the recorded output of one of the
+            vendor's tools, to describe a machine from elsewhere; gives a ``HardwareProfile``, or raises
+            ``ToolOutputError`` for output that it does not know. None where there is no such tool.
+    """
 
     hardware: frozenset[str] = field(converter=as_frozenset, validator=Each(hardware_name(), min_items=1))
     device_nodes: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+    read_recording: str | None = field(default=None, validator=optional(_PATH))
 
 
 @frozen(kw_only=True)
