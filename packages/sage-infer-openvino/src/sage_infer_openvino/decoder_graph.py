@@ -11,12 +11,12 @@ vocab]``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sage_infer.errors import InvalidRequest, ModelFileError
+from sage_infer.errors import ModelFileError
 
 from sage_infer_openvino.decoder_weights import (
     DecoderConfig,
@@ -24,23 +24,21 @@ from sage_infer_openvino.decoder_weights import (
     DenseWeight,
     GroupedWeight,
     Weight,
+    stacked,
 )
 from sage_infer_openvino.ov_runtime import ops, ov, paged_attention_transformation
+from sage_infer_openvino.weight_format import WeightFormat, check_weight_format, in_format
 
-__all__ = ["SAMPLED_INPUT", "WeightFormat", "build_decoder", "to_paged_attention"]
-
-WeightFormat = Literal["exact", "f32"]
-"""``exact``: weights stay in the file's type, at its size; ``f32``: all dequantized. The values are the
-same.
-"""
+__all__ = ["SAMPLED_INPUT", "build_decoder", "to_paged_attention"]
 
 SAMPLED_INPUT = "sampled_tokens_indices"
-_LM_HEAD = "lm_head"
+_EMBEDDING, _LM_HEAD = "embed", "lm_head"
+_LAST_OUTPUT, _LAST_RESIDUAL = "last_layer.attention.output", "last_layer.attention.residual"
 
 
 def build_decoder(
     source: DecoderSource,
-    weight_format: WeightFormat = "exact",
+    weight_format: WeightFormat,
     progress: Callable[[float], None] | None = None,
 ) -> Any:
     """The stateful ``openvino.Model`` of ``source``. One weight at a time is dequantized; the model owns its
@@ -50,8 +48,7 @@ def build_decoder(
     for another ``weight_format``, and :class:`ModelFileError` when a weight is missing or does not have the
     shape that the config says.
     """
-    if weight_format not in ("exact", "f32"):
-        raise InvalidRequest(f"weight_format is {weight_format!r}, expected 'exact' or 'f32'")
+    check_weight_format(weight_format)
     return _DecoderBuilder(source, weight_format).build(progress or (lambda done: None))
 
 
@@ -61,15 +58,16 @@ def to_paged_attention(model: Any) -> None:
     Its inputs become ``input_ids`` and ``position_ids`` i64 ``[tokens]``; ``past_lens``,
     ``subsequence_begins``, ``block_indices``, ``block_indices_begins`` i32; ``max_context_len`` i32 scalar;
     ``key_cache.N`` and ``value_cache.N``; and ``sampled_tokens_indices`` i64 ``[n]``: the tokens whose logits
-    are computed. The vocabulary's projection is the largest product of a small model, so it must not run for
-    every token of a prompt. ``logits`` becomes ``[n, 1, vocab]``.
+    are computed. Once the last layer has attended, the others are of no use: what follows (the vocabulary's
+    projection above all, the largest product of a small model) runs for these only. ``logits`` becomes
+    ``[n, 1, vocab]``.
     """
     paged_attention_transformation(model)
-    lm_head = next(node for node in model.get_ops() if node.get_friendly_name() == _LM_HEAD)
     index = ops.parameter([-1], ov.Type.i64, name=SAMPLED_INPUT)
     index.output(0).set_names({SAMPLED_INPUT})
-    hidden = lm_head.input_value(0)
-    lm_head.input(0).replace_source_output(ops.gather(hidden, index, _i64(0)).output(0))
+    for node in [op for op in model.get_ops() if op.get_friendly_name() in (_LAST_OUTPUT, _LAST_RESIDUAL)]:
+        sampled = ops.gather(node.input_value(0), index, _i64(0))
+        node.input(0).replace_source_output(sampled.output(0))
     model.add_parameters([index])
     model.validate_nodes_and_infer_types()
 
@@ -92,11 +90,13 @@ class _DecoderBuilder:
 
     def build(self, progress: Callable[[float], None]) -> Any:
         config = self.config
-        embed = self._matrix("embed", (config.vocab_size, config.hidden_size))
+        embed = self._matrix(_EMBEDDING, (config.vocab_size, config.hidden_size))
         x = ops.gather(embed, self.ids, _i64(0))
         for layer in range(config.num_layers):
             prefix = f"layers.{layer}."
             x = ops.add(x, self._attention(self._norm(x, prefix + "attn_norm"), layer))
+            if layer == config.num_layers - 1:
+                x.set_friendly_name(_LAST_RESIDUAL)
             x = ops.add(x, self._mlp(self._norm(x, prefix + "mlp_norm"), prefix))
             progress((layer + 1) / config.num_layers)
         x = self._norm(x, "final_norm")
@@ -106,7 +106,6 @@ class _DecoderBuilder:
             else self._matrix(_LM_HEAD, (config.vocab_size, config.hidden_size))
         )
         logits = ops.matmul(x, head, False, True)
-        logits.set_friendly_name(_LM_HEAD)
         result = ops.result(logits)
         result.output(0).set_names({"logits"})
         parameters = [self.ids, self.mask, self.positions, self.beam]
@@ -117,20 +116,24 @@ class _DecoderBuilder:
     def _attention(self, x: Any, layer: int) -> Any:
         config, prefix = self.config, f"layers.{layer}."
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        bias = config.attention_bias
-        q = _split_heads(self._linear(x, prefix + "q", (width, config.hidden_size), bias), config.num_heads)
-        k = _split_heads(
-            self._linear(x, prefix + "k", (kv_width, config.hidden_size), bias), config.num_kv_heads
+        projected = self._linears(
+            x, prefix, {"q": width, "k": kv_width, "v": kv_width}, config.attention_bias
         )
-        v = _split_heads(
-            self._linear(x, prefix + "v", (kv_width, config.hidden_size), bias), config.num_kv_heads
-        )
+        heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        q, k, v = map(_split_heads, projected, heads)
         k = self._repeat_heads(self._remember(self._rotate(k), f"past_key_values.{layer}.key"))
         v = self._repeat_heads(self._remember(v, f"past_key_values.{layer}.value"))
         # Without a scale input the operation's default applies, 1 / sqrt(head_dim).
         attended = ops.scaled_dot_product_attention(self._rotate(q), k, v, self.allowed, causal=False)
         merged = ops.reshape(ops.transpose(attended, _i64([0, 2, 1, 3])), _i64([0, 0, width]), True)
-        return self._linear(merged, prefix + "o", (config.hidden_size, width), config.output_bias)
+        output = ops.matmul(merged, self._matrix(prefix + "o", (config.hidden_size, width)), False, True)
+        if layer == config.num_layers - 1:
+            output.set_friendly_name(_LAST_OUTPUT)
+        return (
+            ops.add(output, self._vector(prefix + "o.bias", config.hidden_size))
+            if config.output_bias
+            else output
+        )
 
     def _mlp(self, x: Any, prefix: str) -> Any:
         config = self.config
@@ -149,6 +152,21 @@ class _DecoderBuilder:
     def _linear(self, x: Any, name: str, shape: tuple[int, int], has_bias: bool) -> Any:
         y = ops.matmul(x, self._matrix(name, shape), False, True)
         return ops.add(y, self._vector(name + ".bias", shape[0])) if has_bias else y
+
+    def _linears(self, x: Any, prefix: str, rows: dict[str, int], has_bias: bool) -> Sequence[Any]:
+        """Several projections of one input: as one product where their matrices share a form, since for a few
+        tokens every product costs its start, not its size.
+        """
+        shapes = {name: (count, self.config.hidden_size) for name, count in rows.items()}
+        matrix = stacked([self._formed(prefix + name, shape) for name, shape in shapes.items()])
+        if matrix is None:
+            return [self._linear(x, prefix + name, shape, has_bias) for name, shape in shapes.items()]
+        y = ops.matmul(x, _matrix_node(matrix), False, True)
+        if has_bias:
+            biases = [self._weight(f"{prefix}{name}.bias", (count,)).dense() for name, count in rows.items()]
+            y = ops.add(y, ops.constant(_owned(np.concatenate(biases))))
+        parts: Sequence[Any] = ops.variadic_split(y, _i64(-1), _i64(list(rows.values()))).outputs()
+        return parts
 
     def _remember(self, current: Any, name: str) -> Any:
         """Appends ``current`` ``[batch, kv_heads, tokens, head_dim]`` to the state ``name``; the whole state
@@ -205,10 +223,12 @@ class _DecoderBuilder:
         return ops.constant(_owned(self._weight(name, (size,)).dense()))
 
     def _matrix(self, name: str, shape: tuple[int, int]) -> Any:
-        weight = self._weight(name, shape)
-        if self.weight_format == "f32":
-            return _constant(weight.dense(), shape, ov.Type.f32)
-        return _grouped_node(weight) if isinstance(weight, GroupedWeight) else _dense_node(weight)
+        return _matrix_node(self._formed(name, shape))
+
+    def _formed(self, name: str, shape: tuple[int, int]) -> Weight:
+        """A matrix in the weight format that was asked for."""
+        is_table = name in (_EMBEDDING, _LM_HEAD)
+        return in_format(self._weight(name, shape), self.weight_format, is_table=is_table)
 
     def _weight(self, name: str, shape: tuple[int, ...]) -> Weight:
         weight = self.source.weight(name)
@@ -217,6 +237,10 @@ class _DecoderBuilder:
                 f"weight {name} has shape {weight.shape}, expected {shape}; the file is inconsistent"
             )
         return weight
+
+
+def _matrix_node(weight: Weight) -> Any:
+    return _grouped_node(weight) if isinstance(weight, GroupedWeight) else _dense_node(weight)
 
 
 def _dense_node(weight: DenseWeight) -> Any:

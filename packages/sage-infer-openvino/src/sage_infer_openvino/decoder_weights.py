@@ -20,13 +20,22 @@ the canonical names below, whatever the file calls them, and rows of ``q``/``k``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DecoderConfig", "DecoderSource", "DenseWeight", "FloatType", "GroupedWeight", "Weight"]
+__all__ = [
+    "DecoderConfig",
+    "DecoderSource",
+    "DenseWeight",
+    "FloatType",
+    "GroupedWeight",
+    "Weight",
+    "stacked",
+]
 
 FloatType = Literal["f32", "f16", "bf16"]
 
@@ -124,6 +133,11 @@ class GroupedWeight:
         rows, groups, group = self.quants.shape
         return rows, groups * group
 
+    @property
+    def form(self) -> tuple[int, int, bool]:
+        """Bits, columns in a group, and whether there are minima."""
+        return self.bits, self.quants.shape[2], self.minimum is not None
+
     def dense(self) -> npt.NDArray[np.float32]:
         """The weight in float32, rounded exactly as ``gguf.quants.dequantize`` rounds it."""
         values = self.quants.astype(np.float32)
@@ -148,6 +162,26 @@ class GroupedWeight:
 
 
 Weight = DenseWeight | GroupedWeight
+
+
+def stacked(weights: Sequence[Weight]) -> Weight | None:
+    """The rows of several matrices in one, in the form that they share; ``None`` where they do not share one."""
+    first = weights[0]
+    if isinstance(first, DenseWeight):
+        dense = [w for w in weights if isinstance(w, DenseWeight) and w.type == first.type]
+        if len(dense) < len(weights):
+            return None
+        return DenseWeight(np.concatenate([w.values for w in dense]), first.type)
+    grouped = [w for w in weights if isinstance(w, GroupedWeight) and w.form == first.form]
+    if len(grouped) < len(weights):
+        return None
+    minima = [w.minimum for w in grouped if w.minimum is not None]
+    return GroupedWeight(
+        first.bits,
+        np.concatenate([w.quants for w in grouped]),
+        np.concatenate([w.scale for w in grouped]),
+        np.concatenate(minima) if minima else None,
+    )
 
 
 class DecoderSource(Protocol):
