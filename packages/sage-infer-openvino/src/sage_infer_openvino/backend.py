@@ -65,6 +65,7 @@ class OpenVINOBackend:
         max_sequence_length: int | None = None,
         max_queue: int = 1024,
         step_tokens: int = 512,
+        decode_slowdown: float = 2.0,
         prefix_caching: bool = True,
         device: str = "CPU",
         threads: int | None = None,
@@ -76,7 +77,8 @@ class OpenVINOBackend:
             weight_format=weight_format, precision=precision,
             kv_precision=wanted_precision(kv_schema, kv_precision), kv_cache_gb=kv_cache_gb,
             max_batch_size=max_batch_size, max_sequence_length=max_sequence_length, max_queue=max_queue,
-            step_tokens=step_tokens, prefix_caching=prefix_caching, device=device, threads=threads, cache_dir=cache_dir,
+            step_tokens=step_tokens, decode_slowdown=decode_slowdown, prefix_caching=prefix_caching,
+            device=device, threads=threads, cache_dir=cache_dir,
         )  # fmt: skip
         self._quant_profile_id: str | None = None
         self._loaded: LoadedModel | None = None

@@ -48,6 +48,7 @@ class Settings:
     max_queue: int = field(validator=Integer(ge=1))
     prefix_caching: bool = field(validator=Flag())
     step_tokens: int = field(validator=Integer(ge=16))
+    decode_slowdown: float = field(validator=Number(gt=1))
     device: str = field(validator=DEVICE)
     threads: int | None = field(validator=optional(Integer(ge=1)))
     cache_dir: str | None = field(validator=optional(Text(min_length=1)))
@@ -75,6 +76,7 @@ class LoadedModel:
             self.tokenizer.eos_token_ids,
             max_batch_size=settings.max_batch_size,
             step_tokens=settings.step_tokens,
+            decode_slowdown=settings.decode_slowdown,
             max_queue=settings.max_queue,
             block_keys=self.states.block_keys if settings.prefix_caching else None,
         )
