@@ -9,29 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 from sage_infer.errors import ModelFileError, ModelNotFound
+from sage_infer.models.prepared import PreparedCache, Progress
 
 from sage_infer_openvino.decoder_graph import build_decoder
 from sage_infer_openvino.decoder_weights import DecoderConfig
+from sage_infer_openvino.gguf_file import part_paths
 from sage_infer_openvino.gguf_model import GgufModel
 from sage_infer_openvino.hf_model import HfModel
-from sage_infer_openvino.ir_cache import IrCache
 from sage_infer_openvino.ov_runtime import ov
 from sage_infer_openvino.tokenizer import TextTokenizer
 from sage_infer_openvino.weight_format import WeightFormat
 
-__all__ = ["PREPARED_VERSION", "PreparedDecoder", "Progress", "find_model_file", "prepare_decoder"]
+__all__ = ["PREPARED_VERSION", "PreparedDecoder", "find_model_file", "prepare_decoder"]
 
 PREPARED_VERSION = 2
 """Raise it whenever what is written below changes meaning: older entries are then made again."""
-
-Progress = Callable[[str, float], None]
-"""Called with what is being done and how much of the whole is done, 0 to 1."""
 
 _SOURCE_FILES = ("*.json", "*.jinja", "*.safetensors")
 
@@ -100,7 +97,7 @@ def prepare_decoder(
         (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1), encoding="utf-8")
         report("checking", 0.9)
 
-    cache = IrCache(cache_dir)
+    cache = PreparedCache(cache_dir)
     folder = cache.get_or_build(f"{source.stem}-{weight_format}", identity, build)
     cache.remove_outdated(
         lambda other: other.get("source") == identity["source"] and other.get("files") != identity["files"]
@@ -110,7 +107,7 @@ def prepare_decoder(
 
 
 def find_model_file(path: str | Path) -> Path:
-    """The absolute GGUF file or Hugging Face folder that ``path`` means.
+    """The absolute GGUF file (of several parts the first) or Hugging Face folder that ``path`` means.
 
     Raises :class:`ModelNotFound` when there is nothing, and :class:`ModelFileError` when a folder holds
     neither or several.
@@ -123,7 +120,7 @@ def find_model_file(path: str | Path) -> Path:
     if (path / "config.json").is_file():
         return path
     found = sorted(path.glob("*.gguf"))
-    if len(found) == 1:
+    if found and set(found) <= set(part_paths(found[0])):
         return found[0]
     names = ", ".join(file.name for file in found)
     if found:
@@ -134,18 +131,18 @@ def find_model_file(path: str | Path) -> Path:
 def _fingerprints(source: Path) -> list[list[Any]]:
     """Name, size and modification time of every file that the prepared form depends on."""
     files = (
-        [source]
+        part_paths(source)
         if source.is_file()
         else sorted({file for glob in _SOURCE_FILES for file in source.glob(glob)})
     )
-    stats = [(file.name, file.stat()) for file in files]
+    stats = [(file.name, file.stat()) for file in files if file.exists()]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def _fingerprint(weights: str, config: DecoderConfig) -> str:
     """Hash of what is computed. Not of the XML, which numbers its nodes differently in every process."""
     computed = {**config.to_dict(), "weights": weights, "version": PREPARED_VERSION}
-    for other in ("name", "bos_token_id", "eos_token_ids", "pad_token_id"):
+    for other in ("architecture", "name", "bos_token_id", "eos_token_ids", "pad_token_id"):
         del computed[other]
     return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
 
