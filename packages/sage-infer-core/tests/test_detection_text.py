@@ -137,6 +137,7 @@ def test_a_table_that_contradicts_itself_is_noted_once() -> None:
     [
         ("D0 D1\nD0 LNK X\nD1 LNK X", "expected X where D0 meets itself"),
         ("D0 D1\nD0 X LNK SYS", "expected 2 cells under D0 D1"),
+        ("D0 D1 new\nD0 X LNK\nD1 LNK X new", "expected 3 cells under D0 D1 new"),
         ("D0 D1\nD0 X", "expected 2 cells"),
         ("D0 D1\nD0 X LNK\nD0 X LNK", "one row for D0"),
         ("D0 D1\nD0 X ?", "a link code under D1"),

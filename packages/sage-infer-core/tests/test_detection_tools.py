@@ -80,7 +80,10 @@ time.sleep(60)
     with pytest.raises(ToolOutputError, match=r"vendor-smi gave no answer within 1 s; the driver may hang"):
         run_tool(tool, timeout_s=1)
     assert time.monotonic() - started < 10
-    assert not is_running(int(pid_file.read_text()))
+    child = int(pid_file.read_text())
+    while is_running(child):  # it has been killed; dying takes the kernel a moment
+        assert time.monotonic() - started < 30
+        time.sleep(0.01)
 
 
 def is_running(pid: int) -> bool:

@@ -15,6 +15,8 @@ __all__ = ["LinkMatrix", "asymmetry_notes", "read_matrix"]
 
 # Headings of more than one word; each is one column.
 _PHRASES = re.compile(r"\b(CPU|NUMA) (Affinity)\b|\b(?:GPU|XPU|NPU|MLU|DCU|HCU) NUMA ID\b", re.IGNORECASE)
+# Columns whose cells may be left empty at the end of a row; a missing cell of any other would shift the rest.
+_MAY_BE_EMPTY = re.compile(r"(CPU|NUMA)_Affinity|\w+_NUMA_ID", re.IGNORECASE)
 _CPU_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
@@ -80,7 +82,7 @@ def read_matrix(
         if row in rows:
             raise text.error(line, f"one row for {row}")
         labels = [column for column in columns if re.fullmatch(label, column)]
-        needed = max(index for index, column in enumerate(columns) if column in labels) + 1
+        needed = max(i for i, column in enumerate(columns) if not _MAY_BE_EMPTY.fullmatch(column)) + 1
         if not needed <= len(cells) <= len(columns):
             raise text.error(line, f"{len(columns)} cells under {' '.join(columns)}")
         rows.append(row)
