@@ -10,25 +10,45 @@ the canonical names below, whatever the file calls them, and rows of ``q``/``k``
 ``lm_head``                      ``[vocab, hidden]``, absent when tied to ``embed``
 ``layers.N.attn_norm``           ``[hidden]``
 ``layers.N.{q,k,v}``             ``[heads * head_dim, hidden]``
+``layers.N.{q,k}_norm``          ``[head_dim]`` or ``[heads * head_dim]``
 ``layers.N.o``                   ``[hidden, num_heads * head_dim]``
+``layers.N.attn_post_norm``      ``[hidden]``
 ``layers.N.mlp_norm``            ``[hidden]``
 ``layers.N.{gate,up}``           ``[intermediate, hidden]``
 ``layers.N.down``                ``[hidden, intermediate]``
+``layers.N.mlp_post_norm``       ``[hidden]``
 ``layers.N.X.bias``              ``[rows of X]``, where the model has one
 ===============================  =========================================
+
+Norms, biases and ``lm_head`` exist where the config says so. A norm's weight is what the normalized vector is
+multiplied by, also where a file stores it less one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DecoderConfig", "DecoderSource", "DenseWeight", "FloatType", "GroupedWeight", "Weight"]
+__all__ = [
+    "Activation",
+    "DecoderConfig",
+    "DecoderSource",
+    "DenseWeight",
+    "FloatType",
+    "GroupedWeight",
+    "QkNorm",
+    "Weight",
+    "map_rows",
+]
 
 FloatType = Literal["f32", "f16", "bf16"]
+Activation = Literal["silu", "gelu_tanh"]
+QkNorm = Literal["none", "head", "width"]
+"""Whether q and k are normalized before they are rotated: not, each head by itself, or all heads together."""
 
 
 @attrs.frozen(kw_only=True)
@@ -36,7 +56,7 @@ class DecoderConfig:
     """Dimensions and constants of a decoder-only language model. Lengths count tokens, ids are token ids."""
 
     architecture: str
-    """Family that decides the graph; ``llama`` is the one there is."""
+    """The family's key (``families``); what it computes is in the other fields alone."""
     name: str
     num_layers: int
     hidden_size: int
@@ -49,9 +69,30 @@ class DecoderConfig:
     rms_eps: float
     rope_theta: float
     rope_factors: tuple[float, ...] | None = None
-    """Divisors of the ``head_dim / 2`` rotary frequencies (Llama 3.1 and linear scaling); ``None``: all
-    one.
-    """
+    """Divisors of the ``rotary_dim / 2`` rotary frequencies (``rotary``); ``None``: all one."""
+    rope_scale: float = 1.0
+    """Factor on cosine and sine."""
+    rotary_dim: int | None = None
+    """How many of a head's first values are rotated; ``None``: all ``head_dim``."""
+    local_rope_theta: float | None = None
+    """Base of the rotation in layers with a window, without factors or scale; ``None``: as in the others."""
+    unrotated_layers: tuple[int, ...] = ()
+    windows: tuple[int, ...] | None = None
+    """For every layer how many tokens a token sees, itself included, 0 for all; ``None``: all in every layer."""
+    attention_scale: float | None = None
+    """Factor on attention scores; ``None``: ``1 / sqrt(head_dim)``."""
+    qk_norm: QkNorm = "none"
+    activation: Activation = "silu"
+    input_norms: bool = True
+    """Whether attention and MLP take normalized values."""
+    output_norms: bool = False
+    """Whether what they give is normalized before it is added."""
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """Factor on what attention and MLP add."""
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
+    """Logits become ``cap * tanh(logits / cap)``."""
     tied_embeddings: bool = False
     attention_bias: bool = False
     """Whether q, k and v have a bias."""
@@ -70,16 +111,23 @@ class DecoderConfig:
     def from_dict(cls, data: dict[str, Any]) -> DecoderConfig:
         """The inverse of :meth:`to_dict`. Raises ``TypeError`` for a missing or an unknown key."""
         data = dict(data)
-        for key in ("rope_factors", "eos_token_ids"):
+        for key in ("rope_factors", "unrotated_layers", "windows", "eos_token_ids"):
             if data.get(key) is not None:
                 data[key] = tuple(data[key])
         return cls(**data)
 
-    def inverse_frequencies(self) -> npt.NDArray[np.float32]:
-        """The rotary embedding's angular frequencies per position, ``[head_dim / 2]``, computed in
-        float32.
+    def window(self, layer: int) -> int:
+        """How many tokens a token sees in that layer, 0 for all."""
+        return self.windows[layer] if self.windows else 0
+
+    def inverse_frequencies(self, local: bool = False) -> npt.NDArray[np.float32]:
+        """The rotary embedding's angular frequencies per position, ``[rotary_dim / 2]``, computed in float32;
+        ``local``: those of layers with a window.
         """
-        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        dimensions = self.rotary_dim or self.head_dim
+        exponents = np.arange(0, dimensions, 2, dtype=np.float32) / np.float32(dimensions)
+        if local and self.local_rope_theta is not None:
+            return np.asarray(np.float32(1) / np.power(np.float32(self.local_rope_theta), exponents))
         frequencies = np.float32(1) / np.power(np.float32(self.rope_theta), exponents)
         if self.rope_factors is not None:
             frequencies = frequencies / np.asarray(self.rope_factors, dtype=np.float32)
@@ -148,6 +196,14 @@ class GroupedWeight:
 
 
 Weight = DenseWeight | GroupedWeight
+
+
+def map_rows(weight: Weight, move: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Weight:
+    """The weight whose rows ``move`` chose or reordered; it is called with every array that has them first."""
+    if isinstance(weight, DenseWeight):
+        return DenseWeight(move(weight.values), weight.type)
+    minimum = None if weight.minimum is None else move(weight.minimum)
+    return GroupedWeight(weight.bits, move(weight.quants), move(weight.scale), minimum)
 
 
 class DecoderSource(Protocol):

@@ -26,7 +26,7 @@ from sage_infer_openvino.tokenizer import TextTokenizer
 
 __all__ = ["PREPARED_VERSION", "PreparedDecoder", "Progress", "find_model_file", "prepare_decoder"]
 
-PREPARED_VERSION = 1
+PREPARED_VERSION = 2
 """Raise it whenever what is written below changes meaning: older entries are then made again."""
 
 Progress = Callable[[str, float], None]
@@ -144,7 +144,7 @@ def _fingerprints(source: Path) -> list[list[Any]]:
 def _fingerprint(weights: str, config: DecoderConfig) -> str:
     """Hash of what is computed. Not of the XML, which numbers its nodes differently in every process."""
     computed = {**config.to_dict(), "weights": weights, "version": PREPARED_VERSION}
-    for other in ("name", "bos_token_id", "eos_token_ids", "pad_token_id"):
+    for other in ("architecture", "name", "bos_token_id", "eos_token_ids", "pad_token_id"):
         del computed[other]
     return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
 
