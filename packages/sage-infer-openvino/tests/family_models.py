@@ -362,7 +362,13 @@ def write_gguf(case: Case, path: Path) -> Path:
     if not case.gguf.startswith("gemma"):
         writer.add_rope_dimension_count(int(case.head_dim * config.get("partial_rotary_factor", 1.0)))
     for key, value in case.metadata.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        adders = {
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }
+        add = adders[type(value)]
         add(f"{case.gguf}.{key}", value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
