@@ -1,5 +1,5 @@
 """Builds a ``tokenizers.Tokenizer`` from a GGUF file's metadata: byte-level BPE, split as the vocabulary was
-trained.
+trained, or SentencePiece's (``gguf_sentencepiece``).
 
 A GGUF names its splitting rule (``tokenizer.ggml.pre``) and leaves the rule itself to the reader; the rules
 below are those of llama.cpp's ``llm_tokenizer_bpe`` (``src/llama-vocab.cpp``), which defines the names.
@@ -13,6 +13,7 @@ from sage_infer.errors import ModelFileError, UnsupportedFeature
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from sage_infer_openvino.gguf_file import GgufFile
+from sage_infer_openvino.gguf_sentencepiece import sentencepiece_tokenizer
 
 __all__ = ["adds_bos", "build_tokenizer", "end_of_generation_ids"]
 
@@ -57,26 +58,36 @@ _END_TEXTS = {
 def build_tokenizer(file: GgufFile) -> Tokenizer:
     """The file's tokenizer, with its special tokens, and BOS or EOS added where the file says so.
 
-    Raises :class:`UnsupportedFeature` for another kind of tokenizer than byte-level BPE or an unknown
-    splitting rule, and :class:`ModelFileError` when the vocabulary and the merges do not fit together.
+    Raises :class:`UnsupportedFeature` for another kind of tokenizer than byte-level or SentencePiece's BPE or an
+    unknown splitting rule, and :class:`ModelFileError` when the vocabulary and the merges do not fit together.
     """
-    meta = file.metadata
-    kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2":
-        raise UnsupportedFeature(
-            f"{file.path}: tokenizer.ggml.model {kind!r} is not supported ('gpt2', byte-level BPE, is); "
-            "use the model's Hugging Face folder, which has a tokenizer.json"
-        )
+    kind, tokens = file.metadata.get("tokenizer.ggml.model"), _strings(file, "tokenizer.ggml.tokens")
+    match kind:
+        case "gpt2":
+            tokenizer = _byte_level(file, tokens)
+        case "llama":
+            tokenizer = sentencepiece_tokenizer(file, tokens)
+        case _:
+            raise UnsupportedFeature(
+                f"{file.path}: tokenizer.ggml.model {kind!r} is not supported ('gpt2', byte-level BPE, and 'llama', "
+                "SentencePiece's, are); use the model's Hugging Face folder, which has a tokenizer.json"
+            )
+    _add_whole_tokens(tokenizer, file, tokens)
+    _add_template(tokenizer, file, tokens)
+    return tokenizer
+
+
+def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
+    pre = file.metadata.get("tokenizer.ggml.pre", "default")
     if pre not in _SPLITS:
         raise UnsupportedFeature(
             f"{file.path}: tokenizer.ggml.pre {pre!r} is not supported; supported: "
             f"{', '.join(sorted(_SPLITS))}; "
             "use the model's Hugging Face folder, which has a tokenizer.json"
         )
-    tokens, merges = _strings(file, "tokenizer.ggml.tokens"), _strings(file, "tokenizer.ggml.merges")
     vocab = {token: index for index, token in enumerate(tokens)}
     pairs = []
-    for merge in merges:
+    for merge in _strings(file, "tokenizer.ggml.merges"):
         # From 1: the left half may itself be a space in vocabularies that were not spelled in GPT-2's
         # alphabet.
         cut = merge.find(" ", 1)
@@ -94,37 +105,37 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    _add_whole_tokens(tokenizer, tokens, meta.get("tokenizer.ggml.token_type", []))
-    _add_template(tokenizer, file, tokens)
     return tokenizer
 
 
 def end_of_generation_ids(file: GgufFile) -> tuple[int, ...]:
-    """Ids that end a text or a turn: those that the metadata names, then every control token known to do
-    so.
-    """
+    """Ids that end a text or a turn: those that the metadata names, then every whole token known to do so."""
     meta = file.metadata
     named = [meta.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     types = meta.get("tokenizer.ggml.token_type", [])
     known = [
         index
         for index, (token, kind) in enumerate(zip(meta.get("tokenizer.ggml.tokens", []), types, strict=False))
-        if kind == _CONTROL and token in _END_TEXTS
+        if kind in (_CONTROL, _USER_DEFINED) and token in _END_TEXTS
     ]
     return tuple(dict.fromkeys([index for index in named if index is not None] + known))
 
 
 def adds_bos(file: GgufFile) -> bool:
     """Whether a text begins with BOS; llama.cpp's default where the file does not say."""
-    default = file.metadata.get("tokenizer.ggml.pre") in _IGNORE_MERGES
-    return bool(file.metadata.get("tokenizer.ggml.add_bos_token", default))
+    meta = file.metadata
+    default = meta.get("tokenizer.ggml.model") == "llama" or meta.get("tokenizer.ggml.pre") in _IGNORE_MERGES
+    return bool(meta.get("tokenizer.ggml.add_bos_token", default))
 
 
-def _add_whole_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
+def _add_whole_tokens(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
     """Tokens that are found whole in a text. They are in the vocabulary already, so no id is added."""
+    types, kept = file.metadata.get("tokenizer.ggml.token_type", []), _keeps_space(file)
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         whole = [
-            AddedToken(token, normalized=False, special=special)
+            AddedToken(
+                token, normalized=False, special=special, rstrip=kept is not None and token not in kept
+            )
             for token, token_kind in zip(tokens, types, strict=False)
             if token_kind == kind
         ]
@@ -132,6 +143,16 @@ def _add_whole_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int])
             tokenizer.add_special_tokens(whole)
         else:
             tokenizer.add_tokens(whole)
+
+
+def _keeps_space(file: GgufFile) -> set[str] | None:
+    """Whole tokens that do not swallow the space after them, where the others do; ``None``: none does.
+
+    Only Phi-3's do, which a GGUF cannot say: llama.cpp knows it (``llama-vocab.cpp``, by the model's name).
+    """
+    meta = file.metadata
+    phi = meta.get("general.architecture") == "phi3" and meta.get("tokenizer.ggml.model") == "llama"
+    return {"<unk>", "<s>", "<|endoftext|>"} if phi else None
 
 
 def _add_template(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
