@@ -121,7 +121,7 @@ def test_files_that_are_no_gguf(tmp_path: Path, content: bytes, says: str) -> No
         ({"architecture": "mamba"}, UnsupportedFeature, r"'mamba' is not supported.*supported: llama"),
         ({"metadata": {"llama.expert_count": 8}}, UnsupportedFeature, "mixture of experts"),
         ({"metadata": {"llama.rope.dimension_count": 8}}, UnsupportedFeature, "part of each head"),
-        ({"metadata": {"llama.rope.scaling.type": "yarn"}}, UnsupportedFeature, "yarn"),
+        ({"metadata": {"llama.rope.scaling.type": "dynamic"}}, UnsupportedFeature, "dynamic"),
         ({"metadata": {"llama.block_count": None}}, ModelFileError, "llama.block_count is None"),
         (
             {"metadata": {"llama.embedding_length": 128}},

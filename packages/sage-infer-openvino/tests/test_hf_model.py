@@ -156,7 +156,7 @@ def test_shards_outside_the_folder_are_refused(folder: Path) -> None:
         ),
         ({"hidden_act": "gelu"}, UnsupportedFeature, "'gelu'"),
         ({"quantization_config": {"bits": 4}}, UnsupportedFeature, "quantized"),
-        ({"rope_scaling": {"type": "yarn"}}, UnsupportedFeature, "'yarn'"),
+        ({"rope_scaling": {"type": "dynamic"}}, UnsupportedFeature, "'dynamic'"),
         ({"num_hidden_layers": "2"}, ModelFileError, "num_hidden_layers is '2'"),
     ],
 )

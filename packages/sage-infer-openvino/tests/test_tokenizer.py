@@ -148,7 +148,7 @@ def test_gguf_metadata_decides(tiny_gguf: Write) -> None:
     ("metadata", "error", "says"),
     [
         ({"tokenizer.ggml.pre": "chatglm-bpe"}, UnsupportedFeature, "'chatglm-bpe' is not supported.*smollm"),
-        ({"tokenizer.ggml.model": "llama"}, UnsupportedFeature, "tokenizer.ggml.model 'llama'"),
+        ({"tokenizer.ggml.model": "bert"}, UnsupportedFeature, "tokenizer.ggml.model 'bert'"),
         ({"tokenizer.ggml.merges": ["he llo"]}, ModelFileError, "do not fit together"),
         ({"tokenizer.ggml.merges": None}, ModelFileError, "tokenizer.ggml.merges is missing"),
     ],
