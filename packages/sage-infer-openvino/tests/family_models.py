@@ -343,11 +343,11 @@ def write_folder(case: Case, folder: Path) -> Path:
     return folder
 
 
-def write_gguf(case: Case, path: Path) -> Path:
-    """The GGUF that llama.cpp's converter would make of it."""
+def write_gguf(case: Case, path: Path, **options: Any) -> Path:
+    """The GGUF that llama.cpp's converter would make of it; ``options`` are ``GGUFWriter``'s."""
     assert case.gguf is not None
     config = case.settings
-    writer = gguf.GGUFWriter(str(path), case.gguf)
+    writer = gguf.GGUFWriter(str(path), case.gguf, **options)
     kv_heads = config["num_key_value_heads"]
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])

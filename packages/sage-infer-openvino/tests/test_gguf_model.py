@@ -8,12 +8,14 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from family_models import CASES, write_gguf
 from gguf.constants import GGMLQuantizationType as GgmlType
 from gguf.quants import dequantize
 from sage_infer.errors import ModelFileError, SageInferError, UnsupportedFeature
 from sage_infer_openvino.decoder_weights import DecoderConfig, GroupedWeight
 from sage_infer_openvino.gguf_file import GgufFile
 from sage_infer_openvino.gguf_model import GgufModel, gguf_name
+from sage_infer_openvino.prepare import find_model_file, prepare_decoder
 
 Write = Callable[..., Path]
 
@@ -141,3 +143,40 @@ def test_missing_tensor_is_named(tiny_gguf: Write) -> None:
     model = GgufModel(tiny_gguf(metadata={"llama.block_count": 3}))
     with pytest.raises(ModelFileError, match=r"blk\.2\.attn_q\.weight"):
         model.weight("layers.2.q")
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    """A model in parts, as ``gguf-split`` writes it."""
+    (tmp_path / "parts").mkdir()
+    write_gguf(CASES["qwen3"], tmp_path / "parts" / "q.gguf", split_max_tensors=13)
+    return sorted((tmp_path / "parts").iterdir())
+
+
+def test_a_model_in_parts_is_one(parts: list[Path], tmp_path: Path) -> None:
+    assert [part.name for part in parts] == [f"q-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    whole = write_gguf(CASES["qwen3"], tmp_path / "q.gguf")
+    assert find_model_file(parts[0].parent) == parts[0]
+    one, many = (prepare_decoder(path, cache_dir=tmp_path / "cache") for path in (whole, parts[0]))
+    assert many.fingerprint == one.fingerprint
+    parts[2].touch()
+    assert prepare_decoder(parts[0], cache_dir=tmp_path / "cache").folder != many.folder
+
+
+def test_parts_that_do_not_make_a_model(parts: list[Path], tmp_path: Path) -> None:
+    first, second, third = parts
+
+    def fails(path: Path, says: str) -> None:
+        with pytest.raises(ModelFileError, match=says) as caught:
+            prepare_decoder(path, cache_dir=tmp_path / "cache")
+        assert "\n" not in str(caught.value)
+
+    fails(second, "is part 2 of 3 of a model; name the first, q-00001-of-00003.gguf")
+    kept = second.read_bytes()
+    second.write_bytes(third.read_bytes())
+    fails(first, "q-00003-of-00003.gguf: has tensors that an earlier part has")
+    second.write_bytes(kept[:-1])
+    fails(first, "q-00002-of-00003.gguf: truncated")
+    second.unlink()
+    fails(first.parent, "q-00002-of-00003.gguf: not found; the model is in 3 parts")
+    fails(first.rename(first.with_name("renamed.gguf")), "give it back its name")

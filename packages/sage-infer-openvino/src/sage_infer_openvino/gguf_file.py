@@ -9,6 +9,7 @@ formats of the tensors themselves stay with that package (``gguf_model``). Layou
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from sage_infer.errors import ModelFileError
 
-__all__ = ["GgufFile", "GgufTensor"]
+__all__ = ["GgufFile", "GgufTensor", "part_paths"]
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -40,11 +41,32 @@ class GgufTensor:
     nbytes: int
 
 
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+
+def part_paths(path: Path) -> list[Path]:
+    """All files of the model that ``path`` is (the first part of), whether they exist or not.
+
+    llama.cpp's ``gguf-split`` calls them ``NAME-00001-of-0000N.gguf``. Raises :class:`ModelFileError` for a later part.
+    """
+    found = _PART.search(path.name)
+    if found is None:
+        return [path]
+    part, count = map(int, found.groups())
+    if part != 1:
+        first = path.name[: found.start()] + f"-00001-of-{count:05}.gguf"
+        raise ModelFileError(f"{path}: is part {part} of {count} of a model; name the first, {first}")
+    stem = path.name[: found.start()]
+    return [path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+
+
 class GgufFile:
     """A GGUF file: ``metadata`` (key → int, float, bool, str or list), and ``tensors`` by name.
 
-    The file stays memory-mapped as long as the object or an array of :meth:`raw` lives.
-    Raises :class:`ModelFileError` when the file is not a whole, little-endian GGUF of version 2 or 3.
+    Given the first of several parts, it has the tensors of all, and its own metadata. Files stay memory-mapped as long
+    as the object or an array of :meth:`raw` lives.
+    Raises :class:`ModelFileError` when a file is not a whole, little-endian GGUF of version 2 or 3, or a part is
+    missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -63,10 +85,39 @@ class GgufFile:
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, GgufTensor] = {}
         self._read()
+        self._part_of: dict[str, GgufFile] = {}
+        self._join_parts()
 
     def raw(self, tensor: GgufTensor) -> npt.NDArray[np.uint8]:
         """The tensor's bytes as a read-only view ``[nbytes]`` of the memory map."""
+        if tensor.name in self._part_of:
+            return self._part_of[tensor.name].raw(tensor)
         return np.frombuffer(self._map, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
+
+    def _join_parts(self) -> None:
+        count = self.metadata.get("split.count", 1)
+        if not isinstance(count, int) or count <= 1 or self.metadata.get("split.no", 0) != 0:
+            return
+        paths = part_paths(self.path)
+        if len(paths) != count:
+            raise ModelFileError(
+                f"{self.path}: is part 1 of {count}, and parts are called NAME-00001-of-{count:05}.gguf; "
+                "give it back its name"
+            )
+        for path in paths[1:]:
+            if not path.is_file():
+                raise ModelFileError(f"{path}: not found; the model is in {count} parts, fetch this one too")
+            part = GgufFile(path)
+            if part.tensors.keys() & self.tensors.keys():
+                raise ModelFileError(f"{path}: has tensors that an earlier part has; fetch the parts again")
+            self.tensors |= part.tensors
+            self._part_of |= dict.fromkeys(part.tensors, part)
+        expected = self.metadata.get("split.tensors.count", len(self.tensors))
+        if len(self.tensors) != expected:
+            raise ModelFileError(
+                f"{self.path}: its {count} parts have {len(self.tensors)} tensors, expected {expected}; "
+                "fetch the parts again"
+            )
 
     def _read(self) -> None:
         if self._map[:4] != b"GGUF":

@@ -18,6 +18,7 @@ from sage_infer.errors import ModelFileError, ModelNotFound
 
 from sage_infer_openvino.decoder_graph import WeightFormat, build_decoder
 from sage_infer_openvino.decoder_weights import DecoderConfig
+from sage_infer_openvino.gguf_file import part_paths
 from sage_infer_openvino.gguf_model import GgufModel
 from sage_infer_openvino.hf_model import HfModel
 from sage_infer_openvino.ir_cache import IrCache
@@ -109,7 +110,7 @@ def prepare_decoder(
 
 
 def find_model_file(path: str | Path) -> Path:
-    """The absolute GGUF file or Hugging Face folder that ``path`` means.
+    """The absolute GGUF file (of several parts the first) or Hugging Face folder that ``path`` means.
 
     Raises :class:`ModelNotFound` when there is nothing, and :class:`ModelFileError` when a folder holds
     neither or several.
@@ -122,7 +123,7 @@ def find_model_file(path: str | Path) -> Path:
     if (path / "config.json").is_file():
         return path
     found = sorted(path.glob("*.gguf"))
-    if len(found) == 1:
+    if found and set(found) <= set(part_paths(found[0])):
         return found[0]
     names = ", ".join(file.name for file in found)
     if found:
@@ -133,11 +134,11 @@ def find_model_file(path: str | Path) -> Path:
 def _fingerprints(source: Path) -> list[list[Any]]:
     """Name, size and modification time of every file that the prepared form depends on."""
     files = (
-        [source]
+        part_paths(source)
         if source.is_file()
         else sorted({file for glob in _SOURCE_FILES for file in source.glob(glob)})
     )
-    stats = [(file.name, file.stat()) for file in files]
+    stats = [(file.name, file.stat()) for file in files if file.exists()]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
