@@ -2,8 +2,8 @@
 trusted.
 
 The environment is the one that templates are written for (https://huggingface.co/docs/transformers/chat_templating):
-blocks do not leave lines behind, loops can ``break``, and ``raise_exception``, ``strftime_now`` and
-``tojson`` exist.
+blocks do not leave lines behind, loops can ``break`` and ``continue``, what a model said may stand in
+``{% generation %}``, and ``raise_exception``, ``strftime_now`` and ``tojson`` exist.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 from sage_infer.errors import InvalidRequest, ModelFileError
 
@@ -27,7 +29,7 @@ class ChatTemplate:
     def __init__(self, source: str) -> None:
         self.source = source
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
@@ -73,6 +75,16 @@ class ChatTemplate:
                 f"the model's chat template fails on these messages ({type(error).__name__}: {error}); "
                 "check each message's role and content"
             ) from error
+
+
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}`` marks what a training learns from; a prompt has its content as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class _Refused(Exception):
