@@ -39,6 +39,7 @@ class ToyRunner:
     block_size = BLOCK
     vocab_size = VOCABULARY
     num_layers = 1
+    supported_precisions = ("fp32",)
     block_nbytes = BLOCK * 8
     kv_layout = KVLayout((1, BLOCK, 1), (1, BLOCK, 1), "f32", "f32", "toy")
 

@@ -14,10 +14,12 @@ import pytest
 from openvino_toy import deltas, descriptor, greedy, run, tokens
 from sage_infer import open_backend
 from sage_infer.contracts import InferenceBackend, KVTransfer, collect_text
-from sage_infer.errors import CapabilityMismatch, ModelNotFound, SchemaError, UnsupportedFeature
-from sage_infer.schemas import GuidedDecoding, Prompt, QuantizationProfile, SamplingParams
+from sage_infer.errors import CapabilityMismatch, ModelNotFound, SchemaError
+from sage_infer.schemas import GuidedDecoding, Prompt, SamplingParams
 from sage_infer.schemas.codec import to_json
 from sage_infer_openvino.backend import OpenVINOBackend
+from sage_infer_openvino.device import supported_precisions
+from sage_infer_openvino.ov_runtime import ov
 
 Reference = Callable[[str], list[dict[str, Any]]]
 TIE = 1e-3  # float32 sums in another order may swap logits that are this near
@@ -102,8 +104,7 @@ def test_what_it_says_of_itself(backend: OpenVINOBackend) -> None:
     assert capability.hardware_backend == "cpu"
     assert capability.max_sequence_length == 1024
     assert {"chat", "kv_export", "prefill_decode"} <= set(capability.features)
-    with pytest.raises(UnsupportedFeature, match="quantization profiles"):
-        backend.load_quant_profile(QuantizationProfile())
+    assert set(capability.supported_precisions) == set(supported_precisions(ov.Core(), "CPU"))
 
 
 CHILD = """
@@ -111,6 +112,8 @@ import asyncio, json, sys
 from sage_infer.schemas import DecodeState
 from sage_infer.schemas.codec import from_json
 from sage_infer_openvino.backend import OpenVINOBackend
+from sage_infer_openvino.device import supported_precisions
+from sage_infer_openvino.ov_runtime import ov
 from openvino_toy import descriptor, tokens
 
 order = json.loads(sys.stdin.buffer.readline())

@@ -13,12 +13,14 @@ from gguf.constants import GGMLQuantizationType as GgmlType
 from sage_infer.errors import InvalidRequest, ModelFileError
 from sage_infer_openvino.decoder_graph import build_decoder, to_paged_attention
 from sage_infer_openvino.decoder_weights import DecoderSource
+from sage_infer_openvino.device import compute_precisions
 from sage_infer_openvino.gguf_model import GgufModel
 from sage_infer_openvino.ov_runtime import ov
 from sage_infer_openvino.paged_runner import PagedRunner, SequenceSlice
 
 Array = npt.NDArray[Any]
 TOKENS = [3, 200, 17, 17, 90, 260, 4, 8, 33, 120, 7]
+HERE = compute_precisions(ov.Core(), "CPU")
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 
@@ -111,7 +113,7 @@ def test_logits_equal_the_definition(tiny_gguf: Callable[..., Path], case: str, 
 def test_the_stateful_form_runs_too(tiny_gguf: Callable[..., Path]) -> None:
     """What is saved is an ordinary stateful model: a prompt, then one token more."""
     source = GgufModel(tiny_gguf(GgmlType.Q4_1))
-    request = ov.Core().compile_model(build_decoder(source), "CPU", F32).create_infer_request()
+    request = ov.Core().compile_model(build_decoder(source, "exact"), "CPU", F32).create_infer_request()
     expected = llama(source, TOKENS)
     past = 0
     for part in (TOKENS[:-1], TOKENS[-1:]):
@@ -127,7 +129,7 @@ def test_the_stateful_form_runs_too(tiny_gguf: Callable[..., Path]) -> None:
         past += len(part)
 
 
-@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("precision", HERE)
 def test_openvino_recognizes_the_parts(tiny_gguf: Callable[..., Path], precision: str) -> None:
     """Rotary embedding, norm and attention become one operation each, and quantized weights are not unpacked
     in memory.
@@ -135,7 +137,7 @@ def test_openvino_recognizes_the_parts(tiny_gguf: Callable[..., Path], precision
     Where the rotary embedding is not recognized, bf16 rounds its angles, and answers decay with the length of
     the text.
     """
-    model = build_decoder(GgufModel(tiny_gguf(GgmlType.Q4_1)))
+    model = build_decoder(GgufModel(tiny_gguf(GgmlType.Q4_1)), "exact")
     to_paged_attention(model)
     properties = {**F32, "INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
     compiled = ov.Core().compile_model(model, "CPU", properties)
@@ -153,6 +155,6 @@ def test_openvino_recognizes_the_parts(tiny_gguf: Callable[..., Path], precision
 def test_wrong_shapes_and_formats_are_refused(tiny_gguf: Callable[..., Path]) -> None:
     source = GgufModel(tiny_gguf(metadata={"llama.feed_forward_length": 96}))
     with pytest.raises(ModelFileError, match=r"layers.0.gate has shape \(128, 64\), expected \(96, 64\)"):
-        build_decoder(source)
+        build_decoder(source, "exact")
     with pytest.raises(InvalidRequest, match="'int3'"):
         build_decoder(source, "int3")  # type: ignore[arg-type]

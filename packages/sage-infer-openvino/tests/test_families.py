@@ -42,7 +42,9 @@ def written(case: Case, form: str, folder: Path) -> Path:
 def test_logits_and_tokens_equal_transformers(name: str, form: str, tmp_path: Path) -> None:
     """As it is used: prepared, read back, a prompt in parts beside the same in one, then token by token."""
     case, reference = CASES[name], REFERENCES[name]
-    prepared = prepare_decoder(written(case, form, tmp_path), cache_dir=tmp_path / "cache")
+    prepared = prepare_decoder(
+        written(case, form, tmp_path), cache_dir=tmp_path / "cache", weight_format="exact"
+    )
     runner, prompt = PagedRunner(prepared.xml, 8), case.prompt
     parts, blocks = (33, 1, len(prompt) - 34), ([5, 1, 3], [0, 6, 2])
     past = 0
@@ -66,7 +68,7 @@ def test_logits_and_tokens_equal_transformers(name: str, form: str, tmp_path: Pa
 @pytest.mark.parametrize("name", CASES)
 def test_the_stateful_form_computes_the_same(name: str, tmp_path: Path) -> None:
     """Windows are in its masks, which the paged form does not have."""
-    model = build_decoder(HfModel(write_folder(CASES[name], tmp_path)))
+    model = build_decoder(HfModel(write_folder(CASES[name], tmp_path)), "exact")
     request = ov.Core().compile_model(model, "CPU", F32).create_infer_request()
     prompt, past = CASES[name].prompt, 0
     for part in (prompt[:40], prompt[40:]):
@@ -122,7 +124,7 @@ class Changed:
 def test_the_references_would_notice(name: str, change: dict[str, Any], tmp_path: Path) -> None:
     """Each thing that a family adds moves the logits by far more than is allowed above."""
     model = HfModel(write_folder(CASES[name], tmp_path))
-    runner = PagedRunner(build_decoder(Changed(model, attrs.evolve(model.config, **change))), 4)
+    runner = PagedRunner(build_decoder(Changed(model, attrs.evolve(model.config, **change)), "exact"), 4)
     logits = runner.step([SequenceSlice(CASES[name].prompt, 0, [0, 1, 2])])
     assert far(logits[0], REFERENCES[name]["logits"]) > 20 * WITHIN
 
@@ -147,7 +149,7 @@ def test_both_kinds_of_file_are_one_model(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["qwen3", "phi4-mini", "gemma3"])
 def test_openvino_recognizes_the_parts(name: str, tmp_path: Path) -> None:
     """Rotary embedding and norms become one operation each, so that bf16 does not round their insides."""
-    model = build_decoder(HfModel(write_folder(CASES[name], tmp_path)))
+    model = build_decoder(HfModel(write_folder(CASES[name], tmp_path)), "exact")
     to_paged_attention(model)
     compiled = ov.Core().compile_model(model, "CPU", F32)
     kinds = [node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ops()]
@@ -263,7 +265,7 @@ def test_folders_that_are_refused(
     case: str, config: dict[str, Any], error: type[SageInferError], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=says) as caught:
-        build_decoder(HfModel(changed(case, tmp_path, **config)))
+        build_decoder(HfModel(changed(case, tmp_path, **config)), "exact")
     assert "\n" not in str(caught.value)
 
 
@@ -311,3 +313,10 @@ def test_every_family_is_tested() -> None:
     assert {name for family in FAMILIES for name in family.gguf} - {"gemma2"} == {
         case.gguf for case in CASES.values() if case.gguf
     }
+
+
+def test_the_readme_lists_them() -> None:
+    readme = (DATA / "../../README.md").read_text(encoding="utf-8")
+    for family in FAMILIES:
+        for name in (*family.classes.values(), *family.gguf):
+            assert f"`{name}`" in readme

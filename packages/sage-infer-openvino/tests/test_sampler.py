@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openvino_toy import EOS, VOCABULARY, toy_tokenizer
 from sage_infer.schemas import SamplingParams
-from sage_infer_openvino.sampler import Sampler, candidates
+from sage_infer_openvino.candidates import candidates, draw, most_likely, to_weights
+from sage_infer_openvino.sampler import Sampler
 from sage_infer_openvino.sequence import Request, SequenceState
 
 TOKENIZER = toy_tokenizer()
@@ -54,7 +55,8 @@ def pick(logits: Row, *sequences: SequenceState) -> list[int]:
 
 def kept(logits: Row, **params: Any) -> dict[int, float]:
     """Ids and probabilities that ``candidates`` keeps."""
-    ids, weights = candidates(logits, SamplingParams(**params))
+    sampling = SamplingParams(**params)
+    ids, weights = candidates(to_weights(logits[None].copy(), [sampling.temperature])[0], sampling)
     chosen = range(len(logits)) if ids is None else ids.tolist()
     return dict(zip(chosen, (weights / weights.sum(dtype=np.float64)).tolist(), strict=True))
 
@@ -99,6 +101,23 @@ def test_cuts_keep_what_their_definitions_keep(
         assert {**ours, **theirs}[token] <= 1.001 * min([*ours.values(), *theirs.values()])
     if set(ours) == set(theirs):
         assert all(abs(ours[token] - theirs[token]) < 1e-4 for token in ours)
+
+
+@given(st.integers(0, 1000), st.sampled_from([5, 128, 1000, 5000]), st.integers(1, 60))
+def test_the_most_likely_are_the_largest(seed: int, size: int, count: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 50, size).astype(np.float32)
+    assert most_likely(values, count).tolist() == np.argsort(-values, kind="stable")[:count].tolist()
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 100), st.sampled_from([1, 127, 128, 129, 1000]))
+def test_a_draw_falls_where_its_number_says(uniform: float, seed: int, size: int) -> None:
+    weights = np.random.default_rng(seed).random(size, np.float32)
+    weights[np.random.default_rng(seed).random(size) < 0.5] = 0
+    weights[-1 if seed % 2 else 0] = 1
+    at = draw(weights, uniform)
+    ends = np.cumsum(weights, dtype=np.float64) / weights.sum(dtype=np.float64)
+    assert weights[at] > 0
+    assert ends[at] - weights[at] / weights.sum() - 1e-5 <= uniform <= ends[at] + 1e-5
 
 
 def test_equal_logits_are_no_trouble() -> None:

@@ -210,6 +210,21 @@ def test_decodes_go_before_prompts_and_prompts_share_the_rest() -> None:
     assert [(x, n) for x, n in advance(s)] == [(first, 1), (long, 2), (short, 2)]
 
 
+def test_prompts_beside_decodes_are_limited() -> None:
+    s = scheduler()
+    first, long = make(3, 9), make(20, 9)
+    s.add(first)
+    assert s.next_step(2) == [(first, 3)]  # nobody decodes yet
+    s.computed(first, 3)
+    first.tokens.append(0)
+    s.add(long)
+    assert s.next_step(2) == [(first, 1), (long, 2)]
+    s.computed(first, 1)
+    s.computed(long, 2)
+    first.tokens.append(0)
+    assert s.next_step(2) == [(first, 1), (long, 2)]
+
+
 def test_a_smaller_priority_starts_first() -> None:
     s = scheduler(max_batch_size=1)
     late, urgent = make(4, 4), make(4, 4, priority=-1)

@@ -145,6 +145,21 @@ def test_gguf_metadata_decides(tiny_gguf: Write) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("gpt-2", ["We", "'ll", " call", " HTTPServer", "2024", "!", "\n", "x"]),
+        ("qwen2", ["We", "'ll", " call", " HTTPServer", "2", "0", "2", "4", "!\n", "x"]),
+        ("tekken", ["We", "'ll", " call", " HTTPServer", "2", "0", "2", "4", "!\n", "x"]),
+        ("gpt-4o", ["We'll", " call", " HTTPServer", "202", "4", "!\n", "x"]),
+    ],
+)
+def test_words_are_split_as_the_file_says(tiny_gguf: Write, pre: str, pieces: list[str]) -> None:
+    tokenizer = TextTokenizer.from_gguf(tiny_gguf(metadata={"tokenizer.ggml.pre": pre}))._tokenizer
+    split = [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str("We'll call HTTPServer2024!\nx")]
+    assert [piece.replace("Ġ", " ").replace("Ċ", "\n") for piece in split] == pieces
+
+
+@pytest.mark.parametrize(
     ("metadata", "error", "says"),
     [
         ({"tokenizer.ggml.pre": "chatglm-bpe"}, UnsupportedFeature, "'chatglm-bpe' is not supported.*smollm"),

@@ -17,7 +17,7 @@ from sage_infer.contracts import (
     PromptLike,
     TokenStream,
 )
-from sage_infer.errors import EngineDead, UnsupportedFeature
+from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import (
     CapabilityDescriptor,
     DecodeState,
@@ -33,13 +33,16 @@ from sage_infer.schemas import (
 from sage_infer_openvino.engine import Engine
 from sage_infer_openvino.kv_schema import check_page_size, wanted_precision
 from sage_infer_openvino.loading import LoadedModel, Settings, hardware_of, load_model
+from sage_infer_openvino.quant_profile import with_profile
 from sage_infer_openvino.sequence import Request
+from sage_infer_openvino.weight_format import WeightFormat
 
 __all__ = ["OpenVINOBackend"]
 
 FEATURES = (
     "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline",
     "guided_json", "guided_regex", "guided_grammar", "guided_choice", "prefill_decode", "kv_export", "kv_import",
+    "quant_profile",
 )  # fmt: skip
 
 
@@ -53,7 +56,7 @@ class OpenVINOBackend:
         self,
         model: ModelDescriptor,
         *,
-        weight_format: Literal["exact", "f32"] = "exact",
+        weight_format: WeightFormat = "int8",
         precision: Literal["f32", "bf16", "f16"] = "f32",
         kv_precision: Literal["f32", "bf16", "f16", "u8"] | None = None,
         kv_schema: Mapping[str, Any] | None = None,
@@ -62,6 +65,7 @@ class OpenVINOBackend:
         max_sequence_length: int | None = None,
         max_queue: int = 1024,
         step_tokens: int = 512,
+        decode_slowdown: float = 2.0,
         prefix_caching: bool = True,
         device: str = "CPU",
         threads: int | None = None,
@@ -73,8 +77,10 @@ class OpenVINOBackend:
             weight_format=weight_format, precision=precision,
             kv_precision=wanted_precision(kv_schema, kv_precision), kv_cache_gb=kv_cache_gb,
             max_batch_size=max_batch_size, max_sequence_length=max_sequence_length, max_queue=max_queue,
-            step_tokens=step_tokens, prefix_caching=prefix_caching, device=device, threads=threads, cache_dir=cache_dir,
+            step_tokens=step_tokens, decode_slowdown=decode_slowdown, prefix_caching=prefix_caching,
+            device=device, threads=threads, cache_dir=cache_dir,
         )  # fmt: skip
+        self._quant_profile_id: str | None = None
         self._loaded: LoadedModel | None = None
         self._engine: Engine | None = None
         self._closed = False
@@ -115,8 +121,9 @@ class OpenVINOBackend:
             max_batch_size=self._settings.max_batch_size,
             max_sequence_length=loaded.max_sequence_length,
             kv_cache_capacity_gb=loaded.runner.num_blocks * loaded.runner.block_nbytes / 2**30,
-            supported_precisions=("fp32", "bf16", "fp16"),
+            supported_precisions=loaded.runner.supported_precisions,
             kv_schema=loaded.states.schema,
+            quant_profile_id=self._quant_profile_id,
             features=(
                 *FEATURES,
                 *(("chat",) if loaded.tokenizer.chat_template is not None else ()),
@@ -128,9 +135,12 @@ class OpenVINOBackend:
         return self._ready()[1].states.schema
 
     def load_quant_profile(self, profile: QuantizationProfile) -> None:
-        raise UnsupportedFeature(
-            "the openvino backend takes no quantization profiles yet; use the options weight_format and kv_precision"
-        )
+        if self._engine is not None or self._closed:
+            raise InvalidRequest(
+                "weights and KV of a started backend are what they are; load the profile before start()"
+            )
+        self._settings = with_profile(self._settings, profile)
+        self._quant_profile_id = profile.profile_id
 
     # --- generation
 

@@ -26,7 +26,7 @@ multiplied by, also where a file stores it less one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import attrs
@@ -43,6 +43,7 @@ __all__ = [
     "QkNorm",
     "Weight",
     "map_rows",
+    "stacked",
 ]
 
 FloatType = Literal["f32", "f16", "bf16"]
@@ -172,6 +173,11 @@ class GroupedWeight:
         rows, groups, group = self.quants.shape
         return rows, groups * group
 
+    @property
+    def form(self) -> tuple[int, int, bool]:
+        """Bits, columns in a group, and whether there are minima."""
+        return self.bits, self.quants.shape[2], self.minimum is not None
+
     def dense(self) -> npt.NDArray[np.float32]:
         """The weight in float32, rounded exactly as ``gguf.quants.dequantize`` rounds it."""
         values = self.quants.astype(np.float32)
@@ -204,6 +210,26 @@ def map_rows(weight: Weight, move: Callable[[npt.NDArray[Any]], npt.NDArray[Any]
         return DenseWeight(move(weight.values), weight.type)
     minimum = None if weight.minimum is None else move(weight.minimum)
     return GroupedWeight(weight.bits, move(weight.quants), move(weight.scale), minimum)
+
+
+def stacked(weights: Sequence[Weight]) -> Weight | None:
+    """The rows of several matrices in one, in the form that they share; ``None`` where they do not share one."""
+    first = weights[0]
+    if isinstance(first, DenseWeight):
+        dense = [w for w in weights if isinstance(w, DenseWeight) and w.type == first.type]
+        if len(dense) < len(weights):
+            return None
+        return DenseWeight(np.concatenate([w.values for w in dense]), first.type)
+    grouped = [w for w in weights if isinstance(w, GroupedWeight) and w.form == first.form]
+    if len(grouped) < len(weights):
+        return None
+    minima = [w.minimum for w in grouped if w.minimum is not None]
+    return GroupedWeight(
+        first.bits,
+        np.concatenate([w.quants for w in grouped]),
+        np.concatenate([w.scale for w in grouped]),
+        np.concatenate(minima) if minima else None,
+    )
 
 
 class DecoderSource(Protocol):

@@ -28,6 +28,7 @@ from sage_infer.errors import (
 from sage_infer_openvino.block_pool import BlockPool
 from sage_infer_openvino.intake import Intake
 from sage_infer_openvino.outbox import Outbox
+from sage_infer_openvino.pacing import Pacer
 from sage_infer_openvino.paged_runner import PagedRunner
 from sage_infer_openvino.sampler import Sampler
 from sage_infer_openvino.scheduler import BlockKeys, Scheduler
@@ -37,6 +38,8 @@ from sage_infer_openvino.stepper import Stepper
 __all__ = ["Engine"]
 
 T = TypeVar("T")
+
+_SMALLEST_CHUNK = 16  # prompt tokens that a step takes however slow they are
 
 
 class Engine:
@@ -51,6 +54,7 @@ class Engine:
         max_batch_size: int,
         step_tokens: int,
         max_queue: int,
+        decode_slowdown: float = 2.0,
         block_keys: BlockKeys | None = None,
     ) -> None:
         self.runner = runner
@@ -63,6 +67,7 @@ class Engine:
             block_keys=block_keys,
         )
         self._stepper = Stepper(runner, sampler, frozenset(eos_token_ids), self._scheduler.computed)
+        self._pacer = Pacer(decode_slowdown, smallest=_SMALLEST_CHUNK)
         self._intake = Intake(max_queue)
         self._outbox = Outbox()
         self._requests: dict[str, Request] = {}
@@ -165,7 +170,7 @@ class Engine:
             busy = False
             while self._intake.run_commands(wait_s=None if busy else self._patience()):
                 self._expire()
-                step = self._scheduler.next_step()
+                step = self._scheduler.next_step(self._pacer.prompt_tokens(self._scheduler.step_tokens))
                 if step:
                     self._execute(step)
                 busy = bool(step) or self._give_up_prefill()
@@ -197,7 +202,11 @@ class Engine:
             self._end(request, RequestCancelled(f"request {request.request_id} missed its deadline"))
 
     def _execute(self, step: list[tuple[SequenceState, int]]) -> None:
+        decoding = sum(count == 1 for _, count in step)
+        started = time.perf_counter()
         new, failed = self._stepper.run(step)
+        prompt_tokens = sum(count for _, count in step) - decoding
+        self._pacer.ran(decoding, prompt_tokens, time.perf_counter() - started)
         for request, error in failed.items():
             self._end(request, error)
         for sequence, delta in new:

@@ -337,8 +337,8 @@ def rows_of(kind: str, names: Mapping[str, str], config: DecoderConfig) -> tuple
         "gate": config.intermediate_size,
         "up": config.intermediate_size,
     }
-    sharing = [other for other in sizes if names.get(other) == names[kind]]
-    if kind not in sizes or len(sharing) == 1:
+    sharing = [other for other in sizes if kind in sizes and names[other] == names[kind]]
+    if len(sharing) < 2:
         return None
     start = sum(sizes[other] for other in sharing[: sharing.index(kind)])
     return slice(start, start + sizes[kind]), sum(sizes[other] for other in sharing)

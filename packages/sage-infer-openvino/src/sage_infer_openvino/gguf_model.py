@@ -68,9 +68,7 @@ class GgufModel:
 
     def _decode(self, tensor: GgufTensor, kind: str = "") -> Weight:
         raw, shape = self.file.raw(tensor), tensor.shape
-        part = (
-            rows_of(kind, self.family.gguf_tensors, self.config) if kind in self.family.gguf_tensors else None
-        )
+        part = rows_of(kind, self.family.gguf_tensors, self.config) if kind else None
         if part is not None:
             rows, total = part
             if shape[0] != total:
@@ -165,9 +163,9 @@ class GgufModel:
             logit_scale=1 / self._number("logit_scale", 1.0),
             logit_cap=self._number("final_logit_softcapping", 0.0) or None,
             tied_embeddings="output.weight" not in tensors,
-            attention_bias="blk.0.attn_q.bias" in tensors,
-            output_bias="blk.0.attn_output.bias" in tensors,
-            mlp_bias="blk.0.ffn_gate.bias" in tensors,
+            attention_bias=gguf_name("layers.0.q.bias", family) in tensors,
+            output_bias=gguf_name("layers.0.o.bias", family) in tensors,
+            mlp_bias=gguf_name("layers.0.gate.bias", family) in tensors,
             bos_token_id=meta.get("tokenizer.ggml.bos_token_id"),
             eos_token_ids=tuple(dict.fromkeys(i for i in ids if i is not None)),
             pad_token_id=meta.get("tokenizer.ggml.padding_token_id"),

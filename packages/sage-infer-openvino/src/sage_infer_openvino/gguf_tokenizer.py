@@ -26,6 +26,15 @@ _LLAMA3 = (
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
+# Words break where small letters go over to capitals. With contractions it is OpenAI's o200k, without Mistral's Tekken.
+_CAPITALS, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}*{_SMALL}+@|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}+{_SMALL}*@|#"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_TEKKEN = _CASED.replace("@", "").replace("#", r"\p{N}")
+_O200K = _CASED.replace("@", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?").replace("#", r"\p{N}{1,3}")
+
 _DIGITS_THEN_GPT2 = (r"\p{N}", _GPT2)
 _SPLITS: dict[str, tuple[str, ...]] = {
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
@@ -36,10 +45,12 @@ _SPLITS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "dbrx", "smaug-bpe"), (_LLAMA3,)
     ),
+    "tekken": (_TEKKEN,),
+    "gpt-4o": (_O200K,),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"), (_QWEN2,)),
 }
 # These vocabularies contain whole words that no sequence of their merges reaches.
-_IGNORE_MERGES = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"}
+_IGNORE_MERGES = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken"}
 _NFC = {"qwen2", "deepseek-r1-qwen"}
 
 # A file names one or two ids that end a text; models end their turn with others of these as well.

@@ -70,7 +70,7 @@ class HfModel:
         tensor = hf_name(name, self.family, self._prefix)
         weight = self._tensors.weight(tensor)
         kind = name.split(".")[2] if name.startswith("layers.") else name
-        part = rows_of(kind, self.family.tensors, self.config) if kind in self.family.tensors else None
+        part = rows_of(kind, self.family.tensors, self.config)
         if part is not None:
             rows, total = part
             if weight.shape[0] != total:
@@ -103,7 +103,6 @@ class HfModel:
         local_theta = (
             local.get("rope_theta") or raw.get("rope_local_base_freq") or family.local_theta or theta
         )
-        attention = f"{self._prefix}layers.0.self_attn."
         return DecoderConfig(
             architecture=family.key,
             name=Path(str(raw.get("_name_or_path") or self.folder.name)).name,
@@ -135,9 +134,9 @@ class HfModel:
             logit_scale=1 / self._float("logits_scaling", 1.0),
             logit_cap=self._float("final_logit_softcapping", 0.0) or None,
             tied_embeddings=tied,
-            attention_bias=attention + "q_proj.bias" in tensors,
-            output_bias=attention + "o_proj.bias" in tensors,
-            mlp_bias=f"{self._prefix}layers.0.mlp.gate_proj.bias" in tensors,
+            attention_bias=hf_name("layers.0.q.bias", family, self._prefix) in tensors,
+            output_bias=hf_name("layers.0.o.bias", family, self._prefix) in tensors,
+            mlp_bias=hf_name("layers.0.gate.bias", family, self._prefix) in tensors,
             bos_token_id=raw.get("bos_token_id"),
             eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
             pad_token_id=raw.get("pad_token_id"),

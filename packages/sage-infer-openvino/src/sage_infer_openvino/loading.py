@@ -6,6 +6,7 @@ import asyncio
 import re
 import uuid
 from pathlib import Path
+from typing import get_args
 
 from attrs import field, frozen
 from platformdirs import user_cache_dir
@@ -21,6 +22,7 @@ from sage_infer_openvino.prepare import Progress, prepare_decoder
 from sage_infer_openvino.requests import RequestFactory
 from sage_infer_openvino.sampler import Sampler
 from sage_infer_openvino.tokenizer import TextTokenizer
+from sage_infer_openvino.weight_format import WeightFormat
 
 __all__ = ["LoadedModel", "Settings", "assemble", "default_cache_dir", "hardware_of", "load_model", "prepare"]
 
@@ -37,7 +39,7 @@ def default_cache_dir() -> Path:
 class Settings:
     """How to run a model; wrong values are refused before anything is loaded."""
 
-    weight_format: str = field(validator=Choice(("exact", "f32")))
+    weight_format: WeightFormat = field(validator=Choice(get_args(WeightFormat)))
     precision: str = field(validator=Choice(("f32", "bf16", "f16")))
     kv_precision: str | None = field(validator=optional(Choice(("f32", "bf16", "f16", "u8"))))
     kv_cache_gb: float = field(validator=Number(gt=0))
@@ -46,6 +48,7 @@ class Settings:
     max_queue: int = field(validator=Integer(ge=1))
     prefix_caching: bool = field(validator=Flag())
     step_tokens: int = field(validator=Integer(ge=16))
+    decode_slowdown: float = field(validator=Number(gt=1))
     device: str = field(validator=DEVICE)
     threads: int | None = field(validator=optional(Integer(ge=1)))
     cache_dir: str | None = field(validator=optional(Text(min_length=1)))
@@ -73,6 +76,7 @@ class LoadedModel:
             self.tokenizer.eos_token_ids,
             max_batch_size=settings.max_batch_size,
             step_tokens=settings.step_tokens,
+            decode_slowdown=settings.decode_slowdown,
             max_queue=settings.max_queue,
             block_keys=self.states.block_keys if settings.prefix_caching else None,
         )
@@ -89,7 +93,7 @@ def load_model(model: ModelDescriptor, settings: Settings) -> LoadedModel:
     prepared = prepare_decoder(
         model.model_path,
         cache_dir=cache_dir,
-        weight_format=settings.weight_format,  # type: ignore[arg-type]  # Settings has checked it
+        weight_format=settings.weight_format,
     )
     runner = PagedRunner(
         prepared.xml,

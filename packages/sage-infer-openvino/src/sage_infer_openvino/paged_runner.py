@@ -16,9 +16,10 @@ from typing import Any
 import attrs
 import numpy as np
 import numpy.typing as npt
-from sage_infer.errors import InvalidRequest, KVCorrupt, OutOfMemory, UnsupportedFeature
+from sage_infer.errors import CapabilityMismatch, InvalidRequest, KVCorrupt, OutOfMemory, UnsupportedFeature
 
 from sage_infer_openvino.decoder_graph import SAMPLED_INPUT, to_paged_attention
+from sage_infer_openvino.device import compute_precisions, supported_precisions
 from sage_infer_openvino.ov_runtime import ov
 
 __all__ = ["KVLayout", "PagedRunner", "SequenceSlice"]
@@ -72,8 +73,8 @@ class PagedRunner:
     ``cache_dir`` lets OpenVINO keep its compiled form there. With ``precision="f32"`` results do not depend
     on what else is in the batch.
 
-    Raises :class:`UnsupportedFeature` when the device cannot do that, and :class:`OutOfMemory` when the
-    blocks do not fit.
+    Raises :class:`CapabilityMismatch` when the device does not have these precisions,
+    :class:`UnsupportedFeature` when it cannot run the model, and :class:`OutOfMemory` when the blocks do not fit.
     """
 
     def __init__(
@@ -89,6 +90,13 @@ class PagedRunner:
         cache_dir: str | Path | None = None,
     ) -> None:
         self._core = ov.Core()
+        has = compute_precisions(self._core, device)
+        if precision not in has:
+            raise CapabilityMismatch(
+                f"device {device} does not compute in {precision} on this machine; "
+                f"set precision to {' or '.join(has)}"
+            )
+        self.supported_precisions = supported_precisions(self._core, device)
         if isinstance(model, str | Path):
             model = self._core.read_model(str(model))
         to_paged_attention(model)
@@ -109,9 +117,13 @@ class PagedRunner:
             self._compiled = self._core.compile_model(model, device, properties)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
+            if properties["KV_CACHE_PRECISION"] != "f32":
+                raise CapabilityMismatch(
+                    f"OpenVINO cannot keep KV in {properties['KV_CACHE_PRECISION']} on device {device} of this "
+                    f"machine ({reason}); set kv_precision to f32, or another one"
+                ) from error
             raise UnsupportedFeature(
-                f"OpenVINO cannot compile this model for device {device} with precision={precision} "
-                f"kv_precision={kv_precision}: {reason}"
+                f"OpenVINO cannot compile this model for device {device}: {reason}"
             ) from error
         self._request = self._compiled.create_infer_request()
         self.num_layers = sum(port.any_name.startswith("key_cache.") for port in self._compiled.inputs)
@@ -139,7 +151,8 @@ class PagedRunner:
         each slice.
 
         Prompts, parts of prompts and single tokens mix freely. The result is float32 ``[len(batch),
-        vocab_size]`` and the caller's to keep. Raises :class:`InvalidRequest`, before anything is computed,
+        vocab_size]``, the caller's to change, and overwritten by the next step. Raises
+        :class:`InvalidRequest`, before anything is computed,
         for a slice without tokens or without room, and for token or block ids that do not exist: OpenVINO
         would read out of bounds.
         """
@@ -182,8 +195,8 @@ class PagedRunner:
         for name, value in inputs.items():
             self._request.set_tensor(name, ov.Tensor(value, shared_memory=True))
         self._request.infer()
-        logits = self._request.get_tensor("logits").data
-        return np.array(logits, dtype=np.float32).reshape(len(batch), self.vocab_size)
+        logits: npt.NDArray[np.float32] = self._request.get_tensor("logits").data
+        return logits.reshape(len(batch), self.vocab_size)
 
     def read_block(self, block_id: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
         """A copy of one block, ``[block_nbytes]``: layer 0's key bytes, its value bytes, layer 1's key bytes,

@@ -19,8 +19,9 @@ def sage_infer_backends() -> list[BackendSpec]:
             prepare="sage_infer_openvino.loading:prepare",
             summary="embedded engine: paged KV and continuous batching on OpenVINO kernels",
             options={
-                "weight_format": "exact (4- and 8-bit weights as they are in the file, default) or f32",
-                "precision": "f32 (default; the batch does not change results), bf16 or f16",
+                "weight_format": "int8 (default; a file's own 4- and 8-bit blocks stay as they are), int4, exact, "
+                "bf16 or f32",
+                "precision": "f32 (default; the batch does not change results), bf16 or f16 where the device has it",
                 "kv_precision": "f32, bf16, f16 or u8; as precision where left out",
                 "kv_schema": "{preset: fp16, bf16 or int8} as --kv-schema sets it; another way to say kv_precision",
                 "kv_cache_gb": "size of the KV cache in GiB, 1.0 by default",
@@ -28,6 +29,8 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "max_sequence_length": "prompt and output in tokens; the model's own limit where left out",
                 "max_queue": "open requests before new ones are refused, 1024 by default",
                 "step_tokens": "tokens computed in one step, 512 by default; smaller is fairer, larger is faster",
+                "decode_slowdown": "how many times longer a step may take for prompts while others read along, 2.0 "
+                "by default",
                 "prefix_caching": "keep blocks of finished requests for prompts that begin alike, true by default",
                 "device": "OpenVINO device, CPU by default",
                 "threads": "CPU threads; all that the process may use where left out",
@@ -36,7 +39,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             limits=(
                 "GGUF files and Hugging Face folders of the Llama family only (Llama, SmolLM, SmolLM2).",
                 "Devices other than CPU have not been tried.",
-                "No LoRA and no quantization profiles yet.",
+                "No LoRA; no weight quantization that needs calibration, and no sparsity.",
             ),
         ),
         BackendSpec(

@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 from sage_infer.errors import ModelFileError, ModelNotFound
 
-from sage_infer_openvino.decoder_graph import WeightFormat, build_decoder
+from sage_infer_openvino.decoder_graph import build_decoder
 from sage_infer_openvino.decoder_weights import DecoderConfig
 from sage_infer_openvino.gguf_file import part_paths
 from sage_infer_openvino.gguf_model import GgufModel
@@ -24,6 +24,7 @@ from sage_infer_openvino.hf_model import HfModel
 from sage_infer_openvino.ir_cache import IrCache
 from sage_infer_openvino.ov_runtime import ov
 from sage_infer_openvino.tokenizer import TextTokenizer
+from sage_infer_openvino.weight_format import WeightFormat
 
 __all__ = ["PREPARED_VERSION", "PreparedDecoder", "Progress", "find_model_file", "prepare_decoder"]
 
@@ -62,7 +63,7 @@ def prepare_decoder(
     path: str | Path,
     *,
     cache_dir: str | Path,
-    weight_format: WeightFormat = "exact",
+    weight_format: WeightFormat = "int8",
     progress: Progress | None = None,
 ) -> PreparedDecoder:
     """The prepared form of a GGUF file, or of a folder with one GGUF file or a Hugging Face model.

@@ -1,30 +1,29 @@
 """Chooses the next token of every sequence from the batch's logits.
 
-Greedy rows are one vectorised argmax. A sampled token depends on (seed, index, position) alone, by a counter-based
-generator, so it is the same whether the sequence was batched, preempted, or continued in another process.
+Greedy rows are one vectorised argmax, and the weights of all others one vectorised exponential. A sampled token
+depends on (seed, index, position) alone, by a counter-based generator, so it is the same whether the sequence was
+batched, preempted, or continued in another process.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
-from sage_infer.schemas import SamplingParams, TokenLogprob
+from sage_infer.schemas import TokenLogprob
 
+from sage_infer_openvino.candidates import candidates, draw, most_likely, to_weights
 from sage_infer_openvino.sequence import SequenceState
 from sage_infer_openvino.tokenizer import TextTokenizer
 
-__all__ = ["Sampler", "candidates"]
+__all__ = ["Sampler"]
 
 Logits = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.intp]
 Allowed = npt.NDArray[np.bool_]
 
 _COLDEST = 1e-5  # below this temperature nothing but the most likely token has a chance
-_FIRST_GUESS = 64  # tokens of a nucleus that are tried first
 
 
 class Sampler:
@@ -50,9 +49,12 @@ class Sampler:
         for i, sequence in enumerate(sequences):
             self._adjust(logits[i], sequence, allowed.get(i))
         tokens = logits.argmax(axis=1).tolist()
-        for i, sequence in enumerate(sequences):
-            if sequence.request.params.temperature >= _COLDEST:
-                tokens[i] = _draw(logits[i], sequence)
+        drawn = [i for i, s in enumerate(sequences) if s.request.params.temperature >= _COLDEST]
+        if drawn:
+            temperatures = [sequences[i].request.params.temperature for i in drawn]
+            weights = to_weights(logits if len(drawn) == len(logits) else logits[drawn], temperatures)
+            for i, row in zip(drawn, weights, strict=True):
+                tokens[i] = _draw(row, sequences[i])
         return [
             (token, self._logprob(raw[i], token, asked[i] or 0) if i in raw else None)
             for i, token in enumerate(tokens)
@@ -82,11 +84,7 @@ class Sampler:
     def _logprob(self, row: Logits, token: int, count: int) -> TokenLogprob:
         logprobs = row - row.max()
         logprobs -= np.log(np.exp(logprobs).sum())
-        best: list[int] = []
-        if count:
-            count = min(count, len(row))
-            best = np.argpartition(logprobs, -count)[-count:].tolist()
-            best.sort(key=lambda i: (-logprobs[i], i))
+        best = most_likely(logprobs, min(count, len(row))).tolist() if count else []
         return TokenLogprob(
             token_id=token,
             text=self._text(token),
@@ -98,60 +96,10 @@ class Sampler:
         return self._tokenizer.token_bytes[token].decode("utf-8", "replace")
 
 
-def _draw(row: Logits, sequence: SequenceState) -> int:
-    ids, weights = candidates(row, sequence.request.params)
-    total = np.cumsum(weights, dtype=np.float64)
-    uniform = _uniform(sequence.request.seed, sequence.index, len(sequence.tokens))
-    at = min(int(np.searchsorted(total, uniform * total[-1], side="right")), len(weights) - 1)
+def _draw(weights: Logits, sequence: SequenceState) -> int:
+    ids, kept = candidates(weights, sequence.request.params)
+    at = draw(kept, _uniform(sequence.request.seed, sequence.index, len(sequence.tokens)))
     return at if ids is None else int(ids[at])
-
-
-def candidates(row: Logits, params: SamplingParams) -> tuple[Ids | None, npt.NDArray[np.float32]]:
-    """Token ids that stay in the running (None: all) and their probabilities up to a common factor.
-
-    The cuts apply one after the other, each to the distribution that the one before it left: ``top_k``, ``top_p``,
-    ``min_p``. Only as much of the vocabulary is sorted as they need.
-    """
-    temperature = np.float32(params.temperature)
-    top = row.max()
-    if not 0 < params.top_k < len(row) and params.top_p == 1 and params.min_p == 0:
-        return None, np.exp((row - top) / temperature)
-    if 0 < params.top_k < len(row):
-        ids = _most_likely(row, params.top_k)
-        weights = np.exp((row[ids] - top) / temperature)
-        if params.top_p < 1:
-            ids, weights = _nucleus(ids, weights, params.top_p * weights.sum(dtype=np.float64))
-    elif params.top_p < 1:
-        every = np.exp((row - top) / temperature)
-        enough, count = params.top_p * every.sum(dtype=np.float64), _FIRST_GUESS
-        ids = _most_likely(row, count)
-        while every[ids].sum(dtype=np.float64) < enough and len(ids) < len(row):
-            count *= 4
-            ids = _most_likely(row, count)
-        ids, weights = _nucleus(ids, every[ids], enough)
-    else:
-        ids = np.flatnonzero(row - top >= temperature * np.float32(math.log(params.min_p)))
-        return ids, np.exp((row[ids] - top) / temperature)
-    if params.min_p > 0:
-        keep = int(np.count_nonzero(weights >= params.min_p))  # the most likely one has weight 1
-        ids, weights = ids[:keep], weights[:keep]
-    return ids, weights
-
-
-def _most_likely(row: Logits, count: int) -> Ids:
-    """Ids of the ``count`` largest, largest first; equal ones in their own order."""
-    if count == 1:
-        return np.array([row.argmax()])
-    ids = np.sort(np.argpartition(row, -count)[-count:]) if count < len(row) else np.arange(len(row))
-    return ids[np.argsort(-row[ids], kind="stable")]
-
-
-def _nucleus(
-    ids: Ids, weights: npt.NDArray[np.float32], enough: float
-) -> tuple[Ids, npt.NDArray[np.float32]]:
-    """The first ids whose weights reach ``enough`` together."""
-    keep = int(np.searchsorted(np.cumsum(weights, dtype=np.float64), enough)) + 1
-    return ids[:keep], weights[:keep]
 
 
 def _uniform(seed: int, index: int, position: int) -> float:

@@ -71,21 +71,19 @@ class Scheduler:
             own += -(-len(prompt) // self.block_size) - len(keys)
         return own + len(shared)
 
-    def next_step(self) -> list[tuple[SequenceState, int]]:
+    def next_step(self, beside_decodes: int | None = None) -> list[tuple[SequenceState, int]]:
         """Sequences to run now, each with how many tokens; their blocks have room for them.
 
+        ``beside_decodes`` limits the prompt tokens of a step in which other sequences decode; it is 1 or more.
         Empty only when every block that would be needed is held by sequences that were set aside.
         """
-        budget = self.step_tokens
         step: list[tuple[SequenceState, int]] = []
+        in_turn = sorted(self.running, key=_turn)
         # Decodes first: they are one token each, and somebody is reading along.
-        for sequence in sorted(self.running, key=lambda s: (_remaining(s) > 1, _turn(s))):
-            if sequence not in self.running:
-                continue  # preempted a moment ago
-            count = min(_remaining(sequence), budget)
-            if count and self._make_room(sequence, count, {id(s) for s, _ in step}):
-                step.append((sequence, count))
-                budget -= count
+        budget = self._advance([s for s in in_turn if _remaining(s) == 1], self.step_tokens, step)
+        if step and beside_decodes is not None:
+            budget = min(budget, beside_decodes)
+        budget = self._advance([s for s in in_turn if _remaining(s) > 1], budget, step)
         in_progress = self._keys_in_progress() if self.waiting else set()
         for sequence in list(self.waiting):
             if not budget or len(self.running) >= self.max_batch_size:
@@ -114,6 +112,19 @@ class Scheduler:
             keys = self._keys(sequence)
             for i in range(full, min(sequence.computed // self.block_size, len(keys))):
                 self.pool.publish(sequence.blocks[i], keys[i])
+
+    def _advance(
+        self, sequences: Iterable[SequenceState], budget: int, step: list[tuple[SequenceState, int]]
+    ) -> int:
+        """Put running sequences into the step, in turn, as far as tokens and blocks go; returns the tokens left."""
+        for sequence in sequences:
+            if sequence not in self.running:
+                continue  # preempted a moment ago
+            count = min(_remaining(sequence), budget)
+            if count and self._make_room(sequence, count, {id(s) for s, _ in step}):
+                step.append((sequence, count))
+                budget -= count
+        return budget
 
     def _start(self, sequence: SequenceState, budget: int, step: list[tuple[SequenceState, int]]) -> int:
         self.waiting.remove(sequence)
