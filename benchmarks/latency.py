@@ -1,0 +1,140 @@
+"""What waiting costs on the embedded engine: cached prefixes, long prompts beside streams, a cold start.
+
+    hatch run python benchmarks/latency.py [--rounds 5] [--json results.json]
+
+Every figure is a ratio of two readings of one round, except the cold start, which is a process measured from outside:
+from the command to its first token, and its largest resident set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from sage_infer import SamplingParams, open_backend
+from sage_infer.contracts import InferenceBackend, TokenStream
+
+PREFIX, LONG, STREAMS = 1000, 4000, 8
+Readings = dict[str, list[float]]
+
+
+def random_prompt(length: int, seed: int) -> list[int]:
+    numbers = random.Random(seed)
+    return [numbers.randrange(1000, 40000) for _ in range(length)]
+
+
+def greedy(max_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+
+
+async def drain(stream: TokenStream) -> list[int]:
+    return [token async for delta in stream for token in delta.token_ids]
+
+
+async def prefix_cache(backend: InferenceBackend, seed: int, readings: Readings) -> None:
+    """The same 1,000 tokens twice, with another question behind them."""
+    prefix = random_prompt(PREFIX, seed)
+    ttft, cached = [], []
+    for question in (random_prompt(8, seed + 1), random_prompt(8, seed + 2)):
+        (stream,) = await backend.generate([[*prefix, *question]], greedy(1))
+        await drain(stream)
+        assert stream.timing is not None
+        assert stream.usage is not None
+        ttft.append(stream.timing.ttft_s)
+        cached.append(float(stream.usage.cached_tokens))
+    readings["TTFT of a 1,000-token prompt, s"].append(ttft[0])
+    readings["TTFT with the prefix cached / without"].append(ttft[1] / ttft[0])
+    readings["tokens found in the cache"].append(cached[1])
+
+
+async def gaps(stream: TokenStream, until: asyncio.Event) -> list[float]:
+    """Times between tokens, until told to stop."""
+    times = []
+    async for _ in stream:
+        times.append(time.perf_counter())
+        if until.is_set():
+            break
+    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+
+
+def percentile_99(values: list[float]) -> float:
+    return sorted(values)[min(int(len(values) * 0.99), len(values) - 1)]
+
+
+async def fairness(backend: InferenceBackend, seed: int, readings: Readings) -> None:
+    """Eight streams alone, then the same while a prompt of 4,000 tokens is prefilled."""
+    p99 = []
+    for disturbed in (False, True):
+        stop = asyncio.Event()
+        prompts = [random_prompt(38, seed + i) for i in range(STREAMS)]
+        running = [
+            asyncio.create_task(gaps(stream, stop)) for stream in await backend.generate(prompts, greedy(2000))
+        ]
+        while backend.stats().output_tokens < 1 or backend.stats().running < STREAMS:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(1.0)  # past their own prefill
+        if disturbed:
+            started = time.perf_counter()
+            (long,) = await backend.generate([random_prompt(LONG, seed + 99)], greedy(1))
+            await drain(long)
+            readings[f"TTFT of a {LONG}-token prompt beside {STREAMS} streams, s"].append(
+                time.perf_counter() - started
+            )
+        else:
+            await asyncio.sleep(6.0)
+        stop.set()
+        skipped = STREAMS  # of each stream's first gaps, which belong to the prefill of all of them
+        p99.append(percentile_99([gap for task in running for gap in (await task)[skipped:]]))
+    readings["inter-token p99 alone, ms"].append(1000 * p99[0])
+    readings["inter-token p99 beside a long prefill / alone"].append(p99[1] / p99[0])
+
+
+def cold_start(readings: Readings) -> None:
+    """``sage infer generate`` in a new process, to its first letter on stdout."""
+    command = [Path(sys.executable).with_name("sage"), "infer", "generate", "Hello", "--model", "smollm2-135m"]
+    started = time.perf_counter()
+    with subprocess.Popen([*map(str, command), "--max-tokens", "4"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        readings["cold process to first token, s"].append(time.perf_counter() - started)
+        process.stdout.read()
+    if process.returncode != 0:
+        raise SystemExit(f"{command} exited with {process.returncode}")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    readings["resident set of that process, MB"].append(peak * 1024 / 1e6)
+
+
+async def measure(rounds: int, readings: Readings) -> None:
+    async with open_backend("openvino", model="smollm2-135m", serves="llm") as backend:
+        for number in range(rounds):
+            await prefix_cache(backend, 1000 * number, readings)
+            await fairness(backend, 1000 * number + 500, readings)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write all readings here")
+    options = parser.parse_args()
+    readings: Readings = defaultdict(list)
+    for _ in range(options.rounds):
+        cold_start(readings)
+    asyncio.run(measure(options.rounds, readings))
+    print("| | median (min to max) |\n|---|---|")
+    for name, values in readings.items():
+        print(f"| {name} | {statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g}) |")
+    if options.json:
+        options.json.write_text(json.dumps(readings, indent=2))
+
+
+if __name__ == "__main__":
+    main()
