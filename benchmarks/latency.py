@@ -77,8 +77,7 @@ async def fairness(backend: InferenceBackend, seed: int, readings: Readings) -> 
         stop = asyncio.Event()
         prompts = [random_prompt(38, seed + i) for i in range(STREAMS)]
         running = [
-            asyncio.create_task(gaps(stream, stop))
-            for stream in await backend.generate(prompts, greedy(2000))
+            asyncio.create_task(gaps(stream, stop)) for stream in await backend.generate(prompts, greedy(2000))
         ]
         while backend.stats().output_tokens < 1 or backend.stats().running < STREAMS:
             await asyncio.sleep(0.01)
@@ -101,14 +100,7 @@ async def fairness(backend: InferenceBackend, seed: int, readings: Readings) -> 
 
 def cold_start(readings: Readings) -> None:
     """``sage infer generate`` in a new process, to its first letter on stdout."""
-    command = [
-        Path(sys.executable).with_name("sage"),
-        "infer",
-        "generate",
-        "Hello",
-        "--model",
-        "smollm2-135m",
-    ]
+    command = [Path(sys.executable).with_name("sage"), "infer", "generate", "Hello", "--model", "smollm2-135m"]
     started = time.perf_counter()
     with subprocess.Popen([*map(str, command), "--max-tokens", "4"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
