@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import resource
@@ -24,6 +25,8 @@ from sage_infer import SamplingParams, open_backend
 from sage_infer.contracts import InferenceBackend, TokenStream
 
 PREFIX, LONG, STREAMS = 1000, 4000, 8
+WARM_UP = 16  # tokens of a stream that are not counted
+ALONE_S = 6.0
 Readings = dict[str, list[float]]
 
 
@@ -56,14 +59,24 @@ async def prefix_cache(backend: InferenceBackend, seed: int, readings: Readings)
     readings["tokens found in the cache"].append(cached[1])
 
 
-async def gaps(stream: TokenStream, until: asyncio.Event) -> list[float]:
-    """Times between tokens, until told to stop."""
-    times = []
-    async for _ in stream:
-        times.append(time.perf_counter())
-        if until.is_set():
-            break
-    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+class Reader:
+    """Reads a stream and notes when each token came. ``going`` is set once its own prefill is past."""
+
+    def __init__(self, stream: TokenStream) -> None:
+        self.going = asyncio.Event()
+        self._times: list[float] = []
+        self._task = asyncio.create_task(self._read(stream))
+
+    async def _read(self, stream: TokenStream) -> None:
+        async for _ in stream:
+            self._times.append(time.perf_counter())
+            if len(self._times) == WARM_UP:
+                self.going.set()
+
+    def stop(self) -> list[float]:
+        """Ends the request; the times between its tokens, in seconds."""
+        self._task.cancel()
+        return [later - earlier for earlier, later in itertools.pairwise(self._times[WARM_UP:])]
 
 
 def percentile_99(values: list[float]) -> float:
@@ -74,33 +87,33 @@ async def fairness(backend: InferenceBackend, seed: int, readings: Readings) -> 
     """Eight streams alone, then the same while a prompt of 4,000 tokens is prefilled."""
     p99 = []
     for disturbed in (False, True):
-        stop = asyncio.Event()
         prompts = [random_prompt(38, seed + i) for i in range(STREAMS)]
-        running = [
-            asyncio.create_task(gaps(stream, stop)) for stream in await backend.generate(prompts, greedy(2000))
-        ]
-        while backend.stats().output_tokens < 1 or backend.stats().running < STREAMS:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(1.0)  # past their own prefill
+        readers = [Reader(stream) for stream in await backend.generate(prompts, greedy(4000))]
+        for reader in readers:
+            await reader.going.wait()
+        started = time.perf_counter()
         if disturbed:
-            started = time.perf_counter()
             (long,) = await backend.generate([random_prompt(LONG, seed + 99)], greedy(1))
             await drain(long)
-            readings[f"TTFT of a {LONG}-token prompt beside {STREAMS} streams, s"].append(
-                time.perf_counter() - started
-            )
+            name = f"TTFT of a {LONG}-token prompt beside {STREAMS} streams, s"
+            readings[name].append(time.perf_counter() - started)
         else:
-            await asyncio.sleep(6.0)
-        stop.set()
-        skipped = STREAMS  # of each stream's first gaps, which belong to the prefill of all of them
-        p99.append(percentile_99([gap for task in running for gap in (await task)[skipped:]]))
+            await asyncio.sleep(ALONE_S)
+        p99.append(percentile_99([gap for reader in readers for gap in reader.stop()]))
     readings["inter-token p99 alone, ms"].append(1000 * p99[0])
     readings["inter-token p99 beside a long prefill / alone"].append(p99[1] / p99[0])
 
 
 def cold_start(readings: Readings) -> None:
     """``sage infer generate`` in a new process, to its first letter on stdout."""
-    command = [Path(sys.executable).with_name("sage"), "infer", "generate", "Hello", "--model", "smollm2-135m"]
+    command = [
+        Path(sys.executable).with_name("sage"),
+        "infer",
+        "generate",
+        "Hello",
+        "--model",
+        "smollm2-135m",
+    ]
     started = time.perf_counter()
     with subprocess.Popen([*map(str, command), "--max-tokens", "4"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

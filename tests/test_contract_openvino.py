@@ -1,8 +1,16 @@
-"""The contract kit on the embedded engine and its encoder, with the sample models."""
+"""The contract kit on the embedded engine and its encoder, with the sample models and a toy reranker."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+import pytest
 from sage_infer_testing import EmbeddingBackendContract, InferenceBackendContract, PluginContract
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "packages" / "sage-infer-openvino" / "tests"))
+
+from encoder_toy import DOCUMENTS, QUERY, RERANKERS, write_encoder
 
 
 class TestPlugin(PluginContract):
@@ -20,3 +28,18 @@ class TestOpenVINOEmbedding(EmbeddingBackendContract):
     backend_name = "openvino-embedding"
     model = "minilm"
     normalized = True
+
+
+class TestOpenVINOReranking(EmbeddingBackendContract):
+    """Its weights are random: what is most relevant to it is known from sentence-transformers."""
+
+    serves = "reranker"
+    backend_name = "openvino-embedding"
+    query = QUERY
+    documents = DOCUMENTS
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def reranker(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        folder = tmp_path_factory.mktemp("reranker") / "toy"
+        cls.model = str(write_encoder(folder, **RERANKERS["distilbert"]))

@@ -85,6 +85,38 @@ def test_a_broken_plugin_is_a_row_and_verbose_shows_why(sage: Sage, tmp_path: Pa
     assert "Traceback" in shown.stdout
 
 
+def test_everything_that_a_backend_lacks_is_a_line_of_its_own(sage: Sage, tmp_path: Path) -> None:
+    info = tmp_path / "site" / "npu-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: npu\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sage_infer.backends]\nnpu = npu_plugin\n")
+    (tmp_path / "site" / "npu_plugin.py").write_text(
+        "from sage_infer import BackendSpec, Need, hookimpl\n"
+        "needs = (\n"
+        "    Need(what='driver', files=('/no/such/driver',), install='install the driver'),\n"
+        "    Need(what='torch for it', distributions={'torch-npu': '>=2'}, install='pip install torch-npu'),\n"
+        ")\n"
+        "@hookimpl\n"
+        "def sage_infer_backends():\n"
+        "    common = dict(factory='a:B', hardware={'cpu'}, needs=needs)\n"
+        "    return [BackendSpec(name='npu', serves={'llm'}, **common),\n"
+        "            BackendSpec(name='npu-embedding', serves={'embedding'}, **common)]\n"
+    )
+    path = str(tmp_path / "site")
+    listed = sage("infer", "backend", "list", PYTHONPATH=path).stdout
+    assert "lacks driver, torch for it" in listed
+    assert (
+        "to make npu, npu-embedding ready:\n  driver: install the driver\n  torch for it: pip install torch-npu\n"
+        in listed
+    )
+    shown = sage("infer", "backend", "show", "npu", PYTHONPATH=path).stdout
+    assert "driver: /no/such/driver is not there; install the driver\n" in shown
+    assert "torch for it: torch-npu>=2 not installed; pip install torch-npu\n" in shown
+    rows = sage.json("infer", "backend", "list", PYTHONPATH=path)
+    (row,) = [row for row in rows if row["name"] == "npu"]
+    assert [missing["what"] for missing in row["missing"]] == ["driver", "torch for it"]
+
+
 def test_disabled_plugins_are_named(sage: Sage) -> None:
     done = sage("infer", "backend", "list", SAGE_INFER_DISABLE="toy")
     assert "says the prompt backwards" not in done.stdout
@@ -192,7 +224,11 @@ BAD = {
     "unknown backend": (["-m", "GGUF", "-b", "toi"], 3, "did you mean 'toy'?"),
     "backend that is not ready": (["-m", "GGUF", "-b", "toy-npu"], 3, "looked for /nowhere/npu*"),
     "backend that does not load": (["-m", "GGUF", "-b", "toy-lost"], 3, "toy_engine:NoSuchThing"),
-    "backend of another kind": (["-m", "GGUF", "-b", "toy-embedding"], 3, "serves embedding, not llm"),
+    "backend of another kind": (
+        ["-m", "GGUF", "-b", "toy-embedding"],
+        3,
+        "serves embedding, reranker, not llm",
+    ),
     "unknown option": (["-m", "GGUF", "-o", "delai=3"], 2, "did you mean 'delay'?"),
     "KV schema on a backend without": (["-m", "GGUF", "--kv-schema", "int8"], 2, "no option 'kv_schema'"),
     "unknown KV preset": (
@@ -276,6 +312,33 @@ def test_embed_compares_texts(sage: Sage, encoder: Path) -> None:
     result = sage.json("infer", "embed", "ab", "-m", str(encoder))
     assert (result["dim"], len(result["vectors"])) == (2, 1)
     assert sage("infer", "embed", "ab", "-m", str(encoder)).returncode == 0
+
+
+@pytest.fixture
+def cross_encoder(encoder: Path) -> Path:
+    (encoder / "modules.json").unlink()
+    (encoder / "config.json").write_text('{"architectures": ["BertForSequenceClassification"]}')
+    return encoder
+
+
+def test_rerank_sorts_documents(sage: Sage, cross_encoder: Path) -> None:
+    words = ("infer", "rerank", "query", "a longer one", "short", "in between", "-m", str(cross_encoder))
+    done = sage(*words)
+    assert [line.split(None, 2)[1:] for line in done.stdout.splitlines()[1:]] == [
+        ["[1]", "short"], ["[2]", "in between"], ["[0]", "a longer one"],
+    ]  # fmt: skip
+    result = sage.json(*words, "--top-n", "1")
+    assert (result["backend"], result["hits"]) == ("toy-embedding", [{"index": 1, "score": 0.2}])
+    assert (
+        "[1]  abc" in sage("infer", "rerank", "q", "-", "-m", str(cross_encoder), stdin="abcd\nabc\n").stdout
+    )
+
+
+def test_what_rerank_refuses(sage: Sage, encoder: Path) -> None:
+    assert "name one with --model" in sage.fails("infer", "rerank", "q", "d", code=2)
+    assert "no document given" in sage.fails("infer", "rerank", "q", "-m", str(encoder), code=2)
+    message = sage.fails("infer", "rerank", "q", "d", "-m", str(encoder), code=2)
+    assert "is an embedding model, and a reranker is needed here; `sage infer embed` takes it" in message
 
 
 # --- model, config, doctor

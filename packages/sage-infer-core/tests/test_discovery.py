@@ -161,6 +161,31 @@ def test_a_plugin_may_name_its_own_install_command(site: Site) -> None:
     assert rows(site)["alpha"].fix == "pip install no-such-dist --index-url there"
 
 
+def test_alternatives_are_met_by_any_one_of_them(site: Site) -> None:
+    assert missing_requirements({"no-such-dist | attrs": ">=1"}) == []
+    assert missing_requirements({"no-such-dist | attrs": ">=999"})[0][1].endswith(" is installed")
+    site.add("needy", backends("alpha", more=", requires={'no-such-a | no-such-b': '>=2'}"))
+    row = rows(site)["alpha"]
+    assert row.reason == "needs no-such-a>=2 | no-such-b>=2 (not installed)"
+    assert row.fix == "pip install 'no-such-a>=2'"
+
+
+@pytest.mark.parametrize(("nodes", "command"), [([], "install for cpu"), (["npu0"], "install for npu")])
+def test_the_install_command_is_that_of_the_hardware_that_is_here(
+    site: Site, tmp_path: Path, nodes: list[str], command: str
+) -> None:
+    for node in nodes:
+        (tmp_path / node).touch()
+    more = (
+        ", requires={'no-such-dist': ''}, hardware={'npu', 'cpu'}, device_nodes=['"
+        + str(tmp_path)
+        + "/npu*'], "
+        "install_for={'npu': 'install for npu', 'cpu': 'install for cpu'}"
+    )
+    site.add("needy", backends("alpha", more=more))
+    assert rows(site)["alpha"].fix == command
+
+
 def test_a_met_requirement_is_not_missing() -> None:
     assert missing_requirements({"attrs": ">=1", "pluggy": ""}) == []
 
@@ -187,6 +212,53 @@ def test_detectors_know_where_to_look(site: Site, tmp_path: Path) -> None:
     assert "looked for" in rows(site)["alpha"].reason
     (tmp_path / "dev-npu0").touch()
     assert rows(site)["alpha"].state == "ready"
+
+
+NEEDY = (
+    ", hardware={'npu'}, device_nodes=['/nowhere/npu*'], requires={'no-such-dist': '>=2'}, install='pip install x[npu]'"
+    ", needs=[Need(what='driver', files=['/nowhere/driver*'], install='install the driver'),"
+    " Need(what='toolkit', files=['/nowhere/kit'], variables=['NO_SUCH_KIT'], install='install the toolkit'),"
+    " Need(what='bridge', distributions={'no-such-bridge': '>=1'}, install='pip install bridge'),"
+    " Need(what='plug-in', distributions={'attrs': ''}, entry_point='no.group:name', install='pip install plug-in')]"
+)
+
+
+def test_needs_are_told_all_at_once_a_line_each(site: Site) -> None:
+    site.add("needy", backends("alpha", more=NEEDY).replace("import BackendSpec", "import Need, BackendSpec"))
+    row = rows(site)["alpha"]
+    assert (row.state, row.reason) == (
+        "missing-requirement", "lacks no-such-dist>=2, driver, toolkit, bridge, plug-in, hardware",
+    )  # fmt: skip
+    assert [str(missing) for missing in row.missing] == [
+        "no-such-dist>=2: not installed; pip install x[npu]",
+        "driver: /nowhere/driver* is not there; install the driver",
+        "toolkit: none of /nowhere/kit, $NO_SUCH_KIT is there; install the toolkit",
+        "bridge: no-such-bridge>=1 not installed; pip install bridge",
+        "plug-in: no distribution has the entry point name of no.group; pip install plug-in",
+        "hardware: needs npu; looked for /nowhere/npu* and found none; run it on a machine with npu",
+    ]
+    assert row.as_dict()["missing"][1] == {
+        "what": "driver", "found": "/nowhere/driver* is not there", "install": "install the driver",
+    }  # fmt: skip
+
+
+def test_needs_that_are_met_leave_the_hardware(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "driver-1").touch()
+    monkeypatch.setenv("SOME_KIT", str(tmp_path))
+    needs = (
+        f", needs=[Need(what='driver', files=['/nowhere', {str(tmp_path / 'driver*')!r}], install='x'),"
+        " Need(what='toolkit', variables=['SOME_KIT'], install='x'),"
+        " Need(what='bridge', distributions={'no-such-dist | attrs': '>=1'}, install='x'),"
+        " Need(what='plug-in', entry_point='pytest11:hypothesispytest', install='x')]"
+    )
+    code = backends("alpha", more=f", hardware={{'npu'}}, device_nodes=['/nowhere']{needs}")
+    site.add("needy", code.replace("import BackendSpec", "import Need, BackendSpec"))
+    row = rows(site)["alpha"]
+    assert (row.state, [missing.what for missing in row.missing]) == ("no-hardware", ["hardware"])
+    site.add("ready", backends("beta", more=needs).replace("import BackendSpec", "import Need, BackendSpec"))
+    assert (rows(site)["beta"].state, rows(site)["beta"].reason) == ("ready", "")
 
 
 def test_models_of_plugins(site: Site) -> None:

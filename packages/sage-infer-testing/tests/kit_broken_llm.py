@@ -11,7 +11,7 @@ import kit_reference_sampling as sampling
 from kit_mistakes import found_by
 from kit_reference_llm import SCHEMA, TOKEN_BYTES, ReferenceLLM, Request
 from kit_reference_sampling import Sequence_
-from sage_infer.contracts import BufferedTokenStream, Health
+from sage_infer.contracts import BufferedTokenStream, ChatAnswer, Health
 from sage_infer.errors import InvalidRequest, SageInferError
 from sage_infer.schemas import Prompt, SamplingParams, Timing, TokenDelta, TokenLogprob, Usage
 
@@ -247,6 +247,12 @@ class SickWithoutReason(ReferenceLLM):
 class LacksAbort(ReferenceLLM):
     def render_chat(self, messages: Any) -> Prompt:  # type: ignore[override]
         return super().render_chat(messages)
+
+
+@found_by("test_tool_calls_are_read_out_of_an_answer")
+class NeverCallsATool(ReferenceLLM):
+    def parse_tool_calls(self, text: str, *, tools: Any = None) -> ChatAnswer:
+        return ChatAnswer(content=text)
 
 
 @found_by("test_kv_schema_is_the_capability_s")

@@ -496,4 +496,16 @@ class AsyncDetector(ReferenceDetector):
         return super().detect()
 
 
+@detector("test_measuring_only_adds_figures")
+class MeasuresWhatItIs(ReferenceDetector):
+    def measure(self, profile: Any, progress: Any) -> Any:
+        return attrs.evolve(profile, memory_tiers=())
+
+
+@detector("test_measuring_only_adds_figures")
+class MeasuresAlone(ReferenceDetector):
+    def measure(self) -> Any:
+        return self.detect()
+
+
 globals().update(SUITES)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import json
 import time
 import uuid
 import zlib
@@ -20,10 +21,12 @@ import attrs
 from kit_reference_sampling import EOS, VOCABULARY, Sequence_, detokenize, pick, tokenize
 from sage_infer.contracts import (
     BufferedTokenStream,
+    ChatAnswer,
     DecodeResult,
     EngineStats,
     Health,
     PrefillResult,
+    ToolCall,
     as_prompts,
     request_ids,
 )
@@ -52,7 +55,7 @@ from sage_infer.schemas import (
 )
 
 ALL_FEATURES = (
-    "streaming", "chat", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "guided_json",
+    "streaming", "chat", "tool_calls", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "guided_json",
     "guided_regex", "guided_grammar", "guided_choice", "lora", "priority", "deadline", "prefix_caching",
     "prefill_decode", "kv_export", "kv_import",
 )  # fmt: skip
@@ -164,6 +167,16 @@ class ReferenceLLM:
             raise InvalidRequest("messages must not be empty, and each needs role and content")
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
         return Prompt(text=text + "assistant: " * add_generation_prompt, add_special_tokens=False)
+
+    def parse_tool_calls(self, text: str, *, tools: Any = None) -> ChatAnswer:
+        """Calls look like ``<call>{"name": …, "arguments": …}</call>``."""
+        self.needs("tool_calls", True)
+        content, mark, rest = text.partition("<call>")
+        if not mark:
+            return ChatAnswer(content=text)
+        call = json.loads(rest.removesuffix("</call>"))
+        found = ToolCall(name=call["name"], arguments=json.dumps(call["arguments"]))
+        return ChatAnswer(content=content, tool_calls=(found,))
 
     # --- acceptance
 

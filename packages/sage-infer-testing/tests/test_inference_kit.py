@@ -7,6 +7,7 @@ from sage_infer_testing import InferenceBackendContract
 class TestEverythingClaimed(InferenceBackendContract):
     max_queue = 24
     settle_s = 2.0
+    tool_answer = ('<call>{"name": "clock", "arguments": {"zone": "UTC"}}</call>', "clock", {"zone": "UTC"})
 
     def make_backend(self) -> ReferenceLLM:
         return ReferenceLLM()

@@ -6,6 +6,7 @@ from kit_reference_parts import (
     ReferenceDetector,
     ReferenceEmbedder,
     ReferenceHybrid,
+    ReferenceMeter,
     ReferenceStore,
     ReferenceTransport,
 )
@@ -79,6 +80,11 @@ class TestTransport(FileTransport):
 class TestDetector(HardwareDetectorContract):
     def make_detector(self) -> ReferenceDetector:
         return ReferenceDetector()
+
+
+class TestMeter(HardwareDetectorContract):
+    def make_detector(self) -> ReferenceMeter:
+        return ReferenceMeter()
 
 
 class TestOwnPlugin(PluginContract):

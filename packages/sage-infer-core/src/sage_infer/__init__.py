@@ -6,7 +6,7 @@ from sage_infer.lazy import lazy_exports
 
 __all__ = [
     "CONTRACT_VERSION", "BackendSpec", "CommandSpec", "DetectorSpec", "ExecutorSpec", "KVStoreSpec", "ModelSpec",
-    "SageInferError", "SamplingParams", "TransportSpec", "hookimpl", "list_backends", "open_backend",
+    "Need", "SageInferError", "SamplingParams", "TransportSpec", "hookimpl", "list_backends", "open_backend",
     "resolve_model",
 ]  # fmt: skip
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from sage_infer.models import resolve_model
     from sage_infer.schemas import SamplingParams
     from sage_infer.specs import BackendSpec, CommandSpec, DetectorSpec, ExecutorSpec, KVStoreSpec, ModelSpec
-    from sage_infer.specs import TransportSpec  # isort: skip
+    from sage_infer.specs import Need, TransportSpec  # isort: skip
 
 _HOMES = {"SageInferError": "errors", "SamplingParams": "schemas", "hookimpl": "hookspecs", "list_backends": "backends",
           "open_backend": "backends", "resolve_model": "models"}  # fmt: skip
-_HOMES |= {name: "specs" for name in __all__ if name.endswith("Spec")}
+_HOMES |= {name: "specs" for name in __all__ if name.endswith("Spec") or name == "Need"}
 __getattr__ = lazy_exports(__name__, _HOMES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,7 +10,8 @@ from typing import Any, Literal, overload
 
 from sage_infer.contracts import EmbeddingBackend, HybridInferenceBackend, InferenceBackend
 from sage_infer.discovery import BackendInfo, backend_info, discover
-from sage_infer.errors import BackendUnavailable, InvalidRequest, SageInferError
+from sage_infer.errors import BackendUnavailable, InvalidRequest
+from sage_infer.factories import load_object
 from sage_infer.models import resolve_model
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.specs import BackendSpec, ServedType
@@ -90,7 +90,8 @@ def create_backend(
     """The backend object, not started. Raises as ``open_backend`` does."""
     info = find_backend(name)
     if info.state != "ready" or info.spec is None:
-        fix = f"; to fix: {info.fix}" if info.fix else ""
+        steps = "; ".join(map(str, info.missing)) or info.fix
+        fix = f"; to fix: {steps}" if steps else ""
         raise BackendUnavailable(f"backend {name!r} is not ready ({info.state}): {info.reason}{fix}")
     spec = info.spec
     if serves is not None and serves not in spec.serves:
@@ -106,26 +107,6 @@ def _model_type(spec: BackendSpec, serves: ServedType | None) -> Any:
     """The one type of model that fits, or None where the files have to tell."""
     types = {serves} if serves is not None else set(spec.serves)
     return next(iter(types)) if len(types) == 1 and "hybrid" not in types else None
-
-
-def load_object(path: str, *, what: str) -> Callable[..., Any]:
-    """Resolve ``package.module:attribute``.
-
-    Raises:
-        BackendUnavailable: the import fails or there is no such attribute; the cause is chained.
-    """
-    module_name, _, attribute = path.partition(":")
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except SageInferError:
-        raise
-    except Exception as error:
-        raise BackendUnavailable(
-            f"{what} cannot be loaded from {path}: {type(error).__name__}: {error}"
-        ) from error
-    return found  # type: ignore[no-any-return]  # the spec promises a callable
 
 
 def _check_options(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> None:

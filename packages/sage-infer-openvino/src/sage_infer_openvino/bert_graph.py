@@ -1,112 +1,130 @@
-"""Builds the OpenVINO graph of a BERT sentence encoder: token ids in, one vector a text out.
+"""Builds the OpenVINO graph of a BERT encoder and of what follows it: token ids in, a vector or a score out.
 
-The graph follows transformers' ``BertModel`` and, for what comes after it, sentence-transformers' ``Pooling``
-and ``Normalize``. Inputs: ``input_ids`` and ``attention_mask`` i64 ``[batch, tokens]`` (the mask is 1 for
-tokens, 0 for padding). Output: ``embeddings`` f32 ``[batch, hidden]``.
+The graph follows transformers' ``BertModel``, ``RobertaModel``, ``XLMRobertaModel``, ``DistilBertModel`` and their
+``…ForSequenceClassification``, and sentence-transformers' ``Pooling``, ``Dense`` and ``Normalize``. Inputs:
+``input_ids`` and ``attention_mask`` i64 ``[batch, tokens]`` (the mask is 1 for tokens, 0 for padding, which comes
+after them), and ``token_type_ids`` alike where a score needs them. Output: ``rows`` f32 ``[batch, dimension]``.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
-import attrs
 import numpy as np
+from sage_infer.errors import ModelFileError, UnsupportedFeature
 
+from sage_infer_openvino.encoder_config import BertConfig, DenseStep, EncoderConfig, Pooling, ScoreHead
 from sage_infer_openvino.ov_runtime import ops, ov
 from sage_infer_openvino.safetensors_file import SafetensorsFolder
 
-__all__ = ["Activation", "BertConfig", "Pooling", "build_bert"]
+__all__ = ["build_bert"]
 
-Pooling = Literal["mean", "cls"]
-Activation = Literal["gelu", "gelu_tanh", "relu"]
+_PREFIXES = ("", "bert.", "roberta.", "distilbert.")
+"""What a checkpoint's names begin with: nothing for the bare encoder, the family for one with a task's head."""
+
+_LAYER = {
+    "prefix": "encoder.layer.",
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "merge": "attention.output.dense",
+    "merge_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "down_norm": "output.LayerNorm",
+}
+_DISTILBERT_LAYER = {
+    "prefix": "transformer.layer.",
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "merge": "attention.out_lin",
+    "merge_norm": "sa_layer_norm",
+    "up": "ffn.lin1",
+    "down": "ffn.lin2",
+    "down_norm": "output_layer_norm",
+}
+
+_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "gelu": lambda x: ops.gelu(x, "erf"),
+    "gelu_tanh": lambda x: ops.gelu(x, "tanh"),
+    "identity": lambda x: x,
+    "relu": ops.relu,
+    "sigmoid": ops.sigmoid,
+    "tanh": ops.tanh,
+}
 
 
-@attrs.frozen(kw_only=True)
-class BertConfig:
-    """Dimensions of a BERT encoder, and what becomes of its last hidden states."""
+def build_bert(config: EncoderConfig, tensors: SafetensorsFolder) -> Any:
+    """The ``openvino.Model`` of one encoder.
 
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    max_positions: int
-    """Rows of the position table: no text may have more tokens."""
-    vocab_size: int
-    layer_norm_eps: float
-    activation: Activation
-    pooling: Pooling
-    normalize: bool
-
-
-def build_bert(config: BertConfig, tensors: SafetensorsFolder) -> Any:
-    """The ``openvino.Model`` of one encoder. Raises ``ModelFileError`` when a tensor is missing."""
+    Raises :class:`ModelFileError` when a tensor is missing, and :class:`UnsupportedFeature` when a classifier has
+    more than one label.
+    """
     return _BertBuilder(config, tensors).build()
 
 
 class _BertBuilder:
-    def __init__(self, config: BertConfig, tensors: SafetensorsFolder) -> None:
-        self.config = config
+    def __init__(self, config: EncoderConfig, tensors: SafetensorsFolder) -> None:
+        self.config: BertConfig = config.bert
+        self.head = config.head
         self.tensors = tensors
-        # Checkpoints of a task model (BertForMaskedLM) have the encoder under "bert.".
-        self.prefix = "bert." if "bert.embeddings.word_embeddings.weight" in tensors else ""
+        self.names = _DISTILBERT_LAYER if config.bert.family == "distilbert" else _LAYER
+        words = "embeddings.word_embeddings.weight"
+        self.prefix = next((prefix for prefix in _PREFIXES if prefix + words in tensors), "")
 
     def build(self) -> Any:
-        config = self.config
-        ids = ops.parameter([-1, -1], ov.Type.i64, name="input_ids")
-        mask = ops.parameter([-1, -1], ov.Type.i64, name="attention_mask")
-        for parameter in (ids, mask):
-            parameter.output(0).set_names({parameter.get_friendly_name()})
+        ids, mask = self._parameter("input_ids"), self._parameter("attention_mask")
+        inputs = [ids, mask]
+        if self.config.pair_types:
+            inputs.append(self._parameter("token_type_ids"))
         present = ops.convert(mask, "f32")
         penalty = ops.multiply(ops.subtract(_f32(1), ops.unsqueeze(present, _i64([1, 2]))), _f32(-1e9))
-        x = self._embed(ids)
-        for layer in range(config.num_layers):
-            x = self._layer(x, penalty, f"encoder.layer.{layer}.")
-        if config.pooling == "mean":
-            weights = ops.unsqueeze(present, _i64(2))
-            total = ops.reduce_sum(ops.multiply(x, weights), _i64([1]))
-            x = ops.divide(total, ops.maximum(ops.reduce_sum(weights, _i64([1])), _f32(1e-9)))
-        else:
-            x = ops.gather(x, _i64(0), _i64(1))
-        if config.normalize:
-            x = ops.normalize_l2(x, _i64([1]), 1e-12, "max")
+        x = self._embed(ids, inputs[2] if self.config.pair_types else None)
+        for layer in range(self.config.num_layers):
+            x = self._layer(x, penalty, f"{self.prefix}{self.names['prefix']}{layer}.")
+        x = self._score(x, self.head) if isinstance(self.head, ScoreHead) else self._vector(x, present)
         result = ops.result(x)
-        result.output(0).set_names({"embeddings"})
-        return ov.Model([result], [ids, mask], "bert")
+        result.output(0).set_names({"rows"})
+        return ov.Model([result], inputs, "bert")
 
-    def _embed(self, ids: Any) -> Any:
-        words, positions = (
-            self._weight("embeddings.word_embeddings"),
-            self._weight("embeddings.position_embeddings"),
+    def _parameter(self, name: str) -> Any:
+        parameter = ops.parameter([-1, -1], ov.Type.i64, name=name)
+        parameter.output(0).set_names({name})
+        return parameter
+
+    # --- the encoder
+
+    def _embed(self, ids: Any, types: Any | None) -> Any:
+        words, places = (
+            self._weight(f"{self.prefix}embeddings.{kind}_embeddings.weight") for kind in ("word", "position")
         )
-        # One text is one segment, whose type is 0.
-        first_type = ops.constant(
-            self.tensors.weight(self.prefix + "embeddings.token_type_embeddings.weight").dense()[0].copy()
-        )
-        length = ops.gather(ops.shape_of(ids), _i64(1), _i64(0))
-        position = ops.range(_i64(0), length, _i64(1), "i64")
-        placed = ops.unsqueeze(ops.gather(positions, position, _i64(0)), _i64(0))
-        x = ops.add(ops.add(ops.gather(words, ids, _i64(0)), placed), first_type)
-        return self._layer_norm(x, "embeddings.LayerNorm")
+        x = ops.add(ops.gather(words, ids, _i64(0)), ops.gather(places, self._positions(ids), _i64(0)))
+        if self.config.family != "distilbert":
+            table = self._weight(f"{self.prefix}embeddings.token_type_embeddings.weight")
+            x = ops.add(x, ops.gather(table, _i64(0) if types is None else types, _i64(0)))
+        return self._layer_norm(x, f"{self.prefix}embeddings.LayerNorm")
+
+    def _positions(self, ids: Any) -> Any:
+        padding = self.config.padding_position
+        if padding is None:
+            length = ops.gather(ops.shape_of(ids), _i64(1), _i64(0))
+            return ops.unsqueeze(ops.range(_i64(0), length, _i64(1), "i64"), _i64(0))
+        # RoBERTa counts the tokens that are not padding, and begins behind the padding's own position.
+        token = ops.convert(ops.not_equal(ids, _i64(padding)), "i64")
+        return ops.add(ops.multiply(ops.cum_sum(token, _i64(1)), token), _i64(padding))
 
     def _layer(self, x: Any, penalty: Any, prefix: str) -> Any:
-        config = self.config
-        q, k, v = (
-            self._heads(self._linear(x, f"{prefix}attention.self.{part}"))
-            for part in ("query", "key", "value")
-        )
+        name = {part: prefix + own for part, own in self.names.items()}
+        q, k, v = (self._heads(self._linear(x, name[part])) for part in ("query", "key", "value"))
         attended = ops.scaled_dot_product_attention(q, k, v, penalty)
         merged = ops.reshape(
-            ops.transpose(attended, _i64([0, 2, 1, 3])), _i64([0, 0, config.hidden_size]), True
+            ops.transpose(attended, _i64([0, 2, 1, 3])), _i64([0, 0, self.config.hidden_size]), True
         )
-        x = ops.add(self._linear(merged, prefix + "attention.output.dense"), x)
-        x = self._layer_norm(x, prefix + "attention.output.LayerNorm")
-        inner = self._linear(x, prefix + "intermediate.dense")
-        if config.activation == "relu":
-            inner = ops.relu(inner)
-        else:
-            inner = ops.gelu(inner, "erf" if config.activation == "gelu" else "tanh")
-        return self._layer_norm(
-            ops.add(self._linear(inner, prefix + "output.dense"), x), prefix + "output.LayerNorm"
-        )
+        x = self._layer_norm(ops.add(self._linear(merged, name["merge"]), x), name["merge_norm"])
+        inner = _ACTIVATIONS[self.config.activation](self._linear(x, name["up"]))
+        return self._layer_norm(ops.add(self._linear(inner, name["down"]), x), name["down_norm"])
 
     def _heads(self, x: Any) -> Any:
         """``[batch, tokens, hidden]`` → ``[batch, heads, tokens, head_dim]``."""
@@ -114,16 +132,78 @@ class _BertBuilder:
             ops.reshape(x, _i64([0, 0, self.config.num_heads, -1]), True), _i64([0, 2, 1, 3])
         )
 
+    # --- what follows it
+
+    def _vector(self, x: Any, present: Any) -> Any:
+        assert not isinstance(self.head, ScoreHead)
+        pooled = [_pool(x, present, pooling) for pooling in self.head.pooling]
+        x = pooled[0] if len(pooled) == 1 else ops.concat(pooled, 1)
+        for step in self.head.steps:
+            x = self._dense(x, step) if isinstance(step, DenseStep) else _normalize(x)
+        return x
+
+    def _dense(self, x: Any, step: DenseStep) -> Any:
+        tensors = SafetensorsFolder(step.folder)
+        weight = tensors.weight("linear.weight").dense()
+        if weight.shape != (step.out_features, x.get_output_partial_shape(0)[1].get_length()):
+            raise ModelFileError(
+                f"{step.folder}: linear.weight has the shape {list(weight.shape)}, which does not fit what goes in "
+                f"or the {step.out_features} numbers that should come out"
+            )
+        x = ops.matmul(x, ops.constant(weight), False, True)
+        if step.bias:
+            x = ops.add(x, ops.constant(tensors.weight("linear.bias").dense()))
+        return _ACTIVATIONS[step.activation](x)
+
+    def _score(self, x: Any, head: ScoreHead) -> Any:
+        """The classifier of the family, on the first token: ``[batch, 1]``."""
+        hidden, activation, classifier = {
+            "bert": (self.prefix + "pooler.dense", "tanh", "classifier"),
+            "roberta": ("classifier.dense", "tanh", "classifier.out_proj"),
+            "distilbert": ("pre_classifier", "relu", "classifier"),
+        }[self.config.family]
+        labels = self.tensors.shape(classifier + ".weight")[0]
+        if labels != 1:
+            raise UnsupportedFeature(
+                f"{self.tensors.folder}: a classifier of {labels} labels; a reranker has one, its score"
+            )
+        x = _ACTIVATIONS[activation](self._linear(_pool(x, None, "cls"), hidden))
+        return _ACTIVATIONS[head.activation](self._linear(x, classifier))
+
+    # --- parts
+
     def _linear(self, x: Any, name: str) -> Any:
-        return ops.add(ops.matmul(x, self._weight(name), False, True), self._weight(name, "bias"))
+        product = ops.matmul(x, self._weight(name + ".weight"), False, True)
+        return ops.add(product, self._weight(name + ".bias"))
 
     def _layer_norm(self, x: Any, name: str) -> Any:
         centered = ops.mvn(x, _i64([-1]), True, self.config.layer_norm_eps, "inside_sqrt")
-        return ops.add(ops.multiply(centered, self._weight(name)), self._weight(name, "bias"))
+        return ops.add(ops.multiply(centered, self._weight(name + ".weight")), self._weight(name + ".bias"))
 
-    def _weight(self, name: str, kind: str = "weight") -> Any:
+    def _weight(self, name: str) -> Any:
         # dense() copies: OpenVINO converts views of a memory map element by element, in minutes.
-        return ops.constant(self.tensors.weight(f"{self.prefix}{name}.{kind}").dense())
+        return ops.constant(self.tensors.weight(name).dense())
+
+
+def _pool(x: Any, present: Any, pooling: Pooling) -> Any:
+    """``[batch, tokens, hidden]`` → ``[batch, hidden]``; ``present`` is 1 for tokens and 0 for padding."""
+    if pooling == "cls":
+        return ops.gather(x, _i64(0), _i64(1))
+    if pooling == "lasttoken":
+        last = ops.subtract(ops.convert(ops.reduce_sum(present, _i64([1])), "i64"), _i64(1))
+        return ops.gather(x, last, _i64(1), 1)
+    weights = ops.unsqueeze(present, _i64(2))
+    if pooling == "max":
+        return ops.reduce_max(ops.select(ops.greater(weights, _f32(0)), x, _f32(-np.inf)), _i64([1]))
+    if pooling == "weightedmean":
+        weights = ops.multiply(weights, ops.cum_sum(weights, _i64(1)))
+    total = ops.reduce_sum(ops.multiply(x, weights), _i64([1]))
+    count = ops.maximum(ops.reduce_sum(weights, _i64([1])), _f32(1e-9))
+    return ops.divide(total, ops.sqrt(count) if pooling == "mean_sqrt_len_tokens" else count)
+
+
+def _normalize(x: Any) -> Any:
+    return ops.normalize_l2(x, _i64([1]), 1e-12, "max")
 
 
 def _i64(value: Any) -> Any:

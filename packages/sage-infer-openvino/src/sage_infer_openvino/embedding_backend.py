@@ -1,22 +1,31 @@
-"""The contract's face of the encoder."""
+"""The contract's face of the encoder, and of the cross-encoder."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from attrs import field, frozen
-from sage_infer.checks import Choice, Integer, optional
+from sage_infer.checks import Choice, Integer, Text, optional
 from sage_infer.contracts import EngineStats, Health, Truncation
 from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
-from sage_infer.schemas import CapabilityDescriptor, EmbeddingResult, ModelDescriptor, RerankResult, Usage
+from sage_infer.schemas import (
+    CapabilityDescriptor,
+    EmbeddingResult,
+    ModelDescriptor,
+    RerankHit,
+    RerankResult,
+    Usage,
+)
 
-from sage_infer_openvino.encoder import Encoder
-from sage_infer_openvino.encoder_queue import EncoderQueue
+from sage_infer_openvino.encoder import Encoder, EncoderInput
+from sage_infer_openvino.encoder_queue import EncoderQueue, Rows
 from sage_infer_openvino.loading import DEVICE, hardware_of
 
 __all__ = ["OpenVINOEmbeddingBackend"]
+
+_INLINE = 4096  # characters: so little is tokenized sooner than another thread has woken up
 
 
 @frozen(kw_only=True)
@@ -27,10 +36,15 @@ class EncoderSettings:
     device: str = field(validator=DEVICE)
     threads: int | None = field(validator=optional(Integer(ge=1)))
     token_budget: int = field(validator=Integer(ge=1))
+    prompt: str | None = field(validator=optional(Text()))
+    prompt_name: str | None = field(validator=optional(Text(min_length=1)))
 
 
 class OpenVINOEmbeddingBackend:
-    """``EmbeddingBackend`` on OpenVINO. See ``sage infer backend show openvino-embedding`` for the options."""
+    """``EmbeddingBackend`` on OpenVINO. A model of type ``reranker`` reranks, any other embeds.
+
+    See ``sage infer backend show openvino-embedding`` for the options.
+    """
 
     def __init__(
         self,
@@ -39,12 +53,21 @@ class OpenVINOEmbeddingBackend:
         precision: Literal["f32", "bf16", "f16"] = "f32",
         device: str = "CPU",
         threads: int | None = None,
-        token_budget: int = 2048,
+        token_budget: int = 1024,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
     ) -> None:
         self.model = model
         self._settings = EncoderSettings(
-            precision=precision, device=device, threads=threads, token_budget=token_budget
+            precision=precision,
+            device=device,
+            threads=threads,
+            token_budget=token_budget,
+            prompt=prompt,
+            prompt_name=prompt_name,
         )
+        if self._reranks and (prompt is not None or prompt_name is not None):
+            raise InvalidRequest("a reranker takes no prompt; leave prompt and prompt_name out")
         self._queue: EncoderQueue | None = None
         self._closed = False
 
@@ -53,17 +76,20 @@ class OpenVINOEmbeddingBackend:
         if self._queue is None:
             encoder = await asyncio.to_thread(self._load)
             self._check_open()  # it may have been closed meanwhile
-            self._queue = EncoderQueue(encoder)
+            self._queue = EncoderQueue(encoder, self._settings.token_budget)
 
     def _load(self) -> Encoder:
-        settings = self._settings
+        settings, model = self._settings, self.model
+        limits = [model.max_sequence_length, model.max_pair_length if self._reranks else None]
         return Encoder(
-            self.model.model_path,
+            model.model_path,
+            reranker=self._reranks,
             device=settings.device,
             precision=settings.precision,
             threads=settings.threads,
-            token_budget=settings.token_budget,
-            max_sequence_length=self.model.max_sequence_length,
+            max_sequence_length=min((limit for limit in limits if limit is not None), default=None),
+            prompt=settings.prompt,
+            prompt_name=settings.prompt_name,
         )
 
     async def close(self) -> None:
@@ -100,11 +126,13 @@ class OpenVINOEmbeddingBackend:
             max_batch_size=max(self._settings.token_budget // limit, 1),
             max_sequence_length=limit,
             supported_precisions=("fp32", "bf16", "fp16"),
-            features=("embed",),
+            features=("rerank",) if self._reranks else ("embed",),
         )
 
     def get_embedding_dim(self) -> int:
-        return self._ready().encoder.dimension
+        worker = self._ready()
+        self._check_embeds()
+        return worker.encoder.dimension
 
     def get_max_length(self) -> int:
         return self._ready().encoder.max_sequence_length
@@ -116,25 +144,56 @@ class OpenVINOEmbeddingBackend:
         self, texts: Sequence[str | Sequence[int]], *, truncate: Truncation = "error"
     ) -> EmbeddingResult:
         worker = self._ready()
+        self._check_embeds()
         _check(texts, truncate)
         if not texts:
-            return self._result(memoryview(b""), 0)
-        future = worker.submit(texts, truncate=truncate == "end")
-        vectors, tokens = await asyncio.wrap_future(future)
-        return self._result(vectors.data, tokens)
+            return self._result(worker, memoryview(b""), 0)
+        inputs = await _tokenized(
+            lambda: worker.encoder.tokenize(texts, truncate=truncate == "end"), sum(map(len, texts))
+        )
+        vectors = await _computed(worker, inputs)
+        return self._result(worker, vectors.data, sum(map(len, inputs)))
 
     async def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> RerankResult:
-        raise UnsupportedFeature(
-            f"model {self.model.model_id!r} is an embedding model; reranking needs a cross-encoder"
+        """As the contract says. A pair over ``get_max_length()`` is cut from its longer text's end until it fits."""
+        worker = self._ready()
+        if not self._reranks:
+            raise UnsupportedFeature(
+                f"model {self.model.model_id!r} is an embedding model; reranking needs a cross-encoder"
+            )
+        _check_rerank(query, documents, top_n)
+        if not documents:
+            return RerankResult(model_id=self.model.model_id, hits=(), usage=Usage(prompt_tokens=0))
+        inputs = await _tokenized(
+            lambda: worker.encoder.tokenize_pairs(query, documents),
+            sum(len(query) + len(d) for d in documents),
+        )
+        scores = (await _computed(worker, inputs))[:, 0].tolist()
+        hits = [RerankHit(index=index, score=score) for index, score in enumerate(scores)]
+        hits.sort(key=lambda hit: hit.score, reverse=True)
+        return RerankResult(
+            model_id=self.model.model_id,
+            hits=tuple(hits[:top_n]),
+            usage=Usage(prompt_tokens=sum(map(len, inputs))),
         )
 
-    def _result(self, data: memoryview, tokens: int) -> EmbeddingResult:
+    def _result(self, worker: EncoderQueue, data: memoryview, tokens: int) -> EmbeddingResult:
         return EmbeddingResult(
             model_id=self.model.model_id,
-            dim=self.get_embedding_dim(),
+            dim=worker.encoder.dimension,
             data=data,
             usage=Usage(prompt_tokens=tokens),
         )
+
+    @property
+    def _reranks(self) -> bool:
+        return self.model.model_type == "reranker"
+
+    def _check_embeds(self) -> None:
+        if self._reranks:
+            raise UnsupportedFeature(
+                f"model {self.model.model_id!r} is a reranker; vectors need an embedding model"
+            )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -145,6 +204,14 @@ class OpenVINOEmbeddingBackend:
         if self._queue is None:
             raise EngineDead("the backend is not started; call start() first, or use open_backend")
         return self._queue
+
+
+async def _tokenized(tokenize: Callable[[], list[EncoderInput]], characters: int) -> list[EncoderInput]:
+    return tokenize() if characters <= _INLINE else await asyncio.to_thread(tokenize)
+
+
+async def _computed(worker: EncoderQueue, inputs: list[EncoderInput]) -> Rows:
+    return await asyncio.wrap_future(worker.submit(inputs))
 
 
 def _check(texts: Sequence[object], truncate: str) -> None:
@@ -162,3 +229,17 @@ def _check(texts: Sequence[object], truncate: str) -> None:
             )
         if not text:
             raise InvalidRequest(f"text {index} is empty; expected at least one character or token id")
+
+
+def _check_rerank(query: object, documents: Sequence[object], top_n: object) -> None:
+    if not isinstance(query, str) or not query:
+        raise InvalidRequest(f"query must be a text of at least one character, got {query!r}")
+    if isinstance(documents, str):
+        raise InvalidRequest("documents must be a list of texts, got one string")
+    for index, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise InvalidRequest(f"document {index} must be a string, got {type(document).__name__}")
+        if not document:
+            raise InvalidRequest(f"document {index} is empty; expected at least one character")
+    if top_n is not None and (not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1):
+        raise InvalidRequest(f"top_n must be a number of hits, at least 1, or None for all, got {top_n!r}")

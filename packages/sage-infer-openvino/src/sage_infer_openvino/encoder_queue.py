@@ -1,8 +1,7 @@
-"""The encoder's thread: computes together what has come in meanwhile, and gives every caller its own rows."""
+"""The encoder's thread: computes the texts of all open calls in batches, and gives every caller its own rows."""
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -10,130 +9,117 @@ from concurrent.futures import Future
 import numpy as np
 import numpy.typing as npt
 from attrs import define, field
-from sage_infer.errors import EngineDead, InvalidRequest, RequestCancelled, SageInferError
+from sage_infer.errors import EngineDead, RequestCancelled, SageInferError
 
-from sage_infer_openvino.encoder import Encoder
+from sage_infer_openvino.encoder import Encoder, EncoderInput
+from sage_infer_openvino.encoder_batches import BatchLine
 
-__all__ = ["Embedded", "EncoderQueue"]
+__all__ = ["EncoderQueue", "Rows"]
 
-Embedded = tuple[npt.NDArray[np.float32], int]
-"""Vectors, and how many tokens went into them."""
-
-_MERGED_TOKENS = 8192  # calls are merged up to here; a longer line waits for the next round
+Rows = npt.NDArray[np.float32]
 
 
 @define(eq=False)
 class _Call:
-    texts: Sequence[str | Sequence[int]]
-    truncate: bool
-    future: Future[Embedded] = field(factory=Future)
+    inputs: Sequence[EncoderInput]
+    rows: Rows
+    left: int
+    future: Future[Rows] = field(factory=Future)
+
+    @property
+    def begun(self) -> bool:
+        return self.left < len(self.inputs)
 
 
 class EncoderQueue:
     """Owns an encoder. Methods may be called from any thread."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, token_budget: int) -> None:
         self.encoder = encoder
         self.finished = self.tokens = 0
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # guards the next three
-        self._open: set[_Call] = set()
-        self._running: set[_Call] = set()
         self.stopped: SageInferError | None = None
-        self._closing = threading.Event()
+        self._closing = False
+        self._open: set[_Call] = set()
+        self._line: BatchLine[_Call] = BatchLine(token_budget)
+        self._changed = threading.Condition()  # guards all of the above
         self._thread = threading.Thread(target=self._run, name="sage-openvino-encoder", daemon=True)
         self._thread.start()
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        """Calls of which something has been computed."""
+        with self._changed:
+            return sum(call.begun for call in self._open)
 
     @property
     def waiting(self) -> int:
-        with self._lock:
-            return len(self._open) - len(self._running)
+        with self._changed:
+            return sum(not call.begun for call in self._open)
 
-    def submit(self, texts: Sequence[str | Sequence[int]], *, truncate: bool) -> Future[Embedded]:
-        """Queue a call; its future may be cancelled until it runs.
+    def submit(self, inputs: Sequence[EncoderInput]) -> Future[Rows]:
+        """Queue a call of one input at least; its rows come in order. Its future may be cancelled at any time.
 
         Raises:
             EngineDead: the encoder has stopped.
         """
-        call = _Call(texts, truncate)
-        with self._lock:
+        call = _Call(inputs, np.empty((len(inputs), self.encoder.dimension), np.float32), len(inputs))
+        with self._changed:
             if self.stopped is not None:
                 raise EngineDead(f"the encoder has stopped: {self.stopped}; open the backend again")
             self._open.add(call)
-            self._calls.put(call)
+            self._line.add(call, map(len, inputs))
+            self._changed.notify()
         call.future.add_done_callback(lambda _: self._forget(call))
         return call.future
 
     def close(self) -> None:
         """End open calls with ``RequestCancelled`` and stop the thread. Safe to call twice."""
-        self._closing.set()
-        self._calls.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         self._thread.join()
 
     def _forget(self, call: _Call) -> None:
-        with self._lock:
+        with self._changed:
             self.finished += 1
             self._open.discard(call)
-            self._running.discard(call)
+            self._line.discard(call)
 
     # --- in the thread
 
     def _run(self) -> None:
         reason: SageInferError = RequestCancelled("the backend was closed")
         try:
-            while (call := self._calls.get()) is not None and not self._closing.is_set():
-                self._compute(call)
+            while batch := self._next_batch():
+                self._compute(batch)
         except BaseException as error:  # whatever it is, nobody may be left waiting
-            if not self._closing.is_set():
-                reason = EngineDead(f"the encoder stopped with {type(error).__name__}: {error}")
-                reason.__cause__ = error
-        with self._lock:
+            reason = EngineDead(f"the encoder stopped with {type(error).__name__}: {error}")
+            reason.__cause__ = error
+        with self._changed:
             self.stopped = reason
             left = list(self._open)
         for call in left:
-            if call in self._running or call.future.set_running_or_notify_cancel():
+            if call.future.set_running_or_notify_cancel():
                 call.future.set_exception(reason)
 
-    def _compute(self, first: _Call) -> None:
-        """Compute ``first``, and with it what else waits, up to ``_MERGED_TOKENS``."""
-        calls: list[tuple[_Call, int, int]] = []
-        token_ids: list[list[int]] = []
-        call: _Call | None = first
-        merged = 0
-        while call is not None:
-            own = self._take(call)
-            if own is not None:
-                calls.append((call, len(token_ids), len(token_ids) + len(own)))
-                token_ids += own
-                merged += sum(map(len, own))
-            try:
-                call = self._calls.get_nowait() if merged < _MERGED_TOKENS else None
-            except queue.Empty:
-                break
-            if call is None and merged < _MERGED_TOKENS:
-                self._calls.put(None)  # the sign to stop, for _run
-        vectors = np.empty((len(token_ids), self.encoder.dimension), np.float32)
-        for group, rows in self.encoder.compute(token_ids):
-            vectors[group] = rows
-            if self._closing.is_set():
-                raise RequestCancelled("the backend was closed")
-        for call, start, end in calls:
-            count = sum(map(len, token_ids[start:end]))
-            self.tokens += count
-            call.future.set_result((vectors[start:end], count))
+    def _next_batch(self) -> list[tuple[_Call, int]]:
+        """Waits for one; empty when the thread is to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._line)
+            batch = [] if self._closing else self._line.next_batch()
+            for call, _ in batch:
+                call.left -= 1
+            return batch
 
-    def _take(self, call: _Call) -> list[list[int]] | None:
-        """The call's token ids; None where it was cancelled, or has its error already."""
-        if not call.future.set_running_or_notify_cancel():
-            return None
-        with self._lock:
-            self._running.add(call)
-        try:
-            return self.encoder.tokenize(call.texts, truncate=call.truncate)
-        except InvalidRequest as error:
-            call.future.set_exception(error)
-            return None
+    def _compute(self, batch: list[tuple[_Call, int]]) -> None:
+        rows = self.encoder.compute([call.inputs[index] for call, index in batch])
+        if self._closing:
+            return
+        for row, (call, index) in zip(rows, batch, strict=True):
+            call.rows[index] = row
+        for call in {id(call): call for call, _ in batch}.values():
+            # A future that runs can no longer be cancelled, so that is what it does only now.
+            if not call.left and call.future.set_running_or_notify_cancel():
+                with self._changed:
+                    self.tokens += sum(map(len, call.inputs))
+                call.future.set_result(call.rows)

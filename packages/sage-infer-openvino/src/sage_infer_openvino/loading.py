@@ -11,6 +11,7 @@ from typing import get_args
 from attrs import field, frozen
 from platformdirs import user_cache_dir
 from sage_infer.checks import Choice, Flag, Integer, Number, Text, optional
+from sage_infer.models.prepared import Progress
 from sage_infer.schemas import ModelDescriptor, SamplingParams
 
 from sage_infer_openvino.decode_state import StateKeeper
@@ -18,7 +19,7 @@ from sage_infer_openvino.engine import Engine
 from sage_infer_openvino.guide import Guide, GuideFactory
 from sage_infer_openvino.kv_schema import kv_schema_of
 from sage_infer_openvino.paged_runner import PagedRunner
-from sage_infer_openvino.prepare import Progress, prepare_decoder
+from sage_infer_openvino.prepare import prepare_decoder
 from sage_infer_openvino.requests import RequestFactory
 from sage_infer_openvino.sampler import Sampler
 from sage_infer_openvino.tokenizer import TextTokenizer

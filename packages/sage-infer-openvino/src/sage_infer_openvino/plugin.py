@@ -46,16 +46,21 @@ def sage_infer_backends() -> list[BackendSpec]:
         BackendSpec(
             name="openvino-embedding",
             factory="sage_infer_openvino.embedding_backend:OpenVINOEmbeddingBackend",
-            serves={"embedding"},
+            serves={"embedding", "reranker"},
             hardware={"cpu"},
             requires=_REQUIRES,
-            summary="sentence encoders of the BERT family on OpenVINO",
+            summary="sentence encoders and rerankers of the BERT family on OpenVINO",
             options={
                 "precision": "f32 (default), bf16 or f16",
                 "device": "OpenVINO device, CPU by default",
                 "threads": "CPU threads; all that the process may use where left out",
-                "token_budget": "padded tokens in one batch, 2048 by default",
+                "token_budget": "tokens in one batch, padding included, 1024 by default; smaller is fairer",
+                "prompt": "text before every text, such as 'query: '; '' for none; the model's default where left out",
+                "prompt_name": "a prompt of the model's own by its name, such as query or passage",
             },
-            limits=("BERT encoders with mean or cls pooling only; no reranking yet.",),
+            limits=(
+                "BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT, in safetensors with a tokenizer.json, only.",
+                "A reranker cuts a pair of texts that is too long; its contract has no other way.",
+            ),
         ),
     ]

@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 from sage_infer.errors import ModelFileError, ModelNotFound
+from sage_infer.models.prepared import PreparedCache, Progress
 
 from sage_infer_openvino.decoder_graph import build_decoder
 from sage_infer_openvino.decoder_weights import DecoderConfig
 from sage_infer_openvino.gguf_file import part_paths
 from sage_infer_openvino.gguf_model import GgufModel
 from sage_infer_openvino.hf_model import HfModel
-from sage_infer_openvino.ir_cache import IrCache
 from sage_infer_openvino.ov_runtime import ov
 from sage_infer_openvino.tokenizer import TextTokenizer
 from sage_infer_openvino.weight_format import WeightFormat
 
-__all__ = ["PREPARED_VERSION", "PreparedDecoder", "Progress", "find_model_file", "prepare_decoder"]
+__all__ = ["PREPARED_VERSION", "PreparedDecoder", "find_model_file", "prepare_decoder"]
 
 PREPARED_VERSION = 2
 """Raise it whenever what is written below changes meaning: older entries are then made again."""
-
-Progress = Callable[[str, float], None]
-"""Called with what is being done and how much of the whole is done, 0 to 1."""
 
 _SOURCE_FILES = ("*.json", "*.jinja", "*.safetensors")
 
@@ -101,7 +97,7 @@ def prepare_decoder(
         (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1), encoding="utf-8")
         report("checking", 0.9)
 
-    cache = IrCache(cache_dir)
+    cache = PreparedCache(cache_dir)
     folder = cache.get_or_build(f"{source.stem}-{weight_format}", identity, build)
     cache.remove_outdated(
         lambda other: other.get("source") == identity["source"] and other.get("files") != identity["files"]

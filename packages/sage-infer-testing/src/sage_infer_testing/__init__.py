@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "ContractSuite", "EmbeddingBackendContract", "HardwareDetectorContract", "HybridBackendContract",
-    "InferenceBackendContract", "KVStoreContract", "PluginContract", "TransportContract", "xfail",
+    "InferenceBackendContract", "KVStoreContract", "PluginContract", "RecordingContract", "TransportContract",
+    "xfail",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sage_infer_testing.kits.inference import InferenceBackendContract
     from sage_infer_testing.kits.kv_store import KVStoreContract
     from sage_infer_testing.kits.plugin import PluginContract
+    from sage_infer_testing.kits.recordings import RecordingContract
     from sage_infer_testing.kits.transport import TransportContract
     from sage_infer_testing.suite import ContractSuite, xfail
 
@@ -22,7 +24,8 @@ _HOMES = {
     "ContractSuite": "suite", "EmbeddingBackendContract": "kits.embedding",
     "HardwareDetectorContract": "kits.hardware", "HybridBackendContract": "kits.hybrid",
     "InferenceBackendContract": "kits.inference", "KVStoreContract": "kits.kv_store",
-    "PluginContract": "kits.plugin", "TransportContract": "kits.transport", "xfail": "suite",
+    "PluginContract": "kits.plugin", "RecordingContract": "kits.recordings",
+    "TransportContract": "kits.transport", "xfail": "suite",
 }  # fmt: skip
 
 

@@ -48,6 +48,11 @@ def list_(
             print(f"\nto fix {row.name}: {row.fix}")
         if verbose and row.detail:
             print(f"\n{row.name}:\n{row.detail.rstrip()}")
+    # Backends of one plug-in often lack the same.
+    for missing in dict.fromkeys(row.missing for row in rows if row.missing):
+        print(f"\nto make {', '.join(row.name for row in rows if row.missing == missing)} ready:")
+        for one in missing:
+            print(f"  {one.what}: {one.install}")
 
 
 def show(
@@ -95,6 +100,8 @@ def show(
     for label, text in lines:
         if text:
             print(f"{label:<10}{text}")
+    for missing in info.missing:
+        print(f"{'missing':<10}{missing}")
     for option, text in data.get("options", {}).items():
         print(f"{'option':<10}{option}: {text}")
     for limit in data.get("limits", []):

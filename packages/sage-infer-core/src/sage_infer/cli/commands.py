@@ -10,6 +10,7 @@ GROUPS: Mapping[str, str] = {
     "infer": "Run models on any engine, and see what is installed.",
     "infer backend": "Engines: which are installed, ready or missing something.",
     "infer config": "The configuration and where each value comes from.",
+    "infer hal": "Hardware: what this machine, or a recorded one, has and how it is wired.",
     "infer model": "Models: what is here, and how to get more.",
     "infer schema": "Schemas of everything that crosses a contract.",
 }
@@ -27,9 +28,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "infer doctor": ("sage_infer.cli.doctor:doctor", "What is installed, ready, missing, and how to fix it."),
     "infer embed": ("sage_infer.cli.embed:embed", "Turn texts into vectors and compare them."),
     "infer generate": ("sage_infer.cli.generate:generate", "Answer a prompt."),
+    "infer hal plot": ("sage_infer.cli.hal:plot", "Draw the machine as SVG."),
+    "infer hal profile": ("sage_infer.cli.hal:profile", "Every figure with its source; the profile as JSON."),
+    "infer hal show": ("sage_infer.cli.hal:show", "Devices, links and memory tiers."),
     "infer model add": ("sage_infer.cli.model:add", "Fetch a model and prepare what the engine needs."),
     "infer model list": ("sage_infer.cli.model:list_", "List models by name."),
     "infer model path": ("sage_infer.cli.model:path", "Print where a model's files are."),
+    "infer rerank": ("sage_infer.cli.rerank:rerank", "Sort documents by relevance to a query."),
     "infer schema dump": ("sage_infer.cli.schema:dump", "Write JSON Schema 2020-12 of the schemas."),
     "infer schema list": ("sage_infer.cli.schema:list_", "List schemas with version and summary."),
     "infer schema validate": ("sage_infer.cli.schema:validate", "Check a JSON document against a schema."),
@@ -37,7 +42,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 HINTS: Mapping[str, str] = {
     "infer backend test": "sage-infer-testing",
-    "infer hal": "sage-infer-host-hal",
     "infer serve": "sage-infer-serve",
     "infer bench": "sage-infer-serve",
     "llm": "sage-llm",

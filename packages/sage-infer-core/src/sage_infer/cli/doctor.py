@@ -50,7 +50,8 @@ def _report() -> dict[str, Any]:
         if row.state in ("broken", "incompatible"):
             problems.append(_problem("error", f"backend {row.name}", row.reason, row.fix))
         elif row.state != "ready":
-            problems.append(_problem("note", f"backend {row.name}", row.reason, row.fix))
+            fix = row.fix or (f"sage infer backend show {row.name}" if row.missing else "")
+            problems.append(_problem("note", f"backend {row.name}", row.reason, fix))
     if not any(row.state == "ready" for row in backends):
         off = ", ".join(sorted(registry.disabled))
         what = f"none is ready; switched off: {off}" if off else "none is ready"

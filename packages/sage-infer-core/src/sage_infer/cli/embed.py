@@ -14,7 +14,7 @@ from sage_infer.cli.output import AsJson, print_json, print_table, spinner
 if TYPE_CHECKING:
     from sage_infer.schemas import EmbeddingResult
 
-__all__ = ["embed"]
+__all__ = ["embed", "short"]
 
 _SHOWN = 5  # numbers of a vector that a person gets to see
 
@@ -73,7 +73,7 @@ def _print(texts: list[str], result: EmbeddingResult) -> None:
     )
     heads = [", ".join(f"{x:.4f}" for x in vector[:_SHOWN]) + ", …" for vector in vectors]
     columns = ["", "TEXT", *(numbers if len(texts) > 1 else []), f"VECTOR ({result.dim})"]
-    rows = [[n, _short(t), *s, h] for n, t, s, h in zip(numbers, texts, similar, heads, strict=True)]
+    rows = [[n, short(t), *s, h] for n, t, s, h in zip(numbers, texts, similar, heads, strict=True)]
     print_table(columns, rows)
 
 
@@ -82,5 +82,6 @@ def _cosine(a: list[float], b: list[float]) -> float:
     return dot / (math.hypot(*a) * math.hypot(*b))
 
 
-def _short(text: str, width: int = 40) -> str:
+def short(text: str, width: int = 40) -> str:
+    """The text as it fits into a table's column."""
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,7 +1,7 @@
 """The protocols that plug-ins satisfy by shape, and the types of their arguments and results."""
 
 from sage_infer.contracts.embedding import EmbeddingBackend, Truncation
-from sage_infer.contracts.hardware import HardwareDetector
+from sage_infer.contracts.hardware import HardwareDetector, HardwareMeter
 from sage_infer.contracts.hybrid import HybridInferenceBackend, ModelStatus
 from sage_infer.contracts.inference import (
     ChatMessage,
@@ -18,11 +18,12 @@ from sage_infer.contracts.inference import (
 )
 from sage_infer.contracts.kv_store import KVStore, KVStoreStats, block_keys
 from sage_infer.contracts.stream import BufferedTokenStream, TokenStream, collect_text
+from sage_infer.contracts.tools import ChatAnswer, ToolCall, ToolCalling
 from sage_infer.contracts.transport import Transport
 
 __all__ = [
-    "BufferedTokenStream", "ChatMessage", "DecodeResult", "EmbeddingBackend", "EngineStats", "HardwareDetector",
-    "Health", "HybridInferenceBackend", "InferenceBackend", "KVStore", "KVStoreStats", "KVTransfer", "Lifecycle",
-    "ModelStatus", "PrefillResult", "PromptLike", "TokenStream", "Transport", "Truncation", "as_prompts",
-    "block_keys", "collect_text", "request_ids",
+    "BufferedTokenStream", "ChatAnswer", "ChatMessage", "DecodeResult", "EmbeddingBackend", "EngineStats",
+    "HardwareDetector", "HardwareMeter", "Health", "HybridInferenceBackend", "InferenceBackend", "KVStore",
+    "KVStoreStats", "KVTransfer", "Lifecycle", "ModelStatus", "PrefillResult", "PromptLike", "TokenStream",
+    "ToolCall", "ToolCalling", "Transport", "Truncation", "as_prompts", "block_keys", "collect_text", "request_ids",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ _FORMS = "a folder, a .gguf file, owner/name (Hugging Face) or modelscope:owner/
 _WHAT_TAKES = {
     "llm": "`sage infer generate` takes it",
     "embedding": "`sage infer embed` takes it",
-    "reranker": "the rerank calls of an embedding backend take it",
+    "reranker": "`sage infer rerank` takes it",
     "multimodal": "a backend for multimodal models takes it",
 }
 _ARTICLE = {

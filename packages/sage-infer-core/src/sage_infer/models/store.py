@@ -11,22 +11,16 @@ import os
 import pkgutil
 import re
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from attrs import frozen
 
 from sage_infer.errors import ModelNotFound, SageInferError
+from sage_infer.models.file_lock import file_lock
 from sage_infer.specs import ModelSpec
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 __all__ = ["MARKER", "ModelState", "Store", "model_path", "model_state", "models_dir", "size_on_disk"]
 
@@ -146,18 +140,16 @@ class Store:
         Raises:
             SageInferError: the store's folder cannot be written.
         """
+        lock = self.folder / f".lock-{_slug(spec)}"
         try:
             self.log_file(spec).parent.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / f".lock-{_slug(spec)}").open("ab")
+            lock.touch()
         except OSError as error:
             what = f"models cannot be kept in {self.folder}: {error.strerror or error}"
             raise SageInferError(
                 f"{what}; set SAGE_INFER_MODELS_CACHE_DIR to a folder that can be written"
             ) from None
-        with lock:
-            while not _try_lock(lock):
-                waiting()
-                time.sleep(0.1)
+        with file_lock(lock, waiting):
             yield
 
 
@@ -175,14 +167,3 @@ def size_on_disk(path: Path) -> int:
 
 def _slug(spec: ModelSpec) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{spec.name}-{(spec.wheel or '').replace('==', '-')}").strip("-")
-
-
-def _try_lock(file: IO[bytes]) -> bool:
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True

@@ -15,12 +15,15 @@ from sage_infer.schemas.generation import (
     Usage,
 )
 from sage_infer.schemas.hardware import (
+    UNKNOWN_MODEL,
     AcceleratorDescriptor,
+    AcceleratorPartition,
     Figure,
     HardwareProfile,
     LinkProfile,
     MemoryTierSpec,
 )
+from sage_infer.schemas.host import CpuDescriptor, NumaNode
 from sage_infer.schemas.kv import KV_PRESETS, KVCacheSchema, KVChunk, KVCompatibility, KVLocation
 from sage_infer.schemas.model import ModelDescriptor
 from sage_infer.schemas.quantization import QuantizationProfile
@@ -34,10 +37,10 @@ from sage_infer.schemas.transport import (
 )
 
 __all__ = [
-    "FEATURES", "KV_PRESETS", "TRANSPORT_PRESETS", "AcceleratorDescriptor", "CapabilityDescriptor", "DecodeState",
-    "EmbeddingResult", "Figure", "FinishReason", "GuidedDecoding", "HardwareProfile", "HybridCapabilityDescriptor",
-    "KVCacheSchema", "KVChunk", "KVCompatibility", "KVLocation", "LinkProfile", "MediaItem", "MemoryTierSpec",
-    "ModelDescriptor", "Prompt", "QuantizationProfile", "RerankHit", "RerankResult", "SamplingParams", "Timing",
-    "TokenDelta", "TokenLogprob", "TransportPlan", "TransportReport", "TransportSettings", "TransportStep", "Usage",
-    "all_schemas", "schema_version",
+    "FEATURES", "KV_PRESETS", "TRANSPORT_PRESETS", "UNKNOWN_MODEL", "AcceleratorDescriptor", "AcceleratorPartition",
+    "CapabilityDescriptor", "CpuDescriptor", "DecodeState", "EmbeddingResult", "Figure", "FinishReason",
+    "GuidedDecoding", "HardwareProfile", "HybridCapabilityDescriptor", "KVCacheSchema", "KVChunk", "KVCompatibility",
+    "KVLocation", "LinkProfile", "MediaItem", "MemoryTierSpec", "ModelDescriptor", "NumaNode", "Prompt",
+    "QuantizationProfile", "RerankHit", "RerankResult", "SamplingParams", "Timing", "TokenDelta", "TokenLogprob",
+    "TransportPlan", "TransportReport", "TransportSettings", "TransportStep", "Usage", "all_schemas", "schema_version",
 ]  # fmt: skip

@@ -3,5 +3,5 @@
 import pytest
 
 pytest.register_assert_rewrite(*[f"{__name__}.{kit}" for kit in (
-    "embedding", "generation", "hardware", "hybrid", "kv_store", "lifecycle", "plugin", "transport",
+    "embedding", "generation", "hardware", "hybrid", "kv_store", "lifecycle", "plugin", "recordings", "transport",
 )])  # fmt: skip

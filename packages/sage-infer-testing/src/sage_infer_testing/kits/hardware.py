@@ -6,13 +6,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
-from sage_infer.contracts import HardwareDetector
+from attrs import evolve, fields
+from sage_infer.contracts import HardwareDetector, HardwareMeter
 from sage_infer.errors import SageInferError
 from sage_infer.schemas import Figure, HardwareProfile
 from sage_infer.schemas.codec import from_json, to_json
@@ -92,8 +93,7 @@ class HardwareDetectorContract(ContractSuite, kit=True):
         profile = detector.detect()
         if profile.accelerators or profile.links or profile.memory_tiers:
             assert profile.sources, "the profile has contents and no sources"
-        for figure in _figures(profile):
-            assert figure.source.strip(), f"{figure} has no source"
+        _assert_sources(profile)
 
     def test_reports_its_own_hardware(self, detector: Any) -> None:
         """Accelerators are of the declared ``hardware``, ordered by name and index.
@@ -186,12 +186,56 @@ class HardwareDetectorContract(ContractSuite, kit=True):
             for profile in pool.map(lambda _: detector.detect(), range(6)):
                 assert profile == expected, "detect() in another thread differs"
 
+    def test_measuring_only_adds_figures(self, detector: Any) -> None:
+        """``measure`` fills in measured figures and latencies, each with its source, and changes nothing else.
+
+        How to fix: ``def measure(self, profile, progress) -> HardwareProfile``; fill ``measured_…`` and ``latency_us``
+        of the profile that was given, report shares of 0 to 1, and add a note for what could not be measured. A
+        detector that cannot measure has no ``measure``.
+        """
+        if not hasattr(detector, "measure"):
+            pytest.skip("the detector does not measure")
+        problems = shape_problems(detector, HardwareMeter)
+        assert not problems, f"not a HardwareMeter: {'; '.join(problems)}"
+        shares: list[float] = []
+        before = detector.detect()
+        measured = detector.measure(before, lambda what, share: shares.append(share))
+        assert isinstance(measured, HardwareProfile), f"measure() gave a {type(measured).__name__}"
+        assert from_json(to_json(measured), HardwareProfile) == measured
+        assert _unmeasured(measured) == _unmeasured(before), "measure() changed more than measured figures"
+        assert measured.notes[: len(before.notes)] == before.notes, "measure() changed notes of detect()"
+        assert all(0 <= share <= 1 for share in shares), f"progress reported {shares}"
+        _assert_sources(measured)
+
+
+def _unmeasured(profile: HardwareProfile) -> HardwareProfile:
+    """The profile without what ``measure`` may fill in."""
+
+    def without(part: Any) -> Any:
+        names = [
+            f.name for f in fields(type(part)) if f.name.startswith("measured_") or f.name == "latency_us"
+        ]
+        return evolve(part, **dict.fromkeys(names))
+
+    return evolve(
+        profile,
+        links=[without(link) for link in profile.links],
+        memory_tiers=[without(tier) for tier in profile.memory_tiers],
+        notes=(),
+    )
+
+
+def _assert_sources(profile: HardwareProfile) -> None:
+    for figure in _figures(profile):
+        assert figure.source.strip(), f"{figure} has no source"
+
 
 def _figures(profile: HardwareProfile) -> Iterator[Figure]:
-    for accelerator in profile.accelerators:
-        yield from accelerator.peak_tflops.values()
     for part in (*profile.accelerators, *profile.links, *profile.memory_tiers):
-        for name in ("memory_bandwidth_gbs", "nominal_gbs", "measured_gbs", "latency_us"):
-            figure = getattr(part, name, None)
-            if figure is not None:
-                yield figure
+        for attribute in fields(cast(Any, type(part))):
+            value = getattr(part, attribute.name)
+            yield from (
+                v
+                for v in (value.values() if isinstance(value, Mapping) else [value])
+                if isinstance(v, Figure)
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from sage_infer.contracts import InferenceBackend
@@ -26,6 +26,8 @@ class GenerationSuite(CapabilitySuite, kit=True):
             not claim ``prefill_decode`` (which tells them).
         max_queue: most requests that the instance accepts, running and waiting, before ``Overloaded``; None where
             there is no such limit or it is too high to reach in a test.
+        tool_answer: an answer with one tool call in the model's form, the function's name and its arguments, where the
+            backend claims ``tool_calls``.
         grammar: a guided-decoding grammar in the backend's dialect whose only outputs are "yes" and "no".
     """
 
@@ -42,6 +44,7 @@ class GenerationSuite(CapabilitySuite, kit=True):
     exact_batch_invariance: ClassVar[bool] = True
     prompt_token_ids: ClassVar[Sequence[int] | None] = None
     max_queue: ClassVar[int | None] = None
+    tool_answer: ClassVar[tuple[str, str, Mapping[str, Any]] | None] = None
     grammar: ClassVar[str] = 'root ::= "yes" | "no"'
 
     async def greedy_output(self, backend: Any, prompt: Any = None, **more: Any) -> Output:

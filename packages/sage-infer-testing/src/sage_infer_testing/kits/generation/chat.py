@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from sage_infer.contracts import ChatAnswer, ToolCalling
 from sage_infer.errors import InvalidRequest
 
 from sage_infer_testing.features import when_claimed
 from sage_infer_testing.kits.generation.base import GenerationSuite
 from sage_infer_testing.reading import generate_one, greedy
+from sage_infer_testing.shape import shape_problems
 
 __all__ = ["ChatTests"]
 
@@ -54,3 +57,21 @@ class ChatTests(GenerationSuite, kit=True):
         for wrong in ([], [{"content": "Hello"}], [{"role": "user"}]):
             with pytest.raises(InvalidRequest):
                 backend.render_chat(wrong)
+
+    @when_claimed("tool_calls")
+    def test_tool_calls_are_read_out_of_an_answer(self, backend: Any) -> None:
+        """``parse_tool_calls`` finds the call in ``tool_answer``, and takes plain text for what it is.
+
+        How to fix: set ``tool_answer`` to an answer in the model's own form. Arguments are JSON text; what stands
+        beside the calls is ``content``; a text without calls comes back whole.
+        """
+        problems = shape_problems(backend, ToolCalling)
+        assert not problems, f"not a ToolCalling: {'; '.join(problems)}"
+        plain = backend.parse_tool_calls("It is four o'clock.")
+        assert plain == ChatAnswer(content="It is four o'clock."), f"plain text became {plain}"
+        if self.tool_answer is None:
+            pytest.fail("tool_calls is claimed; set tool_answer to (text, name, arguments)")
+        text, name, arguments = self.tool_answer
+        found = backend.parse_tool_calls(text)
+        assert [call.name for call in found.tool_calls] == [name], f"{text!r} became {found}"
+        assert json.loads(found.tool_calls[0].arguments) == arguments, f"{text!r} became {found}"

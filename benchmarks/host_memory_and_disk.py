@@ -1,0 +1,133 @@
+"""What ``sage infer hal profile --measure`` says of memory and disk, beside Debian's likwid-bench and fio.
+
+    hatch run bench:hal [--rounds 7] [--json results.json]
+
+Debian has no ``stream``; its package ``likwid`` has STREAM's copy as the kernels ``copy_mem_…`` of likwid-bench, with
+stores that bypass the caches, as the C library's memcpy has for blocks of this size. Every round runs ours and the
+peer after each other, with the same number of threads, block size and requests under way, the first of them in turn.
+Both give the best of several passes of memory. Ratios are taken round by round, so that a noisy machine hits both
+sides alike. Needs: apt-get install fio likwid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from sage_infer.schemas import MemoryTierSpec
+from sage_infer_host.disk_speed import BLOCK, BLOCKS_UNDER_WAY, MOST, PAGE, PAGES_UNDER_WAY, measure_disk
+from sage_infer_host.memory_speed import measure_memory
+
+Reading = dict[str, float]
+PASSES = 4  # of the memory peer in one round, the best of which counts
+SECONDS = 1.2  # of each of fio's runs, as ours
+
+
+def kernel() -> str:
+    """likwid-bench's copy for what this processor has."""
+    flags = Path("/proc/cpuinfo").read_text()
+    return "copy_mem_avx512" if "avx512f" in flags else "copy_mem_avx" if " avx " in flags else "copy_mem_sse"
+
+
+def our_memory() -> Reading:
+    speed = measure_memory(os.sched_getaffinity(0), None, lambda share: None)
+    return {"memory copy, GB/s": speed.copy_gbs}
+
+
+def likwid_memory() -> Reading:
+    threads = len(os.sched_getaffinity(0))
+    command = ["likwid-bench", "-t", kernel(), "-w", f"N:{512 * threads}MB:{threads}", "-i", "3"]
+    rates = []
+    for _ in range(PASSES):
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        match = re.search(r"^MByte/s:\s+([\d.]+)", printed, re.MULTILINE)
+        if match is None:
+            raise SystemExit(f"likwid-bench printed no rate:\n{printed}")
+        rates.append(float(match[1]) / 1000)
+    return {"memory copy, GB/s": max(rates)}
+
+
+def our_disk(folder: Path) -> Reading:
+    tier = measure_disk(MemoryTierSpec(tier="ssd", name=str(folder)), lambda share: None)
+    figures = (
+        tier.measured_write_gbs, tier.measured_read_gbs,
+        tier.measured_random_read_iops, tier.measured_random_write_iops,
+    )  # fmt: skip
+    return dict(zip(DISK, (figure.value for figure in figures if figure is not None), strict=True))
+
+
+DISK = ("disk write, GB/s", "disk read, GB/s", "disk 4 KiB reads/s", "disk 4 KiB writes/s")
+
+
+def fio_disk(folder: Path) -> Reading:
+    """The same four, on a file of the same size, written in the first run and removed at the end."""
+    path = folder / f".fio-{os.getpid()}"
+    jobs = (("write", BLOCK, BLOCKS_UNDER_WAY), ("read", BLOCK, BLOCKS_UNDER_WAY),
+            ("randread", PAGE, PAGES_UNDER_WAY), ("randwrite", PAGE, PAGES_UNDER_WAY))  # fmt: skip
+    found: Reading = {}
+    try:
+        for name, (kind, block, depth) in zip(DISK, jobs, strict=True):
+            timed = [] if kind == "write" else ["--time_based"]
+            command = [
+                "fio", "--name=x", f"--filename={path}", f"--size={MOST}", f"--rw={kind}", f"--bs={block}",
+                f"--iodepth={depth}", "--ioengine=libaio", "--direct=1", f"--runtime={SECONDS}", "--fallocate=none",
+                "--norandommap", "--refill_buffers=0", "--output-format=json", *timed,
+            ]  # fmt: skip
+            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            (job,) = json.loads(printed)["jobs"]
+            side = job["write" if "write" in kind else "read"]
+            found[name] = side["bw_bytes"] / 1e9 if block == BLOCK else side["iops"]
+    finally:
+        path.unlink(missing_ok=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk that is measured")
+    parser.add_argument("--json", type=Path, help="write all readings here")
+    options = parser.parse_args()
+    missing = [tool for tool in ("fio", "likwid-bench") if shutil.which(tool) is None]
+    if missing:
+        raise SystemExit(f"{', '.join(missing)} missing: apt-get install fio likwid")
+    pairs: list[tuple[Callable[[], Reading], Callable[[], Reading]]] = [
+        (our_memory, likwid_memory),
+        (lambda: our_disk(options.folder), lambda: fio_disk(options.folder)),
+    ]
+    readings: list[tuple[Reading, Reading]] = []
+    for number in range(options.rounds):
+        ours: Reading = {}
+        theirs: Reading = {}
+        for our, their in pairs:
+            sides = [(ours, our), (theirs, their)]
+            for side, run in sides if number % 2 == 0 else reversed(sides):
+                side.update(run())
+        readings.append((ours, theirs))
+        print(f"round {number + 1} of {options.rounds} …", file=sys.stderr)
+    print(f"{'':<22}{'ours, median':>14}{'peer, median':>14}   ratio, median (min to max)")
+    for name in readings[0][0]:
+        ratios = [ours[name] / theirs[name] for ours, theirs in readings]
+        our_median, peer_median = (
+            statistics.median(side[name] for side in sides) for sides in zip(*readings, strict=True)
+        )
+        print(
+            f"{name:<22}{our_median:14.2f}{peer_median:14.2f}   "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+    if options.json:
+        options.json.write_text(
+            json.dumps([{"ours": ours, "peer": peer} for ours, peer in readings], indent=2)
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""``npu-smi info -t board | common | memory | usages``: ``key : value`` lines about one card or chip."""
+
+from __future__ import annotations
+
+import re
+
+from sage_infer.detection import Line, ToolText, build_profile, bus_address, is_masked, mebibytes
+from sage_infer.detection.text import UNKNOWN_TEXTS
+from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor, HardwareProfile
+
+from sage_infer_ascend.npu_rows import sources
+
+__all__ = ["NO_NUMBER", "is_details", "read_details"]
+
+_LINE = re.compile(r"\s*([A-Z][^:|]*?)\s*:\s*(.*?)\s*")
+_MARKS = (
+    r"^\s*(HBM Capacity\(MB\)|DDR Capacity\(MB\)|PCIe Bus Info|PCI Device ID"
+    r"|Aicore Count|Aicore Usage Rate\(%\))\s*:"
+)
+_FAMILIES = {"d100": "310", "d500": "310P", "d801": "910", "d802": "910B", "d803": "910C"}
+NO_NUMBER = "the output does not say which NPU it describes; it is shown as number 0"
+
+Block = dict[str, tuple[Line, str]]
+
+
+def is_details(text: ToolText) -> bool:
+    return text.search(_MARKS) is not None
+
+
+def read_details(text: ToolText) -> HardwareProfile:
+    """The chips that are described; the board's controller is left out.
+
+    Raises:
+        ToolOutputError: no chip is described, or a value is not what its key says.
+    """
+    card: Block = {}
+    devices: list[AcceleratorDescriptor] = []
+    notes: list[str] = []
+    for block in _blocks(text):
+        for key in ("NPU ID", "Chip Count"):
+            if key in block:
+                card[key] = block[key]
+        if block.get("Chip Name", (None, ""))[1].lower() != "mcu" and any(
+            re.match(_MARKS, f"{key} :") for key in block
+        ):
+            device, more = _device(text, card, block)
+            devices.append(device)
+            notes += [note for note in more if note not in notes]
+    if not devices:
+        raise text.error(None, "no chip is described")
+    return build_profile(devices, sources=sources(text), notes=notes)
+
+
+def _blocks(text: ToolText) -> list[Block]:
+    """Key and value lines, cut where a line is blank and where a key comes again."""
+    blocks: list[Block] = []
+    previous = -1
+    for line in text.lines:
+        match = _LINE.fullmatch(line.text)
+        if match is None:
+            raise text.error(line, "a key and its value")
+        if not blocks or line.number > previous + 1 or match[1] in blocks[-1]:
+            blocks.append({})
+        blocks[-1][match[1]] = (line, match[2])
+        previous = line.number
+    return blocks
+
+
+def _device(text: ToolText, card: Block, block: Block) -> tuple[AcceleratorDescriptor, list[str]]:
+    notes: list[str] = []
+    index = _index(text, card, block, notes)
+    name = _known(block, "Product Name") or _known(block, "Chip Name")
+    bus = None
+    if "PCIe Bus Info" in block and _known(block, "PCIe Bus Info"):
+        line, printed = block["PCIe Bus Info"]
+        bus = bus_address(printed)
+        if bus is None:
+            raise text.error(line, "a bus id such as 0000:C1:00.0")
+    family = _FAMILIES.get((_known(block, "PCI Device ID") or "").lower().removeprefix("0x"))
+    if family:
+        notes.append(f"by its PCI device id it is of the Ascend {family} family")
+    serial = _known(block, "Serial Number") or ""
+    memory, note = _memory(text, block)
+    notes += [note] if note else []
+    return (
+        AcceleratorDescriptor(
+            hardware_backend="ascend",
+            vendor="Huawei",
+            model=name or UNKNOWN_MODEL,
+            index=index,
+            pci_address=bus,
+            memory_bytes=memory,
+            board=None if is_masked(serial) else serial or None,
+        ),
+        notes,
+    )
+
+
+def _memory(text: ToolText, block: Block) -> tuple[int | None, str]:
+    """HBM, or DDR on a chip that has no HBM, which shows by what comes after the place of the HBM's lines."""
+    hbm, ddr = _number(text, block, "HBM Capacity(MB)"), _number(text, block, "DDR Capacity(MB)")
+    memory = None
+    if hbm is not None:
+        memory = mebibytes(hbm) or mebibytes(ddr or 0)
+    elif ddr and not any(key.startswith("HBM") for key in block):
+        if not {"DDR Bandwidth Usage Rate(%)", "Chip ID"} & block.keys():
+            return None, f"DDR of {ddr} MB is shown, and not whether the chip has HBM besides"
+        memory = mebibytes(ddr)
+    return memory, "" if memory else "no memory size is shown"
+
+
+def _index(text: ToolText, card: Block, block: Block, notes: list[str]) -> int:
+    npu, chip = _number(text, card, "NPU ID"), _number(text, block, "Chip ID")
+    count = _number(text, card, "Chip Count") or 1
+    if npu is None:
+        notes.append(NO_NUMBER)
+        return 0
+    if count == 1:
+        return npu
+    if chip is None:
+        raise text.error(None, f"it describes a card of {count} chips, and not which of them")
+    notes.append("this output shows no logic ids; devices are counted by NPU and chip")
+    return npu * count + chip
+
+
+def _known(block: Block, key: str) -> str | None:
+    value = block[key][1] if key in block else ""
+    return None if value.lower() in UNKNOWN_TEXTS else value
+
+
+def _number(text: ToolText, block: Block, key: str) -> int | None:
+    value = _known(block, key)
+    if value is None:
+        return None
+    if not value.isdecimal():
+        raise text.error(block[key][0], "a whole number")
+    return int(value)

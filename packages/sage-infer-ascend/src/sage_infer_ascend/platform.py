@@ -1,0 +1,49 @@
+"""Ascend as a platform of vLLM: what is known of it, each fact with its source; the rest is asked of vLLM itself."""
+
+from __future__ import annotations
+
+from sage_infer_vllm.platform import Platform, QuantizationMethod
+
+from sage_infer_ascend.needs import ENGINE, PLUGIN, PLUGIN_DISTRIBUTIONS
+
+__all__ = ["ASCEND"]
+
+_DOCS = "https://docs.vllm.ai/projects/ascend/en/v0.23.0"
+
+ASCEND = Platform(
+    backend_name="ascend",
+    engine=ENGINE,
+    plugin=PLUGIN,
+    plugin_distributions=PLUGIN_DISTRIBUTIONS,
+    hardware_backend="ascend",
+    # int8 KV ("C8") comes with a checkpoint that was quantized so, and is no option of the engine.
+    kv_dtypes={},
+    block_sizes=(128,),
+    quantization=(
+        QuantizationMethod(name="ascend", weight_bits=8, activation_bits=8),
+        QuantizationMethod(name="ascend", weight_bits=4, activation_bits=8),
+        QuantizationMethod(name="ascend", weight_bits=8, activation_bits=16),
+        QuantizationMethod(name="compressed-tensors", weight_bits=8, activation_bits=8),
+    ),
+    precisions=("fp16", "bf16"),
+    kv_connectors=(
+        "MooncakeConnectorV1",
+        "MooncakeLayerwiseConnector",
+        "AscendStoreConnector",
+        "MultiConnector",
+    ),
+    visible_devices="ASCEND_RT_VISIBLE_DEVICES",
+    memory_fraction=0.9,
+    sources={
+        "engine": f"{_DOCS}/community/versioning_policy.html: 0.18.0 to 0.23.0, and 0.26.0rc1",
+        "plugin": "github.com/vllm-project/vllm-ascend setup.py",
+        "kv_dtypes": "vllm_ascend/quantization/methods/kv_c8.py: chosen by quant_model_description.json",
+        "block_sizes": "vllm_ascend/platform.py: 128 where prefixes are cached",
+        "quantization": "vllm_ascend/platform.py: ascend, compressed-tensors; W8A8, W4A8: notes of 0.22.1rc1; "
+        "W8A16: pull request for issue 4267",
+        "precisions": "vllm_ascend documentation: float16 and bfloat16 checkpoints",
+        "kv_connectors": f"{_DOCS}: guides of disaggregated prefill and of the KV pool",
+        "visible_devices": "vllm_ascend/platform.py: device_control_env_var",
+        "memory_fraction": f"{_DOCS}: --gpu-memory-utilization of the guides",
+    },
+)

@@ -1,0 +1,75 @@
+"""What this wheel brings to sage-infer. Imports neither the reader of the vendor's tool nor vLLM."""
+
+from collections.abc import Mapping
+
+from sage_infer import BackendSpec, DetectorSpec, hookimpl
+
+from sage_infer_ascend.needs import NEEDS
+
+SAGE_INFER_CONTRACT = "1.0"
+
+_NODES = ("/dev/davinci[0-9]*",)
+_ADAPTER = {"sage-infer-vllm": ">=0.1,<0.2"}
+_INSTALL = "pip install 'sage-infer-ascend[vllm]'"
+_LIMITS = (
+    "Not run on an NPU: detection is tested on recordings, the backend up to the call of vLLM.",
+    "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-ascend is for vLLM 0.18 to 0.26: "
+    "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
+    "int8 KV (C8) only with a checkpoint that was quantized so.",
+)
+
+
+@hookimpl
+def sage_infer_detectors() -> list[DetectorSpec]:
+    return [
+        DetectorSpec(
+            name="ascend",
+            factory="sage_infer_ascend.detector:AscendDetector",
+            hardware={"ascend"},
+            device_nodes=_NODES,
+            read_recording="sage_infer_ascend.recordings:read",
+            summary="Huawei Ascend NPUs through npu-smi",
+        )
+    ]
+
+
+@hookimpl
+def sage_infer_backends() -> list[BackendSpec]:
+    return [
+        BackendSpec(
+            name="ascend",
+            factory="sage_infer_ascend.backend:AscendBackend",
+            serves={"llm"},
+            hardware={"ascend"},
+            requires=_ADAPTER,
+            install=_INSTALL,
+            needs=NEEDS,
+            device_nodes=_NODES,
+            prepare="sage_infer_vllm.prepare:prepare",
+            summary="vLLM on Huawei Ascend NPUs, through vllm-ascend",
+            options=_options("vllm"),
+            limits=_LIMITS,
+        ),
+        BackendSpec(
+            name="ascend-embedding",
+            factory="sage_infer_ascend.backend:AscendEmbeddingBackend",
+            serves={"embedding", "reranker"},
+            hardware={"ascend"},
+            requires=_ADAPTER,
+            install=_INSTALL,
+            needs=NEEDS,
+            device_nodes=_NODES,
+            summary="embedding and reranking with vLLM on Huawei Ascend NPUs, through vllm-ascend",
+            options=_options("vllm-embedding"),
+            limits=_LIMITS,
+        ),
+    ]
+
+
+def _options(backend: str) -> Mapping[str, str]:
+    """The options of the adapter that the backend is built on; none where that is not installed."""
+    try:
+        from sage_infer_vllm import plugin
+    except ImportError:
+        return {}
+    return {spec.name: spec.options for spec in plugin.sage_infer_backends()}[backend]

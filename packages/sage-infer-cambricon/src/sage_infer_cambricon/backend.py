@@ -1,0 +1,22 @@
+"""vLLM on Cambricon: the adapters of sage-infer-vllm on this vendor's platform. Importing this does not import vLLM."""
+
+from __future__ import annotations
+
+from sage_infer_vllm.backend import VLLMBackendAdapter
+from sage_infer_vllm.embedding_backend import EmbeddingBackendAdapter
+
+from sage_infer_cambricon.platform import CAMBRICON
+
+__all__ = ["CambriconBackend", "CambriconEmbeddingBackend"]
+
+
+class CambriconBackend(VLLMBackendAdapter):
+    """``InferenceBackend`` on vLLM; the options are those of the backend ``vllm``."""
+
+    platform = CAMBRICON
+
+
+class CambriconEmbeddingBackend(EmbeddingBackendAdapter):
+    """``EmbeddingBackend`` on vLLM's pooling runner; the options are those of ``vllm-embedding``."""
+
+    platform = CAMBRICON

@@ -1,0 +1,42 @@
+"""What the backend needs of a machine, and where that is looked for. Data: the plug-in module reads it."""
+
+from sage_infer import Need
+
+__all__ = ["ENGINE", "NEEDS", "PLUGIN", "PLUGIN_DISTRIBUTIONS"]
+
+ENGINE = {"vllm": ">=0.9.1,<0.14"}
+"""vLLM, by distribution, built with ``VLLM_TARGET_DEVICE=empty``."""
+
+PLUGIN = "mlu"
+PLUGIN_DISTRIBUTIONS = {"vllm-mlu": ">=0.9.1,<0.14"}
+_SDK = "is part of the Cambricon SDK (ecosystem@cambricon.com)"
+
+NEEDS = (
+    Need(
+        what="driver",
+        files=("/dev/cambricon_ctl", "/proc/driver/cambricon"),
+        install=f"install the driver, which {_SDK}; in a container pass the devices on",
+    ),
+    Need(
+        what="NeuWare toolkit",
+        files=("/usr/local/neuware",),
+        variables=("NEUWARE_HOME",),
+        install=f"install CNToolkit, which {_SDK}, and set NEUWARE_HOME",
+    ),
+    Need(
+        what="torch_mlu",
+        distributions={"torch-mlu": ""},
+        install=f"use the container of torch_mlu, which {_SDK}",
+    ),
+    Need(
+        what="vLLM",
+        distributions=ENGINE,
+        install="VLLM_TARGET_DEVICE=empty pip install -e vllm, as github.com/Cambricon/vllm-mlu says",
+    ),
+    Need(
+        what="vLLM platform plug-in vllm-mlu",
+        distributions=PLUGIN_DISTRIBUTIONS,
+        entry_point=f"vllm.platform_plugins:{PLUGIN}",
+        install="git clone https://github.com/Cambricon/vllm-mlu && pip install -e vllm-mlu",
+    ),
+)

@@ -1,0 +1,75 @@
+"""What this wheel brings to sage-infer. Imports neither the reader of the vendor's tool nor vLLM."""
+
+from collections.abc import Mapping
+
+from sage_infer import BackendSpec, DetectorSpec, hookimpl
+
+from sage_infer_cambricon.needs import NEEDS
+
+SAGE_INFER_CONTRACT = "1.0"
+
+_NODES = ("/dev/cambricon_dev[0-9]*",)
+_ADAPTER = {"sage-infer-vllm": ">=0.1,<0.2"}
+_INSTALL = "pip install 'sage-infer-cambricon[vllm]'"
+_LIMITS = (
+    "Not run on an MLU: detection is tested on recordings, the backend up to the call of vLLM.",
+    "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-mlu is for vLLM 0.9.1 to 0.13: "
+    "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
+    "KV dtypes and page sizes are not published; vLLM is asked for them when it starts.",
+)
+
+
+@hookimpl
+def sage_infer_detectors() -> list[DetectorSpec]:
+    return [
+        DetectorSpec(
+            name="cambricon",
+            factory="sage_infer_cambricon.detector:CambriconDetector",
+            hardware={"cambricon"},
+            device_nodes=_NODES,
+            read_recording="sage_infer_cambricon.recordings:read",
+            summary="Cambricon MLUs through cnmon",
+        )
+    ]
+
+
+@hookimpl
+def sage_infer_backends() -> list[BackendSpec]:
+    return [
+        BackendSpec(
+            name="cambricon",
+            factory="sage_infer_cambricon.backend:CambriconBackend",
+            serves={"llm"},
+            hardware={"cambricon"},
+            requires=_ADAPTER,
+            install=_INSTALL,
+            needs=NEEDS,
+            device_nodes=_NODES,
+            prepare="sage_infer_vllm.prepare:prepare",
+            summary="vLLM on Cambricon MLUs, through vllm-mlu",
+            options=_options("vllm"),
+            limits=_LIMITS,
+        ),
+        BackendSpec(
+            name="cambricon-embedding",
+            factory="sage_infer_cambricon.backend:CambriconEmbeddingBackend",
+            serves={"embedding", "reranker"},
+            hardware={"cambricon"},
+            requires=_ADAPTER,
+            install=_INSTALL,
+            needs=NEEDS,
+            device_nodes=_NODES,
+            summary="embedding and reranking with vLLM on Cambricon MLUs, through vllm-mlu",
+            options=_options("vllm-embedding"),
+            limits=_LIMITS,
+        ),
+    ]
+
+
+def _options(backend: str) -> Mapping[str, str]:
+    """The options of the adapter that the backend is built on; none where that is not installed."""
+    try:
+        from sage_infer_vllm import plugin
+    except ImportError:
+        return {}
+    return {spec.name: spec.options for spec in plugin.sage_infer_backends()}[backend]

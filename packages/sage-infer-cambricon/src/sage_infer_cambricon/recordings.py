@@ -1,0 +1,47 @@
+"""Recorded outputs of ``cnmon`` and its companions."""
+
+from __future__ import annotations
+
+from sage_infer.detection import OutputKind, ToolText, build_profile, read_recording
+from sage_infer.schemas import HardwareProfile
+
+from sage_infer_cambricon.cndev_json import is_cndev, read_cndev
+from sage_infer_cambricon.cnmon_info import is_info, read_info
+from sage_infer_cambricon.cnmon_json import is_json, read_json
+from sage_infer_cambricon.cnmon_table import is_table, read_table
+from sage_infer_cambricon.cnmon_topo import is_topology, read_topology
+from sage_infer_cambricon.cntopo_json import is_rings, read_rings
+from sage_infer_cambricon.mlu import TOOL, VERSION
+
+__all__ = ["read"]
+
+_NO_CARD = r"(?i)\bno (mlu )?(devices?|cards?)\b|there is no (mlu )?(device|card)"
+
+
+def _no_card(text: ToolText) -> HardwareProfile:
+    line = text.search(_NO_CARD)
+    return build_profile([], sources=[text.source], notes=[line.text.strip()] if line else [])
+
+
+_KINDS = (
+    OutputKind(command="cnmon", is_this=is_table, read=read_table),
+    OutputKind(command="cnmon info", is_this=is_info, read=read_info),
+    OutputKind(command="cnmon info -j", is_this=is_json, read=read_json),
+    OutputKind(command="cnmon topo -m", is_this=is_topology, read=read_topology),
+    OutputKind(command="cntopo find -O FILE", is_this=is_rings, read=read_rings),
+    OutputKind(command="answers of libcndev as JSON", is_this=is_cndev, read=read_cndev),
+    OutputKind(
+        command="a message that there is no card",
+        is_this=lambda text: len(text.lines) < 5 and text.search(_NO_CARD) is not None,
+        read=_no_card,
+    ),
+)
+
+
+def read(text: str, *, name: str) -> HardwareProfile:
+    """The machine that a recorded output of ``cnmon`` or ``cntopo`` describes; ``name`` is its file's.
+
+    Raises:
+        ToolOutputError: it is no output that is known, or it is not understood.
+    """
+    return read_recording(_KINDS, ToolText.of(text, tool=TOOL, version=VERSION), name=name)

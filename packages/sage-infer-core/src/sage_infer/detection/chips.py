@@ -1,0 +1,68 @@
+"""Chip tables: figures that no tool prints, with where they come from and how far to trust them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from sage_infer.names import Precision
+from sage_infer.schemas import Figure
+from sage_infer.schemas.hardware import Confidence
+
+__all__ = ["Chip", "find_chip"]
+
+
+@frozen(kw_only=True)
+class Chip:
+    """What is known of one device as the vendor's tool counts devices (a die, where a card has two).
+
+    Attributes:
+        names: names that tools print for it, compared without case, spaces, ``_`` and ``-``.
+        source: where the figures come from.
+        confidence: how far to trust them.
+        memory_gib: memory as sold, in GiB: a device with far more or less is another one; None compares nothing.
+        bandwidth_gbs: peak device memory bandwidth in GB/s.
+        tflops: dense peak rate in TFLOP/s (TOP/s for integers) by precision.
+        precisions: precisions of its arithmetic units; empty where they are not known.
+        architecture: the vendor's name of the instruction set architecture.
+    """
+
+    names: tuple[str, ...]
+    source: str
+    confidence: Confidence
+    memory_gib: int | None = None
+    bandwidth_gbs: float | None = None
+    tflops: Mapping[Precision, float] = field(factory=dict)
+    precisions: tuple[Precision, ...] = ()
+    architecture: str | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """What it adds to an ``AcceleratorDescriptor``."""
+        return {
+            "compute_capability": self.architecture,
+            "supported_precisions": self.precisions,
+            "peak_tflops": {name: self._figure(value) for name, value in self.tflops.items()},
+            "memory_bandwidth_gbs": None if self.bandwidth_gbs is None else self._figure(self.bandwidth_gbs),
+        }
+
+    def _figure(self, value: float) -> Figure:
+        return Figure(value=value, source=self.source, confidence=self.confidence)
+
+
+def find_chip(table: Iterable[Chip], name: str, memory_bytes: int | None) -> Chip | None:
+    """The chip of exactly this name whose memory fits; a name that merely begins alike is another chip."""
+    wanted = _key(name)
+    for chip in table:
+        if wanted in map(_key, chip.names):
+            if chip.memory_gib is None or memory_bytes is None:
+                return chip
+            # Tools show up to a fifth less than what is sold: ECC, firmware and spare rows are taken off.
+            if 0.8 <= memory_bytes / (chip.memory_gib * 1024**3) <= 1.05:
+                return chip
+    return None
+
+
+def _key(name: str) -> str:
+    return "".join(character for character in name.lower() if character not in " _-")

@@ -1,0 +1,90 @@
+"""A detector that is a vendor's tool and a PCI vendor id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+
+from attrs import evolve, field, frozen
+
+from sage_infer.detection.pci import SYSFS, PciDevice, host_links, pci_devices
+from sage_infer.detection.tools import find_tools
+from sage_infer.errors import ToolOutputError
+from sage_infer.schemas import HardwareProfile
+
+__all__ = ["ToolDetector", "VendorTool"]
+
+
+@frozen(kw_only=True)
+class VendorTool:
+    """How one vendor's devices are found.
+
+    Attributes:
+        vendor: the vendor's name, for messages.
+        names: the tool's names, the one to prefer first.
+        folders: where its installer puts it, beside ``PATH``.
+        pci_vendors: the vendor's PCI ids.
+        is_accelerator: tells accelerators from the vendor's other PCI devices.
+        ask: ``ask(tools, devices)`` runs the tools found and gives what they say, or raises ``ToolOutputError``;
+            ``devices`` are the accelerators on the PCI bus.
+        install: what brings the tool, for notes.
+    """
+
+    vendor: str
+    names: tuple[str, ...]
+    folders: tuple[str, ...] = ()
+    pci_vendors: Collection[int]
+    is_accelerator: Callable[[PciDevice], bool]
+    ask: Callable[[Sequence[str], Sequence[PciDevice]], HardwareProfile]
+    install: str
+
+
+@frozen
+class ToolDetector:
+    """A ``HardwareDetector``: asks the vendor's tool what there is, and sysfs where it is plugged in."""
+
+    tool: VendorTool
+    sysfs: Path = field(default=SYSFS)
+
+    def detect(self) -> HardwareProfile:
+        """What this machine has of the vendor's; an empty profile, with notes, where it has none that can be used.
+
+        Raises:
+            ToolOutputError: devices are on the PCI bus, and the tool fails or is not understood.
+        """
+        devices = [d for d in pci_devices(self.tool.pci_vendors, self.sysfs) if self.tool.is_accelerator(d)]
+        tools = find_tools(*self.tool.names, folders=self.tool.folders)
+        if not tools:
+            return HardwareProfile(notes=[self._no_tool(devices)] if devices else [])
+        try:
+            profile = self.tool.ask(tools, devices)
+        except ToolOutputError as error:
+            if devices:
+                raise
+            return HardwareProfile(notes=[f"no {self.tool.vendor} device is on the PCI bus, and {error}"])
+        return _with_pci(profile, devices)
+
+    def _no_tool(self, devices: Sequence[PciDevice]) -> str:
+        found = ", ".join(f"{device.address} ({device.vendor:04x}:{device.device:04x})" for device in devices)
+        names = " or ".join(self.tool.names)
+        return f"{self.tool.vendor} devices are on the PCI bus, and there is no {names}: {found}; {self.tool.install}"
+
+
+def _with_pci(profile: HardwareProfile, devices: Iterable[PciDevice]) -> HardwareProfile:
+    """The profile with NUMA nodes and host links of the PCI bus, and a note where the two disagree."""
+    nodes = {device.address: device.numa_node for device in devices}
+    accelerators = [
+        evolve(a, numa_node=nodes.get(a.pci_address or "") if a.numa_node is None else a.numa_node)
+        for a in profile.accelerators
+    ]
+    notes = list(profile.notes)
+    listed = {a.pci_address for a in accelerators}
+    hidden = sorted(nodes.keys() - listed)
+    if hidden and None not in listed:
+        notes.append(f"on the PCI bus, and not shown by the tool: {', '.join(hidden)}")
+    return evolve(
+        profile,
+        accelerators=accelerators,
+        links=(*profile.links, *host_links(accelerators, devices)),
+        notes=notes,
+    )

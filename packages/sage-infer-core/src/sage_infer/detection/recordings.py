@@ -1,0 +1,52 @@
+"""Which output of which tool a recording is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from attrs import frozen
+
+from sage_infer.detection.text import ToolText
+from sage_infer.errors import SchemaError, ToolOutputError
+from sage_infer.schemas import HardwareProfile
+
+__all__ = ["OutputKind", "read_recording"]
+
+
+@frozen(kw_only=True)
+class OutputKind:
+    """One output of one tool.
+
+    Attributes:
+        command: the command that prints it.
+        is_this: whether a text is that output, by what it says and not by its name.
+        read: the pure function that reads it; raises ``ToolOutputError`` for what it does not understand.
+    """
+
+    command: str
+    is_this: Callable[[ToolText], bool]
+    read: Callable[[ToolText], HardwareProfile]
+
+
+def read_recording(kinds: Sequence[OutputKind], text: ToolText, *, name: str) -> HardwareProfile:
+    """Read a recording as the first kind that it is; ``name`` is its file's, for messages.
+
+    Raises:
+        ToolOutputError: it is none of them, or not what such an output must be.
+    """
+    known = ", ".join(kind.command for kind in kinds)
+    if not text.lines:
+        raise ToolOutputError(f"{name}: the recording is empty; it must hold the output of one of: {known}")
+    kind = next((kind for kind in kinds if kind.is_this(text)), None)
+    if kind is None:
+        first = text.lines[0]
+        raise ToolOutputError(
+            f"{name}: line {first.number}, {first.text.strip()[:60]!r}, begins no output of {text.tool} that is known; "
+            f"record one of: {known}"
+        )
+    try:
+        return kind.read(text)
+    except SchemaError as error:
+        raise ToolOutputError(f"{name}: {text.source} printed what cannot be: {error}") from error
+    except ToolOutputError as error:
+        raise ToolOutputError(f"{name}: {error}") from error

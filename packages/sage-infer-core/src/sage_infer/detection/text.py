@@ -1,0 +1,108 @@
+"""A tool's output as numbered lines: what terminals add is taken away, and errors name version and line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from attrs import field, frozen
+
+from sage_infer.errors import ToolOutputError
+
+__all__ = ["Line", "ToolText", "bus_address", "is_masked", "mebibytes", "table_cells"]
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff]")
+_TRANSLATED = str.maketrans({"\xa0": " ", "│": "|", "┃": "|", "║": "|", "：": ":"})
+_BUS = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE)
+_SHOWN = 60  # characters of an offending text that a message repeats
+
+UNKNOWN_TEXTS = frozenset({"", "-", "--", "na", "n/a", "none", "null", "unknown", "[n/a]", "not supported"})
+"""What tools print, in lower case, where they do not know."""
+
+
+@frozen
+class Line:
+    """One line of output, without what surrounds it; ``number`` counts from 1."""
+
+    number: int
+    text: str
+
+
+@frozen
+class ToolText:
+    """The output of one call.
+
+    Attributes:
+        tool: the tool's name, for messages.
+        lines: its lines that are not blank, cleaned of colours, control characters and line ends of other systems.
+        version: the tool's version as it prints it; None where it prints none.
+    """
+
+    tool: str
+    lines: tuple[Line, ...] = field(repr=False)
+    version: str | None = None
+
+    @classmethod
+    def of(cls, text: str, *, tool: str, version: str | None = None) -> ToolText:
+        """Clean ``text``; ``version`` is a pattern whose first group is the version."""
+        plain = _ESCAPES.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).translate(_TRANSLATED)
+        numbered = enumerate((_CONTROL.sub("", line).rstrip() for line in plain.split("\n")), start=1)
+        lines = tuple(Line(number, line) for number, line in numbered if line.strip())
+        match = re.search(version, "\n".join(line.text for line in lines)) if version else None
+        return cls(tool, lines, match[1] if match else None)
+
+    @property
+    def source(self) -> str:
+        """The tool with its version, as ``HardwareProfile.sources`` names it."""
+        return f"{self.tool} {self.version}" if self.version else self.tool
+
+    def error(self, line: Line | None, expected: str) -> ToolOutputError:
+        """The error for a line that is not what it must be; without a line, for the output as a whole."""
+        where = self.source if self.version else f"{self.tool} (no version shown)"
+        if line is None:
+            return ToolOutputError(f"{where}: {expected}; {_NEXT}")
+        text = line.text.strip()
+        shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+        return ToolOutputError(f"{where}, line {line.number}: expected {expected}, got {shown!r}; {_NEXT}")
+
+    def search(self, pattern: str) -> Line | None:
+        """The first line in which the pattern is found."""
+        return next((line for line in self.lines if re.search(pattern, line.text)), None)
+
+    def rows(self) -> Iterator[tuple[Line, list[str]]]:
+        """Lines of tables drawn with ``|``, with their cells."""
+        for line in self.lines:
+            cells = table_cells(line.text)
+            if cells is not None:
+                yield line, cells
+
+
+_NEXT = "record it again unedited, or report it with this tool's version"
+
+
+def table_cells(text: str) -> list[str] | None:
+    """The cells of ``| a | b |``; None for rules and for lines that are no row."""
+    text = text.strip()
+    if not (len(text) > 2 and text[0] == text[-1] == "|") or re.fullmatch(r"[|+=\- ]*", text):
+        return None
+    return [cell.strip() for cell in text[1:-1].split("|")]
+
+
+def is_masked(text: str) -> bool:
+    """Whether somebody blotted the value out before publishing it (``xxxxx``, ``****``)."""
+    return re.search(r"[xX]{2,}|\*{2,}", text) is not None
+
+
+def bus_address(text: str) -> str | None:
+    """``00000000:C1:00.0`` → ``0000:c1:00.0``; None where the text is no PCI address."""
+    match = _BUS.fullmatch(text.strip())
+    if match is None:
+        return None
+    domain, bus, device, function = match.groups()
+    return f"{int(domain or '0', 16):04x}:{bus}:{device}.{function}".lower()
+
+
+def mebibytes(count: int) -> int | None:
+    """Bytes of so many MiB, which all these tools mean by ``MB`` too; None for 0: then it is not known."""
+    return count * 1024 * 1024 or None

@@ -1,0 +1,116 @@
+"""Ask every installed detector, each on its own, and merge what they say."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+from attrs import define, evolve
+
+from sage_infer.discovery import Entry, Registry, discover
+from sage_infer.discovery.readiness import missing_requirements
+from sage_infer.errors import SageInferError
+from sage_infer.factories import load_object
+from sage_infer.hal.merge import merge_profiles
+from sage_infer.schemas import HardwareProfile
+from sage_infer.specs import DetectorSpec
+
+__all__ = ["detect_machine", "find_detectors"]
+
+TIME_LIMIT_S = 10.0
+"""How long a detector may take before the others' answers are given without it."""
+
+
+@define(eq=False)
+class _Asked:
+    """One detector, and what became of it: a profile, or why there is none."""
+
+    entry: Entry[DetectorSpec]
+    detector: object = None
+    profile: HardwareProfile | None = None
+    reason: str = ""
+
+    def run(self) -> None:
+        spec = self.entry.spec
+        try:
+            self.detector = detector = load_object(spec.factory, what=f"detector {spec.name!r}")()
+            profile: object = detector.detect()
+        except SageInferError as error:
+            self.reason = error.message
+        except Exception as error:  # a plug-in's mistake is its own row, whatever it is
+            self.reason = f"{type(error).__name__}: {error}"
+        else:
+            if isinstance(profile, HardwareProfile):
+                self.profile = profile
+            else:
+                self.reason = f"detect() gave a {type(profile).__name__}, not a HardwareProfile"
+
+
+def find_detectors(registry: Registry | None = None) -> list[Entry[DetectorSpec]]:
+    """Every installed detector by name; those with a fault included."""
+    return (registry or discover()).detectors()
+
+
+def detect_machine(
+    *, measure: Callable[[str, float], None] | None = None, registry: Registry | None = None
+) -> HardwareProfile:
+    """What all installed detectors see, as one machine. A detector that fails or hangs is a note with its reason.
+
+    With ``measure``, detectors that can measure do so, one after the other, and report their progress to it.
+    """
+    asked: list[_Asked] = []
+    notes: list[str] = []
+    for entry in find_detectors(registry):
+        missing = missing_requirements(entry.spec.requires)
+        if entry.fault is not None:
+            notes.append(_note(entry, entry.fault.reason))
+        elif missing:
+            needs = ", ".join(f"{need} ({found})" for need, found in missing)
+            fix = entry.spec.install or "pip install " + " ".join(f"'{need}'" for need, _ in missing)
+            notes.append(_note(entry, f"needs {needs}: {fix}"))
+        else:
+            asked.append(_Asked(entry))
+    _ask(asked)
+    notes += [_note(one.entry, one.reason) for one in asked if one.profile is None]
+    merged = HardwareProfile()
+    for one in asked:
+        if one.profile is None:
+            continue
+        if measure is not None:
+            notes += _measure(one, one.profile, measure)
+        try:
+            merged = merge_profiles([merged, one.profile])
+        except SageInferError as error:
+            notes.append(_note(one.entry, error.message))
+    return evolve(merged, notes=(*merged.notes, *notes))
+
+
+def _ask(asked: Iterable[_Asked]) -> None:
+    """All at once; threads that hang in a driver do not keep the process from ending."""
+    threads = [(one, threading.Thread(target=one.run, daemon=True)) for one in asked]
+    for _, thread in threads:
+        thread.start()
+    for one, thread in threads:
+        thread.join(TIME_LIMIT_S)
+        if thread.is_alive():
+            one.reason = f"gave no answer within {TIME_LIMIT_S:g} s; the driver may hang, see dmesg"
+
+
+def _measure(one: _Asked, profile: HardwareProfile, progress: Callable[[str, float], None]) -> list[str]:
+    """Let the detector measure; gives notes where that failed."""
+    from sage_infer.contracts import HardwareMeter  # here, because the contracts are slow to import
+
+    if not isinstance(one.detector, HardwareMeter):
+        return []
+    try:
+        measured: object = one.detector.measure(profile, progress)
+    except Exception as error:
+        return [_note(one.entry, f"could not measure: {error}")]
+    if not isinstance(measured, HardwareProfile):
+        return [_note(one.entry, f"measure() gave a {type(measured).__name__}, not a HardwareProfile")]
+    one.profile = measured
+    return []
+
+
+def _note(entry: Entry[DetectorSpec], reason: str) -> str:
+    return f"detector {entry.name} ({entry.plugin.distribution}): {' '.join(reason.split())}"

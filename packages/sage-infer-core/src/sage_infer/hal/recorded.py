@@ -1,0 +1,83 @@
+"""A machine from elsewhere: by the recorded output of a vendor's tool, or by a profile that was written there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sage_infer.discovery import Entry, Registry
+from sage_infer.errors import InvalidRequest
+from sage_infer.factories import load_object
+from sage_infer.hal.machine import find_detectors
+from sage_infer.hal.merge import merge_profiles
+from sage_infer.schemas import HardwareProfile
+from sage_infer.schemas.codec import from_dict
+from sage_infer.specs import DetectorSpec
+
+__all__ = ["read_recordings"]
+
+
+def read_recordings(
+    paths: Iterable[Path], *, vendor: str | None = None, registry: Registry | None = None
+) -> HardwareProfile:
+    """The machine that recordings describe together. ``vendor`` is a detector's name, or a hardware name of its.
+
+    A file that holds a ``HardwareProfile`` as JSON is taken as it is, and needs no vendor.
+
+    Raises:
+        InvalidRequest: a file cannot be read, the vendor is unknown or missing, or they are of different machines.
+        ToolOutputError: the vendor's reader does not understand one of them.
+        SchemaError: a profile is not valid.
+    """
+    profiles = []
+    for path in paths:
+        text = _read(path)
+        profile = _profile(text)
+        if profile is None:
+            reader = _reader(vendor, path, registry)
+            profile = load_object(reader.spec.read_recording or "", what=f"detector {reader.name!r}")(
+                text, name=path.name
+            )
+            if not isinstance(profile, HardwareProfile):
+                raise InvalidRequest(f"detector {reader.name!r} made a {type(profile).__name__} of {path}")
+        profiles.append(profile)
+    return merge_profiles(profiles)
+
+
+def _read(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror or error}") from None
+    # Windows' shells write UTF-16 where output is redirected; other bytes are for the reader to judge.
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return data.decode(encoding, errors="replace")
+
+
+def _profile(text: str) -> HardwareProfile | None:
+    """The profile in a JSON document; None for anything else, such as a vendor's JSON."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(data, Mapping) or "schema_version" not in data or "accelerators" not in data:
+        return None
+    return from_dict(data, HardwareProfile)
+
+
+def _reader(vendor: str | None, path: Path, registry: Registry | None) -> Entry[DetectorSpec]:
+    readers = [e for e in find_detectors(registry) if e.fault is None and e.spec.read_recording is not None]
+    known = (
+        ", ".join(sorted({name for e in readers for name in (e.name, *e.spec.hardware)}))
+        or "none is installed"
+    )
+    if vendor is None:
+        raise InvalidRequest(f"{path} is no profile in JSON; say whose tool wrote it with --vendor ({known})")
+    found = [e for e in readers if e.name == vendor] or [e for e in readers if vendor in e.spec.hardware]
+    if not found:
+        raise InvalidRequest(f"no installed detector reads recordings of {vendor!r}; there are: {known}")
+    if len(found) > 1:
+        names = ", ".join(e.name for e in found)
+        raise InvalidRequest(f"several detectors read recordings of {vendor!r}; name one of them: {names}")
+    return found[0]

@@ -1,0 +1,209 @@
+"""A machine as text: its devices as a tree, its links as a matrix, its memory as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from attrs import frozen
+
+from sage_infer.hal.pairs import Matrix, code_of, link_matrix
+from sage_infer.hal.words import gigabytes, rate, size
+from sage_infer.schemas import AcceleratorDescriptor, CpuDescriptor, Figure, HardwareProfile, NumaNode
+
+__all__ = ["figures", "link_table", "numa_table", "tier_table", "tree"]
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+
+
+@frozen
+class _Branch:
+    line: str
+    below: Sequence[_Branch] = ()
+
+
+def tree(profile: HardwareProfile) -> Iterator[str]:
+    """Lines of the tree: processors, then NUMA nodes with their accelerators."""
+    branches = [_Branch(_cpu(cpu)) for cpu in profile.cpus]
+    left = list(profile.accelerators)
+    nodes = {node.index: node for node in profile.numa_nodes}
+    for index in sorted(nodes.keys() | {a.numa_node for a in left if a.numa_node is not None}):
+        here = [_device(profile, a) for a in left if a.numa_node == index]
+        branches.append(_Branch(_node(index, nodes.get(index)), here))
+    strangers = [_device(profile, a) for a in left if a.numa_node is None]
+    branches += [_Branch("NUMA node unknown", strangers)] if strangers and nodes else strangers
+    yield "machine" if branches else "machine: nothing was found"
+    yield from _branches(branches, "")
+
+
+def _branches(branches: Sequence[_Branch], indent: str) -> Iterator[str]:
+    for number, branch in enumerate(branches, 1):
+        last = number == len(branches)
+        yield f"{indent}{'└─' if last else '├─'} {branch.line}"
+        yield from _branches(branch.below, indent + ("   " if last else "│  "))
+
+
+def _cpu(cpu: CpuDescriptor) -> str:
+    parts = [f"{cpu.model} ({cpu.vendor}, {cpu.architecture})"]
+    for count, what in ((cpu.sockets, "socket"), (cpu.cores, "core"), (cpu.threads, "thread")):
+        if count is not None:
+            parts.append(f"{count} {what}{'s' if count != 1 else ''}")
+    if cpu.usable_threads is not None and cpu.usable_threads != cpu.threads:
+        parts.append(f"{cpu.usable_threads} usable")
+    if cpu.quota_cpus is not None:
+        parts.append(f"time of {cpu.quota_cpus:g} CPUs granted")
+    return f"cpu: {', '.join(parts)}" + (f"; {' '.join(cpu.isa)}" if cpu.isa else "")
+
+
+def _node(index: int, node: NumaNode | None) -> str:
+    if node is None:
+        return f"numa:{index}"
+    parts = [f"CPUs {node.cpus}" if node.cpus else "no CPUs"]
+    if node.usable_cpus != node.cpus:
+        parts.append(f"usable {node.usable_cpus or 'none'}")
+    if node.memory_bytes is not None:
+        parts.append(size(node.memory_bytes))
+    return f"numa:{index}: {', '.join(parts)}"
+
+
+def _device(profile: HardwareProfile, device: AcceleratorDescriptor) -> _Branch:
+    name = f"{device.hardware_backend}:{device.index}"
+    parts = [device.model]
+    if device.memory_bytes is not None:
+        parts.append(size(device.memory_bytes))
+    if device.pci_address is not None:
+        parts.append(device.pci_address)
+    if device.compute_capability is not None:
+        parts.append(device.compute_capability)
+    if device.board is not None:
+        parts.append(f"board {device.board}")
+    host = next((link for link in profile.links if (link.source, link.target) == ("host", name)), None)
+    if host is not None and host.nominal_gbs is not None:
+        parts.append(f"{host.kind} {gigabytes(host.measured_gbs or host.nominal_gbs)}")
+    if device.cpu_affinity is not None and not profile.numa_nodes:
+        parts.append(f"CPUs {device.cpu_affinity}")
+    partitions = [
+        _Branch(
+            f"part {part.index}: {', '.join(filter(None, (part.profile, size(part.memory_bytes), part.uuid)))}"
+        )
+        for part in device.partitions
+    ]
+    return _Branch(f"{name}: {', '.join(parts)}", partitions)
+
+
+def link_table(profile: HardwareProfile) -> tuple[Table, list[str]] | None:
+    """The matrix of links, from the row's end to the column's, and what its codes are known to carry."""
+    matrix = link_matrix(profile)
+    if not matrix.cells:
+        return None
+    rows = [[row, *(_cell(matrix, row, column) for column in matrix.columns)] for row in matrix.rows]
+    meanings: dict[str, None] = {}
+    for link in matrix.cells.values():
+        for figure, how in ((link.measured_gbs, "measured"), (link.nominal_gbs, "nominal")):
+            if figure is not None:
+                meanings[f"{code_of(link)}: {gigabytes(figure)} each way, {how} ({figure.source})"] = None
+    return (("", *matrix.columns), rows), list(meanings)
+
+
+def _cell(matrix: Matrix, row: str, column: str) -> str:
+    if row == column:
+        return "X"
+    link = matrix.cells.get((row, column))
+    return "-" if link is None else code_of(link)
+
+
+def numa_table(profile: HardwareProfile) -> Table | None:
+    """Distances between NUMA nodes; None for a machine that has one node or none."""
+    distances = {(x.source, x.target): x.distance for x in profile.links if x.kind == "numa"}
+    names = [f"numa:{node.index}" for node in profile.numa_nodes]
+    if not distances:
+        return None
+    rows = [[a, *("X" if a == b else str(distances.get((a, b)) or "-") for b in names)] for a in names]
+    return ("", *names), rows
+
+
+def tier_table(profile: HardwareProfile) -> Table:
+    """Memory that KV can live in, the nearest first."""
+    order = ("hbm", "dram", "ssd", "remote")
+    rows = [
+        [
+            tier.tier,
+            tier.name,
+            size(tier.capacity_bytes),
+            size(tier.usable_bytes),
+            gigabytes(tier.nominal_gbs),
+            gigabytes(tier.measured_read_gbs),
+            gigabytes(tier.measured_write_gbs),
+            gigabytes(tier.measured_copy_gbs),
+            rate(tier.measured_random_read_iops),
+            rate(tier.measured_random_write_iops),
+            " on ".join(filter(None, (tier.filesystem, tier.device))) or "-",
+        ]
+        for tier in sorted(profile.memory_tiers, key=lambda tier: order.index(tier.tier))
+    ]
+    columns = [
+        "TIER",
+        "NAME",
+        "CAPACITY",
+        "USABLE",
+        "NOMINAL",
+        "READ",
+        "WRITE",
+        "COPY",
+        "4K READ",
+        "4K WRITE",
+        "WHERE",
+    ]
+    kept = [i for i, _ in enumerate(columns) if i < 3 or any(row[i] != "-" for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def figures(profile: HardwareProfile) -> list[Sequence[str]]:
+    """Every figure with what it is of, its value, its source and its confidence."""
+    found: list[Sequence[str]] = []
+    for device in profile.accelerators:
+        name = f"{device.hardware_backend}:{device.index}"
+        found += [
+            _row(
+                name,
+                f"peak {precision}",
+                f"{figure.value:g} T{'OP' if precision.startswith('int') else 'FLOP'}/s",
+                figure,
+            )
+            for precision, figure in device.peak_tflops.items()
+        ]
+        if device.memory_bandwidth_gbs is not None:
+            found.append(
+                _row(
+                    name,
+                    "memory bandwidth",
+                    gigabytes(device.memory_bandwidth_gbs),
+                    device.memory_bandwidth_gbs,
+                )
+            )
+    ends = [(f"{link.source} → {link.target}", link) for link in profile.links]
+    tiers = [(f"{tier.tier} {tier.name}", tier) for tier in profile.memory_tiers]
+    for name, part in (*ends, *tiers):
+        for field, what in _FIELDS:
+            figure = getattr(part, field, None)
+            if figure is not None:
+                shown = rate(figure) if field.endswith("iops") else gigabytes(figure)
+                found.append(
+                    _row(name, what, f"{figure.value:g} µs" if field == "latency_us" else shown, figure)
+                )
+    return found
+
+
+_FIELDS: Iterable[tuple[str, str]] = (
+    ("nominal_gbs", "nominal bandwidth"),
+    ("measured_gbs", "bandwidth"),
+    ("measured_read_gbs", "read"),
+    ("measured_write_gbs", "write"),
+    ("measured_copy_gbs", "copy, bytes read and written"),
+    ("measured_random_read_iops", "random 4 KiB reads"),
+    ("measured_random_write_iops", "random 4 KiB writes"),
+    ("latency_us", "latency"),
+)
+
+
+def _row(name: str, what: str, value: str, figure: Figure) -> Sequence[str]:
+    return (name, what, value, figure.confidence, figure.source)

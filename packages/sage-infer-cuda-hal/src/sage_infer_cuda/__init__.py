@@ -1,0 +1,1 @@
+"""NVIDIA GPUs, by NVML where they are, and by recorded output of NVIDIA's tools where they are not."""

@@ -1,0 +1,21 @@
+"""What this wheel brings to sage-infer. Imports nothing else."""
+
+from sage_infer import DetectorSpec, hookimpl
+
+SAGE_INFER_CONTRACT = "1.0"
+
+
+@hookimpl
+def sage_infer_detectors() -> list[DetectorSpec]:
+    return [
+        DetectorSpec(
+            name="nvidia",
+            factory="sage_infer_cuda.detector:NvidiaDetector",
+            hardware={"cuda"},
+            requires={"nvidia-ml-py": ">=12.535"},
+            # The second is NVML inside WSL 2, which has no device nodes of NVIDIA's.
+            device_nodes=("/dev/nvidia[0-9]*", "/usr/lib/wsl/lib/libnvidia-ml.so.1"),
+            read_recording="sage_infer_cuda.recordings:read",
+            summary="NVIDIA GPUs by NVML; recordings of nvidia-smi and of NCCL topologies",
+        )
+    ]

@@ -1,0 +1,64 @@
+"""Which output of NVIDIA's tools a recording is, and what it says of the machine."""
+
+from __future__ import annotations
+
+from sage_infer.detection import OutputKind, ToolText, read_recording
+from sage_infer.schemas import HardwareProfile
+
+from sage_infer_cuda.listing import (
+    has_listing,
+    has_remotes,
+    has_speeds,
+    read_listing,
+    read_remotes,
+    read_speeds,
+)
+from sage_infer_cuda.nccl import read_nccl_graph, read_nccl_topology
+from sage_infer_cuda.smi_xml import read_smi_xml
+from sage_infer_cuda.topology import has_topology, read_topology
+
+__all__ = ["read"]
+
+_VERSION = r"(?:<driver_version>|Driver Version: *)(\d[\d.]*)"
+
+
+def _begins(element: str) -> str:
+    return rf"^\s*<{element}[\s>]"
+
+
+_KINDS = (
+    OutputKind(
+        command="nvidia-smi -q -x",
+        is_this=lambda text: text.search(_begins("nvidia_smi_log")) is not None,
+        read=read_smi_xml,
+    ),
+    OutputKind(command="nvidia-smi topo -m", is_this=has_topology, read=read_topology),
+    OutputKind(command="nvidia-smi nvlink -s", is_this=has_speeds, read=read_speeds),
+    OutputKind(command="nvidia-smi nvlink -R", is_this=has_remotes, read=read_remotes),
+    OutputKind(command="nvidia-smi -L", is_this=has_listing, read=read_listing),
+)
+_NCCL_KINDS = (
+    OutputKind(
+        command="NCCL_TOPO_DUMP_FILE",
+        is_this=lambda text: text.search(_begins("system")) is not None,
+        read=read_nccl_topology,
+    ),
+    OutputKind(
+        command="NCCL_GRAPH_DUMP_FILE",
+        is_this=lambda text: text.search(_begins("graphs")) is not None,
+        read=read_nccl_graph,
+    ),
+)
+
+
+def read(text: str, *, name: str) -> HardwareProfile:
+    """The machine, or the part of it, that a recording describes; ``name`` is its file's, for messages.
+
+    Raises:
+        ToolOutputError: it is no output that is known, or not what such an output must be.
+    """
+    nccl = ToolText.of(text, tool="NCCL", version=r"<(?:system|graphs) version=\"(\d+)\"")
+    if any(kind.is_this(nccl) for kind in _NCCL_KINDS):
+        return read_recording(_NCCL_KINDS, nccl, name=name)
+    smi = ToolText.of(text, tool="nvidia-smi", version=_VERSION)
+    return read_recording((*_KINDS, *_NCCL_KINDS), smi, name=name)

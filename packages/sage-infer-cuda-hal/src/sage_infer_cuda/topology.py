@@ -1,0 +1,107 @@
+"""``nvidia-smi topo -m``: how GPUs and network cards are joined, and the CPUs nearest to each GPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sage_infer.detection import ToolText, read_matrix
+from sage_infer.detection.profiles import build_profile
+from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor, HardwareProfile
+
+__all__ = ["PATHS", "has_topology", "read_topology"]
+
+_GPU = r"GPU\d+"
+# Before driver 515 the columns of network cards have the devices' own names.
+_LABEL = rf"{_GPU}|NIC\d+|(?:bnxt_re|cxgb|efa|erdma|hfi1_|hns|ib|irdma|mlx\d_|mthca|qedr|rdmap|roce)\w*"
+_HEADING = rf"^\s*{_GPU}(\s+({_LABEL})|\s+CPU Affinity|\s*$)"
+
+PATHS: Mapping[str, Mapping[str, Any]] = {
+    "SYS": {"kind": "pcie"},
+    "SOC": {"kind": "pcie"},  # what SYS was called before driver 384
+    "NODE": {"kind": "pcie"},
+    "PHB": {"kind": "pcie"},
+    "PXB": {"kind": "pcie"},
+    "PIX": {"kind": "pcie", "hops": 1},
+    "PSB": {"kind": "pcie", "hops": 1},
+}
+"""Fields of a link, by the code of its path. A single bridge is one hop; how many the others cross is not said."""
+
+
+def has_topology(text: ToolText) -> bool:
+    """Whether there is a heading of GPUs."""
+    return text.search(_HEADING) is not None
+
+
+def read_topology(text: ToolText) -> HardwareProfile:
+    """Devices of which only index, NUMA node and CPUs are known, with their links.
+
+    Raises:
+        ToolOutputError: a row does not fit the heading, or has a code that is not known.
+    """
+    matrix = read_matrix(text, text.lines, _LABEL)
+    if matrix is None:
+        raise text.error(None, "a heading with GPU0, GPU1, …")
+    unknown = {code for code in matrix.codes.values() if _path(code) is None and code.lower() != "n/a"}
+    if unknown:
+        code = min(unknown)
+        line = text.search(rf"(?<!\S){re.escape(code)}(?!\S)")
+        raise text.error(line, f"the code of a path ({', '.join(PATHS)}, NV1, …), not {code}")
+
+    def endpoint(label: str) -> str:
+        return f"cuda:{label[3:]}" if re.fullmatch(_GPU, label) else f"nic:{label.removeprefix('NIC')}"
+
+    ambiguous = _ambiguous_rows(text)
+    gpus = [label for label in matrix.labels if re.fullmatch(_GPU, label)]
+    missing = [label for label in matrix.labels if label not in matrix.rows]
+    notes = [f"the table has no row for {', '.join(missing)}: it is cut"] if missing else []
+    names = _network_names(text)
+    if names:
+        notes.append(names)
+    if ambiguous:
+        notes.append(
+            f"cells are missing at the end of the rows of {', '.join(ambiguous)}: affinities are left out"
+        )
+    if not gpus or len(missing) == len(matrix.labels):
+        raise text.error(None, "rows of GPUs below the heading")
+    return build_profile(
+        [
+            AcceleratorDescriptor(
+                hardware_backend="cuda",
+                vendor="NVIDIA",
+                model=UNKNOWN_MODEL,
+                index=int(label[3:]),
+                numa_node=None if label in ambiguous else matrix.numa_node.get(label),
+                cpu_affinity=None if label in ambiguous else matrix.cpu_affinity.get(label),
+            )
+            for label in gpus
+        ],
+        sources=[f"{text.source} topo -m"],
+        links=matrix.links(endpoint, _path),
+        notes=notes,
+    )
+
+
+def _ambiguous_rows(text: ToolText) -> list[str]:
+    """GPUs with fewer cells of affinities than the heading has columns: which one is missing is not known."""
+    heading = text.search(_HEADING)
+    endings = re.findall(r"CPU Affinity|NUMA Affinity|GPU NUMA ID", heading.text) if heading else []
+    labels = re.findall(rf"(?<!\S)(?:{_LABEL})(?!\S)", heading.text) if heading else []
+    return [
+        words[0]
+        for words in (line.text.split() for line in text.lines if line is not heading)
+        if re.fullmatch(_GPU, words[0]) and 0 < len(words) - 1 - len(labels) < len(endings)
+    ]
+
+
+def _path(code: str) -> Mapping[str, Any] | None:
+    if re.fullmatch(r"NV[1-9]\d?", code):
+        return {"kind": "nvlink"}
+    return PATHS.get(code)
+
+
+def _network_names(text: ToolText) -> str:
+    """What NIC0 and so on are called, by the legend below the table; empty where there is none."""
+    found = (re.fullmatch(r"\s*NIC(\d+): (\S+)", line.text) for line in text.lines)
+    return ", ".join(f"nic:{match[1]} is {match[2]}" for match in found if match)

@@ -1,0 +1,1 @@
+"""Hygon DCU: a detector that reads ``hy-smi``, and Hygon's own build of vLLM."""

@@ -1,0 +1,22 @@
+"""vLLM on Hygon: the adapters of sage-infer-vllm on this vendor's platform. Importing this does not import vLLM."""
+
+from __future__ import annotations
+
+from sage_infer_vllm.backend import VLLMBackendAdapter
+from sage_infer_vllm.embedding_backend import EmbeddingBackendAdapter
+
+from sage_infer_hygon.platform import HYGON
+
+__all__ = ["HygonBackend", "HygonEmbeddingBackend"]
+
+
+class HygonBackend(VLLMBackendAdapter):
+    """``InferenceBackend`` on vLLM; the options are those of the backend ``vllm``."""
+
+    platform = HYGON
+
+
+class HygonEmbeddingBackend(EmbeddingBackendAdapter):
+    """``EmbeddingBackend`` on vLLM's pooling runner; the options are those of ``vllm-embedding``."""
+
+    platform = HYGON

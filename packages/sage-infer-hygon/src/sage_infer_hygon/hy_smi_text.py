@@ -1,0 +1,69 @@
+"""``hy-smi --show…`` as text: ``HCU[0] : key: value`` lines, and lines about the machine."""
+
+from __future__ import annotations
+
+import re
+
+from sage_infer.detection import Line, ToolText, build_profile
+from sage_infer.schemas import HardwareProfile
+
+from sage_infer_hygon.dcu import describe, refuse_amd, sources
+
+__all__ = ["card_facts", "is_driver", "is_text", "read_driver", "read_text"]
+
+_LINE = re.compile(r"\s*(HCU|DCU|GPU)\[(\d+)\]\s*:\s*(.*)")
+_TOPOLOGY = re.compile(r"(\(Topology\) Numa (?:Node|Affinity))\s*:?\s*(-?\d+.*|\S+)", re.IGNORECASE)
+# Keys whose value is a fact of the device; others may come more than once, a line a sensor.
+_KEYS = re.compile(
+    r"card (series|vendor)|product name|unique id|pci bus|gfx version|vram total memory .*|\(topology\) numa node"
+    r"|available memory size .*"
+)
+
+
+def is_text(text: ToolText) -> bool:
+    return any(_LINE.match(line.text) for line in text.lines)
+
+
+def read_text(text: ToolText) -> HardwareProfile:
+    """The devices that lines name.
+
+    Raises:
+        ToolOutputError: a key comes twice with two values, or a value is not what its key says.
+    """
+    refuse_amd(text, labels=any(line.text.lstrip().startswith("GPU[") for line in text.lines))
+    devices, notes = describe(text, card_facts(text))
+    return build_profile(devices, sources=sources(text), notes=notes)
+
+
+def card_facts(text: ToolText) -> dict[int, dict[str, tuple[Line | None, str]]]:
+    """What is said of each device.
+
+    Raises:
+        ToolOutputError: a line about a device is no key and value, or says another thing than a line before.
+    """
+    cards: dict[int, dict[str, tuple[Line | None, str]]] = {}
+    for line in text.lines:
+        match = _LINE.match(line.text)
+        if match is None:
+            continue
+        said = _TOPOLOGY.fullmatch(match[3].strip())
+        key, colon, value = (said[1], ":", said[2]) if said else match[3].partition(":")
+        if not colon:
+            raise text.error(line, "a key and its value")
+        facts = cards.setdefault(int(match[2]), {})
+        key, value = " ".join(key.split()).lower(), value.strip()
+        if _KEYS.fullmatch(key):
+            if facts.get(key, (line, value))[1] != value:
+                raise text.error(line, f"one value of {key!r} for {match[1]}[{match[2]}]")
+            facts[key] = (line, value)
+    return cards
+
+
+def is_driver(text: ToolText) -> bool:
+    return len(sources(text)) > 1
+
+
+def read_driver(text: ToolText) -> HardwareProfile:
+    """The driver's version alone."""
+    refuse_amd(text, labels=False)
+    return build_profile([], sources=sources(text), notes=["this output shows the driver and no devices"])

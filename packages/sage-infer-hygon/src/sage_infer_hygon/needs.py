@@ -1,0 +1,33 @@
+"""What the backend needs of a machine, and where that is looked for. Data: the plug-in module reads it."""
+
+from sage_infer import Need
+
+__all__ = ["ENGINE", "NEEDS"]
+
+ENGINE = {"vllm": ">=0.18,<0.19"}
+"""Hygon's own build of vLLM (``0.18.1+das…``), by distribution. Its platform is built in: there is no plug-in."""
+
+_COMMUNITY = "from the developers' community, developer.sourcefind.cn"
+
+NEEDS = (
+    Need(
+        what="driver",
+        files=("/sys/module/hycu", "/sys/module/hydcu", "/opt/hyhal"),
+        install=f"install the driver (hyhal) {_COMMUNITY}; in a container mount /opt/hyhal",
+    ),
+    Need(
+        what="DTK toolkit",
+        files=("/opt/dtk*",),
+        install=f"install DTK {_COMMUNITY}, and source its env.sh",
+    ),
+    Need(
+        what="torch for DTK",
+        distributions={"torch": ""},
+        install=f"pip install the wheel of torch for the installed DTK (+das) {_COMMUNITY}",
+    ),
+    Need(
+        what="vLLM for DTK",
+        distributions=ENGINE,
+        install=f"pip install the wheel of vLLM for the installed DTK (0.18.1+das) {_COMMUNITY}",
+    ),
+)

@@ -1,0 +1,20 @@
+"""Hygon as a platform of vLLM: what is known of it, each fact with its source; the rest is asked of vLLM itself."""
+
+from __future__ import annotations
+
+from sage_infer_vllm.platform import Platform
+
+from sage_infer_hygon.needs import ENGINE
+
+__all__ = ["HYGON"]
+
+HYGON = Platform(
+    backend_name="hygon",
+    engine=ENGINE,
+    hardware_backend="hygon",
+    visible_devices="HIP_VISIBLE_DEVICES",
+    sources={
+        "engine": "wheels of the developers' community: vllm-0.18.1+das.dtk2604",
+        "visible_devices": "HIP, which DTK is built on",
+    },
+)

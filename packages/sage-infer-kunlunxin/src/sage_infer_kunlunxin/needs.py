@@ -1,0 +1,36 @@
+"""What the backend needs of a machine, and where that is looked for. Data: the plug-in module reads it."""
+
+from sage_infer import Need
+
+__all__ = ["ENGINE", "NEEDS", "PLUGIN", "PLUGIN_DISTRIBUTIONS"]
+
+ENGINE = {"vllm": ">=0.11,<0.16"}
+"""vLLM, by distribution."""
+
+PLUGIN = "kunlun"
+PLUGIN_DISTRIBUTIONS = {"vllm-kunlun": ">=0.11,<0.16"}
+_GUIDE = "github.com/baidu/vLLM-Kunlun, docs/source/installation.md"
+
+NEEDS = (
+    Need(
+        what="driver",
+        files=("/dev/xpuctrl", "/proc/kunlun/version"),
+        install="install the Kunlunxin driver (XRE); in a container pass /dev/xpu* and /dev/xpuctrl on",
+    ),
+    Need(
+        what="XRE toolkit",
+        files=("/usr/local/xpu*",),
+        install=f"install XRE of the driver's version, or use the image that {_GUIDE} names",
+    ),
+    Need(
+        what="vLLM",
+        distributions=ENGINE,
+        install=f"pip install 'vllm>=0.11,<0.16' --no-deps, as {_GUIDE} says",
+    ),
+    Need(
+        what="vLLM platform plug-in vllm-kunlun",
+        distributions=PLUGIN_DISTRIBUTIONS,
+        entry_point=f"vllm.platform_plugins:{PLUGIN}",
+        install="pip install 'vllm-kunlun>=0.11,<0.16', the release of the installed vLLM",
+    ),
+)

@@ -1,0 +1,76 @@
+"""What this wheel brings to sage-infer. Imports neither the reader of the vendor's tool nor vLLM."""
+
+from collections.abc import Mapping
+
+from sage_infer import BackendSpec, DetectorSpec, hookimpl
+
+from sage_infer_kunlunxin.needs import NEEDS
+
+SAGE_INFER_CONTRACT = "1.0"
+
+_NODES = ("/dev/xpu[0-9]*",)
+_ADAPTER = {"sage-infer-vllm": ">=0.1,<0.2"}
+_INSTALL = "pip install 'sage-infer-kunlunxin[vllm]'"
+_LIMITS = (
+    "Not run on an XPU: detection is tested on recordings, the backend up to the call of vLLM.",
+    "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-kunlun is for vLLM 0.11 to 0.15: "
+    "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
+    "torch_xmlir, the bridge that vllm-kunlun runs on, is not looked for: it comes with the vendor's image.",
+    "KV dtypes, KV connectors and page sizes are not published; vLLM is asked when it starts.",
+)
+
+
+@hookimpl
+def sage_infer_detectors() -> list[DetectorSpec]:
+    return [
+        DetectorSpec(
+            name="kunlunxin",
+            factory="sage_infer_kunlunxin.detector:KunlunxinDetector",
+            hardware={"kunlunxin"},
+            device_nodes=_NODES,
+            read_recording="sage_infer_kunlunxin.recordings:read",
+            summary="Kunlunxin XPUs through xpu-smi",
+        )
+    ]
+
+
+@hookimpl
+def sage_infer_backends() -> list[BackendSpec]:
+    return [
+        BackendSpec(
+            name="kunlunxin",
+            factory="sage_infer_kunlunxin.backend:KunlunxinBackend",
+            serves={"llm"},
+            hardware={"kunlunxin"},
+            requires=_ADAPTER,
+            install=_INSTALL,
+            needs=NEEDS,
+            device_nodes=_NODES,
+            prepare="sage_infer_vllm.prepare:prepare",
+            summary="vLLM on Kunlunxin XPUs, through vllm-kunlun",
+            options=_options("vllm"),
+            limits=_LIMITS,
+        ),
+        BackendSpec(
+            name="kunlunxin-embedding",
+            factory="sage_infer_kunlunxin.backend:KunlunxinEmbeddingBackend",
+            serves={"embedding", "reranker"},
+            hardware={"kunlunxin"},
+            requires=_ADAPTER,
+            install=_INSTALL,
+            needs=NEEDS,
+            device_nodes=_NODES,
+            summary="embedding and reranking with vLLM on Kunlunxin XPUs, through vllm-kunlun",
+            options=_options("vllm-embedding"),
+            limits=_LIMITS,
+        ),
+    ]
+
+
+def _options(backend: str) -> Mapping[str, str]:
+    """The options of the adapter that the backend is built on; none where that is not installed."""
+    try:
+        from sage_infer_vllm import plugin
+    except ImportError:
+        return {}
+    return {spec.name: spec.options for spec in plugin.sage_infer_backends()}[backend]

@@ -1,0 +1,52 @@
+"""Recorded outputs of ``xpu-smi``, and of ``xpu_smi`` before it."""
+
+from __future__ import annotations
+
+from sage_infer.detection import OutputKind, ToolText, build_profile, read_recording
+from sage_infer.errors import ToolOutputError
+from sage_infer.schemas import HardwareProfile
+
+from sage_infer_kunlunxin.xpu import TOOL, VERSION, refuse_intel
+from sage_infer_kunlunxin.xpu_smi_devices import is_devices, read_devices
+from sage_infer_kunlunxin.xpu_smi_list import is_list, is_machine, read_list, read_machine
+from sage_infer_kunlunxin.xpu_smi_query import is_query, read_query
+from sage_infer_kunlunxin.xpu_smi_table import is_table, read_table
+from sage_infer_kunlunxin.xpu_smi_topo import is_topology, read_topology
+
+__all__ = ["read"]
+
+_NO_CARD = r"(?i)\bno (xpu |kunlun )?(devices?|cards?|xpus?)\b"
+
+
+def _no_card(text: ToolText) -> HardwareProfile:
+    line = text.search(_NO_CARD)
+    return build_profile([], sources=[text.source], notes=[line.text.strip()] if line else [])
+
+
+_KINDS = (
+    OutputKind(command="xpu-smi", is_this=is_table, read=read_table),
+    OutputKind(command="xpu_smi (driver 4)", is_this=is_devices, read=read_devices),
+    OutputKind(command="xpu-smi -q", is_this=is_query, read=read_query),
+    OutputKind(command="xpu-smi -L", is_this=is_list, read=read_list),
+    OutputKind(command="xpu-smi topo -m", is_this=is_topology, read=read_topology),
+    OutputKind(command="xpu-smi -m", is_this=is_machine, read=read_machine),
+    OutputKind(
+        command="a message that there is no card",
+        is_this=lambda text: len(text.lines) < 5 and text.search(_NO_CARD) is not None,
+        read=_no_card,
+    ),
+)
+
+
+def read(text: str, *, name: str) -> HardwareProfile:
+    """The machine that a recorded output of ``xpu-smi`` describes; ``name`` is its file's.
+
+    Raises:
+        ToolOutputError: it is no output that is known, it is not understood, or it is of Intel's tool.
+    """
+    output = ToolText.of(text, tool=TOOL, version=VERSION)
+    try:
+        refuse_intel(output)
+    except ToolOutputError as error:
+        raise ToolOutputError(f"{name}: {error}") from error
+    return read_recording(_KINDS, output, name=name)

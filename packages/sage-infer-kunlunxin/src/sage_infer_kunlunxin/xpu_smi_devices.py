@@ -1,0 +1,53 @@
+"""``xpu_smi`` before driver 5: sections, of which DEVICES has a line a device."""
+
+from __future__ import annotations
+
+from sage_infer.detection import ToolText, build_profile
+from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
+
+from sage_infer_kunlunxin.xpu import endpoint, read_bus, read_total, sources, xpu
+
+__all__ = ["is_devices", "read_devices"]
+
+_NEEDED = ("DevID", "PCI Addr", "Model", "Memory")
+
+
+def is_devices(text: ToolText) -> bool:
+    return any(set(_NEEDED) <= set(cells) for _, cells in text.rows())
+
+
+def read_devices(text: ToolText) -> HardwareProfile:
+    """The devices of the section. A card that is divided (SR-IOV) only controls its parts and is left out.
+
+    Raises:
+        ToolOutputError: a line does not fit the heading.
+    """
+    heading: list[str] = []
+    devices: list[AcceleratorDescriptor] = []
+    notes: list[str] = []
+    for line, cells in text.rows():
+        if "DevID" in cells:
+            if heading:
+                break  # the next section: video, processes
+            heading = cells
+            continue
+        if not heading or len(cells) != len(heading):
+            raise text.error(
+                line, f"{len(heading)} cells under {' | '.join(heading)}" if heading else "a heading"
+            )
+        row = dict(zip(heading, cells, strict=True))
+        if not row["DevID"].isdecimal() or not any(map(str.isalpha, row["Model"])):
+            raise text.error(line, "a device's number and its model")
+        index = int(row["DevID"])
+        bus = read_bus(text, line, row["PCI Addr"])
+        node = row.get("INODE", "")
+        if node.startswith("/dev/xpu") and node != f"/dev/xpu{index}":
+            raise text.error(line, f"the device node /dev/xpu{index}")
+        memory = read_total(text, line, row["Memory"])
+        if row["Model"].endswith("-PF"):
+            notes.append(
+                f"{endpoint(index)} ({row['Model']}) is divided and only controls its parts; it is left out"
+            )
+            continue
+        devices.append(xpu(index, row["Model"], bus=bus, memory_bytes=memory, serial=row.get("SN")))
+    return build_profile(devices, sources=sources(text), notes=notes)

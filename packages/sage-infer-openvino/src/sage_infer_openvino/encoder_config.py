@@ -1,0 +1,308 @@
+"""Reads what an encoder's folder says about it, without its weights.
+
+Next to transformers' ``config.json`` lie the files of sentence-transformers: ``modules.json`` (which steps follow
+the transformer, and their folders), ``sentence_bert_config.json`` (longest text) and
+``config_sentence_transformers.json`` (prompts; a cross-encoder's activation). Where they are missing, its defaults
+hold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import attrs
+from sage_infer.errors import ModelFileError, UnsupportedFeature
+
+__all__ = [
+    "BertConfig",
+    "DenseStep",
+    "EncoderConfig",
+    "Pooling",
+    "ScoreHead",
+    "VectorHead",
+    "read_encoder_config",
+]
+
+Family = Literal["bert", "roberta", "distilbert"]
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+Activation = Literal["gelu", "gelu_tanh", "identity", "relu", "sigmoid", "tanh"]
+
+_FAMILIES: dict[str, Family] = {
+    "bert": "bert",
+    "camembert": "roberta",
+    "distilbert": "distilbert",
+    "roberta": "roberta",
+    "xlm-roberta": "roberta",
+}
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+_TORCH_ACTIVATIONS: dict[str, Activation] = {
+    "GELU": "gelu",
+    "Identity": "identity",
+    "ReLU": "relu",
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+}
+_POOLINGS: dict[str, Pooling] = {mode: mode for mode in get_args(Pooling)} | {
+    # What Pooling's configuration had before it had one key; in the order in which several are joined.
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_UNLIMITED = 10**9  # transformers writes 10**30 for a tokenizer without a limit
+
+
+@attrs.frozen(kw_only=True)
+class BertConfig:
+    """Dimensions of a BERT encoder. Lengths count tokens, ids are token ids."""
+
+    family: Family
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    max_positions: int
+    """No text may have more tokens."""
+    padding_position: int | None
+    """Position, and id, of RoBERTa's padding; tokens are counted from the next one on. None: counted from 0."""
+    padding_id: int
+    vocab_size: int
+    pair_types: bool
+    """Whether the two texts of a pair have different token types."""
+    layer_norm_eps: float
+    activation: Activation
+
+
+@attrs.frozen(kw_only=True)
+class DenseStep:
+    """sentence-transformers' ``Dense``; its weights are in ``folder``."""
+
+    folder: Path
+    out_features: int
+    bias: bool
+    activation: Activation
+
+
+@attrs.frozen(kw_only=True)
+class VectorHead:
+    """How the last hidden states become one vector."""
+
+    pooling: tuple[Pooling, ...]
+    """Several are joined end to end."""
+    includes_prompt: bool
+    """Whether the prompt's tokens are pooled too."""
+    steps: tuple[DenseStep | Literal["normalize"], ...]
+
+
+@attrs.frozen(kw_only=True)
+class ScoreHead:
+    """A classifier with one label, whose logit goes through ``activation``."""
+
+    activation: Activation
+
+
+@attrs.frozen(kw_only=True)
+class EncoderConfig:
+    """An encoder, what follows it, and its limits."""
+
+    bert: BertConfig
+    head: VectorHead | ScoreHead
+    max_sequence_length: int
+    """Tokens of the longest text, or pair of texts, special tokens included."""
+    lower_case: bool
+    prompts: Mapping[str, str]
+    """Texts that go before a text, by name."""
+    default_prompt: str
+    """The one that is used where the caller names none; often empty."""
+
+    @property
+    def dimension(self) -> int:
+        """Numbers that come out for a text."""
+        if isinstance(self.head, ScoreHead):
+            return 1
+        dense = [step.out_features for step in self.head.steps if isinstance(step, DenseStep)]
+        return dense[-1] if dense else self.bert.hidden_size * len(self.head.pooling)
+
+
+def read_encoder_config(folder: str | Path, *, reranker: bool = False) -> EncoderConfig:
+    """The configuration of an encoder, or of a cross-encoder when ``reranker``.
+
+    Raises :class:`ModelFileError` and :class:`UnsupportedFeature`, each naming the file.
+    """
+    folder = Path(folder)
+    raw = _read_object(folder / "config.json")
+    tokenizer = _read_object(folder / "tokenizer_config.json", optional=True)
+    sentence = _read_object(folder / "sentence_bert_config.json", optional=True)
+    own = _read_object(folder / "config_sentence_transformers.json", optional=True)
+    bert = _read_bert(folder, raw, tokenizer, pairs=reranker)
+    head = ScoreHead(activation=_score_activation(folder, raw, own)) if reranker else _read_modules(folder)
+    prompts, default = own.get("prompts") or {}, own.get("default_prompt_name")
+    if reranker and default is not None:
+        raise UnsupportedFeature(f"{folder}: a reranker with a default prompt ({default!r}) is not supported")
+    if default is not None and default not in prompts:
+        raise ModelFileError(
+            f"{folder / 'config_sentence_transformers.json'}: default_prompt_name {default!r} is none of its prompts"
+        )
+    try:
+        limits = [int(sentence.get("max_seq_length") or tokenizer.get("model_max_length") or _UNLIMITED)]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ModelFileError(f"{folder}: the longest text is not a number: {error}") from error
+    return EncoderConfig(
+        bert=bert,
+        head=head,
+        max_sequence_length=min(*limits, bert.max_positions),
+        lower_case=bool(sentence.get("do_lower_case", False)),
+        prompts=prompts,
+        default_prompt="" if default is None else prompts[default],
+    )
+
+
+def _read_bert(folder: Path, raw: dict[str, Any], tokenizer: dict[str, Any], *, pairs: bool) -> BertConfig:
+    family = _FAMILIES.get(str(raw.get("model_type")))
+    if family is None:
+        raise UnsupportedFeature(
+            f"{folder}: encoder {raw.get('model_type')!r} is not supported by the openvino backend; supported: "
+            f"{', '.join(_FAMILIES)}"
+        )
+    if raw.get("position_embedding_type") not in (None, "absolute"):
+        raise UnsupportedFeature(
+            f"{folder}: position_embedding_type {raw['position_embedding_type']!r} is not supported"
+        )
+    distil = family == "distilbert"
+    activation = raw.get("activation" if distil else "hidden_act") or "gelu"
+    if activation not in _ACTIVATIONS:
+        raise UnsupportedFeature(
+            f"{folder}: activation {activation!r} is not supported; supported: {', '.join(_ACTIVATIONS)}"
+        )
+    inputs = tokenizer.get("model_input_names") or ["token_type_ids"]
+    try:
+        padding_id = int(raw["pad_token_id"] if family == "roberta" else raw.get("pad_token_id") or 0)
+        first = padding_id + 1 if family == "roberta" else 0
+        return BertConfig(
+            family=family,
+            num_layers=int(raw["n_layers" if distil else "num_hidden_layers"]),
+            hidden_size=int(raw["dim" if distil else "hidden_size"]),
+            num_heads=int(raw["n_heads" if distil else "num_attention_heads"]),
+            max_positions=int(raw["max_position_embeddings"]) - first,
+            padding_position=padding_id if family == "roberta" else None,
+            padding_id=padding_id,
+            vocab_size=int(raw["vocab_size"]),
+            pair_types=pairs and family == "bert" and "token_type_ids" in inputs,
+            layer_norm_eps=float(raw.get("layer_norm_eps", 1e-12)),
+            activation=_ACTIVATIONS[activation],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(
+            f"{folder / 'config.json'}: a BERT dimension is missing or not a number: {error}"
+        ) from error
+
+
+def _score_activation(folder: Path, raw: dict[str, Any], own: dict[str, Any]) -> Activation:
+    """As ``CrossEncoder`` finds it: its newest place first, a sigmoid where nothing is said."""
+    section = raw.get("sentence_transformers")
+    name = (
+        own.get("activation_fn")
+        or (section.get("activation_fn") if isinstance(section, dict) else None)
+        or raw.get("sbert_ce_default_activation_function")
+        or "torch.nn.modules.activation.Sigmoid"
+    )
+    return _torch_activation(folder, name)
+
+
+def _torch_activation(path: Path, name: object) -> Activation:
+    activation = _TORCH_ACTIVATIONS.get(str(name).rsplit(".", 1)[-1])
+    if activation is None or not str(name).startswith("torch."):
+        raise UnsupportedFeature(
+            f"{path}: activation {name!r} is not supported; supported: torch's {', '.join(_TORCH_ACTIVATIONS)}"
+        )
+    return activation
+
+
+def _read_modules(folder: Path) -> VectorHead:
+    """What follows the transformer; the mean alone where there is no ``modules.json``."""
+    path = folder / "modules.json"
+    pooling: tuple[Pooling, ...] = ("mean",)
+    includes_prompt = True
+    steps: list[DenseStep | Literal["normalize"]] = []
+    for module in _read_list(path) if path.is_file() else []:
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        place = folder / str(module.get("path", ""))
+        if kind == "Pooling":
+            pooling, includes_prompt = _read_pooling(place / "config.json")
+        elif kind == "Normalize":
+            steps.append("normalize")
+        elif kind == "Dense":
+            steps.append(_read_dense(place))
+        elif kind != "Transformer":
+            raise UnsupportedFeature(
+                f"{path}: module {kind!r} is not supported; supported: Transformer, Pooling, Dense, Normalize"
+            )
+    return VectorHead(pooling=pooling, includes_prompt=includes_prompt, steps=tuple(steps))
+
+
+def _read_pooling(path: Path) -> tuple[tuple[Pooling, ...], bool]:
+    config = _read_object(path)
+    named = config.get("pooling_mode")
+    modes: list[Any] = named if isinstance(named, list) else [named]
+    if named is None:
+        on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+        modes = [mode for mode in _POOLINGS if mode in on] + [mode for mode in on if mode not in _POOLINGS]
+    unknown = [str(mode) for mode in modes if mode not in _POOLINGS]
+    if unknown:
+        raise UnsupportedFeature(
+            f"{path}: pooling {', '.join(unknown)} is not supported; supported: {', '.join(get_args(Pooling))}"
+        )
+    return tuple(_POOLINGS[mode] for mode in modes) or ("mean",), config.get(
+        "include_prompt", True
+    ) is not False
+
+
+def _read_dense(folder: Path) -> DenseStep:
+    path = folder / "config.json"
+    config = _read_object(path)
+    names = {config.get("module_input_name"), config.get("module_output_name")}
+    if config.get("use_residual") or not names <= {None, "sentence_embedding"}:
+        raise UnsupportedFeature(
+            f"{path}: a Dense with a residual, or not on the sentence's vector, is not supported"
+        )
+    try:
+        return DenseStep(
+            folder=folder,
+            out_features=int(config["out_features"]),
+            bias=bool(config.get("bias", True)),
+            activation=_torch_activation(path, config.get("activation_function", "torch.nn.Tanh")),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: out_features is missing or not a number: {error}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: not readable as JSON: {error}") from error
+
+
+def _read_object(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.is_file():
+        return {}
+    data = _read_json(path)
+    if not isinstance(data, dict):
+        raise ModelFileError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _read_list(path: Path) -> list[dict[str, Any]]:
+    data = _read_json(path)
+    if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
+        raise ModelFileError(f"{path}: expected a list of objects")
+    return data

@@ -1,0 +1,215 @@
+"""The contract's face of a generating vLLM engine. Importing this module does not import vLLM."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sage_infer.contracts import (
+    ChatAnswer,
+    ChatMessage,
+    DecodeResult,
+    PrefillResult,
+    PromptLike,
+    TokenStream,
+    request_ids,
+)
+from sage_infer.errors import InvalidRequest, UnsupportedFeature
+from sage_infer.schemas import (
+    DecodeState,
+    KVCacheSchema,
+    ModelDescriptor,
+    Prompt,
+    QuantizationProfile,
+    SamplingParams,
+)
+
+from sage_infer_vllm.base import VLLMBackend
+from sage_infer_vllm.chat import render_chat
+from sage_infer_vllm.prompts import TokenizedPrompt, tokenize
+from sage_infer_vllm.quantization import quantization_for
+from sage_infer_vllm.sampling import check_params, engine_params
+from sage_infer_vllm.settings import Settings
+
+if TYPE_CHECKING:
+    from sage_infer_vllm.delivery import Delivery
+    from sage_infer_vllm.engine import Engine
+    from sage_infer_vllm.running import Running
+
+__all__ = ["VLLMBackendAdapter"]
+
+FEATURES = (
+    "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline",
+    "guided_json", "guided_regex", "guided_grammar", "guided_choice", "quant_profile",
+)  # fmt: skip
+
+
+class VLLMBackendAdapter(VLLMBackend):
+    """``InferenceBackend`` on vLLM's ``AsyncLLM``.
+
+    See ``sage infer backend show vllm`` for the options. A vendor's backend is a subclass with another ``platform``.
+    """
+
+    runner: ClassVar[Literal["generate", "pooling"]] = "generate"
+
+    def __init__(
+        self,
+        model: ModelDescriptor,
+        *,
+        dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+        kv_schema: Mapping[str, Any] | None = None,
+        kv_cache_gb: float | None = None,
+        memory_fraction: float | None = None,
+        max_batch_size: int | None = None,
+        max_sequence_length: int | None = None,
+        max_queue: int = 1024,
+        tensor_parallel: int = 1,
+        prefix_caching: bool = True,
+        eager: bool = False,
+        quantization: str | None = None,
+        adapters: Mapping[str, str] | None = None,
+        max_adapter_rank: int = 16,
+        tool_parser: str | None = None,
+        engine_options: Mapping[str, Any] | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        settings = Settings(
+            dtype=dtype, kv_cache_gb=kv_cache_gb, memory_fraction=memory_fraction, max_batch_size=max_batch_size,
+            max_sequence_length=max_sequence_length, max_queue=max_queue, tensor_parallel=tensor_parallel,
+            prefix_caching=prefix_caching, eager=eager, quantization=quantization, adapters=adapters or {},
+            max_adapter_rank=max_adapter_rank,
+            tool_parser=tool_parser, engine_options=engine_options or {}, cache_dir=cache_dir,
+        )  # fmt: skip
+        super().__init__(model, settings, kv_schema)
+
+    # --- what it is
+
+    def served_features(self, engine: Engine) -> Sequence[str]:
+        return FEATURES
+
+    def get_kv_schema(self) -> KVCacheSchema:
+        schema = self._ready().capability.kv_schema
+        if schema is None:
+            raise UnsupportedFeature(f"model {self.model.model_id!r} keeps no KV cache")
+        return schema
+
+    def load_quant_profile(self, profile: QuantizationProfile) -> None:
+        """Use a quantization profile.
+
+        Before ``start`` it configures the engine. On a running one, open requests end first and new ones wait; the
+        engine is started again, and ``start`` awaits that.
+
+        Raises:
+            CapabilityMismatch: platform or checkpoint cannot do it; the message names what is missing.
+        """
+        self._check_open()
+        device = self._device() if self.platform.quantization is None else ""
+        self._quantization = quantization_for(profile, self.model.model_path, self.platform, device=device)
+        self._restart_later()
+
+    # --- generation
+
+    async def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> list[TokenStream]:
+        running = await self._available()
+        check_params(params, max_logprobs=running.max_logprobs)
+        adapter = running.adapter(params.adapter)
+        found = await tokenize(
+            running.tokenizer, prompts, vocab_size=running.vocab_size, limit=running.max_sequence_length
+        )
+        self._ready()  # it may have been closed while a long prompt was tokenized
+        ids = request_ids(f"req-{uuid.uuid4().hex}" if request_id is None else request_id, len(found))
+        running.requests.reserve(ids)
+        started: list[Delivery] = []
+        try:
+            for part, prompt in zip(ids, found, strict=True):
+                delivery = running.requests.add(
+                    part, prompt_tokens=len(prompt.token_ids), logprobs=params.logprobs, deadline=deadline
+                )
+                started.append(delivery)
+                await self._submit(running, delivery, prompt, params, adapter, priority)
+        except BaseException:
+            for delivery in started:
+                delivery.stream.cancel()
+            running.requests.release(ids)
+            raise
+        return [delivery.stream for delivery in started]
+
+    async def _submit(
+        self,
+        running: Running,
+        delivery: Delivery,
+        prompt: TokenizedPrompt,
+        params: SamplingParams,
+        adapter: Any,
+        priority: int,
+    ) -> None:
+        compat, llm = running.compat, running.engine.llm
+        room = running.max_sequence_length - len(prompt.token_ids)
+        try:
+            sampling = engine_params(compat, params, room=room)
+            collector = await llm.add_request(
+                delivery.request_id,
+                compat.tokens_input(prompt.token_ids, prompt=prompt.text),
+                sampling,
+                lora_request=adapter,
+                priority=priority,
+            )
+        except compat.EngineDeadError as error:
+            raise running.dead() from error
+        except (compat.VLLMClientError, ValueError, TypeError) as error:
+            raise InvalidRequest(f"vLLM refuses the request: {str(error).splitlines()[0]}") from error
+        delivery.collector = collector
+        compat.attach(collector, delivery.take)
+        if delivery.stream.finish_reason is not None:  # cancelled while it was handed over
+            await compat.abort_now(llm, collector)
+
+    def render_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> Prompt:
+        tokenizer = self._ready().tokenizer
+        return render_chat(tokenizer, messages, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    def parse_tool_calls(self, text: str, *, tools: Sequence[Mapping[str, Any]] | None = None) -> ChatAnswer:
+        running = self._ready()
+        if running.parse_tools is None:
+            raise UnsupportedFeature(
+                "the engine was opened without a tool parser; set the option tool_parser (hermes, llama3_json, …)"
+            )
+        return running.parse_tools(text, tools)
+
+    async def abort(self, request_id: str) -> None:
+        running = self._running
+        if running is not None:
+            running.requests.abort(request_id)
+            await running.requests.settled()
+
+    # --- prefill and decode apart
+
+    async def prefill(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        *,
+        request_id: str,
+        params: SamplingParams | None = None,
+    ) -> PrefillResult:
+        self._ready()
+        raise UnsupportedFeature(
+            "vLLM holds no KV between two calls of one engine; use generate, or two engines with a KV connector"
+        )
+
+    async def decode(self, state: DecodeState, *, request_id: str) -> DecodeResult:
+        self._ready()
+        raise UnsupportedFeature("vLLM cannot continue a state of prefill; use generate")

@@ -1,0 +1,200 @@
+"""What the backends of this wheel share: opening a model on vLLM, its end, and what is asked of a stopped one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sage_infer.contracts import EngineStats, Health
+from sage_infer.errors import EngineDead, RequestCancelled, SageInferError, UnsupportedFeature
+from sage_infer.models.prepared import Progress
+from sage_infer.schemas import CapabilityDescriptor, ModelDescriptor
+
+from sage_infer_vllm.installed import check_installed
+from sage_infer_vllm.kv_schema import cache_arguments
+from sage_infer_vllm.platform import UPSTREAM, Platform
+from sage_infer_vllm.quantization import NONE, Quantization
+from sage_infer_vllm.settings import Settings
+
+if TYPE_CHECKING:
+    from sage_infer_vllm.engine import Engine
+    from sage_infer_vllm.running import Running
+
+__all__ = ["VLLMBackend"]
+
+
+def _ignore(stage: str, share: float) -> None:
+    """Where nobody wants to know."""
+
+
+class VLLMBackend:
+    """Base of the backends.
+
+    Attributes:
+        platform: the table of the vendor's vLLM; subclasses set it.
+        runner: which of vLLM's runners serves the model.
+        model: what the backend was opened with.
+        on_progress: called with stage and share (0 to 1) while the model starts, from another thread; set it before.
+    """
+
+    platform: ClassVar[Platform] = UPSTREAM
+    runner: ClassVar[Literal["generate", "pooling"]] = "generate"
+
+    def __init__(
+        self, model: ModelDescriptor, settings: Settings, kv_schema: Mapping[str, Any] | None
+    ) -> None:
+        self.model = model
+        self.on_progress: Progress = _ignore
+        self._settings = settings
+        self._kv_schema = kv_schema
+        self._quantization: Quantization = NONE
+        cache_arguments(kv_schema, self.platform, None)  # what the table alone can refuse is refused at once
+        self._running: Running | None = None
+        self._restarting: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._failure: SageInferError | None = None
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """The name that the backend is registered under."""
+        return self.platform.backend_name
+
+    def served_features(self, engine: Engine) -> Sequence[str]:
+        """What requests may ask of any engine of this kind."""
+        raise NotImplementedError
+
+    # --- life cycle
+
+    async def start(self) -> None:
+        self._check_open()
+        if self._running is None:
+            check_installed(self.platform)
+            self._loop = asyncio.get_running_loop()
+            await self._start()
+
+    async def _start(self) -> None:
+        from sage_infer_vllm.running import open_model
+
+        running = await open_model(self, self._settings, self._kv_schema, self._quantization)
+        if self._closed:  # meanwhile
+            await running.close()
+            self._check_open()
+        self._running = running
+
+    async def close(self) -> None:
+        self._closed = True
+        running, self._running = self._running, None
+        restarting, self._restarting = self._restarting, None
+        if restarting is not None:
+            restarting.cancel()
+            await asyncio.wait([restarting])
+        if running is not None:
+            await _end(running)
+
+    async def health(self) -> Health:
+        if self._closed:
+            return Health(status="dead", reason="the backend was closed")
+        if self._restarting is not None:
+            return Health(
+                status="starting", reason="the engine starts again with another quantization profile"
+            )
+        if self._failure is not None:
+            return Health(status="dead", reason=str(self._failure))
+        if self._running is None:
+            return Health(status="starting", reason="the model is not loaded yet")
+        stopped = self._running.stopped
+        return Health(status="dead", reason=stopped) if stopped else Health(status="ok")
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=0, waiting=0) if self._running is None else self._running.stats()
+
+    def get_capability(self) -> CapabilityDescriptor:
+        """Read from the engine's own configuration and its worker's KV cache; nothing here is a constant."""
+        return self._ready().capability
+
+    # --- sleeping
+
+    async def sleep(self, level: int = 1) -> None:
+        """Free the device's memory: level 1 keeps the weights in the host's, level 2 drops them. Requests wait.
+
+        Raises:
+            UnsupportedFeature: the platform cannot, or the engine was started without ``enable_sleep_mode``.
+        """
+        running = await self._available()
+        if not running.capability.supports("sleep"):
+            raise UnsupportedFeature(
+                "this engine cannot sleep; on a CUDA platform open it with engine_options={enable_sleep_mode: true}"
+            )
+        await running.engine.llm.sleep(level)
+
+    async def wake(self) -> None:
+        """Undo ``sleep``.
+
+        Raises:
+            UnsupportedFeature: as for ``sleep``.
+        """
+        running = await self._available()
+        if not running.capability.supports("sleep"):
+            raise UnsupportedFeature("this engine cannot sleep, so there is nothing to wake")
+        await running.engine.llm.wake_up()
+
+    # --- starting again
+
+    def _restart_later(self) -> None:
+        """Where an engine runs, end it after its open requests and start it as it is configured now."""
+        if self._running is not None and self._loop is not None and not self._closed:
+            self._restarting = self._loop.create_task(self._restart(self._restarting))
+
+    async def _restart(self, earlier: asyncio.Task[None] | None) -> None:
+        this = self._restarting
+        try:
+            if earlier is not None:
+                await asyncio.wait([earlier])
+            running, self._running = self._running, None
+            if running is not None:
+                await running.drained()
+                await _end(running)
+            await self._start()
+        except SageInferError as error:
+            self._failure = error
+        finally:
+            if self._restarting is this:
+                self._restarting = None
+
+    async def _available(self) -> Running:
+        """The running engine, once a restart that is under way has ended."""
+        self._check_open()
+        while self._restarting is not None:
+            await asyncio.wait([self._restarting])
+        return self._ready()
+
+    def _device(self) -> str:
+        """vLLM's device type; imports vLLM."""
+        from sage_infer_vllm.running import import_compat
+
+        return str(import_compat().current_platform.device_type)
+
+    # --- states
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineDead("the backend was closed; open a new one")
+
+    def _ready(self) -> Running:
+        self._check_open()
+        if self._failure is not None:
+            raise EngineDead(f"the engine could not start again: {self._failure}")
+        if self._running is None:
+            raise EngineDead("the backend is not started; call start() first, or use open_backend")
+        if self._running.stopped:
+            raise self._running.dead()
+        return self._running
+
+
+async def _end(running: Running) -> None:
+    running.requests.fail_all(
+        lambda request_id: RequestCancelled(f"request {request_id} ended as the backend was closed")
+    )
+    await running.close()

@@ -1,0 +1,68 @@
+"""What the engine's own processes run first: they form a process group of their own, end with their parent, and
+tell it why they failed.
+
+``process.engine_start`` has multiprocessing import this module in them, in the place of the user's main module.
+That one would be run a second time otherwise, and fail in every script without an ``if __name__`` guard.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.process
+import os
+import select
+import signal
+import threading
+from contextlib import suppress
+from typing import Any
+
+from sage_infer_vllm.news import tell_failure
+
+__all__ = ["lead_group", "report_failures"]
+
+_POLL_S = 1.0
+
+
+def lead_group() -> None:
+    """Become the leader of a process group that is killed when the process that started this one has ended."""
+    with suppress(OSError):
+        os.setpgid(0, 0)
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="sage-infer-parent", daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    _wait_for_end(parent)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _wait_for_end(parent: int) -> None:
+    if hasattr(os, "pidfd_open"):
+        with suppress(OSError):  # a kernel before 5.3 has none
+            watched = os.pidfd_open(parent)
+            try:
+                select.select([watched], [], [])
+            finally:
+                os.close(watched)
+            return
+    ended = threading.Event()  # never set: only its clock is used
+    while os.getppid() == parent:
+        ended.wait(_POLL_S)
+
+
+def report_failures() -> None:
+    """Tell what the process's target raises; its traceback alone would only be printed."""
+    run = multiprocessing.process.BaseProcess.run
+
+    def reporting(self: Any) -> None:
+        try:
+            run(self)
+        except Exception as error:
+            tell_failure(error)
+            raise
+
+    multiprocessing.process.BaseProcess.run = reporting  # type: ignore[method-assign]  # in this process alone
+
+
+if __name__ == "__mp_main__":
+    report_failures()
+    if os.environ.get("SAGE_INFER_VLLM_PARENT") == str(os.getppid()):
+        lead_group()

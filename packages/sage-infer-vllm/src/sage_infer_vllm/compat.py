@@ -1,0 +1,170 @@
+"""The one module that imports vLLM, and the one that knows how its versions differ.
+
+Imported when an engine starts and never before. Tried with vLLM 0.28, 0.30 and 0.32.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Usage statistics go to vllm.ai unless switched off; whoever wants to send them sets the variable. Logs belong on
+# standard error: standard output is the answer's.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import vllm
+from sage_infer.contracts import ChatAnswer, ToolCall
+from sage_infer.errors import UnsupportedFeature
+from vllm import PoolingParams, SamplingParams
+from vllm.config import StructuredOutputsConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
+from vllm.inputs.engine import tokens_input
+from vllm.lora.request import LoRARequest
+from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+__all__ = [
+    "AsyncLLM", "EngineDeadError", "LoRARequest", "PoolingParams", "PoolingRequestOutput",
+    "RequestOutput", "RequestOutputKind", "SamplingParams", "StructuredOutputsParams", "VLLMClientError", "abort_now",
+    "active_platform_plugins", "attach", "cache_dtypes", "current_platform", "engine_config", "engine_pids",
+    "max_model_len", "shut_down", "stat_logger", "tokens_input", "tool_parser", "version", "warm_up",
+]  # fmt: skip
+
+
+_GRACE_S = 2.0
+
+
+def engine_config(arguments: Mapping[str, Any]) -> Any:
+    """vLLM's whole configuration for these engine arguments; checks model, platform and arguments together."""
+    found = dict(arguments)
+    guided = found.get("structured_outputs_config")
+    if isinstance(guided, Mapping):
+        found["structured_outputs_config"] = StructuredOutputsConfig(**guided)
+    return AsyncEngineArgs(**found).create_engine_config()
+
+
+def version() -> str:
+    return str(vllm.__version__)
+
+
+def attach(collector: Any, put: Callable[[Any], None]) -> None:
+    """Have a request's outputs given to ``put`` as they come, instead of to a task that waits for them.
+
+    Saves a wake-up per token. What arrived between the request's start and this call is given at once.
+    """
+    collector.put = put
+    arrived, collector.output = collector.output, None
+    if arrived is not None:
+        put(arrived)
+
+
+def stat_logger(record: Callable[[Any, Any], None]) -> Callable[[Any, int], StatLoggerBase]:
+    """A stat logger for ``AsyncLLM`` that hands each step's statistics to ``record(scheduler, iteration)``."""
+
+    class Recorder(StatLoggerBase):  # type: ignore[misc]  # vLLM is not there when types are checked
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+            self.engine_index = engine_index
+
+        def record(self, scheduler_stats: Any, iteration_stats: Any, *rest: Any, **more: Any) -> None:
+            record(scheduler_stats, iteration_stats)
+
+        def log_engine_initialized(self) -> None:
+            """Nothing is logged."""
+
+    return Recorder
+
+
+def active_platform_plugins() -> list[str]:
+    """Names of the platform plug-ins whose class is the one that vLLM runs on."""
+    from importlib.metadata import entry_points
+
+    active = type(current_platform)
+    qualified = f"{active.__module__}.{active.__qualname__}"
+    # A plug-in is a function that gives the qualified name of its platform, or None where its hardware is not there.
+    return [
+        entry.name for entry in entry_points(group="vllm.platform_plugins") if entry.load()() == qualified
+    ]
+
+
+def engine_pids(llm: AsyncLLM) -> list[int]:
+    """Process ids of the engine's core processes."""
+    manager = llm.engine_core.resources.engine_manager
+    return [process.pid for process in getattr(manager, "processes", ()) if process.pid is not None]
+
+
+def shut_down(llm: AsyncLLM) -> None:
+    """Ask the engine's processes to end, and kill those that do not; blocks for some seconds at most."""
+    llm.shutdown(timeout=_GRACE_S)
+
+
+async def warm_up(llm: AsyncLLM) -> None:
+    """Run one tiny request, so that what is compiled or loaded with the first one is part of the start."""
+    params = SamplingParams(
+        temperature=0.0, max_tokens=2, ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY
+    )
+    async for _ in llm.generate(tokens_input([0]), params, "warm-up"):
+        pass
+
+
+def abort_now(llm: AsyncLLM, collector: Any) -> Any:
+    """Abort the request behind a collector, as an awaitable."""
+    return llm.abort(collector.request_id, internal=True)
+
+
+def max_model_len(llm: AsyncLLM) -> int:
+    """Longest sequence, after vLLM has fitted it to the KV cache."""
+    return int(llm.vllm_config.model_config.max_model_len)
+
+
+def tool_parser(name: str, tokenizer: Any) -> Callable[[str, Sequence[Mapping[str, Any]] | None], ChatAnswer]:
+    """vLLM's parser of this name, as a function of an answer's text and the tools.
+
+    Raises:
+        UnsupportedFeature: this vLLM has no such parser, or the model's tokenizer lacks the tokens that it needs.
+    """
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.tool_parsers import ToolParserManager
+
+    try:
+        parser = ToolParserManager.get_tool_parser(name)
+        parser(tokenizer)
+    except KeyError:
+        known = ", ".join(sorted(ToolParserManager.list_registered()))
+        raise UnsupportedFeature(f"vLLM has no tool parser {name!r}; it has {known}") from None
+    except (RuntimeError, ValueError) as error:
+        raise UnsupportedFeature(f"tool parser {name!r} does not fit the model: {error}") from error
+
+    def parse(text: str, tools: Sequence[Mapping[str, Any]] | None) -> ChatAnswer:
+        # Parsers keep state from call to call, so that each answer needs its own.
+        request = ChatCompletionRequest(
+            messages=[], model="", tools=[dict(tool) for tool in tools or ()] or None
+        )
+        found = parser(tokenizer, request.tools).extract_tool_calls(text, request)
+        calls = tuple(
+            ToolCall(name=c.function.name, arguments=c.function.arguments) for c in found.tool_calls
+        )
+        return ChatAnswer(content=(found.content or "") if calls else text, tool_calls=calls)
+
+    return parse
+
+
+def cache_dtypes(device: str) -> Sequence[str]:
+    """Every ``kv_cache_dtype`` that attention on this device takes, as far as vLLM tells before it starts."""
+    from typing import get_args
+
+    from vllm.config.cache import CacheDType
+
+    if device == "cpu":
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        return tuple(CPUAttentionBackend.supported_kv_cache_dtypes)
+    return get_args(CacheDType)

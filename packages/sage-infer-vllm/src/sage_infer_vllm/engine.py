@@ -1,0 +1,216 @@
+"""One running vLLM engine: started in a thread, watched while it lives, and gone without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from attrs import define, field, frozen
+from sage_infer.errors import BackendUnavailable
+from sage_infer.models.prepared import Progress
+
+from sage_infer_vllm import compat, worker
+from sage_infer_vllm.failures import start_failure
+from sage_infer_vllm.news import ADDRESS, Listener
+from sage_infer_vllm.platform import Platform
+from sage_infer_vllm.process import EngineProcesses, engine_start
+from sage_infer_vllm.stats import EngineCounters
+
+__all__ = ["Engine", "check_platform", "start_engine"]
+
+_RPC_S = 60.0  # for the engine to say what its KV cache is
+_ENGINE_NAME = "EngineCore"
+
+
+@frozen(eq=False)
+class _Started:
+    llm: Any
+    counters: EngineCounters
+    processes: EngineProcesses
+
+
+@define(eq=False)
+class Engine:
+    """A running engine.
+
+    Attributes:
+        llm: vLLM's ``AsyncLLM``.
+        counters: filled by vLLM after each step.
+        processes: the engine's process group.
+        kv: what the worker says of its KV cache (``worker.kv_facts``).
+        tasks: what vLLM says the model is for (``generate``, ``embed``, ``classify``, …).
+        stopped: why the engine ended, once it has; empty while it lives.
+    """
+
+    llm: Any
+    counters: EngineCounters
+    processes: EngineProcesses
+    kv: Mapping[str, Any]
+    tasks: tuple[str, ...]
+    stopped: str = ""
+    _on_death: Callable[[], None] | None = field(default=None, init=False)
+    _closing: bool = field(default=False, init=False)
+
+    @property
+    def config(self) -> Any:
+        return self.llm.vllm_config
+
+    def watch(self, on_death: Callable[[], None]) -> None:
+        """Call ``on_death`` in this event loop when the engine ends by itself."""
+        loop = asyncio.get_running_loop()
+        self._on_death = on_death
+        sentinels = [p.sentinel for p in _engine_processes() if p.pid in self.processes.leaders]
+
+        def wait() -> None:
+            multiprocessing.connection.wait(sentinels)
+            if not self._closing:
+                self.stopped = "vLLM's engine process ended"
+                with suppress(RuntimeError):  # a closed loop has nobody to tell
+                    loop.call_soon_threadsafe(self._died)
+                self.processes.reap()
+
+        threading.Thread(target=wait, name="sage-vllm-watch", daemon=True).start()
+
+    def _died(self) -> None:
+        if self._on_death is not None:
+            self._on_death()
+
+    async def close(self) -> None:
+        """Stop the engine and everything that belongs to it."""
+        self._closing = True
+        self.stopped = self.stopped or "the backend was closed"
+        self.processes.note_shared_memory()
+        await asyncio.to_thread(_shut_down, self.llm, self.processes)
+
+
+async def start_engine(
+    arguments: Callable[[str], Mapping[str, Any]],
+    platform: Platform,
+    environment: Callable[[str], Mapping[str, str]],
+    progress: Progress,
+    *,
+    warm_up: bool,
+) -> Engine:
+    """Start vLLM with the engine arguments that ``arguments(device type)`` gives.
+
+    ``environment(device type)`` is set for the engine's processes. Cancelling it, as Ctrl-C does, ends them.
+
+    Raises:
+        BackendUnavailable, ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: vLLM did not start.
+    """
+    before = {process.pid for process in _engine_processes()}
+    starting = asyncio.ensure_future(asyncio.to_thread(_start, arguments, platform, environment, progress))
+    try:
+        started = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await _abandon(starting, before)
+        raise
+    try:
+        answers = await asyncio.wait_for(started.llm.collective_rpc("sage_kv_facts"), _RPC_S)
+        tasks = await started.llm.get_supported_tasks()
+        started.processes.note_shared_memory()
+        if warm_up:
+            progress("warming up", 0.85)
+            await compat.warm_up(started.llm)
+            started.counters.clear()
+    except BaseException:
+        await asyncio.to_thread(_shut_down, started.llm, started.processes)
+        raise
+    progress("ready", 1.0)
+    return Engine(started.llm, started.counters, started.processes, answers[0], tuple(tasks))
+
+
+def _start(
+    arguments: Callable[[str], Mapping[str, Any]],
+    platform: Platform,
+    environment: Callable[[str], Mapping[str, str]],
+    progress: Progress,
+) -> _Started:
+    device = str(compat.current_platform.device_type)
+    check_platform(platform)
+    counters = EngineCounters()
+
+    def on_stage(name: str) -> None:
+        if name in worker.STAGES:
+            progress(*worker.STAGES[name])
+
+    progress("starting the engine", 0.02)
+    with Listener(on_stage) as listener:
+        try:
+            config = compat.engine_config(arguments(device))
+            variables = {
+                **environment(device),
+                ADDRESS: listener.address,
+                worker.BASE: config.parallel_config.worker_cls,
+            }
+            config.parallel_config.worker_cls = worker.CLASS
+            with _environment(variables), engine_start():
+                llm = compat.AsyncLLM.from_vllm_config(
+                    config, stat_loggers=[compat.stat_logger(counters.record)], disable_log_stats=False
+                )
+        except Exception as error:
+            raised = error
+        else:
+            return _Started(llm, counters, EngineProcesses.of(compat.engine_pids(llm)))
+    raise start_failure(listener.failures, raised) from raised
+
+
+async def _abandon(starting: asyncio.Future[_Started], before: set[int | None]) -> None:
+    """End a start that nobody waits for: its processes first, so that the thread does not wait for them either."""
+    while not starting.done():
+        for process in _engine_processes():
+            if process.pid is not None and process.pid not in before:
+                await asyncio.to_thread(EngineProcesses.of([process.pid]).reap)
+                process.kill()  # also where it does not lead its group yet
+        await asyncio.wait([starting], timeout=0.1)
+    with suppress(Exception):
+        started = starting.result()
+        await asyncio.to_thread(_shut_down, started.llm, started.processes)
+
+
+def check_platform(platform: Platform) -> None:
+    """Refuse to run a vendor's backend on another platform than the vendor's.
+
+    Raises:
+        BackendUnavailable: vLLM found another platform.
+    """
+    if platform.plugin is None:
+        return
+    found = type(compat.current_platform)
+    if platform.plugin not in compat.active_platform_plugins():
+        raise BackendUnavailable(
+            f"backend {platform.backend_name!r} needs vLLM's platform plug-in {platform.plugin!r}, and vLLM runs on "
+            f"{found.__module__}.{found.__qualname__}; is the vendor's driver there, and VLLM_PLUGINS not set?"
+        )
+
+
+def _engine_processes() -> list[Any]:
+    return [process for process in multiprocessing.active_children() if process.name.startswith(_ENGINE_NAME)]
+
+
+def _shut_down(llm: Any, processes: EngineProcesses) -> None:
+    try:
+        compat.shut_down(llm)
+    finally:
+        processes.reap()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,55 @@
+"""What vLLM says when it cannot start, as an error of the contract."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from sage_infer.errors import (
+    BackendUnavailable,
+    CapabilityMismatch,
+    ModelFileError,
+    OutOfMemory,
+    SageInferError,
+)
+from sage_infer.errors import UnsupportedFeature as Unsupported
+
+__all__ = ["start_failure"]
+
+_MEMORY_TYPES = ("MemoryError", "OutOfMemoryError")
+_MEMORY = re.compile(
+    r"KV cache.*(memory|larger than|needed)|out of memory|memory.*KV cache|No available memory", re.I
+)
+_FILES = re.compile(
+    r"safetensors|model weights|HeaderTooLarge|InvalidHeader|not found in|No such file|not initialized from checkpoint"
+    r"|does not recognize this architecture|checkpoint", re.I
+)  # fmt: skip
+_FILE_TYPES = ("FileNotFoundError", "SafetensorError", "JSONDecodeError")
+_QUANTIZATION = re.compile(r"quantization|kv.?cache.?dtype|cache dtype", re.I)
+_ARCHITECTURE = re.compile(r"architectures?.*(not supported|are not supported|failed to be inspected)", re.I)
+
+
+def start_failure(told: Sequence[tuple[str, str]], raised: BaseException) -> SageInferError:
+    """The error to raise for a start that failed; ``told`` is what the engine's processes said, first things first."""
+    kind, text = told[0] if told else (type(raised).__name__, str(raised))
+    line = _one_line(text) or kind
+    if kind in _MEMORY_TYPES or _MEMORY.search(text):
+        return OutOfMemory(
+            f"vLLM has not enough memory: {line}; lower max_sequence_length or max_batch_size, or raise kv_cache_gb"
+        )
+    if _ARCHITECTURE.search(text):
+        return Unsupported(f"vLLM cannot run this model: {line}")
+    if _QUANTIZATION.search(text):
+        return CapabilityMismatch(f"vLLM on this platform cannot do it: {line}")
+    if kind in _FILE_TYPES or _FILES.search(text):
+        return ModelFileError(f"vLLM cannot load the model: {line}")
+    return BackendUnavailable(f"vLLM did not start: {kind}: {line} (VLLM_LOGGING_LEVEL=INFO shows its log)")
+
+
+def _one_line(text: str) -> str:
+    """The text's sentences in one line; pydantic's heading and links say nothing to users."""
+    lines = [line.strip() for line in text.splitlines()]
+    kept = [line for line in lines if line and not line.startswith("For further information")]
+    if len(kept) > 1 and "validation error" in kept[0]:
+        kept = kept[1:]
+    return re.sub(r"\s*\[type=.*?\]$", "", " ".join(kept))[:600]

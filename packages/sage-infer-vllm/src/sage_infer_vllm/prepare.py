@@ -1,0 +1,63 @@
+"""A model's files in the form that vLLM loads: a Hugging Face folder as it is, a GGUF file converted, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from platformdirs import user_cache_dir
+from sage_infer.errors import ModelFileError
+from sage_infer.models.contents import inspect_model
+from sage_infer.models.prepared import PreparedCache, Progress
+from sage_infer.schemas import ModelDescriptor
+
+__all__ = ["default_cache_dir", "loadable_folder", "prepare"]
+
+FORMAT = 1
+"""Raise it whenever what is written changes meaning: older entries are then made again."""
+
+
+def default_cache_dir() -> Path:
+    """Where converted models are kept unless the caller says otherwise."""
+    return Path(user_cache_dir("sage-infer")) / "vllm"
+
+
+def loadable_folder(path: str | Path, *, cache_dir: str | Path | None, progress: Progress) -> Path:
+    """The folder that vLLM can load: ``path`` itself, or what its GGUF file was converted to.
+
+    Raises:
+        ModelFileError: there is no whole model at ``path``.
+        UnsupportedFeature: a GGUF file of an architecture that cannot be converted.
+        ConfigError: the cache folder cannot be written.
+    """
+    source = Path(path).expanduser().resolve()
+    if not source.exists():
+        raise ModelFileError(
+            f"{source}: no such file or folder; expected a Hugging Face folder or a .gguf file"
+        )
+    found = inspect_model(source).path
+    if found.is_dir():
+        return found
+    stat = found.stat()
+    identity = {
+        "format": FORMAT,
+        "source": str(found),
+        "files": [[found.name, stat.st_size, stat.st_mtime_ns]],
+    }
+
+    def build(folder: Path) -> None:
+        from sage_infer_vllm.gguf_folder import convert  # torch and transformers, only where they are needed
+
+        convert(found, folder, progress)
+
+    cache = PreparedCache(cache_dir or default_cache_dir())
+    folder = cache.get_or_build(found.stem, identity, build)
+    cache.remove_outdated(
+        lambda other: other.get("source") == identity["source"] and other.get("files") != identity["files"]
+    )
+    return folder
+
+
+def prepare(model: ModelDescriptor, progress: Progress) -> None:
+    """Make the form that ``start`` loads, ahead of time (``BackendSpec.prepare``)."""
+    loadable_folder(model.model_path, cache_dir=None, progress=progress)
+    progress("ready", 1.0)

@@ -1,0 +1,147 @@
+"""The engine's processes: started in a group of their own, and reaped with everything that they leave behind.
+
+vLLM's engine core is a child of this process and starts workers itself. Where the core is killed, workers live on
+and spin; the shared memory of their queues stays in ``/dev/shm`` in any case. Both are noted while the engine runs,
+so that they can be removed whatever happened.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.spawn
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field
+
+__all__ = ["EngineProcesses", "engine_start"]
+
+_ENGINE_NAMES = ("EngineCore", "DPCoordinator")  # how vLLM names the processes that it starts from this one
+_PARENT = "SAGE_INFER_VLLM_PARENT"
+_SHM = Path("/dev/shm")
+_GRACE_S = 2.0
+_start_lock = threading.Lock()
+
+
+@contextmanager
+def engine_start() -> Iterator[None]:
+    """While this is entered, processes that vLLM starts import ``sage_infer_vllm.child`` as their main module.
+
+    One engine at a time starts; other processes of this program are not touched.
+    """
+    with _start_lock:
+        original = multiprocessing.spawn.get_preparation_data
+
+        def prepared(name: str) -> dict[str, Any]:
+            data: dict[str, Any] = original(name)
+            if name.startswith(_ENGINE_NAMES):
+                data.pop("init_main_from_path", None)
+                data["init_main_from_name"] = "sage_infer_vllm.child"
+            return data
+
+        before = os.environ.get(_PARENT)
+        os.environ[_PARENT] = str(os.getpid())
+        multiprocessing.spawn.get_preparation_data = prepared
+        try:
+            yield
+        finally:
+            multiprocessing.spawn.get_preparation_data = original
+            if before is None:
+                del os.environ[_PARENT]
+            else:
+                os.environ[_PARENT] = before
+
+
+@define(eq=False)
+class EngineProcesses:
+    """Process groups of one engine, and the files in ``/dev/shm`` that they opened."""
+
+    leaders: frozenset[int] = frozenset()
+    groups: frozenset[int] = frozenset()
+    shared_memory: set[Path] = field(factory=set)
+
+    @classmethod
+    def of(cls, leaders: list[int]) -> EngineProcesses:
+        """The processes that ``leaders`` (process ids of the engine cores) have started so far."""
+        # Only leaders of their own group: killing another group would kill this process.
+        groups = frozenset(pid for pid in leaders if _group(pid) == pid)
+        found = cls(frozenset(leaders), groups)
+        found.note_shared_memory()
+        return found
+
+    def members(self) -> list[int]:
+        """Living processes of the groups."""
+        return [pid for pid in _all_processes() if _group(pid) in self.groups and not _is_zombie(pid)]
+
+    def note_shared_memory(self) -> None:
+        for pid in self.members():
+            self.shared_memory |= _shared_memory_of(pid)
+
+    def reap(self) -> None:
+        """Kill what is left of the groups, wait for it, and remove their shared memory. Safe to call twice."""
+        for group in self.groups:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+        _wait(lambda: not self.members())
+        for file in self.shared_memory - _all_shared_memory():
+            with suppress(OSError):
+                file.unlink()
+                _forget(file)  # who removes a file has to say so
+        self.shared_memory.clear()
+
+
+def _forget(file: Path) -> None:
+    """Tell multiprocessing's tracker, which all processes share, that the file is gone; it would complain at exit."""
+    name = file.name
+    if name.startswith("sem."):
+        resource_tracker.unregister(f"/{name.removeprefix('sem.')}", "semaphore")
+    elif name.startswith("psm_"):
+        resource_tracker.unregister(f"/{name}", "shared_memory")
+
+
+def _wait(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _GRACE_S
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _all_processes() -> list[int]:
+    with suppress(OSError):
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return []
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return None
+
+
+def _all_shared_memory() -> set[Path]:
+    """What some process maps: a store that two engines share must survive one of them."""
+    return {path for pid in _all_processes() for path in _shared_memory_of(pid)}
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] == "Z"
+
+
+def _shared_memory_of(pid: int) -> set[Path]:
+    """Files in ``/dev/shm`` that a process maps."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return set()
+    paths = (line.split(maxsplit=5)[5] for line in maps.splitlines() if str(_SHM) in line)
+    return {Path(path) for path in paths if path.startswith(f"{_SHM}/") and not path.endswith("(deleted)")}

@@ -1,0 +1,180 @@
+"""Quantization profiles as vLLM's settings, checked against the platform and the checkpoint before anything starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from sage_infer.errors import CapabilityMismatch
+from sage_infer.schemas import QuantizationProfile
+
+from sage_infer_vllm.platform import Platform, QuantizationMethod
+
+__all__ = ["DEVICE_METHODS", "NONE", "Quantization", "checkpoint_method", "quantization_for"]
+
+_CHECKPOINTS = (
+    QuantizationMethod(name="awq", weight_bits=4),
+    QuantizationMethod(name="gptq", weight_bits=4),
+    QuantizationMethod(name="gptq", weight_bits=8),
+    QuantizationMethod(name="compressed-tensors", weight_bits=4),
+    QuantizationMethod(name="compressed-tensors", weight_bits=8),
+    QuantizationMethod(name="compressed-tensors", weight_bits=8, activation_bits=8),
+)
+DEVICE_METHODS: Mapping[str, tuple[QuantizationMethod, ...]] = {
+    "cpu": _CHECKPOINTS,
+    "cuda": (
+        *_CHECKPOINTS,
+        QuantizationMethod(name="fp8", weight_bits=8, activation_bits=8, online=True),
+        QuantizationMethod(name="gptq_marlin", weight_bits=4),
+        QuantizationMethod(name="gptq_marlin", weight_bits=8),
+        QuantizationMethod(name="awq_marlin", weight_bits=4),
+    ),
+}
+"""vLLM's own platforms by device type (https://docs.vllm.ai/en/latest/features/quantization/#supported-hardware)."""
+
+_KERNELS = {"marlin": "_marlin"}  # kernel families that vLLM lets one choose, as the end of a method's name
+_KV_PRESETS = {8: "fp8", 4: "int4"}
+
+
+@frozen(kw_only=True)
+class Quantization:
+    """What a profile means for the engine.
+
+    Attributes:
+        profile_id: the profile in force; None for the checkpoint's own form.
+        method: vLLM's ``quantization``; None leaves it to the checkpoint.
+        kv_preset: KV preset in the sense of ``--kv-schema``; None keeps the model's precision.
+        max_sequence_length: longest sequence that the profile's calibration covers.
+    """
+
+    profile_id: str | None = None
+    method: str | None = None
+    kv_preset: str | None = None
+    max_sequence_length: int | None = None
+
+
+NONE = Quantization()
+
+
+def quantization_for(
+    profile: QuantizationProfile, model_path: str | Path, platform: Platform, *, device: str
+) -> Quantization:
+    """What the profile means for this model on this platform. ``device`` is vLLM's device type.
+
+    Raises:
+        CapabilityMismatch: platform or checkpoint cannot do it; the message names everything that is missing.
+    """
+    methods = platform.quantization if platform.quantization is not None else DEVICE_METHODS.get(device, ())
+    where = platform.backend_name if platform.quantization is not None else f"vLLM on {device}"
+    problems: list[str] = []
+    method = _method(profile, checkpoint_method(model_path), methods, where, problems)
+    kv_preset = _kv_preset(profile, problems)
+    if profile.sparsity_ratio:
+        problems.append(
+            f"vLLM has no sparse kernels, and the profile has {profile.sparsity_pattern} sparsity of "
+            f"{profile.sparsity_ratio:g}"
+        )
+    if problems:
+        raise CapabilityMismatch(f"quantization profile {profile.profile_id!r}: {'; '.join(problems)}")
+    return Quantization(
+        profile_id=profile.profile_id,
+        method=method,
+        kv_preset=kv_preset,
+        max_sequence_length=profile.max_sequence_length,
+    )
+
+
+def checkpoint_method(model_path: str | Path) -> QuantizationMethod | None:
+    """How a checkpoint was quantized; None for a float one, and for GGUF files, which are dequantized."""
+    config = Path(model_path) / "config.json"
+    try:
+        found = json.loads(config.read_text(encoding="utf-8")).get("quantization_config")
+    except (OSError, ValueError, AttributeError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    name = str(found.get("quant_method", "unknown"))
+    weights, activations = _bits(name, found)
+    return QuantizationMethod(name=name, weight_bits=weights, activation_bits=activations)
+
+
+def _bits(name: str, config: Mapping[str, Any]) -> tuple[int, int]:
+    """Bits per weight and activation of a ``quantization_config``."""
+    if name == "fp8":
+        return 8, 8
+    groups = config.get("config_groups")
+    if isinstance(groups, Mapping) and groups:
+        group = next(iter(groups.values()))
+        weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+        return int(weights.get("num_bits", 16)), int(inputs.get("num_bits", 16))
+    bits = config.get("bits", config.get("w_bit", 16))
+    return (bits if isinstance(bits, int) else 16), 16
+
+
+def _method(
+    profile: QuantizationProfile,
+    checkpoint: QuantizationMethod | None,
+    methods: Sequence[QuantizationMethod],
+    where: str,
+    problems: list[str],
+) -> str | None:
+    """vLLM's method for the profile's weights and activations; what is missing goes to ``problems``."""
+    wanted = (profile.weight_bits, profile.activation_bits)
+    words = f"{wanted[0]}-bit weights with {wanted[1]}-bit activations"
+    if checkpoint is None:
+        if wanted == (16, 16):
+            return _with_kernel(None, profile, methods, problems)
+        online = [m for m in methods if m.online and (m.weight_bits, m.activation_bits) == wanted]
+        if online:
+            return _with_kernel(online[0].name, profile, methods, problems)
+        able = sorted({f"{m.weight_bits}/{m.activation_bits} by {m.name}" for m in methods})
+        problems.append(
+            f"the checkpoint is in floating point, and {where} cannot make {words} while loading; give a checkpoint "
+            f"that is quantized ({', '.join(able) or 'none is supported'})"
+        )
+        return None
+    has = (checkpoint.weight_bits, checkpoint.activation_bits)
+    if has != wanted:
+        problems.append(
+            f"the checkpoint has {has[0]}-bit weights with {has[1]}-bit activations ({checkpoint.name}), not {words}"
+        )
+    elif not any(m.name == checkpoint.name and (m.weight_bits, m.activation_bits) == has for m in methods):
+        names = ", ".join(sorted({m.name for m in methods})) or "none"
+        problems.append(f"{where} does not run {checkpoint.name} checkpoints of {words}; it runs {names}")
+    return _with_kernel(checkpoint.name, profile, methods, problems)
+
+
+def _with_kernel(
+    method: str | None,
+    profile: QuantizationProfile,
+    methods: Sequence[QuantizationMethod],
+    problems: list[str],
+) -> str | None:
+    kernel = profile.kernel_backend
+    if kernel is None:
+        return method
+    chosen = f"{method}{_KERNELS.get(kernel, '')}" if method else None
+    if kernel in _KERNELS and any(m.name == chosen for m in methods):
+        return chosen
+    problems.append(f"kernel_backend {kernel!r} cannot be chosen here: vLLM takes its own; leave it out")
+    return method
+
+
+def _kv_preset(profile: QuantizationProfile, problems: list[str]) -> str | None:
+    prefill, decode = profile.kv_bits_prefill, profile.kv_bits_decode
+    if prefill != decode:
+        problems.append(
+            f"kv_bits_prefill is {prefill} and kv_bits_decode {decode}: one engine has one KV cache; make them equal"
+        )
+        return None
+    if decode >= 16:
+        return None
+    if decode not in _KV_PRESETS:
+        problems.append(
+            f"there is no KV cache of {decode} bits; choose 16, {' or '.join(map(str, _KV_PRESETS))}"
+        )
+        return None
+    return _KV_PRESETS[decode]

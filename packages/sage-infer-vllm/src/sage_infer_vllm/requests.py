@@ -1,0 +1,153 @@
+"""The requests that are open: their ids, how many there may be, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sage_infer.errors import InvalidRequest, Overloaded, RequestCancelled, SageInferError
+
+from sage_infer_vllm.delivery import Delivery
+
+__all__ = ["OpenRequests"]
+
+_RETRY_S = (0.1, 30.0)  # shortest and longest wait that is suggested
+
+
+class OpenRequests:
+    """Used in one event loop. ``abort`` gives an awaitable that takes a collector's request out of the engine."""
+
+    def __init__(self, max_open: int, abort: Callable[[Any], Any]) -> None:
+        self.finished = 0
+        self._max_open = max_open
+        self._abort = abort
+        self._open: dict[str, Delivery | None] = {}
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._pooled: set[asyncio.Task[Any]] = set()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._last_end, self._end_interval = time.perf_counter(), 1.0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def reserve(self, ids: Sequence[str]) -> None:
+        """Take these ids, all or none.
+
+        Raises:
+            InvalidRequest: an id is in use, or there are more of them than can ever be open.
+            Overloaded: too many are open.
+        """
+        for request_id in ids:
+            if request_id in self._open:
+                raise InvalidRequest(f"request id {request_id!r} is in use; ids must be unique")
+        if len(ids) > self._max_open:
+            raise InvalidRequest(
+                f"{len(ids)} prompts in one call, and the limit is {self._max_open} (max_queue)"
+            )
+        if len(self._open) + len(ids) > self._max_open:
+            raise Overloaded(
+                f"{len(self._open)} requests are open, and the limit is {self._max_open}; try again later",
+                retry_after=min(max(self._end_interval, _RETRY_S[0]), _RETRY_S[1]),
+            )
+        self._open.update(dict.fromkeys(ids))
+
+    def release(self, ids: Sequence[str]) -> None:
+        """Give ids back whose requests have not begun."""
+        for request_id in ids:
+            if self._open.get(request_id, self) is None:
+                del self._open[request_id]
+
+    @contextmanager
+    def pooled(self, request_id: str) -> Iterator[None]:
+        """A request without a stream is open in this block; ``fail_all`` cancels the task that runs it."""
+        task = asyncio.current_task()
+        assert task is not None, "used in a coroutine"
+        self._open[request_id] = None
+        self._pooled.add(task)
+        try:
+            yield
+        finally:
+            self._pooled.discard(task)
+            self._forget_id(request_id)
+
+    def add(
+        self, request_id: str, *, prompt_tokens: int, logprobs: int | None, deadline: float | None
+    ) -> Delivery:
+        """The delivery for a reserved id, ended with ``RequestCancelled`` after ``deadline`` seconds."""
+        timer: asyncio.TimerHandle | None = None
+
+        def ended(delivery: Delivery) -> None:
+            if timer is not None:
+                timer.cancel()
+            self._ended(delivery)
+
+        delivery = Delivery(
+            request_id, prompt_tokens=prompt_tokens, logprobs=logprobs, cancel=self._cancelled, ended=ended
+        )
+        if deadline is not None:
+            late = RequestCancelled(f"request {request_id} did not end within its {deadline:g} s")
+            timer = asyncio.get_running_loop().call_later(deadline, self._stop, delivery, late)
+        self._open[request_id] = delivery
+        return delivery
+
+    def abort(self, request_id: str) -> None:
+        """End a request and its parts with ``RequestCancelled``; unknown ids are ignored."""
+        parts = f"{request_id}/"
+        for delivery in self._deliveries():
+            if delivery.request_id == request_id or delivery.request_id.startswith(parts):
+                self._stop(delivery, RequestCancelled(f"request {delivery.request_id} was aborted"))
+
+    def fail_all(self, error: Callable[[str], SageInferError]) -> None:
+        """End every request with ``error(request id)``."""
+        for delivery in self._deliveries():
+            self._stop(delivery, error(delivery.request_id))
+        for task in self._pooled:
+            task.cancel()
+
+    async def settled(self) -> None:
+        """Wait until the engine has been told of every request that ended early."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def one_ended(self) -> None:
+        """Wait until a request ends."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _deliveries(self) -> list[Delivery]:
+        return [delivery for delivery in self._open.values() if delivery is not None]
+
+    def _cancelled(self, delivery: Delivery) -> None:
+        """The stream's reader has gone."""
+        self._stop(delivery, RequestCancelled(f"request {delivery.request_id} was cancelled by its caller"))
+
+    def _stop(self, delivery: Delivery, error: SageInferError) -> None:
+        collector = delivery.collector
+        delivery.fail(error)
+        if collector is not None:
+            task = asyncio.ensure_future(self._abort(collector))
+            self._tasks.add(task)
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # a dead engine has nothing left to abort
+
+    def _ended(self, delivery: Delivery) -> None:
+        self._forget_id(delivery.request_id)
+
+    def _forget_id(self, request_id: str) -> None:
+        del self._open[request_id]
+        self.finished += 1
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        now = time.perf_counter()
+        self._end_interval += 0.1 * (now - self._last_end - self._end_interval)
+        self._last_end = now

@@ -1,0 +1,123 @@
+"""The options of a backend, checked before anything is loaded, and what they mean as vLLM's engine arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from attrs import field, frozen
+from sage_infer.checks import Choice, Entries, Flag, Integer, Number, Text, optional
+from sage_infer.errors import InvalidRequest
+from sage_infer.schemas import ModelDescriptor
+
+from sage_infer_vllm.platform import Platform
+
+__all__ = ["CPU_KV_GB", "Settings", "engine_arguments", "visible_devices"]
+
+CPU_KV_GB = 2.0
+"""KV cache on a CPU where nobody says how much: vLLM itself would take most of the machine's memory."""
+
+_OURS = {
+    "model": "the model that the backend is opened with",
+    "max_model_len": "max_sequence_length",
+    "max_num_seqs": "max_batch_size",
+    "kv_cache_memory_bytes": "kv_cache_gb",
+    "gpu_memory_utilization": "memory_fraction",
+    "tensor_parallel_size": "tensor_parallel",
+    "enable_prefix_caching": "prefix_caching",
+    "kv_cache_dtype": "kv_schema",
+    "block_size": "kv_schema",
+    "enable_lora": "adapters",
+}
+"""Engine arguments that options of ours set, and which ones."""
+
+
+@frozen(kw_only=True)
+class Settings:
+    """How to run a model; wrong values are refused before anything is loaded."""
+
+    dtype: str = field(default="auto", validator=Choice(("auto", "bfloat16", "float16", "float32")))
+    max_batch_size: int | None = field(default=None, validator=optional(Integer(ge=1)))
+    max_sequence_length: int | None = field(default=None, validator=optional(Integer(ge=2)))
+    max_queue: int = field(default=1024, validator=Integer(ge=1))
+    kv_cache_gb: float | None = field(default=None, validator=optional(Number(gt=0)))
+    memory_fraction: float | None = field(default=None, validator=optional(Number(gt=0, le=1)))
+    tensor_parallel: int = field(default=1, validator=Integer(ge=1))
+    prefix_caching: bool = field(default=True, validator=Flag())
+    eager: bool = field(default=False, validator=Flag())
+    quantization: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    adapters: Mapping[str, str] = field(factory=dict, validator=Entries(Text(min_length=1)))
+    max_adapter_rank: int = field(default=16, validator=Integer(ge=1))
+    engine_options: Mapping[str, Any] = field(factory=dict)
+    tool_parser: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    cache_dir: str | None = field(default=None, validator=optional(Text(min_length=1)))
+
+    def __attrs_post_init__(self) -> None:
+        for name in self.engine_options:
+            if name in _OURS:
+                raise InvalidRequest(f"engine_options cannot set {name!r}; use {_OURS[name]}")
+
+
+def engine_arguments(
+    settings: Settings,
+    platform: Platform,
+    model: ModelDescriptor,
+    path: str,
+    *,
+    device: str,
+    runner: Literal["generate", "pooling"],
+) -> dict[str, Any]:
+    """Arguments for vLLM's ``AsyncEngineArgs``; what nobody set is left to vLLM.
+
+    ``device`` is vLLM's device type, ``path`` the folder that it can load.
+    """
+    limits = [n for n in (settings.max_sequence_length, model.max_sequence_length) if n is not None]
+    batches = [n for n in (settings.max_batch_size, model.max_batch_size) if n is not None]
+    fraction = settings.memory_fraction or platform.memory_fraction
+    kv_gb = settings.kv_cache_gb
+    if kv_gb is None and device == "cpu" and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+        kv_gb = CPU_KV_GB
+    wanted: dict[str, Any] = {
+        "dtype": settings.dtype,
+        "runner": runner,
+        "max_model_len": min(limits, default=None),
+        "max_num_seqs": min(batches, default=None),
+        "kv_cache_memory_bytes": None if kv_gb is None else int(kv_gb * 2**30),
+        "gpu_memory_utilization": fraction,
+        "quantization": settings.quantization,
+    }
+    arguments = {
+        **platform.engine_options,
+        "model": path,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "enforce_eager": settings.eager,
+        "enable_prefix_caching": settings.prefix_caching and runner == "generate",
+        "scheduling_policy": "priority",
+        "enable_log_requests": False,
+        # As the embedded engine has it: the same dialects, and JSON without free white space, in which models run away.
+        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
+        **{name: value for name, value in wanted.items() if value is not None},
+    }
+    if settings.adapters:
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": len(settings.adapters),
+            "max_lora_rank": settings.max_adapter_rank,
+        }
+    return {**arguments, **settings.engine_options}
+
+
+def visible_devices(platform: Platform, model: ModelDescriptor, device: str) -> dict[str, str]:
+    """Environment that shows the engine the devices of the model's descriptor; empty where it names none.
+
+    Raises:
+        InvalidRequest: devices are named, and the platform cannot choose among them.
+    """
+    if not model.device_ids or device == "cpu":
+        return {}
+    if platform.visible_devices is None:
+        raise InvalidRequest(
+            f"device_ids {list(model.device_ids)} cannot be chosen on {platform.backend_name}; leave them out"
+        )
+    return {platform.visible_devices: ",".join(map(str, model.device_ids))}

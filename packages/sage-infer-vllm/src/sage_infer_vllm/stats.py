@@ -1,0 +1,74 @@
+"""Gauges and counters of one engine, from vLLM's own statistics: no log is read for them."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from attrs import define, field
+
+__all__ = ["EngineCounters"]
+
+_WINDOW_S = 10.0
+
+
+@define(eq=False)
+class EngineCounters:
+    """Filled by the stat logger that the engine calls after each step.
+
+    Attributes:
+        running: sequences in the batch after the last step.
+        waiting: requests that had not begun then.
+        kv_usage: share of the KV blocks in use then, 0 to 1.
+        prompt_tokens: prompt tokens computed.
+        output_tokens: tokens generated.
+        cache_queries: prompt tokens looked up in the prefix cache.
+        cache_hits: prompt tokens found there.
+        preemptions: times that a running request lost its KV blocks to another one.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cache_queries: int = 0
+    cache_hits: int = 0
+    preemptions: int = 0
+    _recent: deque[tuple[float, int, int]] = field(factory=deque)
+
+    def record(self, scheduler: Any, iteration: Any) -> None:
+        """Take the statistics of one engine step; either may be None."""
+        if scheduler is not None:
+            self.running, self.waiting = scheduler.num_running_reqs, scheduler.num_waiting_reqs
+            self.waiting += getattr(scheduler, "num_skipped_waiting_reqs", 0)
+            self.kv_usage = scheduler.kv_cache_usage
+            cache = scheduler.prefix_cache_stats
+            if cache is not None:
+                self.cache_queries += cache.queries
+                self.cache_hits += cache.hits
+        if iteration is not None:
+            prompt, output = iteration.num_prompt_tokens, iteration.num_generation_tokens
+            self.prompt_tokens += prompt
+            self.output_tokens += output
+            self.preemptions += iteration.num_preempted_reqs
+            self._recent.append((time.monotonic(), prompt, output))
+            self._forget()
+
+    def clear(self) -> None:
+        """Begin to count from here."""
+        self.prompt_tokens = self.output_tokens = self.cache_queries = self.cache_hits = self.preemptions = 0
+        self._recent.clear()
+
+    def rates(self) -> tuple[float, float]:
+        """Prompt tokens and output tokens per second, over the last ten seconds."""
+        self._forget()
+        prompt = sum(entry[1] for entry in self._recent)
+        output = sum(entry[2] for entry in self._recent)
+        return prompt / _WINDOW_S, output / _WINDOW_S
+
+    def _forget(self) -> None:
+        oldest = time.monotonic() - _WINDOW_S
+        while self._recent and self._recent[0][0] < oldest:
+            self._recent.popleft()

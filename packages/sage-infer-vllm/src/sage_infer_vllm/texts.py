@@ -1,0 +1,90 @@
+"""Texts for the pooling runner as token ids, checked and cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import frozen
+from sage_infer.errors import InvalidRequest
+
+__all__ = ["TokenizedText", "check_texts", "tokenize_pairs", "tokenize_texts"]
+
+
+@frozen
+class TokenizedText:
+    """Token ids of a text or of a pair; ``second_from`` is where a pair's second part begins."""
+
+    token_ids: list[int]
+    second_from: int | None = None
+
+
+def check_texts(texts: Sequence[object], truncate: str) -> None:
+    """Refuse what is no text.
+
+    Raises:
+        InvalidRequest: it names the text's index.
+    """
+    if isinstance(texts, str):
+        raise InvalidRequest("texts must be a list of texts, got one string; use embed")
+    if truncate not in ("error", "end"):
+        raise InvalidRequest(f"truncate must be 'error' or 'end', got {truncate!r}")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str) and not (
+            isinstance(text, Sequence) and all(isinstance(token, int) for token in text)
+        ):
+            raise InvalidRequest(
+                f"text {index} must be a string or a list of token ids, got {type(text).__name__}"
+            )
+        if not text:
+            raise InvalidRequest(f"text {index} is empty; expected at least one character or token id")
+
+
+def tokenize_texts(
+    tokenizer: Any, texts: Sequence[str | Sequence[int]], *, limit: int, cut: bool, vocab_size: int
+) -> list[TokenizedText]:
+    """Token ids of every text, with special tokens; those that are ids already are used as they are.
+
+    ``cut`` keeps the beginning of what is longer than ``limit``, special tokens at both ends included.
+
+    Raises:
+        InvalidRequest: a text is too long, or has a token id outside the vocabulary.
+    """
+    found = []
+    for index, text in enumerate(texts):
+        if isinstance(text, str):
+            ids = list(tokenizer(text, truncation=cut, max_length=limit if cut else None)["input_ids"])
+        else:
+            ids = list(text)[:limit] if cut else list(text)
+            if max(ids) >= vocab_size or min(ids) < 0:
+                raise InvalidRequest(
+                    f"text {index} has token id {max(ids)}; the vocabulary ends at {vocab_size - 1}"
+                )
+        _check_length(f"text {index}", len(ids), limit)
+        found.append(TokenizedText(ids))
+    return found
+
+
+def tokenize_pairs(
+    tokenizer: Any, query: str, documents: Sequence[str], *, limit: int
+) -> list[TokenizedText]:
+    """The query with each document, as the cross-encoder wants them.
+
+    Raises:
+        InvalidRequest: a pair is longer than ``limit``.
+    """
+    found = []
+    for index, document in enumerate(documents):
+        encoded = tokenizer(query, document)
+        ids, kinds = list(encoded["input_ids"]), list(encoded.get("token_type_ids") or ())
+        _check_length(f"the query with document {index}", len(ids), limit)
+        # vLLM wants the place where the kinds change from 0 to 1; models without kinds have none.
+        found.append(TokenizedText(ids, kinds.index(1) if 1 in kinds else None))
+    return found
+
+
+def _check_length(what: str, length: int, limit: int) -> None:
+    if length > limit:
+        raise InvalidRequest(
+            f"{what} has {length} tokens, and the limit is {limit}; shorten it, or set truncate to 'end'"
+        )

@@ -1,0 +1,82 @@
+"""Runs in vLLM's worker processes: the platform's own worker, which also tells what it does and what it has.
+
+vLLM names its worker class by a string (``worker_cls``), so a subclass needs no change in vLLM. Which class it is
+derived from, and where to send news, comes in the environment that the engine's processes inherit.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from sage_infer_vllm.news import tell, tell_failure
+
+__all__ = ["BASE", "CLASS", "STAGES"]
+
+BASE = "SAGE_INFER_VLLM_WORKER"
+CLASS = "sage_infer_vllm.worker.Worker"
+
+STAGES = {
+    "init_device": ("preparing the device", 0.05),
+    "load_model": ("loading weights", 0.1),
+    "determine_available_memory": ("measuring memory", 0.6),
+    "initialize_from_config": ("allocating the KV cache", 0.7),
+    "compile_or_warm_up_model": ("warming up", 0.75),
+}
+"""What vLLM calls while it starts, in this order: what people read, and the share of the start that lies before it."""
+
+
+def _reporting(base: type[Any]) -> type[Any]:
+    """``base`` with methods that report before they do what they did."""
+
+    def wrap(name: str) -> Any:
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            tell(stage=name)
+            try:
+                return getattr(super(reporting, self), name)(*args, **kwargs)
+            except Exception as error:
+                tell_failure(error)
+                raise
+
+        method.__name__ = name
+        return method
+
+    methods: dict[str, Any] = {name: wrap(name) for name in STAGES}
+    reporting = type("Worker", (base,), {**methods, "sage_kv_facts": kv_facts, "__module__": __name__})
+    return reporting
+
+
+def kv_facts(worker: Any) -> dict[str, Any]:
+    """What the worker's KV cache is, in plain data: the specs of its layers and the first layer's tensor."""
+    runner = worker.model_runner
+    specs = runner.get_kv_cache_spec()
+    tensors = [tensor for tensor in getattr(runner, "kv_caches", ()) if hasattr(tensor, "shape")]
+    layers = [
+        {
+            "kind": type(spec).__name__,
+            "block_size": int(spec.block_size),
+            "num_heads": int(getattr(spec, "num_kv_heads", 0)),
+            "head_dim": int(getattr(spec, "head_size", 0)),
+            "dtype": str(getattr(spec, "dtype", "")).removeprefix("torch."),
+            "page_bytes": int(spec.page_size_bytes),
+        }
+        for spec in specs.values()
+    ]
+    groups = [group for groups in getattr(runner, "attn_groups", ()) for group in groups]
+    return {
+        "layers": layers,
+        "backend": groups[0].backend.get_name() if groups else "",
+        "shape": [int(n) for n in tensors[0].shape] if tensors else [],
+        "stride": [int(n) for n in tensors[0].stride()] if tensors else [],
+        "tensor_dtype": str(tensors[0].dtype).removeprefix("torch.") if tensors else "",
+    }
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Worker":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module, _, attribute = os.environ[BASE].rpartition(".")
+    globals()["Worker"] = _reporting(getattr(import_module(module), attribute))
+    return globals()["Worker"]

@@ -1,0 +1,38 @@
+"""The contract kit on real vLLM, with the sample models."""
+
+from __future__ import annotations
+
+import pytest
+from sage_infer_testing import EmbeddingBackendContract, InferenceBackendContract
+from vllm_toys import have_vllm
+
+pytestmark = pytest.mark.vllm_newest
+
+needs_vllm = pytest.mark.skipif(
+    not have_vllm(), reason="vLLM is not installed in this environment; `hatch run vllm:test` has it"
+)
+
+
+@needs_vllm
+class TestVLLM(InferenceBackendContract):
+    backend_name = "vllm"
+    model = "smollm2-135m"
+    timeout_s = 300.0
+    prompt_token_ids = (504, 3575, 282, 4649, 314)
+    max_queue = 24
+    tool_answer = (
+        '<tool_call>\n{"name": "clock", "arguments": {"zone": "UTC"}}\n</tool_call>', "clock", {"zone": "UTC"},
+    )  # fmt: skip
+    options = {  # noqa: RUF012 - as the kit declares it
+        "max_queue": 24, "max_batch_size": 8, "kv_cache_gb": 0.5, "eager": True, "dtype": "float32",
+        "tool_parser": "hermes",
+    }  # fmt: skip
+
+
+@needs_vllm
+class TestVLLMEmbedding(EmbeddingBackendContract):
+    backend_name = "vllm-embedding"
+    model = "minilm"
+    timeout_s = 300.0
+    normalized = True
+    options = {"eager": True, "dtype": "float32", "max_batch_size": 16}  # noqa: RUF012 - as the kit declares it

@@ -1,0 +1,255 @@
+"""The engine's processes: their group, their end with their parent, their shared memory, and what they tell."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import shared_memory
+from pathlib import Path
+
+import pytest
+from sage_infer.errors import (
+    BackendUnavailable,
+    CapabilityMismatch,
+    ModelFileError,
+    OutOfMemory,
+    SageInferError,
+)
+from sage_infer.errors import UnsupportedFeature as Unsupported
+from sage_infer_vllm import worker
+from sage_infer_vllm.failures import start_failure
+from sage_infer_vllm.news import ADDRESS, Listener, tell, tell_failure
+from sage_infer_vllm.process import EngineProcesses, engine_start
+from vllm_children import fail, hold_shared_memory, say_group
+
+pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc, which only Linux has")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen within 20 s"
+        time.sleep(0.01)
+
+
+def start(
+    target: Callable[..., None], *args: object, name: str = "EngineCore"
+) -> multiprocessing.process.BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=target, args=args, name=name)
+    process.start()
+    return process
+
+
+# --- groups
+
+
+def test_engine_processes_lead_a_group_and_others_do_not() -> None:
+    reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    with engine_start():
+        engine = start(say_group, writer)
+        assert reader.recv() == (engine.pid, engine.pid, "sage_infer_vllm.child")
+        engine.join()
+        other = start(say_group, writer, name="somebody else")
+        pid, group, _ = reader.recv()
+        assert (pid, group) == (other.pid, os.getpgid(0))
+        other.join()
+    assert "SAGE_INFER_VLLM_PARENT" not in os.environ
+
+
+def test_reaping_kills_the_group_and_removes_its_shared_memory() -> None:
+    reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    with engine_start():
+        engine = start(hold_shared_memory, writer)
+    name, grandchild = reader.recv()
+    assert engine.pid is not None
+    processes = EngineProcesses.of([engine.pid])
+    assert set(processes.members()) >= {engine.pid, grandchild}
+    assert Path("/dev/shm", name) in processes.shared_memory
+    os.kill(engine.pid, signal.SIGKILL)  # as the kernel does when memory runs out: the grandchild lives on
+    engine.join()
+    assert grandchild in processes.members()
+    processes.reap()
+    assert processes.members() == []
+    assert not Path("/dev/shm", name).exists()
+    processes.reap()  # a second time does nothing
+
+
+def test_shared_memory_that_others_use_stays() -> None:
+    block = shared_memory.SharedMemory(create=True, size=64)
+    try:
+        processes = EngineProcesses(frozenset(), frozenset(), {Path("/dev/shm", block.name)})
+        processes.reap()
+        assert Path("/dev/shm", block.name).exists()
+    finally:
+        block.close()
+        block.unlink()
+
+
+def test_a_process_without_a_group_of_its_own_takes_nobody_along() -> None:
+    reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    process = start(hold_shared_memory, writer)
+    name, grandchild = reader.recv()
+    assert process.pid is not None
+    assert EngineProcesses.of([process.pid]).groups == frozenset()
+    for pid in (process.pid, grandchild):
+        os.kill(pid, signal.SIGKILL)
+    process.join()
+    Path("/dev/shm", name).unlink()
+    from multiprocessing import resource_tracker
+
+    resource_tracker.unregister(f"/{name}", "shared_memory")
+
+
+PARENT = """
+import multiprocessing, sys
+from sage_infer_vllm.process import engine_start
+from vllm_children import hold_shared_memory
+
+if __name__ == "__main__":
+    reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    with engine_start():
+        process = multiprocessing.get_context("spawn").Process(
+            target=hold_shared_memory, args=(writer,), name="EngineCore"
+        )
+        process.start()
+    print(process.pid, reader.recv()[1], flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_engine_ends_with_its_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert parent.stdout is not None
+    assert parent.stdin is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    group = EngineProcesses(frozenset(pids), frozenset(pids[:1]))
+    wait_for(lambda: not group.members())
+    parent.stdin.close()
+    parent.stdout.close()
+
+
+# --- news
+
+
+def test_news_arrive_in_order_and_failures_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[str] = []
+    with Listener(stages.append) as listener:
+        monkeypatch.setenv(ADDRESS, listener.address)
+        tell(stage="load_model")
+        tell_failure(FileNotFoundError("no shard"))
+        tell(stage="again")
+        tell_failure(RuntimeError("because of that"))
+    assert stages == ["load_model", "again"]
+    assert listener.failures == [("FileNotFoundError", "no shard"), ("RuntimeError", "because of that")]
+    assert not Path(listener.address).exists()
+    tell(stage="nobody listens any more")
+
+
+def test_nobody_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ADDRESS, raising=False)
+    tell(stage="x")
+
+
+def test_what_an_engine_process_raises_is_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Listener(lambda stage: None) as listener:
+        monkeypatch.setenv(ADDRESS, listener.address)
+        with engine_start():
+            process = start(fail)
+        process.join()
+    assert process.exitcode == 1
+    assert listener.failures == [("ValueError", "there is no room")]
+    capfd.readouterr()  # the traceback, which is printed as ever
+
+
+def test_a_worker_reports_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(worker.BASE, "vllm_children.ToyWorker")
+    monkeypatch.delattr(worker, "Worker", raising=False)
+    stages: list[str] = []
+    with Listener(stages.append) as listener:
+        monkeypatch.setenv(ADDRESS, listener.address)
+        made = worker.Worker()
+        assert made.load_model() == "loaded"
+        with pytest.raises(ValueError, match="no memory"):
+            made.determine_available_memory()
+    assert stages == ["load_model", "determine_available_memory"]
+    assert listener.failures == [("ValueError", "no memory")]
+    assert made.sage_kv_facts() == {
+        "layers": [
+            {"kind": "SimpleNamespace", "block_size": 16, "num_heads": 2, "head_dim": 8, "dtype": "bfloat16",
+             "page_bytes": 1024}
+        ],
+        "backend": "TOY", "shape": [], "stride": [], "tensor_dtype": "",
+    }  # fmt: skip
+    with pytest.raises(AttributeError, match="no attribute 'Other'"):
+        _ = worker.Other
+    monkeypatch.delattr(worker, "Worker", raising=False)
+
+
+# --- failures
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        # As vLLM 0.32 puts them.
+        ("ValueError", "To serve at least one request with the models's max seq len (8192), (0.35 GiB KV cache is "
+         "needed, which is larger than the available KV cache memory (0.00 GiB).", OutOfMemory),
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB.", OutOfMemory),
+        ("RuntimeError", "Cannot find any model weights with `/m`", ModelFileError),
+        ("SafetensorError", "Error while deserializing header: HeaderTooLarge", ModelFileError),
+        ("ValueError", "Model architectures ['Foo'] are not supported for now.", Unsupported),
+        ("ValueError", "awq quantization is currently not supported in tpu.", CapabilityMismatch),
+        ("RuntimeError", "something else", BackendUnavailable),
+    ],
+)  # fmt: skip
+def test_what_vllm_says_becomes_the_right_error(kind: str, text: str, expected: type[SageInferError]) -> None:
+    error = start_failure(
+        [(kind, text), ("RuntimeError", "a consequence")], RuntimeError("Engine core failed")
+    )
+    assert type(error) is expected
+    assert text.split("`")[0][:30] in str(error)
+    assert "\n" not in str(error)
+
+
+def test_pydantics_lines_become_one() -> None:
+    text = (
+        "1 validation error for ModelConfig\n  Value error, The checkpoint is odd [type=value_error, input=…]\n"
+        "    For further information visit https://errors.pydantic.dev/2.14/v/value_error"
+    )
+    assert "vLLM cannot load the model: Value error, The checkpoint is odd" in str(
+        start_failure([], ValueError(text))
+    )
+
+
+def test_one_engine_at_a_time_starts() -> None:
+    entered = threading.Event()
+
+    def second() -> None:
+        with engine_start():
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    with engine_start():
+        thread.start()
+        assert not entered.wait(0.05)
+    thread.join(20)
+    assert entered.is_set()

@@ -1,0 +1,158 @@
+"""Open requests: ids, the limit, deadlines, abort, and what happens to all of them at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, RequestCancelled
+from sage_infer_vllm.delivery import Delivery
+from sage_infer_vllm.requests import OpenRequests
+from vllm_toys import completion, output
+
+T = TypeVar("T")
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(coroutine, 30))
+
+
+class Engine:
+    """Remembers which collectors were aborted."""
+
+    def __init__(self, max_open: int = 3) -> None:
+        self.aborted: list[Any] = []
+        self.requests = OpenRequests(max_open, self.abort)
+
+    async def abort(self, collector: Any) -> None:
+        await asyncio.sleep(0)
+        self.aborted.append(collector)
+
+    def open(self, request_id: str, deadline: float | None = None) -> Delivery:
+        self.requests.reserve([request_id])
+        delivery = self.requests.add(request_id, prompt_tokens=1, logprobs=None, deadline=deadline)
+        delivery.collector = f"collector of {request_id}"
+        return delivery
+
+
+async def read(delivery: Delivery) -> str:
+    return "".join([delta.text async for delta in delivery.stream])
+
+
+def test_ids_are_unique_while_open() -> None:
+    async def main() -> None:
+        engine = Engine()
+        delivery = engine.open("a")
+        with pytest.raises(InvalidRequest, match="'a' is in use"):
+            engine.requests.reserve(["b", "a"])
+        engine.requests.reserve(["b"])  # the refused call took none
+        engine.requests.release(["b"])
+        delivery.take(output(completion("x", reason="stop"), finished=True))
+        assert await read(delivery) == "x"
+        assert (len(engine.requests), engine.requests.finished) == (0, 1)
+        engine.open("a")
+
+    run(main())
+
+
+def test_a_full_queue_says_when_to_come_again() -> None:
+    async def main() -> None:
+        engine = Engine(max_open=2)
+        with pytest.raises(InvalidRequest, match=r"3 prompts in one call, and the limit is 2 \(max_queue\)"):
+            engine.requests.reserve(["a", "b", "c"])
+        engine.requests.reserve(["a"])
+        with pytest.raises(Overloaded, match="1 requests are open, and the limit is 2") as caught:
+            engine.requests.reserve(["b", "c"])
+        assert 0.1 <= caught.value.retry_after <= 30
+
+    run(main())
+
+
+def test_abort_reaches_parts_and_nothing_else() -> None:
+    async def main() -> None:
+        engine = Engine(max_open=9)
+        parts, other = [engine.open("a/0"), engine.open("a/1")], engine.open("a-2")
+        engine.requests.abort("a")
+        engine.requests.abort("unknown")
+        await engine.requests.settled()
+        assert sorted(engine.aborted) == ["collector of a/0", "collector of a/1"]
+        for part in parts:
+            with pytest.raises(RequestCancelled, match="was aborted"):
+                await read(part)
+        assert other.stream.finish_reason is None
+
+    run(main())
+
+
+def test_a_deadline_ends_what_is_late() -> None:
+    async def main() -> None:
+        engine = Engine()
+        late, in_time = engine.open("late", deadline=0.01), engine.open("in time", deadline=60)
+        with pytest.raises(RequestCancelled, match=r"late did not end within its 0\.01 s"):
+            await read(late)
+        await engine.requests.settled()
+        assert engine.aborted == ["collector of late"]
+        in_time.take(output(completion("x", reason="stop"), finished=True))
+        assert await read(in_time) == "x"
+
+    run(main())
+
+
+def test_dropping_the_stream_aborts_in_the_engine() -> None:
+    async def main() -> None:
+        engine = Engine()
+        delivery = engine.open("a")
+        delivery.take(output(completion("x")))
+        async for _ in delivery.stream:
+            break
+        await engine.requests.settled()
+        assert engine.aborted == ["collector of a"]
+        assert (len(engine.requests), engine.requests.finished) == (0, 1)
+
+    run(main())
+
+
+def test_all_end_when_the_engine_does() -> None:
+    async def main() -> None:
+        engine = Engine()
+        delivery = engine.open("a")
+
+        async def pooled() -> None:
+            with engine.requests.pooled("b"):
+                await asyncio.Event().wait()
+
+        task = asyncio.ensure_future(pooled())
+        await asyncio.sleep(0)
+        assert len(engine.requests) == 2
+        waiting = asyncio.ensure_future(engine.requests.one_ended())
+        await asyncio.sleep(0)
+        engine.requests.fail_all(lambda request_id: EngineDead(f"{request_id} is lost"))
+        with pytest.raises(EngineDead, match="a is lost"):
+            await read(delivery)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await waiting
+        assert (len(engine.requests), engine.requests.finished) == (0, 2)
+
+    run(main())
+
+
+def test_an_abort_that_fails_is_no_error() -> None:
+    """The engine may be dead by then."""
+
+    async def fail(collector: Any) -> None:
+        raise RuntimeError("dead")
+
+    async def main() -> None:
+        requests = OpenRequests(3, fail)
+        requests.reserve(["a"])
+        delivery = requests.add("a", prompt_tokens=1, logprobs=None, deadline=None)
+        delivery.collector = object()
+        delivery.stream.cancel()
+        await requests.settled()
+        with pytest.raises(RequestCancelled):
+            await read(delivery)
+
+    run(main())
