@@ -386,7 +386,7 @@ def unrotated_layers(family: Family, config: Mapping[str, Any], layers: int) -> 
     marks = config.get("no_rope_layers")
     if not family.unrotated_period:
         return ()
-    if marks is None:
+    if not isinstance(marks, list):
         period = config.get("no_rope_layer_interval") or family.unrotated_period
         return tuple(range(period - 1, layers, period))
     return tuple(layer for layer, rotated in enumerate(marks[:layers]) if not rotated)

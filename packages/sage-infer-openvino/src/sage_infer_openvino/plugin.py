@@ -37,7 +37,8 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "cache_dir": "where prepared models are kept; the user's cache folder where left out",
             },
             limits=(
-                "GGUF files and Hugging Face folders of the Llama family only (Llama, SmolLM, SmolLM2).",
+                "GGUF files and Hugging Face folders of Llama, SmolLM, Mistral, Qwen 2 and 3, Phi-3 and 4, "
+                "Gemma 1 and 3, Granite 3, OLMo 2 and 3; no mixtures of experts.",
                 "Devices other than CPU have not been tried.",
                 "No LoRA; no weight quantization that needs calibration, and no sparsity.",
             ),
