@@ -161,6 +161,12 @@ def test_a_plain_bert_folder_is_pooled_by_mean(folder: Path) -> None:
             ModelFileError,
             "'query' is none of its prompts",
         ),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"query": 3}},
+            ModelFileError,
+            "not an object of texts",
+        ),
     ],
 )
 def test_folders_that_are_refused(

@@ -59,7 +59,6 @@ _POOLINGS: dict[str, Pooling] = {mode: mode for mode in get_args(Pooling)} | {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_UNLIMITED = 10**9  # transformers writes 10**30 for a tokenizer without a limit
 
 
 @attrs.frozen(kw_only=True)
@@ -146,6 +145,10 @@ def read_encoder_config(folder: str | Path, *, reranker: bool = False) -> Encode
     bert = _read_bert(folder, raw, tokenizer, pairs=reranker)
     head = ScoreHead(activation=_score_activation(folder, raw, own)) if reranker else _read_modules(folder)
     prompts, default = own.get("prompts") or {}, own.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise ModelFileError(
+            f"{folder / 'config_sentence_transformers.json'}: prompts are not an object of texts"
+        )
     if reranker and default is not None:
         raise UnsupportedFeature(f"{folder}: a reranker with a default prompt ({default!r}) is not supported")
     if default is not None and default not in prompts:
@@ -153,13 +156,13 @@ def read_encoder_config(folder: str | Path, *, reranker: bool = False) -> Encode
             f"{folder / 'config_sentence_transformers.json'}: default_prompt_name {default!r} is none of its prompts"
         )
     try:
-        limits = [int(sentence.get("max_seq_length") or tokenizer.get("model_max_length") or _UNLIMITED)]
+        limit = int(sentence.get("max_seq_length") or tokenizer.get("model_max_length") or bert.max_positions)
     except (TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(f"{folder}: the longest text is not a number: {error}") from error
     return EncoderConfig(
         bert=bert,
         head=head,
-        max_sequence_length=min(*limits, bert.max_positions),
+        max_sequence_length=min(limit, bert.max_positions),
         lower_case=bool(sentence.get("do_lower_case", False)),
         prompts=prompts,
         default_prompt="" if default is None else prompts[default],
@@ -185,7 +188,7 @@ def _read_bert(folder: Path, raw: dict[str, Any], tokenizer: dict[str, Any], *, 
         )
     inputs = tokenizer.get("model_input_names") or ["token_type_ids"]
     try:
-        padding_id = int(raw["pad_token_id"] if family == "roberta" else raw.get("pad_token_id") or 0)
+        padding_id = int(raw.get("pad_token_id", 1) if family == "roberta" else raw.get("pad_token_id") or 0)
         first = padding_id + 1 if family == "roberta" else 0
         return BertConfig(
             family=family,
