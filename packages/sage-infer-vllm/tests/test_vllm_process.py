@@ -25,7 +25,7 @@ from sage_infer.errors import UnsupportedFeature as Unsupported
 from sage_infer_vllm import worker
 from sage_infer_vllm.failures import start_failure
 from sage_infer_vllm.news import ADDRESS, Listener, tell, tell_failure
-from sage_infer_vllm.process import EngineProcesses, engine_start
+from sage_infer_vllm.process import EngineProcesses, engine_start, wait_for_end
 from vllm_children import fail, hold_shared_memory, say_group
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc, which only Linux has")
@@ -70,14 +70,41 @@ def test_reaping_kills_the_group_and_removes_its_shared_memory() -> None:
     assert engine.pid is not None
     processes = EngineProcesses.of([engine.pid])
     assert set(processes.members()) >= {engine.pid, grandchild}
-    assert Path("/dev/shm", name) in processes.shared_memory
+    left = set(processes.shared_memory)
+    assert Path("/dev/shm", name) in left
+    assert any(path.name.startswith("sem.") for path in left)
     os.kill(engine.pid, signal.SIGKILL)  # as the kernel does when memory runs out: the grandchild lives on
     engine.join()
     assert grandchild in processes.members()
     processes.reap()
     assert processes.members() == []
-    assert not Path("/dev/shm", name).exists()
+    assert not any(path.exists() for path in left)
     processes.reap()  # a second time does nothing
+
+
+def test_the_end_of_a_process_is_noticed_whosever_child_it_is() -> None:
+    reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    with engine_start():
+        engine = start(hold_shared_memory, writer)
+    _, grandchild = reader.recv()
+    assert engine.pid is not None
+    processes = EngineProcesses.of([engine.pid])
+    ended = threading.Event()
+    threads = [
+        threading.Thread(target=lambda: [wait_for_end([grandchild, os.getpid()]), ended.set()], daemon=True),
+        threading.Thread(target=processes.wait_for_end, daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
+    assert not ended.is_set()
+    os.kill(grandchild, signal.SIGKILL)
+    assert ended.wait(20)
+    assert threads[1].is_alive()  # the grandchild is no worker of vLLM's
+    processes.reap()
+    threads[1].join(20)
+    assert not threads[1].is_alive()
+    wait_for_end([grandchild])  # long gone
+    engine.join()
 
 
 def test_shared_memory_that_others_use_stays() -> None:
@@ -94,16 +121,12 @@ def test_shared_memory_that_others_use_stays() -> None:
 def test_a_process_without_a_group_of_its_own_takes_nobody_along() -> None:
     reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
     process = start(hold_shared_memory, writer)
-    name, grandchild = reader.recv()
+    _, grandchild = reader.recv()
     assert process.pid is not None
     assert EngineProcesses.of([process.pid]).groups == frozenset()
-    for pid in (process.pid, grandchild):
-        os.kill(pid, signal.SIGKILL)
+    os.kill(grandchild, signal.SIGKILL)
+    process.kill()
     process.join()
-    Path("/dev/shm", name).unlink()
-    from multiprocessing import resource_tracker
-
-    resource_tracker.unregister(f"/{name}", "shared_memory")
 
 
 PARENT = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -20,11 +21,13 @@ def say_group(writer: Connection) -> None:
 
 
 def hold_shared_memory(writer: Connection) -> None:
-    """Send the name of a block of shared memory and the id of a child; then wait for ever."""
+    """Send the name of a block of shared memory and the id of a child; then wait for ever, with a semaphore too."""
     block = shared_memory.SharedMemory(create=True, size=64)
+    lock = multiprocessing.get_context("spawn").Lock()
     child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
     writer.send((block.name, child.pid))
-    threading.Event().wait()
+    with lock:
+        threading.Event().wait()
 
 
 def fail() -> None:

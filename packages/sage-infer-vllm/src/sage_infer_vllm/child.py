@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import multiprocessing.process
 import os
-import select
 import signal
 import threading
 from contextlib import suppress
 from typing import Any
 
 from sage_infer_vllm.news import tell_failure
+from sage_infer_vllm.process import wait_for_end
 
 __all__ = ["lead_group", "report_failures"]
-
-_POLL_S = 1.0
 
 
 def lead_group() -> None:
@@ -30,22 +28,10 @@ def lead_group() -> None:
 
 
 def _end_with(parent: int) -> None:
-    _wait_for_end(parent)
-    os.killpg(os.getpgid(0), signal.SIGKILL)
-
-
-def _wait_for_end(parent: int) -> None:
-    if hasattr(os, "pidfd_open"):
-        with suppress(OSError):  # a kernel before 5.3 has none
-            watched = os.pidfd_open(parent)
-            try:
-                select.select([watched], [], [])
-            finally:
-                os.close(watched)
-            return
-    ended = threading.Event()  # never set: only its clock is used
-    while os.getppid() == parent:
-        ended.wait(_POLL_S)
+    wait_for_end([parent])
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)  # where it could not lead a group: nobody else's
 
 
 def report_failures() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import multiprocessing.connection
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -65,12 +64,11 @@ class Engine:
         """Call ``on_death`` in this event loop when the engine ends by itself."""
         loop = asyncio.get_running_loop()
         self._on_death = on_death
-        sentinels = [p.sentinel for p in _engine_processes() if p.pid in self.processes.leaders]
 
         def wait() -> None:
-            multiprocessing.connection.wait(sentinels)
+            self.processes.wait_for_end()
             if not self._closing:
-                self.stopped = "vLLM's engine process ended"
+                self.stopped = "a process of vLLM's engine ended"
                 with suppress(RuntimeError):  # a closed loop has nobody to tell
                     loop.call_soon_threadsafe(self._died)
                 self.processes.reap()

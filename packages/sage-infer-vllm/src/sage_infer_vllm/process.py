@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import multiprocessing.spawn
 import os
+import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -20,12 +21,14 @@ from typing import Any
 
 from attrs import define, field
 
-__all__ = ["EngineProcesses", "engine_start"]
+__all__ = ["EngineProcesses", "engine_start", "wait_for_end"]
 
 _ENGINE_NAMES = ("EngineCore", "DPCoordinator")  # how vLLM names the processes that it starts from this one
+_VITAL = "VLLM::"  # how the titles of core and workers begin
 _PARENT = "SAGE_INFER_VLLM_PARENT"
 _SHM = Path("/dev/shm")
 _GRACE_S = 2.0
+_POLL_S = 0.2
 _start_lock = threading.Lock()
 
 
@@ -79,9 +82,13 @@ class EngineProcesses:
         """Living processes of the groups."""
         return [pid for pid in _all_processes() if _group(pid) in self.groups and not _is_zombie(pid)]
 
+    def wait_for_end(self) -> None:
+        """Wait until one of the processes that the engine cannot do without has ended: a core or a worker."""
+        vital = self.leaders | {pid for pid in self.members() if _title(pid).startswith(_VITAL)}
+        wait_for_end(vital)
+
     def note_shared_memory(self) -> None:
-        for pid in self.members():
-            self.shared_memory |= _shared_memory_of(pid)
+        self.shared_memory |= _shared_memory_of(self.members())
 
     def reap(self) -> None:
         """Kill what is left of the groups, wait for it, and remove their shared memory. Safe to call twice."""
@@ -89,11 +96,37 @@ class EngineProcesses:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
         _wait(lambda: not self.members())
-        for file in self.shared_memory - _all_shared_memory():
+        # What somebody maps still, such as a store that two engines share, must survive this one.
+        for file in self.shared_memory - _shared_memory_of(_all_processes()):
             with suppress(OSError):
                 file.unlink()
                 _forget(file)  # who removes a file has to say so
         self.shared_memory.clear()
+
+
+def wait_for_end(pids: Collection[int]) -> None:
+    """Wait until one of these processes has ended; they need not be children of this one."""
+    if not hasattr(os, "pidfd_open"):
+        while all(not _is_zombie(pid) for pid in pids):
+            time.sleep(_POLL_S)
+        return
+    watched: list[int] = []
+    try:
+        for pid in pids:
+            watched.append(os.pidfd_open(pid))
+        select.select(watched, [], [])
+    except ProcessLookupError:
+        return  # it has ended already
+    finally:
+        for descriptor in watched:
+            os.close(descriptor)
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _forget(file: Path) -> None:
@@ -124,11 +157,6 @@ def _group(pid: int) -> int | None:
         return None
 
 
-def _all_shared_memory() -> set[Path]:
-    """What some process maps: a store that two engines share must survive one of them."""
-    return {path for pid in _all_processes() for path in _shared_memory_of(pid)}
-
-
 def _is_zombie(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -137,11 +165,24 @@ def _is_zombie(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] == "Z"
 
 
-def _shared_memory_of(pid: int) -> set[Path]:
-    """Files in ``/dev/shm`` that a process maps."""
+def _shared_memory_of(pids: Iterable[int]) -> set[Path]:
+    """Files in ``/dev/shm`` that one of the processes maps.
+
+    They are known by their inodes: glibc maps a semaphore under a temporary name before it gets its own.
+    """
+    inodes = {inode for pid in pids for inode in _mapped_inodes(pid)}
+    found = set()
+    with suppress(OSError):
+        for entry in os.scandir(_SHM):
+            with suppress(OSError):
+                if entry.stat().st_ino in inodes:
+                    found.add(Path(entry.path))
+    return found
+
+
+def _mapped_inodes(pid: int) -> set[int]:
     try:
         maps = Path(f"/proc/{pid}/maps").read_text()
     except OSError:
         return set()
-    paths = (line.split(maxsplit=5)[5] for line in maps.splitlines() if str(_SHM) in line)
-    return {Path(path) for path in paths if path.startswith(f"{_SHM}/") and not path.endswith("(deleted)")}
+    return {int(line.split(maxsplit=5)[4]) for line in maps.splitlines() if f" {_SHM}/" in line}
