@@ -116,7 +116,9 @@ async def length(stream: Any) -> int:
 @pytest.mark.vllm_newest
 def test_a_cache_that_is_too_small_is_out_of_memory(live: Any, clean: None) -> None:
     backend = live.make(kv_cache_gb=0.005)
-    with pytest.raises(OutOfMemory, match=r"not enough memory: .*KV cache.*raise kv_cache_gb"):
+    with pytest.raises(
+        OutOfMemory, match=r"not enough memory: .*memory for the cache blocks.*raise kv_cache_gb"
+    ):
         live.run(backend.start())
     live.run(backend.close())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -103,7 +104,9 @@ async def start_engine(
         BackendUnavailable, ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: vLLM did not start.
     """
     before = {process.pid for process in _engine_processes()}
-    starting = asyncio.ensure_future(asyncio.to_thread(_start, arguments, platform, environment, progress))
+    starting = asyncio.ensure_future(
+        asyncio.to_thread(_start, arguments, platform, environment, progress, before)
+    )
     try:
         started = await asyncio.shield(starting)
     except asyncio.CancelledError:
@@ -129,12 +132,14 @@ def _start(
     platform: Platform,
     environment: Callable[[str], Mapping[str, str]],
     progress: Progress,
+    before: set[int | None],
 ) -> _Started:
     device = str(compat.current_platform.device_type)
     check_platform(platform)
-    counters = EngineCounters()
+    counters, processes = EngineCounters(), EngineProcesses()
 
     def on_stage(name: str) -> None:
+        processes.add(_new_engine_pids(before))  # so that they can be reaped where the start fails
         if name in worker.STAGES:
             progress(*worker.STAGES[name])
 
@@ -155,17 +160,20 @@ def _start(
         except Exception as error:
             raised = error
         else:
-            return _Started(llm, counters, EngineProcesses.of(compat.engine_pids(llm)))
+            processes.add(compat.engine_pids(llm))
+            return _Started(llm, counters, processes)
+    processes.reap()
     raise start_failure(listener.failures, raised) from raised
 
 
 async def _abandon(starting: asyncio.Future[_Started], before: set[int | None]) -> None:
     """End a start that nobody waits for: its processes first, so that the thread does not wait for them either."""
     while not starting.done():
-        for process in _engine_processes():
-            if process.pid is not None and process.pid not in before:
-                await asyncio.to_thread(EngineProcesses.of([process.pid]).reap)
-                process.kill()  # also where it does not lead its group yet
+        pids = _new_engine_pids(before)
+        await asyncio.to_thread(EngineProcesses.of(pids).reap)
+        for pid in pids:  # also where one does not lead its group yet
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         await asyncio.wait([starting], timeout=0.1)
     with suppress(Exception):
         started = starting.result()
@@ -190,6 +198,10 @@ def check_platform(platform: Platform) -> None:
 
 def _engine_processes() -> list[Any]:
     return [process for process in multiprocessing.active_children() if process.name.startswith(_ENGINE_NAME)]
+
+
+def _new_engine_pids(before: set[int | None]) -> list[int]:
+    return [process.pid for process in _engine_processes() if process.pid and process.pid not in before]
 
 
 def _shut_down(llm: Any, processes: EngineProcesses) -> None:

@@ -25,7 +25,7 @@ _FILES = re.compile(
     r"|does not recognize this architecture|checkpoint", re.I
 )  # fmt: skip
 _FILE_TYPES = ("FileNotFoundError", "SafetensorError", "JSONDecodeError")
-_QUANTIZATION = re.compile(r"quantization|kv.?cache.?dtype|cache dtype", re.I)
+_QUANTIZATION = re.compile(r"quantization|kv.?cache.?dtype|cache dtype|KV cache on \w+ requires", re.I)
 _ARCHITECTURE = re.compile(r"architectures?.*(not supported|are not supported|failed to be inspected)", re.I)
 
 
@@ -35,7 +35,7 @@ def start_failure(told: Sequence[tuple[str, str]], raised: BaseException) -> Sag
     line = _one_line(text) or kind
     if kind in _MEMORY_TYPES or _MEMORY.search(text):
         return OutOfMemory(
-            f"vLLM has not enough memory: {line}; lower max_sequence_length or max_batch_size, or raise kv_cache_gb"
+            f"vLLM has not enough memory: {line.rstrip('.')}; lower max_sequence_length, or raise kv_cache_gb"
         )
     if _ARCHITECTURE.search(text):
         return Unsupported(f"vLLM cannot run this model: {line}")

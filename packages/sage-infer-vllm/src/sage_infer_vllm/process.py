@@ -70,13 +70,18 @@ class EngineProcesses:
     shared_memory: set[Path] = field(factory=set)
 
     @classmethod
-    def of(cls, leaders: list[int]) -> EngineProcesses:
+    def of(cls, leaders: Iterable[int]) -> EngineProcesses:
         """The processes that ``leaders`` (process ids of the engine cores) have started so far."""
-        # Only leaders of their own group: killing another group would kill this process.
-        groups = frozenset(pid for pid in leaders if _group(pid) == pid)
-        found = cls(frozenset(leaders), groups)
-        found.note_shared_memory()
+        found = cls()
+        found.add(leaders)
         return found
+
+    def add(self, leaders: Iterable[int]) -> None:
+        """Take further cores, and note what all of them have opened by now."""
+        self.leaders |= frozenset(leaders)
+        # Only leaders of their own group: killing another group would kill this process.
+        self.groups |= frozenset(pid for pid in self.leaders if _group(pid) == pid)
+        self.note_shared_memory()
 
     def members(self) -> list[int]:
         """Living processes of the groups."""
