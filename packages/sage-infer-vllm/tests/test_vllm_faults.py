@@ -174,25 +174,20 @@ def test_a_start_that_is_given_up_leaves_nothing(live: Any, clean: None) -> None
 def test_a_profile_on_a_running_engine_drains_and_starts_it_again(live: Any) -> None:
     async def main() -> None:
         backend = live.backend
-        with pytest.raises(CapabilityMismatch, match="cannot make 4-bit weights while loading"):
+        with pytest.raises(CapabilityMismatch, match="vLLM on cpu cannot make 4-bit weights"):
             backend.load_quant_profile(QuantizationProfile(profile_id="w4", weight_bits=4))
         assert backend.get_capability().quant_profile_id is None
         (stream,) = await backend.generate(
             "One", SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
         )
-        backend.load_quant_profile(
-            QuantizationProfile(
-                profile_id="kv8", kv_bits_prefill=8, kv_bits_decode=8, max_sequence_length=256
-            )
-        )
+        backend.load_quant_profile(QuantizationProfile(profile_id="short", max_sequence_length=256))
         assert (await backend.health()).status == "starting"
         waiting = asyncio.ensure_future(backend.generate("Two", SamplingParams(temperature=0, max_tokens=4)))
         assert await length(stream) == 30  # the open request ends as it would have
         (after,) = await waiting
         assert await length(after) > 0
         capability = backend.get_capability()
-        assert (capability.quant_profile_id, capability.max_sequence_length) == ("kv8", 256)
-        assert capability.kv_schema.dtype == "fp8_e4m3"
+        assert (capability.quant_profile_id, capability.max_sequence_length) == ("short", 256)
 
     live.use(live.make(adapters={}))
     live.run(main())
@@ -201,12 +196,14 @@ def test_a_profile_on_a_running_engine_drains_and_starts_it_again(live: Any) -> 
 
 @pytest.mark.vllm_newest
 def test_presets_reach_the_engine_or_are_refused(live: Any, clean: None) -> None:
-    backend = live.make(kv_schema={"preset": "fp8", "page_size": 64})
+    # vLLM keeps fp8 on a CPU where the processor has AVX-512, and says so elsewhere (test_vllm_process).
+    fp8 = "avx512f" in Path("/proc/cpuinfo").read_text()
+    backend = live.make(kv_schema={"page_size": 64, **({"preset": "fp8"} if fp8 else {})})
 
     async def main() -> None:
         await backend.start()
         schema = backend.get_kv_schema()
-        assert (schema.dtype, schema.page_size) == ("fp8_e4m3", 64)
+        assert (schema.dtype, schema.page_size) == ("fp8_e4m3" if fp8 else "fp32", 64)
         (stream,) = await backend.generate("Open", ENDLESS)
         reading = asyncio.ensure_future(length(stream))
         await asyncio.sleep(0)

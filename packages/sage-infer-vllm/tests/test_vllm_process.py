@@ -241,6 +241,7 @@ def test_a_worker_reports_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
         ("SafetensorError", "Error while deserializing header: HeaderTooLarge", ModelFileError),
         ("ValueError", "Model architectures ['Foo'] are not supported for now.", Unsupported),
         ("ValueError", "awq quantization is currently not supported in tpu.", CapabilityMismatch),
+        ("NotImplementedError", "FP8 KV cache on CPU requires x86 with AVX-512 or AMX.", CapabilityMismatch),
         ("RuntimeError", "something else", BackendUnavailable),
     ],
 )  # fmt: skip
