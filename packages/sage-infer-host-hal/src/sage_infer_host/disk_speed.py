@@ -39,6 +39,7 @@ def measure_disk(tier: MemoryTierSpec, progress: Callable[[float], None]) -> Mem
     if size < _LEAST:
         raise OSError(f"less than {_LEAST / _SHARE / 2**20:.0f} MiB are free")
     with _nameless_file(folder) as descriptor:
+        os.ftruncate(descriptor, size)  # writes that make a file longer wait for each other
         figures: dict[str, Any] = {}
         with AsyncFile(descriptor, nbytes=BLOCK, depth=BLOCKS_UNDER_WAY) as file:
             how = f"measured: blocks of 1 MiB, {BLOCKS_UNDER_WAY} under way, direct I/O"
