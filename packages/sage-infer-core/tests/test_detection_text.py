@@ -107,6 +107,13 @@ Legend:
 """
 
 
+def test_a_cell_that_one_row_lost_is_seen_where_codes_are_not_known() -> None:
+    read = ToolText.of("     D0  D1  CPU Affinity\nD0   X   LNK  N/A\nD1   LNK  X\n", tool="x-smi")
+    assert read_matrix(read, read.lines, r"D\d+") is not None
+    with pytest.raises(ToolOutputError, match=r"line 3.*3 cells, as in the rows above"):
+        read_matrix(read, read.lines, r"D\d+", even=True)
+
+
 def test_a_matrix_keeps_directions_and_affinities() -> None:
     read = text(SQUARE)
     matrix = read_matrix(read, read.lines, r"[DN]\d+")

@@ -95,11 +95,14 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
-def test_a_tool_may_write_its_answer_into_its_working_directory(make_tool: MakeTool) -> None:
+def test_a_tool_may_write_its_answer_into_its_working_directory(
+    make_tool: MakeTool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tool = make_tool("vendor-smi", "open('answer.json', 'w').write(os.getcwd())")
-    before = sorted(os.listdir())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     folder = run_tool(tool, "-j", output_file="answer.json")
-    assert sorted(os.listdir()) == before
+    assert not os.listdir()
     assert not os.path.exists(folder)
     with pytest.raises(ToolOutputError, match=r"vendor-smi -j did not write other.json: No such file"):
         run_tool(tool, "-j", output_file="other.json")

@@ -36,7 +36,7 @@ def read_links(text: ToolText) -> LinkMatrix:
     Raises:
         ToolOutputError: there is none, or a row does not fit its heading.
     """
-    matrix = read_matrix(text, text.lines, _LABEL)
+    matrix = read_matrix(text, text.lines, _LABEL, even=True)
     if matrix is None:
         raise text.error(text.lines[0] if text.lines else None, "the heading of the link table")
     return matrix

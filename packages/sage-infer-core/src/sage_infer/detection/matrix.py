@@ -53,12 +53,13 @@ class LinkMatrix:
 
 
 def read_matrix(
-    text: ToolText, lines: Iterable[Line], label: str, *, diagonal: str = "X"
+    text: ToolText, lines: Iterable[Line], label: str, *, diagonal: str = "X", even: bool = False
 ) -> LinkMatrix | None:
     """Read the first matrix in ``lines``; None where no heading of labels is there.
 
     ``label`` is the pattern of an endpoint's name (``NPU\\d+``). Columns are told apart by their order, not by their
-    place in the line; ``diagonal`` in its place is what shows that they are not shifted.
+    place in the line; ``diagonal`` in its place is what shows that they are not shifted. ``even`` refuses rows of one
+    kind that differ in length: for readers that take codes which they do not know, where a lost cell may go unseen.
 
     Raises:
         ToolOutputError: a row does not fit the heading.
@@ -68,6 +69,7 @@ def read_matrix(
     rows: list[str] = []
     affinity: dict[str, str] = {}
     numa: dict[str, int] = {}
+    widths: dict[str, int] = {}
     for line in lines:
         words = _PHRASES.sub(lambda match: match[0].replace(" ", "_"), line.text).split()
         if columns is None:
@@ -85,6 +87,9 @@ def read_matrix(
         needed = max(i for i, column in enumerate(columns) if not _MAY_BE_EMPTY.fullmatch(column)) + 1
         if not needed <= len(cells) <= len(columns):
             raise text.error(line, f"{len(columns)} cells under {' '.join(columns)}")
+        width = widths.setdefault(row.rstrip("0123456789"), len(cells))
+        if even and len(cells) != width:
+            raise text.error(line, f"{width} cells, as in the rows above")
         rows.append(row)
         for column, cell in zip(columns, cells, strict=False):
             heading_word = column.lower()
