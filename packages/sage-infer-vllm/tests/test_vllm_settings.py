@@ -17,7 +17,7 @@ from sage_infer_vllm.platform import UPSTREAM, Platform
 from sage_infer_vllm.prompts import TokenizedPrompt, tokenize
 from sage_infer_vllm.sampling import check_params, engine_params
 from sage_infer_vllm.settings import CPU_KV_GB, Settings, engine_arguments, visible_devices
-from sage_infer_vllm.texts import check_texts, tokenize_pairs, tokenize_texts
+from sage_infer_vllm.texts import tokenize_pairs, tokenize_texts
 
 MODEL = ModelDescriptor(model_id="m", model_type="llm", model_path="/m", max_sequence_length=512)
 
@@ -234,17 +234,3 @@ def test_pairs_know_where_their_second_part_begins() -> None:
     assert (pair.second_from, other.second_from) == (4, 4)
     with pytest.raises(InvalidRequest, match="the query with document 0 has 6 tokens, and the limit is 5"):
         tokenize_pairs(Tokenizer(), "ab", ["c"], limit=5)
-
-
-@pytest.mark.parametrize(
-    ("texts", "truncate", "message"),
-    [
-        ("one text", "error", "must be a list of texts"),
-        (["a", ""], "error", "text 1 is empty"),
-        (["a", 5], "error", "text 1 must be a string or a list of token ids, got int"),
-        (["a"], "start", "truncate must be 'error' or 'end', got 'start'"),
-    ],
-)
-def test_what_is_no_text(texts: Any, truncate: str, message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
-        check_texts(texts, truncate)

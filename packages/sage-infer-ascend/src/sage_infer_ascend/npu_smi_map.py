@@ -11,17 +11,10 @@ from sage_infer.schemas import HardwareProfile
 
 from sage_infer_ascend.npu_rows import NpuRow, accelerators
 
-__all__ = ["is_list", "is_map", "no_card", "read_list", "read_map", "read_map_rows", "with_logic_ids"]
+__all__ = ["is_list", "is_map", "read_list", "read_map", "read_map_rows", "with_logic_ids"]
 
 _HEADINGS = re.compile(r"NPU ID|Slot ID|Chip ID|Chip Logic ID|Chip Phy-ID|Chip Name")
 _LEFT_OUT = "this output shows neither memory nor bus ids"
-NO_CARD = r"[Tt]here is no NPU card|[Nn]o NPU (card|device)"
-
-
-def no_card(text: ToolText) -> HardwareProfile:
-    """An output that says that there is nothing."""
-    line = text.search(NO_CARD)
-    return build_profile([], sources=[text.source], notes=[line.text.strip()] if line else [])
 
 
 def is_map(text: ToolText) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sage_infer.detection import OutputKind, ToolText, build_profile, read_recording
+from sage_infer.detection import OutputKind, ToolText, no_card, read_recording
 from sage_infer.schemas import HardwareProfile
 
 from sage_infer_cambricon.cndev_json import is_cndev, read_cndev
@@ -18,11 +18,6 @@ __all__ = ["read"]
 _NO_CARD = r"(?i)\bno (mlu )?(devices?|cards?)\b|there is no (mlu )?(device|card)"
 
 
-def _no_card(text: ToolText) -> HardwareProfile:
-    line = text.search(_NO_CARD)
-    return build_profile([], sources=[text.source], notes=[line.text.strip()] if line else [])
-
-
 _KINDS = (
     OutputKind(command="cnmon", is_this=is_table, read=read_table),
     OutputKind(command="cnmon info", is_this=is_info, read=read_info),
@@ -30,11 +25,7 @@ _KINDS = (
     OutputKind(command="cnmon topo -m", is_this=is_topology, read=read_topology),
     OutputKind(command="cntopo find -O FILE", is_this=is_rings, read=read_rings),
     OutputKind(command="answers of libcndev as JSON", is_this=is_cndev, read=read_cndev),
-    OutputKind(
-        command="a message that there is no card",
-        is_this=lambda text: len(text.lines) < 5 and text.search(_NO_CARD) is not None,
-        read=_no_card,
-    ),
+    no_card(_NO_CARD, shorter_than=5),
 )
 
 

@@ -1,8 +1,7 @@
 """What this wheel brings to sage-infer. Imports neither the reader of the vendor's tool nor vLLM."""
 
-from collections.abc import Mapping
-
 from sage_infer import BackendSpec, DetectorSpec, hookimpl
+from sage_infer.specs import options_of
 
 from sage_infer_hygon.needs import NEEDS
 
@@ -49,7 +48,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             device_nodes=_NODES,
             prepare="sage_infer_vllm.prepare:prepare",
             summary="Hygon's build of vLLM on DCUs",
-            options=_options("vllm"),
+            options=options_of("sage_infer_vllm.plugin", "vllm"),
             limits=_LIMITS,
         ),
         BackendSpec(
@@ -62,16 +61,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             needs=NEEDS,
             device_nodes=_NODES,
             summary="embedding and reranking with Hygon's build of vLLM on DCUs",
-            options=_options("vllm-embedding"),
+            options=options_of("sage_infer_vllm.plugin", "vllm-embedding"),
             limits=_LIMITS,
         ),
     ]
-
-
-def _options(backend: str) -> Mapping[str, str]:
-    """The options of the adapter that the backend is built on; none where that is not installed."""
-    try:
-        from sage_infer_vllm import plugin
-    except ImportError:
-        return {}
-    return {spec.name: spec.options for spec in plugin.sage_infer_backends()}[backend]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sage_infer.detection import OutputKind, ToolText, build_profile, read_recording
+from sage_infer.detection import OutputKind, ToolText, no_card, read_recording
 from sage_infer.schemas import HardwareProfile
 
 from sage_infer_hygon.dcu import TOOL, VERSION, refuse_amd
@@ -21,11 +21,6 @@ def _table(text: ToolText) -> HardwareProfile:
     return read_table(text)
 
 
-def _no_card(text: ToolText) -> HardwareProfile:
-    line = text.search(_NO_CARD)
-    return build_profile([], sources=[text.source], notes=[line.text.strip()] if line else [])
-
-
 _KINDS = (
     OutputKind(command="hy-smi", is_this=is_table, read=_table),
     OutputKind(command="hy-smi --showtopo", is_this=is_topology, read=read_topology),
@@ -33,11 +28,7 @@ _KINDS = (
     OutputKind(command="hy-smi --show… --csv", is_this=is_csv, read=read_csv),
     OutputKind(command="hy-smi -a or --show…", is_this=is_text, read=read_text),
     OutputKind(command="hy-smi --showdriverversion", is_this=is_driver, read=read_driver),
-    OutputKind(
-        command="a message that there is no card",
-        is_this=lambda text: len(text.lines) < 8 and text.search(_NO_CARD) is not None,
-        read=_no_card,
-    ),
+    no_card(_NO_CARD, shorter_than=8),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sage_infer.detection import OutputKind, ToolText, build_profile, read_recording
+from sage_infer.detection import OutputKind, ToolText, no_card, read_recording
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
 
@@ -18,11 +18,6 @@ __all__ = ["read"]
 _NO_CARD = r"(?i)\bno (xpu |kunlun )?(devices?|cards?|xpus?)\b"
 
 
-def _no_card(text: ToolText) -> HardwareProfile:
-    line = text.search(_NO_CARD)
-    return build_profile([], sources=[text.source], notes=[line.text.strip()] if line else [])
-
-
 _KINDS = (
     OutputKind(command="xpu-smi", is_this=is_table, read=read_table),
     OutputKind(command="xpu_smi (driver 4)", is_this=is_devices, read=read_devices),
@@ -30,11 +25,7 @@ _KINDS = (
     OutputKind(command="xpu-smi -L", is_this=is_list, read=read_list),
     OutputKind(command="xpu-smi topo -m", is_this=is_topology, read=read_topology),
     OutputKind(command="xpu-smi -m", is_this=is_machine, read=read_machine),
-    OutputKind(
-        command="a message that there is no card",
-        is_this=lambda text: len(text.lines) < 5 and text.search(_NO_CARD) is not None,
-        read=_no_card,
-    ),
+    no_card(_NO_CARD, shorter_than=5),
 )
 
 

@@ -8,13 +8,13 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sage_infer.contracts import Truncation
+from sage_infer.contracts import Truncation, check_texts
 from sage_infer.errors import InvalidRequest, RequestCancelled, SageInferError, UnsupportedFeature
 from sage_infer.schemas import EmbeddingResult, ModelDescriptor, RerankHit, RerankResult, Usage
 
 from sage_infer_vllm.base import VLLMBackend
 from sage_infer_vllm.settings import Settings
-from sage_infer_vllm.texts import TokenizedText, check_texts, tokenize_pairs, tokenize_texts
+from sage_infer_vllm.texts import TokenizedText, tokenize_pairs, tokenize_texts
 
 if TYPE_CHECKING:
     from sage_infer_vllm.engine import Engine

@@ -8,7 +8,7 @@ from typing import Any
 from attrs import frozen
 from sage_infer.errors import InvalidRequest
 
-__all__ = ["TokenizedText", "check_texts", "tokenize_pairs", "tokenize_texts"]
+__all__ = ["TokenizedText", "tokenize_pairs", "tokenize_texts"]
 
 
 @frozen
@@ -17,27 +17,6 @@ class TokenizedText:
 
     token_ids: list[int]
     second_from: int | None = None
-
-
-def check_texts(texts: Sequence[object], truncate: str) -> None:
-    """Refuse what is no text.
-
-    Raises:
-        InvalidRequest: it names the text's index.
-    """
-    if isinstance(texts, str):
-        raise InvalidRequest("texts must be a list of texts, got one string; use embed")
-    if truncate not in ("error", "end"):
-        raise InvalidRequest(f"truncate must be 'error' or 'end', got {truncate!r}")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str) and not (
-            isinstance(text, Sequence) and all(isinstance(token, int) for token in text)
-        ):
-            raise InvalidRequest(
-                f"text {index} must be a string or a list of token ids, got {type(text).__name__}"
-            )
-        if not text:
-            raise InvalidRequest(f"text {index} is empty; expected at least one character or token id")
 
 
 def tokenize_texts(

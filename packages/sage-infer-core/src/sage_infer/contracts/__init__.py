@@ -1,6 +1,6 @@
 """The protocols that plug-ins satisfy by shape, and the types of their arguments and results."""
 
-from sage_infer.contracts.embedding import EmbeddingBackend, Truncation
+from sage_infer.contracts.embedding import EmbeddingBackend, Truncation, check_texts
 from sage_infer.contracts.hardware import HardwareDetector, HardwareMeter
 from sage_infer.contracts.hybrid import HybridInferenceBackend, ModelStatus
 from sage_infer.contracts.inference import (
@@ -25,5 +25,6 @@ __all__ = [
     "BufferedTokenStream", "ChatAnswer", "ChatMessage", "DecodeResult", "EmbeddingBackend", "EngineStats",
     "HardwareDetector", "HardwareMeter", "Health", "HybridInferenceBackend", "InferenceBackend", "KVStore",
     "KVStoreStats", "KVTransfer", "Lifecycle", "ModelStatus", "PrefillResult", "PromptLike", "TokenStream",
-    "ToolCall", "ToolCalling", "Transport", "Truncation", "as_prompts", "block_keys", "collect_text", "request_ids",
+    "ToolCall", "ToolCalling", "Transport", "Truncation", "as_prompts", "block_keys", "check_texts",
+    "collect_text", "request_ids",
 ]  # fmt: skip

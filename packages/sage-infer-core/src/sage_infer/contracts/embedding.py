@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from sage_infer.contracts.inference import Lifecycle
+from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import EmbeddingResult, RerankResult
 
-__all__ = ["EmbeddingBackend", "Truncation"]
+__all__ = ["EmbeddingBackend", "Truncation", "check_texts"]
 
 Truncation = Literal["error", "end"]
 """What to do with a text over the limit: refuse it, or keep its beginning."""
@@ -53,3 +54,24 @@ class EmbeddingBackend(Lifecycle, Protocol):
             UnsupportedFeature: the model is not a reranker.
         """
         ...
+
+
+def check_texts(texts: Sequence[object], truncate: str) -> None:
+    """What every backend refuses before it computes: no list, an empty text, neither text nor token ids.
+
+    Raises:
+        InvalidRequest: it names the text's index.
+    """
+    if isinstance(texts, str):
+        raise InvalidRequest("texts must be a list of texts, got one string; use embed")
+    if truncate not in get_args(Truncation):
+        raise InvalidRequest(f"truncate must be 'error' or 'end', got {truncate!r}")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str) and not (
+            isinstance(text, Sequence) and all(isinstance(token, int) for token in text)
+        ):
+            raise InvalidRequest(
+                f"text {index} must be a string or a list of token ids, got {type(text).__name__}"
+            )
+        if not text:
+            raise InvalidRequest(f"text {index} is empty; expected at least one character or token id")

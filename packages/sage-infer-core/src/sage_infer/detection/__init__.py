@@ -5,12 +5,12 @@ from sage_infer.detection.detector import ToolDetector, VendorTool
 from sage_infer.detection.matrix import LinkMatrix, read_matrix
 from sage_infer.detection.pci import PciDevice, host_links, pci_devices
 from sage_infer.detection.profiles import build_profile
-from sage_infer.detection.recordings import OutputKind, read_recording
+from sage_infer.detection.recordings import OutputKind, no_card, read_recording
 from sage_infer.detection.text import Line, ToolText, bus_address, is_masked, mebibytes, table_cells
 from sage_infer.detection.tools import Answer, answers, find_tools, run_tool
 
 __all__ = [
     "Answer", "Chip", "Line", "LinkMatrix", "OutputKind", "PciDevice", "ToolDetector", "ToolText", "VendorTool",
     "answers", "build_profile", "bus_address", "find_chip", "find_tools", "host_links", "is_masked", "mebibytes",
-    "pci_devices", "read_matrix", "read_recording", "run_tool", "table_cells",
+    "no_card", "pci_devices", "read_matrix", "read_recording", "run_tool", "table_cells",
 ]  # fmt: skip

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
+from sage_infer.detection.profiles import build_profile
 from sage_infer.detection.text import ToolText
 from sage_infer.errors import SchemaError, ToolOutputError
 from sage_infer.schemas import HardwareProfile
 
-__all__ = ["OutputKind", "read_recording"]
+__all__ = ["OutputKind", "no_card", "read_recording"]
 
 
 @frozen(kw_only=True)
@@ -26,6 +28,20 @@ class OutputKind:
     command: str
     is_this: Callable[[ToolText], bool]
     read: Callable[[ToolText], HardwareProfile]
+
+
+def no_card(pattern: str, *, shorter_than: float = math.inf) -> OutputKind:
+    """The message that there is no card: a text of fewer than so many lines with one that ``pattern`` finds."""
+
+    def read(text: ToolText) -> HardwareProfile:
+        line = text.search(pattern)
+        return build_profile([], sources=[text.source], notes=[line.text.strip()] if line else [])
+
+    return OutputKind(
+        command="a message that there is no card",
+        is_this=lambda text: len(text.lines) < shorter_than and text.search(pattern) is not None,
+        read=read,
+    )
 
 
 def read_recording(kinds: Sequence[OutputKind], text: ToolText, *, name: str) -> HardwareProfile:
