@@ -18,7 +18,7 @@ from sage_infer.errors import CapabilityMismatch, ModelNotFound, SchemaError
 from sage_infer.schemas import GuidedDecoding, Prompt, SamplingParams
 from sage_infer.schemas.codec import to_json
 from sage_infer_openvino.backend import OpenVINOBackend
-from sage_infer_openvino.device import supported_precisions
+from sage_infer_openvino.device import check_precision
 from sage_infer_openvino.ov_runtime import ov
 
 Reference = Callable[[str], list[dict[str, Any]]]
@@ -104,7 +104,7 @@ def test_what_it_says_of_itself(backend: OpenVINOBackend) -> None:
     assert capability.hardware_backend == "cpu"
     assert capability.max_sequence_length == 1024
     assert {"chat", "kv_export", "prefill_decode"} <= set(capability.features)
-    assert set(capability.supported_precisions) == set(supported_precisions(ov.Core(), "CPU"))
+    assert set(capability.supported_precisions) == set(check_precision(ov.Core(), "CPU", "f32"))
 
 
 CHILD = """
@@ -112,7 +112,7 @@ import asyncio, json, sys
 from sage_infer.schemas import DecodeState
 from sage_infer.schemas.codec import from_json
 from sage_infer_openvino.backend import OpenVINOBackend
-from sage_infer_openvino.device import supported_precisions
+from sage_infer_openvino.device import check_precision
 from sage_infer_openvino.ov_runtime import ov
 from openvino_toy import descriptor, tokens
 

@@ -12,9 +12,17 @@ import numpy as np
 import pytest
 from encoder_toy import DOCUMENTS, EMBEDDERS, QUERY, RERANKERS, TEXTS, write_encoder, write_json
 from openvino_toy import DATA
-from sage_infer.errors import InvalidRequest, ModelFileError, SageInferError, UnsupportedFeature
+from sage_infer.errors import (
+    CapabilityMismatch,
+    InvalidRequest,
+    ModelFileError,
+    SageInferError,
+    UnsupportedFeature,
+)
+from sage_infer_openvino.device import compute_precisions
 from sage_infer_openvino.encoder import Encoder
 from sage_infer_openvino.encoder_config import VectorHead, read_encoder_config
+from sage_infer_openvino.ov_runtime import ov
 
 Reference = Callable[[str], list[dict[str, Any]]]
 
@@ -234,3 +242,10 @@ def test_missing_files_are_named(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelFileError, match=r"tokenizer\.json: not found"):
         Encoder(folder)
+
+
+def test_a_precision_that_the_device_lacks_is_refused(minilm_dir: Path) -> None:
+    """OpenVINO itself would compute in float32 and say nothing."""
+    for precision in sorted({"bf16", "f16"} - set(compute_precisions(ov.Core(), "CPU"))):
+        with pytest.raises(CapabilityMismatch, match=f"does not compute in {precision}"):
+            Encoder(minilm_dir, precision=precision)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sage_infer.errors import UnsupportedFeature
+from sage_infer.errors import CapabilityMismatch, UnsupportedFeature
 from sage_infer.names import Precision
 
-__all__ = ["compute_precisions", "supported_precisions"]
+__all__ = ["check_precision", "compute_precisions"]
 
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 _NAMES: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
@@ -27,6 +27,15 @@ def compute_precisions(core: Any, device: str) -> tuple[str, ...]:
     return tuple(name for name, capability in _CAPABILITIES.items() if capability in has)
 
 
-def supported_precisions(core: Any, device: str) -> tuple[Precision, ...]:
-    """The same in the contract's words."""
-    return tuple(_NAMES[name] for name in compute_precisions(core, device))
+def check_precision(core: Any, device: str, precision: str) -> tuple[Precision, ...]:
+    """What ``device`` computes in, in the contract's words, if ``precision`` is among it.
+
+    Raises:
+        CapabilityMismatch: it is not.
+    """
+    has = compute_precisions(core, device)
+    if precision not in has:
+        raise CapabilityMismatch(
+            f"device {device} does not compute in {precision} on this machine; set precision to {' or '.join(has)}"
+        )
+    return tuple(_NAMES[name] for name in has)

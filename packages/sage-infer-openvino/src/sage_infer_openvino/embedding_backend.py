@@ -8,7 +8,7 @@ from typing import Literal
 
 from attrs import field, frozen
 from sage_infer.checks import Choice, Integer, Text, optional
-from sage_infer.contracts import EngineStats, Health, Truncation
+from sage_infer.contracts import EngineStats, Health, Truncation, check_texts
 from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import (
     CapabilityDescriptor,
@@ -125,7 +125,7 @@ class OpenVINOEmbeddingBackend:
             hardware_backend=hardware_of(self._settings.device),
             max_batch_size=max(self._settings.token_budget // limit, 1),
             max_sequence_length=limit,
-            supported_precisions=("fp32", "bf16", "fp16"),
+            supported_precisions=self._ready().encoder.supported_precisions,
             features=("rerank",) if self._reranks else ("embed",),
         )
 
@@ -145,7 +145,7 @@ class OpenVINOEmbeddingBackend:
     ) -> EmbeddingResult:
         worker = self._ready()
         self._check_embeds()
-        _check(texts, truncate)
+        check_texts(texts, truncate)
         if not texts:
             return self._result(worker, memoryview(b""), 0)
         inputs = await _tokenized(
@@ -212,23 +212,6 @@ async def _tokenized(tokenize: Callable[[], list[EncoderInput]], characters: int
 
 async def _computed(worker: EncoderQueue, inputs: list[EncoderInput]) -> Rows:
     return await asyncio.wrap_future(worker.submit(inputs))
-
-
-def _check(texts: Sequence[object], truncate: str) -> None:
-    """What would otherwise only fail in the encoder's thread, at everybody's cost."""
-    if isinstance(texts, str):
-        raise InvalidRequest("texts must be a list of texts, got one string; use embed")
-    if truncate not in ("error", "end"):
-        raise InvalidRequest(f"truncate must be 'error' or 'end', got {truncate!r}")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str) and not (
-            isinstance(text, Sequence) and all(isinstance(token, int) for token in text)
-        ):
-            raise InvalidRequest(
-                f"text {index} must be a string or a list of token ids, got {type(text).__name__}"
-            )
-        if not text:
-            raise InvalidRequest(f"text {index} is empty; expected at least one character or token id")
 
 
 def _check_rerank(query: object, documents: Sequence[object], top_n: object) -> None:

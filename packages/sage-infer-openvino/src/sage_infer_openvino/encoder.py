@@ -13,6 +13,7 @@ from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
 from tokenizers import Tokenizer
 
 from sage_infer_openvino.bert_graph import build_bert
+from sage_infer_openvino.device import check_precision
 from sage_infer_openvino.encoder_config import VectorHead, read_encoder_config
 from sage_infer_openvino.ov_runtime import ov
 from sage_infer_openvino.safetensors_file import SafetensorsFolder
@@ -38,8 +39,9 @@ class Encoder:
     ``folder`` is a Hugging Face or sentence-transformers folder; ``reranker`` makes it a cross-encoder;
     ``precision`` is what products are computed in (``f32``, ``bf16``); ``max_sequence_length`` makes the model's own
     limit smaller. What goes before each text is ``prompt``, or the model's prompt called ``prompt_name``, or its
-    default one. Raises :class:`ModelFileError` and :class:`UnsupportedFeature`, each naming the file, and
-    :class:`InvalidRequest` for a prompt that the model does not have.
+    default one. Raises :class:`ModelFileError` and :class:`UnsupportedFeature`, each naming the file,
+    :class:`CapabilityMismatch` for a precision that the device lacks, and :class:`InvalidRequest` for a prompt that the
+    model does not have.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class Encoder:
         self._tokenizer = _tokenizer(folder)
         self._cutting_tokenizer = _tokenizer(folder)
         self._cutting_tokenizer.enable_truncation(self.max_sequence_length)
+        core = ov.Core()
+        self.supported_precisions = check_precision(core, device, precision)
         properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         if threads is not None:
             properties["INFERENCE_NUM_THREADS"] = threads
         model = build_bert(self.config, SafetensorsFolder(folder))
         try:
-            self._request = ov.Core().compile_model(model, device, properties).create_infer_request()
+            self._request = core.compile_model(model, device, properties).create_infer_request()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise UnsupportedFeature(

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Pacer"]
 
 _WEIGHT = 0.2  # of the newest measurement in a running mean
-_SHARE_OF_LAST = 2.0  # no estimate moves by more than this factor at once: a machine has hiccups
+_LARGEST_MOVE = 2.0  # one measurement counts as this many times the mean at most: a machine has hiccups
 
 
 class Pacer:
@@ -35,7 +35,7 @@ class Pacer:
         if decoding and not prompt_tokens:
             self._decode_s = _mean(self._decode_s, seconds)
         elif prompt_tokens:
-            base = self._decode_s or 0.0 if decoding else 0.0
+            base = (self._decode_s or 0.0) if decoding else 0.0
             # A step is never faster for what it carries besides; what the estimate says beyond it is noise.
             self._prompt_token_s = _mean(
                 self._prompt_token_s, max(seconds - base, 0.1 * seconds) / prompt_tokens
@@ -45,5 +45,5 @@ class Pacer:
 def _mean(old: float | None, new: float) -> float:
     if old is None:
         return new
-    new = min(max(new, old / _SHARE_OF_LAST), old * _SHARE_OF_LAST)
+    new = min(max(new, old / _LARGEST_MOVE), old * _LARGEST_MOVE)
     return old + _WEIGHT * (new - old)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from sage_infer.errors import CapabilityMismatch, InvalidRequest, KVCorrupt, OutOfMemory, UnsupportedFeature
 
 from sage_infer_openvino.decoder_graph import SAMPLED_INPUT, to_paged_attention
-from sage_infer_openvino.device import compute_precisions, supported_precisions
+from sage_infer_openvino.device import check_precision
 from sage_infer_openvino.ov_runtime import ov
 
 __all__ = ["KVLayout", "PagedRunner", "SequenceSlice"]
@@ -90,13 +90,7 @@ class PagedRunner:
         cache_dir: str | Path | None = None,
     ) -> None:
         self._core = ov.Core()
-        has = compute_precisions(self._core, device)
-        if precision not in has:
-            raise CapabilityMismatch(
-                f"device {device} does not compute in {precision} on this machine; "
-                f"set precision to {' or '.join(has)}"
-            )
-        self.supported_precisions = supported_precisions(self._core, device)
+        self.supported_precisions = check_precision(self._core, device, precision)
         if isinstance(model, str | Path):
             model = self._core.read_model(str(model))
         to_paged_attention(model)
