@@ -135,6 +135,11 @@ def test_all_end_when_the_engine_does() -> None:
             await task
         await waiting
         assert (len(engine.requests), engine.requests.finished) == (0, 2)
+        with pytest.raises(EngineDead, match="late is lost"):  # its text was tokenized meanwhile
+            engine.requests.reserve(["late"])
+        with pytest.raises(EngineDead, match="later is lost"), engine.requests.pooled("later"):
+            pytest.fail("it must not begin")
+        assert len(engine.requests) == 0
 
     run(main())
 

@@ -136,6 +136,7 @@ def _start(
 ) -> _Started:
     device = str(compat.current_platform.device_type)
     check_platform(platform)
+    wanted = arguments(device)  # what cannot be is said by its own error, and before anything is started
     counters, processes = EngineCounters(), EngineProcesses()
 
     def on_stage(name: str) -> None:
@@ -146,7 +147,7 @@ def _start(
     progress("starting the engine", 0.02)
     with Listener(on_stage) as listener:
         try:
-            config = compat.engine_config(arguments(device))
+            config = compat.engine_config(wanted)
             variables = {
                 **environment(device),
                 ADDRESS: listener.address,

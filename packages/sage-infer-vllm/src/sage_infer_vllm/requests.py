@@ -28,6 +28,7 @@ class OpenRequests:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._pooled: set[asyncio.Task[Any]] = set()
         self._waiters: list[asyncio.Future[None]] = []
+        self._failed: Callable[[str], SageInferError] | None = None
         self._last_end, self._end_interval = time.perf_counter(), 1.0
 
     def __len__(self) -> int:
@@ -39,8 +40,10 @@ class OpenRequests:
         Raises:
             InvalidRequest: an id is in use, or there are more of them than can ever be open.
             Overloaded: too many are open.
+            SageInferError: all have failed already.
         """
         for request_id in ids:
+            self._check(request_id)
             if request_id in self._open:
                 raise InvalidRequest(f"request id {request_id!r} is in use; ids must be unique")
         if len(ids) > self._max_open:
@@ -62,7 +65,12 @@ class OpenRequests:
 
     @contextmanager
     def pooled(self, request_id: str) -> Iterator[None]:
-        """A request without a stream is open in this block; ``fail_all`` cancels the task that runs it."""
+        """A request without a stream is open in this block; ``fail_all`` cancels the task that runs it.
+
+        Raises:
+            SageInferError: all have failed already.
+        """
+        self._check(request_id)
         task = asyncio.current_task()
         assert task is not None, "used in a coroutine"
         self._open[request_id] = None
@@ -101,7 +109,11 @@ class OpenRequests:
                 self._stop(delivery, RequestCancelled(f"request {delivery.request_id} was aborted"))
 
     def fail_all(self, error: Callable[[str], SageInferError]) -> None:
-        """End every request with ``error(request id)``."""
+        """End every request with ``error(request id)``, and refuse with it those that come late.
+
+        One whose text is still being tokenized is such a one: an engine that has stopped would never answer it.
+        """
+        self._failed = error
         for delivery in self._deliveries():
             self._stop(delivery, error(delivery.request_id))
         for task in self._pooled:
@@ -117,6 +129,10 @@ class OpenRequests:
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
+
+    def _check(self, request_id: str) -> None:
+        if self._failed is not None:
+            raise self._failed(request_id)
 
     def _deliveries(self) -> list[Delivery]:
         return [delivery for delivery in self._open.values() if delivery is not None]
