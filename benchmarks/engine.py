@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -131,12 +132,27 @@ def llama_cpp(gguf: str, **options: Any) -> Reading:
     return measure(run)
 
 
-FAST = {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "u8"}
+def fast_precision() -> str:
+    """What ``openvino_genai`` computes in by itself: bf16 where the CPU does, else f32."""
+    import openvino as ov
+
+    return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
+def ours_like_genai(gguf: str) -> Reading:
+    return ours(gguf, precision=fast_precision(), kv_precision="u8")
+
+
+def openvino_genai_fast(gguf: str) -> Reading:
+    return openvino_genai(gguf, INFERENCE_PRECISION_HINT=fast_precision(), KV_CACHE_PRECISION="u8")
+
+
+BASE = "sage-infer (KV u8)"
 CONTENDERS: dict[str, Callable[[str], Reading]] = {
-    "sage-infer (f32, KV f32)": ours,
-    "sage-infer (bf16, KV u8)": lambda gguf: ours(gguf, precision="bf16", kv_precision="u8"),
-    "openvino_genai (bf16, KV u8)": lambda gguf: openvino_genai(gguf, **FAST),
-    "llama.cpp (f32, KV f16)": llama_cpp,
+    BASE: ours_like_genai,
+    "sage-infer (default: f32, KV f32)": ours,
+    "openvino_genai (KV u8)": openvino_genai_fast,
+    "llama.cpp (KV f16)": llama_cpp,
 }
 
 
@@ -179,23 +195,37 @@ def run_worker(name: str, gguf: Path) -> Reading:
     return reading
 
 
-def show(readings: dict[str, list[Reading]]) -> None:
+def table(readings: dict[str, list[Reading]]) -> str:
+    """Medians a contender, and the ratios of ``BASE`` to each, round by round, as Markdown."""
     columns = list(next(iter(readings.values()))[0])
-    print(f"| engine | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    lines = [f"| engine | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for name, rounds in readings.items():
         cells = (f"{statistics.median(r[c] for r in rounds):.3g}" for c in columns)
-        print(f"| {name} | {' | '.join(cells)} |")
-    names = list(readings)
-    base = next((n for n in names if n.startswith("sage-infer (bf16")), names[0])
-    print(f"\nratios of {base} to the others, median (min to max) over rounds")
-    for name in names:
-        if name == base:
-            continue
-        for column in columns:
-            pairs = [a[column] / b[column] for a, b in zip(readings[base], readings[name], strict=True)]
-            print(
-                f"  {name:<30} {column:<10} {statistics.median(pairs):5.2f}  ({min(pairs):.2f} to {max(pairs):.2f})"
-            )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name in readings:
+        if name != BASE and BASE in readings:
+            pairs = {
+                c: [a[c] / b[c] for a, b in zip(readings[BASE], readings[name], strict=True)] for c in columns
+            }
+            cells = (f"{statistics.median(p):.2f}× ({min(p):.2f}–{max(p):.2f})" for p in pairs.values())
+            lines.append(f"| *{BASE} ÷ {name.split(' (', maxsplit=1)[0]}* | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, str]:
+    """What the figures were taken on."""
+    from importlib.metadata import version
+
+    import openvino as ov
+
+    cpu = str(ov.Core().get_property("CPU", "FULL_DEVICE_NAME"))
+    packages = ("sage-infer-openvino", "openvino", "openvino-genai", "xllamacpp")
+    return {
+        "cpu": cpu,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "computes in": fast_precision(),
+        **{name: version(name) for name in packages},
+    }
 
 
 def main() -> None:
@@ -205,7 +235,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--worker", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--gguf", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--table", type=Path, help="print the table of results written by --json, and measure nothing"
+    )
     options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text())["readings"]))
+        return
     if options.worker:
         print(json.dumps(CONTENDERS[options.worker](options.gguf)))
         return
@@ -217,9 +253,10 @@ def main() -> None:
             for name in options.only:
                 readings[name].append(run_worker(name, gguf))
                 print(f"round {round_number + 1}: {name}: {readings[name][-1]}", file=sys.stderr)
-    show(readings)
+    print(table(readings))
     if options.json:
-        options.json.write_text(json.dumps(readings, indent=2))
+        report = {"machine": machine(), "readings": readings}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

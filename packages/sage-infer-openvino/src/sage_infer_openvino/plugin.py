@@ -29,7 +29,7 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "max_sequence_length": "prompt and output in tokens; the model's own limit where left out",
                 "max_queue": "open requests before new ones are refused, 1024 by default",
                 "step_tokens": "tokens computed in one step, 512 by default; smaller is fairer, larger is faster",
-                "decode_slowdown": "how many times longer a step may take for prompts while others read along, 2.0 "
+                "decode_slowdown": "how many times longer a step may take for prompts while others read along, 2.5 "
                 "by default",
                 "prefix_caching": "keep blocks of finished requests for prompts that begin alike, true by default",
                 "device": "OpenVINO device, CPU by default",
