@@ -1,6 +1,6 @@
 """The embedded engine beside other CPU engines: tokens/s at 1, 8 and 32 requests, and TTFT of a long prompt.
 
-    hatch run bench:engine [--rounds 5] [--json results.json] [--only NAME …]
+    hatch run bench:engine [--rounds 5] [--json results.json] [--only NAME …] [--vllm-python PYTHON]
 
 Every engine gets the same weights, SmolLM2-135M in Q8_0 (made here from the sample model, and read exactly by all),
 the same token ids as prompts, greedy decoding and no prefix cache. A round runs every engine once, in turn, each in
@@ -55,26 +55,38 @@ def measure(run: Callable[[Prompts, int], int]) -> Reading:
     return reading
 
 
-def ours(gguf: str, **options: Any) -> Reading:
+def through_contract(backend_name: str, gguf: str, **options: Any) -> Reading:
     from sage_infer import SamplingParams
+    from sage_infer.backends import create_backend
     from sage_infer.contracts import TokenStream
     from sage_infer.schemas import ModelDescriptor
-    from sage_infer_openvino.backend import OpenVINOBackend
 
     async def count(stream: TokenStream) -> int:
         return sum([len(delta.token_ids) async for delta in stream])
 
-    async def generate(backend: OpenVINOBackend, prompts: Prompts, tokens: int) -> int:
+    async def generate(prompts: Prompts, tokens: int) -> int:
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
         return sum(await asyncio.gather(*map(count, await backend.generate(prompts, params))))
 
     model = ModelDescriptor(model_id="bench", model_type="llm", model_path=gguf)
-    backend = OpenVINOBackend(model, **options)
+    backend = create_backend(backend_name, model=model, serves="llm", prefix_caching=False, **options)
     with asyncio.Runner() as runner:
         runner.run(backend.start())
-        reading = measure(lambda prompts, tokens: runner.run(generate(backend, prompts, tokens)))
+        reading = measure(lambda prompts, tokens: runner.run(generate(prompts, tokens)))
         runner.run(backend.close())
     return reading
+
+
+def ours(gguf: str, **options: Any) -> Reading:
+    return through_contract("openvino", gguf, **options)
+
+
+def vllm(gguf: str) -> Reading:
+    """vLLM reads no GGUF on CPUs: its adapter makes a float32 folder of the same weights."""
+    dtype = "bfloat16" if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else "float32"
+    return through_contract(
+        "vllm", gguf, dtype=dtype, max_batch_size=32, max_sequence_length=2048, eager=True
+    )
 
 
 def openvino_genai(gguf: str, **options: Any) -> Reading:
@@ -148,11 +160,13 @@ def openvino_genai_fast(gguf: str) -> Reading:
 
 
 BASE = "sage-infer (KV u8)"
+VLLM = "vLLM"
 CONTENDERS: dict[str, Callable[[str], Reading]] = {
     BASE: ours_like_genai,
     "sage-infer (default: f32, KV f32)": ours,
     "openvino_genai (KV u8)": openvino_genai_fast,
     "llama.cpp (KV f16)": llama_cpp,
+    VLLM: vllm,
 }
 
 
@@ -186,8 +200,8 @@ def make_q8_0(target: Path) -> None:
     writer.close()
 
 
-def run_worker(name: str, gguf: Path) -> Reading:
-    command = [sys.executable, __file__, "--worker", name, "--gguf", str(gguf)]
+def run_worker(name: str, gguf: Path, python: str) -> Reading:
+    command = [python, __file__, "--worker", name, "--gguf", str(gguf)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
@@ -232,7 +246,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write all readings here")
-    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=None)
+    parser.add_argument(
+        "--vllm-python", help="interpreter of an environment with sage-infer-vllm, to have vLLM run as well"
+    )
     parser.add_argument("--worker", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--gguf", help=argparse.SUPPRESS)
     parser.add_argument(
@@ -245,13 +262,19 @@ def main() -> None:
     if options.worker:
         print(json.dumps(CONTENDERS[options.worker](options.gguf)))
         return
+    names = options.only or [name for name in CONTENDERS if name != VLLM or options.vllm_python]
+    if VLLM in names and not options.vllm_python:
+        parser.error(
+            "vLLM runs in an environment of its own: give --vllm-python, as `hatch env find vllm.0.32` knows it"
+        )
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder) / "smollm2-135m-q8_0.gguf"
         make_q8_0(gguf)
-        readings: dict[str, list[Reading]] = {name: [] for name in options.only}
+        readings: dict[str, list[Reading]] = {name: [] for name in names}
         for round_number in range(options.rounds):
-            for name in options.only:
-                readings[name].append(run_worker(name, gguf))
+            for name in names:
+                python = options.vllm_python if name == VLLM else sys.executable
+                readings[name].append(run_worker(name, gguf, python))
                 print(f"round {round_number + 1}: {name}: {readings[name][-1]}", file=sys.stderr)
     print(table(readings))
     if options.json:

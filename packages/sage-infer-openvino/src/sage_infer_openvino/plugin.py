@@ -55,6 +55,7 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "device": "OpenVINO device, CPU by default",
                 "threads": "CPU threads; all that the process may use where left out",
                 "token_budget": "tokens in one batch, padding included, 1024 by default; smaller is fairer",
+                "max_queue": "texts that may be open at once before Overloaded, 16384 by default",
                 "prompt": "text before every text, such as 'query: '; '' for none; the model's default where left out",
                 "prompt_name": "a prompt of the model's own by its name, such as query or passage",
             },
