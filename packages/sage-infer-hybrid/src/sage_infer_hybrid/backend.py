@@ -266,7 +266,7 @@ class HybridBackend:
         """
         self._host.check_open()
         self._started = True
-        await self._host.load(self._host.register(as_config(model, "model"), None))
+        await self._host.load(self._host.register(as_config(model, "model"), None), again=True)
 
     async def unload_model(self, model_id: str) -> None:
         await self._host.unload(self._host.named(model_id), "registered")

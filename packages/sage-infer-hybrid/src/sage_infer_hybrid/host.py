@@ -47,6 +47,7 @@ class ModelHost:
         self._devices: tuple[Device, ...] | None = None
         self._configs: dict[str, ModelConfig] = {}
         self._demands: dict[str, Demand] = {}
+        self._coming: set[str] = set()  # what is loaded sooner or later without being asked for
         self._loading = asyncio.Lock()  # one at a time: what loading adds to the process is that model's
 
     async def close(self) -> None:
@@ -92,13 +93,18 @@ class ModelHost:
         coming = [entry for entry in self.registry.entries() if entry.state == "registered"]
         for entry in coming:
             self._demand(entry)
-        for entry in coming:
-            await self.load(entry)
+        self._coming.update(entry.descriptor.model_id for entry in coming)
+        try:
+            for entry in coming:
+                await self.load(entry)
+        finally:
+            self._coming.clear()
 
-    async def load(self, entry: ModelEntry) -> None:
-        """Load a model, unless it is loaded when its turn comes.
+    async def load(self, entry: ModelEntry, *, again: bool = False) -> None:
+        """Load a model, unless it is loaded when its turn comes; one that failed is tried ``again`` or refused.
 
         Raises:
+            EngineDead: it has failed.
             OutOfMemory: it does not fit beside what is loaded and what is registered.
             BackendUnavailable: no backend for it is ready.
         """
@@ -106,10 +112,14 @@ class ModelHost:
             self.check_open()
             if entry.state == "ready":
                 return
+            if entry.state == "failed" and not again:
+                raise _failed(entry)
             model_id = entry.descriptor.model_id
             self.registry.move(entry, "loading")
             backend = None
             try:
+                if dead := self.loaded.pop(model_id, None):
+                    await dead.backend.close()
                 share = self._planned(entry)
                 backend = self._created(entry, share)
                 before = resident_bytes()
@@ -128,7 +138,8 @@ class ModelHost:
 
     def _planned(self, entry: ModelEntry) -> Share:
         loaded = [self._fixed(model) for model in self.loaded.values()]
-        coming = [self._demand(e) for e in self.registry.entries() if e.state == "registered"]
+        names = [e for e in self.registry.entries() if e.descriptor.model_id in self._coming]
+        coming = [self._demand(e) for e in names if e.state == "registered"]
         plan = plan_memory(self._known_devices(), [*loaded, self._demand(entry), *coming], self.mode)
         share = plan.share_of(entry.descriptor.model_id)
         assert share is not None
@@ -163,7 +174,11 @@ class ModelHost:
         if model is None or entry.state != "ready":
             raise InvalidRequest(f"model {model_id!r} is {entry.state}, and only a ready one can be unloaded")
         self.registry.move(entry, "draining")
-        await model.drained()
+        try:
+            await model.drained()
+        except BaseException:  # whoever waited for it no longer does
+            self.registry.move(entry, "ready")
+            raise
         self.loaded.pop(model_id, None)
         await model.backend.close()
         self.registry.move(entry, state)
@@ -173,13 +188,13 @@ class ModelHost:
         self.check_open()
         entry = self.router.route(name, types)
         model_id = entry.descriptor.model_id
-        if entry.state in ("loading", "sleeping"):
+        if entry.state in ("loading", "sleeping") or model_id in self._coming:
             await self.load(entry)  # behind the load that is under way, after which it has nothing to do
         if entry.state == "draining":
             raise Overloaded(f"model {model_id!r} is being unloaded; try again later", retry_after=1.0)
         model = self.loaded.get(model_id)
         if entry.state == "failed":
-            raise EngineDead(f"model {model_id!r} failed: {entry.reason}; load it again")
+            raise _failed(entry)
         if model is None:
             raise BackendUnavailable(
                 f"model {model_id!r} is {entry.state}, not loaded; call load_model first"
@@ -244,3 +259,7 @@ class ModelHost:
         if self._devices is None:
             self._devices = machine_devices(self._profile)
         return self._devices
+
+
+def _failed(entry: ModelEntry) -> EngineDead:
+    return EngineDead(f"model {entry.descriptor.model_id!r} failed: {entry.reason}; load it again")

@@ -17,7 +17,7 @@ _NEXT: dict[ModelState, tuple[ModelState, ...]] = {
     "registered": ("loading", "failed"),
     "loading": ("ready", "failed", "registered"),
     "ready": ("draining", "failed"),
-    "draining": ("registered", "sleeping", "failed"),
+    "draining": ("registered", "sleeping", "failed", "ready"),
     "sleeping": ("loading", "registered", "failed"),
     "failed": ("loading", "registered"),
 }
