@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from attrs import fields
 from sage_infer.checks import Choice
 from sage_infer.contracts import (
     ChatMessage,
@@ -33,10 +31,10 @@ from sage_infer.schemas.capability import SharingMode
 from sage_infer_hybrid.config import ModelConfig, as_config
 from sage_infer_hybrid.estimate import GIB
 from sage_infer_hybrid.host import ModelHost, Progress
-from sage_infer_hybrid.loaded import GENERATES, LoadedModel
+from sage_infer_hybrid.loaded import GENERATES
 from sage_infer_hybrid.memory_planner import MemoryPlan
+from sage_infer_hybrid.sharing import ComputeSharing
 from sage_infer_hybrid.slices import merge_embeddings, merge_hits
-from sage_infer_hybrid.time_slice import TimeSlicer
 
 __all__ = ["HybridBackend"]
 
@@ -76,7 +74,7 @@ class HybridBackend:
             raise InvalidRequest(f"{problem.path} {problem.message}")
         self._host = ModelHost(sharing_mode, profile)
         self._host.on_progress = on_progress
-        self._slicers: dict[str, TimeSlicer] = {}
+        self._sharing = ComputeSharing(sharing_mode, self._host.loaded)
         self._started = False
         given: list[tuple[str, ModelLike | None, ModelType | None]] = [
             ("llm_config", llm_config, "llm"),
@@ -110,21 +108,22 @@ class HybridBackend:
             return Health(status="dead", reason="the backend was closed")
         if not self._started:
             return Health(status="starting", reason="start() has not been called")
+        if self._host.coming:
+            return Health(status="starting", reason=f"being loaded: {', '.join(sorted(self._host.coming))}")
         reasons = []
         for model_id, model in list(self._host.loaded.items()):
             found: Health = await model.backend.health()
-            if not found.ok:
+            if found.status == "dead":
+                self._host.lost(model, found.reason)
+            elif found.status != "ok":
                 reasons.append(f"{model_id}: {found.reason}")
-                if found.status == "dead" and model.entry.state == "ready":
-                    self._host.registry.move(model.entry, "failed", found.reason)
-        failed = [e for e in self._host.registry.entries() if e.state == "failed" and not reasons]
+        failed = [e for e in self._host.registry.entries() if e.state == "failed"]
         reasons += [f"{e.descriptor.model_id}: {e.reason}" for e in failed]
         return Health(status="degraded", reason="; ".join(reasons)) if reasons else Health(status="ok")
 
     def stats(self) -> EngineStats:
-        each = [model.backend.stats() for model in self._host.loaded.values()]
-        names = [attribute.name for attribute in fields(EngineStats) if attribute.name != "extensions"]
-        return EngineStats(**{name: sum(getattr(stats, name) for stats in each) for name in names})
+        """Gauges of all models together; counters include those of models that are no longer loaded."""
+        return self._host.stats()
 
     # --- work
 
@@ -139,7 +138,7 @@ class HybridBackend:
         deadline: float | None = None,
     ) -> list[TokenStream]:
         loaded = await self._host.ready(model, GENERATES)
-        with loaded.call() as backend:
+        with self._host.call(loaded) as backend:
             streams: list[TokenStream] = await backend.generate(
                 prompts, params, request_id=request_id, priority=priority, deadline=deadline
             )
@@ -157,7 +156,7 @@ class HybridBackend:
         deadline: float | None = None,
     ) -> TokenStream:
         loaded = await self._host.ready(model, GENERATES)
-        with loaded.call() as backend:
+        with self._host.call(loaded) as backend:
             prompt = backend.render_chat(messages, tools=tools)
             streams: list[TokenStream] = await backend.generate(
                 [prompt], params, request_id=request_id, priority=priority, deadline=deadline
@@ -173,51 +172,40 @@ class HybridBackend:
     ) -> EmbeddingResult:
         loaded = await self._host.ready(model, ("embedding",))
         check_texts(texts, truncate)
-        with loaded.call() as backend:
+        with self._host.call(loaded) as backend:
 
             async def whole(some: Sequence[str | Sequence[int]]) -> EmbeddingResult:
                 result: EmbeddingResult = await backend.embed_batch(some, truncate=truncate)
                 return result
 
-            parts = await self._in_slices(loaded, texts, whole)
-            return merge_embeddings(parts) if parts else await whole(texts)
+            if not texts:
+                return await whole(texts)
+            try:
+                return merge_embeddings(await self._sharing.run(loaded, texts, whole))
+            except InvalidRequest:
+                return await whole(texts)  # which counts the texts as the caller does
 
     async def rerank(
         self, query: str, documents: Sequence[str], *, model: str | None = None, top_n: int | None = None
     ) -> RerankResult:
         loaded = await self._host.ready(model, ("reranker",))
-        with loaded.call() as backend:
+        with self._host.call(loaded) as backend:
 
             async def whole(some: Sequence[str]) -> RerankResult:
                 result: RerankResult = await backend.rerank(query, some)
                 return result
 
             if isinstance(documents, str) or not documents or top_n is not None:
-                await backend.rerank(query, documents[:0], top_n=top_n)  # it refuses what it does not take
-            parts = await self._in_slices(loaded, documents, whole)
-            return (
-                merge_hits(parts, [len(part.hits) for part in parts], top_n)
-                if parts
-                else await whole(documents)
-            )
-
-    async def _in_slices(
-        self, loaded: LoadedModel, items: Sequence[Any], compute: Callable[..., Any]
-    ) -> list[Any]:
-        """Results of the parts of a call, one after the other; empty where it is one part."""
-        if self._host.mode != "time_slice" or not items:
-            return []
-        beside = [
-            m for m in self._host.loaded.values() if m.generates and m.share.device == loaded.share.device
-        ]
-        share = loaded.weight / (loaded.weight + sum(m.weight for m in beside))
-        if share == 1:
-            return []
-        try:
-            slicer = self._slicer(loaded.share.device)
-            return await slicer.run(loaded.descriptor.model_id, items, compute, size=len, share=share)
-        except InvalidRequest:
-            return []  # computed whole, so that the message counts the items as the caller does
+                checked = await backend.rerank(
+                    query, documents[:0], top_n=top_n
+                )  # refuses what it does not take
+                if not documents:
+                    return checked  # type: ignore[no-any-return]  # of a backend, which is Any
+            try:
+                parts = await self._sharing.run(loaded, documents, whole, each=len(query))
+            except InvalidRequest:
+                parts = [await whole(documents)]  # which counts the documents as the caller does
+            return merge_hits(parts, [len(part.hits) for part in parts], top_n)
 
     async def abort(self, request_id: str) -> None:
         for model in list(self._host.loaded.values()):
@@ -236,7 +224,7 @@ class HybridBackend:
         self._host.check_open()
         plan = self.memory_plan()
         ready = [model for model in self._host.loaded.values() if model.entry.state == "ready"]
-        used = {model.share.device for model in ready}
+        used = {device for model in ready for device in model.devices}
         devices = [device for device in plan.devices if device.name in used or not used]
         kinds = sorted({device.name.partition(":")[0] for device in devices if device.name in used} - {"cpu"})
         return HybridCapabilityDescriptor(
@@ -257,6 +245,10 @@ class HybridBackend:
         """What loading each model added to this process and its children in main memory."""
         return {model_id: model.measured for model_id, model in self._host.loaded.items()}
 
+    def measured_devices(self) -> dict[str, int | None]:
+        """What the models really take of each device at this moment; None where that cannot be measured."""
+        return self._host.measured_devices()
+
     async def load_model(self, model: ModelLike) -> None:
         """Load a model beside the others; what is loaded already stays as it is.
 
@@ -274,12 +266,3 @@ class HybridBackend:
     async def sleep_model(self, model_id: str) -> None:
         """As ``unload_model``, but the next request for the model loads it again."""
         await self._host.unload(self._host.named(model_id), "sleeping")
-
-    def _slicer(self, device: str) -> TimeSlicer:
-        def is_live() -> bool:
-            models = self._host.loaded.values()
-            return any(m.is_busy for m in models if m.generates and m.share.device == device)
-
-        if device not in self._slicers:
-            self._slicers[device] = TimeSlicer(is_live, clock=time.monotonic)
-        return self._slicers[device]
