@@ -62,7 +62,7 @@ class FakeEngine:
         live = sum(stream.finish_reason is None for stream in self.streams)
         return EngineStats(running=live, waiting=0, finished=len(self.streams) - live, output_tokens=7)
 
-    def render_chat(self, messages: Any, *, tools: Any = None) -> Prompt:
+    def render_chat(self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True) -> Prompt:
         return Prompt(text=str(messages))
 
     async def generate(self, prompts: Any, params: Any, *, request_id: str | None = None, **_: Any) -> Any:

@@ -16,6 +16,7 @@ from sage_infer.errors import (
     OutOfMemory,
     Overloaded,
     SageInferError,
+    UnsupportedFeature,
 )
 from sage_infer.schemas import SamplingParams
 from sage_infer_hybrid import HybridBackend, ModelConfig, time_slice
@@ -86,7 +87,7 @@ def test_a_call_on_a_dead_engine_fails_its_model_at_once(engines: Engines) -> No
         instance = hybrid(LLM, ENCODER)
         await instance.start()
         engines["llm"].dead = "out of memory"
-        with pytest.raises(EngineDead, match="^out of memory"):
+        with pytest.raises(EngineDead, match=r"^out of memory"):
             await instance.generate("x", PARAMS)
         assert instance.get_model_status("llm").reason == "out of memory"
         assert [share.model_id for share in instance.memory_plan().shares] == ["vec"]
@@ -316,6 +317,22 @@ def test_kv_is_what_the_plan_gives_unless_the_user_says(engines: Engines) -> Non
         capability = instance.get_hybrid_capability()
         assert capability.total_memory_gb == 16
         assert capability.available_memory_gb < 16 * 0.95 - 3.4
+
+    run(main())
+
+
+def test_tokens_are_shown_where_the_backend_shows_them(engines: Engines) -> None:
+    async def main() -> None:
+        instance = hybrid(LLM)
+        await instance.start()
+        prompt = await instance.render_chat([{"role": "user", "content": "x"}], add_generation_prompt=False)
+        assert prompt.text
+        with pytest.raises(UnsupportedFeature, match="'llm' does not show its tokens"):
+            await instance.tokenize("x")
+        engines.changes["other"] = {"tokenize": lambda prompt: [len(prompt)], "detokenize": str}
+        await instance.load_model(described("other"))
+        assert await instance.tokenize("abc", model="other") == [3]
+        assert await instance.detokenize([1], model="other") == "[1]"
 
     run(main())
 

@@ -95,7 +95,7 @@ class EngineMemory:
         kv_bits: bits of an element of the KV cache, its scales included.
         kv_bytes: size of the KV cache where nobody says it, for an engine that then takes shorter sequences instead of
             more memory; None for one that wants at least a sequence of full length.
-        kv_is_touched: the KV cache takes its memory when it is made, and not as it is used.
+        has_tied_table_twice: whether a matrix that both embeds tokens and is the head is in memory in two forms.
         step_tokens: tokens that are computed at once.
         max_batch_size: sequences at once where nobody says it.
         overhead_bytes: the engine's own on each device: its libraries, contexts, graphs, workspaces.
@@ -105,7 +105,7 @@ class EngineMemory:
     most_weight_bits: float | None = field(default=None, validator=optional(Number(gt=0)))
     kv_bits: float = field(default=16, validator=Number(gt=0))
     kv_bytes: int | None = field(default=None, validator=optional(Integer(ge=0)))
-    kv_is_touched: bool = field(default=True, validator=Flag())
+    has_tied_table_twice: bool = field(default=False, validator=Flag())
     step_tokens: int = field(default=2048, validator=Integer(ge=1))
     max_batch_size: int = field(default=32, validator=Integer(ge=1))
     overhead_bytes: int = field(default=2**30, validator=Integer(ge=0))

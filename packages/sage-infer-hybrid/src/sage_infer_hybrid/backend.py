@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from sage_infer.checks import Choice
@@ -16,13 +16,14 @@ from sage_infer.contracts import (
     Truncation,
     check_texts,
 )
-from sage_infer.errors import InvalidRequest
+from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.names import ModelType
 from sage_infer.schemas import (
     EmbeddingResult,
     HardwareProfile,
     HybridCapabilityDescriptor,
     ModelDescriptor,
+    Prompt,
     RerankResult,
     SamplingParams,
 )
@@ -31,7 +32,7 @@ from sage_infer.schemas.capability import SharingMode
 from sage_infer_hybrid.config import ModelConfig, as_config
 from sage_infer_hybrid.estimate import GIB
 from sage_infer_hybrid.host import ModelHost, Progress
-from sage_infer_hybrid.loaded import GENERATES
+from sage_infer_hybrid.loaded import GENERATES, LoadedModel
 from sage_infer_hybrid.memory_planner import MemoryPlan
 from sage_infer_hybrid.sharing import ComputeSharing
 from sage_infer_hybrid.slices import merge_embeddings, merge_hits
@@ -163,6 +164,37 @@ class HybridBackend:
             )
             return streams[0]
 
+    async def render_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        model: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> Prompt:
+        """A chat as a prompt, by the model's own template."""
+        loaded = await self._host.ready(model, GENERATES)
+        prompt: Prompt = loaded.backend.render_chat(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt
+        )
+        return prompt
+
+    async def tokenize(self, prompt: PromptLike, *, model: str | None = None) -> list[int]:
+        """The token ids that a model computes for a prompt.
+
+        Raises:
+            UnsupportedFeature: the model's backend does not show its tokens.
+        """
+        loaded = await self._host.ready(model, GENERATES)
+        tokens: list[int] = _tokenizer(loaded, "tokenize")(prompt)
+        return tokens
+
+    async def detokenize(self, token_ids: Sequence[int], *, model: str | None = None) -> str:
+        """The text of a model's token ids; raises as ``tokenize``."""
+        loaded = await self._host.ready(model, GENERATES)
+        text: str = _tokenizer(loaded, "detokenize")(token_ids)
+        return text
+
     async def embed(
         self,
         texts: Sequence[str | Sequence[int]],
@@ -231,15 +263,15 @@ class HybridBackend:
             backend_name="hybrid",
             hardware_backend=kinds[0] if kinds else "cpu",
             loaded_models=tuple(model.descriptor for model in ready),
-            gpu_sharing_mode=self._host.mode,
-            memory_isolation=self._host.mode == "exclusive",
+            gpu_sharing_mode=plan.mode,
+            memory_isolation=plan.mode == "exclusive",
             total_memory_gb=sum(device.total for device in devices) / GIB,
             available_memory_gb=sum(max(plan.free(device), 0) for device in devices) / GIB,
         )
 
     def memory_plan(self) -> MemoryPlan:
         """Who has what of which device, of the models that are loaded."""
-        return self._host.plan()
+        return self._host.memory.plan()
 
     def measured_bytes(self) -> dict[str, int | None]:
         """What loading each model added to this process and its children in main memory."""
@@ -247,7 +279,7 @@ class HybridBackend:
 
     def measured_devices(self) -> dict[str, int | None]:
         """What the models really take of each device at this moment; None where that cannot be measured."""
-        return self._host.measured_devices()
+        return self._host.memory.measured()
 
     async def load_model(self, model: ModelLike) -> None:
         """Load a model beside the others; what is loaded already stays as it is.
@@ -266,3 +298,12 @@ class HybridBackend:
     async def sleep_model(self, model_id: str) -> None:
         """As ``unload_model``, but the next request for the model loads it again."""
         await self._host.unload(self._host.named(model_id), "sleeping")
+
+
+def _tokenizer(loaded: LoadedModel, method: str) -> Callable[[Any], Any]:
+    found: Callable[[Any], Any] | None = getattr(loaded.backend, method, None)
+    if found is None:
+        raise UnsupportedFeature(
+            f"the backend of model {loaded.descriptor.model_id!r} does not show its tokens; use another backend"
+        )
+    return found

@@ -17,6 +17,7 @@ class Workload:
 
     Attributes:
         least_weight_bits, most_weight_bits: weights of fewer or more bits in the files are made so many.
+        has_tied_table_twice: as ``EngineMemory`` has it.
         kv_bits: bits of an element of the KV cache.
         max_sequence_length: longest sequence in tokens; None for the model's own limit.
         max_batch_size: sequences at once.
@@ -27,6 +28,7 @@ class Workload:
 
     least_weight_bits: float | None = None
     most_weight_bits: float | None = None
+    has_tied_table_twice: bool = False
     kv_bits: float = 16
     max_sequence_length: int | None = None
     max_batch_size: int = 32
@@ -66,6 +68,11 @@ class Demand:
     max_sequence_length: int | None = None
 
     @property
+    def has_choice(self) -> bool:
+        """Whether there may be more devices for it than it needs."""
+        return len(self.devices) != self.spread
+
+    @property
     def part(self) -> Demand:
         """What it wants of each of its devices."""
         weights, least, wanted = (-(-n // self.spread) for n in (self.weights, self.kv_least, self.kv_wanted))
@@ -87,6 +94,8 @@ def estimate(model_id: str, shape: ModelShape, run: Workload) -> Demand:
     bits = max(shape.stored_bits, run.least_weight_bits or 0)
     bits = min(bits, run.most_weight_bits or bits)
     weights = int(stored * bits / shape.stored_bits)
+    if run.has_tied_table_twice and shape.tied and shape.causal:
+        weights += int(shape.vocab * shape.hidden * bits / 8)
     length = min(run.max_sequence_length or shape.positions, shape.positions)
     per_token = shape.kv_bytes_per_token(run.kv_bits)
     row = 2 * (shape.hidden * 4 + 2 * shape.intermediate) * 4

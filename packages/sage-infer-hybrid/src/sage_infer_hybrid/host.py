@@ -19,10 +19,8 @@ from sage_infer_hybrid.config import ModelConfig
 from sage_infer_hybrid.engines import Engine
 from sage_infer_hybrid.estimate import Demand
 from sage_infer_hybrid.loaded import LoadedModel
-from sage_infer_hybrid.machine import machine_devices
-from sage_infer_hybrid.memory_planner import Device, MemoryPlan, Share, measured_demand, plan_memory
-from sage_infer_hybrid.placement import kind_of
-from sage_infer_hybrid.process_memory import resident_bytes
+from sage_infer_hybrid.memory import InstanceMemory
+from sage_infer_hybrid.memory_planner import Share
 from sage_infer_hybrid.registry import ModelEntry, ModelRegistry
 from sage_infer_hybrid.router import ModelRouter
 
@@ -42,21 +40,18 @@ class ModelHost:
     """
 
     def __init__(self, mode: SharingMode, profile: HardwareProfile | None) -> None:
-        self.mode: SharingMode = mode
         self.registry = ModelRegistry()
         self.router = ModelRouter(self.registry)
         self.loaded: dict[str, LoadedModel] = {}
         self.on_progress: Progress | None = None
         self.closed = False
-        self._profile = profile
-        self._devices: tuple[Device, ...] | None = None
+        self.memory = InstanceMemory(mode, profile, self.loaded)
         self._engines: dict[str, Engine] = {}
         self.coming: set[str] = set()  # what is loaded sooner or later without being asked for
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._loading = asyncio.Lock()  # one at a time: what loading adds to the process is that model's
         self._starting: Any = None  # the backend that is being started
         self._ending: set[asyncio.Task[None]] = set()  # engines that are being closed
-        self._empty_bytes: int | None = None  # of the process, before anything was loaded
         self._past = EngineStats(running=0, waiting=0)  # counters of models that are no longer loaded
 
     async def close(self) -> None:
@@ -76,19 +71,6 @@ class ModelHost:
         """Raises ``EngineDead`` after ``close``."""
         if self.closed:
             raise EngineDead("the backend was closed; open a new one")
-
-    # --- what there is
-
-    def plan(self) -> MemoryPlan:
-        """Who has what of which device, of the models that are loaded."""
-        shares = tuple(share for model in self.loaded.values() for share in model.shares)
-        return MemoryPlan(mode=self.mode, devices=self._known_devices(), shares=shares)
-
-    def measured_devices(self) -> dict[str, int | None]:
-        """What the models really take of each device at this moment; None where it cannot be measured."""
-        now = resident_bytes()
-        known = None if now is None or self._empty_bytes is None else max(now - self._empty_bytes, 0)
-        return {device.name: known if device.name == "cpu" else None for device in self._known_devices()}
 
     def stats(self) -> EngineStats:
         """All models' gauges together, and counters of those that are loaded or were."""
@@ -123,7 +105,7 @@ class ModelHost:
         self.check_open()
         entry = self.router.route(name, types)
         model_id = entry.descriptor.model_id
-        if entry.state in ("loading", "sleeping") or model_id in self.coming:
+        if entry.state == "sleeping" or model_id in self.coming or model_id in self._loads:
             await self.load(entry)
         model = self.loaded.get(model_id)
         if entry.state == "draining" and model is not None and model.may_sleep:
@@ -200,11 +182,11 @@ class ModelHost:
         """
         self.check_open()
         model_id = entry.descriptor.model_id
-        if entry.state == "ready":
-            return
-        if entry.state == "failed" and not again:
-            raise _failed(entry)
         task = self._loads.get(model_id)
+        if task is None and entry.state == "ready":
+            return
+        if task is None and entry.state == "failed" and not again:
+            raise _failed(entry)
         if task is None:
             task = self._loads[model_id] = asyncio.ensure_future(self._load(entry))
             task.add_done_callback(lambda task: self._load_ended(model_id, task))
@@ -235,15 +217,13 @@ class ModelHost:
         model_id, engine = entry.descriptor.model_id, self._engines[entry.descriptor.model_id]
         backend = None
         try:
-            before = resident_bytes()
-            if self._empty_bytes is None:
-                self._empty_bytes = before
-            backend = self._starting = engine.create(shares, self._known_devices())
+            before = self.memory.held()
+            backend = self._starting = engine.create(shares, self.memory.devices)
             self._tell(model_id, "loading", 0.0)
             if hasattr(backend, "on_progress"):
                 backend.on_progress = lambda stage, done: self._tell(model_id, stage, done)
             await backend.start()
-            after = resident_bytes()
+            after = self.memory.held()
             self.check_open()  # it may have been closed meanwhile
         except BaseException as error:
             self.registry.move(entry, "failed", str(error) or type(error).__name__)
@@ -253,32 +233,21 @@ class ModelHost:
         finally:
             self._starting = None
         measured = None if before is None or after is None else max(after - before, 0)
-        touched = engine.memory(kind_of(shares[0].device)).kv_is_touched
-        self.loaded[model_id] = LoadedModel(entry, backend, shares, engine.weight, measured, touched)
+        self.loaded[model_id] = LoadedModel(entry, backend, shares, engine.weight, measured)
         self.registry.move(entry, "ready")
         self._tell(model_id, "ready", 1.0)
 
     def _planned(self, entry: ModelEntry) -> tuple[Share, ...]:
-        loaded = [
-            measured_demand(m.shares, m.weight, m.measured, kv_is_touched=m.kv_is_touched)
-            for m in self.loaded.values()
-        ]
         names = [e for e in self.registry.entries() if e.descriptor.model_id in self.coming]
         coming = [self._demand(e) for e in names if e.state == "registered"]
-        plan = plan_memory(self._known_devices(), [*loaded, self._demand(entry), *coming], self.mode)
-        return plan.shares_of(entry.descriptor.model_id)
+        return self.memory.shares_for(self._demand(entry), coming)
 
     def _demand(self, entry: ModelEntry) -> Demand:
-        return self._engines[entry.descriptor.model_id].demand(self._known_devices())
+        return self._engines[entry.descriptor.model_id].demand(self.memory.devices)
 
     def _tell(self, model_id: str, stage: str, share: float) -> None:
         if self.on_progress is not None:
             self.on_progress(model_id, stage, share)
-
-    def _known_devices(self) -> tuple[Device, ...]:
-        if self._devices is None:
-            self._devices = machine_devices(self._profile)
-        return self._devices
 
     # --- unloading
 
@@ -299,14 +268,18 @@ class ModelHost:
             raise InvalidRequest(f"model {model_id!r} is {entry.state}, and only a ready one can be unloaded")
         self.registry.move(entry, "draining")
         model.may_sleep = state == "sleeping"
+
+        def drains() -> bool:
+            return entry.status.state == "draining"
+
         try:
-            while entry.state == "draining" and model.is_busy:  # noqa: ASYNC110 - no engine tells when it is idle
+            while drains() and model.is_busy:  # noqa: ASYNC110 - no engine tells when it is idle
                 await asyncio.sleep(_LOOK_S)
         except BaseException:  # whoever waited for it no longer does
-            if entry.state == "draining":
+            if drains():
                 self.registry.move(entry, "ready")
             raise
-        if entry.state == "draining" and not self.closed:
+        if drains() and not self.closed:
             self.registry.move(entry, state)
             await asyncio.shield(self._clear_away(model))
 

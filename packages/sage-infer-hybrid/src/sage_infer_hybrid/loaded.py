@@ -24,8 +24,7 @@ class LoadedModel:
     Attributes:
         shares: what it has of each of its devices, at least one.
         weight: its share of compute and of left-over memory, against the others'.
-        measured: bytes that loading it added to the process's resident set, None where that says nothing.
-        kv_is_touched: whether ``measured`` has the KV cache in it.
+        measured: bytes of main memory that loading it took, None where that is not known.
         calls: under way, other than streams that have begun.
         may_sleep: it drains in order to sleep, so that a request may call it back.
     """
@@ -35,7 +34,6 @@ class LoadedModel:
     shares: tuple[Share, ...]
     weight: float
     measured: int | None = None
-    kv_is_touched: bool = True
     calls: int = 0
     may_sleep: bool = False
 

@@ -84,14 +84,15 @@ def devices_of(profile: HardwareProfile, *, reserve: float = RESERVE) -> tuple[D
 def plan_memory(devices: Sequence[Device], demands: Iterable[Demand], mode: SharingMode) -> MemoryPlan:
     """A plan with every model on one device, or on as many as it is spread over, none over its usable memory.
 
-    Models are placed largest first, each on the devices with the most room left; then what is left over becomes KV,
-    in proportion to the models' weights, as far as they want it. ``exclusive`` gives a device to one model alone.
+    Models that have no choice come first, then the largest, each on the devices with the most room left; then what is
+    left over becomes KV, in proportion to the models' weights, as far as they want it. ``exclusive`` gives a device to
+    one model alone.
 
     Raises:
         OutOfMemory: there is no such plan; the message says which model is over by how much, and what would fit.
     """
     placed: dict[str, list[Demand]] = {device.name: [] for device in devices}
-    for demand in sorted(demands, key=lambda demand: demand.part.least, reverse=True):
+    for demand in sorted(demands, key=lambda demand: (demand.has_choice, -demand.part.least)):
         allowed = [d for d in devices if not demand.devices or d.name in demand.devices]
         if mode == "exclusive":
             allowed = [device for device in allowed if not placed[device.name]]
@@ -203,55 +204,25 @@ def _shorter(part: Demand, short: int) -> Iterator[str]:
         yield f"a KV cache of {_gib(part.kv_least - short)}"
 
 
-def measured_demand(
-    shares: Sequence[Share], weight: float, measured: int | None, *, kv_is_touched: bool
-) -> Demand:
-    """A loaded model as a demand that is met exactly, its engine's own part as it was measured.
-
-    ``measured`` are bytes of main memory that loading it took, None where that is not known; ``kv_is_touched`` tells
-    whether its KV cache is among them.
-    """
+def demand_met(shares: Sequence[Share], weight: float) -> Demand:
+    """A loaded model as a demand that only its own devices meet, and exactly with what it has."""
     first, spread = shares[0], len(shares)
-    overhead = first.overhead
-    if measured is not None and first.device == "cpu":
-        overhead = max(measured - first.weights - (first.kv if kv_is_touched else 0), 0)
     return Demand(
         model_id=first.model_id,
         weights=first.weights * spread,
         kv_least=first.kv * spread,
         kv_wanted=first.kv * spread,
         activations=first.activations,
-        overhead=overhead,
+        overhead=first.overhead,
         weight=weight,
         devices=tuple(share.device for share in shares),
         spread=spread,
     )
 
 
-def _lighter(demand: Demand, short: int) -> Iterator[str]:
-    """Weights of fewer bits with which it would fit."""
-    now = demand.weight_bits
-    for bits in (8, 4):
-        if now is not None and bits < now and demand.part.weights * (1 - bits / now) >= short:
-            yield f"{bits}-bit weights instead of {now:.3g}-bit ones"
-            return
-
-
-def _shorter(part: Demand, short: int) -> Iterator[str]:
-    """Less KV with which it would fit."""
-    if part.kv_least > short and part.max_sequence_length is not None:
-        yield f"max_sequence_length {int(part.max_sequence_length * (1 - short / part.kv_least))}"
-    elif part.kv_least > short:
-        yield f"a KV cache of {_gib(part.kv_least - short)}"
-
-
-def corrected(demand: Demand, measured: int, planned: Share) -> Demand:
-    """The demand with its engine's own part as it was measured, for the next plan.
-
-    ``measured`` are the bytes that the model takes with its KV cache in use.
-    """
-    overhead = max(measured - planned.weights - planned.kv - planned.activations, 0)
-    return evolve(demand, overhead=overhead)
+def less(device: Device, nbytes: int) -> Device:
+    """The device with so much less for models; with all of it where that is negative."""
+    return evolve(device, usable=max(device.usable - max(nbytes, 0), 0))
 
 
 def _gib(nbytes: int) -> str:

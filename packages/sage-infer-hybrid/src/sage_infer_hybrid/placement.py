@@ -41,6 +41,7 @@ def demand_of(
     run = Workload(
         least_weight_bits=engine.least_weight_bits,
         most_weight_bits=engine.most_weight_bits,
+        has_tied_table_twice=engine.has_tied_table_twice,
         kv_bits=engine.kv_bits,
         max_sequence_length=length,
         max_batch_size=options.get("max_batch_size") or model.max_batch_size or engine.max_batch_size,

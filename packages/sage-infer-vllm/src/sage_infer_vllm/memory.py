@@ -18,7 +18,7 @@ _DEVICE_BYTES = 1536 * 2**20  # the device's context, its graphs, workspaces of 
 def engine_memory(*, model: ModelDescriptor, options: Mapping[str, Any], hardware: str) -> EngineMemory:
     """For a generating model, an encoder or a reranker, on any platform that vLLM runs on."""
     bits = {"float32": 32.0}.get(options.get("dtype", "auto"))
-    preset = (options.get("kv_schema") or {}).get("preset")
+    preset = (options.get("kv_schema") or {}).get("preset", "")
     return EngineMemory(
         least_weight_bits=bits,
         kv_bits=_KV_BITS.get(preset, bits or 16.0),
