@@ -113,13 +113,17 @@ async def memory_of(hybrid: HybridBackend) -> dict[str, float]:
     await asyncio.gather(*(read(stream, []) for stream in streams))
     await hybrid.embed(["river " * 600] * 64, truncate="end")
     plan = hybrid.memory_plan()
-    status = Path("/proc/self/status").read_text()
-    files = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssFile"))
     return {
         "planned, MB": plan.used("cpu") / 1e6,
         "held, MB": (hybrid.measured_devices()["cpu"] or 0) / 1e6,
-        "resident pages of files besides, MB": files * 1024 / 1e6,
+        "resident pages of files besides, MB": resident_file_bytes() / 1e6,
     }
+
+
+def resident_file_bytes() -> int:
+    """Pages of libraries and mapped weights of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
 
 
 async def streams_alone() -> float:

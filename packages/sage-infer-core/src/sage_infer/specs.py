@@ -132,8 +132,8 @@ class BackendSpec(_FactorySpec):
             where empty, the installed detectors' patterns decide.
         prepare: called as ``prepare(model=ModelDescriptor, progress=callable)`` by ``sage infer model add`` to
             make what the engine caches; ``progress(stage, share)`` reports 0 to 1. None where there is nothing.
-        memory: called as ``memory(model=ModelDescriptor, options=Mapping, hardware="cpu")``, without the engine's
-            libraries, to plan memory; gives an ``EngineMemory``. None for one with the usual values.
+        memory: called as ``memory(model=ModelDescriptor, options=Mapping, hardware="cpu")`` to plan memory; gives an
+            ``EngineMemory``, without the engine's libraries and the model's files. None for one with the usual values.
         options: what ``open_backend(…, **options)`` takes, with a sentence on each.
         summary: one line for lists.
         limits: what is not verified or not supported, one sentence each, for ``backend show``.

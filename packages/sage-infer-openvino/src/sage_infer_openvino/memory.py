@@ -18,7 +18,7 @@ _WEIGHT_BITS = {
     "bf16": (16, 16),
     "f32": (32, 32),
 }
-_KV_BITS = {"f32": 32.0, "bf16": 16.0, "f16": 16.0, "u8": 9.5}
+_KV_BITS = {"f32": 32.0, "bf16": 16.0, "f16": 16.0, "fp16": 16.0, "u8": 9.5, "int8": 9.5}
 # Held beside weights, KV and activations, as measured with OpenVINO 2026.4 on a CPU: compiled kernels, the graph, the
 # tokenizer. Pages of mapped files are not among it.
 _DECODER_BYTES = 140 * 2**20
@@ -27,7 +27,8 @@ _ENCODER_BYTES = 70 * 2**20
 
 def decoder_memory(*, model: ModelDescriptor, options: Mapping[str, Any], hardware: str) -> EngineMemory:
     least, most = _WEIGHT_BITS.get(options.get("weight_format", "int8"), (None, None))
-    kv = options.get("kv_precision") or options.get("precision") or "f32"
+    preset = (options.get("kv_schema") or {}).get("preset")
+    kv = preset or options.get("kv_precision") or options.get("precision") or "f32"
     return EngineMemory(
         least_weight_bits=least,
         most_weight_bits=most,
