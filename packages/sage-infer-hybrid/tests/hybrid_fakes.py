@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -11,6 +12,7 @@ import pytest
 from sage_infer.contracts import BufferedTokenStream, EngineStats, Health
 from sage_infer.errors import EngineDead, InvalidRequest
 from sage_infer.schemas import (
+    AcceleratorDescriptor,
     EmbeddingResult,
     HardwareProfile,
     MemoryTierSpec,
@@ -23,9 +25,9 @@ from sage_infer.schemas import (
     Usage,
 )
 from sage_infer.specs import BackendSpec
-from sage_infer_hybrid import HybridBackend, host
+from sage_infer_hybrid import HybridBackend, engines
 
-__all__ = ["GIB", "Engines", "FakeEngine", "described", "hybrid"]
+__all__ = ["GIB", "Engines", "FakeEngine", "cards", "described", "hybrid"]
 
 GIB = 2**30
 LONGEST = 40  # characters that a fake encoder takes
@@ -58,12 +60,14 @@ class FakeEngine:
 
     def stats(self) -> EngineStats:
         live = sum(stream.finish_reason is None for stream in self.streams)
-        return EngineStats(running=live, waiting=0, finished=len(self.streams) - live)
+        return EngineStats(running=live, waiting=0, finished=len(self.streams) - live, output_tokens=7)
 
-    def render_chat(self, messages: Any, *, tools: Any = None) -> Prompt:
+    def render_chat(self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True) -> Prompt:
         return Prompt(text=str(messages))
 
     async def generate(self, prompts: Any, params: Any, *, request_id: str | None = None, **_: Any) -> Any:
+        if self.dead:
+            raise EngineDead(self.dead)
         stream = BufferedTokenStream(request_id or "r", lambda: None)
         stream.push(TokenDelta(text="a", token_ids=(1,)))
         self.streams.append(stream)
@@ -130,22 +134,32 @@ class Engines:
             name="fake",
             factory="hybrid_fakes:FakeEngine",
             serves={"llm", "embedding", "reranker"},
-            options={"kv_cache_gb": "size of the KV cache"},
+            hardware={"cpu", "cuda"},
+            options={"kv_cache_gb": "size of the KV cache", "memory_fraction": "share of the device"},
         )
-        patch.setattr(host, "create_backend", self.create)
-        patch.setattr(
-            host, "find_backend", lambda name: attrs.make_class("Found", {"spec": attrs.field()})(spec)
-        )
+        found = SimpleNamespace(spec=spec)
+        patch.setattr(engines, "create_backend", self.create)
+        patch.setattr(engines, "find_backend", lambda name: found)
 
 
 def described(name: str, kind: Any = "llm", memory_gb: float = 1.0) -> ModelDescriptor:
     return ModelDescriptor(model_id=name, model_type=kind, model_path=f"/{name}", memory_gb=memory_gb)
 
 
+def cards(*gibibytes: int) -> HardwareProfile:
+    """A machine with an NVIDIA card of each size."""
+    return HardwareProfile(
+        accelerators=tuple(
+            AcceleratorDescriptor(
+                hardware_backend="cuda", vendor="NVIDIA", model="A", index=i, memory_bytes=size * GIB
+            )
+            for i, size in enumerate(gibibytes)
+        )
+    )
+
+
 def hybrid(*models: ModelDescriptor, gigabytes: int = 16, **options: Any) -> HybridBackend:
     """An instance on a machine with so much memory."""
     tier = MemoryTierSpec(tier="dram", name="host", capacity_bytes=gigabytes * GIB)
-    return HybridBackend(models=models, profile=HardwareProfile(memory_tiers=(tier,)), **options)
-
-
-DEAD = EngineDead("the engine was killed")
+    profile = HardwareProfile(memory_tiers=(tier,))
+    return HybridBackend(**{"models": models, "profile": profile, **options})

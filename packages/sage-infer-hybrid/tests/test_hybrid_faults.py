@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from hybrid_fakes import Engines, described, hybrid
+from hybrid_fakes import GIB, Engines, cards, described, hybrid
 from sage_infer.errors import (
     BackendUnavailable,
     EngineDead,
@@ -16,6 +16,7 @@ from sage_infer.errors import (
     OutOfMemory,
     Overloaded,
     SageInferError,
+    UnsupportedFeature,
 )
 from sage_infer.schemas import SamplingParams
 from sage_infer_hybrid import HybridBackend, ModelConfig, time_slice
@@ -81,6 +82,53 @@ def test_an_engine_that_dies_fails_its_model_only(engines: Engines) -> None:
     run(main())
 
 
+def test_a_call_on_a_dead_engine_fails_its_model_at_once(engines: Engines) -> None:
+    async def main() -> None:
+        instance = hybrid(LLM, ENCODER)
+        await instance.start()
+        engines["llm"].dead = "out of memory"
+        with pytest.raises(EngineDead, match=r"^out of memory"):
+            await instance.generate("x", PARAMS)
+        assert instance.get_model_status("llm").reason == "out of memory"
+        assert [share.model_id for share in instance.memory_plan().shares] == ["vec"]
+        await until(lambda: engines["llm"].closed, "the dead engine was not cleared away")
+        assert len(await instance.embed(["a"])) == 1
+
+    run(main())
+
+
+def test_counters_outlive_their_models(engines: Engines) -> None:
+    async def main() -> None:
+        instance = hybrid(LLM)
+        await instance.start()
+        await instance.generate("x", PARAMS)
+        engines["llm"].finish()
+        assert (instance.stats().finished, instance.stats().output_tokens) == (1, 7)
+        await instance.unload_model("llm")
+        assert (instance.stats().finished, instance.stats().output_tokens) == (1, 7)
+
+    run(main())
+
+
+def test_a_caller_who_gives_up_does_not_end_the_load_that_others_wait_for(engines: Engines) -> None:
+    async def main() -> None:
+        instance = hybrid(ENCODER)
+        await instance.start()
+        await instance.sleep_model("vec")
+        gate = asyncio.Event()
+        engines.changes["vec"] = {"gate": gate}
+        first, second = (asyncio.ensure_future(instance.embed(["a"])) for _ in range(2))
+        await until(lambda: instance.get_model_status("vec").state == "loading", "not loading")
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        gate.set()
+        assert len(await second) == 1
+        assert len(engines.made["vec"]) == 2
+
+    run(main())
+
+
 def test_a_request_waits_for_its_model_to_be_loaded(engines: Engines) -> None:
     async def main() -> None:
         gate = asyncio.Event()
@@ -135,6 +183,102 @@ def test_a_sleeping_model_wakes_for_a_request(engines: Engines) -> None:
     run(main())
 
 
+def test_a_request_calls_back_a_model_that_is_about_to_sleep(engines: Engines) -> None:
+    async def main() -> None:
+        instance = hybrid(LLM)
+        await instance.start()
+        await instance.generate("x", PARAMS)
+        going = asyncio.ensure_future(instance.sleep_model("llm"))
+        await until(lambda: instance.get_model_status("llm").state == "draining", "not draining")
+        await instance.generate("y", PARAMS)
+        await going
+        assert instance.get_model_status("llm").state == "ready"
+        assert not engines["llm"].closed
+
+    run(main())
+
+
+def test_who_no_longer_waits_for_an_unload_leaves_the_model_ready(engines: Engines) -> None:
+    async def main() -> None:
+        instance = hybrid(LLM)
+        await instance.start()
+        await instance.generate("x", PARAMS)
+        going = asyncio.ensure_future(instance.unload_model("llm"))
+        await until(lambda: instance.get_model_status("llm").state == "draining", "not draining")
+        going.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await going
+        await instance.generate("y", PARAMS)
+
+    run(main())
+
+
+def test_a_model_that_does_not_fit_when_it_wakes_sleeps_on(engines: Engines) -> None:
+    async def main() -> None:
+        instance = hybrid(described("llm", memory_gb=8))
+        await instance.start()
+        await instance.sleep_model("llm")
+        await instance.load_model(described("other", "embedding", memory_gb=8))
+        with pytest.raises(OutOfMemory, match="too little"):
+            await instance.generate("x", PARAMS)
+        status = instance.get_model_status("llm")
+        assert status.state == "sleeping"
+        assert "too little" in status.reason
+        await instance.unload_model("other")
+        await instance.generate("x", PARAMS)
+        with pytest.raises(InvalidRequest, match="only a ready one"):
+            await instance.unload_model("other")
+
+    run(main())
+
+
+def test_a_sleeping_model_can_be_unloaded_and_a_ready_one_loaded_again_is_itself(engines: Engines) -> None:
+    async def main() -> None:
+        instance = hybrid(ENCODER)
+        await instance.start()
+        await instance.load_model(ENCODER)
+        assert len(engines.made["vec"]) == 1
+        await instance.sleep_model("vec")
+        await instance.unload_model("vec")
+        with pytest.raises(BackendUnavailable, match="registered, not loaded"):
+            await instance.embed(["a"])
+
+    run(main())
+
+
+def test_models_are_put_on_the_cards_of_the_plan(engines: Engines) -> None:
+    async def main() -> None:
+        models = (
+            {"model": described("large", memory_gb=60), "options": {"tensor_parallel": 2, "kv_cache_gb": 4}},
+            described("small", "embedding", memory_gb=8),
+        )
+        instance = hybrid(models=models, profile=cards(40, 24, 40))
+        await instance.start()
+        assert engines["large"].model.device_ids == (0, 2)
+        assert engines["large"].options["kv_cache_gb"] == 4
+        assert engines["large"].options["memory_fraction"] == pytest.approx((30 + 4) / 40, abs=1e-3)
+        assert engines["small"].model.device_ids == (1,)
+        assert engines["small"].options == {"memory_fraction": pytest.approx(8 / 24, abs=1e-3)}
+        capability = instance.get_hybrid_capability()
+        assert (capability.hardware_backend, capability.total_memory_gb) == ("cuda", 104)
+        assert instance.measured_devices() == {"cuda:0": None, "cuda:1": None, "cuda:2": None}
+
+    run(main())
+
+
+def test_a_share_of_the_card_that_the_user_set_is_planned_with(engines: Engines) -> None:
+    async def main() -> None:
+        half = {"model": described("llm", memory_gb=4), "options": {"memory_fraction": 0.5}}
+        instance = hybrid(models=(half,), profile=cards(24))
+        await instance.start()
+        assert engines["llm"].options["memory_fraction"] == 0.5
+        (share,) = instance.memory_plan().shares
+        assert share.total == 12 * GIB
+        assert not engines["llm"].model.device_ids  # there is no choice
+
+    run(main())
+
+
 def test_closing_while_a_model_loads_frees_it(engines: Engines) -> None:
     async def main() -> None:
         gate = asyncio.Event()
@@ -177,20 +321,37 @@ def test_kv_is_what_the_plan_gives_unless_the_user_says(engines: Engines) -> Non
     run(main())
 
 
+def test_tokens_are_shown_where_the_backend_shows_them(engines: Engines) -> None:
+    async def main() -> None:
+        instance = hybrid(LLM)
+        await instance.start()
+        prompt = await instance.render_chat([{"role": "user", "content": "x"}], add_generation_prompt=False)
+        assert prompt.text
+        with pytest.raises(UnsupportedFeature, match="'llm' does not show its tokens"):
+            await instance.tokenize("x")
+        engines.changes["other"] = {"tokenize": lambda prompt: [len(prompt)], "detokenize": str}
+        await instance.load_model(described("other"))
+        assert await instance.tokenize("abc", model="other") == [3]
+        assert await instance.detokenize([1], model="other") == "[1]"
+
+    run(main())
+
+
 # --- batch work beside streams
 
 
 def test_texts_are_embedded_in_slices_beside_a_stream_and_whole_without(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time_slice, "SLICE_S", 0.0)  # as short as it can be: a text
+    monkeypatch.setattr(time_slice, "PART_S", 10.0)
+    monkeypatch.setattr(time_slice, "USUAL_SLICE_S", 0.0)  # as short as it can be: a text
 
     async def main() -> None:
         instance = hybrid(LLM, ENCODER)
         await instance.start()
         texts = ["x" * (i % 30 + 1) for i in range(50)]
         alone = await instance.embed(texts)
-        assert engines["vec"].batches == [50]
+        assert engines["vec"].batches == [1, 49]  # one to see what it costs
         await instance.generate("x", PARAMS)
         beside = await instance.embed(texts)
         assert len(engines["vec"].batches) > 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,28 +9,28 @@ from sage_infer.errors import BackendUnavailable, ModelFileError
 from sage_infer.schemas import HardwareProfile
 from sage_infer_hybrid.machine import machine_devices
 from sage_infer_hybrid.model_shape import read_shape
-from sage_infer_hybrid.process_memory import resident_bytes
-
-PAGE = os.sysconf("SC_PAGE_SIZE")
+from sage_infer_hybrid.process_memory import held_bytes
 
 
-def process(root: Path, pid: int, parent: int, pages: int | None) -> None:
+def process(root: Path, pid: int, parent: int, kib: int | None) -> None:
     folder = root / str(pid)
     folder.mkdir()
     (folder / "stat").write_text(f"{pid} (a (b) c) S {parent} 1 1 0")
-    if pages is not None:
-        (folder / "statm").write_text(f"9999 {pages} 1 1 0 1 0")
+    if kib is not None:
+        (folder / "status").write_text(
+            f"Name:\ta (b) c\nVmRSS:\t {kib + 999} kB\nRssAnon:\t {kib - 1} kB\nRssFile:\t 998 kB\nRssShmem:\t 1 kB\n"
+        )
 
 
 def test_children_count_and_others_do_not(tmp_path: Path) -> None:
     for pid, parent, pages in ((10, 1, 100), (11, 10, 20), (12, 11, 3), (13, 1, 500), (14, 10, None)):
         process(tmp_path, pid, parent, pages)
-    assert resident_bytes(tmp_path, 10) == 123 * PAGE
-    assert resident_bytes(tmp_path, 99) is None
+    assert held_bytes(tmp_path, 10) == 123 * 1024
+    assert held_bytes(tmp_path, 99) is None
 
 
 def test_this_process_holds_something() -> None:
-    found = resident_bytes()
+    found = held_bytes()
     assert found is None or found > 2**20
 
 

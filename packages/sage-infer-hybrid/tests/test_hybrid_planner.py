@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
+from attrs import evolve
 from hybrid_catalogue import CARDS, CATALOGUE
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,14 @@ from sage_infer.errors import OutOfMemory
 from sage_infer.schemas import HardwareProfile, MemoryTierSpec
 from sage_infer.schemas.capability import SharingMode
 from sage_infer_hybrid.estimate import GIB, Demand, Workload, estimate
-from sage_infer_hybrid.memory_planner import Device, MemoryPlan, Share, corrected, devices_of, plan_memory
+from sage_infer_hybrid.memory_planner import (
+    Device,
+    MemoryPlan,
+    demand_met,
+    devices_of,
+    less,
+    plan_memory,
+)
 
 MODES: st.SearchStrategy[SharingMode] = st.sampled_from(["exclusive", "mps", "time_slice"])
 SIZES = st.integers(0, 100 * GIB)
@@ -26,6 +35,7 @@ DEMANDS = st.lists(
         activations=st.integers(0, 4 * GIB),
         overhead=st.integers(0, GIB),
         weight=st.floats(0.1, 10),
+        spread=st.integers(1, 3),
     ),
     max_size=6,
     unique_by=lambda demand: demand.model_id,
@@ -53,15 +63,18 @@ def test_no_plan_exceeds_a_device(devices: list[Device], demands: list[Demand], 
     plan = planned_or_refused(devices, demands, mode)
     if isinstance(plan, str):
         assert any(demand.model_id in plan for demand in demands)
+        assert "too little" in plan or "devices: " in plan
         return
-    assert sorted(share.model_id for share in plan.shares) == sorted(demand.model_id for demand in demands)
+    assert {share.model_id for share in plan.shares} == {demand.model_id for demand in demands}
     for device in devices:
         assert plan.used(device.name) <= device.usable
         if mode == "exclusive":
             assert sum(share.device == device.name for share in plan.shares) <= 1
     for demand in demands:
-        share = plan.share_of(demand.model_id)
-        assert share is not None
+        shares = plan.shares_of(demand.model_id)
+        assert len({share.device for share in shares}) == len(shares) == demand.spread
+        assert len({share.kv for share in shares}) == 1
+        share, demand = shares[0], demand.part
         assert demand.kv_least <= share.kv <= max(demand.kv_wanted, demand.kv_least)
 
 
@@ -94,9 +107,7 @@ def test_what_an_llm_and_an_embedder_get_of_24_gib() -> None:
     card = Device(name="cuda:0", total=24 * GIB, usable=int(24 * GIB * 0.95))
     run = Workload(max_sequence_length=8192, overhead_bytes=GIB)
     plan = plan_memory([card], [estimate("llama", llama, run), estimate("bge", bge, run)], "time_slice")
-    llm, embedder = plan.share_of("llama"), plan.share_of("bge")
-    assert llm is not None
-    assert embedder is not None
+    (llm,), (embedder,) = plan.shares_of("llama"), plan.shares_of("bge")
     assert llm.weights / GIB == pytest.approx(14.96, abs=0.05)  # 8.03e9 weights of 2 bytes
     assert llm.kv >= 8192 * 131072  # a sequence of full length, at 128 KiB a token
     assert embedder.kv == 0
@@ -110,7 +121,22 @@ def test_a_refusal_says_by_how_much_and_what_would_fit() -> None:
     with pytest.raises(OutOfMemory) as refused:
         plan_memory([card], [demand], "time_slice")
     assert f"{(demand.least - card.usable) / GIB:.2f} GiB too little" in refused.value.message
-    assert "8-bit weights" in refused.value.message
+    assert "what would fit: 8-bit weights instead of 16-bit ones" in refused.value.message
+
+
+def test_a_refusal_names_the_length_that_fits() -> None:
+    llama, _ = CATALOGUE["Llama-3.1-8B"]
+    card = Device(name="cuda:0", total=20 * GIB, usable=19 * GIB)
+    run = Workload(max_sequence_length=32768, max_batch_size=1, overhead_bytes=GIB)
+    with pytest.raises(OutOfMemory) as refused:
+        plan_memory([card], [estimate("llama", llama, run)], "time_slice")
+    found = re.search(r"max_sequence_length (\d+)", refused.value.message)
+    assert found is not None
+    fitting = evolve(run, max_sequence_length=int(found[1]))
+    assert plan_memory([card], [estimate("llama", llama, fitting)], "time_slice").shares
+    said = evolve(run, kv_bytes=6 * GIB)
+    with pytest.raises(OutOfMemory, match=r"a KV cache of 2\.\d\d GiB"):
+        plan_memory([card], [estimate("llama", llama, said)], "time_slice")
 
 
 def test_exclusive_wants_a_device_each() -> None:
@@ -127,6 +153,13 @@ def test_a_model_stays_on_its_own_devices() -> None:
     assert plan.shares[0].device == "cuda:1"
     with pytest.raises(OutOfMemory, match="no device with known memory among npu:0; devices: cuda:0, cuda:1"):
         plan_memory(cards, [Demand(model_id="a", weights=1, devices=("npu:0",))], "mps")
+
+
+def test_a_new_model_is_placed_beside_those_that_stay_where_they_are() -> None:
+    cards = [Device(name="cuda:0", total=30, usable=30), Device(name="cuda:1", total=28, usable=28)]
+    stays = Demand(model_id="stays", weights=8, devices=("cuda:0",))
+    plan = plan_memory(cards, [stays, Demand(model_id="new", weights=25)], "mps")
+    assert plan.shares_of("new")[0].device == "cuda:1"
 
 
 def test_in_turns_only_the_largest_activations_count() -> None:
@@ -152,11 +185,40 @@ def test_left_over_memory_goes_by_weight_as_far_as_it_is_wanted() -> None:
     assert kv == {"modest": 6, "small": 16, "big": 48}
 
 
-def test_a_measurement_corrects_the_engines_own_part() -> None:
-    planned = Share(model_id="a", device="cpu", weights=100, kv=50, activations=10, overhead=20)
-    demand = Demand(model_id="a", weights=100, kv_least=50, activations=10, overhead=20)
-    assert corrected(demand, 200, planned).overhead == 40
-    assert corrected(demand, 90, planned).overhead == 0
+@given(DEVICES, DEMANDS, MODES)
+def test_what_is_loaded_is_planned_again_as_it_is(
+    devices: list[Device], demands: list[Demand], mode: SharingMode
+) -> None:
+    plan = planned_or_refused(devices, demands, mode)
+    if isinstance(plan, str):
+        return
+    met = [demand_met(plan.shares_of(demand.model_id), demand.weight) for demand in demands]
+    again = plan_memory(devices, met, mode)
+    assert sorted(again.shares, key=repr) == sorted(plan.shares, key=repr)
+
+
+def test_what_models_take_beyond_their_plan_is_not_given_again() -> None:
+    device = Device(name="cpu", total=100, usable=95)
+    assert less(device, 20).usable == 75
+    assert less(device, -20) == device
+    assert less(device, 200).usable == 0
+
+
+def test_a_model_on_several_devices() -> None:
+    cards = [Device(name=f"cuda:{i}", total=size, usable=size) for i, size in enumerate((100, 80, 90))]
+    wide = Demand(model_id="wide", weights=100, kv_wanted=1000, activations=5, overhead=5, spread=2)
+    plan = plan_memory(cards, [wide, Demand(model_id="small", weights=60)], "time_slice")
+    assert [(s.device, s.weights, s.kv, s.total) for s in plan.shares_of("wide")] == [
+        ("cuda:0", 50, 30, 90),
+        ("cuda:2", 50, 30, 90),
+    ]
+    assert plan.shares_of("small")[0].device == "cuda:1"
+    with pytest.raises(
+        OutOfMemory, match=r"on each of 4 devices .*fewer than 4 devices with known memory; devices:"
+    ):
+        plan_memory(cards, [evolve(wide, spread=4)], "mps")
+    with pytest.raises(OutOfMemory, match="wants 2 devices for it alone"):
+        plan_memory(cards, [evolve(wide, weights=40), evolve(wide, model_id="b")], "exclusive")
 
 
 def test_main_memory_is_what_the_process_may_use() -> None:

@@ -13,6 +13,7 @@ from sage_infer.contracts import PromptLike
 from sage_infer.errors import InvalidRequest, SchemaError, UnsupportedFeature
 from sage_infer.schemas import GuidedDecoding, MediaItem, ModelDescriptor, Prompt, SamplingParams
 from sage_infer_vllm.backend import VLLMBackendAdapter
+from sage_infer_vllm.memory import engine_memory
 from sage_infer_vllm.platform import UPSTREAM, Platform
 from sage_infer_vllm.prompts import TokenizedPrompt, tokenize
 from sage_infer_vllm.sampling import check_params, engine_params
@@ -27,6 +28,24 @@ def arguments(settings: Settings, *, platform: Platform = UPSTREAM, device: str 
 
 
 # --- options
+
+
+@pytest.mark.parametrize(
+    ("options", "weights", "kv"),
+    [
+        ({}, None, 16.0),
+        ({"dtype": "float32"}, 32.0, 32.0),
+        ({"kv_schema": {"preset": "fp8"}}, None, 8.0),
+        ({"dtype": "bfloat16", "kv_schema": {"page_size": 16}}, None, 16.0),
+    ],
+)
+def test_what_planners_of_memory_are_told(options: dict[str, Any], weights: float | None, kv: float) -> None:
+    found = engine_memory(model=MODEL, options=options, hardware="cuda")
+    assert (found.least_weight_bits, found.kv_bits, found.step_tokens) == (weights, kv, 8192)
+    few = engine_memory(
+        model=MODEL, options={"engine_options": {"max_num_batched_tokens": 512}}, hardware="cpu"
+    )
+    assert few.step_tokens == 512
 
 
 def test_what_nobody_set_is_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,26 @@ from typing import Literal, TypeVar, get_args
 
 from attrs import field, frozen
 
-from sage_infer.checks import Choice, Each, Entries, Instance, Integer, Text, as_frozenset, as_tuple, optional
+from sage_infer.checks import (
+    Choice,
+    Each,
+    Entries,
+    Flag,
+    Instance,
+    Integer,
+    Number,
+    Text,
+    as_frozenset,
+    as_tuple,
+    optional,
+)
 from sage_infer.names import ModelType, hardware_name
 
 __all__ = [
     "BackendSpec",
     "CommandSpec",
     "DetectorSpec",
+    "EngineMemory",
     "ExecutorSpec",
     "KVStoreSpec",
     "ModelSpec",
@@ -73,6 +86,32 @@ class Need:
 
 
 @frozen(kw_only=True)
+class EngineMemory:
+    """What an engine makes of a model's sizes in memory, for those who plan it before anything is loaded.
+
+    Attributes:
+        least_weight_bits, most_weight_bits: weights of fewer or more bits in the files are made so many; None where
+            they stay as they are.
+        kv_bits: bits of an element of the KV cache, its scales included.
+        kv_bytes: size of the KV cache where nobody says it, for an engine that then takes shorter sequences instead of
+            more memory; None for one that wants at least a sequence of full length.
+        has_tied_table_twice: whether a matrix that both embeds tokens and is the head is in memory in two forms.
+        step_tokens: tokens that are computed at once.
+        max_batch_size: sequences at once where nobody says it.
+        overhead_bytes: the engine's own on each device: its libraries, contexts, graphs, workspaces.
+    """
+
+    least_weight_bits: float | None = field(default=None, validator=optional(Number(gt=0)))
+    most_weight_bits: float | None = field(default=None, validator=optional(Number(gt=0)))
+    kv_bits: float = field(default=16, validator=Number(gt=0))
+    kv_bytes: int | None = field(default=None, validator=optional(Integer(ge=0)))
+    has_tied_table_twice: bool = field(default=False, validator=Flag())
+    step_tokens: int = field(default=2048, validator=Integer(ge=1))
+    max_batch_size: int = field(default=32, validator=Integer(ge=1))
+    overhead_bytes: int = field(default=2**30, validator=Integer(ge=0))
+
+
+@frozen(kw_only=True)
 class BackendSpec(_FactorySpec):
     """An engine that ``open_backend`` can open.
 
@@ -93,6 +132,8 @@ class BackendSpec(_FactorySpec):
             where empty, the installed detectors' patterns decide.
         prepare: called as ``prepare(model=ModelDescriptor, progress=callable)`` by ``sage infer model add`` to
             make what the engine caches; ``progress(stage, share)`` reports 0 to 1. None where there is nothing.
+        memory: called as ``memory(model=ModelDescriptor, options=Mapping, hardware="cpu")`` to plan memory; gives an
+            ``EngineMemory``, without the engine's libraries and the model's files. None for one with the usual values.
         options: what ``open_backend(…, **options)`` takes, with a sentence on each.
         summary: one line for lists.
         limits: what is not verified or not supported, one sentence each, for ``backend show``.
@@ -108,6 +149,7 @@ class BackendSpec(_FactorySpec):
     device_nodes: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
     install_for: Mapping[str, str] = field(factory=dict, validator=Entries(Text(min_length=1)))
     prepare: str | None = field(default=None, validator=optional(_PATH))
+    memory: str | None = field(default=None, validator=optional(_PATH))
     options: Mapping[str, str] = field(factory=dict, validator=Entries(Text()))
     limits: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
 

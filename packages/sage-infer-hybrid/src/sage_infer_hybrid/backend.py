@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
-from attrs import fields
 from sage_infer.checks import Choice
 from sage_infer.contracts import (
     ChatMessage,
@@ -18,13 +16,14 @@ from sage_infer.contracts import (
     Truncation,
     check_texts,
 )
-from sage_infer.errors import InvalidRequest
+from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.names import ModelType
 from sage_infer.schemas import (
     EmbeddingResult,
     HardwareProfile,
     HybridCapabilityDescriptor,
     ModelDescriptor,
+    Prompt,
     RerankResult,
     SamplingParams,
 )
@@ -35,8 +34,8 @@ from sage_infer_hybrid.estimate import GIB
 from sage_infer_hybrid.host import ModelHost, Progress
 from sage_infer_hybrid.loaded import GENERATES, LoadedModel
 from sage_infer_hybrid.memory_planner import MemoryPlan
+from sage_infer_hybrid.sharing import ComputeSharing
 from sage_infer_hybrid.slices import merge_embeddings, merge_hits
-from sage_infer_hybrid.time_slice import TimeSlicer
 
 __all__ = ["HybridBackend"]
 
@@ -76,7 +75,7 @@ class HybridBackend:
             raise InvalidRequest(f"{problem.path} {problem.message}")
         self._host = ModelHost(sharing_mode, profile)
         self._host.on_progress = on_progress
-        self._slicers: dict[str, TimeSlicer] = {}
+        self._sharing = ComputeSharing(sharing_mode, self._host.loaded)
         self._started = False
         given: list[tuple[str, ModelLike | None, ModelType | None]] = [
             ("llm_config", llm_config, "llm"),
@@ -110,21 +109,22 @@ class HybridBackend:
             return Health(status="dead", reason="the backend was closed")
         if not self._started:
             return Health(status="starting", reason="start() has not been called")
+        if self._host.coming:
+            return Health(status="starting", reason=f"being loaded: {', '.join(sorted(self._host.coming))}")
         reasons = []
         for model_id, model in list(self._host.loaded.items()):
             found: Health = await model.backend.health()
-            if not found.ok:
+            if found.status == "dead":
+                self._host.lost(model, found.reason)
+            elif found.status != "ok":
                 reasons.append(f"{model_id}: {found.reason}")
-                if found.status == "dead" and model.entry.state == "ready":
-                    self._host.registry.move(model.entry, "failed", found.reason)
-        failed = [e for e in self._host.registry.entries() if e.state == "failed" and not reasons]
+        failed = [e for e in self._host.registry.entries() if e.state == "failed"]
         reasons += [f"{e.descriptor.model_id}: {e.reason}" for e in failed]
         return Health(status="degraded", reason="; ".join(reasons)) if reasons else Health(status="ok")
 
     def stats(self) -> EngineStats:
-        each = [model.backend.stats() for model in self._host.loaded.values()]
-        names = [attribute.name for attribute in fields(EngineStats) if attribute.name != "extensions"]
-        return EngineStats(**{name: sum(getattr(stats, name) for stats in each) for name in names})
+        """Gauges of all models together; counters include those of models that are no longer loaded."""
+        return self._host.stats()
 
     # --- work
 
@@ -139,7 +139,7 @@ class HybridBackend:
         deadline: float | None = None,
     ) -> list[TokenStream]:
         loaded = await self._host.ready(model, GENERATES)
-        with loaded.call() as backend:
+        with self._host.call(loaded) as backend:
             streams: list[TokenStream] = await backend.generate(
                 prompts, params, request_id=request_id, priority=priority, deadline=deadline
             )
@@ -157,12 +157,43 @@ class HybridBackend:
         deadline: float | None = None,
     ) -> TokenStream:
         loaded = await self._host.ready(model, GENERATES)
-        with loaded.call() as backend:
+        with self._host.call(loaded) as backend:
             prompt = backend.render_chat(messages, tools=tools)
             streams: list[TokenStream] = await backend.generate(
                 [prompt], params, request_id=request_id, priority=priority, deadline=deadline
             )
             return streams[0]
+
+    async def render_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        model: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> Prompt:
+        """A chat as a prompt, by the model's own template."""
+        loaded = await self._host.ready(model, GENERATES)
+        prompt: Prompt = loaded.backend.render_chat(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt
+        )
+        return prompt
+
+    async def tokenize(self, prompt: PromptLike, *, model: str | None = None) -> list[int]:
+        """The token ids that a model computes for a prompt.
+
+        Raises:
+            UnsupportedFeature: the model's backend does not show its tokens.
+        """
+        loaded = await self._host.ready(model, GENERATES)
+        tokens: list[int] = _tokenizer(loaded, "tokenize")(prompt)
+        return tokens
+
+    async def detokenize(self, token_ids: Sequence[int], *, model: str | None = None) -> str:
+        """The text of a model's token ids; raises as ``tokenize``."""
+        loaded = await self._host.ready(model, GENERATES)
+        text: str = _tokenizer(loaded, "detokenize")(token_ids)
+        return text
 
     async def embed(
         self,
@@ -173,51 +204,40 @@ class HybridBackend:
     ) -> EmbeddingResult:
         loaded = await self._host.ready(model, ("embedding",))
         check_texts(texts, truncate)
-        with loaded.call() as backend:
+        with self._host.call(loaded) as backend:
 
             async def whole(some: Sequence[str | Sequence[int]]) -> EmbeddingResult:
                 result: EmbeddingResult = await backend.embed_batch(some, truncate=truncate)
                 return result
 
-            parts = await self._in_slices(loaded, texts, whole)
-            return merge_embeddings(parts) if parts else await whole(texts)
+            if not texts:
+                return await whole(texts)
+            try:
+                return merge_embeddings(await self._sharing.run(loaded, texts, whole))
+            except InvalidRequest:
+                return await whole(texts)  # which counts the texts as the caller does
 
     async def rerank(
         self, query: str, documents: Sequence[str], *, model: str | None = None, top_n: int | None = None
     ) -> RerankResult:
         loaded = await self._host.ready(model, ("reranker",))
-        with loaded.call() as backend:
+        with self._host.call(loaded) as backend:
 
             async def whole(some: Sequence[str]) -> RerankResult:
                 result: RerankResult = await backend.rerank(query, some)
                 return result
 
             if isinstance(documents, str) or not documents or top_n is not None:
-                await backend.rerank(query, documents[:0], top_n=top_n)  # it refuses what it does not take
-            parts = await self._in_slices(loaded, documents, whole)
-            return (
-                merge_hits(parts, [len(part.hits) for part in parts], top_n)
-                if parts
-                else await whole(documents)
-            )
-
-    async def _in_slices(
-        self, loaded: LoadedModel, items: Sequence[Any], compute: Callable[..., Any]
-    ) -> list[Any]:
-        """Results of the parts of a call, one after the other; empty where it is one part."""
-        if self._host.mode != "time_slice" or not items:
-            return []
-        beside = [
-            m for m in self._host.loaded.values() if m.generates and m.share.device == loaded.share.device
-        ]
-        share = loaded.weight / (loaded.weight + sum(m.weight for m in beside))
-        if share == 1:
-            return []
-        try:
-            slicer = self._slicer(loaded.share.device)
-            return await slicer.run(loaded.descriptor.model_id, items, compute, size=len, share=share)
-        except InvalidRequest:
-            return []  # computed whole, so that the message counts the items as the caller does
+                checked = await backend.rerank(
+                    query, documents[:0], top_n=top_n
+                )  # refuses what it does not take
+                if not documents:
+                    return checked  # type: ignore[no-any-return]  # of a backend, which is Any
+            try:
+                parts = await self._sharing.run(loaded, documents, whole, each=len(query))
+            except InvalidRequest:
+                parts = [await whole(documents)]  # which counts the documents as the caller does
+            return merge_hits(parts, [len(part.hits) for part in parts], top_n)
 
     async def abort(self, request_id: str) -> None:
         for model in list(self._host.loaded.values()):
@@ -236,26 +256,30 @@ class HybridBackend:
         self._host.check_open()
         plan = self.memory_plan()
         ready = [model for model in self._host.loaded.values() if model.entry.state == "ready"]
-        used = {model.share.device for model in ready}
+        used = {device for model in ready for device in model.devices}
         devices = [device for device in plan.devices if device.name in used or not used]
         kinds = sorted({device.name.partition(":")[0] for device in devices if device.name in used} - {"cpu"})
         return HybridCapabilityDescriptor(
             backend_name="hybrid",
             hardware_backend=kinds[0] if kinds else "cpu",
             loaded_models=tuple(model.descriptor for model in ready),
-            gpu_sharing_mode=self._host.mode,
-            memory_isolation=self._host.mode == "exclusive",
+            gpu_sharing_mode=plan.mode,
+            memory_isolation=plan.mode == "exclusive",
             total_memory_gb=sum(device.total for device in devices) / GIB,
             available_memory_gb=sum(max(plan.free(device), 0) for device in devices) / GIB,
         )
 
     def memory_plan(self) -> MemoryPlan:
         """Who has what of which device, of the models that are loaded."""
-        return self._host.plan()
+        return self._host.memory.plan()
 
     def measured_bytes(self) -> dict[str, int | None]:
         """What loading each model added to this process and its children in main memory."""
         return {model_id: model.measured for model_id, model in self._host.loaded.items()}
+
+    def measured_devices(self) -> dict[str, int | None]:
+        """What the models really take of each device at this moment; None where that cannot be measured."""
+        return self._host.memory.measured()
 
     async def load_model(self, model: ModelLike) -> None:
         """Load a model beside the others; what is loaded already stays as it is.
@@ -275,11 +299,11 @@ class HybridBackend:
         """As ``unload_model``, but the next request for the model loads it again."""
         await self._host.unload(self._host.named(model_id), "sleeping")
 
-    def _slicer(self, device: str) -> TimeSlicer:
-        def is_live() -> bool:
-            models = self._host.loaded.values()
-            return any(m.is_busy for m in models if m.generates and m.share.device == device)
 
-        if device not in self._slicers:
-            self._slicers[device] = TimeSlicer(is_live, clock=time.monotonic)
-        return self._slicers[device]
+def _tokenizer(loaded: LoadedModel, method: str) -> Callable[[Any], Any]:
+    found: Callable[[Any], Any] | None = getattr(loaded.backend, method, None)
+    if found is None:
+        raise UnsupportedFeature(
+            f"the backend of model {loaded.descriptor.model_id!r} does not show its tokens; use another backend"
+        )
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from sage_infer_hybrid.model_shape import ModelShape
 
@@ -16,7 +16,8 @@ class Workload:
     """How a model is run, as far as it decides about memory.
 
     Attributes:
-        weight_bits: bits a weight has in memory; None where it stays as in its files.
+        least_weight_bits, most_weight_bits: weights of fewer or more bits in the files are made so many.
+        has_tied_table_twice: as ``EngineMemory`` has it.
         kv_bits: bits of an element of the KV cache.
         max_sequence_length: longest sequence in tokens; None for the model's own limit.
         max_batch_size: sequences at once.
@@ -25,7 +26,9 @@ class Workload:
         overhead_bytes: what the engine takes for itself: its libraries, contexts, workspaces.
     """
 
-    weight_bits: float | None = None
+    least_weight_bits: float | None = None
+    most_weight_bits: float | None = None
+    has_tied_table_twice: bool = False
     kv_bits: float = 16
     max_sequence_length: int | None = None
     max_batch_size: int = 32
@@ -36,17 +39,20 @@ class Workload:
 
 @frozen(kw_only=True)
 class Demand:
-    """Bytes that a model wants of one device.
+    """Bytes that a model wants, of all its devices together.
 
     Attributes:
         model_id: whose they are.
         weights: its weights.
         kv_least: KV for one sequence of full length, without which it is of no use; 0 for an encoder.
         kv_wanted: KV for all sequences at once.
-        activations: intermediate results while it computes, which it needs at no other time.
-        overhead: the engine's own.
+        activations: intermediate results while it computes, on each device, needed at no other time.
+        overhead: the engine's own, on each device.
         weight: its share of what is left over, against the others' weights.
         devices: names of the devices that it may be on; empty for any.
+        spread: number of devices that it is divided over.
+        weight_bits: bits that a weight has; None where that is not known.
+        max_sequence_length: tokens that ``kv_least`` is for; None where it is what the user said.
     """
 
     model_id: str
@@ -57,10 +63,24 @@ class Demand:
     overhead: int = 0
     weight: float = 1.0
     devices: tuple[str, ...] = ()
+    spread: int = 1
+    weight_bits: float | None = None
+    max_sequence_length: int | None = None
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there may be more devices for it than it needs."""
+        return len(self.devices) != self.spread
+
+    @property
+    def part(self) -> Demand:
+        """What it wants of each of its devices."""
+        weights, least, wanted = (-(-n // self.spread) for n in (self.weights, self.kv_least, self.kv_wanted))
+        return evolve(self, weights=weights, kv_least=least, kv_wanted=wanted, spread=1)
 
     @property
     def least(self) -> int:
-        """Bytes with which it runs at all."""
+        """Bytes of one device with which it runs at all, where it is on one."""
         return self.weights + self.kv_least + self.activations + self.overhead
 
 
@@ -71,7 +91,11 @@ def estimate(model_id: str, shape: ModelShape, run: Workload) -> Demand:
     twice over for what is read and written, and one row of logits a sequence.
     """
     stored = shape.stored_bytes or int(shape.parameters * shape.stored_bits / 8)
-    weights = stored if run.weight_bits is None else int(stored * run.weight_bits / shape.stored_bits)
+    bits = max(shape.stored_bits, run.least_weight_bits or 0)
+    bits = min(bits, run.most_weight_bits or bits)
+    weights = int(stored * bits / shape.stored_bits)
+    if run.has_tied_table_twice and shape.tied and shape.causal:
+        weights += int(shape.vocab * shape.hidden * bits / 8)
     length = min(run.max_sequence_length or shape.positions, shape.positions)
     per_token = shape.kv_bytes_per_token(run.kv_bits)
     row = 2 * (shape.hidden * 4 + 2 * shape.intermediate) * 4
@@ -84,4 +108,6 @@ def estimate(model_id: str, shape: ModelShape, run: Workload) -> Demand:
         kv_wanted=wanted,
         activations=row * run.step_tokens + logits,
         overhead=run.overhead_bytes,
+        weight_bits=bits,
+        max_sequence_length=length if per_token and run.kv_bytes is None else None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import evolve, field, frozen
 from sage_infer.errors import OutOfMemory
@@ -58,8 +58,9 @@ class MemoryPlan:
     def free(self, device: Device) -> int:
         return device.usable - self.used(device.name)
 
-    def share_of(self, model_id: str) -> Share | None:
-        return next((share for share in self.shares if share.model_id == model_id), None)
+    def shares_of(self, model_id: str) -> tuple[Share, ...]:
+        """A share for each device that the model is on."""
+        return tuple(share for share in self.shares if share.model_id == model_id)
 
 
 def devices_of(profile: HardwareProfile, *, reserve: float = RESERVE) -> tuple[Device, ...]:
@@ -81,26 +82,33 @@ def devices_of(profile: HardwareProfile, *, reserve: float = RESERVE) -> tuple[D
 
 
 def plan_memory(devices: Sequence[Device], demands: Iterable[Demand], mode: SharingMode) -> MemoryPlan:
-    """A plan with every model on one device, none over its usable memory.
+    """A plan with every model on one device, or on as many as it is spread over, none over its usable memory.
 
-    Models are placed largest first, each on the device with the most room left; then what is left over becomes KV, in
-    proportion to the models' weights, as far as they want it. ``exclusive`` gives a device to one model alone.
+    Models that have no choice come first, then the largest, each on the devices with the most room left; then what is
+    left over becomes KV, in proportion to the models' weights, as far as they want it. ``exclusive`` gives a device to
+    one model alone.
 
     Raises:
         OutOfMemory: there is no such plan; the message says which model is over by how much, and what would fit.
     """
-    wanted = sorted(demands, key=lambda demand: demand.least, reverse=True)
     placed: dict[str, list[Demand]] = {device.name: [] for device in devices}
-    for demand in wanted:
+    for demand in sorted(demands, key=lambda demand: (demand.has_choice, -demand.part.least)):
         allowed = [d for d in devices if not demand.devices or d.name in demand.devices]
         if mode == "exclusive":
             allowed = [device for device in allowed if not placed[device.name]]
-        best = max(allowed, key=lambda d: _room(d, placed[d.name], mode), default=None)
-        if best is None or _cost([*placed[best.name], demand], mode) > best.usable:
-            raise OutOfMemory(_refusal(demand, best, devices, placed, mode))
-        placed[best.name].append(demand)
+        part = demand.part
+        best = sorted(allowed, key=lambda d: _room(d, placed[d.name], mode), reverse=True)[: demand.spread]
+        if len(best) < demand.spread:
+            raise OutOfMemory(_no_device(demand, devices, mode))
+        for device in best:
+            if _cost([*placed[device.name], part], mode) > device.usable:
+                raise OutOfMemory(_refusal(demand, device, placed[device.name], mode))
+            placed[device.name].append(part)
     shares = [share for device in devices for share in _divided(device, placed[device.name], mode)]
-    return MemoryPlan(mode=mode, devices=tuple(devices), shares=tuple(shares))
+    # A model's devices each hold the KV of the same tokens.
+    kv = {share.model_id: min(s.kv for s in shares if s.model_id == share.model_id) for share in shares}
+    even = tuple(evolve(share, kv=kv[share.model_id]) for share in shares)
+    return MemoryPlan(mode=mode, devices=tuple(devices), shares=even)
 
 
 def _cost(demands: Sequence[Demand], mode: SharingMode) -> int:
@@ -139,53 +147,82 @@ def _divided(device: Device, demands: Sequence[Demand], mode: SharingMode) -> li
     ]
 
 
-def _refusal(
-    demand: Demand,
-    best: Device | None,
-    devices: Sequence[Device],
-    placed: Mapping[str, Sequence[Demand]],
-    mode: SharingMode,
-) -> str:
-    needs = (
-        f"model {demand.model_id!r} needs {_gib(demand.least)} (weights {_gib(demand.weights)}, KV of one sequence "
-        f"{_gib(demand.kv_least)}, activations {_gib(demand.activations)}, engine {_gib(demand.overhead)})"
+def _needs(demand: Demand) -> str:
+    part = demand.part
+    where = f" on each of {demand.spread} devices" if demand.spread > 1 else ""
+    return (
+        f"model {demand.model_id!r} needs {_gib(part.least)}{where} (weights {_gib(part.weights)}, KV of one sequence "
+        f"{_gib(part.kv_least)}, activations {_gib(part.activations)}, engine {_gib(part.overhead)})"
     )
-    if best is None:
-        names = ", ".join(device.name for device in devices) or "none"
-        if mode == "exclusive" and devices:
-            return (
-                f"{needs}, and sharing mode exclusive wants a device for it alone; devices: {names}, all taken. "
-                "Use time_slice or mps, or unload another model"
-            )
-        wanted = f" among {', '.join(demand.devices)}" if demand.devices else ""
-        return f"{needs}, and there is no device with known memory{wanted}; devices: {names}"
-    here = placed[best.name]
-    short = _cost([*here, demand], mode) - best.usable
-    fits = []
-    smaller = next((bits for bits in (8, 4) if demand.weights * (16 - bits) / 16 >= short), None)
-    if smaller is not None:
-        fits.append(f"{smaller}-bit weights, were they 16-bit")
-    if demand.kv_least > short:
-        fits.append(f"a max_sequence_length of {1 - short / demand.kv_least:.0%} of this one")
-    if here:
+
+
+def _no_device(demand: Demand, devices: Sequence[Device], mode: SharingMode) -> str:
+    names = ", ".join(device.name for device in devices) or "none"
+    if mode == "exclusive" and devices:
+        return (
+            f"{_needs(demand)}, and sharing mode exclusive wants {_for_it_alone(demand)}; devices: {names}, too few "
+            "are free. Use time_slice or mps, or unload another model"
+        )
+    wanted = f" among {', '.join(demand.devices)}" if demand.devices else ""
+    enough = "no device" if demand.spread == 1 else f"fewer than {demand.spread} devices"
+    return f"{_needs(demand)}, and there is {enough} with known memory{wanted}; devices: {names}"
+
+
+def _for_it_alone(demand: Demand) -> str:
+    return "a device for it alone" if demand.spread == 1 else f"{demand.spread} devices for it alone"
+
+
+def _refusal(demand: Demand, device: Device, here: Sequence[Demand], mode: SharingMode) -> str:
+    part = demand.part
+    short = _cost([*here, part], mode) - device.usable
+    fits = [*_lighter(demand, short), *_shorter(part, short)]
+    if here and max(other.least for other in here) >= short:
         largest = max(here, key=lambda other: other.least)
-        if largest.least >= short:
-            fits.append(f"{demand.model_id!r} without {largest.model_id!r}")
+        fits.append(f"{demand.model_id!r} without {largest.model_id!r}")
     hint = f"; what would fit: {'; '.join(fits)}" if fits else "; use a smaller model or a larger device"
     taken = f" beside {', '.join(d.model_id for d in here)}" if here else ""
     return (
-        f"{needs}, and {best.name} has {_gib(best.usable - _cost(here, mode))} left{taken}: "
+        f"{_needs(demand)}, and {device.name} has {_gib(device.usable - _cost(here, mode))} left{taken}: "
         f"{_gib(short)} too little{hint}"
     )
 
 
-def corrected(demand: Demand, measured: int, planned: Share) -> Demand:
-    """The demand with its engine's own part as it was measured, for the next plan.
+def _lighter(demand: Demand, short: int) -> Iterator[str]:
+    """Weights of fewer bits with which it would fit."""
+    now = demand.weight_bits
+    for bits in (8, 4):
+        if now is not None and bits < now and demand.part.weights * (1 - bits / now) >= short:
+            yield f"{bits}-bit weights instead of {now:.3g}-bit ones"
+            return
 
-    ``measured`` are the bytes that the model takes with its KV cache in use.
-    """
-    overhead = max(measured - planned.weights - planned.kv - planned.activations, 0)
-    return evolve(demand, overhead=overhead)
+
+def _shorter(part: Demand, short: int) -> Iterator[str]:
+    """Less KV with which it would fit."""
+    if part.kv_least > short and part.max_sequence_length is not None:
+        yield f"max_sequence_length {int(part.max_sequence_length * (1 - short / part.kv_least))}"
+    elif part.kv_least > short:
+        yield f"a KV cache of {_gib(part.kv_least - short)}"
+
+
+def demand_met(shares: Sequence[Share], weight: float) -> Demand:
+    """A loaded model as a demand that only its own devices meet, and exactly with what it has."""
+    first, spread = shares[0], len(shares)
+    return Demand(
+        model_id=first.model_id,
+        weights=first.weights * spread,
+        kv_least=first.kv * spread,
+        kv_wanted=first.kv * spread,
+        activations=first.activations,
+        overhead=first.overhead,
+        weight=weight,
+        devices=tuple(share.device for share in shares),
+        spread=spread,
+    )
+
+
+def less(device: Device, nbytes: int) -> Device:
+    """The device with so much less for models; with all of it where that is negative."""
+    return evolve(device, usable=max(device.usable - max(nbytes, 0), 0))
 
 
 def _gib(nbytes: int) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ _NAMES = {  # DistilBERT's names for what the others call otherwise
     "dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
     "hidden_dim": "intermediate_size",
 }  # fmt: skip
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _DTYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8_e4m3fn": 8}
 
 
@@ -31,7 +33,7 @@ class ModelShape:
         experts: feed-forward networks in a layer; 1 where it is no mixture.
         tied: whether input and output share one embedding matrix (True for a model without an output matrix).
         causal: whether it generates, and so keeps keys and values.
-        stored_bits: bits a weight has in the files.
+        stored_bits: bits a weight has in the files, scales included.
         stored_bytes: size of the weight files; None where there are none.
     """
 
@@ -73,18 +75,28 @@ def read_shape(path: Path) -> ModelShape:
     """
     if path.is_file():
         return _gguf_shape(path)
+    ggufs = sorted(path.glob("*.gguf"))
+    if ggufs and not (path / "config.json").is_file():
+        return _gguf_shape(ggufs[0])
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path / 'config.json'} cannot be read: {error}") from None
-    weights = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    weights = weights or sum(file.stat().st_size for file in path.glob("*.bin"))
+    files = list(path.glob("*.safetensors")) or list(path.glob("*.bin"))
     try:
-        return shape_of_config(config, stored_bytes=weights or None)
+        return _as_stored(shape_of_config(config), files)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(
             f"{path / 'config.json'} does not say how large the model is ({error}); give memory_gb"
         ) from None
+
+
+def _as_stored(shape: ModelShape, files: Sequence[Path]) -> ModelShape:
+    """The shape with the size of these weight files, which say more about quantized weights than a configuration."""
+    stored = sum(file.stat().st_size for file in files)
+    if not stored:
+        return shape
+    return evolve(shape, stored_bytes=stored, stored_bits=8 * stored / shape.parameters)
 
 
 def _gguf_shape(path: Path) -> ModelShape:
@@ -98,7 +110,7 @@ def _gguf_shape(path: Path) -> ModelShape:
         return value
 
     hidden, heads = number("embedding_length"), number("attention.head_count")
-    stored = path.stat().st_size
+    parts = path.parent.glob(_PART.sub("-*-of-\\2.gguf", path.name)) if _PART.search(path.name) else [path]
     shape = ModelShape(
         layers=number("block_count"),
         hidden=hidden,
@@ -109,12 +121,11 @@ def _gguf_shape(path: Path) -> ModelShape:
         vocab=int(data.get("tokenizer.ggml.tokens#", 0)),
         positions=number("context_length"),
         experts=number("expert_count", 1) or 1,
-        stored_bytes=stored,
     )
-    return evolve(shape, stored_bits=8 * stored / shape.parameters)
+    return _as_stored(shape, list(parts))
 
 
-def shape_of_config(config: Mapping[str, Any], *, stored_bytes: int | None = None) -> ModelShape:
+def shape_of_config(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a Hugging Face ``config.json`` describes; ``KeyError`` names what it lacks."""
     config = {**config, **config.get("text_config", {})}
     for theirs, ours in _NAMES.items():
@@ -137,5 +148,4 @@ def shape_of_config(config: Mapping[str, Any], *, stored_bytes: int | None = Non
         tied=not causal or bool(config.get("tie_word_embeddings", config.get("model_type") == "gemma2")),
         causal=causal,
         stored_bits=bits,
-        stored_bytes=stored_bytes,
     )

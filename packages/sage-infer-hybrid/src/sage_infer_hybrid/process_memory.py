@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-__all__ = ["resident_bytes"]
+__all__ = ["held_bytes"]
+
+_HELD = re.compile(r"^Rss(?:Anon|Shmem):\s*(\d+) kB$", re.MULTILINE)
 
 
-def resident_bytes(root: Path = Path("/proc"), pid: int | None = None) -> int | None:
-    """Resident bytes of a process and all that descend from it, as /proc says it; None where there is no /proc.
+def held_bytes(root: Path = Path("/proc"), pid: int | None = None) -> int | None:
+    """Resident bytes of a process and all that descend from it, without pages of files; None where /proc has none.
 
-    Pages that processes share count in each of them: engines that fork look a little larger than they are.
+    Pages of files are mapped weights and libraries: the system takes them back when memory is short, so no model needs
+    them to be there. Pages that processes share count in each of them: engines that fork look a little larger than
+    they are.
     """
     pid = os.getpid() if pid is None else pid
     parents: dict[int, int] = {}
@@ -29,12 +34,13 @@ def resident_bytes(root: Path = Path("/proc"), pid: int | None = None) -> int | 
         while above not in (0, pid):
             above = parents.get(above, 0)
         if above == pid:
-            total += _resident(root / str(other))
+            total += _held(root / str(other))
     return total
 
 
-def _resident(process: Path) -> int:
+def _held(process: Path) -> int:
     try:
-        return int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError, ValueError):
-        return 0
+        status = (process / "status").read_text()
+    except OSError:
+        return 0  # it has ended
+    return 1024 * sum(map(int, _HELD.findall(status)))

@@ -15,7 +15,7 @@ __all__ = ["ModelEntry", "ModelRegistry"]
 
 _NEXT: dict[ModelState, tuple[ModelState, ...]] = {
     "registered": ("loading", "failed"),
-    "loading": ("ready", "failed", "registered"),
+    "loading": ("ready", "failed", "sleeping"),
     "ready": ("draining", "failed"),
     "draining": ("registered", "sleeping", "failed", "ready"),
     "sleeping": ("loading", "registered", "failed"),

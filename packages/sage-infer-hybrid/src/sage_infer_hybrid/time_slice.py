@@ -3,92 +3,236 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["TimeSlicer"]
+from attrs import define, field, frozen
 
-SLICE_S = 0.02  # of batch work beside streams: what a reader may notice of it
-_LEARNING = 0.3  # of the newest measurement in a running mean
+__all__ = ["Batch", "Streams", "TimeSlicer"]
+
+PART_S = 0.1  # of batch work at a time while nobody reads: a stream that begins then has to wait for no more
+LONGEST_SLICE_S, USUAL_SLICE_S, SHORTEST_SLICE_S = (
+    0.05,
+    0.01,
+    0.002,
+)  # of work; the usual one where steps are not known
+PART_OF_STEP = 0.3  # of a step of the streams that a slice may add to it
+BESIDE_STREAMS = 0.5  # of the device is a slice's while it runs beside streams' steps: both have work
+LEARNING = 0.3  # of the newest measurement in a running mean
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class Streams(Protocol):
+    """The streams that are live on a device."""
+
+    def weight(self) -> float:
+        """Sum of the weights of the models that have any; 0 where there is none."""
+        ...
+
+    def step_s(self) -> float | None:
+        """Seconds from one token of a stream to its next, as it was lately; None where that is not known yet."""
+        ...
+
+
+@frozen
+class Batch(Generic[Item, Result]):
+    """A call with several items: who computes them, and what it is to the others.
+
+    Attributes:
+        model_id: the model; calls of one model share its time in turns.
+        items: what to compute, at least one.
+        sizes: of each item, in a unit that costs about the same everywhere.
+        compute: gives the result of some of the items.
+        weight: the model's share of the device, against the others' weights.
+    """
+
+    model_id: str
+    items: Sequence[Item]
+    sizes: Sequence[int]
+    compute: Callable[[Sequence[Item]], Awaitable[Result]]
+    weight: float
+
+
+@define(eq=False)
+class _Job:
+    """A call that goes on in slices."""
+
+    batch: Batch[Any, Any]
+    at: int
+    done: asyncio.Future[None]
+    part: asyncio.Future[Any] | None = None  # under way
+    results: list[Any] = field(factory=list)
+
+
 class TimeSlicer:
-    """Lets batch work (embedding, reranking) on a device go on in short slices while somebody reads a stream there.
+    """Lets batch work (embedding, reranking) on a device go on in slices while somebody reads a stream there.
 
-    Streams are never held up: their engines run as they are. Batch work gets the share of the device's time that
-    weights give it: after a slice it waits for as long as that takes. While no stream is live it runs at once and
-    whole. Slices of several calls take turns in the order in which they asked.
+    Streams are never held up: their engines run as they are. While any is live, items of all open calls go to their
+    engines together as a *slice*, short enough to be a part of the streams' own step; the next one begins when batch
+    work has had no more than the share of the device that weights give it. Among models that wait, the one with the
+    least time for its weight is next; calls of one model take turns, item by item.
 
-    A slice that ran beside a stream's steps is taken to have had half of the device, since both engines had work.
+    While no stream is live, calls go to their engines as they come, in parts of ``PART_S``.
+
+    Cost is learned: seconds of the device for a unit of an item's size, for each model.
 
     Args:
-        is_live: whether a stream is live on the device at this moment.
+        streams: those on the device.
         clock: seconds; ``sleep`` waits for as many.
     """
 
     def __init__(
         self,
-        is_live: Callable[[], bool],
+        streams: Streams,
         *,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._is_live, self._clock, self._sleep = is_live, clock, sleep
-        self._turn = asyncio.Lock()  # its waiters are served in the order in which they came
+        self._streams, self._clock, self._sleep = streams, clock, sleep
+        self._jobs: list[_Job] = []  # in the order of their turns
+        self._serving: asyncio.Task[None] | None = None
         self._unit_s: dict[str, float] = {}
-        self._free_at = 0.0
+        self._served: dict[
+            str, float
+        ] = {}  # seconds for its weight that a model has had; see start-time fair queueing
+        self._now_served = 0.0  # of the model that was served last: where one that comes anew begins
+        self._open = self._begun = 0  # parts under way while nobody reads, and those ever
 
-    async def run(
-        self,
-        name: str,
-        items: Sequence[Item],
-        compute: Callable[[Sequence[Item]], Awaitable[Result]],
-        *,
-        size: Callable[[Item], int],
-        share: float,
-    ) -> list[Result]:
-        """``compute`` on all items of a call of the model ``name``, in parts that go as slices; their results.
-
-        An item's cost is taken to grow with its ``size``. ``share`` of the device's time is the model's while streams
-        are live, more than 0 and less than 1.
-        """
-        results, at = [], 0
-        while at < len(items):
-            async with self._slice(share):
-                live = self._is_live()
-                part = self._part(name, items[at:], size) if live else items[at:]
-                started = self._clock()
-                results.append(await compute(part))
-                self._learn(name, sum(map(size, part)), self._clock() - started, live, share)
-                at += len(part)
+    async def run(self, batch: Batch[Item, Result]) -> list[Result]:
+        """Compute all items, in parts; the parts' results in order."""
+        results: list[Result] = []
+        at = 0
+        while at < len(batch.items):
+            if self._streams.weight():
+                return results + await self._in_slices(batch, at)
+            end = at + self._count(batch, at, PART_S)
+            results.append(await self._alone(batch, at, end))
+            at = end
         return results
 
-    @asynccontextmanager
-    async def _slice(self, share: float) -> AsyncIterator[None]:
-        async with self._turn:
-            while self._is_live() and (wait := self._free_at - self._clock()) > 0:
-                await self._sleep(min(wait, SLICE_S))  # in parts: the last stream may end meanwhile
-            yield
+    # --- while nobody reads
 
-    def _part(self, name: str, items: Sequence[Item], size: Callable[[Item], int]) -> Sequence[Item]:
-        """Items of a slice from the front; one, until it is known what a unit of size costs."""
-        cost = self._unit_s.get(name)
-        left = 0.0 if cost is None else SLICE_S / cost
+    async def _alone(self, batch: Batch[Item, Result], at: int, end: int) -> Result:
+        self._open += 1
+        self._begun += 1
+        begun, was_alone = self._begun, self._open == 1
+        started = self._clock()
+        try:
+            result = await batch.compute(batch.items[at:end])
+        finally:
+            self._open -= 1
+        # What ran beside something else says nothing about its own cost.
+        if was_alone and begun == self._begun and not self._streams.weight():
+            self._learn(batch.model_id, sum(batch.sizes[at:end]), self._clock() - started)
+        return result
+
+    def _count(self, batch: Batch[Any, Any], at: int, seconds: float) -> int:
+        """How many items from ``at`` on take so long; one, until it is known what they cost."""
+        unit_s = self._unit_s.get(batch.model_id)
+        left = 0.0 if unit_s is None else seconds / unit_s
         count = 0
-        for item in items:
-            left -= size(item)
+        for size in batch.sizes[at:]:
+            left -= size
             if count and left < 0:
                 break
             count += 1
-        return items[:count]
+        return count
 
-    def _learn(self, name: str, size: int, seconds: float, live: bool, share: float) -> None:
+    def _learn(self, model_id: str, size: int, seconds: float) -> None:
         cost = seconds / max(size, 1)
-        old = self._unit_s.get(name, cost)
-        self._unit_s[name] = old + _LEARNING * (cost - old)
-        work = seconds / 2
-        self._free_at = self._clock() + (max(work / share - seconds, 0.0) if live else 0.0)
+        old = self._unit_s.get(model_id, cost)
+        self._unit_s[model_id] = max(old + LEARNING * (cost - old), 1e-12)
+
+    # --- while somebody reads
+
+    async def _in_slices(self, batch: Batch[Any, Any], at: int) -> list[Any]:
+        job = _Job(batch, at, asyncio.get_running_loop().create_future())
+        name = batch.model_id
+        self._served[name] = max(self._served.get(name, 0.0), self._now_served)
+        self._jobs.append(job)
+        if self._serving is None or self._serving.done():
+            self._serving = asyncio.ensure_future(self._serve())
+        try:
+            await job.done
+        except asyncio.CancelledError:  # the caller gave up; what runs for it may end
+            if job.part is not None:
+                job.part.cancel()
+            raise
+        return job.results
+
+    async def _serve(self) -> None:
+        """Slice after slice, until no call waits for one."""
+        free_at = self._clock()
+        while self._jobs:
+            while (wait := free_at - self._clock()) > 0 and self._streams.weight():
+                await self._sleep(min(wait, LONGEST_SLICE_S))  # in parts: the last stream may end meanwhile
+            live = self._streams.weight()
+            self._jobs = [
+                job for job in self._jobs if not job.done.done()
+            ]  # without those that were given up
+            parts = self._next_slice(self._slice_s() if live else PART_S)
+            if not parts:
+                return
+            own = sum({job.batch.model_id: job.batch.weight for job in self._jobs}.values())
+            started = self._clock()
+            await self._run_slice(parts)
+            seconds = self._clock() - started
+            work = seconds * (BESIDE_STREAMS if live else 1.0)
+            self._learn_slice(parts, work)
+            free_at = self._clock() + max(work * (own + live) / own - seconds, 0.0)
+            self._jobs = [job for job in self._jobs if not job.done.done()]
+
+    def _slice_s(self) -> float:
+        step_s = self._streams.step_s()
+        if step_s is None:
+            return USUAL_SLICE_S
+        return min(max(PART_OF_STEP * step_s, SHORTEST_SLICE_S), LONGEST_SLICE_S)
+
+    def _next_slice(self, seconds: float) -> dict[_Job, int]:
+        """How many items each call may compute, one at least, of a model whose cost is not known just that one."""
+        parts: dict[_Job, int] = {}
+        while ready := [job for job in self._jobs if job.at + parts.get(job, 0) < len(job.batch.items)]:
+            job = min(ready, key=lambda job: (self._served[job.batch.model_id], parts.get(job, 0)))
+            unit_s = self._unit_s.get(job.batch.model_id)
+            cost = (unit_s or 0.0) * job.batch.sizes[job.at + parts.get(job, 0)]
+            if parts and (unit_s is None or cost > seconds):
+                break
+            parts[job] = parts.get(job, 0) + 1
+            self._now_served = self._served[job.batch.model_id]
+            self._served[job.batch.model_id] += cost / job.batch.weight
+            seconds -= cost
+            if unit_s is None:
+                break
+        self._jobs.sort(key=lambda job: job in parts)  # those that had nothing come first
+        return parts
+
+    async def _run_slice(self, parts: dict[_Job, int]) -> None:
+        under_way = []
+        for job, count in parts.items():
+            part = job.batch.items[job.at : job.at + count]
+            job.part = asyncio.ensure_future(job.batch.compute(part))
+            under_way.append(job.part)
+        results = await asyncio.gather(*under_way, return_exceptions=True)
+        for (job, count), result in zip(parts.items(), results, strict=True):
+            job.at += count
+            if job.done.done():
+                continue
+            if isinstance(result, BaseException):
+                job.done.set_exception(result)
+                continue
+            job.results.append(result)
+            if job.at == len(job.batch.items):
+                job.done.set_result(None)
+
+    def _learn_slice(self, parts: dict[_Job, int], work: float) -> None:
+        """What a slice took is every model's to the part that it was reckoned to be."""
+        sizes: dict[str, int] = {}
+        for job, count in parts.items():
+            size = sum(job.batch.sizes[job.at - count : job.at])
+            sizes[job.batch.model_id] = sizes.get(job.batch.model_id, 0) + size
+        reckoned = sum(size * self._unit_s.get(name, 0.0) for name, size in sizes.items())
+        for name, size in sizes.items():
+            share = size * self._unit_s[name] / reckoned if name in self._unit_s else 1.0
+            self._learn(name, size, work * share)

@@ -17,6 +17,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             hardware={"cpu"},
             requires=_REQUIRES,
             prepare="sage_infer_openvino.loading:prepare",
+            memory="sage_infer_openvino.memory:decoder_memory",
             summary="embedded engine: paged KV and continuous batching on OpenVINO kernels",
             options={
                 "weight_format": "int8 (default; a file's own 4- and 8-bit blocks stay as they are), int4, exact, "
@@ -49,6 +50,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             serves={"embedding", "reranker"},
             hardware={"cpu"},
             requires=_REQUIRES,
+            memory="sage_infer_openvino.memory:encoder_memory",
             summary="sentence encoders and rerankers of the BERT family on OpenVINO",
             options={
                 "precision": "f32 (default), bf16 or f16",

@@ -29,6 +29,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             requires=_REQUIRES,
             install_for=_INSTALL,
             device_nodes=("/dev/nvidia[0-9]*",),
+            memory="sage_infer_vllm.memory:engine_memory",
             prepare="sage_infer_vllm.prepare:prepare",
             summary="vLLM V1 engine (AsyncLLM)",
             options={
@@ -56,6 +57,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             requires=_REQUIRES,
             install_for=_INSTALL,
             device_nodes=("/dev/nvidia[0-9]*",),
+            memory="sage_infer_vllm.memory:engine_memory",
             summary="vLLM's pooling runner: embedding, and reranking with cross-encoders",
             options=_COMMON,
             limits=("CUDA and other accelerators have not been run in this repository's tests.",),

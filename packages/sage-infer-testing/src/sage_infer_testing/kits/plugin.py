@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -16,6 +17,8 @@ from typing import Any, ClassVar
 import pytest
 from sage_infer import CONTRACT_VERSION, hookspecs
 from sage_infer.discovery import Registry
+from sage_infer.schemas import ModelDescriptor
+from sage_infer.specs import EngineMemory
 
 from sage_infer_testing.suite import ContractSuite
 
@@ -164,11 +167,29 @@ class PluginContract(ContractSuite, kit=True):
                 spec = entry.spec
                 if missing_requirements(getattr(spec, "requires", {})):
                     continue
-                for field in ("factory", "app", "prepare", "resolver"):
+                for field in ("factory", "app", "prepare", "memory", "resolver"):
                     path = getattr(spec, field, None)
                     if path is not None:
                         found = load_object(path, what=f"{spec.name!r}")
                         assert callable(found), f"{field} {path} of {spec.name!r} is a {type(found).__name__}"
+
+    def test_memory_is_told_without_a_model(self, plugin: Any, registry: Registry) -> None:
+        """``BackendSpec.memory`` gives an ``EngineMemory`` for every kind of model and hardware that the backend has.
+
+        How to fix: reckon with the arguments alone; the model's files may not be there, and options may be missing.
+        """
+        from sage_infer.backends import load_object
+        from sage_infer.discovery.readiness import missing_requirements
+
+        for entry in registry.backends():
+            spec = entry.spec
+            if spec.memory is None or missing_requirements(spec.requires):
+                continue
+            tell = load_object(spec.memory, what=f"{spec.name!r}")
+            for kind, hardware in itertools.product(sorted(spec.serves - {"hybrid"}), sorted(spec.hardware)):
+                model = ModelDescriptor(model_id="m", model_type=kind, model_path="/nowhere")
+                found = tell(model=model, options={}, hardware=hardware)
+                assert isinstance(found, EngineMemory), f"{spec.memory} gave a {type(found).__name__}"
 
     def test_names_are_said_once(self, plugin: Any, registry: Registry) -> None:
         """No two specs of one kind have one name, and each has a summary for lists.

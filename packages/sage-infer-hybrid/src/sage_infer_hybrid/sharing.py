@@ -1,0 +1,63 @@
+"""How models that are on one device share its compute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+from sage_infer.schemas.capability import SharingMode
+
+from sage_infer_hybrid.loaded import LoadedModel
+from sage_infer_hybrid.streams import DeviceStreams
+from sage_infer_hybrid.time_slice import Batch, TimeSlicer
+
+__all__ = ["ComputeSharing"]
+
+CHARACTERS_OF_TOKEN = 4  # so that texts and token ids cost alike
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class ComputeSharing:
+    """Runs batch work of ``loaded`` models, in slices where streams may be live on its device."""
+
+    def __init__(self, mode: SharingMode, loaded: Mapping[str, LoadedModel]) -> None:
+        self._mode = mode
+        self._loaded = loaded
+        self._slicers: dict[str, TimeSlicer] = {}
+
+    async def run(
+        self,
+        model: LoadedModel,
+        items: Sequence[Item],
+        compute: Callable[[Sequence[Item]], Awaitable[Result]],
+        *,
+        each: int = 0,
+    ) -> list[Result]:
+        """``compute`` on all items, one at least, in parts; the parts' results in order.
+
+        ``each`` are characters that every item has besides its own.
+        """
+        if self._mode != "time_slice" or not self._generating_on(model.device):
+            return [await compute(items)]
+        sizes = [each + _size(item) for item in items]
+        return await self._slicer(model.device).run(
+            Batch(model.descriptor.model_id, items, sizes, compute, model.weight)
+        )
+
+    def _generating_on(self, device: str) -> list[LoadedModel]:
+        return [m for m in self._loaded.values() if m.generates and device in m.devices]
+
+    def _slicer(self, device: str) -> TimeSlicer:
+        if device not in self._slicers:
+            streams = DeviceStreams(lambda: self._generating_on(device), clock=time.monotonic)
+            self._slicers[device] = TimeSlicer(streams, clock=time.monotonic)
+        return self._slicers[device]
+
+
+def _size(item: object) -> int:
+    if isinstance(item, str):
+        return len(item)
+    return CHARACTERS_OF_TOKEN * len(item) if isinstance(item, Sequence) else 1
