@@ -1,0 +1,16 @@
+"""What this wheel brings to sage-infer. Imports nothing of the server."""
+
+from sage_infer import CommandSpec, hookimpl
+
+SAGE_INFER_CONTRACT = "1.0"
+
+
+@hookimpl
+def sage_infer_commands() -> list[CommandSpec]:
+    return [
+        CommandSpec(
+            path="infer serve",
+            app="sage_infer_serve.cli:serve",
+            summary="Serve models behind an OpenAI-compatible API.",
+        ),
+    ]
