@@ -195,12 +195,11 @@ class Gateway:
         if exchange.key is not None:
             exchange.key.admit()
         self.open.add(exchange)
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(self.settings.request_timeout_s, exchange.stop, "timeout")
+        exchange.stop_after(self.settings.body_timeout_s, "body")
         try:
             await handler(self, exchange)
         finally:
-            timer.cancel()
+            exchange.in_time()
             exchange.unwatch()
             self.open.discard(exchange)
             if exchange.key is not None:
@@ -213,6 +212,8 @@ class Gateway:
             task.uncancel()
         if exchange.stopped == "client":
             exchange.status = exchange.status or _CLIENT_GONE
+        elif exchange.stopped == "body":
+            await exchange.fail(wrong_request("the body did not arrive in time; send it at once", status=408))
         elif exchange.stopped == "timeout":
             seconds = self.settings.request_timeout_s
             message = f"the request took longer than {seconds:g} s; ask for fewer tokens, or raise the server's limit"
@@ -241,10 +242,11 @@ class Gateway:
         """The request, checked. From here on the exchange ends when its client goes away.
 
         Raises:
-            HTTPError: it is too long, too slow, not JSON, or a field is wrong.
+            HTTPError: it is too long, not JSON, or a field is wrong.
         """
-        body = await exchange.body(self.settings.max_body_bytes, self.settings.body_timeout_s)
+        body = await exchange.body(self.settings.max_body_bytes)
         request = self._decoders[kind](body)
+        exchange.stop_after(self.settings.request_timeout_s, "timeout")
         exchange.watch()
         return request
 

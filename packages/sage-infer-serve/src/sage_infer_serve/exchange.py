@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Literal
 
 from sage_infer_serve.auth import APIKey
+from sage_infer_serve.chunk_writer import CHUNK_WRITER
 from sage_infer_serve.errors import HTTPError, error_body, wrong_request
 
 __all__ = ["JSON", "Exchange", "Receive", "Scope", "Send"]
@@ -17,6 +18,9 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON = b"application/json"
+Stop = Literal["client", "body", "timeout", "shutdown"]
+"""Who ended an exchange early: its client, the time for its body or for its work, or the server's end."""
+
 _SSE_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -26,7 +30,7 @@ _DISCARD_S = 5.0  # for which the rest of a refused body is read, so that the cl
 
 
 class Exchange:
-    """What the routes answer through. ``stopped`` says who ended it early: the client, the time limit or a shutdown.
+    """What the routes answer through. ``stopped`` says who ended it early, if anybody did.
 
     Attributes:
         headers: the request's, by name in lower case.
@@ -40,12 +44,15 @@ class Exchange:
         "_receive",
         "_send",
         "_task",
+        "_timer",
         "_watcher",
+        "_writer",
         "ended",
         "extra_headers",
         "failed",
         "headers",
         "key",
+        "loop",
         "model",
         "path",
         "request_id",
@@ -67,65 +74,62 @@ class Exchange:
         self.status = 0
         self.streaming = False
         self.failed = False
-        self.stopped: Literal["", "client", "timeout", "shutdown"] = ""
+        self.stopped: Stop | None = None
         self.extra_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.ended = False
+        self.loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._writer = scope.get("extensions", {}).get(CHUNK_WRITER)  # None on other servers
 
     # --- the request
 
-    async def body(self, limit: int, timeout_s: float) -> bytes:
+    async def body(self, limit: int) -> bytes:
         """The whole body.
 
         Raises:
-            HTTPError: it is longer than ``limit`` bytes (413), or not there after ``timeout_s`` (408).
+            HTTPError: it is longer than ``limit`` bytes (413).
         """
         length = self.headers.get(b"content-length")
         if length is not None and int(length) > limit:  # a number: the parser has seen to it
             raise _too_large(limit)
-        message = await self._next_message(timeout_s)
-        if not message.get("more_body"):  # nearly always: it came with the headers
-            body: bytes = message.get("body", b"")
-            if len(body) > limit:
-                raise _too_large(limit)
-            return body
-        parts, size, until = [message["body"]], len(message["body"]), time.monotonic() + timeout_s
-        while message.get("more_body"):
+        parts, size, more = [], 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.stopped = "client"
+                raise asyncio.CancelledError
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
+            size += len(parts[-1])
             if size > limit:
                 raise _too_large(limit)
-            message = await self._next_message(until - time.monotonic())
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-        if size > limit:
-            raise _too_large(limit)
-        return b"".join(parts)
-
-    async def _next_message(self, timeout_s: float) -> MutableMapping[str, Any]:
-        try:
-            async with asyncio.timeout(timeout_s):
-                message = await self._receive()
-        except TimeoutError:
-            raise wrong_request("the body did not arrive in time; send it at once", status=408) from None
-        if message["type"] == "http.disconnect":
-            self.stopped = "client"
-            raise asyncio.CancelledError
-        return message
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def watch(self) -> None:
         """Stop the exchange when the client goes away. Called after the body was read."""
-        self._watcher = asyncio.ensure_future(self._watch())
+        self._watcher = self.loop.create_task(self._watch())
 
     def unwatch(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
+
+    def stop_after(self, seconds: float, why: Stop) -> None:
+        """Stop the exchange at a time, instead of at the one set before; ``in_time`` takes it back."""
+        self.in_time()
+        self._timer = self.loop.call_later(seconds, self.stop, why)
+
+    def in_time(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.stop("client")
 
-    def stop(self, why: Literal["client", "timeout", "shutdown"]) -> None:
+    def stop(self, why: Stop) -> None:
         """End the exchange early; its task is cancelled, which frees what it holds in the engine."""
         if not self.stopped and not self.ended and self._task is not None and not self._task.done():
             self.stopped = why
@@ -154,6 +158,10 @@ class Exchange:
     async def start_stream(self) -> None:
         self.streaming = True
         await self._start(200, list(_SSE_HEADERS))
+
+    def write_at_once(self, data: bytes) -> bool:
+        """``write`` without waiting; False where that cannot be, and nothing was written."""
+        return self._writer is not None and self._writer.write(data)
 
     async def write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})

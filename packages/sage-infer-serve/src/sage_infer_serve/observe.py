@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sage_infer.schemas import Usage
@@ -63,21 +62,27 @@ class Counts:
 
 
 class Recorder:
-    """Everything counted since the gateway was made."""
+    """Everything counted since the gateway was made. ``clock`` is monotonic, in seconds.
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    Attributes:
+        until: when the current interval ends, by ``clock``.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time) -> None:
         self.clock = clock
+        now = wall()
+        self._to_wall = now - clock()
         self.answers: dict[tuple[str, str, int], int] = {}  # endpoint, model, status
         self._totals: dict[str, Counts] = {}
         self._current: dict[str, Counts] = {}
-        self._begin = self._interval(clock())
-        self._until = self._begin + INTERVAL_S
-        self._past: deque[tuple[float, Counts]] = deque(maxlen=POINTS - 1)
+        self._number = int(now // INTERVAL_S)  # of the current interval, counted from the epoch
+        self.until = (self._number + 1) * INTERVAL_S - self._to_wall
+        self._past: dict[int, Counts] = {}
 
-    def counts(self, model: str) -> Counts:
-        """The current interval's counts of a model."""
-        if self.clock() >= self._until:
-            self._roll()
+    def counts(self, model: str, now: float) -> Counts:
+        """The current interval's counts of a model; they are the model's until ``until``."""
+        if now >= self.until:
+            self._roll(now)
         found = self._current.get(model)
         if found is None:
             found = self._current[model] = Counts()
@@ -89,67 +94,75 @@ class Recorder:
 
     def totals(self) -> dict[str, Counts]:
         """Since the start, by model."""
-        self._roll()
-        return self._totals
+        return _added(self._totals, self._current)
 
     def series(self) -> list[tuple[float, Counts]]:
         """The last five minutes in intervals, all models together, oldest first, without gaps; the last one is open."""
-        if self.clock() >= self._until:
-            self._roll()
-        known = {begin: counts for begin, counts in self._past}
-        first = self._begin - (POINTS - 1) * INTERVAL_S
-        points = [(first + i * INTERVAL_S, known.get(first + i * INTERVAL_S, Counts())) for i in range(POINTS - 1)]
-        now = Counts()
-        if known.get(self._begin) is not None:
-            now.merge(known[self._begin])
-        for counts in self._current.values():
-            now.merge(counts)
-        return [*points, (self._begin, now)]
+        now = self.clock()
+        if now >= self.until:
+            self._roll(now)
+        numbers = range(self._number - POINTS + 1, self._number)
+        points = [(number * INTERVAL_S, self._past.get(number, Counts())) for number in numbers]
+        return [*points, (self._number * INTERVAL_S, _sum(self._current.values()))]
 
-    def _interval(self, now: float) -> float:
-        return now - now % INTERVAL_S
-
-    def _roll(self) -> None:
-        """Add the current counts to the totals, and to the interval in which they fell."""
-        merged = Counts()
-        for model, counts in self._current.items():
-            self._totals.setdefault(model, Counts()).merge(counts)
-            merged.merge(counts)
-        if self._past and self._past[-1][0] == self._begin:
-            self._past[-1][1].merge(merged)
-        elif self._current:
-            self._past.append((self._begin, merged))
+    def _roll(self, now: float) -> None:
+        """Close the current interval: what was counted goes to the totals and to the chart."""
+        if self._current:
+            self._past[self._number] = _sum(self._current.values())
+            self._totals = _added(self._totals, self._current)
         self._current = {}
-        self._begin = self._interval(self.clock())
-        self._until = self._begin + INTERVAL_S
+        self._number = int((now + self._to_wall) // INTERVAL_S)
+        self.until = (self._number + 1) * INTERVAL_S - self._to_wall
+        for number in [n for n in self._past if n <= self._number - POINTS]:
+            del self._past[number]
+
+
+def _sum(several: Iterable[Counts]) -> Counts:
+    whole = Counts()
+    for counts in several:
+        whole.merge(counts)
+    return whole
+
+
+def _added(one: Mapping[str, Counts], other: Mapping[str, Counts]) -> dict[str, Counts]:
+    return {name: _sum(c[name] for c in (one, other) if name in c) for name in {**one, **other}}
 
 
 class Observation:
     """One request's clock: ``tokens`` for each piece of a stream, ``end`` once."""
 
-    __slots__ = ("_last", "_model", "_recorder", "_started")
+    __slots__ = ("_itl", "_last", "_model", "_recorder", "_started", "_until")
 
     def __init__(self, recorder: Recorder, model: str, started: float) -> None:
         self._recorder, self._model, self._started = recorder, model, started
         self._last = 0.0
+        self._until = 0.0  # until when ``_itl`` is the right histogram
+        self._itl = Histogram()
 
     def tokens(self, count: int) -> None:
         """``count`` tokens arrived together, the first ones or later ones."""
-        now = time.perf_counter()
-        counts = self._recorder.counts(self._model)
-        if self._last == 0.0:
-            counts.ttft.add(now - self._started)
+        now = self._recorder.clock()
+        if now >= self._until:
+            counts = self._recorder.counts(self._model, now)
+            self._itl, self._until = counts.itl, self._recorder.until
+        last = self._last
+        if last == 0.0:
+            self._recorder.counts(self._model, now).ttft.add(now - self._started)
+        elif count == 1:  # spelled out: this is where every token comes by
+            self._itl.buckets[bisect_left(BOUNDS, now - last)] += 1
+            self._itl.total_s += now - last
         elif count:
-            counts.itl.add((now - self._last) / count, count)
+            self._itl.add((now - last) / count, count)
         else:
-            return  # text held back came free: no token took that long
+            return  # text that had been held back: no token took that long
         self._last = now
 
     def end(self, usage: Usage | None, *, failed: bool = False, embedded: bool = False) -> None:
-        counts = self._recorder.counts(self._model)
+        now = self._recorder.clock()
+        counts = self._recorder.counts(self._model, now)
         counts.requests += 1
         counts.errors += failed
-        counts.e2e.add(time.perf_counter() - self._started)
+        counts.e2e.add(now - self._started)
         if usage is not None and embedded:
             counts.embedded_tokens += usage.prompt_tokens
         elif usage is not None:

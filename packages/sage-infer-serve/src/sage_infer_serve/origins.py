@@ -7,6 +7,7 @@ A server on loopback without keys trusts whoever can reach it, and every web pag
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 from sage_infer_serve.errors import wrong_request
 from sage_infer_serve.exchange import Exchange
@@ -78,6 +79,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+@lru_cache(maxsize=64)
 def _is_here(host: bytes) -> bool:
     name = host.decode("latin-1")
     name = name.rpartition(":")[0] if ":" in name and not name.endswith("]") else name

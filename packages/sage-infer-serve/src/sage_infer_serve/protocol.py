@@ -10,6 +10,7 @@ import asyncio
 from attrs import define, field
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from sage_infer_serve.chunk_writer import CHUNK_WRITER, ChunkWriter
 from sage_infer_serve.errors import error_body, wrong_request
 
 __all__ = ["ConnectionLimits", "limited_protocol"]
@@ -75,6 +76,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             limits.remove(self)
             self._headers_are_here()
             super().on_headers_complete()
+            self.scope["extensions"] = {CHUNK_WRITER: ChunkWriter(self.cycle, self.transport.write, self.flow)}
 
         def on_message_complete(self) -> None:
             super().on_message_complete()

@@ -18,7 +18,7 @@ from sage_infer_serve.openai.sampling import guided_by, sampling_params
 from sage_infer_serve.openai.schema import ChatRequest, NamedTool, refused
 from sage_infer_serve.openai.tool_calls import ToolCallReader, as_json_text, call_as_dict
 from sage_infer_serve.openai.usage import usage_dict
-from sage_infer_serve.sse import DONE, ChunkWriter, event
+from sage_infer_serve.sse import DONE, ChunkWriter
 
 if TYPE_CHECKING:
     from sage_infer_serve.app import Gateway
@@ -48,7 +48,7 @@ async def chat_completions(gateway: Gateway, exchange: Exchange) -> None:
             request_id=exchange.request_id,
             priority=request.priority or 0,
         )
-        answer = _Answer(request, params, plan, exchange.request_id)
+        answer = _Answer(request, params, plan, "chatcmpl-" + exchange.request_id)
         async with stream:
             if request.stream:
                 await _stream(exchange, answer, stream, work)
@@ -70,6 +70,12 @@ async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Any) -
     async for delta in stream:
         work.tokens(len(delta.token_ids))
         index = delta.index
+        if plain and index in started and delta.finish_reason is None:  # most of all deltas
+            if delta.text:
+                data = writer.text(index, delta.text)
+                if not exchange.write_at_once(data):
+                    await exchange.write(data)
+            continue
         parts: list[bytes] = []
         if index not in started:
             if not started:
@@ -85,7 +91,9 @@ async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Any) -
         else:
             parts += answer.chunks(writer, delta)
         if parts:
-            await exchange.write(b"".join(parts) if len(parts) > 1 else parts[0])
+            data = b"".join(parts) if len(parts) > 1 else parts[0]
+            if not exchange.write_at_once(data):
+                await exchange.write(data)
     if not started:
         await exchange.start_stream()
     work.end(stream.usage, answer.reasons())

@@ -47,7 +47,7 @@ async def completions(gateway: Gateway, exchange: Exchange) -> None:
         async with AsyncExitStack() as stack:
             for stream in streams:
                 await stack.enter_async_context(stream)
-            answer = _Answer(request, prompts, params.n, exchange.request_id)
+            answer = _Answer(request, prompts, params.n, "cmpl-" + exchange.request_id)
             deltas = _deltas(streams, params.n)
             if request.stream:
                 await _stream(exchange, request, answer, deltas, streams, work)
