@@ -1,0 +1,19 @@
+"""What this wheel brings to sage-infer. Imports nothing of the server."""
+
+from sage_infer import CommandSpec, hookimpl
+
+SAGE_INFER_CONTRACT = "1.0"
+
+
+@hookimpl
+def sage_infer_commands() -> list[CommandSpec]:
+    return [
+        CommandSpec(
+            path="infer serve",
+            app="sage_infer_serve.cli:serve",
+            summary="Serve models behind an OpenAI-compatible API.",
+        ),
+        CommandSpec(path="infer key add", app="sage_infer_serve.keys_cli:add", summary="Make an API key."),
+        CommandSpec(path="infer key list", app="sage_infer_serve.keys_cli:list_", summary="List API keys by name."),
+        CommandSpec(path="infer key remove", app="sage_infer_serve.keys_cli:remove", summary="Take an API key back."),
+    ]
