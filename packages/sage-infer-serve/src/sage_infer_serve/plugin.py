@@ -13,4 +13,9 @@ def sage_infer_commands() -> list[CommandSpec]:
             app="sage_infer_serve.cli:serve",
             summary="Serve models behind an OpenAI-compatible API.",
         ),
+        CommandSpec(
+            path="infer bench",
+            app="sage_infer_serve.bench.command:bench",
+            summary="Measure an OpenAI-compatible server: latency and throughput.",
+        ),
     ]
