@@ -1,6 +1,6 @@
 """The embedded engine beside other CPU engines: tokens/s at 1, 8 and 32 requests, and TTFT of a long prompt.
 
-    hatch run bench:engine [--rounds 5] [--json results.json] [--only NAME …]
+    hatch run bench:engine [--rounds 5] [--json results.json] [--only NAME …] [--vllm-python PYTHON]
 
 Every engine gets the same weights, SmolLM2-135M in Q8_0 (made here from the sample model, and read exactly by all),
 the same token ids as prompts, greedy decoding and no prefix cache. A round runs every engine once, in turn, each in
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -54,26 +55,38 @@ def measure(run: Callable[[Prompts, int], int]) -> Reading:
     return reading
 
 
-def ours(gguf: str, **options: Any) -> Reading:
+def through_contract(backend_name: str, gguf: str, **options: Any) -> Reading:
     from sage_infer import SamplingParams
+    from sage_infer.backends import create_backend
     from sage_infer.contracts import TokenStream
     from sage_infer.schemas import ModelDescriptor
-    from sage_infer_openvino.backend import OpenVINOBackend
 
     async def count(stream: TokenStream) -> int:
         return sum([len(delta.token_ids) async for delta in stream])
 
-    async def generate(backend: OpenVINOBackend, prompts: Prompts, tokens: int) -> int:
+    async def generate(prompts: Prompts, tokens: int) -> int:
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
         return sum(await asyncio.gather(*map(count, await backend.generate(prompts, params))))
 
     model = ModelDescriptor(model_id="bench", model_type="llm", model_path=gguf)
-    backend = OpenVINOBackend(model, **options)
+    backend = create_backend(backend_name, model=model, serves="llm", prefix_caching=False, **options)
     with asyncio.Runner() as runner:
         runner.run(backend.start())
-        reading = measure(lambda prompts, tokens: runner.run(generate(backend, prompts, tokens)))
+        reading = measure(lambda prompts, tokens: runner.run(generate(prompts, tokens)))
         runner.run(backend.close())
     return reading
+
+
+def ours(gguf: str, **options: Any) -> Reading:
+    return through_contract("openvino", gguf, **options)
+
+
+def vllm(gguf: str) -> Reading:
+    """vLLM reads no GGUF on CPUs: its adapter makes a float32 folder of the same weights."""
+    dtype = "bfloat16" if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else "float32"
+    return through_contract(
+        "vllm", gguf, dtype=dtype, max_batch_size=32, max_sequence_length=2048, eager=True
+    )
 
 
 def openvino_genai(gguf: str, **options: Any) -> Reading:
@@ -131,12 +144,29 @@ def llama_cpp(gguf: str, **options: Any) -> Reading:
     return measure(run)
 
 
-FAST = {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "u8"}
+def fast_precision() -> str:
+    """What ``openvino_genai`` computes in by itself: bf16 where the CPU does, else f32."""
+    import openvino as ov
+
+    return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
+def ours_like_genai(gguf: str) -> Reading:
+    return ours(gguf, precision=fast_precision(), kv_precision="u8")
+
+
+def openvino_genai_fast(gguf: str) -> Reading:
+    return openvino_genai(gguf, INFERENCE_PRECISION_HINT=fast_precision(), KV_CACHE_PRECISION="u8")
+
+
+BASE = "sage-infer (KV u8)"
+VLLM = "vLLM"
 CONTENDERS: dict[str, Callable[[str], Reading]] = {
-    "sage-infer (f32, KV f32)": ours,
-    "sage-infer (bf16, KV u8)": lambda gguf: ours(gguf, precision="bf16", kv_precision="u8"),
-    "openvino_genai (bf16, KV u8)": lambda gguf: openvino_genai(gguf, **FAST),
-    "llama.cpp (f32, KV f16)": llama_cpp,
+    BASE: ours_like_genai,
+    "sage-infer (default: f32, KV f32)": ours,
+    "openvino_genai (KV u8)": openvino_genai_fast,
+    "llama.cpp (KV f16)": llama_cpp,
+    VLLM: vllm,
 }
 
 
@@ -170,8 +200,8 @@ def make_q8_0(target: Path) -> None:
     writer.close()
 
 
-def run_worker(name: str, gguf: Path) -> Reading:
-    command = [sys.executable, __file__, "--worker", name, "--gguf", str(gguf)]
+def run_worker(name: str, gguf: Path, python: str) -> Reading:
+    command = [python, __file__, "--worker", name, "--gguf", str(gguf)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
@@ -179,47 +209,77 @@ def run_worker(name: str, gguf: Path) -> Reading:
     return reading
 
 
-def show(readings: dict[str, list[Reading]]) -> None:
+def table(readings: dict[str, list[Reading]]) -> str:
+    """Medians a contender, and the ratios of ``BASE`` to each, round by round, as Markdown."""
     columns = list(next(iter(readings.values()))[0])
-    print(f"| engine | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    lines = [f"| engine | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for name, rounds in readings.items():
         cells = (f"{statistics.median(r[c] for r in rounds):.3g}" for c in columns)
-        print(f"| {name} | {' | '.join(cells)} |")
-    names = list(readings)
-    base = next((n for n in names if n.startswith("sage-infer (bf16")), names[0])
-    print(f"\nratios of {base} to the others, median (min to max) over rounds")
-    for name in names:
-        if name == base:
-            continue
-        for column in columns:
-            pairs = [a[column] / b[column] for a, b in zip(readings[base], readings[name], strict=True)]
-            print(
-                f"  {name:<30} {column:<10} {statistics.median(pairs):5.2f}  ({min(pairs):.2f} to {max(pairs):.2f})"
-            )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name in readings:
+        if name != BASE and BASE in readings:
+            pairs = {
+                c: [a[c] / b[c] for a, b in zip(readings[BASE], readings[name], strict=True)] for c in columns
+            }
+            cells = (f"{statistics.median(p):.2f}× ({min(p):.2f}–{max(p):.2f})" for p in pairs.values())
+            lines.append(f"| *{BASE} ÷ {name.split(' (', maxsplit=1)[0]}* | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, str]:
+    """What the figures were taken on."""
+    from importlib.metadata import version
+
+    import openvino as ov
+
+    cpu = str(ov.Core().get_property("CPU", "FULL_DEVICE_NAME"))
+    packages = ("sage-infer-openvino", "openvino", "openvino-genai", "xllamacpp")
+    return {
+        "cpu": cpu,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "computes in": fast_precision(),
+        **{name: version(name) for name in packages},
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write all readings here")
-    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=None)
+    parser.add_argument(
+        "--vllm-python", help="interpreter of an environment with sage-infer-vllm, to have vLLM run as well"
+    )
     parser.add_argument("--worker", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--gguf", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--table", type=Path, help="print the table of results written by --json, and measure nothing"
+    )
     options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text())["readings"]))
+        return
     if options.worker:
         print(json.dumps(CONTENDERS[options.worker](options.gguf)))
         return
+    names = options.only or [name for name in CONTENDERS if name != VLLM or options.vllm_python]
+    if VLLM in names and not options.vllm_python:
+        parser.error(
+            "vLLM runs in an environment of its own: give --vllm-python, as `hatch env find vllm.0.32` knows it"
+        )
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder) / "smollm2-135m-q8_0.gguf"
         make_q8_0(gguf)
-        readings: dict[str, list[Reading]] = {name: [] for name in options.only}
+        readings: dict[str, list[Reading]] = {name: [] for name in names}
         for round_number in range(options.rounds):
-            for name in options.only:
-                readings[name].append(run_worker(name, gguf))
+            for name in names:
+                python = options.vllm_python if name == VLLM else sys.executable
+                readings[name].append(run_worker(name, gguf, python))
                 print(f"round {round_number + 1}: {name}: {readings[name][-1]}", file=sys.stderr)
-    show(readings)
+    print(table(readings))
     if options.json:
-        options.json.write_text(json.dumps(readings, indent=2))
+        report = {"machine": machine(), "readings": readings}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sage_infer.schemas import QuantizationProfile
 from sage_infer_testing import EmbeddingBackendContract, InferenceBackendContract, PluginContract
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "packages" / "sage-infer-openvino" / "tests"))
@@ -21,6 +22,9 @@ class TestOpenVINO(InferenceBackendContract):
     backend_name = "openvino"
     model = "smollm2-135m"
     max_queue = 48
+    quant_profile = QuantizationProfile(
+        profile_id="w8", weight_bits=8, activation_bits=32, kv_bits_prefill=8, kv_bits_decode=8
+    )
     options = {"max_queue": 48, "max_batch_size": 8, "kv_cache_gb": 0.5}  # noqa: RUF012 - as the kit declares it
 
 

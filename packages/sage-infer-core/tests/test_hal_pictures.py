@@ -140,6 +140,17 @@ def test_every_figure_is_listed_with_its_source() -> None:
     assert len(rows) == 3 + 2 + 5 + 4
 
 
+def test_devices_that_are_alike_share_their_figures() -> None:
+    devices = [
+        evolve(npu(i), peak_tflops={"fp16": SPEED if i < 3 else evolve(SPEED, value=7.0)}) for i in range(5)
+    ]
+    rows = figures(HardwareProfile(accelerators=devices))
+    assert [row[:3] for row in rows if row[1] == "peak fp16"] == [
+        ("npu:0-2", "peak fp16", "63 TFLOP/s"),
+        ("npu:3-4", "peak fp16", "7 TFLOP/s"),
+    ]
+
+
 def test_words() -> None:
     assert [size(n) for n in (None, 1 << 20, 3 << 29, 5 << 40)] == ["-", "1.0 MiB", "1.5 GiB", "5.0 TiB"]
     assert rate(None) == "-"

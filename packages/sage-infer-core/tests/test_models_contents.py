@@ -155,6 +155,14 @@ def test_embedding_details(tmp_path: Path) -> None:
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     files = inspect_model(tmp_path)
     assert (files.embedding_dim, files.pooling_type) == (128, "mean")
+    dense = {"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (tmp_path / "modules.json").write_text(json.dumps([dense]))
+    (tmp_path / "2_Dense").mkdir()
+    (tmp_path / "2_Dense" / "config.json").write_text(json.dumps({"in_features": 128, "out_features": 64}))
+    assert inspect_model(tmp_path).embedding_dim == 64
+    (tmp_path / "modules.json").write_text("[")
+    with pytest.raises(ModelFileError, match=r"modules\.json cannot be read"):
+        inspect_model(tmp_path)
 
 
 def test_reranker_details(tmp_path: Path) -> None:

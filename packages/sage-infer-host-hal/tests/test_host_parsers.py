@@ -5,8 +5,6 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 from sage_infer_host.cpu import parse_cpuinfo
-from sage_infer_host.files import cpu_list, cpus_in
-from sage_infer_host.mounts import parse_mountinfo
 
 ARM = """\
 processor	: 0
@@ -67,15 +65,3 @@ def test_sockets_and_cores_without_sysfs() -> None:
 @given(st.text())
 def test_any_text_is_read_without_a_crash(text: str) -> None:
     parse_cpuinfo(text)
-    parse_mountinfo(text)
-    cpus_in(text)
-
-
-@given(st.sets(st.integers(0, 300), min_size=1))
-def test_lists_of_cpus_go_there_and_back(cpus: set[int]) -> None:
-    assert cpus_in(cpu_list(cpus)) == cpus
-
-
-def test_odd_lists_of_cpus() -> None:
-    assert cpus_in(None) == cpus_in("") == cpus_in("0-") == cpus_in("a-b") == cpus_in("1,,x") == frozenset()
-    assert cpu_list([]) is None

@@ -16,7 +16,14 @@ from encoder_toy import DOCUMENTS, EMBEDDERS, QUERY, RERANKERS, write_encoder
 from encoder_toy import TEXTS as TOY_TEXTS
 from openvino_toy import DATA, descriptor, eventually, greedy, run, tokens
 from sage_infer.contracts import EmbeddingBackend
-from sage_infer.errors import EngineDead, InvalidRequest, RequestCancelled, SchemaError, UnsupportedFeature
+from sage_infer.errors import (
+    EngineDead,
+    InvalidRequest,
+    Overloaded,
+    RequestCancelled,
+    SchemaError,
+    UnsupportedFeature,
+)
 from sage_infer.schemas import EmbeddingResult, ModelDescriptor
 from sage_infer_openvino.backend import OpenVINOBackend
 from sage_infer_openvino.embedding_backend import OpenVINOEmbeddingBackend
@@ -118,6 +125,23 @@ def test_calls_that_come_together_get_their_own_rows(minilm_dir: Path, gate: Gat
             stats = backend.stats()
             assert (stats.running, stats.waiting) == (0, 0)
             assert stats.prompt_tokens == 2 * sum(result.usage.prompt_tokens for result in results)
+
+    run(main())
+
+
+def test_more_texts_than_the_queue_takes_are_refused_for_now(minilm_dir: Path, gate: Gate) -> None:
+    async def main() -> None:
+        async with opened(minilm_dir, max_queue=4) as backend:
+            first = asyncio.ensure_future(backend.embed_batch(TEXTS[:8]))  # over the limit, and alone
+            await gate.in_step()
+            with pytest.raises(Overloaded, match="max_queue=4") as refused:
+                await backend.embed("one more")
+            assert 0 < refused.value.retry_after <= 30
+            gate.open.set()
+            await first
+            await eventually(lambda: backend.stats().finished == 1)
+            results = await asyncio.gather(*(backend.embed(text) for text in TEXTS[:4]))
+            assert len(results) == 4
 
     run(main())
 

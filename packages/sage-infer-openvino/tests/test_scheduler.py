@@ -211,18 +211,22 @@ def test_decodes_go_before_prompts_and_prompts_share_the_rest() -> None:
 
 
 def test_prompts_beside_decodes_are_limited() -> None:
+    def two_at_most(decoding: int, limit: int) -> int:
+        assert decoding == 1
+        return min(2, limit)
+
     s = scheduler()
     first, long = make(3, 9), make(20, 9)
     s.add(first)
-    assert s.next_step(2) == [(first, 3)]  # nobody decodes yet
+    assert s.next_step(two_at_most) == [(first, 3)]  # nobody decodes yet
     s.computed(first, 3)
     first.tokens.append(0)
     s.add(long)
-    assert s.next_step(2) == [(first, 1), (long, 2)]
+    assert s.next_step(two_at_most) == [(first, 1), (long, 2)]
     s.computed(first, 1)
     s.computed(long, 2)
     first.tokens.append(0)
-    assert s.next_step(2) == [(first, 1), (long, 2)]
+    assert s.next_step(two_at_most) == [(first, 1), (long, 2)]
 
 
 def test_a_smaller_priority_starts_first() -> None:

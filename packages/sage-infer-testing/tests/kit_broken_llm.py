@@ -12,7 +12,7 @@ from kit_mistakes import found_by
 from kit_reference_llm import SCHEMA, TOKEN_BYTES, ReferenceLLM, Request
 from kit_reference_sampling import Sequence_
 from sage_infer.contracts import BufferedTokenStream, ChatAnswer, Health
-from sage_infer.errors import InvalidRequest, SageInferError
+from sage_infer.errors import CapabilityMismatch, InvalidRequest, SageInferError
 from sage_infer.schemas import Prompt, SamplingParams, Timing, TokenDelta, TokenLogprob, Usage
 
 
@@ -493,6 +493,18 @@ REFUSALS = {
     "min_p": "min_p", "guided_choice": "guided_decoding", "lora": "adapters", "priority": "priorities",
     "deadline": "deadlines", "multimodal": "media", "chat": "chats", "prefill_decode": "prefill",
 }  # fmt: skip
+
+
+@found_by("test_names_what_a_profile_asks_too_much")
+class RefusesProfilesVaguely(ReferenceLLM):
+    def load_quant_profile(self, profile: Any) -> None:
+        raise CapabilityMismatch("this profile is not supported")
+
+
+@found_by("test_a_profile_is_in_force_after_start")
+class ForgetsItsProfile(ReferenceLLM):
+    def load_quant_profile(self, profile: Any) -> None:
+        """Takes it, and says nothing of it."""
 
 
 class AcceptsAnything(ReferenceLLM):

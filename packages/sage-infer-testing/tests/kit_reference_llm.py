@@ -57,7 +57,7 @@ from sage_infer.schemas import (
 ALL_FEATURES = (
     "streaming", "chat", "tool_calls", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "guided_json",
     "guided_regex", "guided_grammar", "guided_choice", "lora", "priority", "deadline", "prefix_caching",
-    "prefill_decode", "kv_export", "kv_import",
+    "prefill_decode", "kv_export", "kv_import", "quant_profile",
 )  # fmt: skip
 SCHEMA = KVCacheSchema(dtype="fp32", page_size=8, num_layers=1, num_heads=1, head_dim=1)  # 8 bytes a token
 TOKEN_BYTES = 8
@@ -117,6 +117,7 @@ class ReferenceLLM:
         self.held: dict[str, tuple[Request, DecodeState]] = {}
         self.seen: set[bytes] = set()
         self.counts = {"finished": 0, "prompt_tokens": 0, "output_tokens": 0, "prefix_hit_tokens": 0}
+        self.quant_profile_id: str | None = None
         self.state = "new"
         self.task: asyncio.Task[None] | None = None
         self.work = asyncio.Event()
@@ -151,13 +152,18 @@ class ReferenceLLM:
         return CapabilityDescriptor(
             backend_name=self.name, instance_type="general", hardware_backend="cpu", max_batch_size=self.batch,
             max_sequence_length=LIMIT, supported_precisions=("fp32",), kv_schema=SCHEMA, features=self.features,
+            quant_profile_id=self.quant_profile_id,
         )  # fmt: skip
 
     def get_kv_schema(self) -> KVCacheSchema:
         return SCHEMA
 
     def load_quant_profile(self, profile: Any) -> None:
-        raise UnsupportedFeature("this engine has no quantization")
+        if "quant_profile" not in self.features:
+            raise UnsupportedFeature("this engine has no quantization")
+        if profile.weight_bits != 32:
+            raise CapabilityMismatch(f"weight_bits is {profile.weight_bits}, and this engine does 32")
+        self.quant_profile_id = profile.profile_id
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Any = None, add_generation_prompt: bool = True

@@ -13,12 +13,14 @@ from kit_runs import run_module
 
 MODULE = """
 from {module} import {engine}
+from sage_infer.schemas import QuantizationProfile
 from sage_infer_testing import InferenceBackendContract
 
 class Test{engine}(InferenceBackendContract):
     timeout_s = 1.0
     settle_s = 0.2
     max_queue = 24
+    quant_profile = QuantizationProfile(profile_id="full", weight_bits=32)
 
     def make_backend(self):
         return {engine}()

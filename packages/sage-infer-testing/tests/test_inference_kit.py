@@ -1,11 +1,13 @@
 """The kit passes on the reference engine: with everything claimed, and with next to nothing claimed."""
 
 from kit_reference_llm import ReferenceLLM
+from sage_infer.schemas import QuantizationProfile
 from sage_infer_testing import InferenceBackendContract
 
 
 class TestEverythingClaimed(InferenceBackendContract):
     max_queue = 24
+    quant_profile = QuantizationProfile(profile_id="full", weight_bits=32)
     settle_s = 2.0
     tool_answer = ('<call>{"name": "clock", "arguments": {"zone": "UTC"}}</call>', "clock", {"zone": "UTC"})
 

@@ -50,31 +50,32 @@ def open_backend(
 ) -> AbstractAsyncContextManager[EmbeddingBackend]: ...
 @overload
 def open_backend(
-    name: str, *, model: str | ModelDescriptor, serves: Literal["hybrid"], **options: Any
+    name: str, *, model: str | ModelDescriptor | None = None, serves: Literal["hybrid"], **options: Any
 ) -> AbstractAsyncContextManager[HybridInferenceBackend]: ...
 @overload
 def open_backend(
-    name: str, *, model: str | ModelDescriptor, serves: None = None, **options: Any
+    name: str, *, model: str | ModelDescriptor | None = None, serves: None = None, **options: Any
 ) -> AbstractAsyncContextManager[Any]: ...
 def open_backend(
-    name: str, *, model: str | ModelDescriptor, serves: ServedType | None = None, **options: Any
+    name: str, *, model: str | ModelDescriptor | None = None, serves: ServedType | None = None, **options: Any
 ) -> AbstractAsyncContextManager[Any]:
     """Open a backend with a model; the backend is started on entry and closed on exit.
 
-    ``model`` is anything that ``resolve_model`` takes. ``options`` go to the backend (``sage infer backend show``
-    lists them). ``serves`` says which contract the caller wants, for the type checker and for an early error.
+    ``model`` is anything that ``resolve_model`` takes; a backend that serves hybrid does without. ``options`` go to
+    the backend (``sage infer backend show`` lists them). ``serves`` says which contract the caller wants, for the type
+    checker and for an early error.
 
     Raises:
         BackendUnavailable: unknown, not ready on this machine, or it serves something else.
         ModelNotFound, ModelFileError: the model is not there or cannot be read.
-        InvalidRequest: an option that the backend does not have.
+        InvalidRequest: an option that the backend does not have, or no model for one that needs it.
     """
     return _opened(name, model, serves, options)
 
 
 @asynccontextmanager
 async def _opened(
-    name: str, model: str | ModelDescriptor, serves: ServedType | None, options: dict[str, Any]
+    name: str, model: str | ModelDescriptor | None, serves: ServedType | None, options: dict[str, Any]
 ) -> AsyncIterator[Any]:
     backend = create_backend(name, model=model, serves=serves, **options)
     try:
@@ -85,7 +86,7 @@ async def _opened(
 
 
 def create_backend(
-    name: str, *, model: str | ModelDescriptor, serves: ServedType | None = None, **options: Any
+    name: str, *, model: str | ModelDescriptor | None = None, serves: ServedType | None = None, **options: Any
 ) -> Any:
     """The backend object, not started. Raises as ``open_backend`` does."""
     info = find_backend(name)
@@ -100,6 +101,10 @@ def create_backend(
         model = resolve_model(model, model_type=_model_type(spec, serves))
     factory = load_object(spec.factory, what=f"backend {name!r}")
     _check_options(name, factory, options)
+    if model is None:
+        if "hybrid" not in spec.serves:
+            raise InvalidRequest(f"backend {name!r} runs one model; name it (`sage infer model list`)")
+        return factory(**options)
     return factory(model=model, **options)
 
 

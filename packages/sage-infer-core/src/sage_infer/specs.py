@@ -79,9 +79,9 @@ class BackendSpec(_FactorySpec):
     Attributes:
         name: what users type; unique over all installed plug-ins.
         factory: called as ``factory(model=ModelDescriptor, **options)``; gives an object that satisfies the
-            contract of what it serves, not started yet. A backend with a KV cache takes the option
-            ``kv_schema``, a mapping with ``preset`` and ``page_size`` as far as the user set them, and raises
-            ``CapabilityMismatch`` for what its platform cannot do.
+            contract of what it serves, not started yet. One that serves hybrid is called without a model as well. A
+            backend with a KV cache takes the option ``kv_schema``, a mapping with ``preset`` and ``page_size`` as far
+            as the user set them, and raises ``CapabilityMismatch`` for what its platform cannot do.
         serves: kinds of model: llm, embedding, reranker, hybrid.
         hardware: hardware that it runs on, any one of which is enough; ``cpu`` is always there.
         requires: distributions that must be installed, with their version specifiers (``{"numpy": ">=2"}``); a

@@ -8,8 +8,7 @@ from pathlib import Path
 from attrs import frozen
 from sage_infer.schemas import CpuDescriptor
 from sage_infer.schemas.hardware import UNKNOWN_MODEL
-
-from sage_infer_host.files import cpus_in, number_in, text_in
+from sage_infer.system.files import cpus_in, number_in, text_in
 
 __all__ = ["CpuInfo", "describe_cpus", "parse_cpuinfo"]
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sage_infer.schemas import HardwareProfile, MemoryTierSpec
+from sage_infer.system import granted
+from sage_infer.system import usable_cpus as affinity
+from sage_infer.system.files import cpus_in, text_in
 
-from sage_infer_host.cgroup import granted
 from sage_infer_host.cpu import describe_cpus
 from sage_infer_host.disks import read_disks
-from sage_infer_host.files import cpus_in, text_in
 from sage_infer_host.numa import Numa, read_numa
 
 __all__ = ["HostDetector"]
@@ -38,7 +39,7 @@ class HostDetector:
         capacity: Callable[[str], int | None] | None = None,
     ) -> None:
         self._root = root
-        self._usable_cpus = usable_cpus or _affinity
+        self._usable_cpus = usable_cpus or affinity
         self._architecture = architecture or platform.machine() or "unknown"
         self._capacity = capacity or _file_system_size
 
@@ -73,12 +74,6 @@ class HostDetector:
         from sage_infer_host.measuring import measure
 
         return measure(profile, progress, cpus=self._usable_cpus())
-
-
-def _affinity() -> Collection[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return range(os.cpu_count() or 0)
 
 
 def _file_system_size(mount_point: str) -> int | None:

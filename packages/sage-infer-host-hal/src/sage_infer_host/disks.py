@@ -7,9 +7,8 @@ from pathlib import Path
 
 from attrs import frozen
 from sage_infer.schemas import MemoryTierSpec
-
-from sage_infer_host.files import number_in, text_in
-from sage_infer_host.mounts import Mount, parse_mountinfo
+from sage_infer.system.files import number_in, text_in
+from sage_infer.system.mounts import Mount, parse_mountinfo
 
 __all__ = ["Disks", "read_disks"]
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 from sage_infer.schemas import LinkProfile, NumaNode
-
-from sage_infer_host.files import cpu_list, cpus_in, text_in
+from sage_infer.system.files import cpu_list, cpus_in, text_in
 
 __all__ = ["Numa", "read_numa"]
 

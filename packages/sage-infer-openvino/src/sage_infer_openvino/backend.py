@@ -65,7 +65,7 @@ class OpenVINOBackend:
         max_sequence_length: int | None = None,
         max_queue: int = 1024,
         step_tokens: int = 512,
-        decode_slowdown: float = 2.0,
+        decode_slowdown: float = 2.5,
         prefix_caching: bool = True,
         device: str = "CPU",
         threads: int | None = None,

@@ -1,4 +1,4 @@
-"""What an OpenVINO device can do."""
+"""What an OpenVINO device can do, and how it is asked to."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 from sage_infer.errors import CapabilityMismatch, UnsupportedFeature
 from sage_infer.names import Precision
+from sage_infer.system import usable_cpus, usable_threads
 
-__all__ = ["check_precision", "compute_precisions"]
+__all__ = ["check_precision", "compute_precisions", "latency_properties"]
 
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 _NAMES: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
@@ -25,6 +26,20 @@ def compute_precisions(core: Any, device: str) -> tuple[str, ...]:
         there = ", ".join(core.available_devices)
         raise UnsupportedFeature(f"OpenVINO has no device {device} here; it has {there}") from error
     return tuple(name for name, capability in _CAPABILITIES.items() if capability in has)
+
+
+def latency_properties(device: str, precision: str, threads: int | None) -> dict[str, Any]:
+    """Properties for one request at a time on all of the device, or on so many CPU ``threads``.
+
+    OpenVINO itself keeps to the affinity mask and to one thread a core, but knows nothing of CPU quotas: with more
+    threads than a container is paid for, all of them are stopped until the next period.
+    """
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    if threads is None and device.upper().startswith("CPU") and usable_threads() < len(usable_cpus()):
+        threads = usable_threads()
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    return properties
 
 
 def check_precision(core: Any, device: str, precision: str) -> tuple[Precision, ...]:

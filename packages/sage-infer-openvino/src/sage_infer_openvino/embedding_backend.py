@@ -36,6 +36,7 @@ class EncoderSettings:
     device: str = field(validator=DEVICE)
     threads: int | None = field(validator=optional(Integer(ge=1)))
     token_budget: int = field(validator=Integer(ge=1))
+    max_queue: int = field(validator=Integer(ge=1))
     prompt: str | None = field(validator=optional(Text()))
     prompt_name: str | None = field(validator=optional(Text(min_length=1)))
 
@@ -54,6 +55,7 @@ class OpenVINOEmbeddingBackend:
         device: str = "CPU",
         threads: int | None = None,
         token_budget: int = 1024,
+        max_queue: int = 16_384,
         prompt: str | None = None,
         prompt_name: str | None = None,
     ) -> None:
@@ -63,6 +65,7 @@ class OpenVINOEmbeddingBackend:
             device=device,
             threads=threads,
             token_budget=token_budget,
+            max_queue=max_queue,
             prompt=prompt,
             prompt_name=prompt_name,
         )
@@ -76,7 +79,7 @@ class OpenVINOEmbeddingBackend:
         if self._queue is None:
             encoder = await asyncio.to_thread(self._load)
             self._check_open()  # it may have been closed meanwhile
-            self._queue = EncoderQueue(encoder, self._settings.token_budget)
+            self._queue = EncoderQueue(encoder, self._settings.token_budget, self._settings.max_queue)
 
     def _load(self) -> Encoder:
         settings, model = self._settings, self.model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy as np
@@ -13,7 +12,7 @@ from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
 from tokenizers import Tokenizer
 
 from sage_infer_openvino.bert_graph import build_bert
-from sage_infer_openvino.device import check_precision
+from sage_infer_openvino.device import check_precision, latency_properties
 from sage_infer_openvino.encoder_config import VectorHead, read_encoder_config
 from sage_infer_openvino.ov_runtime import ov
 from sage_infer_openvino.safetensors_file import SafetensorsFolder
@@ -67,9 +66,7 @@ class Encoder:
         self._cutting_tokenizer.enable_truncation(self.max_sequence_length)
         core = ov.Core()
         self.supported_precisions = check_precision(core, device, precision)
-        properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-        if threads is not None:
-            properties["INFERENCE_NUM_THREADS"] = threads
+        properties = latency_properties(device, precision, threads)
         model = build_bert(self.config, SafetensorsFolder(folder))
         try:
             self._request = core.compile_model(model, device, properties).create_infer_request()

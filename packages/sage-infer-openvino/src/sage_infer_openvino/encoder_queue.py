@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 
 import numpy as np
 import numpy.typing as npt
 from attrs import define, field
-from sage_infer.errors import EngineDead, RequestCancelled, SageInferError
+from sage_infer.errors import EngineDead, Overloaded, RequestCancelled, SageInferError
 
 from sage_infer_openvino.encoder import Encoder, EncoderInput
 from sage_infer_openvino.encoder_batches import BatchLine
@@ -17,6 +18,7 @@ from sage_infer_openvino.encoder_batches import BatchLine
 __all__ = ["EncoderQueue", "Rows"]
 
 Rows = npt.NDArray[np.float32]
+_RETRY_S = (0.05, 30.0)
 
 
 @define(eq=False)
@@ -32,10 +34,16 @@ class _Call:
 
 
 class EncoderQueue:
-    """Owns an encoder. Methods may be called from any thread."""
+    """Owns an encoder. Methods may be called from any thread.
 
-    def __init__(self, encoder: Encoder, token_budget: int) -> None:
+    ``max_queue`` is how many texts may be open; a call with more of them is taken when it is the only one.
+    """
+
+    def __init__(self, encoder: Encoder, token_budget: int, max_queue: int) -> None:
         self.encoder = encoder
+        self._max_queue = max_queue
+        self._texts = 0  # in the open calls
+        self._text_s = 0.0  # time per text, a running mean
         self.finished = self.tokens = 0
         self.stopped: SageInferError | None = None
         self._closing = False
@@ -61,12 +69,21 @@ class EncoderQueue:
 
         Raises:
             EngineDead: the encoder has stopped.
+            Overloaded: too many texts are open.
         """
         call = _Call(inputs, np.empty((len(inputs), self.encoder.dimension), np.float32), len(inputs))
         with self._changed:
             if self.stopped is not None:
                 raise EngineDead(f"the encoder has stopped: {self.stopped}; open the backend again")
+            if self._open and self._texts + len(inputs) > self._max_queue:
+                low, high = _RETRY_S
+                raise Overloaded(
+                    f"{self._texts} texts are open, {len(inputs)} more would be over max_queue={self._max_queue}; "
+                    "try again later, or raise max_queue",
+                    retry_after=min(max(self._texts * self._text_s, low), high),
+                )
             self._open.add(call)
+            self._texts += len(inputs)
             self._line.add(call, map(len, inputs))
             self._changed.notify()
         call.future.add_done_callback(lambda _: self._forget(call))
@@ -83,6 +100,7 @@ class EncoderQueue:
         with self._changed:
             self.finished += 1
             self._open.discard(call)
+            self._texts -= len(call.inputs)
             self._line.discard(call)
 
     # --- in the thread
@@ -112,7 +130,9 @@ class EncoderQueue:
             return batch
 
     def _compute(self, batch: list[tuple[_Call, int]]) -> None:
+        started = time.perf_counter()
         rows = self.encoder.compute([call.inputs[index] for call, index in batch])
+        self._text_s += 0.1 * ((time.perf_counter() - started) / len(batch) - self._text_s)
         if self._closing:
             return
         for row, (call, index) in zip(rows, batch, strict=True):

@@ -54,7 +54,7 @@ class Engine:
         max_batch_size: int,
         step_tokens: int,
         max_queue: int,
-        decode_slowdown: float = 2.0,
+        decode_slowdown: float = 2.5,
         block_keys: BlockKeys | None = None,
     ) -> None:
         self.runner = runner
@@ -170,7 +170,7 @@ class Engine:
             busy = False
             while self._intake.run_commands(wait_s=None if busy else self._patience()):
                 self._expire()
-                step = self._scheduler.next_step(self._pacer.prompt_tokens(self._scheduler.step_tokens))
+                step = self._scheduler.next_step(self._pacer.prompt_tokens)
                 if step:
                     self._execute(step)
                 busy = bool(step) or self._give_up_prefill()

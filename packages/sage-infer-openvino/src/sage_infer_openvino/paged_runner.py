@@ -19,7 +19,7 @@ import numpy.typing as npt
 from sage_infer.errors import CapabilityMismatch, InvalidRequest, KVCorrupt, OutOfMemory, UnsupportedFeature
 
 from sage_infer_openvino.decoder_graph import SAMPLED_INPUT, to_paged_attention
-from sage_infer_openvino.device import check_precision
+from sage_infer_openvino.device import check_precision, latency_properties
 from sage_infer_openvino.ov_runtime import ov
 
 __all__ = ["KVLayout", "PagedRunner", "SequenceSlice"]
@@ -97,14 +97,11 @@ class PagedRunner:
         # The transformation declares the cache's layout per plug-in at compile time; nothing here assumes
         # one.
         properties: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
+            **latency_properties(device, precision, threads),
             "KV_CACHE_PRECISION": kv_precision or precision,
             # Otherwise activations are rounded to int8 in front of every compressed weight.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
         }
-        if threads is not None:
-            properties["INFERENCE_NUM_THREADS"] = threads
         if cache_dir is not None:
             properties["CACHE_DIR"] = str(cache_dir)
         try:

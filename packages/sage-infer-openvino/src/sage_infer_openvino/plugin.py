@@ -29,7 +29,7 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "max_sequence_length": "prompt and output in tokens; the model's own limit where left out",
                 "max_queue": "open requests before new ones are refused, 1024 by default",
                 "step_tokens": "tokens computed in one step, 512 by default; smaller is fairer, larger is faster",
-                "decode_slowdown": "how many times longer a step may take for prompts while others read along, 2.0 "
+                "decode_slowdown": "how many times longer a step may take for prompts while others read along, 2.5 "
                 "by default",
                 "prefix_caching": "keep blocks of finished requests for prompts that begin alike, true by default",
                 "device": "OpenVINO device, CPU by default",
@@ -55,6 +55,7 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "device": "OpenVINO device, CPU by default",
                 "threads": "CPU threads; all that the process may use where left out",
                 "token_budget": "tokens in one batch, padding included, 1024 by default; smaller is fairer",
+                "max_queue": "texts that may be open at once before Overloaded, 16384 by default",
                 "prompt": "text before every text, such as 'query: '; '' for none; the model's default where left out",
                 "prompt_name": "a prompt of the model's own by its name, such as query or passage",
             },

@@ -71,18 +71,21 @@ class Scheduler:
             own += -(-len(prompt) // self.block_size) - len(keys)
         return own + len(shared)
 
-    def next_step(self, beside_decodes: int | None = None) -> list[tuple[SequenceState, int]]:
+    def next_step(
+        self, beside_decodes: Callable[[int, int], int] | None = None
+    ) -> list[tuple[SequenceState, int]]:
         """Sequences to run now, each with how many tokens; their blocks have room for them.
 
-        ``beside_decodes`` limits the prompt tokens of a step in which other sequences decode; it is 1 or more.
+        ``beside_decodes(decoding, limit)`` limits the prompt tokens of a step in which so many other sequences decode;
+        it gives 1 or more, and ``limit`` at most.
         Empty only when every block that would be needed is held by sequences that were set aside.
         """
         step: list[tuple[SequenceState, int]] = []
         in_turn = sorted(self.running, key=_turn)
         # Decodes first: they are one token each, and somebody is reading along.
         budget = self._advance([s for s in in_turn if _remaining(s) == 1], self.step_tokens, step)
-        if step and beside_decodes is not None:
-            budget = min(budget, beside_decodes)
+        if step and budget and beside_decodes is not None:
+            budget = beside_decodes(len(step), budget)
         budget = self._advance([s for s in in_turn if _remaining(s) > 1], budget, step)
         in_progress = self._keys_in_progress() if self.waiting else set()
         for sequence in list(self.waiting):

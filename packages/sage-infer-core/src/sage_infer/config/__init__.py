@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sage_infer.lazy import lazy_exports
 
 __all__ = [
-    "Config", "Inference", "InvalidConfig", "KVSettings", "LoadedConfig", "Models", "Plugins", "Transport",
+    "Config", "Inference", "InvalidConfig", "KVSettings", "LoadedConfig", "Models", "Plugins", "Serve", "Transport",
     "config_template", "disabled_plugins", "find_config_file", "load_config", "write_template",
 ]  # fmt: skip
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from sage_infer.config.document import InvalidConfig
     from sage_infer.config.layers import LoadedConfig, load_config
     from sage_infer.config.search import find_config_file
-    from sage_infer.config.settings import Config, Inference, KVSettings, Models, Plugins, Transport
+    from sage_infer.config.settings import Config, Inference, KVSettings, Models, Plugins, Serve, Transport
     from sage_infer.config.template import config_template, write_template
 
-_SETTINGS = ("Config", "Inference", "KVSettings", "Models", "Plugins", "Transport")
+_SETTINGS = ("Config", "Inference", "KVSettings", "Models", "Plugins", "Serve", "Transport")
 __getattr__ = lazy_exports(__name__, {
     "InvalidConfig": "document", "LoadedConfig": "layers", "load_config": "layers", "disabled_plugins": "disabled",
     "find_config_file": "search", "config_template": "template", "write_template": "template",

@@ -8,11 +8,24 @@ from typing import Any, get_args
 
 from attrs import Attribute, asdict, field, fields_dict, frozen, resolve_types
 
-from sage_infer.checks import Choice, Each, Entries, Flag, Instance, Integer, Json, Text, as_tuple, optional
+from sage_infer.checks import (
+    Choice,
+    Each,
+    Entries,
+    Flag,
+    Instance,
+    Integer,
+    Json,
+    Number,
+    Text,
+    as_tuple,
+    optional,
+)
+from sage_infer.schemas.capability import SharingMode
 from sage_infer.schemas.kv import KV_PRESETS
 from sage_infer.schemas.transport import TRANSPORT_PRESETS, Objective, TransportSettings
 
-__all__ = ["Config", "Inference", "KVSettings", "Models", "Plugins", "Transport", "keys"]
+__all__ = ["Config", "Inference", "KVSettings", "Models", "Plugins", "Serve", "Transport", "keys"]
 
 _KV_NAMES: tuple[Any, ...] = tuple(KV_PRESETS)
 _TRANSPORT_NAMES: tuple[Any, ...] = tuple(TRANSPORT_PRESETS)
@@ -82,6 +95,28 @@ class Models:
 
 
 @frozen(kw_only=True)
+class Serve:
+    """The gateway of ``sage infer serve``: what it serves and where, who may ask, and how much."""
+
+    models: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
+    sharing: str = field(default="time_slice", validator=Choice(get_args(SharingMode)))
+    host: str = field(default="127.0.0.1", validator=Text(min_length=1))
+    port: int = field(default=8000, validator=Integer(ge=0, le=65535))
+    keys_file: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    strict: bool = field(default=False, validator=Flag())
+    cors_origins: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+    max_body_bytes: int = field(default=16 * 2**20, validator=Integer(ge=1024))
+    max_open_requests: int = field(default=512, validator=Integer(ge=1))
+    max_idle_connections: int = field(default=1024, validator=Integer(ge=1))
+    header_timeout_s: float = field(default=10.0, validator=Number(gt=0))
+    body_timeout_s: float = field(default=30.0, validator=Number(gt=0))
+    request_timeout_s: float = field(default=600.0, validator=Number(gt=0))
+    drain_timeout_s: float = field(default=30.0, validator=Number(ge=0))
+    log_requests: bool = field(default=False, validator=Flag())
+    tracing: bool = field(default=False, validator=Flag())
+
+
+@frozen(kw_only=True)
 class Config:
     """The whole configuration, one attribute for each section of the file."""
 
@@ -90,6 +125,7 @@ class Config:
     transport: Transport = field(factory=Transport, validator=Instance(Transport))
     plugins: Plugins = field(factory=Plugins, validator=Instance(Plugins))
     models: Models = field(factory=Models, validator=Instance(Models))
+    serve: Serve = field(factory=Serve, validator=Instance(Serve))
 
 
 @cache

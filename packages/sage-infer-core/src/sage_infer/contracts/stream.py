@@ -140,7 +140,8 @@ class BufferedTokenStream:
 
     async def _next(self, taken: list[TokenDelta]) -> bool:
         """Move all that is ready into ``taken``; False at the end."""
-        self._loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
         while not self._ready:
             if self._ended:
                 if self._error is not None:

@@ -9,6 +9,7 @@ from attrs import frozen
 from sage_infer.hal.pairs import Matrix, code_of, link_matrix
 from sage_infer.hal.words import gigabytes, rate, size
 from sage_infer.schemas import AcceleratorDescriptor, CpuDescriptor, Figure, HardwareProfile, NumaNode
+from sage_infer.system.files import cpu_list
 
 __all__ = ["figures", "link_table", "numa_table", "tier_table", "tree"]
 
@@ -158,28 +159,8 @@ def tier_table(profile: HardwareProfile) -> Table:
 
 
 def figures(profile: HardwareProfile) -> list[Sequence[str]]:
-    """Every figure with what it is of, its value, its source and its confidence."""
-    found: list[Sequence[str]] = []
-    for device in profile.accelerators:
-        name = f"{device.hardware_backend}:{device.index}"
-        found += [
-            _row(
-                name,
-                f"peak {precision}",
-                f"{figure.value:g} T{'OP' if precision.startswith('int') else 'FLOP'}/s",
-                figure,
-            )
-            for precision, figure in device.peak_tflops.items()
-        ]
-        if device.memory_bandwidth_gbs is not None:
-            found.append(
-                _row(
-                    name,
-                    "memory bandwidth",
-                    gigabytes(device.memory_bandwidth_gbs),
-                    device.memory_bandwidth_gbs,
-                )
-            )
+    """Every figure with what it is of, its value, its confidence and its source; devices that are alike share rows."""
+    found = _device_figures(profile)
     ends = [(f"{link.source} → {link.target}", link) for link in profile.links]
     tiers = [(f"{tier.tier} {tier.name}", tier) for tier in profile.memory_tiers]
     for name, part in (*ends, *tiers):
@@ -187,10 +168,28 @@ def figures(profile: HardwareProfile) -> list[Sequence[str]]:
             figure = getattr(part, field, None)
             if figure is not None:
                 shown = rate(figure) if field.endswith("iops") else gigabytes(figure)
-                found.append(
-                    _row(name, what, f"{figure.value:g} µs" if field == "latency_us" else shown, figure)
-                )
+                value = f"{figure.value:g} µs" if field == "latency_us" else shown
+                found.append((name, *_row(what, value, figure)))
     return found
+
+
+def _device_figures(profile: HardwareProfile) -> list[Sequence[str]]:
+    indexes: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for device in profile.accelerators:
+        rows = [
+            _row(
+                f"peak {precision}",
+                f"{figure.value:g} T{'OP' if precision.startswith('int') else 'FLOP'}/s",
+                figure,
+            )
+            for precision, figure in device.peak_tflops.items()
+        ]
+        if device.memory_bandwidth_gbs is not None:
+            bandwidth = device.memory_bandwidth_gbs
+            rows.append(_row("memory bandwidth", gigabytes(bandwidth), bandwidth))
+        for row in rows:
+            indexes.setdefault((device.hardware_backend, row), []).append(device.index)
+    return [(f"{backend}:{cpu_list(where)}", *row) for (backend, row), where in indexes.items()]
 
 
 _FIELDS: Iterable[tuple[str, str]] = (
@@ -205,5 +204,5 @@ _FIELDS: Iterable[tuple[str, str]] = (
 )
 
 
-def _row(name: str, what: str, value: str, figure: Figure) -> Sequence[str]:
-    return (name, what, value, figure.confidence, figure.source)
+def _row(what: str, value: str, figure: Figure) -> tuple[str, str, str, str]:
+    return (what, value, figure.confidence, figure.source)

@@ -103,9 +103,26 @@ def _folder(path: Path, has_weights: bool) -> ModelFiles:
     return ModelFiles(
         path=path,
         model_type=kind,
-        embedding_dim=_positive(pooling, "word_embedding_dimension") or _positive(config, "hidden_size"),
+        embedding_dim=_dense_dim(path)
+        or _positive(pooling, "word_embedding_dimension")
+        or _positive(config, "hidden_size"),
         pooling_type=modes[0] if len(modes) == 1 else None,
     )
+
+
+def _dense_dim(path: Path) -> int | None:
+    """Length of what the last Dense module of a sentence-transformers folder gives; None without one."""
+    modules = path / "modules.json"
+    try:
+        listed = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"{modules} cannot be read: {error}") from None
+    dims = [
+        _positive(_json(path / str(module["path"]) / "config.json"), "out_features")
+        for module in (listed if isinstance(listed, list) else ())
+        if isinstance(module, dict) and str(module.get("type")).endswith(".Dense") and "path" in module
+    ]
+    return dims[-1] if dims else None
 
 
 def _model_type(path: Path, config: dict[str, Any]) -> ModelType | None:

@@ -6,6 +6,7 @@ from sage_infer_testing.kits.generation.cancellation import CancellationTests
 from sage_infer_testing.kits.generation.chat import ChatTests
 from sage_infer_testing.kits.generation.concurrency import ConcurrencyTests
 from sage_infer_testing.kits.generation.limits import LimitTests
+from sage_infer_testing.kits.generation.quantization import QuantizationTests
 from sage_infer_testing.kits.generation.refusals import RefusalTests
 from sage_infer_testing.kits.generation.sampling import SamplingTests
 from sage_infer_testing.kits.generation.stopping import StoppingTests
@@ -22,6 +23,7 @@ class InferenceBackendContract(
     SamplingTests,
     RefusalTests,
     ChatTests,
+    QuantizationTests,
     ConcurrencyTests,
     CancellationTests,
     TransferTests,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from sage_infer.contracts import InferenceBackend
-from sage_infer.schemas import SamplingParams
+from sage_infer.schemas import QuantizationProfile, SamplingParams
 
 from sage_infer_testing.kits.lifecycle import CapabilitySuite
 from sage_infer_testing.reading import Output, generate_one, greedy
@@ -28,6 +28,7 @@ class GenerationSuite(CapabilitySuite, kit=True):
             there is no such limit or it is too high to reach in a test.
         tool_answer: an answer with one tool call in the model's form, the function's name and its arguments, where the
             backend claims ``tool_calls``.
+        quant_profile: a profile that the backend can do with the model, where it claims ``quant_profile``.
         grammar: a guided-decoding grammar in the backend's dialect whose only outputs are "yes" and "no".
     """
 
@@ -45,6 +46,7 @@ class GenerationSuite(CapabilitySuite, kit=True):
     prompt_token_ids: ClassVar[Sequence[int] | None] = None
     max_queue: ClassVar[int | None] = None
     tool_answer: ClassVar[tuple[str, str, Mapping[str, Any]] | None] = None
+    quant_profile: ClassVar[QuantizationProfile | None] = None
     grammar: ClassVar[str] = 'root ::= "yes" | "no"'
 
     async def greedy_output(self, backend: Any, prompt: Any = None, **more: Any) -> Output:

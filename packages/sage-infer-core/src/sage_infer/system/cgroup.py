@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from attrs import frozen
 
-from sage_infer_host.files import text_in
-from sage_infer_host.mounts import Mount, parse_mountinfo
+from sage_infer.system.files import text_in
+from sage_infer.system.mounts import Mount, parse_mountinfo
 
 __all__ = ["Grant", "granted"]
 

@@ -1,0 +1,285 @@
+"""Several models on shared devices behind one object."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+
+from attrs import fields
+from sage_infer.checks import Choice
+from sage_infer.contracts import (
+    ChatMessage,
+    EngineStats,
+    Health,
+    ModelStatus,
+    PromptLike,
+    TokenStream,
+    Truncation,
+    check_texts,
+)
+from sage_infer.errors import InvalidRequest
+from sage_infer.names import ModelType
+from sage_infer.schemas import (
+    EmbeddingResult,
+    HardwareProfile,
+    HybridCapabilityDescriptor,
+    ModelDescriptor,
+    RerankResult,
+    SamplingParams,
+)
+from sage_infer.schemas.capability import SharingMode
+
+from sage_infer_hybrid.config import ModelConfig, as_config
+from sage_infer_hybrid.estimate import GIB
+from sage_infer_hybrid.host import ModelHost, Progress
+from sage_infer_hybrid.loaded import GENERATES, LoadedModel
+from sage_infer_hybrid.memory_planner import MemoryPlan
+from sage_infer_hybrid.slices import merge_embeddings, merge_hits
+from sage_infer_hybrid.time_slice import TimeSlicer
+
+__all__ = ["HybridBackend"]
+
+ModelLike = str | ModelDescriptor | Mapping[str, Any] | ModelConfig
+
+
+class HybridBackend:
+    """``HybridInferenceBackend`` over any installed backends.
+
+    ``HybridBackend(llm_config=…, embedding_config=…)`` loads its models in ``start``; ``HybridBackend()`` has none
+    until ``load_model``. A configuration is a model's name, a descriptor, or a mapping with the keys of
+    ``ModelConfig``.
+
+    Args:
+        llm_config, embedding_config, reranker_config: a model of each kind.
+        models: any number of further ones.
+        model: one model, as ``open_backend`` gives it.
+        sharing_mode: ``time_slice`` (batch work in turns with streams), ``mps`` (all at once) or ``exclusive`` (a
+            device each).
+        profile: the machine, where it is not to be asked.
+        on_progress: called as ``on_progress(model_id, stage, share)`` while a model is loaded.
+    """
+
+    def __init__(
+        self,
+        *,
+        llm_config: ModelLike | None = None,
+        embedding_config: ModelLike | None = None,
+        reranker_config: ModelLike | None = None,
+        models: Sequence[ModelLike] = (),
+        model: ModelDescriptor | None = None,
+        sharing_mode: SharingMode = "time_slice",
+        profile: HardwareProfile | None = None,
+        on_progress: Progress | None = None,
+    ) -> None:
+        for problem in Choice(get_args(SharingMode)).problems(sharing_mode, "sharing_mode"):
+            raise InvalidRequest(f"{problem.path} {problem.message}")
+        self._host = ModelHost(sharing_mode, profile)
+        self._host.on_progress = on_progress
+        self._slicers: dict[str, TimeSlicer] = {}
+        self._started = False
+        given: list[tuple[str, ModelLike | None, ModelType | None]] = [
+            ("llm_config", llm_config, "llm"),
+            ("embedding_config", embedding_config, "embedding"),
+            ("reranker_config", reranker_config, "reranker"),
+            ("model", model, None),
+            *((f"models[{i}]", value, None) for i, value in enumerate(models)),
+        ]
+        for where, value, kind in given:
+            if value is not None:
+                self._host.register(as_config(value, where), kind)
+
+    # --- life
+
+    async def start(self) -> None:
+        """Load every model that was named.
+
+        Raises:
+            OutOfMemory: they do not fit together; the message says by how much.
+        """
+        self._host.check_open()
+        if not self._started:
+            self._started = True
+            await self._host.load_registered()
+
+    async def close(self) -> None:
+        await self._host.close()
+
+    async def health(self) -> Health:
+        if self._host.closed:
+            return Health(status="dead", reason="the backend was closed")
+        if not self._started:
+            return Health(status="starting", reason="start() has not been called")
+        reasons = []
+        for model_id, model in list(self._host.loaded.items()):
+            found: Health = await model.backend.health()
+            if not found.ok:
+                reasons.append(f"{model_id}: {found.reason}")
+                if found.status == "dead" and model.entry.state == "ready":
+                    self._host.registry.move(model.entry, "failed", found.reason)
+        failed = [e for e in self._host.registry.entries() if e.state == "failed" and not reasons]
+        reasons += [f"{e.descriptor.model_id}: {e.reason}" for e in failed]
+        return Health(status="degraded", reason="; ".join(reasons)) if reasons else Health(status="ok")
+
+    def stats(self) -> EngineStats:
+        each = [model.backend.stats() for model in self._host.loaded.values()]
+        names = [attribute.name for attribute in fields(EngineStats) if attribute.name != "extensions"]
+        return EngineStats(**{name: sum(getattr(stats, name) for stats in each) for name in names})
+
+    # --- work
+
+    async def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        params: SamplingParams,
+        *,
+        model: str | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> list[TokenStream]:
+        loaded = await self._host.ready(model, GENERATES)
+        with loaded.call() as backend:
+            streams: list[TokenStream] = await backend.generate(
+                prompts, params, request_id=request_id, priority=priority, deadline=deadline
+            )
+            return streams
+
+    async def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        params: SamplingParams,
+        *,
+        model: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> TokenStream:
+        loaded = await self._host.ready(model, GENERATES)
+        with loaded.call() as backend:
+            prompt = backend.render_chat(messages, tools=tools)
+            streams: list[TokenStream] = await backend.generate(
+                [prompt], params, request_id=request_id, priority=priority, deadline=deadline
+            )
+            return streams[0]
+
+    async def embed(
+        self,
+        texts: Sequence[str | Sequence[int]],
+        *,
+        model: str | None = None,
+        truncate: Truncation = "error",
+    ) -> EmbeddingResult:
+        loaded = await self._host.ready(model, ("embedding",))
+        check_texts(texts, truncate)
+        with loaded.call() as backend:
+
+            async def whole(some: Sequence[str | Sequence[int]]) -> EmbeddingResult:
+                result: EmbeddingResult = await backend.embed_batch(some, truncate=truncate)
+                return result
+
+            parts = await self._in_slices(loaded, texts, whole)
+            return merge_embeddings(parts) if parts else await whole(texts)
+
+    async def rerank(
+        self, query: str, documents: Sequence[str], *, model: str | None = None, top_n: int | None = None
+    ) -> RerankResult:
+        loaded = await self._host.ready(model, ("reranker",))
+        with loaded.call() as backend:
+
+            async def whole(some: Sequence[str]) -> RerankResult:
+                result: RerankResult = await backend.rerank(query, some)
+                return result
+
+            if isinstance(documents, str) or not documents or top_n is not None:
+                await backend.rerank(query, documents[:0], top_n=top_n)  # it refuses what it does not take
+            parts = await self._in_slices(loaded, documents, whole)
+            return (
+                merge_hits(parts, [len(part.hits) for part in parts], top_n)
+                if parts
+                else await whole(documents)
+            )
+
+    async def _in_slices(
+        self, loaded: LoadedModel, items: Sequence[Any], compute: Callable[..., Any]
+    ) -> list[Any]:
+        """Results of the parts of a call, one after the other; empty where it is one part."""
+        if self._host.mode != "time_slice" or not items:
+            return []
+        beside = [
+            m for m in self._host.loaded.values() if m.generates and m.share.device == loaded.share.device
+        ]
+        share = loaded.weight / (loaded.weight + sum(m.weight for m in beside))
+        if share == 1:
+            return []
+        try:
+            slicer = self._slicer(loaded.share.device)
+            return await slicer.run(loaded.descriptor.model_id, items, compute, size=len, share=share)
+        except InvalidRequest:
+            return []  # computed whole, so that the message counts the items as the caller does
+
+    async def abort(self, request_id: str) -> None:
+        for model in list(self._host.loaded.values()):
+            if model.generates:
+                await model.backend.abort(request_id)
+
+    # --- models
+
+    def list_models(self) -> list[ModelDescriptor]:
+        return [entry.descriptor for entry in self._host.registry.entries()]
+
+    def get_model_status(self, model_id: str) -> ModelStatus:
+        return self._host.named(model_id).status
+
+    def get_hybrid_capability(self) -> HybridCapabilityDescriptor:
+        self._host.check_open()
+        plan = self.memory_plan()
+        ready = [model for model in self._host.loaded.values() if model.entry.state == "ready"]
+        used = {model.share.device for model in ready}
+        devices = [device for device in plan.devices if device.name in used or not used]
+        kinds = sorted({device.name.partition(":")[0] for device in devices if device.name in used} - {"cpu"})
+        return HybridCapabilityDescriptor(
+            backend_name="hybrid",
+            hardware_backend=kinds[0] if kinds else "cpu",
+            loaded_models=tuple(model.descriptor for model in ready),
+            gpu_sharing_mode=self._host.mode,
+            memory_isolation=self._host.mode == "exclusive",
+            total_memory_gb=sum(device.total for device in devices) / GIB,
+            available_memory_gb=sum(max(plan.free(device), 0) for device in devices) / GIB,
+        )
+
+    def memory_plan(self) -> MemoryPlan:
+        """Who has what of which device, of the models that are loaded."""
+        return self._host.plan()
+
+    def measured_bytes(self) -> dict[str, int | None]:
+        """What loading each model added to this process and its children in main memory."""
+        return {model_id: model.measured for model_id, model in self._host.loaded.items()}
+
+    async def load_model(self, model: ModelLike) -> None:
+        """Load a model beside the others; what is loaded already stays as it is.
+
+        Raises:
+            OutOfMemory: it does not fit; the message says by how much, and what would.
+            BackendUnavailable: no backend for it is ready.
+        """
+        self._host.check_open()
+        self._started = True
+        await self._host.load(self._host.register(as_config(model, "model"), None), again=True)
+
+    async def unload_model(self, model_id: str) -> None:
+        await self._host.unload(self._host.named(model_id), "registered")
+
+    async def sleep_model(self, model_id: str) -> None:
+        """As ``unload_model``, but the next request for the model loads it again."""
+        await self._host.unload(self._host.named(model_id), "sleeping")
+
+    def _slicer(self, device: str) -> TimeSlicer:
+        def is_live() -> bool:
+            models = self._host.loaded.values()
+            return any(m.is_busy for m in models if m.generates and m.share.device == device)
+
+        if device not in self._slicers:
+            self._slicers[device] = TimeSlicer(is_live, clock=time.monotonic)
+        return self._slicers[device]

@@ -1,0 +1,141 @@
+"""The sizes of a model, from what its files say: all that its memory can be reckoned from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, frozen
+from sage_infer.errors import ModelFileError
+from sage_infer.models.gguf_metadata import read_metadata
+
+__all__ = ["ModelShape", "read_shape", "shape_of_config"]
+
+_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "electra")
+_NAMES = {  # DistilBERT's names for what the others call otherwise
+    "dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
+    "hidden_dim": "intermediate_size",
+}  # fmt: skip
+_DTYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8_e4m3fn": 8}
+
+
+@frozen(kw_only=True)
+class ModelShape:
+    """Sizes of a transformer.
+
+    Attributes:
+        layers, hidden, intermediate, heads, kv_heads, head_dim, vocab: as configurations call them.
+        positions: longest sequence in tokens.
+        experts: feed-forward networks in a layer; 1 where it is no mixture.
+        tied: whether input and output share one embedding matrix (True for a model without an output matrix).
+        causal: whether it generates, and so keeps keys and values.
+        stored_bits: bits a weight has in the files.
+        stored_bytes: size of the weight files; None where there are none.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    positions: int
+    experts: int = 1
+    tied: bool = True
+    causal: bool = True
+    stored_bits: float = 16
+    stored_bytes: int | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, but for biases and what only some families have; within 1 % for those tested."""
+        width = self.heads * self.head_dim
+        attention = 2 * self.hidden * width + 2 * self.hidden * self.kv_heads * self.head_dim
+        feed_forward = (3 if self.causal else 2) * self.hidden * self.intermediate * self.experts
+        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
+        if not self.causal:
+            embeddings += self.positions * self.hidden
+        return embeddings + self.layers * (attention + feed_forward)
+
+    def kv_bytes_per_token(self, bits: float) -> float:
+        """Bytes of keys and values of one token over all layers, at ``bits`` an element; 0 for an encoder."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * bits / 8 if self.causal else 0.0
+
+
+def read_shape(path: Path) -> ModelShape:
+    """The shape of a model folder or a GGUF file.
+
+    Raises:
+        ModelFileError: it does not say what is needed.
+    """
+    if path.is_file():
+        return _gguf_shape(path)
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path / 'config.json'} cannot be read: {error}") from None
+    weights = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    weights = weights or sum(file.stat().st_size for file in path.glob("*.bin"))
+    try:
+        return shape_of_config(config, stored_bytes=weights or None)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(
+            f"{path / 'config.json'} does not say how large the model is ({error}); give memory_gb"
+        ) from None
+
+
+def _gguf_shape(path: Path) -> ModelShape:
+    data = read_metadata(path)
+    arch = data.get("general.architecture")
+
+    def number(key: str, default: int | None = None) -> int:
+        value = data.get(f"{arch}.{key}", default)
+        if not isinstance(value, int):
+            raise ModelFileError(f"{path} does not say {arch}.{key}; give memory_gb")
+        return value
+
+    hidden, heads = number("embedding_length"), number("attention.head_count")
+    stored = path.stat().st_size
+    shape = ModelShape(
+        layers=number("block_count"),
+        hidden=hidden,
+        intermediate=number("feed_forward_length"),
+        heads=heads,
+        kv_heads=number("attention.head_count_kv", heads),
+        head_dim=number("attention.key_length", hidden // heads),
+        vocab=int(data.get("tokenizer.ggml.tokens#", 0)),
+        positions=number("context_length"),
+        experts=number("expert_count", 1) or 1,
+        stored_bytes=stored,
+    )
+    return evolve(shape, stored_bits=8 * stored / shape.parameters)
+
+
+def shape_of_config(config: Mapping[str, Any], *, stored_bytes: int | None = None) -> ModelShape:
+    """The shape that a Hugging Face ``config.json`` describes; ``KeyError`` names what it lacks."""
+    config = {**config, **config.get("text_config", {})}
+    for theirs, ours in _NAMES.items():
+        if theirs in config:
+            config.setdefault(ours, config[theirs])
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    causal = config.get("model_type") not in _ENCODERS
+    bits: float = _DTYPE_BITS.get(str(config.get("dtype") or config.get("torch_dtype")), 16 if causal else 32)
+    experts = int(config.get("num_experts") or config.get("num_local_experts") or 1)
+    return ModelShape(
+        layers=int(config["num_hidden_layers"]),
+        hidden=hidden,
+        intermediate=int(config.get("moe_intermediate_size") or config["intermediate_size"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or hidden // heads),
+        vocab=int(config["vocab_size"]),
+        positions=int(config.get("max_position_embeddings") or 2048),
+        experts=experts,
+        tied=not causal or bool(config.get("tie_word_embeddings", config.get("model_type") == "gemma2")),
+        causal=causal,
+        stored_bits=bits,
+        stored_bytes=stored_bytes,
+    )

@@ -1,0 +1,29 @@
+"""What this wheel brings to sage-infer. Imports nothing else."""
+
+from sage_infer import BackendSpec, hookimpl
+
+SAGE_INFER_CONTRACT = "1.0"
+
+
+@hookimpl
+def sage_infer_backends() -> list[BackendSpec]:
+    return [
+        BackendSpec(
+            name="hybrid",
+            factory="sage_infer_hybrid.backend:HybridBackend",
+            serves={"hybrid"},
+            hardware={"cpu"},
+            summary="LLM, embedding and reranker on shared devices, each on any installed backend",
+            options={
+                "llm_config": "the LLM: a name, or a mapping with model, backend, aliases, options, weight",
+                "embedding_config": "the embedding model, in the same form",
+                "reranker_config": "the reranker, in the same form",
+                "models": "a list of further models, in the same form",
+                "sharing_mode": "time_slice (default), mps or exclusive",
+            },
+            limits=(
+                "Compute is shared between models by slicing batch work; engines themselves are not preempted.",
+                "A loaded model keeps its KV cache: it is not shrunk for a model that comes later.",
+            ),
+        )
+    ]

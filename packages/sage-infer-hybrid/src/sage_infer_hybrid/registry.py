@@ -1,0 +1,90 @@
+"""Which models there are, and what state each is in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from attrs import define, field
+from sage_infer.contracts import ModelStatus
+from sage_infer.contracts.hybrid import ModelState
+from sage_infer.errors import InvalidRequest
+from sage_infer.schemas import ModelDescriptor
+
+__all__ = ["ModelEntry", "ModelRegistry"]
+
+_NEXT: dict[ModelState, tuple[ModelState, ...]] = {
+    "registered": ("loading", "failed"),
+    "loading": ("ready", "failed", "registered"),
+    "ready": ("draining", "failed"),
+    "draining": ("registered", "sleeping", "failed", "ready"),
+    "sleeping": ("loading", "registered", "failed"),
+    "failed": ("loading", "registered"),
+}
+"""What may follow a state. A failed model may be tried again."""
+
+
+@define
+class ModelEntry:
+    """One model; ``since`` is when it came into its state, in seconds since the epoch."""
+
+    descriptor: ModelDescriptor
+    aliases: tuple[str, ...] = ()
+    state: ModelState = "registered"
+    since: float = 0.0
+    reason: str = ""
+
+    @property
+    def status(self) -> ModelStatus:
+        return ModelStatus(
+            model_id=self.descriptor.model_id, state=self.state, since=self.since, reason=self.reason
+        )
+
+
+@define
+class ModelRegistry:
+    """Models in the order in which they were registered."""
+
+    clock: Callable[[], float] = time.time
+    _entries: dict[str, ModelEntry] = field(factory=dict)
+
+    def register(self, model: ModelDescriptor, aliases: Iterable[str] = ()) -> ModelEntry:
+        """Add a model, or give the entry of one that is there already under the same description.
+
+        Raises:
+            InvalidRequest: its name or an alias means another model.
+        """
+        entry = self._entries.get(model.model_id)
+        if entry is not None and entry.state not in ("registered", "failed"):
+            raise InvalidRequest(f"model {model.model_id!r} is {entry.state}; unload it before it is changed")
+        for name in (model.model_id, *aliases):
+            other = self.find(name)
+            if other is not None and other.descriptor.model_id != model.model_id:
+                raise InvalidRequest(
+                    f"{name!r} means model {other.descriptor.model_id!r} already; choose another"
+                )
+        entry = ModelEntry(model, tuple(aliases), "registered", self.clock())
+        self._entries[model.model_id] = entry
+        return entry
+
+    def find(self, name: str) -> ModelEntry | None:
+        """The entry of this id or alias."""
+        if name in self._entries:
+            return self._entries[name]
+        return next((entry for entry in self._entries.values() if name in entry.aliases), None)
+
+    def entries(self) -> list[ModelEntry]:
+        return list(self._entries.values())
+
+    def move(self, entry: ModelEntry, state: ModelState, reason: str = "") -> None:
+        """Put a model into another state.
+
+        Raises:
+            InvalidRequest: that state cannot follow the one that it is in.
+        """
+        if state not in _NEXT[entry.state]:
+            raise InvalidRequest(
+                f"model {entry.descriptor.model_id!r} is {entry.state} and cannot become {state}; "
+                f"next may be {' or '.join(_NEXT[entry.state])}"
+            )
+        entry.state, entry.since, entry.reason = state, self.clock(), reason

@@ -1,0 +1,33 @@
+"""Results of the parts of a call, put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import evolve
+from sage_infer.schemas import EmbeddingResult, RerankHit, RerankResult, Usage
+
+__all__ = ["merge_embeddings", "merge_hits"]
+
+
+def merge_embeddings(parts: Sequence[EmbeddingResult]) -> EmbeddingResult:
+    """One result with the vectors of all, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return evolve(
+        parts[0],
+        data=memoryview(b"".join(part.data for part in parts)),
+        usage=Usage(prompt_tokens=sum(part.usage.prompt_tokens for part in parts)),
+    )
+
+
+def merge_hits(parts: Sequence[RerankResult], sizes: Sequence[int], top_n: int | None) -> RerankResult:
+    """One result, best first, its indices counted over all documents; ``sizes`` are how many each part had."""
+    hits: list[RerankHit] = []
+    start = 0
+    for part, size in zip(parts, sizes, strict=True):
+        hits += [evolve(hit, index=hit.index + start) for hit in part.hits]
+        start += size
+    hits.sort(key=lambda hit: hit.score, reverse=True)
+    tokens = sum(part.usage.prompt_tokens for part in parts)
+    return evolve(parts[0], hits=tuple(hits[:top_n]), usage=Usage(prompt_tokens=tokens))

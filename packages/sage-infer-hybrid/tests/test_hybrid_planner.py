@@ -1,0 +1,166 @@
+"""Plans: none asks a device for more than it has, and a refusal says by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hybrid_catalogue import CARDS, CATALOGUE
+from hypothesis import given
+from hypothesis import strategies as st
+from sage_infer.errors import OutOfMemory
+from sage_infer.schemas import HardwareProfile, MemoryTierSpec
+from sage_infer.schemas.capability import SharingMode
+from sage_infer_hybrid.estimate import GIB, Demand, Workload, estimate
+from sage_infer_hybrid.memory_planner import Device, MemoryPlan, Share, corrected, devices_of, plan_memory
+
+MODES: st.SearchStrategy[SharingMode] = st.sampled_from(["exclusive", "mps", "time_slice"])
+SIZES = st.integers(0, 100 * GIB)
+DEMANDS = st.lists(
+    st.builds(
+        Demand,
+        model_id=st.uuids().map(str),
+        weights=SIZES,
+        kv_least=st.integers(0, GIB),
+        kv_wanted=st.integers(GIB, 50 * GIB),
+        activations=st.integers(0, 4 * GIB),
+        overhead=st.integers(0, GIB),
+        weight=st.floats(0.1, 10),
+    ),
+    max_size=6,
+    unique_by=lambda demand: demand.model_id,
+)
+DEVICES = st.lists(st.integers(1, 100), min_size=1, max_size=4).map(
+    lambda sizes: [
+        Device(name=f"cuda:{i}", total=size * GIB, usable=int(0.95 * size * GIB))
+        for i, size in enumerate(sizes)
+    ]
+)
+
+
+def planned_or_refused(
+    devices: Sequence[Device], demands: Sequence[Demand], mode: SharingMode
+) -> MemoryPlan | str:
+    """The plan, or the message of its refusal."""
+    try:
+        return plan_memory(devices, demands, mode)
+    except OutOfMemory as refused:
+        return refused.message
+
+
+@given(DEVICES, DEMANDS, MODES)
+def test_no_plan_exceeds_a_device(devices: list[Device], demands: list[Demand], mode: SharingMode) -> None:
+    plan = planned_or_refused(devices, demands, mode)
+    if isinstance(plan, str):
+        assert any(demand.model_id in plan for demand in demands)
+        return
+    assert sorted(share.model_id for share in plan.shares) == sorted(demand.model_id for demand in demands)
+    for device in devices:
+        assert plan.used(device.name) <= device.usable
+        if mode == "exclusive":
+            assert sum(share.device == device.name for share in plan.shares) <= 1
+    for demand in demands:
+        share = plan.share_of(demand.model_id)
+        assert share is not None
+        assert demand.kv_least <= share.kv <= max(demand.kv_wanted, demand.kv_least)
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("mode", ["exclusive", "mps", "time_slice"])
+@given(st.lists(st.sampled_from(sorted(CATALOGUE)), min_size=1, max_size=4, unique=True))
+def test_no_plan_of_real_models_exceeds_a_real_card(card: str, mode: SharingMode, names: list[str]) -> None:
+    profile = CARDS[card]
+    devices = devices_of(profile)
+    assert devices
+    run = Workload(overhead_bytes=GIB, max_sequence_length=8192)
+    demands = [estimate(name, CATALOGUE[name][0], run) for name in names]
+    plan = planned_or_refused(devices, demands, mode)
+    if isinstance(plan, str):
+        assert "too little" in plan or "exclusive" in plan
+        return
+    for device in devices:
+        assert plan.used(device.name) <= device.total
+
+
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
+def test_weights_are_counted_as_published(name: str) -> None:
+    shape, parameters = CATALOGUE[name]
+    assert shape.parameters == pytest.approx(parameters, rel=0.01)
+
+
+def test_what_an_llm_and_an_embedder_get_of_24_gib() -> None:
+    llama, _ = CATALOGUE["Llama-3.1-8B"]
+    bge, _ = CATALOGUE["bge-m3"]
+    card = Device(name="cuda:0", total=24 * GIB, usable=int(24 * GIB * 0.95))
+    run = Workload(max_sequence_length=8192, overhead_bytes=GIB)
+    plan = plan_memory([card], [estimate("llama", llama, run), estimate("bge", bge, run)], "time_slice")
+    llm, embedder = plan.share_of("llama"), plan.share_of("bge")
+    assert llm is not None
+    assert embedder is not None
+    assert llm.weights / GIB == pytest.approx(14.96, abs=0.05)  # 8.03e9 weights of 2 bytes
+    assert llm.kv >= 8192 * 131072  # a sequence of full length, at 128 KiB a token
+    assert embedder.kv == 0
+    assert plan.used("cuda:0") <= card.usable
+
+
+def test_a_refusal_says_by_how_much_and_what_would_fit() -> None:
+    llama, _ = CATALOGUE["Llama-3.1-8B"]
+    card = Device(name="cuda:0", total=12 * GIB, usable=12 * GIB)
+    demand = estimate("llama", llama, Workload(max_sequence_length=8192, overhead_bytes=GIB))
+    with pytest.raises(OutOfMemory) as refused:
+        plan_memory([card], [demand], "time_slice")
+    assert f"{(demand.least - card.usable) / GIB:.2f} GiB too little" in refused.value.message
+    assert "8-bit weights" in refused.value.message
+
+
+def test_exclusive_wants_a_device_each() -> None:
+    card = Device(name="cuda:0", total=GIB, usable=GIB)
+    small = [Demand(model_id=name, weights=1) for name in ("a", "b")]
+    with pytest.raises(OutOfMemory, match=r"exclusive wants a device for it alone.*time_slice or mps"):
+        plan_memory([card], small, "exclusive")
+    assert len(plan_memory([card], small, "mps").shares) == 2
+
+
+def test_a_model_stays_on_its_own_devices() -> None:
+    cards = [Device(name=f"cuda:{i}", total=GIB, usable=GIB) for i in range(2)]
+    plan = plan_memory(cards, [Demand(model_id="a", weights=1, devices=("cuda:1",))], "mps")
+    assert plan.shares[0].device == "cuda:1"
+    with pytest.raises(OutOfMemory, match="no device with known memory among npu:0; devices: cuda:0, cuda:1"):
+        plan_memory(cards, [Demand(model_id="a", weights=1, devices=("npu:0",))], "mps")
+
+
+def test_in_turns_only_the_largest_activations_count() -> None:
+    card = Device(name="cpu", total=10, usable=10)
+    demands = [Demand(model_id=name, weights=2, activations=4) for name in ("a", "b")]
+    assert plan_memory([card], demands, "time_slice").used("cpu") == 8
+    with pytest.raises(OutOfMemory):
+        plan_memory([card], demands, "mps")
+
+
+def test_left_over_memory_goes_by_weight_as_far_as_it_is_wanted() -> None:
+    card = Device(name="cpu", total=100, usable=100)
+    plan = plan_memory(
+        [card],
+        [
+            Demand(model_id="big", weights=10, kv_wanted=1000, weight=3),
+            Demand(model_id="small", weights=10, kv_wanted=1000, weight=1),
+            Demand(model_id="modest", weights=10, kv_wanted=6, weight=1),
+        ],
+        "time_slice",
+    )
+    kv = {share.model_id: share.kv for share in plan.shares}
+    assert kv == {"modest": 6, "small": 16, "big": 48}
+
+
+def test_a_measurement_corrects_the_engines_own_part() -> None:
+    planned = Share(model_id="a", device="cpu", weights=100, kv=50, activations=10, overhead=20)
+    demand = Demand(model_id="a", weights=100, kv_least=50, activations=10, overhead=20)
+    assert corrected(demand, 200, planned).overhead == 40
+    assert corrected(demand, 90, planned).overhead == 0
+
+
+def test_main_memory_is_what_the_process_may_use() -> None:
+    tier = MemoryTierSpec(tier="dram", name="host", capacity_bytes=64 * GIB, usable_bytes=8 * GIB)
+    (device,) = devices_of(HardwareProfile(memory_tiers=(tier,)))
+    assert (device.name, device.total) == ("cpu", 8 * GIB)
+    assert device.usable < 8 * GIB

@@ -1,0 +1,24 @@
+"""What OpenVINO is told of the machine."""
+
+from __future__ import annotations
+
+import pytest
+from sage_infer_openvino import device
+from sage_infer_openvino.device import latency_properties
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "paid_for", "threads"),
+    [
+        ("CPU", None, 8, None),  # OpenVINO keeps to the affinity mask by itself
+        ("CPU", None, 3, 3),
+        ("CPU", 5, 3, 5),  # the user knows better
+        ("GPU.0", None, 3, None),
+    ],
+)
+def test_threads_are_no_more_than_the_quota_pays_for(
+    monkeypatch: pytest.MonkeyPatch, name: str, asked: int | None, paid_for: int, threads: int | None
+) -> None:
+    monkeypatch.setattr(device, "usable_cpus", lambda: range(8))
+    monkeypatch.setattr(device, "usable_threads", lambda: paid_for)
+    assert latency_properties(name, "f32", asked).get("INFERENCE_NUM_THREADS") == threads

@@ -1,0 +1,215 @@
+"""One request and its answer, over ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Literal
+
+from sage_infer_serve.auth import APIKey
+from sage_infer_serve.chunk_writer import CHUNK_WRITER
+from sage_infer_serve.errors import HTTPError, error_body, wrong_request
+
+__all__ = ["JSON", "Exchange", "Receive", "Scope", "Send"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+JSON = b"application/json"
+Stop = Literal["client", "body", "timeout", "shutdown"]
+"""Who ended an exchange early: its client, the time for its body or for its work, or the server's end."""
+
+_SSE_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would keep the events back
+)
+_DISCARD_S = 5.0  # for which the rest of a refused body is read, so that the client gets to see the answer
+
+
+class Exchange:
+    """What the routes answer through. ``stopped`` says who ended it early, if anybody did.
+
+    Attributes:
+        headers: the request's, by name in lower case.
+        ended: the whole answer has been sent.
+        model: the model that answered, for metrics; empty until it is known to exist.
+        status: the status sent, 0 before.
+        failed: an error was sent inside a stream.
+    """
+
+    __slots__ = (
+        "_receive",
+        "_send",
+        "_task",
+        "_timer",
+        "_watcher",
+        "_writer",
+        "ended",
+        "extra_headers",
+        "failed",
+        "headers",
+        "key",
+        "loop",
+        "model",
+        "path",
+        "request_id",
+        "scope",
+        "started",
+        "status",
+        "stopped",
+        "streaming",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        self.scope, self._receive, self._send = scope, receive, send
+        self.request_id = request_id
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.started = time.perf_counter()
+        self.key: APIKey | None = None
+        self.model = ""
+        self.status = 0
+        self.streaming = False
+        self.failed = False
+        self.stopped: Stop | None = None
+        self.extra_headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.ended = False
+        self.loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._writer = scope.get("extensions", {}).get(CHUNK_WRITER)  # None on other servers
+
+    # --- the request
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            HTTPError: it is longer than ``limit`` bytes (413).
+        """
+        length = self.headers.get(b"content-length")
+        if length is not None and int(length) > limit:  # a number: the parser has seen to it
+            raise _too_large(limit)
+        parts, size, more = [], 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.stopped = "client"
+                raise asyncio.CancelledError
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
+            size += len(parts[-1])
+            if size > limit:
+                raise _too_large(limit)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def watch(self) -> None:
+        """Stop the exchange when the client goes away. Called after the body was read."""
+        self._watcher = self.loop.create_task(self._watch())
+
+    def unwatch(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def stop_after(self, seconds: float, why: Stop) -> None:
+        """Stop the exchange at a time, instead of at the one set before; ``in_time`` takes it back."""
+        self.in_time()
+        self._timer = self.loop.call_later(seconds, self.stop, why)
+
+    def in_time(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.stop("client")
+
+    def stop(self, why: Stop) -> None:
+        """End the exchange early; its task is cancelled, which frees what it holds in the engine."""
+        if not self.stopped and not self.ended and self._task is not None and not self._task.done():
+            self.stopped = why
+            self._task.cancel()
+
+    # --- the answer
+
+    async def respond(
+        self, body: bytes, *, status: int = 200, kind: bytes = JSON, headers: Iterable[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """The whole answer at once."""
+        await self._start(
+            status, [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *headers]
+        )
+        self.ended = True
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def respond_in_parts(self, parts: Iterable[bytes]) -> None:
+        """A large JSON answer, part by part; others get their turn in between."""
+        await self._start(200, [(b"content-type", JSON)])
+        for part in parts:
+            await self.write(part)
+            await asyncio.sleep(0)
+        await self.end()
+
+    async def start_stream(self) -> None:
+        self.streaming = True
+        await self._start(200, list(_SSE_HEADERS))
+
+    def write_at_once(self, data: bytes) -> bool:
+        """``write`` without waiting; False where that cannot be, and nothing was written."""
+        return self._writer is not None and self._writer.write(data)
+
+    async def write(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        self.ended = True
+        await self._send({"type": "http.response.body", "body": data})
+
+    async def fail(self, error: HTTPError) -> None:
+        """Answer with an error: as an event where a stream has begun, else as the response."""
+        body = error_body(error)
+        if self.streaming:
+            self.failed = True
+            await self.end(b"data: " + body + b"\n\n")
+            return
+        if self.status:  # an answer has begun; nothing that is said now would be understood
+            self.failed = True
+            raise error
+        headers = [*error.headers]
+        unread = error.status in (408, 413)
+        if unread:
+            headers.append((b"connection", b"close"))
+            await self._start(
+                error.status, [(b"content-type", JSON), (b"content-length", b"%d" % len(body)), *headers]
+            )
+            await self.write(body)  # complete for the client, as it knows the length
+            await self._discard()
+            await self.end()
+        else:
+            await self.respond(body, status=error.status, headers=headers)
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status = status
+        headers.append((b"x-request-id", self.request_id.encode()))
+        headers.extend(self.extra_headers)
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _discard(self) -> None:
+        try:
+            async with asyncio.timeout(_DISCARD_S):
+                message = await self._receive()
+                while message["type"] != "http.disconnect" and message.get("more_body"):
+                    message = await self._receive()
+        except TimeoutError:
+            pass
+
+
+def _too_large(limit: int) -> HTTPError:
+    return wrong_request(
+        f"the body is longer than {limit} bytes; send less at once", status=413, code="body_too_large"
+    )

@@ -1,0 +1,270 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sage_infer.contracts import ToolCall
+from sage_infer.schemas import GuidedDecoding, SamplingParams, TokenDelta
+
+from sage_infer_serve.errors import wrong_request
+from sage_infer_serve.exchange import Exchange
+from sage_infer_serve.openai.logprobs import chat_logprobs
+from sage_infer_serve.openai.messages import as_chat, function_names, tools_as_dicts
+from sage_infer_serve.openai.sampling import guided_by, sampling_params
+from sage_infer_serve.openai.schema import ChatRequest, NamedTool, refused
+from sage_infer_serve.openai.tool_calls import ToolCallReader, as_json_text, call_as_dict
+from sage_infer_serve.openai.usage import usage_dict
+from sage_infer_serve.sse import DONE, ChunkWriter
+
+if TYPE_CHECKING:
+    from sage_infer_serve.app import Gateway
+
+__all__ = ["chat_completions"]
+
+_encode = msgspec.json.encode
+
+
+async def chat_completions(gateway: Gateway, exchange: Exchange) -> None:
+    request: ChatRequest = await gateway.read(exchange, ChatRequest)
+    plan = _Plan(request)
+    _refuse_what_nothing_does(request)
+    params = sampling_params(
+        request,
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        guided=plan.guided,
+        keep_special_tokens=plan.reads_calls,
+    )
+    with gateway.generation(exchange, "chat", request, params) as work:
+        stream = await gateway.backend.chat(
+            as_chat(request.messages, text_only=gateway.is_text_only(request.model)),
+            params,
+            model=request.model,
+            tools=plan.tools,
+            request_id=exchange.request_id,
+            priority=request.priority or 0,
+        )
+        answer = _Answer(request, params, plan, "chatcmpl-" + exchange.request_id)
+        async with stream:
+            if request.stream:
+                await _stream(exchange, answer, stream, work)
+            else:
+                async for delta in stream:
+                    work.tokens(len(delta.token_ids))
+                    answer.take(delta)
+                work.end(stream.usage, answer.reasons())
+                await exchange.respond(answer.body(usage_dict(stream.usage)))
+
+
+async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Any) -> None:
+    """Send each delta as it comes. The response begins with the first one, so that errors before it have a status."""
+    writer = ChunkWriter(
+        answer.id, "chat.completion.chunk", answer.created, answer.model, with_usage=answer.include_usage
+    )
+    plain = answer.is_plain
+    started: set[int] = set()
+    async for delta in stream:
+        work.tokens(len(delta.token_ids))
+        index = delta.index
+        if plain and index in started and delta.finish_reason is None:  # most of all deltas
+            if delta.text:
+                data = writer.text(index, delta.text)
+                if not exchange.write_at_once(data):
+                    await exchange.write(data)
+            continue
+        parts: list[bytes] = []
+        if index not in started:
+            if not started:
+                await exchange.start_stream()
+            started.add(index)
+            parts.append(writer.delta(index, b'{"role":"assistant","content":""}'))
+        if plain:
+            if delta.text:
+                parts.append(writer.text(index, delta.text))
+            if delta.finish_reason is not None:
+                answer.finished(delta)
+                parts.append(writer.finish(index, answer.reason_of(index)))
+        else:
+            parts += answer.chunks(writer, delta)
+        if parts:
+            data = b"".join(parts) if len(parts) > 1 else parts[0]
+            if not exchange.write_at_once(data):
+                await exchange.write(data)
+    if not started:
+        await exchange.start_stream()
+    work.end(stream.usage, answer.reasons())
+    tail = writer.usage(_encode(usage_dict(stream.usage))) if answer.include_usage else b""
+    await exchange.end(tail + DONE)
+
+
+class _Plan:
+    """What tools and formats mean for generation."""
+
+    def __init__(self, request: ChatRequest) -> None:
+        tools = request.tools or []
+        choice = request.tool_choice
+        if choice is not None and choice != "none" and not tools:
+            raise wrong_request("tool_choice needs tools", "tool_choice")
+        names = function_names(tools)
+        self.tools = tools_as_dicts(tools) if tools and choice != "none" else None
+        self.names = names if self.tools else []
+        self.forced = ""  # the function that the whole answer is a call of
+        self.required = choice == "required"
+        self.guided = guided_by(request, request.response_format)
+        if self.guided is not None and (self.required or isinstance(choice, NamedTool)):
+            raise wrong_request("a forced tool call and a format of the answer cannot be given together", "tool_choice")
+        if isinstance(choice, NamedTool):
+            if choice.function.name not in names:
+                known = ", ".join(names)
+                raise wrong_request(
+                    f"there is no tool {choice.function.name!r}; the tools are: {known}", "tool_choice.function.name"
+                )
+            self.forced = choice.function.name
+            tool = tools[names.index(self.forced)]
+            self.guided = GuidedDecoding(json_schema=tool.function.parameters or {"type": "object"})
+        elif self.required:
+            each = [
+                {
+                    "type": "object",
+                    "properties": {
+                        "name": {"const": tool.function.name},
+                        "arguments": tool.function.parameters or {"type": "object"},
+                    },
+                    "required": ["name", "arguments"],
+                    "additionalProperties": False,
+                }
+                for tool in tools
+            ]
+            self.guided = GuidedDecoding(json_schema=each[0] if len(each) == 1 else {"anyOf": each})
+        self.reads_calls = bool(self.tools) and not self.forced and not self.required
+
+
+class _Answer:
+    """An answer as it grows: for each completion its text, calls, log probabilities, and why it ended."""
+
+    def __init__(self, request: ChatRequest, params: SamplingParams, plan: _Plan, request_id: str) -> None:
+        self.id = request_id
+        self.created = int(time.time())
+        self.model = request.model
+        self.include_usage = request.stream_options is not None and request.stream_options.include_usage
+        self._plan = plan
+        self._logprobs = params.logprobs is not None
+        self._n = params.n
+        self._texts: list[list[str]] = [[] for _ in range(params.n)]
+        self._logs: list[list[Any]] = [[] for _ in range(params.n)]
+        self._calls: list[list[dict[str, Any]]] = [[] for _ in range(params.n)]
+        self._reasons: list[str | None] = [None] * params.n
+        self._readers = [ToolCallReader(plan.names) for _ in range(params.n)] if plan.reads_calls else []
+        self.is_plain = not (plan.tools or self._logprobs)
+
+    # --- growing
+
+    def take(self, delta: TokenDelta) -> tuple[str, list[dict[str, Any]]]:
+        """Add a delta; gives the content and the calls that it brought."""
+        index = delta.index
+        text, calls = delta.text, []
+        if self._readers:
+            text, found = self._readers[index].feed(delta.text)
+            if delta.finish_reason is not None:
+                rest, more = self._readers[index].end()
+                text, found = text + rest, found + more
+            calls = self._add_calls(index, found)
+        if text:
+            self._texts[index].append(text)
+        if self._logprobs and delta.logprobs:
+            self._logs[index] += chat_logprobs(delta.logprobs)
+        if delta.finish_reason is not None:
+            self.finished(delta)
+            if self._plan.forced or self._plan.required:
+                calls = self._add_calls(index, self._whole_call("".join(self._texts[index])))
+                self._texts[index] = []
+        if self._plan.forced or self._plan.required:
+            text = ""
+        return text, calls
+
+    def finished(self, delta: TokenDelta) -> None:
+        self._reasons[delta.index] = delta.finish_reason
+
+    def _add_calls(self, index: int, found: list[ToolCall]) -> list[dict[str, Any]]:
+        known = self._calls[index]
+        calls = [call_as_dict(call, f"call_{self.id}_{index}_{len(known) + i}") for i, call in enumerate(found)]
+        known += calls
+        return calls
+
+    def _whole_call(self, text: str) -> list[ToolCall]:
+        """The call that the whole text is; cut short, its arguments are what there is of them, as with OpenAI."""
+        if self._plan.forced:
+            return [ToolCall(name=self._plan.forced, arguments=text)]
+        try:
+            value = msgspec.json.decode(text.encode())
+            return [ToolCall(name=value["name"], arguments=as_json_text(value["arguments"]))]
+        except (msgspec.DecodeError, KeyError, TypeError):
+            return []
+
+    def reason_of(self, index: int) -> str:
+        reason = self._reasons[index] or "stop"
+        return "tool_calls" if self._calls[index] and reason == "stop" else reason
+
+    def reasons(self) -> list[str]:
+        return [self.reason_of(index) for index in range(self._n)]
+
+    # --- saying it
+
+    def chunks(self, writer: ChunkWriter, delta: TokenDelta) -> list[bytes]:
+        """Chunks of an answer that has calls or log probabilities."""
+        index = delta.index
+        first_call = len(self._calls[index])
+        text, calls = self.take(delta)
+        logs = {"content": chat_logprobs(delta.logprobs)} if self._logprobs and delta.logprobs else None
+        chunks = []
+        if text or logs:
+            chunks.append(writer.delta(index, _encode({"content": text}), logprobs=_encode(logs)))
+        if calls:
+            numbered = [{"index": first_call + i, **call} for i, call in enumerate(calls)]
+            chunks.append(writer.delta(index, _encode({"tool_calls": numbered})))
+        if delta.finish_reason is not None:
+            chunks.append(writer.finish(index, self.reason_of(index)))
+        return chunks
+
+    def body(self, usage: Mapping[str, Any]) -> bytes:
+        return _encode(
+            {
+                "id": self.id,
+                "object": "chat.completion",
+                "created": self.created,
+                "model": self.model,
+                "choices": [self._choice(index) for index in range(self._n)],
+                "usage": usage,
+                "system_fingerprint": None,
+            }
+        )
+
+    def _choice(self, index: int) -> dict[str, Any]:
+        text: str | None = "".join(self._texts[index])
+        calls = self._calls[index]
+        message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
+        if calls:
+            message["tool_calls"] = calls
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": {"content": self._logs[index], "refusal": None} if self._logprobs else None,
+            "finish_reason": self.reason_of(index),
+        }
+
+
+def _refuse_what_nothing_does(request: ChatRequest) -> None:
+    if request.functions or request.function_call:
+        raise refused("functions and function_call are the old form of tools and tool_choice, and not supported", "functions")
+    if request.modalities is not None and "audio" in request.modalities:
+        raise refused("audio output is not supported", "modalities")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise wrong_request("top_logprobs needs logprobs: true", "top_logprobs")
+    if request.stream_options is not None and not request.stream:
+        raise wrong_request("stream_options needs stream: true", "stream_options")
+
+

@@ -1,0 +1,195 @@
+"""``POST /v1/completions``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sage_infer.contracts import TokenStream
+from sage_infer.schemas import TokenDelta, TokenLogprob, Usage
+
+from sage_infer_serve.errors import wrong_request
+from sage_infer_serve.exchange import Exchange
+from sage_infer_serve.openai.inputs import as_inputs
+from sage_infer_serve.openai.logprobs import completion_logprobs
+from sage_infer_serve.openai.sampling import guided_by, sampling_params
+from sage_infer_serve.openai.schema import CompletionRequest, refused
+from sage_infer_serve.openai.usage import usage_dict
+from sage_infer_serve.sse import DONE, ChunkWriter
+
+if TYPE_CHECKING:
+    from sage_infer_serve.app import Gateway
+
+__all__ = ["completions"]
+
+_DEFAULT_MAX_TOKENS = 16  # OpenAI's
+_encode = msgspec.json.encode
+
+
+async def completions(gateway: Gateway, exchange: Exchange) -> None:
+    request: CompletionRequest = await gateway.read(exchange, CompletionRequest)
+    prompts = as_inputs(request.prompt, "prompt")
+    _refuse_what_nothing_does(request, prompts)
+    params = sampling_params(
+        request,
+        max_tokens=request.max_tokens or _DEFAULT_MAX_TOKENS,
+        logprobs=request.logprobs,
+        guided=guided_by(request),
+    )
+    with gateway.generation(exchange, "text_completion", request, params) as work:
+        streams = await gateway.backend.generate(
+            prompts, params, model=request.model, request_id=exchange.request_id, priority=request.priority or 0
+        )
+        async with AsyncExitStack() as stack:
+            for stream in streams:
+                await stack.enter_async_context(stream)
+            answer = _Answer(request, prompts, params.n, "cmpl-" + exchange.request_id)
+            deltas = _deltas(streams, params.n)
+            if request.stream:
+                await _stream(exchange, request, answer, deltas, streams, work)
+            else:
+                async for index, delta in deltas:
+                    work.tokens(len(delta.token_ids))
+                    answer.take(index, delta)
+                usage = _total(streams)
+                work.end(usage, answer.reasons)
+                await exchange.respond(answer.body(usage_dict(usage)))
+
+
+async def _stream(
+    exchange: Exchange,
+    request: CompletionRequest,
+    answer: _Answer,
+    deltas: AsyncIterator[tuple[int, TokenDelta]],
+    streams: Sequence[TokenStream],
+    work: Any,
+) -> None:
+    with_usage = request.stream_options is not None and request.stream_options.include_usage
+    writer = ChunkWriter(answer.id, "text_completion", answer.created, request.model, with_usage=with_usage)
+    started = False
+    async for index, delta in deltas:
+        work.tokens(len(delta.token_ids))
+        text, logprobs = answer.take(index, delta)
+        if not started:
+            started = True
+            await exchange.start_stream()
+        if delta.finish_reason is None and logprobs is None:
+            if text:
+                await exchange.write(writer.text(index, text))
+        else:
+            await exchange.write(writer.completion(index, text, _encode(logprobs), delta.finish_reason))
+    usage = _total(streams)
+    work.end(usage, answer.reasons)
+    await exchange.end((writer.usage(_encode(usage_dict(usage))) if with_usage else b"") + DONE)
+
+
+async def _deltas(streams: Sequence[TokenStream], n: int) -> AsyncIterator[tuple[int, TokenDelta]]:
+    """Deltas of all prompts as they come, each with the number of its choice: ``n`` for every prompt, in order."""
+    if len(streams) == 1:
+        async for delta in streams[0]:
+            yield delta.index, delta
+        return
+    queue: asyncio.Queue[tuple[int, TokenDelta] | None] = asyncio.Queue()
+
+    async def read(place: int, stream: TokenStream) -> None:
+        async for delta in stream:
+            queue.put_nowait((place * n + delta.index, delta))
+
+    async def read_all() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for place, stream in enumerate(streams):
+                    group.create_task(read(place, stream))
+        finally:
+            queue.put_nowait(None)
+
+    reading = asyncio.ensure_future(read_all())
+    try:
+        while (item := await queue.get()) is not None:
+            yield item
+        try:
+            await reading
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+    finally:
+        reading.cancel()
+
+
+class _Answer:
+    """An answer as it grows."""
+
+    def __init__(
+        self, request: CompletionRequest, prompts: Sequence[str | Sequence[int]], n: int, request_id: str
+    ) -> None:
+        self.id, self.created, self.model = request_id, int(time.time()), request.model
+        self.reasons: list[str] = ["stop"] * (n * len(prompts))
+        # What is echoed comes before the first new text.
+        echoed = [p if request.echo and isinstance(p, str) else "" for p in prompts for _ in range(n)]
+        self._pending = list(echoed)
+        self._texts: list[list[str]] = [[] for _ in echoed]
+        self._lengths = [0] * len(echoed)
+        self._with_logs = request.logprobs is not None
+        self._logs: list[list[TokenLogprob]] = [[] for _ in echoed]
+
+    def take(self, index: int, delta: TokenDelta) -> tuple[str, dict[str, Any] | None]:
+        """Add a delta; gives its text and its log probabilities."""
+        text = self._pending[index] + delta.text
+        self._pending[index] = ""
+        self._texts[index].append(text)
+        logs = None
+        if self._with_logs and delta.logprobs:
+            logs = completion_logprobs(delta.logprobs, self._lengths[index])
+            self._logs[index] += delta.logprobs
+        self._lengths[index] += len(text)
+        if delta.finish_reason is not None:
+            self.reasons[index] = delta.finish_reason
+        return text, logs
+
+    def body(self, usage: dict[str, Any]) -> bytes:
+        choices = [
+            {
+                "index": index,
+                "text": "".join(texts),
+                "logprobs": completion_logprobs(self._logs[index], 0) if self._with_logs else None,
+                "finish_reason": self.reasons[index],
+            }
+            for index, texts in enumerate(self._texts)
+        ]
+        return _encode(
+            {
+                "id": self.id,
+                "object": "text_completion",
+                "created": self.created,
+                "model": self.model,
+                "choices": choices,
+                "usage": usage,
+                "system_fingerprint": None,
+            }
+        )
+
+
+def _total(streams: Sequence[TokenStream]) -> Usage:
+    """What all prompts took."""
+    each = [stream.usage for stream in streams if stream.usage is not None]
+    return Usage(
+        prompt_tokens=sum(u.prompt_tokens for u in each),
+        completion_tokens=sum(u.completion_tokens for u in each),
+        cached_tokens=sum(u.cached_tokens for u in each),
+    )
+
+
+def _refuse_what_nothing_does(request: CompletionRequest, prompts: Sequence[str | Sequence[int]]) -> None:
+    if request.suffix:
+        raise refused("suffix (filling in the middle) is not supported", "suffix")
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise refused("best_of other than n is not supported", "best_of")
+    if request.echo and request.logprobs is not None:
+        raise refused("echo with logprobs is not supported", "echo")
+    if request.echo and not all(isinstance(prompt, str) for prompt in prompts):
+        raise refused("echo of token ids is not supported", "echo")
+    if request.stream_options is not None and not request.stream:
+        raise wrong_request("stream_options needs stream: true", "stream_options")

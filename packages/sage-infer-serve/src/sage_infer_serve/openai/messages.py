@@ -1,0 +1,96 @@
+"""A request's messages and tools in the form that chat templates take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from sage_infer_serve.errors import wrong_request
+from sage_infer_serve.openai.schema import ContentPart, Message, Tool
+
+__all__ = ["as_chat", "function_names", "tools_as_dicts"]
+
+
+def as_chat(messages: Sequence[Message], *, text_only: bool) -> list[dict[str, Any]]:
+    """Messages for a backend: parts of text joined, ``developer`` as ``system``, which is what templates know.
+
+    Raises:
+        HTTPError: a message lacks what its role needs, or has media that the model does not take.
+    """
+    return [_as_chat(message, f"messages[{index}]", text_only) for index, message in enumerate(messages)]
+
+
+def _as_chat(message: Message, where: str, text_only: bool) -> dict[str, Any]:
+    content: Any = message.content
+    if isinstance(content, list):
+        content = _content(content, where, text_only)
+    elif content is None and not message.tool_calls:
+        if message.refusal is None:
+            raise wrong_request(f"{where}.content is missing", f"{where}.content")
+        content = message.refusal
+    role = "system" if message.role == "developer" else message.role
+    chat: dict[str, Any] = {"role": role, "content": content}
+    if message.name is not None:
+        chat["name"] = message.name
+    if message.tool_calls:
+        chat["content"] = content or ""
+        chat["tool_calls"] = [_called(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)]
+    if message.tool_call_id is not None:
+        chat["tool_call_id"] = message.tool_call_id
+    elif role == "tool":
+        raise wrong_request(f"{where}.tool_call_id is missing", f"{where}.tool_call_id")
+    return chat
+
+
+def _content(parts: list[ContentPart], where: str, text_only: bool) -> str | list[dict[str, Any]]:
+    for index, part in enumerate(parts):
+        field = part.type
+        if getattr(part, field) is None:
+            raise wrong_request(f"{where}.content[{index}].{field} is missing", f"{where}.content[{index}].{field}")
+        if field not in ("text", "refusal") and text_only:
+            raise wrong_request(
+                f"{where}.content[{index}]: this model reads text only, and not {field}; leave it out",
+                f"{where}.content[{index}]",
+                code="unsupported_feature",
+            )
+    if all(part.type in ("text", "refusal") for part in parts):
+        return "\n".join(part.text or part.refusal or "" for part in parts)
+    return [{"type": part.type, part.type: getattr(part, part.type)} for part in parts]
+
+
+def _called(call: Any, where: str) -> dict[str, Any]:
+    """An earlier call; its arguments as an object, because templates write them out themselves."""
+    try:
+        arguments = msgspec.json.decode(call.function.arguments.encode() or b"{}")
+    except msgspec.DecodeError:
+        raise wrong_request(
+            f"{where}.function.arguments is not valid JSON; send what the model had written",
+            f"{where}.function.arguments",
+        ) from None
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def function_names(tools: Sequence[Tool]) -> list[str]:
+    """Names of the functions, each once.
+
+    Raises:
+        HTTPError: one is there twice.
+    """
+    names = [tool.function.name for tool in tools]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise wrong_request(f"tools[{index}].function.name: {name!r} is there twice", f"tools[{index}].function.name")
+    return names
+
+
+def tools_as_dicts(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """Tools as the client wrote them, without what is null."""
+    return [
+        {
+            "type": "function",
+            "function": {k: v for k, v in msgspec.structs.asdict(tool.function).items() if v is not None},
+        }
+        for tool in tools
+    ]

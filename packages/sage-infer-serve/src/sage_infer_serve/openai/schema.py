@@ -1,0 +1,283 @@
+"""Requests, in OpenAI's form (https://platform.openai.com/docs/api-reference), with the extensions that engines share.
+
+``msgspec`` checks them while it decodes; the same classes give the OpenAPI document its schemas. What is named here and
+has no effect on a local engine (``user``, ``metadata``, ``store``) is in ``IGNORED``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from sage_infer_serve.errors import HTTPError, wrong_request
+
+__all__ = [
+    "ChatRequest", "CompletionRequest", "DetokenizeRequest", "EmbeddingRequest", "Message", "RerankRequest",
+    "ResponseFormat", "Sampling", "StreamOptions", "TokenizeRequest", "Tool", "decode",
+]  # fmt: skip
+
+Name = Annotated[str, Meta(min_length=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Tokens = Annotated[list[TokenId], Meta(min_length=1)]
+StopText = Annotated[str, Meta(min_length=1)]
+JsonObject = dict[str, Any]
+
+
+class Function(Struct):
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Struct):
+    name: Name
+
+
+class NamedTool(Struct):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class CalledFunction(Struct):
+    name: Name
+    arguments: str
+
+
+class Called(Struct):
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class ContentPart(Struct):
+    """A part of a message. Texts are joined; others go to multimodal models as they are."""
+
+    type: Literal["text", "refusal", "image_url", "input_audio", "video_url", "file"]
+    text: str | None = None
+    refusal: str | None = None
+    image_url: JsonObject | None = None
+    input_audio: JsonObject | None = None
+    video_url: JsonObject | None = None
+    file: JsonObject | None = None
+
+
+class Message(Struct):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | Annotated[list[ContentPart], Meta(min_length=1)] | None = None
+    name: str | None = None
+    tool_calls: list[Called] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+
+
+class StreamOptions(Struct):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class JsonSchema(Struct):
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    schema: JsonObject | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class Sampling(Struct, kw_only=True):
+    """What chat and completions share. From ``top_k`` on these are extensions, under the names that vLLM has."""
+
+    model: Name
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    stop: StopText | Annotated[list[StopText], Meta(max_length=16)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    guided_json: JsonObject | None = None
+    guided_regex: Name | None = None
+    guided_grammar: Name | None = None
+    guided_choice: Annotated[list[Name], Meta(min_length=1)] | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+
+
+class ChatRequest(Sampling, kw_only=True):
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+    functions: list[JsonObject] | None = None
+    function_call: str | JsonObject | None = None
+
+
+class CompletionRequest(Sampling, kw_only=True):
+    prompt: str | Annotated[list[str | TokenId | Tokens], Meta(min_length=1)]
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Meta(ge=1, le=20)] | None = None
+    suffix: str | None = None
+
+
+class EmbeddingRequest(Struct, kw_only=True):
+    """``truncate`` is an extension: keep the beginning of texts that are too long, as Jina's API names it."""
+
+    model: Name
+    input: str | Annotated[list[str | TokenId | Tokens], Meta(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    user: str | None = None
+    truncate: bool | None = None
+
+
+class Document(Struct):
+    text: Name
+
+
+class RerankRequest(Struct, kw_only=True):
+    """Jina's form (https://api.jina.ai/redoc#tag/rerank), which Cohere's second version is a part of."""
+
+    model: Name
+    query: Name
+    documents: Annotated[list[Name | Document], Meta(min_length=1, max_length=10_000)]
+    top_n: Annotated[int, Meta(ge=1)] | None = None
+    return_documents: bool | None = None
+
+
+class TokenizeRequest(Struct, kw_only=True):
+    """vLLM's form: a prompt, or a chat."""
+
+    model: Name
+    prompt: Name | None = None
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    tools: list[Tool] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+
+
+class DetokenizeRequest(Struct, kw_only=True):
+    model: Name
+    tokens: Tokens
+
+
+IGNORED = frozenset(
+    {
+        "metadata", "store", "service_tier", "prediction", "audio", "web_search_options", "reasoning_effort",
+        "verbosity", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "moderation",
+    }
+)  # fmt: skip
+"""Fields of OpenAI's that mean nothing to an engine of one's own; strict mode takes them too."""
+
+T = TypeVar("T", bound=Struct)
+
+_MISSING = re.compile(r"Object missing required field `(.+)`")
+
+
+class Decoder:
+    """Reads one kind of request; ``strict`` refuses fields that nobody knows, by name."""
+
+    def __init__(self, kind: type[Struct], strict: bool) -> None:
+        self._decoder = msgspec.json.Decoder(kind)
+        self._strict = strict
+        self._kind = kind
+
+    def __call__(self, body: bytes) -> Any:
+        try:
+            request = self._decoder.decode(body)
+        except msgspec.ValidationError as error:
+            message, _, path = str(error).partition(" - at `")
+            param = path.rstrip("`").removeprefix("$").removeprefix(".") or None
+            if missing := _MISSING.fullmatch(message):  # named at its own place, not at the one that lacks it
+                param = f"{param}.{missing[1]}" if param else missing[1]
+                raise wrong_request(f"{param} is missing", param) from None
+            where = f"{param}: " if param else ""
+            raise wrong_request(f"{where}{_readable(message)}", param) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise wrong_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
+        except RecursionError:
+            raise wrong_request("the body is nested too deeply", code="invalid_json") from None
+        if self._strict:
+            self._refuse_unknown(body)
+        return request
+
+    def _refuse_unknown(self, body: bytes) -> None:
+        for path in unknown_fields(msgspec.json.decode(body), self._kind):
+            raise wrong_request(f"{path} is not a field of this request; leave it out", path, code="unknown_field")
+
+
+def decode(kind: type[T], body: bytes, *, strict: bool = False) -> T:
+    """A request, checked.
+
+    Raises:
+        HTTPError: it is not JSON, or a field is wrong; the message names its place.
+    """
+    request: T = Decoder(kind, strict)(body)
+    return request
+
+
+def unknown_fields(data: Any, kind: Any, path: str = "") -> list[str]:
+    """Places of fields that ``kind`` and ``IGNORED`` do not have."""
+    found: list[str] = []
+    for struct in _structs(kind):
+        if isinstance(data, dict):
+            known = {f.encode_name: f.type for f in msgspec.structs.fields(struct)}
+            for name, value in data.items():
+                here = f"{path}.{name}" if path else name
+                if name in known:
+                    found += unknown_fields(value, known[name], here)
+                elif path or name not in IGNORED:
+                    found.append(here)
+        elif isinstance(data, list):
+            for index, value in enumerate(data):
+                found += unknown_fields(value, struct, f"{path}[{index}]")
+    return found
+
+
+def _structs(kind: Any) -> list[type[Struct]]:
+    """The structs in a type, of which there is at most one at each place of a request."""
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return [kind]
+    origin = getattr(kind, "__origin__", None)
+    if origin is dict:
+        return []
+    return [s for inner in getattr(kind, "__args__", ()) for s in _structs(inner)]
+
+
+def _readable(message: str) -> str:
+    """``msgspec``'s message as a sentence of ours: what was expected, and what was found."""
+    return message[:1].lower() + message[1:]
+
+
+def refused(feature: str, param: str) -> HTTPError:
+    """For what OpenAI has and no engine here can do: told, never dropped."""
+    return wrong_request(f"{feature}; leave it out", param, code="unsupported_feature")

@@ -1,0 +1,57 @@
+"""``POST /tokenize`` and ``/detokenize``, in vLLM's form, where the backend can."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from sage_infer.contracts import HybridTokenizing
+from sage_infer.errors import UnsupportedFeature
+from sage_infer.schemas import Prompt
+
+from sage_infer_serve.errors import wrong_request
+from sage_infer_serve.exchange import Exchange
+from sage_infer_serve.openai.messages import as_chat, tools_as_dicts
+from sage_infer_serve.openai.schema import DetokenizeRequest, TokenizeRequest
+
+if TYPE_CHECKING:
+    from sage_infer_serve.app import Gateway
+
+__all__ = ["detokenize", "tokenize"]
+
+
+async def tokenize(gateway: Gateway, exchange: Exchange) -> None:
+    request: TokenizeRequest = await gateway.read(exchange, TokenizeRequest)
+    if (request.prompt is None) == (request.messages is None):
+        raise wrong_request("exactly one of prompt and messages must be given", "prompt")
+    backend = _tokenizing(gateway)
+    if request.messages is not None:
+        prompt = await backend.render_chat(
+            as_chat(request.messages, text_only=gateway.is_text_only(request.model)),
+            model=request.model,
+            tools=tools_as_dicts(request.tools) if request.tools else None,
+            add_generation_prompt=request.add_generation_prompt,
+        )
+    else:
+        prompt = Prompt(text=request.prompt, add_special_tokens=request.add_special_tokens)
+    tokens = await backend.tokenize(prompt, model=request.model)
+    model = next((m for m in gateway.backend.list_models() if m.model_id == request.model), None)
+    answer = {
+        "count": len(tokens),
+        "max_model_len": None if model is None else model.max_sequence_length,
+        "tokens": tokens,
+    }
+    await exchange.respond(msgspec.json.encode(answer))
+
+
+async def detokenize(gateway: Gateway, exchange: Exchange) -> None:
+    request: DetokenizeRequest = await gateway.read(exchange, DetokenizeRequest)
+    text = await _tokenizing(gateway).detokenize(request.tokens, model=request.model)
+    await exchange.respond(msgspec.json.encode({"prompt": text}))
+
+
+def _tokenizing(gateway: Gateway) -> HybridTokenizing:
+    backend = gateway.backend
+    if not isinstance(backend, HybridTokenizing):
+        raise UnsupportedFeature("the models here do not show their tokenizers")
+    return backend

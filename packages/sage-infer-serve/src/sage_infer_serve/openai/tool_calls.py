@@ -1,0 +1,288 @@
+"""Tool calls in a model's text: the forms in which families write them, and reading them as the text comes.
+
+Each family writes calls in its own way, which its chat template shows it. A reader passes on what is plainly content,
+holds back what may be the beginning of a call, and gives a call as soon as it is whole. What only looks like a call
+is content in the end: no character is lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+from attrs import field, frozen
+from sage_infer.contracts import ToolCall
+
+__all__ = ["FORMS", "Form", "ToolCallReader"]
+
+Parse = Callable[[str], tuple[list[ToolCall], int]]
+"""From text behind the opening mark to calls and the length that they took; ``([], 0)`` where they are not whole yet.
+
+Raises ``ValueError`` where it cannot become a call any more."""
+
+_decoder = json.JSONDecoder()
+_SPACE = " \t\r\n"
+
+
+@frozen(kw_only=True)
+class Form:
+    """How one family writes calls.
+
+    Attributes:
+        name: the family.
+        opens: what stands before the calls.
+        parse: reads what stands behind.
+        only_first: whether it counts only where the answer begins with it (bare JSON would be found everywhere).
+    """
+
+    name: str
+    opens: str
+    parse: Parse = field(repr=False)
+    only_first: bool = False
+
+
+def _json_at(text: str, start: int) -> tuple[Any, int] | None:
+    """A JSON value and where it ends; None where it is not whole yet.
+
+    Raises:
+        ValueError: no text behind can make it one.
+    """
+    while start < len(text) and text[start] in _SPACE:
+        start += 1
+    if start == len(text):
+        return None
+    if text[start] not in "{[":
+        raise ValueError("calls are JSON objects")
+    inside = text[start + 1 :].lstrip(_SPACE)
+    if text[start] == "{" and inside and inside[0] not in '"}':
+        raise ValueError("no JSON object")
+    try:
+        return _decoder.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        if _may_go_on(text, start):
+            return None
+        raise ValueError("no JSON") from error
+
+
+def _may_go_on(text: str, start: int) -> bool:
+    """Whether brackets opened at ``start`` are still open at the end of the text."""
+    depth, in_string, escaped = 0, False, False
+    for char in text[start:]:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif char == "\\":
+                escaped = True
+            elif char == '"':
+                in_string = False
+        elif char == '"':
+            in_string = True
+        elif char in "{[":
+            depth += 1
+        elif char in "}]":
+            depth -= 1
+            if depth == 0:
+                return False
+    return True
+
+
+def _call(value: Any) -> ToolCall:
+    """A call from ``{"name": …, "arguments" or "parameters": …}``."""
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise ValueError("a call is an object with a name")
+    arguments = value.get("arguments", value.get("parameters", {}))
+    return ToolCall(name=value["name"], arguments=as_json_text(arguments))
+
+
+def as_json_text(arguments: Any) -> str:
+    """Arguments as JSON text; some models write them as text already."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _calls(value: Any) -> list[ToolCall]:
+    return [_call(one) for one in (value if isinstance(value, list) else [value])]
+
+
+def _hermes(text: str) -> tuple[list[ToolCall], int]:
+    """``<tool_call>{…}</tool_call>``: the JSON ends the call, with or without its closing mark."""
+    found = _json_at(text, 0)
+    if found is None:
+        return [], 0
+    value, end = found
+    calls = _calls(value)
+    closing = "</tool_call>"
+    rest = text[end:].lstrip(_SPACE)
+    if closing.startswith(rest) and rest != closing:
+        raise _Incomplete(calls, len(text))
+    if rest.startswith(closing):
+        end = text.index(closing, end) + len(closing)
+    return calls, end
+
+
+def _mistral(text: str) -> tuple[list[ToolCall], int]:
+    """``[TOOL_CALLS][{…}, …]``, and the later ``[TOOL_CALLS]name[ARGS]{…}``."""
+    stripped = text.lstrip(_SPACE)
+    if not stripped:
+        return [], 0
+    if stripped[0] in "[{":
+        found = _json_at(text, 0)
+        return ([], 0) if found is None else (_calls(found[0]), found[1])
+    brace = text.find("{")
+    if brace < 0:
+        if "\n" in stripped or len(stripped) > 200:
+            raise ValueError("no arguments")
+        return [], 0
+    name = text[:brace].partition("[CALL_ID]")[0].removesuffix("[ARGS]").strip()
+    if not name or any(c in _SPACE for c in name):
+        raise ValueError("a function's name has no spaces")
+    found = _json_at(text, brace)
+    if found is None:
+        return [], 0
+    return [ToolCall(name=name, arguments=as_json_text(found[0]))], found[1]
+
+
+def _llama(text: str) -> tuple[list[ToolCall], int]:
+    """``{"name": …, "parameters": {…}}``, several with ``;`` between them, or a list."""
+    calls: list[ToolCall] = []
+    end = 0
+    while True:
+        found = _json_at(text, end)
+        if found is None:
+            return [], 0
+        calls += _calls(found[0])
+        end = found[1]
+        rest = text[end:].lstrip(_SPACE)
+        if not rest.startswith(";"):
+            if not rest:
+                raise _Incomplete(calls, len(text))
+            return calls, end
+        end = text.index(";", end) + 1
+
+
+class _Incomplete(Exception):
+    """Calls are whole, but more that belongs to them may follow."""
+
+    def __init__(self, calls: list[ToolCall], end: int) -> None:
+        super().__init__()
+        self.calls, self.end = calls, end
+
+
+FORMS: tuple[Form, ...] = (
+    Form(name="Hermes and Qwen", opens="<tool_call>", parse=_hermes),
+    Form(name="Mistral", opens="[TOOL_CALLS]", parse=_mistral),
+    Form(name="Llama 3", opens="<|python_tag|>", parse=_llama),
+    Form(name="Llama 3 without its mark", opens="{", parse=lambda text: _llama("{" + text), only_first=True),
+)
+
+
+class ToolCallReader:
+    """Takes one answer apart as it comes. ``names`` are the functions that exist: only those are calls in bare JSON."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+        self._held = ""
+        self._form: Form | None = None
+        self._begun = False  # content has been passed on, or a call found
+        self._open_json = False  # held back: JSON that only a closing bracket can complete
+        self.found_calls = False
+
+    def feed(self, text: str) -> tuple[str, list[ToolCall]]:
+        """The next piece of text: content that can be passed on, and calls that are whole."""
+        self._held += text
+        if self._open_json and "}" not in text and "]" not in text:
+            return "", []
+        return self._read(at_end=False)
+
+    def end(self) -> tuple[str, list[ToolCall]]:
+        """What was held back."""
+        return self._read(at_end=True)
+
+    def _read(self, *, at_end: bool) -> tuple[str, list[ToolCall]]:
+        content: list[str] = []
+        calls: list[ToolCall] = []
+        while self._held:
+            if self._form is None and not self._open(content, at_end):
+                break
+            if self._form is not None and not self._parse(self._form, content, calls, at_end):
+                break
+        self.found_calls = self.found_calls or bool(calls)
+        text = "".join(content)
+        self._begun = self._begun or bool(text.strip()) or bool(calls)
+        # White space around calls belongs to the form, not to what is said.
+        return ("" if self.found_calls and not text.strip() else text), calls
+
+    def _open(self, content: list[str], at_end: bool) -> bool:
+        """Pass on what comes before the next opening mark; False where more text is needed."""
+        text = self._held
+        best: tuple[int, Form] | None = None
+        for form in FORMS:
+            place = self._place(form, text, first=not content)
+            if place is not None and (best is None or place < best[0]):
+                best = place, form
+        if best is not None:
+            place, self._form = best
+            content.append(text[:place])
+            self._held = text[place + len(self._form.opens) :]
+            return True
+        keep = 0 if at_end else _beginning_of_a_mark(text)
+        if not at_end and not self._begun and not text.strip(_SPACE):
+            keep = len(text)  # a call may still be the first thing said
+        content.append(text[: len(text) - keep])
+        self._held = text[len(text) - keep :]
+        return False
+
+    def _place(self, form: Form, text: str, *, first: bool) -> int | None:
+        if form.only_first:
+            start = len(text) - len(text.lstrip(_SPACE))
+            return start if not self._begun and first and text.startswith(form.opens, start) else None
+        place = text.find(form.opens)
+        return None if place < 0 else place
+
+    def _parse(self, form: Form, content: list[str], calls: list[ToolCall], at_end: bool) -> bool:
+        """Read calls behind a mark; False where more text is needed."""
+        self._open_json = False
+        try:
+            found, end = form.parse(self._held)
+        except _Incomplete as incomplete:
+            if not at_end:
+                return False
+            found, end = incomplete.calls, incomplete.end
+        except ValueError:
+            found, end = [], -1
+        if form.only_first and found and not all(call.name in self._names for call in found):
+            found, end = [], -1
+        self._open_json = not found and end == 0 and not at_end
+        if self._open_json:
+            return False
+        if found:
+            calls += found
+            self._held = self._held[end:]
+            if form.opens == "[TOOL_CALLS]" and self._held.lstrip(_SPACE).startswith(","):
+                self._held = self._held.lstrip(_SPACE)[1:]
+        else:  # not a call after all
+            content.append(form.opens)
+            self._begun = True
+        self._form = None
+        return True
+
+
+def _beginning_of_a_mark(text: str) -> int:
+    """How many characters at the end of ``text`` may begin an opening mark."""
+    marks = [form.opens for form in FORMS if not form.only_first]
+    longest = max(map(len, marks)) - 1
+    for length in range(min(longest, len(text)), 0, -1):
+        tail = text[-length:]
+        if any(mark.startswith(tail) for mark in marks):
+            return length
+    return 0
+
+
+def call_as_dict(call: ToolCall, call_id: str) -> dict[str, Any]:
+    """A call in OpenAI's form."""
+    return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def encode_calls(calls: Iterable[dict[str, Any]]) -> bytes:
+    return msgspec.json.encode(list(calls))

@@ -1,0 +1,21 @@
+"""Tokens in OpenAI's form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sage_infer.schemas import Usage
+
+__all__ = ["usage_dict"]
+
+
+def usage_dict(usage: Usage | None) -> dict[str, Any]:
+    """A stream's usage; zeros where the backend does not count."""
+    if usage is None:
+        usage = Usage(prompt_tokens=0)
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }

@@ -1,0 +1,86 @@
+"""Which web pages may ask: CORS for those that are named, and a door that is shut to all others.
+
+A server on loopback without keys trusts whoever can reach it, and every web page in the user's browser can. So there the
+``Host`` must be this machine's (a name that was made to point here is none), and a page of another origin is refused.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+
+from sage_infer_serve.errors import wrong_request
+from sage_infer_serve.exchange import Exchange
+from sage_infer_serve.settings import GatewaySettings
+
+__all__ = ["Origins", "is_loopback"]
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class Origins:
+    """Checks a request's ``Host`` and ``Origin``. ``is_checked`` is False where nothing has to be."""
+
+    def __init__(self, settings: GatewaySettings, *, has_keys: bool) -> None:
+        self._allowed = frozenset(origin.encode() for origin in settings.cors_origins)
+        self._any = b"*" in self._allowed
+        self._guarded = not has_keys and not settings.insecure and is_loopback(settings.host)
+        self.is_checked = self._guarded or bool(self._allowed)
+
+    def check(self, exchange: Exchange) -> Headers:
+        """Headers for the answer.
+
+        Raises:
+            HTTPError: the request comes from a page that may not ask (403).
+        """
+        origin = exchange.headers.get(b"origin")
+        if self._guarded:
+            host = exchange.headers.get(b"host", b"localhost")
+            if not _is_here(host):
+                raise wrong_request(
+                    "without API keys this server answers to localhost only; give it keys, or ask it as localhost",
+                    status=403, code="host_not_allowed",
+                )  # fmt: skip
+            if origin is not None and not self._fits(origin) and origin.partition(b"://")[2] != host:
+                raise wrong_request(
+                    "pages of other origins may not use this server; its setting cors_origins names those that may",
+                    status=403, code="origin_not_allowed",
+                )  # fmt: skip
+        if origin is None or not self._fits(origin):
+            return ()
+        return (
+            (b"access-control-allow-origin", b"*" if self._any else origin),
+            (b"access-control-expose-headers", b"x-request-id, retry-after, retry-after-ms"),
+            (b"vary", b"origin"),
+        )
+
+    def preflight(self, exchange: Exchange) -> Headers:
+        """What a browser may send, where its page may ask at all."""
+        origin = exchange.headers.get(b"origin")
+        if origin is None or not self._fits(origin):
+            return ((b"allow", b"GET, HEAD, POST"),)
+        return (
+            (b"access-control-allow-methods", b"GET, POST"),
+            (b"access-control-allow-headers", b"authorization, content-type, x-request-id, traceparent, tracestate"),
+            (b"access-control-max-age", b"600"),
+        )
+
+    def _fits(self, origin: bytes) -> bool:
+        return self._any or origin in self._allowed
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=64)
+def _is_here(host: bytes) -> bool:
+    name = host.decode("latin-1")
+    name = name.rpartition(":")[0] if ":" in name and not name.endswith("]") else name
+    return is_loopback(name)

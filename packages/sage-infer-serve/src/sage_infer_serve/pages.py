@@ -1,0 +1,66 @@
+"""The dashboard's files, from the wheel. They are read once and found by their whole path: no other file can be asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from sage_infer_serve.exchange import Exchange
+
+if TYPE_CHECKING:
+    from sage_infer_serve.app import Gateway
+
+__all__ = ["Page", "read_pages", "send_page"]
+
+_KINDS = {
+    ".html": b"text/html; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
+    ".css": b"text/css; charset=utf-8",
+    ".svg": b"image/svg+xml",
+    ".png": b"image/png",
+    ".ico": b"image/x-icon",
+}
+_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = (
+    (b"content-security-policy", _POLICY),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-cache"),
+)
+
+
+@frozen
+class Page:
+    """A file with its media type and a tag that changes with its content."""
+
+    content: bytes
+    kind: bytes
+    etag: bytes
+
+
+def read_pages() -> dict[str, Page]:
+    """Every file of the dashboard by its path."""
+    pages: dict[str, Page] = {}
+    for entry in files("sage_infer_serve").joinpath("dashboard").iterdir():
+        kind = _KINDS.get("." + entry.name.rpartition(".")[2])
+        if kind is None or not entry.is_file():
+            continue
+        content = entry.read_bytes()
+        etag = b'"%b"' % hashlib.sha256(content).hexdigest()[:16].encode()
+        pages["/" if entry.name == "index.html" else f"/dashboard/{entry.name}"] = Page(content, kind, etag)
+    return pages
+
+
+async def send_page(gateway: Gateway, exchange: Exchange) -> None:
+    page = gateway.page(exchange.path)
+    headers = [*_HEADERS, (b"etag", page.etag)]
+    if exchange.headers.get(b"if-none-match") == page.etag:
+        await exchange.respond(b"", status=304, kind=page.kind, headers=headers)
+    else:
+        await exchange.respond(page.content, kind=page.kind, headers=headers)

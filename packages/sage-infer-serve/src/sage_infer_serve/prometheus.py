@@ -1,0 +1,97 @@
+"""``/metrics``: what was counted, in Prometheus' text format."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sage_infer_serve.observe import BOUNDS, Histogram
+
+if TYPE_CHECKING:
+    from sage_infer_serve.app import Gateway
+
+__all__ = ["CONTENT_TYPE", "exposition"]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST.encode()
+_HISTOGRAMS = (
+    ("ttft", "sage_infer_time_to_first_token_seconds", "From a request's arrival to its first token."),
+    ("itl", "sage_infer_inter_token_seconds", "Time between two tokens of a stream."),
+    ("e2e", "sage_infer_request_seconds", "From a request's arrival to the end of its work."),
+)
+_TOKENS = (
+    ("prompt_tokens", "Tokens of prompts."),
+    ("cached_tokens", "Tokens of prompts that a cache had."),
+    ("output_tokens", "Tokens generated."),
+    ("embedded_tokens", "Tokens embedded and reranked."),
+)
+
+
+def exposition(gateway: Gateway) -> bytes:
+    """The text. The clock of the process (memory, CPU, file descriptors) is there too, where the system tells."""
+    registry = CollectorRegistry()
+    registry.register(_Gateway(gateway))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
+
+
+class _Gateway(Collector):
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def collect(self) -> Iterator[Metric]:
+        recorder = self._gateway.recorder
+        answers = CounterMetricFamily(
+            "sage_infer_http_requests", "Requests answered.", labels=["endpoint", "model", "status"]
+        )
+        for (endpoint, model, status), count in recorder.answers.items():
+            answers.add_metric([endpoint, model, str(status)], count)
+        yield answers
+        totals = recorder.totals()
+        for field, name, text in _HISTOGRAMS:
+            histogram = HistogramMetricFamily(name, text, labels=["model"])
+            for model, counts in totals.items():
+                found: Histogram = getattr(counts, field)
+                histogram.add_metric([model], _cumulative(found), found.total_s)
+            yield histogram
+        for field, text in _TOKENS:
+            tokens = CounterMetricFamily(f"sage_infer_{field}", text, labels=["model"])
+            for model, counts in totals.items():
+                tokens.add_metric([model], getattr(counts, field))
+            yield tokens
+        errors = CounterMetricFamily("sage_infer_failed_requests", "Requests whose work failed.", labels=["model"])
+        for model, counts in totals.items():
+            errors.add_metric([model], counts.errors)
+        yield errors
+        yield from self._gauges()
+
+    def _gauges(self) -> Iterator[Metric]:
+        gateway = self._gateway
+        stats = gateway.backend.stats()
+        values = (
+            ("sage_infer_open_requests", "Requests in the gateway.", len(gateway.open)),
+            ("sage_infer_running_sequences", "Sequences in the engines' batches.", stats.running),
+            ("sage_infer_waiting_requests", "Requests that the engines have not begun.", stats.waiting),
+            ("sage_infer_kv_blocks", "KV blocks of all engines.", stats.kv_blocks_total),
+            ("sage_infer_kv_blocks_free", "KV blocks that new requests could take.", stats.kv_blocks_free),
+            ("sage_infer_uptime_seconds", "Time since the gateway was made.", time.time() - gateway.started),
+        )
+        for name, text, value in values:
+            yield GaugeMetricFamily(name, text, value=value)
+        models = GaugeMetricFamily("sage_infer_model", "1 for the state that a model is in.", labels=["model", "type", "state"])
+        for model in gateway.backend.list_models():
+            state = gateway.backend.get_model_status(model.model_id).state
+            models.add_metric([model.model_id, model.model_type, state], 1)
+        yield models
+
+
+def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
+    seen, found = 0, []
+    for bound, count in zip((*map(str, BOUNDS), "+Inf"), histogram.buckets, strict=True):
+        seen += count
+        found.append((bound, float(seen)))
+    return found

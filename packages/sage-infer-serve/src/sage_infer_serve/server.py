@@ -1,0 +1,205 @@
+"""Runs a gateway on uvicorn, and ends it without breaking off what is under way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+from sage_infer.contracts import HybridInferenceBackend
+from sage_infer.errors import ConfigError
+
+from sage_infer_serve.app import Gateway
+from sage_infer_serve.auth import APIKey, read_keys
+from sage_infer_serve.origins import is_loopback
+from sage_infer_serve.protocol import ConnectionLimits, limited_protocol
+from sage_infer_serve.settings import GatewaySettings
+
+__all__ = ["RunningGateway", "check_settings", "new_loop", "run_until_signal", "running_gateway"]
+
+log = logging.getLogger("sage_infer.serve")
+
+_KEEP_ALIVE_S = 75
+_LAST_WORDS_S = 2.0  # for streams to say that they end, before uvicorn cancels them
+_OWN_FILES = 128  # file descriptors for what is not a connection
+
+
+def check_settings(settings: GatewaySettings) -> list[APIKey]:
+    """The keys that the settings name.
+
+    Raises:
+        ConfigError: others could use the server without a key, or the keys cannot be read.
+    """
+    keys = [] if settings.keys_file is None else read_keys(Path(settings.keys_file).expanduser())
+    if settings.keys_file is not None and not keys:
+        raise ConfigError(f"{settings.keys_file} has no API keys; `sage infer key add NAME` makes one")
+    if not keys and not settings.insecure and not is_loopback(settings.host):
+        raise ConfigError(
+            f"host {settings.host} can be reached by others, and there are no API keys; make one with `sage infer key "
+            "add NAME`, or say --insecure if everybody may use this server"
+        )
+    return keys
+
+
+class RunningGateway:
+    """A gateway that listens at ``url``."""
+
+    def __init__(self, gateway: Gateway, server: uvicorn.Server, listener: socket.socket) -> None:
+        self.gateway = gateway
+        self._server, self._listener = server, listener
+        host, port = listener.getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._drain_timer: asyncio.TimerHandle | None = None
+
+    def drain(self) -> None:
+        """Take no new work, let what is open end, then stop; after the time for that, end it with an error.
+
+        Called again, it ends open requests at once.
+        """
+        if self._server.should_exit:
+            self.gateway.end_all()
+            return
+        self.gateway.draining = True
+        self._server.should_exit = True
+        loop = asyncio.get_running_loop()
+        self._drain_timer = loop.call_later(self.gateway.settings.drain_timeout_s, self.gateway.end_all)
+
+    async def serve(self) -> None:
+        """Run until ``drain``."""
+        try:
+            await self._server.serve(sockets=[self._listener])
+        finally:
+            if self._drain_timer is not None:
+                self._drain_timer.cancel()
+
+
+@asynccontextmanager
+async def running_gateway(
+    backend: HybridInferenceBackend, settings: GatewaySettings | None = None, *, keys: Iterable[APIKey] = ()
+) -> AsyncIterator[RunningGateway]:
+    """A gateway over a started backend, in the running event loop; on leaving, open requests end first.
+
+    ``keys`` are added to those of ``settings.keys_file``.
+
+    Raises:
+        ConfigError: the settings do not go together, or the port is taken.
+    """
+    settings = settings or GatewaySettings()
+    running = _make(backend, settings, [*check_settings(settings), *keys])
+    serving = asyncio.ensure_future(running.serve())
+    try:
+        while not running._server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.001)
+        yield running
+    finally:
+        running.drain()
+        await serving
+
+
+async def run_until_signal(
+    backend: HybridInferenceBackend, settings: GatewaySettings, keys: Iterable[APIKey], listener: socket.socket
+) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends open requests at once."""
+    running = _make(backend, settings, keys, listener)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, running.drain)
+    try:
+        await running.serve()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _make(
+    backend: HybridInferenceBackend,
+    settings: GatewaySettings,
+    keys: Iterable[APIKey],
+    listener: socket.socket | None = None,
+) -> RunningGateway:
+    gateway = Gateway(backend, settings, keys=keys)
+    limits = ConnectionLimits(
+        max_idle=_idle_connections(settings), header_timeout_s=settings.header_timeout_s
+    )
+    config = uvicorn.Config(
+        gateway,
+        http=limited_protocol(limits),
+        ws="none",
+        proxy_headers=False,
+        lifespan="off",
+        loop="none",  # the caller's
+        access_log=False,
+        log_config=None,
+        log_level=logging.ERROR,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.drain_timeout_s + _LAST_WORDS_S) + 1,
+    )
+    return RunningGateway(gateway, _Server(config), listener or listen(settings))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers: signals are this module's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+
+def listen(settings: GatewaySettings) -> socket.socket:
+    """A socket at the settings' host and port.
+
+    Raises:
+        ConfigError: the port is taken, or the host is not this machine's.
+    """
+    host, port = settings.host.strip("[]"), settings.port
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Connections inherit it: without, a first token waits 40 ms for an acknowledgement.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listener.bind(address)
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        hint = "; another program has it, take another one with --port" if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}{hint}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _idle_connections(settings: GatewaySettings) -> int:
+    """As many as the settings say, or as the process may have files open beside its open requests."""
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return settings.max_idle_connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_idle_connections + settings.max_open_requests + _OWN_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings.max_idle_connections
+    return max(16, soft - settings.max_open_requests - _OWN_FILES)
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's event loop where there is one."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -1,0 +1,68 @@
+"""Chunks of a stream as server-sent events: what stays the same is encoded once, a token's text is all that is left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = ["DONE", "ChunkWriter", "event"]
+
+DONE = b"data: [DONE]\n\n"
+_encode = msgspec.json.encode
+
+
+def event(data: Any) -> bytes:
+    """Any data as an event."""
+    return b"data: " + _encode(data) + b"\n\n"
+
+
+class ChunkWriter:
+    """Writes the chunks of one answer. ``kind`` is their ``object``."""
+
+    __slots__ = ("_chat", "_head", "_prefixes", "_tail", "_text_tail", "_usage_head")
+
+    def __init__(self, answer_id: str, kind: str, created: int, model: str, *, with_usage: bool) -> None:
+        self._chat = kind == "chat.completion.chunk"
+        head = b'data: {"id":%b,"object":%b,"created":%d,"model":%b,"system_fingerprint":null,"choices":[' % (
+            _encode(answer_id),
+            _encode(kind),
+            created,
+            _encode(model),
+        )
+        self._usage_head = head + b'],"usage":'
+        self._head = head + b'{"index":'
+        # With include_usage every chunk but the last has a null there.
+        self._tail = b'}],"usage":null}\n\n' if with_usage else b"}]}\n\n"
+        self._text_tail = (b"}," if self._chat else b",") + b'"logprobs":null,"finish_reason":null' + self._tail
+        self._prefixes: dict[int, bytes] = {}
+
+    def text(self, index: int, text: str) -> bytes:
+        """New text of a completion."""
+        prefix = self._prefixes.get(index)
+        if prefix is None:
+            opening = b',"delta":{"content":' if self._chat else b',"text":'
+            prefix = self._prefixes[index] = b"%b%d%b" % (self._head, index, opening)
+        return prefix + _encode(text) + self._text_tail
+
+    def delta(self, index: int, delta: bytes, *, logprobs: bytes = b"null") -> bytes:
+        """Any delta of a chat, as JSON."""
+        return b'%b%d,"delta":%b,"logprobs":%b,"finish_reason":null%b' % (
+            self._head, index, delta, logprobs, self._tail,
+        )  # fmt: skip
+
+    def completion(self, index: int, text: str, logprobs: bytes, reason: str | None) -> bytes:
+        """New text of a completion with what goes with it."""
+        return b'%b%d,"text":%b,"logprobs":%b,"finish_reason":%b%b' % (
+            self._head, index, _encode(text), logprobs, _encode(reason), self._tail,
+        )  # fmt: skip
+
+    def finish(self, index: int, reason: str) -> bytes:
+        """Why a chat's completion ended."""
+        return b'%b%d,"delta":{},"logprobs":null,"finish_reason":%b%b' % (
+            self._head, index, _encode(reason), self._tail,
+        )  # fmt: skip
+
+    def usage(self, usage: bytes) -> bytes:
+        """The last chunk, without choices."""
+        return self._usage_head + usage + b"}\n\n"

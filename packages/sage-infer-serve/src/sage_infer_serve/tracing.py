@@ -1,0 +1,129 @@
+"""OpenTelemetry traces, with the attributes of the conventions for generative AI, where the extra ``otel`` is installed.
+
+A request's span belongs to the trace of its ``traceparent`` header (W3C Trace Context), and is current while the backend
+is called, so that what the backend traces hangs below it. Texts are never recorded.
+https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sage_infer.errors import ConfigError, SageInferError
+from sage_infer.schemas import SamplingParams, Usage
+
+from sage_infer_serve.errors import HTTPError
+from sage_infer_serve.exchange import Exchange
+from sage_infer_serve.openai.schema import Sampling
+
+__all__ = ["Span", "Tracing"]
+
+_PARAMETERS = ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty", "seed")
+
+
+class Tracing:
+    """Makes spans by the tracer provider of the process.
+
+    Raises:
+        ConfigError: OpenTelemetry is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from opentelemetry import context, propagate, trace
+        except ImportError:
+            raise ConfigError("tracing needs OpenTelemetry: pip install 'sage-infer-serve[otel]'") from None
+        self._context, self._propagate, self._trace = context, propagate, trace
+        self._tracer = trace.get_tracer("sage_infer_serve")
+
+    def begin(
+        self,
+        operation: str,
+        model: str,
+        exchange: Exchange,
+        request: Sampling | None,
+        params: SamplingParams | None,
+    ) -> Span:
+        """Start a request's span and make it the current one, in the request's own task."""
+        carrier = {
+            name: value.decode("latin-1")
+            for name in ("traceparent", "tracestate", "baggage")
+            if (value := exchange.headers.get(name.encode())) is not None
+        }
+        attributes: dict[str, Any] = {
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": "sage_infer",
+            "gen_ai.request.model": model,
+            "gen_ai.response.id": exchange.request_id,
+            "gen_ai.response.model": model,
+        }
+        if params is not None:
+            asked = {name: getattr(params, name) for name in _PARAMETERS}
+            attributes |= {f"gen_ai.request.{name}": value for name, value in asked.items() if value is not None}
+            if params.n > 1:
+                attributes["gen_ai.request.choice.count"] = params.n
+            if params.stop:
+                attributes["gen_ai.request.stop_sequences"] = list(params.stop)
+        if request is not None and request.stream:
+            attributes["gen_ai.request.stream"] = True
+        span = self._tracer.start_span(
+            f"{operation} {model}",
+            context=self._propagate.extract(carrier),
+            kind=self._trace.SpanKind.SERVER,
+            attributes=attributes,
+        )
+        self._context.attach(self._trace.set_span_in_context(span))  # ends with the request's task
+        return Span(span)
+
+    @staticmethod
+    def export_by_otlp() -> Any:
+        """Send spans where ``OTEL_EXPORTER_OTLP_ENDPOINT`` says; gives the provider, to be shut down at the end.
+
+        Raises:
+            ConfigError: the extra ``otel`` is not installed.
+        """
+        try:
+            from opentelemetry import trace
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        except ImportError:
+            raise ConfigError("tracing needs OpenTelemetry: pip install 'sage-infer-serve[otel]'") from None
+        provider = TracerProvider(resource=Resource.create({"service.name": "sage-infer-serve"}))
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        trace.set_tracer_provider(provider)
+        return provider
+
+
+class Span:
+    """A request's span until it ends."""
+
+    def __init__(self, span: Any) -> None:
+        self._span = span
+
+    def first_token(self) -> None:
+        self._span.add_event("gen_ai.first_token")
+
+    def end(self, usage: Usage | None, finish_reasons: Sequence[str]) -> None:
+        if usage is not None:
+            self._span.set_attribute("gen_ai.usage.input_tokens", usage.prompt_tokens)
+            self._span.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
+            self._span.set_attribute("gen_ai.usage.cache_read.input_tokens", usage.cached_tokens)
+        if finish_reasons:
+            self._span.set_attribute("gen_ai.response.finish_reasons", list(finish_reasons))
+        self._span.end()
+
+    def fail(self, error: BaseException | None) -> None:
+        """The error's kind only: its message may repeat what the request said."""
+        from opentelemetry.trace import StatusCode
+
+        kind = type(error).__name__ if error is not None else "error"
+        if isinstance(error, SageInferError):
+            kind = error.code
+        elif isinstance(error, HTTPError):
+            kind = error.code or str(error.status)
+        self._span.set_attribute("error.type", kind)
+        self._span.set_status(StatusCode.ERROR, kind)
+        self._span.end()
