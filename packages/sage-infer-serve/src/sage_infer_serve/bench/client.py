@@ -1,0 +1,230 @@
+"""HTTP as a load generator needs it: kept connections, one request at a time on each, and the time of every piece.
+
+Bytes are parsed where they arrive, in the protocol's ``data_received``, by the same httptools that the gateway uses:
+a streamed chunk costs no task switch, so that its time is the time at which it came. docs/decisions/0032 has the
+figures beside aiohttp and httpx.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import httptools
+from attrs import frozen
+from sage_infer.errors import InvalidRequest
+
+__all__ = ["Answer", "Client", "Disconnected", "Server"]
+
+OnPiece = Callable[[bytes, float], None]
+
+
+class Disconnected(Exception):
+    """The server could not be reached, or left before its answer was complete."""
+
+
+@frozen(kw_only=True)
+class Answer:
+    """An answer's status and body; the body is empty where its pieces were handed on."""
+
+    status: int
+    body: bytes
+
+
+@frozen(kw_only=True)
+class Server:
+    """Where a server listens. ``prefix`` comes before every path."""
+
+    host: str
+    port: int
+    tls: bool
+    prefix: str
+
+    @classmethod
+    def parse(cls, url: str) -> Server:
+        """From a URL, with or without the ``/v1`` that OpenAI's clients want at its end.
+
+        Raises:
+            InvalidRequest: it is not a URL of a server.
+        """
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            port = parts.port
+        except ValueError as error:
+            raise InvalidRequest(f"--url {url!r}: {error}") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+            raise InvalidRequest(f"--url must be like http://127.0.0.1:8000 or https://host/prefix, got {url!r}")
+        prefix = parts.path.rstrip("/").removesuffix("/v1")
+        tls = parts.scheme == "https"
+        return cls(host=parts.hostname, port=port or (443 if tls else 80), tls=tls, prefix=prefix)
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.prefix}"
+
+
+class Client:
+    """Sends requests to one server, over as many connections as there are requests at once."""
+
+    def __init__(self, server: Server, *, api_key: str | None = None) -> None:
+        self._server = server
+        self._idle: list[_Connection] = []
+        self._tls = ssl.create_default_context() if server.tls else None
+        host = str(server).split("/")[2]
+        lines = [f"Host: {host}", "User-Agent: sage-infer-bench", "Accept: */*"]
+        if api_key:
+            lines.append(f"Authorization: Bearer {api_key}")
+        self._headers = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
+
+    async def get(self, path: str) -> Answer:
+        head = b"GET %b HTTP/1.1\r\n%b\r\n" % (self._target(path), self._headers)
+        return await self._exchange(head, None)
+
+    async def post(self, path: str, body: bytes, on_piece: OnPiece | None = None) -> Answer:
+        """Send JSON. ``on_piece(bytes, time)`` gets the body of a 200 as it comes, by ``time.perf_counter``.
+
+        Raises:
+            Disconnected: there is no complete answer.
+        """
+        head = b"POST %b HTTP/1.1\r\n%bContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (
+            self._target(path),
+            self._headers,
+            len(body),
+        )
+        return await self._exchange(head + body, on_piece)
+
+    def close(self) -> None:
+        for connection in self._idle:
+            connection.abort()
+        self._idle.clear()
+
+    def _target(self, path: str) -> bytes:
+        return (self._server.prefix + path).encode("ascii", "replace")
+
+    async def _exchange(self, request: bytes, on_piece: OnPiece | None) -> Answer:
+        while self._idle:
+            connection = self._idle.pop()
+            try:
+                return await self._on(connection, request, on_piece)
+            except _Stale:  # the server had closed it while it was idle, and has not seen the request
+                continue
+        return await self._on(await self._connect(), request, on_piece)
+
+    async def _on(self, connection: _Connection, request: bytes, on_piece: OnPiece | None) -> Answer:
+        try:
+            answer = await connection.exchange(request, on_piece)
+        except BaseException:
+            connection.abort()
+            raise
+        if connection.reusable:
+            self._idle.append(connection)
+        else:
+            connection.abort()
+        return answer
+
+    async def _connect(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(
+                _Connection, self._server.host, self._server.port, ssl=self._tls
+            )
+        except OSError as error:
+            raise Disconnected(f"cannot connect: {error.strerror or error}") from None
+        return connection
+
+
+class _Stale(Exception):
+    """A kept connection turned out to be closed before the server said anything on it."""
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self) -> None:
+        self._transport: Any = None  # asyncio's and uvloop's have no class in common
+        self._answered = False  # an answer has been taken from it
+        self._closed = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._reset(None)
+
+    def _reset(self, on_piece: OnPiece | None) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._on_piece = on_piece
+        self._body: list[bytes] = []
+        self._status = 0
+        self._until_close = self._keep_alive = False
+        self._now = 0.0
+
+    @property
+    def reusable(self) -> bool:
+        return not self._closed and self._keep_alive
+
+    async def exchange(self, request: bytes, on_piece: OnPiece | None) -> Answer:
+        if self._closed:
+            raise _Stale
+        self._reset(on_piece)
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        await self._waiter
+        self._answered = True
+        return Answer(status=self._status, body=b"".join(self._body))
+
+    def abort(self) -> None:
+        self._closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _end(self, error: Exception | None = None) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            if error is None:
+                self._waiter.set_result(None)
+            else:
+                self._waiter.set_exception(error)
+
+    # --- asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._now = time.perf_counter()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.abort()
+            self._end(Disconnected("the answer is not HTTP"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        if self._until_close and exc is None:
+            self._end()
+        elif self._answered and not self._status:
+            self._end(_Stale())
+        else:
+            self._end(Disconnected("the connection was closed before the answer's end"))
+
+    # --- httptools' side
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            self._until_close = False
+
+    def on_status(self, status: bytes) -> None:
+        self._until_close = True  # unless a header says how long the body is
+
+    def on_headers_complete(self) -> None:
+        self._status = self._parser.get_status_code()
+
+    def on_body(self, body: bytes) -> None:
+        if self._on_piece is not None and self._status == 200:
+            self._on_piece(body, self._now)
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._status >= 200:  # 100 and its like come before the answer
+            self._until_close = False
+            self._keep_alive = self._parser.should_keep_alive()  # the parser knows it here only
+            self._end()

@@ -1,0 +1,67 @@
+"""How far a run is, on a terminal's stderr.
+
+One short line twice a second: a progress bar that is drawn more often, from another thread, would be in the latencies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TextIO
+
+from attrs import define, field
+
+__all__ = ["Progress", "shown"]
+
+_EVERY_S = 0.5
+_WIDTH = 24
+
+
+@define
+class Progress:
+    """What has ended so far, towards ``total`` requests or ``duration_s``, whichever comes first."""
+
+    total: int | None
+    duration_s: float | None
+    ended: int = 0
+    failed: int = 0
+    began: float = field(factory=time.perf_counter)
+
+    def count(self, *, failed: bool) -> None:
+        self.ended += 1
+        self.failed += failed
+
+    def line(self) -> str:
+        passed = time.perf_counter() - self.began
+        shares = [self.ended / self.total if self.total else 0.0, passed / self.duration_s if self.duration_s else 0.0]
+        share = min(1.0, max(shares))
+        bar = "█" * round(share * _WIDTH)
+        of = f" of {self.total:,}" if self.total else ""
+        errors = f", {self.failed:,} failed" if self.failed else ""
+        return f"{bar:░<{_WIDTH}} {share:4.0%}  {self.ended:,}{of} requests, {passed:.0f} s{errors}"
+
+
+@asynccontextmanager
+async def shown(what: str, progress: Progress, out: TextIO | None = None) -> AsyncIterator[None]:
+    """Show it while the body runs; where stderr is no terminal, only that it has begun."""
+    out = sys.stderr if out is None else out
+    if not out.isatty():
+        print(f"{what} …", file=out)
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def draw() -> None:
+        nonlocal timer
+        print(f"\r{what}  {progress.line()}\x1b[K", end="", file=out, flush=True)
+        timer = loop.call_later(_EVERY_S, draw)
+
+    timer = loop.call_soon(draw)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        print("\r\x1b[K", end="", file=out, flush=True)

@@ -1,0 +1,181 @@
+"""What a server's answers say: when text came, how many tokens there were, and what went wrong.
+
+The forms are those of https://platform.openai.com/docs/api-reference, read as tolerantly as servers differ.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import msgspec
+
+from sage_infer_serve.bench.sse import EventParser
+
+__all__ = ["BadAnswer", "StreamReader", "Usage", "error_message", "model_ids", "read_answer"]
+
+
+class BadAnswer(Exception):
+    """An answer that is an error, or is none of the API's; the message is short, as equal ones are counted."""
+
+
+class Usage(msgspec.Struct):
+    """Tokens, as the server counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Text(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None  # vLLM, SGLang, DeepSeek
+    reasoning: str | None = None  # newer vLLM
+    refusal: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Text | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+    def has_output(self) -> bool:
+        delta = self.delta
+        if delta is None:
+            return bool(self.text)
+        return bool(
+            delta.content or delta.reasoning_content or delta.reasoning or delta.tool_calls or delta.refusal
+        )
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: Usage | None = None
+    error: Any = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[msgspec.Raw] | None = None  # of a generation
+    data: list[msgspec.Raw] | None = None  # of embeddings
+    usage: Usage | None = None
+    error: Any = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+
+class StreamReader:
+    """Reads one streamed answer. Times are those of the caller's clock, in seconds.
+
+    Attributes:
+        first: when the first text came; None while there was none.
+        last: when the latest text came.
+        gaps: seconds between chunks with text, in their order.
+        usage: the server's count, where it sent one.
+    """
+
+    __slots__ = ("_done", "_parser", "error", "first", "gaps", "last", "usage")
+
+    def __init__(self) -> None:
+        self._parser = EventParser()
+        self._done = False
+        self.first: float | None = None
+        self.last = 0.0
+        self.gaps: array[float] = array("d")
+        self.usage: Usage | None = None
+        self.error: str | None = None
+
+    def feed(self, piece: bytes, now: float) -> None:
+        for data in self._parser.feed(piece):
+            if self.error is None:
+                self._event(data, now)
+
+    def end(self) -> None:
+        """To be called when the body has ended.
+
+        Raises:
+            BadAnswer: the stream carried an error, was cut off, or was no stream of this API.
+        """
+        if self.error is not None:
+            raise BadAnswer(self.error)
+        if not self._done:
+            raise BadAnswer("stream cut off" if self.first is not None else "stream without an answer")
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks had text."""
+        return 0 if self.first is None else len(self.gaps) + 1
+
+    def _event(self, data: bytes, now: float) -> None:
+        if data == b"[DONE]":
+            self._done = True
+            return
+        try:
+            chunk = _decode_chunk(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self.error = "stream: a chunk is not of this API"
+            return
+        if chunk.error is not None:
+            self.error = f"stream: {error_message(data)}"
+            return
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        for choice in chunk.choices:
+            if choice.finish_reason is not None:
+                self._done = True  # some servers send no [DONE]
+            if choice.has_output():
+                if self.first is None:
+                    self.first = now
+                else:
+                    self.gaps.append(now - self.last)
+                self.last = now
+
+
+def read_answer(body: bytes, *, embeddings: bool) -> Usage | None:
+    """The usage in an answer that came in one piece.
+
+    Raises:
+        BadAnswer: it is an error, or has no result.
+    """
+    try:
+        answer = _decode_answer(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BadAnswer("the answer is not of this API") from None
+    if answer.error is not None:
+        raise BadAnswer(error_message(body))
+    if not (answer.data if embeddings else answer.choices):
+        raise BadAnswer("an answer without a result")
+    return answer.usage
+
+
+def error_message(body: bytes) -> str:
+    """The message in an error's body, whatever the server; its beginning where none is found."""
+    try:
+        data = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        data = None
+    if isinstance(data, dict):
+        error = data.get("error") or data
+        message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+        if message:
+            return _one_line(str(message))
+    return _one_line(body[:300].decode("utf-8", "replace")) or "no message"
+
+
+def model_ids(body: bytes) -> list[str]:
+    """The ids in an answer of ``GET /v1/models``.
+
+    Raises:
+        BadAnswer: it is none.
+    """
+    try:
+        data = msgspec.json.decode(body)
+        return [str(model["id"]) for model in data["data"]]
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise BadAnswer("the list of models is not of this API") from None
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else f"{line[:199]}…"
