@@ -105,10 +105,10 @@ def greedy() -> SamplingParams:
 
 async def memory_of(hybrid: HybridBackend) -> dict[str, float]:
     """What the plan says and what is held, after sequences that fill the KV cache and texts of full length."""
-    tokens = int(KV_GB * 2**30 / KV_BYTES_OF_TOKEN) // STREAMS
+    tokens = int(KV_GB * 2**30 / KV_BYTES_OF_TOKEN) // 2  # of each of two sequences, which are there at once
     numbers = random.Random(2)
-    prompts = [[numbers.randrange(1000, 40000) for _ in range(tokens * 3 // 4)] for _ in range(STREAMS)]
-    params = SamplingParams(temperature=0, max_tokens=tokens // 4 - 32, ignore_eos=True)
+    prompts = [[numbers.randrange(1000, 40000) for _ in range(tokens - 400)] for _ in range(2)]
+    params = SamplingParams(temperature=0, max_tokens=360, ignore_eos=True)
     streams = await hybrid.generate(prompts, params)
     await asyncio.gather(*(read(stream, []) for stream in streams))
     await hybrid.embed(["river " * 600] * 64, truncate="end")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from sage_infer.models import resolve_model
 from sage_infer.schemas import ModelDescriptor
 from sage_infer_hybrid import HybridBackend, ModelConfig
 from sage_infer_testing import HybridBackendContract, PluginContract
+from sage_infer_testing.reading import greedy, read
 
 
 class TestPlugin(PluginContract):
@@ -34,3 +36,28 @@ class TestHybrid(HybridBackendContract):
             llm_config=ModelConfig(model="smollm2-135m", options={"kv_cache_gb": 0.25, "max_batch_size": 8}),
             embedding_config={"model": "minilm", "aliases": ["text-embedding-3-small"]},
         )
+
+
+def test_a_real_llm_sleeps_when_its_streams_have_ended_and_wakes_as_it_was(sample_models: None) -> None:
+    prompt = "Once upon a time,"
+
+    async def main() -> None:
+        hybrid = HybridBackend(llm_config={"model": "smollm2-135m", "options": {"kv_cache_gb": 0.1}})
+        await hybrid.start()
+        try:
+            streams = [(await hybrid.generate(prompt, greedy(24)))[0] for _ in range(4)]
+            reading = [asyncio.ensure_future(read(stream)) for stream in streams]
+            await hybrid.sleep_model("smollm2-135m")
+            assert hybrid.get_model_status("smollm2-135m").state == "sleeping"
+            assert not hybrid.memory_plan().shares
+            before = [await task for task in reading]
+            assert [output.finish_reason for output in before] == ["length"] * 4
+            after = await asyncio.gather(
+                *(read((await hybrid.generate(prompt, greedy(24)))[0]) for _ in range(2))
+            )
+            assert {output.token_ids for output in after} == {before[0].token_ids}
+            assert hybrid.stats().finished == 6
+        finally:
+            await hybrid.close()
+
+    asyncio.run(main())

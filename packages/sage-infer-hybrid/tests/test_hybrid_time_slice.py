@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import pytest
 from sage_infer.contracts import EngineStats
 from sage_infer_hybrid.streams import DeviceStreams
-from sage_infer_hybrid.time_slice import PART_OF_STEP, PART_S, Batch, TimeSlicer
+from sage_infer_hybrid.time_slice import BESIDE_STREAMS, PART_OF_STEP, PART_S, Batch, TimeSlicer
 
 STEP_S = 0.04
 
 
 class Machine:
-    """A device on which a unit of batch work takes ``unit_s``, and twice as long while streams are live."""
+    """A device on which a unit of batch work takes ``unit_s``, and longer while streams are live."""
 
     def __init__(self, unit_s: float, live: float = 3.0) -> None:
         self.unit_s, self.live = unit_s, live
@@ -42,7 +42,7 @@ class Machine:
         self.parts.append((name, len(items)))
         if self.failure is not None:
             raise self.failure
-        self.now += sum(map(len, items)) * self.unit_s * (2 if self.live else 1)
+        self.now += sum(map(len, items)) * self.unit_s / (BESIDE_STREAMS if self.live else 1.0)
         async with self.grown:
             self.grown.notify_all()
         await asyncio.sleep(0)
@@ -200,6 +200,19 @@ def test_an_error_is_its_own_calls() -> None:
         with pytest.raises(ValueError, match="no"):
             await machine.slicer.run(Batch("broken", ["a", "b"], [1, 1], broken, 1.0))
         assert len(await good) == 50
+
+    asyncio.run(main())
+
+
+def test_a_fault_of_its_own_leaves_nobody_waiting() -> None:
+    machine = Machine(0.001)
+
+    async def main() -> None:
+        machine.step_s = lambda: 1 / 0  # type: ignore[method-assign, return-value, assignment]
+        with pytest.raises(ZeroDivisionError):
+            await machine.run(["x"])
+        del machine.step_s
+        assert await machine.run(["x"]) == ["x"]
 
     asyncio.run(main())
 

@@ -73,9 +73,14 @@ class Engine:
         spec = self._spec()
         if spec.memory is None:
             return EngineMemory()
-        found: EngineMemory = load_object(spec.memory, what=f"backend {spec.name!r}")(
-            model=self.model, options=self.options, hardware=hardware
-        )
+        tell = load_object(spec.memory, what=f"backend {spec.name!r}")
+        try:
+            found: EngineMemory = tell(model=self.model, options=self.options, hardware=hardware)
+        except (
+            AttributeError,
+            TypeError,
+        ):  # options of another type, of which the backend says what is wrong
+            return EngineMemory()
         return found
 
     def create(self, shares: Sequence[Share], devices: Sequence[Device]) -> Any:

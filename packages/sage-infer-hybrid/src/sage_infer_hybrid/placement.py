@@ -35,16 +35,18 @@ def demand_of(
     ``memory_gb`` of its descriptor counts instead of what its files tell about its weights.
     """
     on_cpu = names == ("cpu",)
-    spread = options.get(_SPREAD_OPTION) or 1
-    asked = options.get(KV_OPTION)
-    length = options.get("max_sequence_length") or model.max_sequence_length
+    spread = (
+        1 if on_cpu else _whole(options, _SPREAD_OPTION) or 1
+    )  # main memory is one device, however it is used
+    asked = _number(options, KV_OPTION)
+    length = _whole(options, "max_sequence_length") or model.max_sequence_length
     run = Workload(
         least_weight_bits=engine.least_weight_bits,
         most_weight_bits=engine.most_weight_bits,
         has_tied_table_twice=engine.has_tied_table_twice,
         kv_bits=engine.kv_bits,
         max_sequence_length=length,
-        max_batch_size=options.get("max_batch_size") or model.max_batch_size or engine.max_batch_size,
+        max_batch_size=_whole(options, "max_batch_size") or model.max_batch_size or engine.max_batch_size,
         step_tokens=engine.step_tokens,
         kv_bytes=None if asked is None else int(asked * GIB) * spread,
         overhead_bytes=engine.overhead_bytes,
@@ -63,14 +65,27 @@ def demand_of(
         return demand
     if engine.kv_bytes is not None and length is None:
         demand = evolve(demand, kv_least=min(demand.kv_least, engine.kv_bytes))
-    if fraction := options.get(FRACTION_OPTION):
-        smallest = min(device.total for device in devices if device.name in names)
+    fraction = _number(options, FRACTION_OPTION)
+    smallest = min((device.total for device in devices if device.name in names), default=None)
+    if fraction is not None and smallest is not None:
         part = evolve(demand, kv_least=0, kv_wanted=0).part
         kv = max(int(fraction * smallest) - part.least, demand.part.kv_least) * spread
         return evolve(demand, kv_least=kv, kv_wanted=kv, max_sequence_length=None)
     if on_cpu:
         demand = evolve(demand, kv_wanted=max(demand.kv_least, min(demand.kv_wanted, _KV_ON_CPU)))
     return demand
+
+
+def _number(options: Mapping[str, Any], name: str) -> float | None:
+    """An option that is a number above 0; of anything else the backend says what is wrong with it."""
+    value = options.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and value > 0 else None
+
+
+def _whole(options: Mapping[str, Any], name: str) -> int | None:
+    value = _number(options, name)
+    return None if value is None else int(value)
 
 
 def candidates(model: ModelDescriptor, spec: BackendSpec, devices: Sequence[Device]) -> tuple[str, ...]:

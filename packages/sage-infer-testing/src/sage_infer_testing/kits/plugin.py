@@ -186,7 +186,8 @@ class PluginContract(ContractSuite, kit=True):
             if spec.memory is None or missing_requirements(spec.requires):
                 continue
             tell = load_object(spec.memory, what=f"{spec.name!r}")
-            for kind, hardware in itertools.product(sorted(spec.serves - {"hybrid"}), sorted(spec.hardware)):
+            kinds: list[Any] = sorted(spec.serves - {"hybrid"})
+            for kind, hardware in itertools.product(kinds, sorted(spec.hardware)):
                 model = ModelDescriptor(model_id="m", model_type=kind, model_path="/nowhere")
                 found = tell(model=model, options={}, hardware=hardware)
                 assert isinstance(found, EngineMemory), f"{spec.memory} gave a {type(found).__name__}"
