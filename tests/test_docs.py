@@ -498,6 +498,18 @@ def sage(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("results", ["engine.json", "engine_vllm.json"])
+def test_the_engines_table_is_made_from_its_results(results: str) -> None:
+    file = ROOT / "benchmarks" / "results" / results
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "engine.py", "--table", file],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout in (ROOT / "packages" / "sage-infer-openvino" / "README.md").read_text("utf-8")
+
+
 # --- the wheel of a third party
 
 

@@ -46,6 +46,11 @@ class _Event(ctypes.Structure):
     )  # fmt: skip
 
 
+# Where the numbers of a structure are, counted in eight bytes; an event begins with its request's ``data``.
+_REQUEST_NUMBERS, _OFFSET = ctypes.sizeof(_Request) // 8, _Request.offset.offset // 8
+_EVENT_NUMBERS, _RESULT = ctypes.sizeof(_Event) // 8, _Event.result.offset // 8
+
+
 class AsyncFile:
     """``depth`` requests of ``nbytes`` each under way in a file that is open with ``O_DIRECT``.
 
@@ -55,13 +60,20 @@ class AsyncFile:
 
     def __init__(self, descriptor: int, *, nbytes: int, depth: int) -> None:
         self._nbytes, self._depth = nbytes, depth
+        # Completions are taken together, as a call from Python costs as much as a request of 4 KiB; most are still
+        # under way meanwhile.
+        self._together = max(depth // 4, 1)
         self._context = ctypes.c_ulong(0)
         self._memory = mmap.mmap(-1, nbytes * depth)  # aligned to pages, as direct I/O demands
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self._requests = (_Request * depth)()
+        # Plain numbers beside the structures: a request costs microseconds, and so would attributes of a structure.
+        raw = bytearray(depth * ctypes.sizeof(_Request))
+        self._requests = (_Request * depth).from_buffer(raw)
+        self._numbers = memoryview(raw).cast("q")
         for slot, request in enumerate(self._requests):
             request.data, request.descriptor, request.nbytes = slot, descriptor, nbytes
             request.buffer = address + slot * nbytes
+        self._addresses = [ctypes.addressof(request) for request in self._requests]
 
     def __enter__(self) -> AsyncFile:
         if platform.machine() not in _CALLS or sys.maxsize < 2**32:
@@ -88,34 +100,36 @@ class AsyncFile:
         Raises:
             OSError: the disk refused one, or took or gave less than was asked.
         """
-        pointers = (ctypes.POINTER(_Request) * self._depth)()
-        events = (_Event * self._depth)()
-        free, completed = list(range(self._depth)), 0
-        under_way = 0
+        for request in self._requests:
+            request.opcode = _WRITE if write else _READ
+        pointers = (ctypes.c_uint64 * self._depth)()
+        raw = bytearray(self._depth * ctypes.sizeof(_Event))
+        events, told = (_Event * self._depth).from_buffer(raw), memoryview(raw).cast("q")
+        free, completed, under_way = list(range(self._depth)), 0, 0
+        numbers, addresses = self._numbers, self._addresses
         started = time.perf_counter()
         end = started + seconds
         while True:
             batch = 0
             if time.perf_counter() < end:
                 for slot, offset in zip(free, offsets, strict=False):
-                    request = self._requests[slot]
-                    request.opcode, request.offset = (_WRITE if write else _READ), offset
-                    pointers[batch] = ctypes.pointer(request)
+                    numbers[slot * _REQUEST_NUMBERS + _OFFSET] = offset
+                    pointers[batch] = addresses[slot]
                     batch += 1
             self._hand_over(batch, pointers)
             under_way += batch
             if not under_way:
                 return completed, time.perf_counter() - started
-            done = self._wait(events)
-            for event in events[:done]:
-                if event.result != self._nbytes:
-                    reason = os.strerror(-event.result) if event.result < 0 else f"{event.result} bytes moved"
+            done = self._wait(min(under_way, self._together), events)
+            for result in told[_RESULT : done * _EVENT_NUMBERS : _EVENT_NUMBERS].tolist():
+                if result != self._nbytes:
+                    reason = os.strerror(-result) if result < 0 else f"{result} bytes moved"
                     raise OSError(f"a request of {self._nbytes} bytes failed: {reason}")
-            free = [event.data for event in events[:done]]
+            free = told[: done * _EVENT_NUMBERS : _EVENT_NUMBERS].tolist()
             completed += done
             under_way -= done
 
-    def _hand_over(self, count: int, pointers: ctypes.Array[ctypes._Pointer[_Request]]) -> None:
+    def _hand_over(self, count: int, pointers: ctypes.Array[ctypes.c_uint64]) -> None:
         taken = 0
         while taken < count:
             rest = ctypes.byref(pointers, taken * ctypes.sizeof(ctypes.c_void_p))
@@ -124,11 +138,11 @@ class AsyncFile:
                 raise OSError(f"io_submit failed: {os.strerror(ctypes.get_errno())}")
             taken += done
 
-    def _wait(self, events: ctypes.Array[_Event]) -> int:
-        """Wait for at least one completion; gives how many there are."""
+    def _wait(self, least: int, events: ctypes.Array[_Event]) -> int:
+        """Wait for at least so many completions; gives how many there are."""
         while True:
             done = self._libc.syscall(
-                self._getevents, self._context, ctypes.c_long(1), ctypes.c_long(self._depth), events, None
+                self._getevents, self._context, ctypes.c_long(least), ctypes.c_long(self._depth), events, None
             )
             if done > 0:
                 return int(done)

@@ -123,7 +123,7 @@ def _method(
 ) -> str | None:
     """vLLM's method for the profile's weights and activations; what is missing goes to ``problems``."""
     wanted = (profile.weight_bits, profile.activation_bits)
-    words = f"{wanted[0]}-bit weights with {wanted[1]}-bit activations"
+    words = f"{wanted[0]}-bit weights with {wanted[1]}-bit activations (weight_bits, activation_bits)"
     if checkpoint is None:
         if wanted == (16, 16):
             return _with_kernel(None, profile, methods, problems)

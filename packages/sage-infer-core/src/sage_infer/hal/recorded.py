@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from attrs import evolve
+
 from sage_infer.discovery import Entry, Registry
 from sage_infer.errors import InvalidRequest
 from sage_infer.factories import load_object
@@ -30,6 +32,7 @@ def read_recordings(
         ToolOutputError: the vendor's reader does not understand one of them.
         SchemaError: a profile is not valid.
     """
+    paths = list(paths)
     profiles = []
     for path in paths:
         text = _read(path)
@@ -41,6 +44,8 @@ def read_recordings(
             )
             if not isinstance(profile, HardwareProfile):
                 raise InvalidRequest(f"detector {reader.name!r} made a {type(profile).__name__} of {path}")
+        if len(paths) > 1:  # what one of them does not show another may
+            profile = evolve(profile, notes=[f"{path.name}: {note}" for note in profile.notes])
         profiles.append(profile)
     return merge_profiles(profiles)
 

@@ -8,7 +8,15 @@ from attrs import frozen
 
 from sage_infer.hal.pairs import Matrix, code_of, link_matrix
 from sage_infer.hal.words import gigabytes, rate, size
-from sage_infer.schemas import AcceleratorDescriptor, CpuDescriptor, Figure, HardwareProfile, NumaNode
+from sage_infer.schemas import (
+    AcceleratorDescriptor,
+    CpuDescriptor,
+    Figure,
+    HardwareProfile,
+    LinkProfile,
+    MemoryTierSpec,
+    NumaNode,
+)
 from sage_infer.system.files import cpu_list
 
 __all__ = ["figures", "link_table", "numa_table", "tier_table", "tree"]
@@ -160,36 +168,48 @@ def tier_table(profile: HardwareProfile) -> Table:
 
 def figures(profile: HardwareProfile) -> list[Sequence[str]]:
     """Every figure with what it is of, its value, its confidence and its source; devices that are alike share rows."""
-    found = _device_figures(profile)
-    ends = [(f"{link.source} → {link.target}", link) for link in profile.links]
-    tiers = [(f"{tier.tier} {tier.name}", tier) for tier in profile.memory_tiers]
-    for name, part in (*ends, *tiers):
-        for field, what in _FIELDS:
-            figure = getattr(part, field, None)
-            if figure is not None:
-                shown = rate(figure) if field.endswith("iops") else gigabytes(figure)
-                value = f"{figure.value:g} µs" if field == "latency_us" else shown
-                found.append((name, *_row(what, value, figure)))
-    return found
-
-
-def _device_figures(profile: HardwareProfile) -> list[Sequence[str]]:
-    indexes: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    rows: list[tuple[str, tuple[str, ...]]] = []
     for device in profile.accelerators:
-        rows = [
-            _row(
-                f"peak {precision}",
-                f"{figure.value:g} T{'OP' if precision.startswith('int') else 'FLOP'}/s",
-                figure,
-            )
-            for precision, figure in device.peak_tflops.items()
-        ]
-        if device.memory_bandwidth_gbs is not None:
-            bandwidth = device.memory_bandwidth_gbs
-            rows.append(_row("memory bandwidth", gigabytes(bandwidth), bandwidth))
-        for row in rows:
-            indexes.setdefault((device.hardware_backend, row), []).append(device.index)
-    return [(f"{backend}:{cpu_list(where)}", *row) for (backend, row), where in indexes.items()]
+        rows += _device_figures(device)
+    for link in profile.links:
+        rows += [(f"{link.source} → {link.target}", row) for row in _part_figures(link)]
+    for tier in profile.memory_tiers:
+        rows += [(f"{tier.tier} {tier.name}", row) for row in _part_figures(tier)]
+    return _alike(rows)
+
+
+def _part_figures(part: LinkProfile | MemoryTierSpec) -> Iterator[tuple[str, ...]]:
+    for field, what in _FIELDS:
+        figure = getattr(part, field, None)
+        if figure is not None:
+            shown = rate(figure) if field.endswith("iops") else gigabytes(figure)
+            yield _row(what, f"{figure.value:g} µs" if field == "latency_us" else shown, figure)
+
+
+def _device_figures(device: AcceleratorDescriptor) -> Iterator[tuple[str, tuple[str, ...]]]:
+    name = f"{device.hardware_backend}:{device.index}"
+    for precision, figure in device.peak_tflops.items():
+        unit = "OP" if precision.startswith("int") else "FLOP"
+        yield name, _row(f"peak {precision}", f"{figure.value:g} T{unit}/s", figure)
+    if device.memory_bandwidth_gbs is not None:
+        bandwidth = device.memory_bandwidth_gbs
+        yield name, _row("memory bandwidth", gigabytes(bandwidth), bandwidth)
+
+
+def _alike(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[Sequence[str]]:
+    """Rows of ``kind:0``, ``kind:1``, … that say the same are one row, in the place of the first."""
+    found: list[tuple[str, tuple[str, ...], list[int]]] = []
+    numbered: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for name, row in rows:
+        kind, colon, number = name.rpartition(":")
+        if not colon or not number.isdecimal() or "→" in name:
+            found.append((name, row, []))
+        elif (kind, row) in numbered:
+            numbered[kind, row].append(int(number))
+        else:
+            numbered[kind, row] = [int(number)]
+            found.append((kind, row, numbered[kind, row]))
+    return [(f"{name}:{cpu_list(where)}" if where else name, *row) for name, row, where in found]
 
 
 _FIELDS: Iterable[tuple[str, str]] = (
