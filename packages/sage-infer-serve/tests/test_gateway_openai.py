@@ -92,7 +92,7 @@ def test_tool_calls(backend: EchoBackend, served: Served) -> None:
     answer = create(model="echo", messages=ASK, tools=[WEATHER])  # type: ignore[list-item]
     (choice,) = answer.choices
     assert choice.finish_reason == "tool_calls"
-    assert choice.message.content == "Let me look. "
+    assert choice.message.content == "Let me look."
     assert choice.message.tool_calls is not None
     (call,) = choice.message.tool_calls
     assert call.type == "function"
@@ -102,7 +102,7 @@ def test_tool_calls(backend: EchoBackend, served: Served) -> None:
     chunks = list(create(model="echo", messages=ASK, tools=[WEATHER], stream=True))  # type: ignore[list-item]
     said = "".join(c.choices[0].delta.content or "" for c in chunks)
     calls = [call for c in chunks for call in c.choices[0].delta.tool_calls or []]
-    assert said == "Let me look. "
+    assert said == "Let me look."
     assert [c.function.name for c in calls if c.function] == ["weather"]
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 

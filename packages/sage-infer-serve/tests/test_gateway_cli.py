@@ -1,0 +1,83 @@
+"""What the commands make of their arguments. Serving itself needs engines: see the repository's end-to-end tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sage_infer.config import load_config
+from sage_infer.errors import InvalidRequest
+from sage_infer_serve.cli import _example, configured_models, model_config, named_models
+from sage_infer_serve.plugin import sage_infer_commands
+from sage_infer.backends import load_object
+from sage_infer.cli.main import app
+from sage_infer.schemas import ModelDescriptor
+from typer.testing import CliRunner
+
+
+@pytest.mark.parametrize(
+    ("text", "config"),
+    [
+        ("smollm2-135m", {"model": "smollm2-135m"}),
+        ("Qwen/Qwen3-8B@vllm", {"model": "Qwen/Qwen3-8B", "backend": "vllm"}),
+        ("/models/a@b/c.gguf", {"model": "/models/a@b/c.gguf"}),
+        ("/models/a@b/c.gguf@openvino", {"model": "/models/a@b/c.gguf", "backend": "openvino"}),
+    ],
+)
+def test_names_with_backends(text: str, config: dict[str, str]) -> None:
+    assert model_config(text, "--llm") == config
+
+
+def test_a_backend_alone_is_no_name() -> None:
+    with pytest.raises(InvalidRequest, match="--llm wants NAME"):
+        model_config("@vllm", "--llm")
+
+
+def test_models_from_flags() -> None:
+    assert named_models([], [], []) == {}
+    assert named_models(["a", "b@vllm"], ["c"], ["d"]) == {
+        "llm_config": {"model": "a"},
+        "embedding_config": {"model": "c"},
+        "reranker_config": {"model": "d"},
+        "models": [{"model": "b", "backend": "vllm"}],
+    }
+
+
+def test_models_from_the_configuration(tmp_path: Path) -> None:
+    assert configured_models(load_config(environ={})) == {"llm_config": "smollm2-135m", "embedding_config": "minilm"}
+    file = tmp_path / "sage_infer.yaml"
+    file.write_text("serve:\n  models: [a, {model: b, backend: vllm}]\n")
+    assert configured_models(load_config(file, environ={})) == {"models": ["a", {"model": "b", "backend": "vllm"}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"), [("llm", "/v1/chat/completions"), ("embedding", "/v1/embeddings"), ("reranker", "/v1/rerank")]
+)
+def test_the_example_fits_the_models(kind: str, path: str) -> None:
+    found, body = _example([ModelDescriptor(model_id="m", model_type=kind, model_path="/")])  # type: ignore[arg-type]
+    assert found == path
+    assert json.loads(body)["model"] == "m"
+
+
+def test_commands_can_be_imported() -> None:
+    for spec in sage_infer_commands():
+        assert callable(load_object(spec.app, what=spec.path))
+
+
+def test_keys_by_command(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    run = CliRunner().invoke
+    added = run(app, ["infer", "key", "add", "ann", "--file", str(file), "--concurrency", "2", "--json"])
+    assert added.exit_code == 0, added.output
+    key = json.loads(added.stdout)["key"]
+    assert key not in file.read_text()
+    plain = run(app, ["infer", "key", "add", "bob", "--file", str(file)])
+    assert plain.stdout.startswith("sk-sage-")
+    listed = run(app, ["infer", "key", "list", "--file", str(file)])
+    assert "CONCURRENCY" in listed.stdout
+    assert [row["name"] for row in json.loads(run(app, ["infer", "key", "list", "--file", str(file), "--json"]).stdout)] == ["ann", "bob"]
+    assert run(app, ["infer", "key", "remove", "ann", "--file", str(file)]).exit_code == 0
+    assert "ann" not in file.read_text()
+    missing = run(app, ["infer", "key", "list"], env={"SAGE_INFER_CONFIG": ""})
+    assert isinstance(missing.exception, InvalidRequest)

@@ -1,0 +1,123 @@
+"""Fuzzed by schemathesis, from the gateway's own description and from what OpenAI publishes of its endpoints.
+
+Every answer must be one that the description has, with the form that it has there, and none a server's error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import schemathesis
+from gateway_backend import TokenizingBackend
+from gateway_served import Served
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from sage_infer_serve import GatewaySettings
+from sage_infer_serve.app import ROUTES
+from sage_infer_serve.openapi import document
+from schemathesis.core import NOT_SET
+
+OPENAI = json.loads((Path(__file__).parent / "data" / "openai_description.json").read_text("utf-8"))
+OWN = document("0")
+MODELS = {"/v1/embeddings": "vectors", "/v1/rerank": "scores", "/v2/rerank": "scores", "/rerank": "scores"}
+EXAMPLES = 60
+
+fuzzing = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def fuzzed() -> Iterator[Served]:
+    served = Served(TokenizingBackend(), GatewaySettings(port=0))
+    yield served
+    served.close()
+
+
+def operations(description: dict[str, Any]) -> list[Any]:
+    loaded = schemathesis.openapi.from_dict(description)
+    return [operation.ok() for operation in loaded.get_all_operations()]
+
+
+def answer(served: Served, prefix: str, case: Any, model: bool) -> Any:
+    """Send a case; where ``model`` is set, for a model that is there, so that it gets further than its name."""
+    body = case.body
+    path = prefix + case.formatted_path
+    if isinstance(body, dict) and model and isinstance(body.get("model"), str):
+        body = {**body, "model": MODELS.get(path, "echo")}
+    payload = None if case.method == "GET" else json.dumps(body if body is not NOT_SET else None)
+    return served.ask(case.method, path, None if payload is None else payload.encode("utf-8", "replace"))
+
+
+def check(found: Any, operation: Any, description: dict[str, Any]) -> None:
+    """The answer is one that the description has."""
+    assert found.status < 500, found.body
+    if found.status >= 400:
+        assert set(found.error) == {"message", "type", "param", "code"}
+        return
+    if found.headers["content-type"].startswith("text/event-stream"):
+        assert found.body.endswith((b"data: [DONE]\n\n", b"}\n\n"))
+        return
+    content = operation.definition.raw["responses"]["200"]["content"]
+    if "application/json" in content:
+        schema = {**content["application/json"]["schema"], "components": description["components"]}
+        jsonschema.Draft202012Validator(schema).validate(found.data)
+
+
+@pytest.mark.parametrize("operation", operations(OWN), ids=lambda o: o.label)
+@pytest.mark.parametrize("valid", [True, False], ids=["valid", "invalid"])
+def test_own_description(fuzzed: Served, operation: Any, valid: bool) -> None:
+    mode = schemathesis.GenerationMode.POSITIVE if valid else schemathesis.GenerationMode.NEGATIVE
+
+    @fuzzing
+    @given(operation.as_strategy(generation_mode=mode), st.booleans())
+    def run(case: Any, model: bool) -> None:
+        found = answer(fuzzed, "", case, model)
+        check(found, operation, OWN)
+
+    run()
+
+
+@pytest.mark.parametrize("operation", operations(OPENAI), ids=lambda o: o.label)
+def test_openais_description(fuzzed: Served, operation: Any) -> None:
+    """What OpenAI takes is answered in OpenAI's form, or refused because no engine here does it."""
+
+    @fuzzing
+    @given(operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE))
+    def run(case: Any) -> None:
+        found = answer(fuzzed, "/v1", case, True)
+        check(found, operation, OPENAI)
+
+    run()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_chunks_and_answers_have_openais_form(fuzzed: Served, stream: bool) -> None:
+    """Plain requests, so that it is answers that are checked and not refusals."""
+    from gateway_served import chat_body, events
+
+    names = ("CreateChatCompletionStreamResponse",) if stream else ("CreateChatCompletionResponse",)
+    for fields in ({}, {"n": 2}, {"logprobs": True, "top_logprobs": 2}, {"max_tokens": 1}):
+        found = fuzzed.post("/v1/chat/completions", chat_body(stream=stream, **fields))
+        data = [d for d in events(found.body) if d != "[DONE]"] if stream else [found.data]
+        for one in data:
+            schema = {"$ref": f"#/components/schemas/{names[0]}", "components": OPENAI["components"]}
+            jsonschema.Draft202012Validator(schema).validate(one)
+
+
+def test_every_route_is_described() -> None:
+    described = {(method.upper(), path) for path, item in OWN["paths"].items() for method in item}
+    assert described == {*ROUTES, ("GET", "/v1/models/{model}")}
+    jsonschema.Draft202012Validator.check_schema(OWN["components"]["schemas"]["ChatRequest"])
+
+
+def test_the_description_is_served(fuzzed: Served) -> None:
+    assert fuzzed.get("/openapi.json").data["paths"].keys() == OWN["paths"].keys()
