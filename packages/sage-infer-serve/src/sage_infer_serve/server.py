@@ -8,7 +8,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sage_infer_serve.origins import is_loopback
 from sage_infer_serve.protocol import ConnectionLimits, limited_protocol
 from sage_infer_serve.settings import GatewaySettings
 
-__all__ = ["RunningGateway", "check_settings", "new_loop", "run_until_signal", "running_gateway"]
+__all__ = ["RunningGateway", "check_settings", "listen", "new_loop", "run_until_signal", "running_gateway"]
 
 log = logging.getLogger("sage_infer.serve")
 
@@ -72,6 +72,11 @@ class RunningGateway:
         loop = asyncio.get_running_loop()
         self._drain_timer = loop.call_later(self.gateway.settings.drain_timeout_s, self.gateway.end_all)
 
+    async def listening(self, serving: asyncio.Future[None]) -> None:
+        """Wait until requests are answered; ``serving`` is what runs ``serve``."""
+        while not self._server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.001)
+
     async def serve(self) -> None:
         """Run until ``drain``."""
         try:
@@ -96,8 +101,7 @@ async def running_gateway(
     running = _make(backend, settings, [*check_settings(settings), *keys])
     serving = asyncio.ensure_future(running.serve())
     try:
-        while not running._server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
-            await asyncio.sleep(0.001)
+        await running.listening(serving)
         yield running
     finally:
         running.drain()
@@ -105,15 +109,32 @@ async def running_gateway(
 
 
 async def run_until_signal(
-    backend: HybridInferenceBackend, settings: GatewaySettings, keys: Iterable[APIKey], listener: socket.socket
+    backend: HybridInferenceBackend,
+    settings: GatewaySettings,
+    keys: Iterable[APIKey],
+    listener: socket.socket,
+    *,
+    on_ready: Callable[[str], None],
+    on_drain: Callable[[int], None],
 ) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends open requests at once."""
+    """Serve until SIGTERM or SIGINT; a second one ends open requests at once.
+
+    ``on_ready`` gets the address when it can be asked, ``on_drain`` the number of open requests at each signal.
+    """
     running = _make(backend, settings, keys, listener)
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        on_drain(len(running.gateway.open))
+        running.drain()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, running.drain)
+        loop.add_signal_handler(number, stop)
     try:
-        await running.serve()
+        serving = asyncio.ensure_future(running.serve())
+        await running.listening(serving)
+        on_ready(running.url)
+        await serving
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)

@@ -178,15 +178,20 @@ FORMS: tuple[Form, ...] = (
 
 
 class ToolCallReader:
-    """Takes one answer apart as it comes. ``names`` are the functions that exist: only those are calls in bare JSON."""
+    """Takes one answer apart as it comes. ``names`` are the functions that exist: only those are calls in bare JSON.
+
+    White space at the end of what was said waits for what follows: before a call, or behind the last one, it belongs to
+    the form and is dropped.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = frozenset(names)
         self._held = ""
+        self._space = ""
         self._form: Form | None = None
-        self._begun = False  # content has been passed on, or a call found
+        self._begun = False  # something has been said, or a call found
+        self._found = False
         self._open_json = False  # held back: JSON that only a closing bracket can complete
-        self.found_calls = False
 
     def feed(self, text: str) -> tuple[str, list[ToolCall]]:
         """The next piece of text: content that can be passed on, and calls that are whole."""
@@ -197,74 +202,77 @@ class ToolCallReader:
 
     def end(self) -> tuple[str, list[ToolCall]]:
         """What was held back."""
-        return self._read(at_end=True)
+        content, calls = self._read(at_end=True)
+        return content + ("" if self._found else self._space), calls
 
     def _read(self, *, at_end: bool) -> tuple[str, list[ToolCall]]:
         content: list[str] = []
         calls: list[ToolCall] = []
-        while self._held:
-            if self._form is None and not self._open(content, at_end):
-                break
-            if self._form is not None and not self._parse(self._form, content, calls, at_end):
-                break
-        self.found_calls = self.found_calls or bool(calls)
-        text = "".join(content)
-        self._begun = self._begun or bool(text.strip()) or bool(calls)
-        # White space around calls belongs to the form, not to what is said.
-        return ("" if self.found_calls and not text.strip() else text), calls
+        more = True
+        while more and (self._held or (self._form is not None and at_end)):
+            if self._form is None:
+                more = self._open(content, at_end)
+            else:
+                more = self._parse(self._form, content, calls, at_end)
+        return "".join(content), calls
+
+    def _say(self, text: str, content: list[str]) -> None:
+        text = self._space + text
+        said = text.rstrip(_SPACE)
+        self._space = text[len(said) :]
+        if said:
+            self._begun = True
+            content.append(said)
 
     def _open(self, content: list[str], at_end: bool) -> bool:
         """Pass on what comes before the next opening mark; False where more text is needed."""
         text = self._held
         best: tuple[int, Form] | None = None
         for form in FORMS:
-            place = self._place(form, text, first=not content)
+            place = self._place(form, text)
             if place is not None and (best is None or place < best[0]):
                 best = place, form
         if best is not None:
             place, self._form = best
-            content.append(text[:place])
+            self._say(text[:place], content)
             self._held = text[place + len(self._form.opens) :]
             return True
         keep = 0 if at_end else _beginning_of_a_mark(text)
-        if not at_end and not self._begun and not text.strip(_SPACE):
-            keep = len(text)  # a call may still be the first thing said
-        content.append(text[: len(text) - keep])
+        self._say(text[: len(text) - keep], content)
         self._held = text[len(text) - keep :]
         return False
 
-    def _place(self, form: Form, text: str, *, first: bool) -> int | None:
-        if form.only_first:
-            start = len(text) - len(text.lstrip(_SPACE))
-            return start if not self._begun and first and text.startswith(form.opens, start) else None
-        place = text.find(form.opens)
-        return None if place < 0 else place
+    def _place(self, form: Form, text: str) -> int | None:
+        if not form.only_first:
+            place = text.find(form.opens)
+            return None if place < 0 else place
+        start = len(text) - len(text.lstrip(_SPACE))
+        return start if not self._begun and text.startswith(form.opens, start) else None
 
     def _parse(self, form: Form, content: list[str], calls: list[ToolCall], at_end: bool) -> bool:
         """Read calls behind a mark; False where more text is needed."""
-        self._open_json = False
         try:
             found, end = form.parse(self._held)
         except _Incomplete as incomplete:
+            self._open_json = False
             if not at_end:
                 return False
             found, end = incomplete.calls, incomplete.end
         except ValueError:
             found, end = [], -1
-        if form.only_first and found and not all(call.name in self._names for call in found):
+        if form.only_first and not all(call.name in self._names for call in found):
             found, end = [], -1
         self._open_json = not found and end == 0 and not at_end
         if self._open_json:
             return False
-        if found:
-            calls += found
-            self._held = self._held[end:]
-            if form.opens == "[TOOL_CALLS]" and self._held.lstrip(_SPACE).startswith(","):
-                self._held = self._held.lstrip(_SPACE)[1:]
-        else:  # not a call after all
-            content.append(form.opens)
-            self._begun = True
         self._form = None
+        if not found:  # not a call after all
+            self._say(form.opens, content)
+            return True
+        calls += found
+        self._begun = self._found = True
+        self._space = ""
+        self._held = self._held[end:]
         return True
 
 

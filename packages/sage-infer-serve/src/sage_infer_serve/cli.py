@@ -1,0 +1,242 @@
+"""``sage infer serve``"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from sage_infer.cli.output import AsJson, note, print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from sage_infer.config import LoadedConfig
+
+    from sage_infer_serve.auth import APIKey
+    from sage_infer_serve.settings import GatewaySettings
+
+__all__ = ["serve"]
+
+_BACKEND = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_GIB = 2**30
+
+
+def serve(
+    llm: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[@BACKEND]", help="Model that generates; may be given again.")
+    ] = None,
+    embedding: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[@BACKEND]", help="Embedding model; may be given again.")
+    ] = None,
+    reranker: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[@BACKEND]", help="Reranker; may be given again.")
+    ] = None,
+    sharing: Annotated[
+        str | None, typer.Option(help="How models share a device: time_slice, mps or exclusive.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    keys_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="API keys; `sage infer key add` makes them.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let everybody who can reach the host use it without a key.")
+    ] = False,
+    strict: Annotated[
+        bool | None, typer.Option("--strict/--no-strict", help="Refuse unknown fields of requests by name.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN", help="Web page that may ask; may be given again.")
+    ] = None,
+    log_requests: Annotated[
+        bool | None, typer.Option("--log-requests/--no-log-requests", help="A line for every request.")
+    ] = None,
+    tracing: Annotated[
+        bool | None, typer.Option("--tracing/--no-tracing", help="OpenTelemetry traces by OTLP.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve models behind an OpenAI-compatible API until it is told to stop.
+
+    Without any model named, those of the configuration are served: its section `serve`, or else its default LLM and
+    embedding model.
+    """
+    from sage_infer.config import load_config
+
+    flags = {
+        "serve.sharing": sharing, "serve.host": host, "serve.port": port, "serve.keys_file": keys_file,
+        "serve.strict": strict, "serve.cors_origins": cors_origin, "serve.log_requests": log_requests,
+        "serve.tracing": tracing,
+    }  # fmt: skip
+    names = {key: "--" + key.partition(".")[2].replace("_", "-") for key in flags}
+    loaded = load_config(flags=flags, flag_names={**names, "serve.cors_origins": "--cors-origin"})
+    models = named_models(llm or (), embedding or (), reranker or ()) or configured_models(loaded)
+    _run(loaded, models, insecure=insecure, as_json=as_json)
+
+
+def named_models(llms: Sequence[str], embeddings: Sequence[str], rerankers: Sequence[str]) -> dict[str, Any]:
+    """Arguments of the hybrid backend for models that flags name."""
+    arguments: dict[str, Any] = {}
+    further: list[Any] = []
+    for kind, names in (("llm", llms), ("embedding", embeddings), ("reranker", rerankers)):
+        configs = [model_config(name, f"--{kind}") for name in names]
+        if configs:
+            arguments[f"{kind}_config"] = configs[0]
+            further += configs[1:]
+    if further:
+        arguments["models"] = further
+    return arguments
+
+
+def model_config(text: str, flag: str) -> dict[str, Any]:
+    """``NAME`` or ``NAME@BACKEND``. A path may have an @ of its own: what follows the last one must look like a backend.
+
+    Raises:
+        InvalidRequest: the name is missing.
+    """
+    from sage_infer.errors import InvalidRequest
+
+    name, at, backend = text.rpartition("@")
+    if not at or _BACKEND.fullmatch(backend) is None:
+        name, backend = text, ""
+    if not name:
+        raise InvalidRequest(f"{flag} wants NAME or NAME@BACKEND, got {text!r}")
+    return {"model": name, "backend": backend} if backend else {"model": name}
+
+
+def configured_models(loaded: LoadedConfig) -> dict[str, Any]:
+    """The models of the section ``serve``, or the configuration's default ones."""
+    config = loaded.config
+    if config.serve.models:
+        return {"models": list(config.serve.models)}
+    return {"llm_config": config.inference.model, "embedding_config": config.inference.embedding_model}
+
+
+def _run(loaded: LoadedConfig, models: dict[str, Any], *, insecure: bool, as_json: bool) -> None:
+    from attrs import evolve
+
+    from sage_infer_serve.server import check_settings, listen, new_loop
+    from sage_infer_serve.settings import GatewaySettings
+
+    settings = GatewaySettings.from_config(loaded.config.serve, insecure=insecure)
+    if settings.keys_file is not None:
+        settings = evolve(settings, keys_file=str(loaded.path_value("serve.keys_file", settings.keys_file)))
+    keys = check_settings(settings)
+    listener = listen(settings)  # now, so that a port that is taken is known before models are loaded
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("sage_infer.serve").setLevel(logging.INFO)
+    provider = None
+    if settings.tracing:
+        from sage_infer_serve.tracing import Tracing
+
+        provider = Tracing.export_by_otlp()
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(_serve(settings, keys, listener, models, loaded.config.serve.sharing, as_json))
+    finally:
+        listener.close()
+        if provider is not None:
+            provider.shutdown()
+
+
+async def _serve(
+    settings: GatewaySettings,
+    keys: Sequence[APIKey],
+    listener: socket.socket,
+    models: dict[str, Any],
+    sharing: str,
+    as_json: bool,
+) -> None:
+    from sage_infer_serve.server import run_until_signal
+
+    backend = _hybrid_backend({**models, "sharing_mode": sharing})
+    try:
+        with progress_bar() as report:
+            backend.on_progress = lambda model, stage, share: report(f"{model}: {stage}", share)
+            await backend.start()
+        backend.on_progress = None
+
+        def on_ready(url: str) -> None:
+            if as_json:
+                _print_json(backend, url)
+            else:
+                _print_plan(backend)
+                _print_url(backend, url, keys)
+            sys.stdout.flush()
+
+        def on_drain(open_requests: int) -> None:
+            note(f"stopping: {open_requests} request(s) open; again to end them now" if open_requests else "stopping")
+
+        await run_until_signal(backend, settings, keys, listener, on_ready=on_ready, on_drain=on_drain)
+    finally:
+        await backend.close()
+
+
+def _hybrid_backend(arguments: dict[str, Any]) -> Any:
+    from sage_infer.backends import create_backend, list_backends
+    from sage_infer.errors import BackendUnavailable
+
+    if not any(row.name == "hybrid" for row in list_backends()):
+        raise BackendUnavailable("serving models takes another wheel: pip install sage-infer-hybrid")
+    return create_backend("hybrid", serves="hybrid", **arguments)
+
+
+def _print_plan(backend: Any) -> None:
+    """The memory plan, and what was measured after loading."""
+    plan, measured = backend.memory_plan(), backend.measured_bytes()
+    rows = [
+        [
+            share.model_id, share.device, *map(_gib, (share.weights, share.kv, share.activations, share.overhead)),
+            _gib(share.total), _gib(measured.get(share.model_id)),
+        ]
+        for share in plan.shares
+    ]  # fmt: skip
+    print_table(["MODEL", "DEVICE", "WEIGHTS", "KV", "ACTIVATIONS", "OVERHEAD", "PLANNED", "MEASURED"], rows)
+    used = {share.device for share in plan.shares}
+    devices = [
+        f"{d.name}: {_gib(plan.used(d.name))} of {_gib(d.usable)} GiB" for d in plan.devices if d.name in used
+    ]
+    print(f"in GiB; {'; '.join(devices)}; sharing: {plan.mode}\n")
+
+
+def _gib(nbytes: int | None) -> str:
+    return "-" if nbytes is None else f"{nbytes / _GIB:.2f}"
+
+
+def _print_url(backend: Any, url: str, keys: Iterable[APIKey]) -> None:
+    names = [key.name for key in keys]
+    who = f"API keys: {', '.join(names)}" if names else "no API key is asked for"
+    print(f"{url} (dashboard), {url}/v1 (API); {who}; Ctrl-C stops it\n")
+    header = ' -H "Authorization: Bearer $KEY"' if names else ""
+    data = _example(backend.list_models())
+    print(f"curl {url}{data[0]}{header} -H 'Content-Type: application/json' \\\n  -d '{data[1]}'")
+
+
+def _example(models: Sequence[Any]) -> tuple[str, str]:
+    """A path and a body for the first model."""
+    model = next((m for m in models if m.model_type in ("llm", "multimodal")), models[0])
+    name = model.model_id
+    if model.model_type == "embedding":
+        return "/v1/embeddings", f'{{"model": "{name}", "input": "Hello"}}'
+    if model.model_type == "reranker":
+        return "/v1/rerank", f'{{"model": "{name}", "query": "Hello", "documents": ["Good day", "Goodbye"]}}'
+    return "/v1/chat/completions", f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+
+def _print_json(backend: Any, url: str) -> None:
+    plan, measured = backend.memory_plan(), backend.measured_bytes()
+    models = [
+        {"id": m.model_id, "type": m.model_type, "state": backend.get_model_status(m.model_id).state}
+        for m in backend.list_models()
+    ]
+    shares = [
+        {"model": s.model_id, "device": s.device, "planned_bytes": s.total, "measured_bytes": measured.get(s.model_id)}
+        for s in plan.shares
+    ]
+    print_json({"url": url, "models": models, "memory": shares})
+
+

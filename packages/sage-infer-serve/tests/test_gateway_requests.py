@@ -1,0 +1,186 @@
+"""Requests as they are read: every mistake is named by its place, and what is asked for reaches the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from gateway_backend import EchoBackend, TokenizingBackend
+from gateway_served import Served, chat_body
+from hypothesis import given
+from hypothesis import strategies as st
+from sage_infer_serve.errors import HTTPError
+from sage_infer_serve.openai.schema import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, decode
+
+CHAT = "/v1/chat/completions"
+USER = {"role": "user", "content": "x"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"),
+    [
+        (CHAT, {"messages": [USER]}, "model", "model is missing"),
+        (CHAT, {"model": "echo"}, "messages", "messages is missing"),
+        (CHAT, {"model": "echo", "messages": []}, "messages", "expected `array` of length >= 1"),
+        (CHAT, {"model": "echo", "messages": [{"content": "x"}]}, "messages[0].role", "messages[0].role is missing"),
+        (CHAT, {"model": "echo", "messages": [{"role": "robot"}]}, "messages[0].role", "invalid enum value 'robot'"),
+        (CHAT, {"model": "echo", "messages": [{"role": "user"}]}, "messages[0].content", "content is missing"),
+        (CHAT, {"model": "echo", "messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "is missing"),
+        (
+            CHAT, {"model": "echo", "messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages[0].content[0].text", "is missing",
+        ),
+        (
+            CHAT,
+            {"model": "echo", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content[0]", "this model reads text only",
+        ),
+        (CHAT, chat_body(top_logprobs=2), "top_logprobs", "needs logprobs"),
+        (CHAT, chat_body(stream_options={}), "stream_options", "needs stream"),
+        (CHAT, chat_body(tool_choice="auto"), "tool_choice", "needs tools"),
+        (CHAT, chat_body(tools=[TOOL, TOOL]), "tools[1].function.name", "'f' is there twice"),
+        (
+            CHAT, chat_body(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "g"}}),
+            "tool_choice.function.name", "no tool 'g'; the tools are: f",
+        ),
+        (CHAT, chat_body(logit_bias={"5": 1}), "logit_bias", "not supported"),
+        (CHAT, chat_body(functions=[{}]), "functions", "old form"),
+        (CHAT, chat_body(modalities=["audio"]), "modalities", "not supported"),
+        (CHAT, chat_body(response_format={"type": "json_schema"}), "response_format.json_schema", "is missing"),
+        (
+            CHAT, chat_body(response_format={"type": "json_schema", "json_schema": {"name": "a"}}),
+            "response_format.json_schema.schema", "is missing",
+        ),
+        (CHAT, chat_body(response_format={"type": "json_object"}, guided_regex="a"), "response_format", "together"),
+        (CHAT, chat_body(guided_choice=["a"], guided_regex="a"), None, "exactly one of"),
+        (CHAT, chat_body(min_tokens=5, max_tokens=2), None, "min_tokens: must be ≤ max_tokens"),
+        (
+            CHAT, chat_body(tools=[TOOL], tool_choice="required", response_format={"type": "json_object"}),
+            "tool_choice", "cannot be given together",
+        ),
+        ("/v1/completions", {"model": "echo", "prompt": ""}, "prompt", "is empty"),
+        ("/v1/completions", {"model": "echo", "prompt": ["a", ""]}, "prompt[1]", "is empty"),
+        ("/v1/completions", {"model": "echo", "prompt": ["a", 5]}, "prompt[1]", "stand alone"),
+        ("/v1/completions", {"model": "echo", "prompt": "a", "suffix": "b"}, "suffix", "not supported"),
+        ("/v1/completions", {"model": "echo", "prompt": "a", "best_of": 2}, "best_of", "not supported"),
+        ("/v1/completions", {"model": "echo", "prompt": "a", "echo": True, "logprobs": 1}, "echo", "not supported"),
+        ("/v1/completions", {"model": "echo", "prompt": [1], "echo": True}, "echo", "not supported"),
+        ("/v1/completions", {"model": "echo", "prompt": "a", "stream_options": {}}, "stream_options", "needs stream"),
+        ("/v1/embeddings", {"model": "vectors", "input": []}, "input", "length >= 1"),
+        ("/v1/embeddings", {"model": "vectors", "input": ["a", ""]}, "input[1]", "is empty"),
+        ("/v1/rerank", {"model": "scores", "query": "a", "documents": []}, "documents", "length >= 1"),
+        ("/v1/rerank", {"model": "scores", "query": "a", "documents": ["b"], "top_n": 0}, "top_n", ">= 1"),
+        ("/tokenize", {"model": "echo"}, "prompt", "exactly one of prompt and messages"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(
+    backend: EchoBackend, served: Served, path: str, body: dict[str, Any], param: str | None, message: str
+) -> None:
+    answer = served.post(path, body)
+    assert answer.status == 400, answer.body
+    assert message in answer.error["message"]
+    assert answer.error["param"] == param
+    assert not backend.open
+
+
+def test_what_is_asked_for_reaches_the_backend(backend: EchoBackend, served: Served) -> None:
+    served.chat(
+        temperature=0.5, top_p=0, top_k=-1, min_p=0.1, seed=-1, stop="end", presence_penalty=1, frequency_penalty=-1,
+        repetition_penalty=1.5, max_tokens=7, max_completion_tokens=5, min_tokens=2, stop_token_ids=[3], ignore_eos=True,
+        skip_special_tokens=False, priority=3, logprobs=True,
+    )  # fmt: skip
+    name, asked = backend.calls[-1]
+    params = asked["params"]
+    assert (name, asked["priority"], asked["model"]) == ("chat", 3, "echo")
+    assert 0 < params.top_p < 1e-6
+    assert (params.temperature, params.top_k, params.min_p, params.seed) == (0.5, 0, 0.1, 2**63 - 1)
+    assert (params.stop, params.stop_token_ids, params.ignore_eos) == (("end",), (3,), True)
+    assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (1, -1, 1.5)
+    assert (params.max_tokens, params.min_tokens, params.logprobs, params.skip_special_tokens) == (5, 2, 0, False)
+
+
+def test_messages_become_what_templates_know(backend: EchoBackend, served: Served) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [{"role": "developer", "content": "be short"}, {"role": "user", "content": parts, "name": "Ann"}]
+    served.post(CHAT, {"model": "echo", "messages": messages})
+    assert backend.calls[-1][1]["messages"] == [
+        {"role": "system", "content": "be short"},
+        {"role": "user", "content": "a\nb", "name": "Ann"},
+    ]
+
+
+def test_calls_that_came_before_must_be_json(served: Served) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}}
+    answer = served.post(CHAT, {"model": "echo", "messages": [USER, {"role": "assistant", "tool_calls": [call]}]})
+    assert answer.error["param"] == "messages[1].tool_calls[0].function.arguments"
+
+
+def test_special_tokens_are_kept_where_calls_are_read(backend: EchoBackend, served: Served) -> None:
+    served.chat(tools=[TOOL])
+    assert backend.calls[-1][1]["params"].skip_special_tokens is False
+    served.chat(tools=[TOOL], tool_choice="none")
+    assert backend.calls[-1][1]["params"].skip_special_tokens is True
+
+
+def test_unknown_fields_are_ignored(served: Served) -> None:
+    assert served.chat(unknown=1, metadata={}, stream_options=None).status == 200
+
+
+def test_unknown_fields_are_refused_in_strict_mode(backend: EchoBackend, serve: Callable[..., Served]) -> None:
+    served = serve(backend, strict=True)
+    for body, place in (
+        (chat_body(unknown=1), "unknown"),
+        ({"model": "echo", "messages": [{**USER, "mood": "good"}]}, "messages[0].mood"),
+        (chat_body(tools=[{**TOOL, "function": {"name": "f", "x": 1}}]), "tools[0].function.x"),
+        (chat_body(stream=True, stream_options={"x": 1}), "stream_options.x"),
+    ):
+        answer = served.post(CHAT, body)
+        assert (answer.status, answer.error["param"], answer.error["code"]) == (400, place, "unknown_field")
+    parameters = {"type": "object", "properties": {"anything": {}}}  # a schema is the caller's own
+    known = chat_body(store=True, metadata={}, user="me", tools=[{**TOOL, "function": {"name": "f", "parameters": parameters}}])
+    assert served.post(CHAT, known).status == 200
+
+
+def test_tokens_where_the_backend_shows_them(serve: Callable[..., Served]) -> None:
+    served = serve(TokenizingBackend())
+    assert served.post("/tokenize", {"model": "echo", "prompt": "ab"}).data == {
+        "count": 2, "max_model_len": None, "tokens": [97, 98],
+    }  # fmt: skip
+    chat = served.post("/tokenize", {"model": "echo", "messages": [USER], "add_generation_prompt": False}).data
+    assert "".join(map(chr, chat["tokens"])) == "user:x;"
+    assert served.post("/detokenize", {"model": "echo", "tokens": [97, 98]}).data == {"prompt": "ab"}
+    assert served.post("/tokenize", {"model": "nope", "prompt": "ab"}).status == 404
+
+
+def test_tokens_where_it_does_not(served: Served) -> None:
+    answer = served.post("/tokenize", {"model": "echo", "prompt": "ab"})
+    assert (answer.status, answer.error["code"]) == (400, "unsupported_feature")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.sampled_from([ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest]),
+    st.dictionaries(
+        st.sampled_from(["model", "messages", "prompt", "input", "query", "documents", "n", "stop", "tools", "stream"]),
+        json_values,
+    )
+    | json_values,
+    st.booleans(),
+)
+def test_any_json_is_read_or_refused(kind: Any, data: Any, strict: bool) -> None:
+    """No input reaches further than the reader, whatever it is."""
+    import json
+
+    try:
+        decode(kind, json.dumps(data).encode("utf-8", "surrogatepass"), strict=strict)
+    except HTTPError as error:
+        assert error.status == 400
+        assert error.message
