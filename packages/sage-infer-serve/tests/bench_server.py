@@ -81,7 +81,9 @@ async def answer_json(writer: asyncio.StreamWriter, data: Any, status: str = "20
 
 def refuse(status: str, message: str) -> Reply:
     async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
-        await answer_json(writer, {"error": {"message": message, "type": "t", "param": None, "code": "c"}}, status)
+        await answer_json(
+            writer, {"error": {"message": message, "type": "t", "param": None, "code": "c"}}, status
+        )
 
     return reply
 
@@ -110,7 +112,9 @@ def stream(*events: bytes, cut: bool = False) -> Reply:
     """Answers with a chunk of HTTP for each event; ``cut`` closes the connection where more should come."""
 
     async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         for data in events:
             writer.write(b"%x\r\n%b\r\n" % (len(data), data))
         if cut:

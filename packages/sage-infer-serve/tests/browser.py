@@ -13,13 +13,15 @@ import pytest
 __all__ = ["browser", "console_errors"]
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 )  # fmt: skip
 
 
 @contextmanager
-def browser(*, width: int = 1280, height: int = 1000, language: str = "en-US", dark: bool = False) -> Iterator[Any]:
+def browser(
+    *, width: int = 1280, height: int = 1000, language: str = "en-US", dark: bool = False
+) -> Iterator[Any]:
     """A selenium driver of the Chromium that is installed. Nothing is downloaded."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -29,7 +31,12 @@ def browser(*, width: int = 1280, height: int = 1000, language: str = "en-US", d
     with tempfile.TemporaryDirectory(prefix="sage-browser-") as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = chromium
-        for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", f"--lang={language}"):
+        for flag in (
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            f"--window-size={width},{height}",
+            f"--lang={language}",
+        ):
             options.add_argument(flag)
         options.add_experimental_option("prefs", {"intl.accept_languages": language})
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -50,4 +57,6 @@ def browser(*, width: int = 1280, height: int = 1000, language: str = "en-US", d
 
 def console_errors(driver: Any) -> list[str]:
     """What the page complained about: exceptions, breaches of its policy, missing files."""
-    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    return [
+        entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
+    ]

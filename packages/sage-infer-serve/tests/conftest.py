@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for gateway_backend, whatever pytest's import mode
+sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules, whatever pytest's import mode
 
 from gateway_backend import EchoBackend
 from gateway_served import Served

@@ -63,7 +63,9 @@ def test_a_stream() -> None:
 
 def test_a_stream_without_usage_counts_chunks() -> None:
     async def main() -> None:
-        async with serving(server.stream(server.text_chunk("a"), server.text_chunk("b"), server.DONE)) as scripted:
+        async with serving(
+            server.stream(server.text_chunk("a"), server.text_chunk("b"), server.DONE)
+        ) as scripted:
             outcome = await one(scripted, Workload(endpoint="completions", model="toy", lengths=LENGTHS))
         assert (outcome.output_tokens, outcome.prompt_tokens, outcome.counted) == (2, 0, False)
         assert scripted.generations[0].path == "/v1/completions"
@@ -79,7 +81,9 @@ def test_answers_in_one_piece() -> None:
     async def main() -> None:
         async with serving(reply) as scripted:
             whole = await one(scripted, Workload(endpoint="chat", model="toy", lengths=LENGTHS, stream=False))
-            texts = await one(scripted, Workload(endpoint="embeddings", model="toy", lengths=LENGTHS, batch=2))
+            texts = await one(
+                scripted, Workload(endpoint="embeddings", model="toy", lengths=LENGTHS, batch=2)
+            )
         assert (whole.error, whole.first, whole.output_tokens) == (None, None, 2)
         assert (texts.error, texts.texts, texts.prompt_tokens) == (None, 2, 8)
 
@@ -293,7 +297,12 @@ def test_an_open_loop_ends_after_its_time() -> None:
         async with serving(server.good_stream()) as scripted:
             times = (0.001 * n for n in itertools.count())
             run = await open_loop(
-                sender_of(scripted), CHAT.requests(0), times, count=None, duration_s=0.02, on_outcome=lambda _: None
+                sender_of(scripted),
+                CHAT.requests(0),
+                times,
+                count=None,
+                duration_s=0.02,
+                on_outcome=lambda _: None,
             )
         assert len(run.outcomes) == 20
 
@@ -342,7 +351,9 @@ def test_the_only_model_is_taken() -> None:
 def test_nobody_listens() -> None:
     async def main() -> None:
         address = Server.parse("http://127.0.0.1:1")
-        with pytest.raises(BackendUnavailable, match=r"no server answers at http://127.0.0.1:1 .* `sage infer serve`"):
+        with pytest.raises(
+            BackendUnavailable, match=r"no server answers at http://127.0.0.1:1 .* `sage infer serve`"
+        ):
             await choose_model(Client(address), address, None)
 
     asyncio.run(main())
@@ -380,13 +391,23 @@ def test_a_server_that_does_not_list_its_models(
 @pytest.mark.parametrize(
     ("reply", "error", "message"),
     [
-        (server.refuse("404 Not Found", "no such model"), ModelNotFound, r"no such model; check --model .*toy"),
+        (
+            server.refuse("404 Not Found", "no such model"),
+            ModelNotFound,
+            r"no such model; check --model .*toy",
+        ),
         (server.refuse("401 Unauthorized", "who?"), ConfigError, "OPENAI_API_KEY"),
-        (server.refuse("400 Bad Request", "too long"), InvalidRequest, "refuses this workload: HTTP 400: too long"),
+        (
+            server.refuse("400 Bad Request", "too long"),
+            InvalidRequest,
+            "refuses this workload: HTTP 400: too long",
+        ),
         (server.refuse("503 Service Unavailable", "loading"), BackendUnavailable, "HTTP 503: loading"),
     ],
 )
-def test_a_warm_up_that_nobody_answers_says_why(reply: server.Reply, error: type[Exception], message: str) -> None:
+def test_a_warm_up_that_nobody_answers_says_why(
+    reply: server.Reply, error: type[Exception], message: str
+) -> None:
     async def main() -> None:
         async with serving(reply) as scripted:
             progress = Progress(3, None)
@@ -413,5 +434,3 @@ def test_a_warm_up_with_some_answers_is_enough() -> None:
             assert (progress.ended, progress.failed) == (3, 2)
 
     asyncio.run(main())
-
-

@@ -46,7 +46,9 @@ def event_streams(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
 
 
 @given(event_streams(), st.data())
-def test_events_are_found_however_the_stream_is_cut(stream: tuple[bytes, list[bytes]], data: st.DataObject) -> None:
+def test_events_are_found_however_the_stream_is_cut(
+    stream: tuple[bytes, list[bytes]], data: st.DataObject
+) -> None:
     text, expected = stream
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
     parser = EventParser()
@@ -93,7 +95,9 @@ def test_a_stream_is_timed_by_chunks_that_have_text() -> None:
     reader.feed(delta(role="assistant", content=""), 1.0)
     reader.feed(delta(content="a"), 2.0)
     reader.feed(delta(content="b") + delta(content="c"), 2.5)
-    reader.feed(chunk(choices=[], usage={"prompt_tokens": 5, "completion_tokens": 4}) + b"data: [DONE]\n\n", 9.0)
+    reader.feed(
+        chunk(choices=[], usage={"prompt_tokens": 5, "completion_tokens": 4}) + b"data: [DONE]\n\n", 9.0
+    )
     reader.end()
     assert (reader.first, list(reader.gaps), reader.chunks) == (2.0, [0.5, 0.0], 3)
     assert reader.usage is not None
@@ -140,7 +144,9 @@ def test_a_finish_reason_ends_a_stream_without_done() -> None:
 
 
 def test_answers_in_one_piece() -> None:
-    usage = read_answer(b'{"choices": [{}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}', embeddings=False)
+    usage = read_answer(
+        b'{"choices": [{}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}', embeddings=False
+    )
     assert usage is not None
     assert usage.completion_tokens == 2
     assert read_answer(b'{"data": [{"embedding": [1.0]}]}', embeddings=True) is None
@@ -262,7 +268,9 @@ def test_urls(url: str, server: str) -> None:
     assert str(Server.parse(url)) == server
 
 
-@pytest.mark.parametrize("url", ["", "ftp://host", "http://", "http://host:port", "http://host?x=1", "http://u:p@host"])
+@pytest.mark.parametrize(
+    "url", ["", "ftp://host", "http://", "http://host:port", "http://host?x=1", "http://u:p@host"]
+)
 def test_what_is_no_url(url: str) -> None:
     with pytest.raises(InvalidRequest, match="--url"):
         Server.parse(url)
@@ -359,13 +367,20 @@ def test_warnings_say_when_the_figures_are_the_load_generators_own() -> None:
 
 def test_table() -> None:
     columns, rows = report_on(toy_run()).table()
-    assert [row[0] for row in rows] == ["time to first token", "between chunks", "per output token", "whole request"]
+    assert [row[0] for row in rows] == [
+        "time to first token",
+        "between chunks",
+        "per output token",
+        "whole request",
+    ]
     assert rows[0][columns.index("SAMPLES")].strip() == "2"
     assert all(len({len(row[n]) for row in [columns, *rows]}) == 1 for n in range(1, len(columns)))
 
 
 def test_a_run_without_answers_has_a_report() -> None:
-    report = report_on(Run(began=1.0, ended=2.0, outcomes=[Outcome(due=1.0, sent=1.0, ended=1.5, error="no")]))
+    report = report_on(
+        Run(began=1.0, ended=2.0, outcomes=[Outcome(due=1.0, sent=1.0, ended=1.5, error="no")])
+    )
     assert report.table()[1] == []
     assert report.lengths() == ""
     assert report.throughput() == "0.00 requests/s"
@@ -402,7 +417,13 @@ def test_a_drawing_has_a_panel_a_figure_and_marks_errors() -> None:
     svg = draw("a <title> & more", run, report_on(run))
     texts = [element.text for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert texts[0] == "a <title> & more"
-    for panel in ("Time to first token", "Between chunks", "Whole request", "Output tokens a second", "● 3 failed"):
+    for panel in (
+        "Time to first token",
+        "Between chunks",
+        "Whole request",
+        "Output tokens a second",
+        "● 3 failed",
+    ):
         assert panel in texts
     assert not re.search(r"(nan|inf)", svg)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -19,7 +19,10 @@ from sage_infer_serve.auth import APIKey
 
 # --- the files
 
-PAGES = {entry.name: entry.read_text("utf-8") for entry in files("sage_infer_serve").joinpath("dashboard").iterdir()}
+PAGES = {
+    entry.name: entry.read_text("utf-8")
+    for entry in files("sage_infer_serve").joinpath("dashboard").iterdir()
+}
 SCRIPTS = "\n".join(text for name, text in PAGES.items() if name.endswith(".js"))
 
 
@@ -49,7 +52,9 @@ def test_nothing_comes_from_elsewhere_and_nothing_is_inline() -> None:
 
 
 def test_every_file_that_is_named_is_there() -> None:
-    named = set(re.findall(r"/dashboard/([\w.]+)", PAGES["index.html"])) | set(re.findall(r"from \"\./([\w.]+)\"", SCRIPTS))
+    named = set(re.findall(r"/dashboard/([\w.]+)", PAGES["index.html"])) | set(
+        re.findall(r"from \"\./([\w.]+)\"", SCRIPTS)
+    )
     assert named == set(PAGES) - {"index.html"}
 
 
@@ -100,7 +105,11 @@ def test_text_can_be_read(scheme: int) -> None:
 
 
 def visit(
-    backend: DashboardBackend, act: Callable[[Any, Any], None], *, keys: tuple[APIKey, ...] = (), **window: Any
+    backend: DashboardBackend,
+    act: Callable[[Any, Any], None],
+    *,
+    keys: tuple[APIKey, ...] = (),
+    **window: Any,
 ) -> None:
     """Run ``act(driver, gateway)`` in a thread while the gateway runs here."""
 
@@ -146,8 +155,8 @@ def type_into(driver: Any, selector: str, text: str) -> None:
 
 
 @pytest.fixture
-def backend() -> Iterator[DashboardBackend]:
-    yield DashboardBackend()
+def backend() -> DashboardBackend:
+    return DashboardBackend()
 
 
 def test_a_chat_and_a_comparison(backend: DashboardBackend) -> None:
@@ -167,7 +176,9 @@ def test_a_chat_and_a_comparison(backend: DashboardBackend) -> None:
         type_into(driver, "#embed-texts", "aaa\nee\naa")
         click(driver, "#embed-send")
         until(driver, shows("4 dimensions", "#embed-figures"))
-        cells = driver.execute_script("return [...document.querySelectorAll('.heat')].map(e => e.textContent)")
+        cells = driver.execute_script(
+            "return [...document.querySelectorAll('.heat')].map(e => e.textContent)"
+        )
         assert cells == ["1.00", "0.00", "1.00", "0.00", "1.00", "0.00", "1.00", "0.00", "1.00"]
         type_into(driver, "#embed-texts", "alone")
         click(driver, "#embed-send")
@@ -188,11 +199,16 @@ def test_a_chat_and_a_comparison(backend: DashboardBackend) -> None:
 def test_models_memory_and_queue(backend: DashboardBackend) -> None:
     now = time.time()
     backend.states = {
-        "vectors": ModelStatus(model_id="vectors", state="failed", since=now - 120, reason="the weights are cut off"),
+        "vectors": ModelStatus(
+            model_id="vectors", state="failed", since=now - 120, reason="the weights are cut off"
+        ),
         "scores": ModelStatus(model_id="scores", state="loading", since=now - 5),
     }
     backend.plan = Plan(
-        devices=(Device(name="cuda:0", total=24 * GIB, usable=20 * GIB), Device(name="cpu", total=8 * GIB, usable=8 * GIB)),
+        devices=(
+            Device(name="cuda:0", total=24 * GIB, usable=20 * GIB),
+            Device(name="cpu", total=8 * GIB, usable=8 * GIB),
+        ),
         shares=(
             Share(model_id="echo", device="cuda:0", weights=8 * GIB, kv=4 * GIB),
             Share(model_id="vectors", device="cpu", weights=GIB),
@@ -219,7 +235,9 @@ def test_models_memory_and_queue(backend: DashboardBackend) -> None:
         # What has failed is not offered.
         click(driver, "#tab-embed")
         assert driver.execute_script("return document.querySelector('#embed-send').disabled")
-        assert "no model is ready" in driver.execute_script("return document.querySelector('#embed-model').textContent")
+        assert "no model is ready" in driver.execute_script(
+            "return document.querySelector('#embed-model').textContent"
+        )
 
     visit(backend, act)
 
@@ -295,7 +313,10 @@ def test_keyboard_and_chinese_on_a_narrow_dark_screen(backend: DashboardBackend)
         until(driver, shows("模型", "#models-title"))
         assert driver.execute_script("return document.documentElement.lang") == "zh-CN"
         assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-        assert driver.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(14, 19, 24)"
+        assert (
+            driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+            == "rgb(14, 19, 24)"
+        )
         driver.find_element("css selector", "#tab-chat").send_keys("\ue014")  # arrow right
         assert driver.execute_script("return document.activeElement.id") == "tab-embed"
         assert not driver.execute_script("return document.querySelector('#embed').hidden")

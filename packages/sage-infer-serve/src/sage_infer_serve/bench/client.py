@@ -57,7 +57,9 @@ class Server:
         except ValueError as error:
             raise InvalidRequest(f"--url {url!r}: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-            raise InvalidRequest(f"--url must be like http://127.0.0.1:8000 or https://host/prefix, got {url!r}")
+            raise InvalidRequest(
+                f"--url must be like http://127.0.0.1:8000 or https://host/prefix, got {url!r}"
+            )
         prefix = parts.path.rstrip("/").removesuffix("/v1")
         tls = parts.scheme == "https"
         return cls(host=parts.hostname, port=port or (443 if tls else 80), tls=tls, prefix=prefix)

@@ -50,10 +50,13 @@ def bench(
     output_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of every output.  [default: drawn like ShareGPT's]")
     ] = None,
-    length_scale: Annotated[float, typer.Option(help="Multiplies drawn lengths; 0.25 for slow servers.")] = 1.0,
+    length_scale: Annotated[
+        float, typer.Option(help="Multiplies drawn lengths; 0.25 for slow servers.")
+    ] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="Texts in one request to embed.")] = 1,
     ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Generate the whole length (an extension of vLLM's and ours).")
+        bool,
+        typer.Option("--ignore-eos", help="Generate the whole length (an extension of vLLM's and ours)."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Of lengths, texts and times.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds for one answer.")] = 600.0,
@@ -62,7 +65,8 @@ def bench(
         typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Key; better in the environment."),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write settings, figures and samples; - prints them.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write settings, figures and samples; - prints them."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the figures as an SVG.")] = None,
 ) -> None:
@@ -73,8 +77,15 @@ def bench(
     from sage_infer_serve.bench.client import Server
 
     if concurrency is not None and rate is not None:
-        raise InvalidRequest("--concurrency keeps so many requests open, --rate sends them at given times; give one")
-    for name, value in (("--rate", rate), ("--duration", duration), ("--length-scale", length_scale), ("--timeout", timeout)):
+        raise InvalidRequest(
+            "--concurrency keeps so many requests open, --rate sends them at given times; give one"
+        )
+    for name, value in (
+        ("--rate", rate),
+        ("--duration", duration),
+        ("--length-scale", length_scale),
+        ("--timeout", timeout),
+    ):
         if value is not None and not 0 < value < float("inf"):
             raise InvalidRequest(f"{name} must be a number greater than 0, got {value:g}")
     if endpoint not in get_args(Endpoint):
@@ -151,7 +162,9 @@ async def _measure(settings: dict[str, Any], lengths: Lengths, api_key: str | No
         }  # fmt: skip
         async with shown("measuring", progress):
             if concurrency is not None:
-                return await load.closed_loop(sender, workload.requests(seed), concurrency=concurrency, **limits)
+                return await load.closed_loop(
+                    sender, workload.requests(seed), concurrency=concurrency, **limits
+                )
             times = arrivals(settings["rate"], seed)
             return await load.open_loop(sender, workload.requests(seed), times, **limits)
     finally:
@@ -174,7 +187,9 @@ def _print(settings: dict[str, Any], report: Report, *, to_stderr: bool) -> None
             print_table(columns, rows)
             print(f"\n{report.throughput()}")
     if report.failed:
-        note(f"\n{report.failed:,} of {report.answered + report.failed:,} requests failed; they are in no other figure:")
+        note(
+            f"\n{report.failed:,} of {report.answered + report.failed:,} requests failed; they are in no other figure:"
+        )
         for message, count in report.errors.items():
             note(f"  {count:,} × {message}")
     for warning in report.warnings():

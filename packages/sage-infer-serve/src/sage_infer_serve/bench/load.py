@@ -48,9 +48,12 @@ class Outcome:
 
 @define(kw_only=True)
 class Run:
-    """Every request that ended. ``began`` and ``ended`` are times of ``time.perf_counter``, ``cpu_s`` what this process took.
+    """Every request that ended.
 
-    ``interrupted`` is set where the run was cancelled; what was open then is not in ``outcomes``.
+    Attributes:
+        began, ended: times of ``time.perf_counter``.
+        cpu_s: what this process took of a core's time.
+        interrupted: whether the run was cancelled; what was open then is not in ``outcomes``.
     """
 
     began: float
@@ -76,7 +79,9 @@ class Sender:
         reader = StreamReader() if self._stream else None
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = await self._client.post(self._path, request.body, reader and reader.feed)
+                answer = await self._client.post(
+                    self._path, request.body, None if reader is None else reader.feed
+                )
             if answer.status != 200:
                 raise BadAnswer(f"HTTP {answer.status}: {error_message(answer.body)}")
             if reader is None:

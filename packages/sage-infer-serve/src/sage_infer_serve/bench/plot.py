@@ -36,7 +36,10 @@ def draw(title: str, run: Run, report: Report) -> str:
     rows = -(-len(panels) // 2)
     width = 2 * (_MARGIN + _LEFT + _WIDTH) + _GAP
     height = _HEAD + rows * (_HEIGHT + _GAP + 24)
-    shapes = [_text(_MARGIN, 32, title, size=17, bold=True), _text(_MARGIN, 54, _subtitle(report), colour=_QUIET)]
+    shapes = [
+        _text(_MARGIN, 32, title, size=17, bold=True),
+        _text(_MARGIN, 54, _subtitle(report), colour=_QUIET),
+    ]
     for index, panel in enumerate(panels):
         x = _MARGIN + _LEFT + index % 2 * (_LEFT + _WIDTH + _GAP)
         y = _HEAD + 24 + index // 2 * (_HEIGHT + _GAP + 24)
@@ -51,8 +54,9 @@ def draw(title: str, run: Run, report: Report) -> str:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round values from ``low`` to ``high``: the fewest of powers of ten, of 1, 2 and 5 of them, or of all digits of them,
-    that are three or more; of all digits where none are."""
+    """Round values from ``low`` to ``high``: powers of ten, or 1, 2 and 5 of them, or 1 to 9 of them where these
+    are fewer than three.
+    """
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 2, 5), range(1, 10)):
         found = [t for e in exponents for d in digits if low <= (t := d * 10.0**e) <= high]
@@ -127,7 +131,10 @@ def _over_time(run: Run, report: Report) -> str:
     parts = [_text(0, -12, what, size=13, bold=True)]
     for tick in ticks:
         at = _HEIGHT - y.at(tick)
-        parts += [_line(0, at, _WIDTH, at, _GRID), _text(-8, at + 4, f"{tick:,g}", colour=_QUIET, anchor="end")]
+        parts += [
+            _line(0, at, _WIDTH, at, _GRID),
+            _text(-8, at + 4, f"{tick:,g}", colour=_QUIET, anchor="end"),
+        ]
     for second in nice_ticks(lasted):
         if second <= lasted:
             parts.append(_text(x.at(second), _HEIGHT + 16, f"{second:g} s", colour=_QUIET, anchor="middle"))
@@ -157,7 +164,14 @@ def _unit(seconds: float) -> str:
 
 
 def _text(
-    x: float, y: float, text: str, *, size: int = 11, colour: str = _INK, bold: bool = False, anchor: str = "start"
+    x: float,
+    y: float,
+    text: str,
+    *,
+    size: int = 11,
+    colour: str = _INK,
+    bold: bool = False,
+    anchor: str = "start",
 ) -> str:
     weight = ' font-weight="600"' if bold else ""
     return (

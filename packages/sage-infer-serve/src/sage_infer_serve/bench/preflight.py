@@ -37,7 +37,9 @@ async def choose_model(client: Client, server: Server, wanted: str | None) -> tu
             f"no server answers at {server} ({error}); start one with `sage infer serve`, or name another with --url"
         ) from None
     except TimeoutError:
-        raise BackendUnavailable(f"{server} takes connections but did not answer in {_TIMEOUT_S:g} s") from None
+        raise BackendUnavailable(
+            f"{server} takes connections but did not answer in {_TIMEOUT_S:g} s"
+        ) from None
     _refuse(answer, server)
     try:
         if answer.status != 200:
@@ -87,9 +89,13 @@ def _refuse(answer: Answer, server: Server) -> None:
 
 def _as_error(message: str, models: list[str]) -> SageInferError:
     if message.startswith(("HTTP 401", "HTTP 403")):
-        return ConfigError(f"{message}; give a key as --api-key or in the environment variable OPENAI_API_KEY")
+        return ConfigError(
+            f"{message}; give a key as --api-key or in the environment variable OPENAI_API_KEY"
+        )
     if message.startswith("HTTP 404"):
-        return ModelNotFound(f"{message}; check --model (the server has {_listed(models)}), --endpoint and --url")
+        return ModelNotFound(
+            f"{message}; check --model (the server has {_listed(models)}), --endpoint and --url"
+        )
     if message.startswith("HTTP 4"):
         return InvalidRequest(f"the server refuses this workload: {message}")
     return BackendUnavailable(f"no warm-up request was answered: {message}")

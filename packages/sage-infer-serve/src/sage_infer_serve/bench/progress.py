@@ -36,7 +36,10 @@ class Progress:
 
     def line(self) -> str:
         passed = time.perf_counter() - self.began
-        shares = [self.ended / self.total if self.total else 0.0, passed / self.duration_s if self.duration_s else 0.0]
+        shares = [
+            self.ended / self.total if self.total else 0.0,
+            passed / self.duration_s if self.duration_s else 0.0,
+        ]
         share = min(1.0, max(shares))
         bar = "█" * round(share * _WIDTH)
         of = f" of {self.total:,}" if self.total else ""
@@ -52,16 +55,15 @@ async def shown(what: str, progress: Progress, out: TextIO | None = None) -> Asy
         print(f"{what} …", file=out)
         yield
         return
-    loop = asyncio.get_running_loop()
 
-    def draw() -> None:
-        nonlocal timer
-        print(f"\r{what}  {progress.line()}\x1b[K", end="", file=out, flush=True)
-        timer = loop.call_later(_EVERY_S, draw)
+    async def redraw() -> None:
+        while True:
+            print(f"\r{what}  {progress.line()}\x1b[K", end="", file=out, flush=True)
+            await asyncio.sleep(_EVERY_S)
 
-    timer = loop.call_soon(draw)
+    drawing = asyncio.create_task(redraw())
     try:
         yield
     finally:
-        timer.cancel()
+        drawing.cancel()
         print("\r\x1b[K", end="", file=out, flush=True)

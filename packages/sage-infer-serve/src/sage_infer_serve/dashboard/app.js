@@ -14,7 +14,7 @@ const tokens = (name) => ({ name, value: (point) => point.rates?.[name] ?? null 
 const charts = [
   new Chart(find("chart-ttft"), "ttft", percentiles("ttft"), duration),
   new Chart(find("chart-itl"), "itl", percentiles("itl"), duration),
-  new Chart(find("chart-tokens"), "throughput", ["output", "prompt", "embedded"].map(tokens), (n) => say("perSecond", { n: number(n) }), true),
+  new Chart(find("chart-tokens"), "throughput", ["output", "prompt", "embedded"].map(tokens), (n) => number(n, n > 0 && n < 10 ? 1 : 0), true),
 ];
 
 let state = null; // the last known

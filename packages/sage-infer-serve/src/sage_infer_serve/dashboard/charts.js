@@ -65,9 +65,9 @@ export class Chart {
       shapes.push(draw("text", { x: LEFT - 6, y: y(step) + 4, "text-anchor": "end" }, this.format(step)));
     }
     const minutes = Math.round((this.points.at(-1).t - this.points[0].t) / 60);
-    for (let ago = minutes; ago >= 0; ago--) {
+    for (let ago = minutes - 1; ago >= 0; ago--) {
       const place = LEFT + (1 - ago / minutes) * (this.width - LEFT - RIGHT);
-      const anchor = ago === 0 ? "end" : ago === minutes ? "start" : "middle";
+      const anchor = ago ? "middle" : "end";
       shapes.push(draw("text", { x: place, y: HEIGHT - 6, "text-anchor": anchor }, ago ? `−${ago} min` : "0"));
     }
     values.forEach((line, n) => shapes.push(...this.curve(line, n, y)));

@@ -91,7 +91,7 @@ function deviceCard(device, shares, colour) {
     ...memoryBar("planned", device, shares, planned, device.planned, colour),
     ...memoryBar("measured", device, shares, (share) => share.measured, device.measured, colour));
   const rows = shares.map((share) => make("tr", {},
-    make("td", { class: "break" }, make("span", { class: `swatch ${colour(share.model)}` }), share.model),
+    make("td", {}, make("span", { class: `swatch ${colour(share.model)}` }), share.model),
     ...["weights", "kv", "activations", "overhead"].map((part) => make("td", { class: "number" }, share[part] ? bytes(share[part]) : "–")),
     make("td", { class: "number" }, bytes(planned(share))),
     make("td", { class: "number" }, share.measured === null ? "–" : bytes(share.measured))));
