@@ -21,7 +21,9 @@ START_S = 15.0  # from the command to the first answer, with models prepared
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str], float]]:
+def served(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str], float]]:
     for name in ("smollm2-135m", "minilm"):
         add_model(model_specs()[name])
         subprocess.run([*SAGE, "infer", "model", "add", name], check=True, capture_output=True)
@@ -75,7 +77,12 @@ def test_official_client_on_real_models(served: Any) -> None:
     assert chunks[-1].usage is not None
     assert whole.usage is not None
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
     guided = client.chat.completions.create(
         model="smollm2-135m", messages=ask, temperature=0, max_tokens=40,
         response_format={"type": "json_schema", "json_schema": {"name": "city", "schema": schema}},
@@ -90,7 +97,9 @@ def test_official_client_on_real_models(served: Any) -> None:
     assert set(json.loads(calls[0].function.arguments)) == {"city"}
 
     texts = ["A cat sleeps on the sofa.", "A kitten naps on the couch.", "Interest rates rose in March."]
-    vectors = [d.embedding for d in client.embeddings.create(model="text-embedding-3-small", input=texts).data]
+    vectors = [
+        d.embedding for d in client.embeddings.create(model="text-embedding-3-small", input=texts).data
+    ]
     cat_kitten, cat_rates = (sum(a * b for a, b in zip(vectors[0], v, strict=True)) for v in vectors[1:])
     assert cat_kitten > 0.6 > 0.2 > cat_rates
     assert {m.id for m in client.models.list()} == {"smollm2-135m", "minilm"}
@@ -105,7 +114,9 @@ def test_tokens_are_those_that_are_counted(served: Any) -> None:
     answer = client.chat.completions.create(model="smollm2-135m", messages=ask, max_tokens=1)
     assert answer.usage is not None
     assert tokens["count"] == answer.usage.prompt_tokens
-    text: Any = root.post("/detokenize", body={"model": "smollm2-135m", "tokens": tokens["tokens"]}, cast_to=object)
+    text: Any = root.post(
+        "/detokenize", body={"model": "smollm2-135m", "tokens": tokens["tokens"]}, cast_to=object
+    )
     assert "What is the capital of France?" in text["prompt"]
 
 
@@ -136,13 +147,18 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
     import socket
 
     def run(*arguments: str) -> str:
-        done = subprocess.run([*SAGE, "infer", "serve", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [*SAGE, "infer", "serve", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.returncode != 0
         assert "Traceback" not in done.stderr
         return done.stderr.strip().splitlines()[-1]
 
     assert "say --insecure" in run("--host", "0.0.0.0")
-    assert "no such" in run("--llm", "no-such-model", "--port", "0").lower() or "no model" in run("--llm", "no-such-model", "--port", "0").lower()
+    assert (
+        "no such" in run("--llm", "no-such-model", "--port", "0").lower()
+        or "no model" in run("--llm", "no-such-model", "--port", "0").lower()
+    )
     assert "--llm wants NAME" in run("--llm", "@openvino", "--port", "0")
     assert "--sharing" in run("--sharing", "dice")
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -1,7 +1,7 @@
 """A ``HybridInferenceBackend`` in memory: what it answers, when, and how it fails is up to the test.
 
-The LLM ``echo`` says the last message's words, or ``script``, a delta in each turn of the event loop. ``vectors`` embeds by
-the letters of a text, ``scores`` ranks by words in common.
+The LLM ``echo`` says the last message's words, or ``script``, a delta in each turn of the event loop. ``vectors``
+embeds by the letters of a text, ``scores`` ranks by words in common.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from sage_infer.contracts import (
     check_texts,
     request_ids,
 )
-from sage_infer.errors import InvalidRequest, ModelNotFound, RequestCancelled, SageInferError, UnsupportedFeature
+from sage_infer.errors import (
+    InvalidRequest,
+    ModelNotFound,
+    RequestCancelled,
+    SageInferError,
+    UnsupportedFeature,
+)
 from sage_infer.schemas import (
     EmbeddingResult,
     HybridCapabilityDescriptor,
@@ -60,6 +66,7 @@ class EchoBackend:
         self.gate: asyncio.Event | None = None
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.open: dict[str, BufferedTokenStream] = {}
+        self.feeding: set[asyncio.Future[None]] = set()
         self.cancelled = 0
         self.state = "ready"
         self.status = Health(status="ok")
@@ -76,7 +83,9 @@ class EchoBackend:
         return self.status
 
     def stats(self) -> EngineStats:
-        return EngineStats(running=len(self.open), waiting=0, kv_blocks_total=64, kv_blocks_free=64 - len(self.open))
+        return EngineStats(
+            running=len(self.open), waiting=0, kv_blocks_total=64, kv_blocks_free=64 - len(self.open)
+        )
 
     def _called(self, name: str, model: str | None, kind: str, **arguments: Any) -> None:
         self.calls.append((name, {"model": model, **arguments}))
@@ -127,11 +136,18 @@ class EchoBackend:
 
         stream = BufferedTokenStream(request_id, on_cancel)
         self.open[request_id] = stream
-        asyncio.ensure_future(self._feed(stream, list(words), reason, len(text.split()), params))
+        feeding = asyncio.ensure_future(self._feed(stream, list(words), reason, len(text.split()), params))
+        self.feeding.add(feeding)
+        feeding.add_done_callback(self.feeding.discard)
         return stream
 
     async def _feed(
-        self, stream: BufferedTokenStream, words: list[str], reason: Any, prompt_tokens: int, params: SamplingParams
+        self,
+        stream: BufferedTokenStream,
+        words: list[str],
+        reason: Any,
+        prompt_tokens: int,
+        params: SamplingParams,
     ) -> None:
         last = len(words) - 1
         for place, word in enumerate(words):
@@ -153,7 +169,9 @@ class EchoBackend:
         usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=len(words) * params.n, cached_tokens=1)
         stream.finish(reason, usage, TIMING)
 
-    async def embed(self, texts: Any, *, model: str | None = None, truncate: Any = "error") -> EmbeddingResult:
+    async def embed(
+        self, texts: Any, *, model: str | None = None, truncate: Any = "error"
+    ) -> EmbeddingResult:
         self._called("embed", model, "embedding", texts=texts, truncate=truncate)
         check_texts(texts, truncate)
         if self.embedding_gate is not None:
@@ -174,9 +192,7 @@ class EchoBackend:
     ) -> RerankResult:
         self._called("rerank", model, "reranker", query=query, documents=documents, top_n=top_n)
         words = set(query.split())
-        hits = [
-            RerankHit(index=i, score=float(len(words & set(d.split())))) for i, d in enumerate(documents)
-        ]
+        hits = [RerankHit(index=i, score=float(len(words & set(d.split())))) for i, d in enumerate(documents)]
         hits.sort(key=lambda hit: (-hit.score, hit.index))
         usage = Usage(prompt_tokens=sum(len(d.split()) for d in documents))
         return RerankResult(model_id="scores", hits=tuple(hits[:top_n]), usage=usage)
@@ -211,7 +227,12 @@ class TokenizingBackend(EchoBackend):
     """Shows tokens, too: a character is one."""
 
     async def render_chat(
-        self, messages: Any, *, model: str | None = None, tools: Any = None, add_generation_prompt: bool = True
+        self,
+        messages: Any,
+        *,
+        model: str | None = None,
+        tools: Any = None,
+        add_generation_prompt: bool = True,
     ) -> Prompt:
         text = "".join(f"{m['role']}:{m['content']};" for m in messages)
         return Prompt(text=text + "assistant:" * add_generation_prompt)

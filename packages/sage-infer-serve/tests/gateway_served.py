@@ -94,7 +94,9 @@ class Served:
         return self.ask("GET", path, **headers)
 
     def post(self, path: str, data: Any, **headers: str) -> Answer:
-        return self.ask("POST", path, json.dumps(data).encode(), **{"content_type": "application/json", **headers})
+        return self.ask(
+            "POST", path, json.dumps(data).encode(), **{"content_type": "application/json", **headers}
+        )
 
     def chat(self, content: str = "hello big world", **fields: Any) -> Answer:
         return self.post("/v1/chat/completions", chat_body(content, **fields))

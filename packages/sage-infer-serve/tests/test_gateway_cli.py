@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from sage_infer.config import load_config
-from sage_infer.errors import InvalidRequest
-from sage_infer_serve.cli import _example, configured_models, model_config, named_models
-from sage_infer_serve.plugin import sage_infer_commands
 from sage_infer.backends import load_object
 from sage_infer.cli.main import app
+from sage_infer.config import load_config
+from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import ModelDescriptor
+from sage_infer_serve.cli import _example, configured_models, model_config, named_models
+from sage_infer_serve.plugin import sage_infer_commands
 from typer.testing import CliRunner
 
 
@@ -45,14 +45,20 @@ def test_models_from_flags() -> None:
 
 
 def test_models_from_the_configuration(tmp_path: Path) -> None:
-    assert configured_models(load_config(environ={})) == {"llm_config": "smollm2-135m", "embedding_config": "minilm"}
+    assert configured_models(load_config(environ={})) == {
+        "llm_config": "smollm2-135m",
+        "embedding_config": "minilm",
+    }
     file = tmp_path / "sage_infer.yaml"
     file.write_text("serve:\n  models: [a, {model: b, backend: vllm}]\n")
-    assert configured_models(load_config(file, environ={})) == {"models": ["a", {"model": "b", "backend": "vllm"}]}
+    assert configured_models(load_config(file, environ={})) == {
+        "models": ["a", {"model": "b", "backend": "vllm"}]
+    }
 
 
 @pytest.mark.parametrize(
-    ("kind", "path"), [("llm", "/v1/chat/completions"), ("embedding", "/v1/embeddings"), ("reranker", "/v1/rerank")]
+    ("kind", "path"),
+    [("llm", "/v1/chat/completions"), ("embedding", "/v1/embeddings"), ("reranker", "/v1/rerank")],
 )
 def test_the_example_fits_the_models(kind: str, path: str) -> None:
     found, body = _example([ModelDescriptor(model_id="m", model_type=kind, model_path="/")])  # type: ignore[arg-type]
@@ -76,7 +82,10 @@ def test_keys_by_command(tmp_path: Path) -> None:
     assert plain.stdout.startswith("sk-sage-")
     listed = run(app, ["infer", "key", "list", "--file", str(file)])
     assert "CONCURRENCY" in listed.stdout
-    assert [row["name"] for row in json.loads(run(app, ["infer", "key", "list", "--file", str(file), "--json"]).stdout)] == ["ann", "bob"]
+    assert [
+        row["name"]
+        for row in json.loads(run(app, ["infer", "key", "list", "--file", str(file), "--json"]).stdout)
+    ] == ["ann", "bob"]
     assert run(app, ["infer", "key", "remove", "ann", "--file", str(file)]).exit_code == 0
     assert "ann" not in file.read_text()
     missing = run(app, ["infer", "key", "list"], env={"SAGE_INFER_CONFIG": ""})

@@ -174,8 +174,12 @@ class TestLimits:
         assert served.chat("x" * 900).status == 200
         answer = served.chat("x" * 1100)
         assert (answer.status, answer.error["code"]) == (413, "body_too_large")
-        chunked = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-        answer_bytes = served.raw(chunked + b"400\r\n" + b"x" * 1024 + b"\r\n400\r\n" + b"x" * 1024 + b"\r\n0\r\n\r\n")
+        chunked = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        answer_bytes = served.raw(
+            chunked + b"400\r\n" + b"x" * 1024 + b"\r\n400\r\n" + b"x" * 1024 + b"\r\n0\r\n\r\n"
+        )
         assert b" 413 " in answer_bytes.split(b"\r\n")[0]
 
 
@@ -237,5 +241,3 @@ class TestTheEnd:
         assert served.get("/ready").data["reason"] == "the engine stopped"
         backend.status, backend.state = Health(status="ok"), "loading"
         assert served.get("/ready").data == {"status": "not ready", "reason": "no model is ready"}
-
-

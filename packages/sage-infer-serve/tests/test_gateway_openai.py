@@ -27,7 +27,11 @@ def test_chat(served: Served) -> None:
     assert choice.finish_reason == "stop"
     assert (answer.object, answer.model) == ("chat.completion", "echo")
     assert answer.usage is not None
-    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 3, 6)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (
+        3,
+        3,
+        6,
+    )
     assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.cached_tokens == 1
     assert answer.id.startswith("chatcmpl-")
@@ -57,7 +61,9 @@ def test_chat_stream_with_usage(served: Served) -> None:
 
 def test_several_completions(served: Served) -> None:
     answer = served.client().chat.completions.create(model="echo", messages=ASK, n=3)
-    assert [(c.index, c.message.content) for c in answer.choices] == [(i, "hello big world ") for i in range(3)]
+    assert [(c.index, c.message.content) for c in answer.choices] == [
+        (i, "hello big world ") for i in range(3)
+    ]
     texts = ["", "", ""]
     reasons = {}
     for chunk in served.client().chat.completions.create(model="echo", messages=ASK, n=3, stream=True):
@@ -87,7 +93,12 @@ def test_log_probabilities(served: Served) -> None:
 
 
 def test_tool_calls(backend: EchoBackend, served: Served) -> None:
-    backend.script = ["Let me look. ", "<tool", '_call>{"name": "weather", "argum', 'ents": {"city": "Paris"}}</tool_call>']
+    backend.script = [
+        "Let me look. ",
+        "<tool",
+        '_call>{"name": "weather", "argum',
+        'ents": {"city": "Paris"}}</tool_call>',
+    ]
     create = served.client().chat.completions.create
     answer = create(model="echo", messages=ASK, tools=[WEATHER])  # type: ignore[list-item]
     (choice,) = answer.choices
@@ -106,11 +117,17 @@ def test_tool_calls(backend: EchoBackend, served: Served) -> None:
     assert [c.function.name for c in calls if c.function] == ["weather"]
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
-    history = [*ASK, choice.message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
+    history = [
+        *ASK,
+        choice.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "rain"},
+    ]
     backend.script = None
     create(model="echo", messages=history, tools=[WEATHER])  # type: ignore[arg-type, list-item]
     sent = backend.calls[-1][1]["messages"]
-    assert sent[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Paris"}  # templates write it out themselves
+    assert sent[1]["tool_calls"][0]["function"]["arguments"] == {
+        "city": "Paris"
+    }  # templates write it out themselves
 
 
 def test_a_tool_that_must_be_called(backend: EchoBackend, served: Served) -> None:
@@ -147,7 +164,10 @@ def test_formats_of_the_answer(backend: EchoBackend, served: Served) -> None:
     create(
         model="echo",
         messages=ASK,
-        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}},
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "a", "schema": schema, "strict": True},
+        },
     )
     assert backend.calls[-1][1]["params"].guided.json_schema == schema
     create(model="echo", messages=ASK, response_format={"type": "text"})
@@ -157,11 +177,18 @@ def test_formats_of_the_answer(backend: EchoBackend, served: Served) -> None:
 def test_completions(served: Served) -> None:
     create = served.client().completions.create
     answer = create(model="echo", prompt=["a b", "c d e"], echo=True, n=2)
-    assert [(c.index, c.text) for c in answer.choices] == [(0, "a ba b "), (1, "a ba b "), (2, "c d ec d e "), (3, "c d ec d e ")]
+    assert [(c.index, c.text) for c in answer.choices] == [
+        (0, "a ba b "),
+        (1, "a ba b "),
+        (2, "c d ec d e "),
+        (3, "c d ec d e "),
+    ]
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 10
     texts = ["", ""]
-    for chunk in create(model="echo", prompt=["a b", "c d e"], stream=True, stream_options={"include_usage": True}):
+    for chunk in create(
+        model="echo", prompt=["a b", "c d e"], stream=True, stream_options={"include_usage": True}
+    ):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
     assert texts == ["a b ", "c d e "]
@@ -179,7 +206,10 @@ def test_embeddings(served: Served) -> None:
         answer = create(model="vectors", input=["ae", "iii"], encoding_format=encoding)  # type: ignore[arg-type]
         assert answer.usage.prompt_tokens == 5
         assert answer.model == "vectors"
-    assert [d.embedding for d in create(model="vectors", input=["ae", "iii"]).data] == [[1, 1, 0, 0], [0, 0, 3, 0]]
+    assert [d.embedding for d in create(model="vectors", input=["ae", "iii"]).data] == [
+        [1, 1, 0, 0],
+        [0, 0, 3, 0],
+    ]
     assert create(model="vectors", input="ae", dimensions=1).data[0].embedding == [1.0]
     assert create(model="vectors", input=[[7, 8], [9]]).data[0].embedding == [2, 7, 0, 1]
     many = create(model="vectors", input=["a" * (i + 1) for i in range(100)])  # written in parts
@@ -201,9 +231,13 @@ def test_errors_are_those_that_the_client_knows(backend: EchoBackend, served: Se
     with pytest.raises(openai.NotFoundError, match="no model 'nope'") as unknown:
         client.chat.completions.create(model="nope", messages=ASK)  # type: ignore[arg-type]
     assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
-    with pytest.raises(openai.NotFoundError, match="of the kind embedding and cannot chat; for that there is: echo"):
+    with pytest.raises(
+        openai.NotFoundError, match="of the kind embedding and cannot chat; for that there is: echo"
+    ):
         client.chat.completions.create(model="vectors", messages=ASK)  # type: ignore[arg-type]
-    with pytest.raises(openai.NotFoundError, match="of the kind llm and cannot embed; for that there is: vectors"):
+    with pytest.raises(
+        openai.NotFoundError, match="of the kind llm and cannot embed; for that there is: vectors"
+    ):
         client.embeddings.create(model="echo", input="x")
     with pytest.raises(openai.BadRequestError, match="temperature: expected `float` <= 2") as wrong:
         client.chat.completions.create(model="echo", messages=ASK, temperature=3)  # type: ignore[arg-type]
@@ -213,7 +247,12 @@ def test_errors_are_those_that_the_client_knows(backend: EchoBackend, served: Se
 def test_rerank_and_tokens(served: Served) -> None:
     """What OpenAI's client has no method for, by its way to send anything."""
     client = served.client()
-    body = {"model": "scores", "query": "big world", "documents": ["none", "big big world", {"text": "a world"}], "top_n": 2}
+    body = {
+        "model": "scores",
+        "query": "big world",
+        "documents": ["none", "big big world", {"text": "a world"}],
+        "top_n": 2,
+    }
     answer = client.post("/rerank", body=body, cast_to=object)
     assert answer["results"] == [  # type: ignore[index]
         {"index": 1, "relevance_score": 2.0, "document": {"text": "big big world"}},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from attrs import frozen
@@ -20,8 +21,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client.parser import text_string_to_metric_families
 from sage_infer.contracts import MemoryReporting
 from sage_infer.errors import EngineDead, Overloaded
-from sage_infer_serve.observe import BOUNDS, INTERVAL_S, POINTS, Observation, Recorder, quantile
 from sage_infer.schemas import Usage
+from sage_infer_serve.observe import BOUNDS, INTERVAL_S, POINTS, Observation, Recorder, quantile
 
 CHAT = "/v1/chat/completions"
 
@@ -74,7 +75,7 @@ def test_dashboard_state(backend: EchoBackend, served: Served) -> None:
     }  # fmt: skip
     points = state["series"]["points"]
     assert len(points) == POINTS
-    assert [round(b["t"] - a["t"], 6) for a, b in zip(points, points[1:], strict=False)] == [INTERVAL_S] * (POINTS - 1)
+    assert [round(b["t"] - a["t"], 6) for a, b in itertools.pairwise(points)] == [INTERVAL_S] * (POINTS - 1)
     assert points[-1]["t"] <= state["now"] < points[-1]["t"] + INTERVAL_S
     assert sum(p["output_tokens"] for p in points) == 3
     assert sum(p["ttft"]["count"] for p in points) == 1
@@ -109,7 +110,7 @@ class Share:
 
 
 class PlanningBackend(EchoBackend):
-    measured: dict[str, int | None] = {"echo": 9, "vectors": None}
+    measured: ClassVar[dict[str, int | None]] = {"echo": 9, "vectors": None}
 
     def memory_plan(self) -> Plan:
         shares = (Share("echo", "cuda:0", 10), Share("vectors", "cpu", 20))
@@ -139,7 +140,11 @@ def test_pages(served: Served) -> None:
     again = served.get("/", if_none_match=page.headers["etag"])
     assert (again.status, again.body) == (304, b"")
     head = served.ask("HEAD", "/")
-    assert (head.status, head.body, head.headers["content-length"]) == (200, b"", page.headers["content-length"])
+    assert (head.status, head.body, head.headers["content-length"]) == (
+        200,
+        b"",
+        page.headers["content-length"],
+    )
     assert served.get("/dashboard/plugin.py").status == 404
 
 
@@ -164,17 +169,23 @@ class TestOrigins:
     def test_a_name_that_was_made_to_point_here_is_none(self, served: Served) -> None:
         port = served.address[1]
         for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1"):
-            answer = served.raw(f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            answer = served.raw(
+                f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+            )
             assert b" 403 " in answer.split(b"\r\n")[0], host
         for host in ("localhost", f"localhost:{port}", f"[::1]:{port}", "[::1]", "127.0.0.1", "a.localhost"):
-            answer = served.raw(f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            answer = served.raw(
+                f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+            )
             assert b" 200 " in answer.split(b"\r\n")[0], host
 
     def test_those_that_are_named_may(self, backend: EchoBackend, serve: Callable[..., Served]) -> None:
         served = serve(backend, cors_origins=["https://chat.example"])
         answer = served.post(CHAT, chat_body(), origin="https://chat.example")
         assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "https://chat.example")
-        preflight = served.ask("OPTIONS", CHAT, origin="https://chat.example", access_control_request_method="POST")
+        preflight = served.ask(
+            "OPTIONS", CHAT, origin="https://chat.example", access_control_request_method="POST"
+        )
         assert preflight.status == 204
         assert "authorization" in preflight.headers["access-control-allow-headers"]
         wrong = served.post(CHAT, {}, origin="https://chat.example")

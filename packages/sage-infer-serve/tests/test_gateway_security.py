@@ -77,7 +77,7 @@ def test_path_traversal(served: Served, path: str) -> None:
 )
 def test_header_smuggling(served: Served, head: str) -> None:
     """Heads that two parsers could read in two ways are refused, and nothing after them is taken for a request."""
-    data = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    data = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"  # noqa: E501
     answer = served.raw(data.encode("latin-1"))
     assert 400 <= status(answer) < 500
     assert b'{"status":"ok"' not in answer, "what was hidden in the body was answered"
@@ -104,7 +104,7 @@ def test_what_is_not_http(served: Served, data: bytes) -> None:
 
 
 def test_a_request_to_become_a_websocket_is_an_ordinary_one(served: Served) -> None:
-    head = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n"
+    head = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n"  # noqa: E501
     with served.connect() as connection:
         connection.sendall(head)
         assert connection.recv(65536).startswith(b"HTTP/1.1 ")
@@ -167,7 +167,9 @@ def test_headers_without_end(served: Served) -> None:
             except OSError:
                 pass
             answer = read_all(connection)
-        assert answer == b"" or status(answer) == 431  # the answer may be lost where it crosses what still comes
+        assert (
+            answer == b"" or status(answer) == 431
+        )  # the answer may be lost where it crosses what still comes
     whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 2 * _MAX_HEADER_BYTES
     with served.connect() as connection:
         connection.sendall(whole)
@@ -177,7 +179,10 @@ def test_headers_without_end(served: Served) -> None:
 
 def test_a_body_that_comes_with_long_headers_is_no_header(served: Served) -> None:
     body = json.dumps(chat_body("x" * (_MAX_HEADER_BYTES + 1000))).encode()
-    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body))
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (
+        CHAT.encode(),
+        len(body),
+    )
     assert status(served.raw(head + body)) == 200
 
 
@@ -243,13 +248,21 @@ class TestKeys:
             assert served.get(path).status == 401
         for path in (CHAT, "/v1/completions", "/v1/embeddings", "/v1/rerank", "/tokenize"):
             assert served.post(path, {}).status == 401, path
-        for wrong in ("", "Bearer", "Bearer ", "Basic c2s=", "sk-sage-good", "Bearer sk-sage-goo", "Bearer sk-sage-good x"):
+        for wrong in (
+            "",
+            "Bearer",
+            "Bearer ",
+            "Basic c2s=",
+            "sk-sage-good",
+            "Bearer sk-sage-goo",
+            "Bearer sk-sage-good x",
+        ):
             answer = served.get("/v1/models", authorization=wrong)
             assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
             assert answer.headers["www-authenticate"] == "Bearer"
         assert served.get("/v1/models", authorization="bearer sk-sage-good").status == 200
         assert served.get("/health").status == served.get("/ready").status == served.get("/").status == 200
-        assert [m.id for m in served.client(api_key="sk-sage-good").models.list()][0] == "echo"
+        assert next(iter(served.client(api_key="sk-sage-good").models.list())).id == "echo"
 
     def test_secrets_are_in_no_log(
         self, backend: EchoBackend, serve: Callable[..., Served], caplog: pytest.LogCaptureFixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 
@@ -23,7 +24,11 @@ ANSWERS = {
     "Mistral": (f"[TOOL_CALLS][{CALL}]", "", 1),
     "Mistral, several": (f"[TOOL_CALLS] [{CALL}, {CALL}]", "", 2),
     "Mistral from 2025": ("[TOOL_CALLS]weather[ARGS]" + json.dumps(ARGUMENTS), "", 1),
-    "Mistral from 2025, several": (("[TOOL_CALLS]weather[CALL_ID]abc[ARGS]" + json.dumps(ARGUMENTS)) * 2, "", 2),
+    "Mistral from 2025, several": (
+        ("[TOOL_CALLS]weather[CALL_ID]abc[ARGS]" + json.dumps(ARGUMENTS)) * 2,
+        "",
+        2,
+    ),
     "Llama 3": (LLAMA, "", 1),
     "Llama 3, several": (f"{LLAMA}; {LLAMA}", "", 2),
     "Llama 3 with its mark": (f"<|python_tag|>{LLAMA}", "", 1),
@@ -34,7 +39,7 @@ NO_CALLS = [
     "a < b and <tool> and [TOOL and [1, 2] {x}",
     "<tool_call>not JSON</tool_call>",
     "<tool_call>",
-    "<tool_call>{\"name\": ",
+    '<tool_call>{"name": ',
     '<tool_call>{"no name": 1}</tool_call>',
     "[TOOL_CALLS]",
     "[TOOL_CALLS] a sentence about calls",
@@ -62,7 +67,7 @@ def read(pieces: Iterable[str]) -> tuple[str, list[tuple[str, object]]]:
 
 def cut(text: str, places: list[int]) -> list[str]:
     marks = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
-    return [text[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(marks)]
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -84,7 +89,9 @@ def test_what_only_looks_like_a_call_is_content(text: str) -> None:
     assert read(text) == (text, [])
 
 
-marks = st.sampled_from([form.opens for form in FORMS] + ["</tool_call>", '"name"', ":", "}", "[", "]", ";", "\\", "[ARGS]"])
+marks = st.sampled_from(
+    [form.opens for form in FORMS] + ["</tool_call>", '"name"', ":", "}", "[", "]", ";", "\\", "[ARGS]"]
+)
 texts = st.lists(marks | st.text(max_size=5), max_size=12).map("".join)
 
 

@@ -178,8 +178,14 @@ class Gateway:
                 return _MODEL
         allowed = _METHODS.get(path) or (["GET"] if path in self._pages or path.startswith(PREFIX) else None)
         if allowed is None:
-            raise wrong_request("there is nothing at this path; /openapi.json lists what there is", status=404, code="not_found")
-        error = wrong_request(f"this path takes {' and '.join(allowed)}", status=405, code="method_not_allowed")
+            raise wrong_request(
+                "there is nothing at this path; /openapi.json lists what there is",
+                status=404,
+                code="not_found",
+            )
+        error = wrong_request(
+            f"this path takes {' and '.join(allowed)}", status=405, code="method_not_allowed"
+        )
         error.headers = ((b"allow", ", ".join(allowed).encode()),)
         raise error
 
@@ -261,21 +267,23 @@ class Gateway:
 
     def embedding(self, exchange: Exchange, operation: str, model: str) -> Work:
         """Around embedding and reranking."""
-        work = Work(self, exchange, operation, model, ("embedding",) if operation == "embeddings" else ("reranker",))
+        work = Work(
+            self, exchange, operation, model, ("embedding",) if operation == "embeddings" else ("reranker",)
+        )
         if self.tracing is not None:
             work.trace(None, None)
         return work
 
     def type_of(self, name: str) -> ModelType | None:
         """The kind of the model that a request names, by id or alias; None where there is none."""
-        found = self._types.get(name)
+        found: ModelType | None = self._types.get(name)
         if found is None:
             try:
                 model_id = self.backend.get_model_status(name).model_id
             except SageInferError:
                 return None
-            found = next(m.model_type for m in self.backend.list_models() if m.model_id == model_id)
-            self._types[name] = found  # names that exist only, so that it cannot grow without end
+            kind = next(m.model_type for m in self.backend.list_models() if m.model_id == model_id)
+            found = self._types[name] = kind  # names that exist only, so that it cannot grow without end
         return found
 
     def is_text_only(self, name: str) -> bool:

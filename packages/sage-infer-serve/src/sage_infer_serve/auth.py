@@ -127,7 +127,9 @@ class Keys:
             if hmac.compare_digest(key.digest, digest):
                 found = key
         if found is None:
-            raise unauthorized("this API key is not known here; check it, or ask who runs this server for one")
+            raise unauthorized(
+                "this API key is not known here; check it, or ask who runs this server for one"
+            )
         return found
 
 
@@ -197,11 +199,18 @@ def _parse(words: list[str]) -> APIKey:
         raise ValueError(f"a key's name is of letters, digits, '.', '_' and '-', got {name!r}")
     match = _DIGEST.fullmatch(rest[0]) if rest else None
     if match is None:
-        raise ValueError("expected NAME sha256:HEX with 64 hex digits; `sage infer key add` writes such lines")
+        raise ValueError(
+            "expected NAME sha256:HEX with 64 hex digits; `sage infer key add` writes such lines"
+        )
     limits: dict[str, int] = {}
     for word in rest[1:]:
         limit, _, number = word.partition("=")
-        if limit not in asdict(KeyLimits()) or not number.isascii() or not number.isdigit() or int(number) < 1:
+        if (
+            limit not in asdict(KeyLimits())
+            or not number.isascii()
+            or not number.isdigit()
+            or int(number) < 1
+        ):
             expected = ", ".join(f"{known}=N" for known in asdict(KeyLimits()))
             raise ValueError(f"a limit is one of {expected}; got {word!r}")
         limits[limit] = int(number)

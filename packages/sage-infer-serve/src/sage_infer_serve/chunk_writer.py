@@ -24,7 +24,9 @@ class ChunkWriter:
 
     __slots__ = ("_cycle", "_flow", "_write")
 
-    def __init__(self, cycle: RequestResponseCycle, write: Callable[[bytes], None], flow: FlowControl) -> None:
+    def __init__(
+        self, cycle: RequestResponseCycle, write: Callable[[bytes], None], flow: FlowControl
+    ) -> None:
         self._cycle, self._write, self._flow = cycle, write, flow
 
     def write(self, data: bytes) -> bool:

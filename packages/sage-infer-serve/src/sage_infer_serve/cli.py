@@ -27,7 +27,8 @@ _GIB = 2**30
 
 def serve(
     llm: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[@BACKEND]", help="Model that generates; may be given again.")
+        list[str] | None,
+        typer.Option(metavar="NAME[@BACKEND]", help="Model that generates; may be given again."),
     ] = None,
     embedding: Annotated[
         list[str] | None, typer.Option(metavar="NAME[@BACKEND]", help="Embedding model; may be given again.")
@@ -93,7 +94,7 @@ def named_models(llms: Sequence[str], embeddings: Sequence[str], rerankers: Sequ
 
 
 def model_config(text: str, flag: str) -> dict[str, Any]:
-    """``NAME`` or ``NAME@BACKEND``. A path may have an @ of its own: what follows the last one must look like a backend.
+    """``NAME`` or ``NAME@BACKEND``. A path may have an @ too: what follows the last one must look like a backend.
 
     Raises:
         InvalidRequest: the name is missing.
@@ -169,7 +170,11 @@ async def _serve(
             sys.stdout.flush()
 
         def on_drain(open_requests: int) -> None:
-            note(f"stopping: {open_requests} request(s) open; again to end them now" if open_requests else "stopping")
+            note(
+                f"stopping: {open_requests} request(s) open; again to end them now"
+                if open_requests
+                else "stopping"
+            )
 
         await run_until_signal(backend, settings, keys, listener, on_ready=on_ready, on_drain=on_drain)
     finally:
@@ -224,7 +229,10 @@ def _example(models: Sequence[Any]) -> tuple[str, str]:
         return "/v1/embeddings", f'{{"model": "{name}", "input": "Hello"}}'
     if model.model_type == "reranker":
         return "/v1/rerank", f'{{"model": "{name}", "query": "Hello", "documents": ["Good day", "Goodbye"]}}'
-    return "/v1/chat/completions", f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    return (
+        "/v1/chat/completions",
+        f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}',
+    )
 
 
 def _print_json(backend: Any, url: str) -> None:
@@ -234,9 +242,12 @@ def _print_json(backend: Any, url: str) -> None:
         for m in backend.list_models()
     ]
     shares = [
-        {"model": s.model_id, "device": s.device, "planned_bytes": s.total, "measured_bytes": measured.get(s.model_id)}
+        {
+            "model": s.model_id,
+            "device": s.device,
+            "planned_bytes": s.total,
+            "measured_bytes": measured.get(s.model_id),
+        }
         for s in plan.shares
     ]
     print_json({"url": url, "models": models, "memory": shares})
-
-

@@ -58,7 +58,9 @@ class HTTPError(Exception):
         self.code, self.param, self.headers = code, param, headers
 
 
-def wrong_request(message: str, param: str | None = None, *, status: int = 400, code: str | None = None) -> HTTPError:
+def wrong_request(
+    message: str, param: str | None = None, *, status: int = 400, code: str | None = None
+) -> HTTPError:
     """The caller's input is wrong; ``param`` is its place in the request, such as ``messages[0].content``."""
     return HTTPError(status, message, code=code, param=param)
 

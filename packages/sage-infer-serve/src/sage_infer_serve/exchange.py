@@ -138,12 +138,15 @@ class Exchange:
     # --- the answer
 
     async def respond(
-        self, body: bytes, *, status: int = 200, kind: bytes = JSON, headers: Iterable[tuple[bytes, bytes]] = ()
+        self,
+        body: bytes,
+        *,
+        status: int = 200,
+        kind: bytes = JSON,
+        headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
         """The whole answer at once."""
-        await self._start(
-            status, [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *headers]
-        )
+        await self._start(status, [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *headers])
         self.ended = True
         await self._send({"type": "http.response.body", "body": body})
 

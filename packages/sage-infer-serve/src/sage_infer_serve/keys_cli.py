@@ -12,7 +12,8 @@ __all__ = ["add", "list_", "remove"]
 
 Name = Annotated[str, typer.Argument(help="Name of the key, for logs and for taking it back.")]
 File = Annotated[
-    Path | None, typer.Option("--file", "-f", help="Keys file; `serve.keys_file` of the configuration otherwise.")
+    Path | None,
+    typer.Option("--file", "-f", help="Keys file; `serve.keys_file` of the configuration otherwise."),
 ]
 
 
@@ -71,5 +72,7 @@ def _path(file: Path | None) -> Path:
         return file.expanduser()
     loaded = load_config()
     if loaded.config.serve.keys_file is None:
-        raise InvalidRequest("no keys file: name one with --file, or as `serve.keys_file` in the configuration")
+        raise InvalidRequest(
+            "no keys file: name one with --file, or as `serve.keys_file` in the configuration"
+        )
     return loaded.path_value("serve.keys_file", loaded.config.serve.keys_file)

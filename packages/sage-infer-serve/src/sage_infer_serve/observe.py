@@ -1,7 +1,7 @@
 """What is measured while requests run: counted where it happens, read by ``/metrics`` and the dashboard.
 
-A token costs one clock reading, one search and two additions, so that counting never is what streams wait for. Counts go
-into the current interval; intervals are added up when they end, and the last ones are kept for charts.
+A token costs one clock reading, one search and two additions, so that counting never is what streams wait for. Counts
+go into the current interval; intervals are added up when they end, and the last ones are kept for charts.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ class Histogram:
 class Counts:
     """What one model did in some time."""
 
-    __slots__ = ("cached_tokens", "e2e", "embedded_tokens", "errors", "itl", "output_tokens", "prompt_tokens", "requests",
-                 "ttft")  # fmt: skip
+    __slots__ = (
+        "cached_tokens", "e2e", "embedded_tokens", "errors", "itl", "output_tokens", "prompt_tokens", "requests",
+        "ttft",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.ttft, self.itl, self.e2e = Histogram(), Histogram(), Histogram()
@@ -57,7 +59,14 @@ class Counts:
     def merge(self, other: Counts) -> None:
         for name in ("ttft", "itl", "e2e"):
             getattr(self, name).merge(getattr(other, name))
-        for name in ("requests", "errors", "prompt_tokens", "cached_tokens", "output_tokens", "embedded_tokens"):
+        for name in (
+            "requests",
+            "errors",
+            "prompt_tokens",
+            "cached_tokens",
+            "output_tokens",
+            "embedded_tokens",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
@@ -68,7 +77,9 @@ class Recorder:
         until: when the current interval ends, by ``clock``.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time
+    ) -> None:
         self.clock = clock
         now = wall()
         self._to_wall = now - clock()

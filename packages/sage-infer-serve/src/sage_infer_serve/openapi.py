@@ -1,4 +1,4 @@
-"""The gateway's own description, OpenAPI 3.1: requests from the classes that decode them, answers as they are written."""
+"""The gateway's description, OpenAPI 3.1: requests from the classes that decode them, answers as they are written."""
 
 from __future__ import annotations
 
@@ -49,17 +49,24 @@ _USAGE = _object(
 )
 _REASON = {"enum": ["stop", "length", "tool_calls"]}
 _CALL = _object(
-    {"id": _STRING, "type": {"const": "function"}, "function": _object({"name": _STRING, "arguments": _STRING})}
+    {
+        "id": _STRING,
+        "type": {"const": "function"},
+        "function": _object({"name": _STRING, "arguments": _STRING}),
+    }
 )
 _TOKEN_LOG = {"token": _STRING, "logprob": _NUMBER, "bytes": _list_of({"type": "integer"})}
 _CHAT_LOGS = {
     "anyOf": [
         {"type": "null"},
-        _object({"content": _list_of(_object({**_TOKEN_LOG, "top_logprobs": _list_of(_object(_TOKEN_LOG))}))}),
+        _object(
+            {"content": _list_of(_object({**_TOKEN_LOG, "top_logprobs": _list_of(_object(_TOKEN_LOG))}))}
+        ),
     ]
 }
 _MESSAGE = _object(
-    {"role": {"const": "assistant"}, "content": _TEXT_OR_NULL, "refusal": _TEXT_OR_NULL}, tool_calls=_list_of(_CALL)
+    {"role": {"const": "assistant"}, "content": _TEXT_OR_NULL, "refusal": _TEXT_OR_NULL},
+    tool_calls=_list_of(_CALL),
 )
 _MODEL = _object(
     {
@@ -109,7 +116,12 @@ _ANSWERS: Mapping[str, dict[str, Any]] = {
     "/v1/completions": _answer(
         "text_completion",
         _object(
-            {"index": _COUNT, "text": _STRING, "logprobs": {"type": ["object", "null"]}, "finish_reason": _REASON}
+            {
+                "index": _COUNT,
+                "text": _STRING,
+                "logprobs": {"type": ["object", "null"]},
+                "finish_reason": _REASON,
+            }
         ),
     ),
     "/v1/embeddings": _object(
@@ -147,7 +159,9 @@ _ERROR = {"$ref": "#/components/schemas/Error"}
 
 def document(version: str) -> dict[str, Any]:
     """The whole description."""
-    kinds = sorted({route.request for route in ROUTES.values() if route.request}, key=lambda kind: kind.__name__)
+    kinds = sorted(
+        {route.request for route in ROUTES.values() if route.request}, key=lambda kind: kind.__name__
+    )
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     requests = dict(zip(kinds, schemas, strict=True))
     paths: dict[str, Any] = {}
@@ -155,7 +169,9 @@ def document(version: str) -> dict[str, Any]:
         request = requests[route.request] if route.request is not None else None
         paths.setdefault(path, {})[method.lower()] = _operation(path, route, request)
     model = _operation("/v1/models/{model}", Route(ROUTES["GET", "/v1/models"].handler), None)
-    model["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
+    model["parameters"] = [
+        {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    ]
     paths["/v1/models/{model}"] = {"get": model}
     error = _object(
         {

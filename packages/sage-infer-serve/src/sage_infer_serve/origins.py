@@ -1,7 +1,8 @@
 """Which web pages may ask: CORS for those that are named, and a door that is shut to all others.
 
-A server on loopback without keys trusts whoever can reach it, and every web page in the user's browser can. So there the
-``Host`` must be this machine's (a name that was made to point here is none), and a page of another origin is refused.
+A server on loopback without keys trusts whoever can reach it, and every web page in the user's browser can. So there
+the ``Host`` must be this machine's (a name that was made to point here is none), and a page of another origin is
+refused.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ class Origins:
             return ((b"allow", b"GET, HEAD, POST"),)
         return (
             (b"access-control-allow-methods", b"GET, POST"),
-            (b"access-control-allow-headers", b"authorization, content-type, x-request-id, traceparent, tracestate"),
+            (
+                b"access-control-allow-headers",
+                b"authorization, content-type, x-request-id, traceparent, tracestate",
+            ),
             (b"access-control-max-age", b"600"),
         )
 

@@ -1,4 +1,4 @@
-"""The dashboard's files, from the wheel. They are read once and found by their whole path: no other file can be asked for."""
+"""The dashboard's files, from the wheel. Read once and found by their whole path, so no other file can be had."""
 
 from __future__ import annotations
 

@@ -19,6 +19,10 @@ def sage_infer_commands() -> list[CommandSpec]:
             summary="Measure an OpenAI-compatible server: latency and throughput.",
         ),
         CommandSpec(path="infer key add", app="sage_infer_serve.keys_cli:add", summary="Make an API key."),
-        CommandSpec(path="infer key list", app="sage_infer_serve.keys_cli:list_", summary="List API keys by name."),
-        CommandSpec(path="infer key remove", app="sage_infer_serve.keys_cli:remove", summary="Take an API key back."),
+        CommandSpec(
+            path="infer key list", app="sage_infer_serve.keys_cli:list_", summary="List API keys by name."
+        ),
+        CommandSpec(
+            path="infer key remove", app="sage_infer_serve.keys_cli:remove", summary="Take an API key back."
+        ),
     ]

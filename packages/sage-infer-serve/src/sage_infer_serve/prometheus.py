@@ -63,7 +63,9 @@ class _Gateway(Collector):
             for model, counts in totals.items():
                 tokens.add_metric([model], getattr(counts, field))
             yield tokens
-        errors = CounterMetricFamily("sage_infer_failed_requests", "Requests whose work failed.", labels=["model"])
+        errors = CounterMetricFamily(
+            "sage_infer_failed_requests", "Requests whose work failed.", labels=["model"]
+        )
         for model, counts in totals.items():
             errors.add_metric([model], counts.errors)
         yield errors
@@ -82,7 +84,9 @@ class _Gateway(Collector):
         )
         for name, text, value in values:
             yield GaugeMetricFamily(name, text, value=value)
-        models = GaugeMetricFamily("sage_infer_model", "1 for the state that a model is in.", labels=["model", "type", "state"])
+        models = GaugeMetricFamily(
+            "sage_infer_model", "1 for the state that a model is in.", labels=["model", "type", "state"]
+        )
         for model in gateway.backend.list_models():
             state = gateway.backend.get_model_status(model.model_id).state
             models.add_metric([model.model_id, model.model_type, state], 1)

@@ -1,12 +1,14 @@
 """uvicorn's HTTP protocol with limits on what comes before a request: time, size and number.
 
-uvicorn waits without end for a first request, and its parser takes headers of any length; both are ways to hold a server
-up. What comes after the headers is limited in ``app``.
+uvicorn waits without end for a first request, and its parser takes headers of any length; both are ways to hold a
+server up. What comes after the headers is limited in ``app``.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+
 from attrs import define, field
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -76,7 +78,10 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             limits.remove(self)
             self._headers_are_here()
             super().on_headers_complete()
-            self.scope["extensions"] = {CHUNK_WRITER: ChunkWriter(self.cycle, self.transport.write, self.flow)}
+            extensions: dict[str, Any] = {
+                CHUNK_WRITER: ChunkWriter(self.cycle, self.transport.write, self.flow)
+            }
+            self.scope["extensions"] = extensions
 
         def on_message_complete(self) -> None:
             super().on_message_complete()
@@ -94,7 +99,9 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             if self.transport.is_closing():
                 return
             body = error_body(wrong_request(message, status=status, code="bad_http"))
-            head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+            head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(
+                body
+            )
             self.transport.write(STATUS_LINE[status] + head + body)
             self.transport.close()
 
@@ -116,5 +123,3 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
                 self.transport.close()
 
     return LimitedProtocol
-
-

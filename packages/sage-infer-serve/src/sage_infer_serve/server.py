@@ -195,7 +195,11 @@ def listen(settings: GatewaySettings) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        hint = "; another program has it, take another one with --port" if error.errno == errno.EADDRINUSE else ""
+        hint = (
+            "; another program has it, take another one with --port"
+            if error.errno == errno.EADDRINUSE
+            else ""
+        )
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}{hint}") from None
     listener.setblocking(False)
     return listener

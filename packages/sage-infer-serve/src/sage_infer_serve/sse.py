@@ -34,7 +34,9 @@ class ChunkWriter:
         self._head = head + b'{"index":'
         # With include_usage every chunk but the last has a null there.
         self._tail = b'}],"usage":null}\n\n' if with_usage else b"}]}\n\n"
-        self._text_tail = (b"}," if self._chat else b",") + b'"logprobs":null,"finish_reason":null' + self._tail
+        self._text_tail = (
+            (b"}," if self._chat else b",") + b'"logprobs":null,"finish_reason":null' + self._tail
+        )
         self._prefixes: dict[int, bytes] = {}
 
     def text(self, index: int, text: str) -> bytes:

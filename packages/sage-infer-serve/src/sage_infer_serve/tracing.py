@@ -1,7 +1,7 @@
-"""OpenTelemetry traces, with the attributes of the conventions for generative AI, where the extra ``otel`` is installed.
+"""OpenTelemetry traces with the attributes of the conventions for generative AI, where the extra ``otel`` is there.
 
-A request's span belongs to the trace of its ``traceparent`` header (W3C Trace Context), and is current while the backend
-is called, so that what the backend traces hangs below it. Texts are never recorded.
+A request's span belongs to the trace of its ``traceparent`` header (W3C Trace Context), and is current while the
+backend is called, so that what the backend traces hangs below it. Texts are never recorded.
 https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
 
@@ -60,7 +60,9 @@ class Tracing:
         }
         if params is not None:
             asked = {name: getattr(params, name) for name in _PARAMETERS}
-            attributes |= {f"gen_ai.request.{name}": value for name, value in asked.items() if value is not None}
+            attributes |= {
+                f"gen_ai.request.{name}": value for name, value in asked.items() if value is not None
+            }
             if params.n > 1:
                 attributes["gen_ai.request.choice.count"] = params.n
             if params.stop:

@@ -31,7 +31,17 @@ class Work:
         HTTPError: 404 where the backend refused because the model is of another kind.
     """
 
-    __slots__ = ("_ended", "_exchange", "_gateway", "_kinds", "_model", "_operation", "_span", "tokens", "_watch")
+    __slots__ = (
+        "_ended",
+        "_exchange",
+        "_gateway",
+        "_kinds",
+        "_model",
+        "_operation",
+        "_span",
+        "_watch",
+        "tokens",
+    )
 
     def __init__(
         self, gateway: Gateway, exchange: Exchange, operation: str, model: str, kinds: Sequence[ModelType]
@@ -46,7 +56,9 @@ class Work:
 
     def trace(self, request: Sampling | None, params: SamplingParams | None) -> None:
         assert self._gateway.tracing is not None
-        self._span = self._gateway.tracing.begin(self._operation, self._model, self._exchange, request, params)
+        self._span = self._gateway.tracing.begin(
+            self._operation, self._model, self._exchange, request, params
+        )
         tokens, span = self._watch.tokens, self._span
 
         def first(count: int) -> None:

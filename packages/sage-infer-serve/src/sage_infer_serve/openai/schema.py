@@ -232,7 +232,9 @@ class Decoder:
 
     def _refuse_unknown(self, body: bytes) -> None:
         for path in unknown_fields(msgspec.json.decode(body), self._kind):
-            raise wrong_request(f"{path} is not a field of this request; leave it out", path, code="unknown_field")
+            raise wrong_request(
+                f"{path} is not a field of this request; leave it out", path, code="unknown_field"
+            )
 
 
 def decode(kind: type[T], body: bytes, *, strict: bool = False) -> T:
