@@ -141,7 +141,7 @@ def text_of(driver: Any, selector: str) -> str:
 
 
 def shows(text: str, selector: str = "body") -> str:
-    return f"document.querySelector({selector!r}).innerText.includes({text!r})"
+    return f"document.querySelector({selector!r})?.innerText.includes({text!r})"
 
 
 def click(driver: Any, selector: str) -> None:

@@ -207,7 +207,7 @@ export const number = (value, digits = 0) =>
 export function duration(seconds) {
   if (seconds >= 10) return `${number(seconds, 1)} s`;
   if (seconds >= 1) return `${number(seconds, 2)} s`;
-  return `${number(seconds * 1000, seconds >= 0.1 ? 0 : 1)} ms`;
+  return `${number(seconds * 1000, seconds >= 0.1 || seconds === 0 ? 0 : 1)} ms`;
 }
 
 export function age(seconds) {
