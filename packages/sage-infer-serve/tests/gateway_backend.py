@@ -242,7 +242,9 @@ class TokenizingBackend(EchoBackend):
         return [ord(c) for c in as_prompts(prompt)[0].text or ""]
 
     async def detokenize(self, token_ids: Sequence[int], *, model: str | None = None) -> str:
-        return "".join(map(chr, token_ids))
+        if max(token_ids) > 0x10FFFF:
+            raise InvalidRequest(f"token id {max(token_ids)} is not in the vocabulary")
+        return "".join(map(chr, token_ids)).encode("utf-8", "replace").decode()
 
 
 def vector(text: str | Sequence[int]) -> list[float]:

@@ -53,8 +53,10 @@ def answer(served: Served, prefix: str, case: Any, model: bool) -> Any:
     path = prefix + case.formatted_path
     if isinstance(body, dict) and model and isinstance(body.get("model"), str):
         body = {**body, "model": MODELS.get(path, "echo")}
-    payload = None if case.method == "GET" else json.dumps(body if body is not NOT_SET else None)
-    return served.ask(case.method, path, None if payload is None else payload.encode("utf-8", "replace"))
+    if body is NOT_SET:
+        return served.ask(case.method, path)
+    data = body if isinstance(body, bytes) else json.dumps(body).encode("utf-8", "replace")
+    return served.ask(case.method, path, data)
 
 
 def check(found: Any, operation: Any, description: dict[str, Any]) -> None:
@@ -68,12 +70,35 @@ def check(found: Any, operation: Any, description: dict[str, Any]) -> None:
         return
     content = operation.definition.raw["responses"]["200"]["content"]
     if "application/json" in content:
-        schema = {**content["application/json"]["schema"], "components": description["components"]}
-        jsonschema.Draft202012Validator(schema).validate(found.data)
+        validate(found.data, content["application/json"]["schema"], description)
 
 
-@pytest.mark.parametrize("operation", operations(OWN), ids=lambda o: o.label)
-@pytest.mark.parametrize("valid", [True, False], ids=["valid", "invalid"])
+def validate(data: Any, schema: dict[str, Any], description: dict[str, Any]) -> None:
+    whole = {**nullable(schema), "components": nullable(description["components"])}
+    jsonschema.Draft202012Validator(whole).validate(data)
+
+
+def nullable(node: Any) -> Any:
+    """OpenAPI 3.0's ``nullable``, which OpenAI's description still has in places, in the words of JSON Schema."""
+    if isinstance(node, list):
+        return [nullable(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: nullable(value) for key, value in node.items()}
+    if found.pop("nullable", False) is True:
+        return {"anyOf": [{"type": "null"}, found]}
+    return found
+
+
+CASES = [
+    pytest.param(operation, valid, id=f"{operation.label}-{'valid' if valid else 'invalid'}")
+    for operation in operations(OWN)
+    for valid in (True, False)
+    if valid or operation.body  # without a body there is nothing to get wrong
+]
+
+
+@pytest.mark.parametrize(("operation", "valid"), CASES)
 def test_own_description(fuzzed: Served, operation: Any, valid: bool) -> None:
     mode = schemathesis.GenerationMode.POSITIVE if valid else schemathesis.GenerationMode.NEGATIVE
 
@@ -94,6 +119,12 @@ def test_openais_description(fuzzed: Served, operation: Any) -> None:
     @given(operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE))
     def run(case: Any) -> None:
         found = answer(fuzzed, "/v1", case, True)
+        if (
+            isinstance(case.body, dict)
+            and case.body.get("encoding_format") == "base64"
+            and found.status == 200
+        ):
+            return  # the description has no form for these answers; OpenAI's client reads them (test_gateway_openai)
         check(found, operation, OPENAI)
 
     run()
@@ -104,13 +135,12 @@ def test_chunks_and_answers_have_openais_form(fuzzed: Served, stream: bool) -> N
     """Plain requests, so that it is answers that are checked and not refusals."""
     from gateway_served import chat_body, events
 
-    names = ("CreateChatCompletionStreamResponse",) if stream else ("CreateChatCompletionResponse",)
+    name = "CreateChatCompletionStreamResponse" if stream else "CreateChatCompletionResponse"
     for fields in ({}, {"n": 2}, {"logprobs": True, "top_logprobs": 2}, {"max_tokens": 1}):
         found = fuzzed.post("/v1/chat/completions", chat_body(stream=stream, **fields))
         data = [d for d in events(found.body) if d != "[DONE]"] if stream else [found.data]
         for one in data:
-            schema = {"$ref": f"#/components/schemas/{names[0]}", "components": OPENAI["components"]}
-            jsonschema.Draft202012Validator(schema).validate(one)
+            validate(one, {"$ref": f"#/components/schemas/{name}"}, OPENAI)
 
 
 def test_every_route_is_described() -> None:

@@ -16,6 +16,7 @@ from sage_infer.contracts import (
     PrefillResult,
     PromptLike,
     TokenStream,
+    as_prompts,
 )
 from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import (
@@ -47,7 +48,7 @@ FEATURES = (
 
 
 class OpenVINOBackend:
-    """``InferenceBackend`` (and ``KVTransfer``) on OpenVINO's kernels, with scheduler and KV blocks of our own.
+    """``InferenceBackend`` (``KVTransfer``, ``Tokenizing``) on OpenVINO's kernels, scheduler and KV blocks are ours.
 
     See ``sage infer backend show openvino`` for the options.
     """
@@ -176,6 +177,13 @@ class OpenVINOBackend:
         tokenizer = self._ready()[1].tokenizer
         text = tokenizer.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
         return Prompt(text=text, add_special_tokens=False)
+
+    def tokenize(self, prompt: PromptLike) -> list[int]:
+        (one,) = as_prompts(prompt)
+        return list(self._ready()[1].requests.tokens_of(one))
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        return self._ready()[1].requests.text_of(token_ids)
 
     async def abort(self, request_id: str) -> None:
         engine = self._engine

@@ -115,7 +115,13 @@ class RequestFactory:
         ]
         return request
 
-    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+    def tokens_of(self, prompt: Prompt) -> tuple[int, ...]:
+        """A prompt's token ids, however many they are.
+
+        Raises:
+            InvalidRequest: there are none, or one is outside the vocabulary.
+            UnsupportedFeature: the prompt has media.
+        """
         if prompt.media:
             raise UnsupportedFeature(f"model {self._model_id!r} takes text only, and the prompt has media")
         tokens = prompt.token_ids
@@ -124,6 +130,20 @@ class RequestFactory:
             if not tokens:
                 raise InvalidRequest(f"the prompt {prompt.text!r} has no tokens; expected at least one")
         self._check_tokens(tokens)
+        return tokens
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included.
+
+        Raises:
+            InvalidRequest: one is outside the vocabulary.
+        """
+        if token_ids:
+            self._check_tokens(token_ids)
+        return self._tokenizer.decode(token_ids, skip_special=False)
+
+    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+        tokens = self.tokens_of(prompt)
         self._check_length(len(tokens))
         return tokens
 

@@ -103,7 +103,6 @@ def _answer(kind: str, choice: Mapping[str, Any]) -> dict[str, Any]:
             "model": _STRING,
             "choices": _list_of(choice),
             "usage": _USAGE,
-            "system_fingerprint": _TEXT_OR_NULL,
         }
     )
 

@@ -24,7 +24,7 @@ class ChunkWriter:
 
     def __init__(self, answer_id: str, kind: str, created: int, model: str, *, with_usage: bool) -> None:
         self._chat = kind == "chat.completion.chunk"
-        head = b'data: {"id":%b,"object":%b,"created":%d,"model":%b,"system_fingerprint":null,"choices":[' % (
+        head = b'data: {"id":%b,"object":%b,"created":%d,"model":%b,"choices":[' % (
             _encode(answer_id),
             _encode(kind),
             created,

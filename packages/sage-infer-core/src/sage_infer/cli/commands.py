@@ -44,6 +44,9 @@ HINTS: Mapping[str, str] = {
     "infer backend test": "sage-infer-testing",
     "infer serve": "sage-infer-serve",
     "infer bench": "sage-infer-serve",
+    "infer key add": "sage-infer-serve",
+    "infer key list": "sage-infer-serve",
+    "infer key remove": "sage-infer-serve",
     "llm": "sage-llm",
 }
 """Commands that other wheels bring, and which: so that a missing one can be named."""

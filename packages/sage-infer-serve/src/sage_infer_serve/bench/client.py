@@ -1,7 +1,7 @@
 """HTTP as a load generator needs it: kept connections, one request at a time on each, and the time of every piece.
 
 Bytes are parsed where they arrive, in the protocol's ``data_received``, by the same httptools that the gateway uses:
-a streamed chunk costs no task switch, so that its time is the time at which it came. docs/decisions/0032 has the
+a streamed chunk costs no task switch, so that its time is the time at which it came. docs/decisions/0028 has the
 figures beside aiohttp and httpx.
 """
 

@@ -224,7 +224,11 @@ class _Answer:
         index = delta.index
         first_call = len(self._calls[index])
         text, calls = self.take(delta)
-        logs = {"content": chat_logprobs(delta.logprobs)} if self._logprobs and delta.logprobs else None
+        logs = (
+            {"content": chat_logprobs(delta.logprobs), "refusal": None}
+            if self._logprobs and delta.logprobs
+            else None
+        )
         chunks = []
         if text or logs:
             chunks.append(writer.delta(index, _encode({"content": text}), logprobs=_encode(logs)))
@@ -244,7 +248,6 @@ class _Answer:
                 "model": self.model,
                 "choices": [self._choice(index) for index in range(self._n)],
                 "usage": usage,
-                "system_fingerprint": None,
             }
         )
 

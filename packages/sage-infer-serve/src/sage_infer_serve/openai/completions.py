@@ -171,7 +171,6 @@ class _Answer:
                 "model": self.model,
                 "choices": choices,
                 "usage": usage,
-                "system_fingerprint": None,
             }
         )
 
