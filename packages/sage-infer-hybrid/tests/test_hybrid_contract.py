@@ -52,9 +52,8 @@ def test_a_real_llm_sleeps_when_its_streams_have_ended_and_wakes_as_it_was(sampl
             assert not hybrid.memory_plan().shares
             before = [await task for task in reading]
             assert [output.finish_reason for output in before] == ["length"] * 4
-            after = await asyncio.gather(
-                *[read((await hybrid.generate(prompt, greedy(24)))[0]) for _ in range(2)]
-            )
+            woken = [(await hybrid.generate(prompt, greedy(24)))[0] for _ in range(2)]
+            after = [await read(stream) for stream in woken]
             assert {output.token_ids for output in after} == {before[0].token_ids}
             assert hybrid.stats().finished == 6
         finally:

@@ -79,9 +79,9 @@ def demand_of(
 def _number(options: Mapping[str, Any], name: str) -> float | None:
     """An option that is a number above 0; of anything else the backend says what is wrong with it."""
     value = options.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    return value if value > 0 else None
 
 
 def _whole(options: Mapping[str, Any], name: str) -> int | None:
