@@ -185,14 +185,16 @@ async def serve_relay(port: int, upstream: int) -> None:
 
     class Front(asyncio.Protocol):
         def connection_made(self, transport: Any) -> None:
-            self.transport, self.waiting, self.back = transport, [], None
+            self.transport = transport
+            self.back: asyncio.Transport | None = None
+            self.waiting: list[bytes] = []
             self.task = asyncio.ensure_future(self.connect())
 
         async def connect(self) -> None:
-            self.back, protocol = await loop.create_connection(Back, "127.0.0.1", upstream)
-            protocol.front = self.transport
+            back, protocol = await loop.create_connection(Back, "127.0.0.1", upstream)
+            protocol.front, self.back = self.transport, back
             for data in self.waiting:
-                self.back.write(data)
+                back.write(data)
 
         def data_received(self, data: bytes) -> None:
             if self.back is None:
@@ -222,7 +224,8 @@ class Client(asyncio.Protocol):
             b"Authorization: Bearer sk-bench\r\nContent-Length: %d\r\n\r\n" % (port, len(body)) + body
         )
         self.mark = b"0\r\n\r\n" if stream else b"}"
-        self.left, self.first_s, self.begun = count, [], 0.0
+        self.left, self.begun = count, 0.0
+        self.first_s: list[float] = []
         self.buffer = b""
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
