@@ -18,7 +18,7 @@ def test_never_none_and_never_more_than_the_limit(
     pacer = Pacer(slowdown, smallest=16)
     for step in steps:
         pacer.ran(*step)
-        assert min(16, limit) <= pacer.prompt_tokens(step[0], limit) <= limit
+        assert min(16, limit) <= pacer.prompt_tokens(max(step[0], 1), step[1], limit) <= limit
 
 
 @given(st.floats(0.001, 0.1), st.floats(0.0001, 0.01), st.floats(1.5, 5), st.integers(1, 32))
@@ -28,10 +28,10 @@ def test_a_step_takes_as_much_longer_as_was_said(
     pacer = Pacer(slowdown, smallest=1)
     for _ in range(100):
         pacer.ran(decoding, 0, decode_s)
-        prompt = pacer.prompt_tokens(decoding, 10_000)
+        prompt = pacer.prompt_tokens(decoding, 1, 10_000)
         pacer.ran(decoding, prompt, decode_s + prompt * token_s)
     spare = (slowdown - 1) * decode_s
-    assert abs(pacer.prompt_tokens(decoding, 10_000) * token_s - spare) <= 0.1 * spare + token_s
+    assert abs(pacer.prompt_tokens(decoding, 1, 10_000) * token_s - spare) <= 0.1 * spare + token_s
 
 
 def test_one_hiccup_does_not_starve_the_prompts() -> None:
@@ -39,16 +39,16 @@ def test_one_hiccup_does_not_starve_the_prompts() -> None:
     for _ in range(50):
         pacer.ran(4, 0, 0.02)
         pacer.ran(4, 20, 0.04)
-    before = pacer.prompt_tokens(4, 512)
+    before = pacer.prompt_tokens(4, 1, 512)
     pacer.ran(4, 20, 5.0)
-    assert pacer.prompt_tokens(4, 512) >= before / 2
+    assert pacer.prompt_tokens(4, 1, 512) >= before / 2
 
 
 def test_prompts_alone_teach_what_a_token_costs() -> None:
     pacer = Pacer(2.0, smallest=1)
     pacer.ran(0, 100, 0.1)
     pacer.ran(3, 0, 0.05)
-    assert pacer.prompt_tokens(3, 512) == 50
+    assert pacer.prompt_tokens(3, 1, 512) == 50
 
 
 @given(
@@ -61,7 +61,16 @@ def test_sequences_that_come_to_decode_are_counted_in(
     pacer = Pacer(slowdown, smallest=1)
     pacer.ran(few, 0, fixed_s + few * row_s)
     for _ in range(100):
-        prompt = pacer.prompt_tokens(many, 10_000)
+        prompt = pacer.prompt_tokens(many, 1, 10_000)
         pacer.ran(many, prompt, fixed_s + (many + prompt) * row_s)
     spare = (slowdown - 1) * (fixed_s + many * row_s)
-    assert abs(pacer.prompt_tokens(many, 10_000) * row_s - spare) <= 0.1 * spare + row_s
+    assert abs(pacer.prompt_tokens(many, 1, 10_000) * row_s - spare) <= 0.1 * spare + row_s
+
+
+@given(st.integers(1, 16), st.integers(0, 64))
+def test_a_burst_may_take_as_many_times_longer_as_more_of_it_wait(decoding: int, prompts: int) -> None:
+    pacer = Pacer(2.0, smallest=1)
+    pacer.ran(0, 100, 0.1)
+    pacer.ran(decoding, 0, 0.05)
+    times = max(1.0, prompts / decoding)
+    assert abs(pacer.prompt_tokens(decoding, prompts, 10_000) - 50 * (2 * times - 1)) <= 1

@@ -100,6 +100,16 @@ def test_blocks_are_copied_whole(runner: PagedRunner) -> None:
     assert np.array_equal(out, data)
 
 
+def test_warming_up_fits_the_smallest_cache_and_leaves_nothing(
+    prepared: PreparedDecoder, runner: PagedRunner
+) -> None:
+    small = PagedRunner(prepared.xml, 1, threads=1)
+    small.warm_up()
+    prompt = [int(token) for token in np.random.default_rng(3).integers(20, 40000, small.block_size)]
+    a, b = (r.step([SequenceSlice(prompt, 0, [0])])[0] for r in (runner, small))
+    assert np.abs(a - b).max() < TIE
+
+
 def test_layout_is_read_from_the_compiled_model(prepared: PreparedDecoder, runner: PagedRunner) -> None:
     config, layout = prepared.config, runner.kv_layout
     assert (runner.num_layers, runner.vocab_size) == (config.num_layers, config.vocab_size)

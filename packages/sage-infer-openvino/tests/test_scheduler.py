@@ -211,17 +211,18 @@ def test_decodes_go_before_prompts_and_prompts_share_the_rest() -> None:
 
 
 def test_prompts_beside_decodes_are_limited() -> None:
-    def two_at_most(decoding: int, limit: int) -> int:
-        assert decoding == 1
+    def two_at_most(decoding: int, prompts: int, limit: int) -> int:
+        assert (decoding, prompts) == (1, 1)  # the other prompt has no room to run yet
         return min(2, limit)
 
-    s = scheduler()
+    s = scheduler(max_batch_size=2)
     first, long = make(3, 9), make(20, 9)
     s.add(first)
     assert s.next_step(two_at_most) == [(first, 3)]  # nobody decodes yet
     s.computed(first, 3)
     first.tokens.append(0)
     s.add(long)
+    s.add(make(4, 9))
     assert s.next_step(two_at_most) == [(first, 1), (long, 2)]
     s.computed(first, 1)
     s.computed(long, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -96,19 +97,22 @@ def load_model(model: ModelDescriptor, settings: Settings) -> LoadedModel:
         cache_dir=cache_dir,
         weight_format=settings.weight_format,
     )
-    runner = PagedRunner(
-        prepared.xml,
-        kv_cache_bytes=int(settings.kv_cache_gb * 2**30),
-        device=settings.device,
-        precision=settings.precision,
-        kv_precision=settings.kv_precision,
-        threads=settings.threads,
-    )
+    with ThreadPoolExecutor(1) as pool:
+        tokenizer = pool.submit(prepared.load_tokenizer)  # one core's work, while OpenVINO compiles
+        runner = PagedRunner(
+            prepared.xml,
+            kv_cache_bytes=int(settings.kv_cache_gb * 2**30),
+            device=settings.device,
+            precision=settings.precision,
+            kv_precision=settings.kv_precision,
+            threads=settings.threads,
+        )
+        runner.warm_up()
     limits = [prepared.config.max_sequence_length, runner.num_blocks * runner.block_size]
     limits += [n for n in (settings.max_sequence_length, model.max_sequence_length) if n is not None]
     return assemble(
         runner,
-        prepared.load_tokenizer(),
+        tokenizer.result(),
         model_id=model.model_id,
         fingerprint=prepared.fingerprint,
         max_sequence_length=min(limits),

@@ -14,7 +14,8 @@ class Pacer:
     A step's time is taken as that of the last step that only decoded, and as much again for each row beyond its rows,
     be it a prompt's token or one more sequence: on CPUs a row costs its products. Both are learned from the steps that
     were run. ``slowdown`` is how many times longer than a step of the decoding sequences alone a step with prompt
-    tokens may take, and is more than 1.
+    tokens may take, and is more than 1. Where more prompts wait than sequences decode it may take as many times more:
+    who waits for a first token counts as much as who waits for the next one, and a burst fills the batch.
     """
 
     def __init__(self, slowdown: float, *, smallest: int) -> None:
@@ -24,12 +25,12 @@ class Pacer:
         self._decode_rows = 0  # that many sequences took so long
         self._row_s: float | None = None
 
-    def prompt_tokens(self, decoding: int, limit: int) -> int:
-        """Prompt tokens for the next step beside ``decoding`` sequences: ``limit`` at most, and never none."""
+    def prompt_tokens(self, decoding: int, prompts: int, limit: int) -> int:
+        """Prompt tokens of ``prompts`` for the next step beside ``decoding`` sequences: never none, ``limit`` at most."""
         smallest = min(self._smallest, limit)
         if self._row_s is None:
             return smallest  # the first of them shows what they cost
-        spare = (self._slowdown - 1) * self._decode(decoding)
+        spare = (self._slowdown * max(1.0, prompts / decoding) - 1) * self._decode(decoding)
         return max(smallest, min(limit, int(spare / self._row_s)))
 
     def ran(self, decoding: int, prompt_tokens: int, seconds: float) -> None:

@@ -72,12 +72,12 @@ class Scheduler:
         return own + len(shared)
 
     def next_step(
-        self, beside_decodes: Callable[[int, int], int] | None = None
+        self, beside_decodes: Callable[[int, int, int], int] | None = None
     ) -> list[tuple[SequenceState, int]]:
         """Sequences to run now, each with how many tokens; their blocks have room for them.
 
-        ``beside_decodes(decoding, limit)`` limits the prompt tokens of a step in which so many other sequences decode;
-        it gives 1 or more, and ``limit`` at most.
+        ``beside_decodes(decoding, prompts, limit)`` limits the prompt tokens of a step in which so many sequences decode
+        and so many that have room to run have yet to come to it; it gives 1 or more, and ``limit`` at most.
         Empty only when every block that would be needed is held by sequences that were set aside.
         """
         step: list[tuple[SequenceState, int]] = []
@@ -85,7 +85,8 @@ class Scheduler:
         # Decodes first: they are one token each, and somebody is reading along.
         budget = self._advance([s for s in in_turn if _remaining(s) == 1], self.step_tokens, step)
         if step and budget and beside_decodes is not None:
-            budget = beside_decodes(len(step), budget)
+            prompts = min(len(self.running) + len(self.waiting), self.max_batch_size) - len(step)
+            budget = beside_decodes(len(step), prompts, budget)
         budget = self._advance([s for s in in_turn if _remaining(s) > 1], budget, step)
         in_progress = self._keys_in_progress() if self.waiting else set()
         for sequence in list(self.waiting):
