@@ -26,7 +26,7 @@ class Pacer:
         self._row_s: float | None = None
 
     def prompt_tokens(self, decoding: int, prompts: int, limit: int) -> int:
-        """Prompt tokens of ``prompts`` for the next step beside ``decoding`` sequences: never none, ``limit`` at most."""
+        """Prompt tokens of ``prompts`` for a step beside ``decoding`` sequences: never none, ``limit`` at most."""
         smallest = min(self._smallest, limit)
         if self._row_s is None:
             return smallest  # the first of them shows what they cost

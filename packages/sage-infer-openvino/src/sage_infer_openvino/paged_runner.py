@@ -193,7 +193,7 @@ class PagedRunner:
     def warm_up(self) -> None:
         """Computes a few tokens into the first blocks, before anybody uses these.
 
-        OpenVINO packs the weights at the first product of few rows: the request behind a cached prefix would pay for it.
+        OpenVINO packs the weights at the first product of few rows: a request with a cached prefix would pay for it.
         """
         count = min(_WARM_UP_TOKENS, self.num_blocks * self.block_size)
         self.step([SequenceSlice([0] * count, 0, range(-(-count // self.block_size)))])

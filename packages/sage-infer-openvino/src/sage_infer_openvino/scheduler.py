@@ -76,8 +76,8 @@ class Scheduler:
     ) -> list[tuple[SequenceState, int]]:
         """Sequences to run now, each with how many tokens; their blocks have room for them.
 
-        ``beside_decodes(decoding, prompts, limit)`` limits the prompt tokens of a step in which so many sequences decode
-        and so many that have room to run have yet to come to it; it gives 1 or more, and ``limit`` at most.
+        ``beside_decodes(decoding, prompts, limit)`` limits the prompt tokens of a step in which so many sequences
+        decode and so many that have room to run do not yet; it gives 1 or more, and ``limit`` at most.
         Empty only when every block that would be needed is held by sequences that were set aside.
         """
         step: list[tuple[SequenceState, int]] = []
