@@ -34,7 +34,10 @@ MODEL = ModelDescriptor(model_id="toy", model_type="llm", model_path="/toy")
 
 
 class ToyRunner:
-    """What the engine needs of a ``PagedRunner``. Steps wait for ``gate``; ``entered`` counts those that came to it."""
+    """What the engine needs of a ``PagedRunner``. Steps wait for ``gate``; ``entered`` counts those that came to it.
+
+    With a ``failure`` a step raises it, once ``good_steps`` have been run.
+    """
 
     block_size = BLOCK
     vocab_size = VOCABULARY
@@ -51,11 +54,12 @@ class ToyRunner:
         self.entered = threading.Semaphore(0)
         self.steps: list[list[tuple[int, int]]] = []
         self.failure: BaseException | None = None
+        self.good_steps = 0
 
     def step(self, batch: Sequence[SequenceSlice]) -> npt.NDArray[np.float32]:
         self.entered.release()
         assert self.gate.wait(30), "the test forgot to open the gate"
-        if self.failure is not None:
+        if self.failure is not None and len(self.steps) >= self.good_steps:
             raise self.failure
         self.steps.append([(len(part.token_ids), part.past_len) for part in batch])
         for part in batch:

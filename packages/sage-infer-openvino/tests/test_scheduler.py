@@ -223,6 +223,10 @@ def test_prompts_beside_decodes_are_limited() -> None:
     first.tokens.append(0)
     s.add(long)
     s.add(make(4, 9))
+    assert s.next_step(two_at_most) == [(first, 1), (long, 9)]  # its first token has only just come
+    s.computed(first, 1)
+    s.computed(long, 9)
+    first.tokens.append(0)
     assert s.next_step(two_at_most) == [(first, 1), (long, 2)]
     s.computed(first, 1)
     s.computed(long, 2)

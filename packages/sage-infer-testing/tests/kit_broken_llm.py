@@ -488,6 +488,24 @@ class NoGap(TimeRunsBackwards):
     timing = Timing(queue_s=0.0, ttft_s=0.0, total_s=0.0)
 
 
+@found_by("test_shown_tokens_are_those_computed")
+class ShowsNoStartToken(ReferenceLLM):
+    def tokenize(self, prompt: Any) -> list[int]:
+        return super().tokenize(prompt)[1:]
+
+
+@found_by("test_tokens_become_their_text")
+class LosesBlanks(ReferenceLLM):
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        return super().detokenize(token_ids).replace(" ", "")
+
+
+@found_by("test_unknown_token_ids_have_no_text")
+class InventsText(ReferenceLLM):
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        return super().detokenize([abs(token) % 90 for token in token_ids])
+
+
 REFUSALS = {
     "logprobs": "logprobs", "seed": "seeds", "parallel_sampling": "several_completions", "penalties": "penalties",
     "min_p": "min_p", "guided_choice": "guided_decoding", "lora": "adapters", "priority": "priorities",

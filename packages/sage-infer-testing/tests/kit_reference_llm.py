@@ -55,8 +55,8 @@ from sage_infer.schemas import (
 )
 
 ALL_FEATURES = (
-    "streaming", "chat", "tool_calls", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "guided_json",
-    "guided_regex", "guided_grammar", "guided_choice", "lora", "priority", "deadline", "prefix_caching",
+    "streaming", "chat", "tool_calls", "tokenize", "logprobs", "seed", "parallel_sampling", "penalties", "min_p",
+    "guided_json", "guided_regex", "guided_grammar", "guided_choice", "lora", "priority", "deadline", "prefix_caching",
     "prefill_decode", "kv_export", "kv_import", "quant_profile",
 )  # fmt: skip
 SCHEMA = KVCacheSchema(dtype="fp32", page_size=8, num_layers=1, num_heads=1, head_dim=1)  # 8 bytes a token
@@ -173,6 +173,14 @@ class ReferenceLLM:
             raise InvalidRequest("messages must not be empty, and each needs role and content")
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
         return Prompt(text=text + "assistant: " * add_generation_prompt, add_special_tokens=False)
+
+    def tokenize(self, prompt: Any) -> list[int]:
+        return list(tokenize(as_prompts(prompt)[0]))
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        if any(not 0 <= token < VOCABULARY for token in token_ids):
+            raise InvalidRequest(f"a token id is outside 0 to {VOCABULARY - 1}")
+        return "".join(map(detokenize, token_ids))
 
     def parse_tool_calls(self, text: str, *, tools: Any = None) -> ChatAnswer:
         """Calls look like ``<call>{"name": …, "arguments": …}</call>``."""

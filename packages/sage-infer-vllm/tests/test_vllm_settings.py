@@ -216,7 +216,7 @@ def test_every_form_of_a_prompt() -> None:
     ("prompts", "message"),
     [
         ([], "no prompts"),
-        ([[5], [3, 120]], r"prompt 1 has token id 120; the vocabulary ends at 99"),
+        ([[5], [3, 120]], r"prompt 1 has token id 120; expected 0 to 99"),
         ("a" * 9, r"prompt has 10 tokens, and the limit is 10 for prompt and output together"),
         (
             Prompt(text="x", media=(MediaItem(kind="image", uri="data:image/gif;base64,AA"),)),

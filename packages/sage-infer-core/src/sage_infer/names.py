@@ -21,6 +21,7 @@ FEATURES = (
     "streaming",
     "chat",
     "tool_calls",
+    "tokenize",  # the backend is a ``Tokenizing``
     "logprobs",
     "seed",
     "parallel_sampling",  # SamplingParams.n > 1

@@ -44,6 +44,7 @@ FEATURES = (
     "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline",
     "guided_json", "guided_regex", "guided_grammar", "guided_choice", "prefill_decode", "kv_export", "kv_import",
     "quant_profile",
+    "tokenize",
 )  # fmt: skip
 
 

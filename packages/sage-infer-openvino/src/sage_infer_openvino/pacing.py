@@ -14,8 +14,8 @@ class Pacer:
     A step's time is taken as that of the last step that only decoded, and as much again for each row beyond its rows,
     be it a prompt's token or one more sequence: on CPUs a row costs its products. Both are learned from the steps that
     were run. ``slowdown`` is how many times longer than a step of the decoding sequences alone a step with prompt
-    tokens may take, and is more than 1. Where more prompts wait than sequences decode it may take as many times more:
-    who waits for a first token counts as much as who waits for the next one, and a burst fills the batch.
+    tokens may take, and is more than 1. With more prompts than one it may take longer still, by their number beside that
+    of the decoding sequences: who waits for a first token counts as much as who waits for the next one.
     """
 
     def __init__(self, slowdown: float, *, smallest: int) -> None:
@@ -30,7 +30,7 @@ class Pacer:
         smallest = min(self._smallest, limit)
         if self._row_s is None:
             return smallest  # the first of them shows what they cost
-        spare = (self._slowdown * max(1.0, prompts / decoding) - 1) * self._decode(decoding)
+        spare = (self._slowdown * (1 + max(0, prompts - 1) / decoding) - 1) * self._decode(decoding)
         return max(smallest, min(limit, int(spare / self._row_s)))
 
     def ran(self, decoding: int, prompt_tokens: int, seconds: float) -> None:

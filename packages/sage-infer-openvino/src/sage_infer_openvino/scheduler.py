@@ -84,7 +84,9 @@ class Scheduler:
         in_turn = sorted(self.running, key=_turn)
         # Decodes first: they are one token each, and somebody is reading along.
         budget = self._advance([s for s in in_turn if _remaining(s) == 1], self.step_tokens, step)
-        if step and budget and beside_decodes is not None:
+        # From its second token on: a burst that came together starts together, and decodes in one batch from then on.
+        read_along = any(sequence.output_length > 1 for sequence, _ in step)
+        if read_along and budget and beside_decodes is not None:
             prompts = min(len(self.running) + len(self.waiting), self.max_batch_size) - len(step)
             budget = beside_decodes(len(step), prompts, budget)
         budget = self._advance([s for s in in_turn if _remaining(s) > 1], budget, step)

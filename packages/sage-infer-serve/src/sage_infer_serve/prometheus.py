@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -80,6 +81,7 @@ class _Gateway(Collector):
             ("sage_infer_waiting_requests", "Requests that the engines have not begun.", stats.waiting),
             ("sage_infer_kv_blocks", "KV blocks of all engines.", stats.kv_blocks_total),
             ("sage_infer_kv_blocks_free", "KV blocks that new requests could take.", stats.kv_blocks_free),
+            ("sage_infer_event_loop_tasks", "Tasks of the gateway's event loop.", len(asyncio.all_tasks())),
             ("sage_infer_uptime_seconds", "Time since the gateway was made.", time.time() - gateway.started),
         )
         for name, text, value in values:

@@ -13,6 +13,7 @@ from sage_infer.contracts import (
     PrefillResult,
     PromptLike,
     TokenStream,
+    as_prompts,
     request_ids,
 )
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
@@ -27,7 +28,7 @@ from sage_infer.schemas import (
 
 from sage_infer_vllm.base import VLLMBackend
 from sage_infer_vllm.chat import render_chat
-from sage_infer_vllm.prompts import TokenizedPrompt, tokenize
+from sage_infer_vllm.prompts import TokenizedPrompt, text_of, tokenize, tokens_of
 from sage_infer_vllm.quantization import quantization_for
 from sage_infer_vllm.sampling import check_params, engine_params
 from sage_infer_vllm.settings import Settings
@@ -41,7 +42,7 @@ __all__ = ["VLLMBackendAdapter"]
 
 FEATURES = (
     "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline",
-    "guided_json", "guided_regex", "guided_grammar", "guided_choice", "quant_profile",
+    "guided_json", "guided_regex", "guided_grammar", "guided_choice", "quant_profile", "tokenize",
 )  # fmt: skip
 
 
@@ -181,6 +182,16 @@ class VLLMBackendAdapter(VLLMBackend):
     ) -> Prompt:
         tokenizer = self._ready().tokenizer
         return render_chat(tokenizer, messages, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    def tokenize(self, prompt: PromptLike) -> list[int]:
+        running = self._ready()
+        return tokens_of(
+            running.tokenizer, as_prompts(prompt)[0], "the prompt", vocab_size=running.vocab_size
+        )
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        running = self._ready()
+        return text_of(running.tokenizer, token_ids, vocab_size=running.vocab_size)
 
     def parse_tool_calls(self, text: str, *, tools: Sequence[Mapping[str, Any]] | None = None) -> ChatAnswer:
         running = self._ready()

@@ -11,7 +11,7 @@ from sage_infer.contracts import PromptLike, as_prompts
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import Prompt
 
-__all__ = ["TokenizedPrompt", "tokenize"]
+__all__ = ["TokenizedPrompt", "text_of", "tokenize", "tokens_of"]
 
 _INLINE_CHARACTERS = 2000  # a longer text is tokenized in a thread, so that other requests go on
 
@@ -38,30 +38,53 @@ async def tokenize(
     tokenized = []
     for index, prompt in enumerate(found):
         which = "prompt" if len(found) == 1 else f"prompt {index}"
-        if prompt.media:
-            raise UnsupportedFeature(f"{which} has media, and this backend reads text only")
-        ids = await _ids(tokenizer, prompt)
-        _check(ids, which, vocab_size=vocab_size, limit=limit)
+        if len(prompt.text or "") <= _INLINE_CHARACTERS:
+            ids = tokens_of(tokenizer, prompt, which, vocab_size=vocab_size)
+        else:
+            ids = await asyncio.to_thread(tokens_of, tokenizer, prompt, which, vocab_size=vocab_size)
+        if len(ids) >= limit:
+            raise InvalidRequest(
+                f"{which} has {len(ids)} tokens, and the limit is {limit} for prompt and output together; shorten it"
+            )
         tokenized.append(TokenizedPrompt(ids, prompt.text))
     return tokenized
 
 
-async def _ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+def tokens_of(tokenizer: Any, prompt: Prompt, which: str, *, vocab_size: int) -> list[int]:
+    """One prompt's token ids, however many they are. ``which`` names it in errors.
+
+    Raises:
+        InvalidRequest: there are none, or one is outside the vocabulary.
+        UnsupportedFeature: it has media.
+    """
+    if prompt.media:
+        raise UnsupportedFeature(f"{which} has media, and this backend reads text only")
     if prompt.token_ids is not None:
-        return list(prompt.token_ids)
-    text, special = prompt.text or "", prompt.add_special_tokens
-    if len(text) <= _INLINE_CHARACTERS:
-        return list(tokenizer.encode(text, add_special_tokens=special))
-    return list(await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special))
-
-
-def _check(ids: list[int], which: str, *, vocab_size: int, limit: int) -> None:
+        ids = list(prompt.token_ids)
+    else:
+        ids = list(tokenizer.encode(prompt.text or "", add_special_tokens=prompt.add_special_tokens))
     if not ids:
         raise InvalidRequest(f"{which} has no tokens; expected some text")
-    largest = max(ids)
-    if largest >= vocab_size or min(ids) < 0:
-        raise InvalidRequest(f"{which} has token id {largest}; the vocabulary ends at {vocab_size - 1}")
-    if len(ids) >= limit:
-        raise InvalidRequest(
-            f"{which} has {len(ids)} tokens, and the limit is {limit} for prompt and output together; shorten it"
-        )
+    _check_range(ids, which, vocab_size)
+    return ids
+
+
+def text_of(tokenizer: Any, token_ids: Sequence[int], *, vocab_size: int) -> str:
+    """The text of token ids, special tokens included.
+
+    Raises:
+        InvalidRequest: one is outside the vocabulary.
+    """
+    if not token_ids:
+        return ""
+    _check_range(token_ids, "the text", vocab_size)
+    return str(
+        tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    )
+
+
+def _check_range(ids: Sequence[int], which: str, vocab_size: int) -> None:
+    smallest, largest = min(ids), max(ids)
+    if largest >= vocab_size or smallest < 0:
+        wrong = smallest if smallest < 0 else largest
+        raise InvalidRequest(f"{which} has token id {wrong}; expected 0 to {vocab_size - 1}")

@@ -11,6 +11,7 @@ from sage_infer_testing.kits.generation.refusals import RefusalTests
 from sage_infer_testing.kits.generation.sampling import SamplingTests
 from sage_infer_testing.kits.generation.stopping import StoppingTests
 from sage_infer_testing.kits.generation.streaming import StreamingTests
+from sage_infer_testing.kits.generation.tokens import TokenTests
 from sage_infer_testing.kits.generation.transfer import TransferTests
 
 __all__ = ["InferenceBackendContract"]
@@ -23,6 +24,7 @@ class InferenceBackendContract(
     SamplingTests,
     RefusalTests,
     ChatTests,
+    TokenTests,
     QuantizationTests,
     ConcurrencyTests,
     CancellationTests,

@@ -1,0 +1,61 @@
+"""Tokens that a backend shows are those that it computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sage_infer.contracts import Tokenizing
+from sage_infer.errors import InvalidRequest
+from sage_infer.schemas import Prompt
+
+from sage_infer_testing.features import when_claimed
+from sage_infer_testing.kits.generation.base import GenerationSuite
+from sage_infer_testing.reading import generate_one, greedy
+from sage_infer_testing.shape import shape_problems
+
+__all__ = ["TokenTests"]
+
+_TEXT = "Tokens are counted before they are paid for."
+_UNKNOWN = 2**31 - 1
+
+
+class TokenTests(GenerationSuite, kit=True):
+    """``tokenize`` and ``detokenize``, where they are claimed."""
+
+    @when_claimed("tokenize")
+    async def test_shown_tokens_are_those_computed(self, backend: Any) -> None:
+        """A text and the token ids that ``tokenize`` gives for it are the same prompt: same count, same output.
+
+        How to fix: encode in ``tokenize`` as ``generate`` does, with the tokens that the model expects at the start.
+        """
+        problems = shape_problems(backend, Tokenizing)
+        assert not problems, f"not a Tokenizing: {'; '.join(problems)}"
+        token_ids = backend.tokenize(_TEXT)
+        of_text = await generate_one(backend, _TEXT, greedy(8))
+        of_ids = await generate_one(backend, token_ids, greedy(8))
+        computed = of_text.counted().prompt_tokens
+        assert len(token_ids) == computed, (
+            f"tokenize shows {len(token_ids)} tokens, and {computed} were computed"
+        )
+        assert of_ids.token_ids == of_text.token_ids, "the text and its token ids give different outputs"
+
+    @when_claimed("tokenize")
+    def test_tokens_become_their_text(self, backend: Any) -> None:
+        """``detokenize`` gives the text back that ``tokenize`` took apart.
+
+        How to fix: decode all ids at once, with special tokens and without cleaning up blanks.
+        """
+        token_ids = backend.tokenize(Prompt(text=_TEXT, add_special_tokens=False))
+        text = backend.detokenize(token_ids)
+        assert text.strip() == _TEXT, f"{_TEXT!r} became {text!r}"
+
+    @when_claimed("tokenize")
+    def test_unknown_token_ids_have_no_text(self, backend: Any) -> None:
+        """A token id outside the vocabulary is an ``InvalidRequest``.
+
+        How to fix: compare the ids with the vocabulary before decoding them.
+        """
+        for wrong in ([_UNKNOWN], [-1]):
+            with pytest.raises(InvalidRequest):
+                backend.detokenize(wrong)
