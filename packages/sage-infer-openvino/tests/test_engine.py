@@ -481,9 +481,12 @@ def test_a_step_that_fails_ends_everything_with_engine_dead() -> None:
             held = await toy.backend.prefill(PROMPT, request_id="held", params=greedy(5))
             toy.runner.failure = RuntimeError("the kernel fell over")
             toy.runner.good_steps = len(toy.runner.steps) + 10
+            toy.runner.gate.clear()
             streams = [await toy.generate(prompt, greedy()) for prompt in prompts(4)]
             readers = [asyncio.ensure_future(deltas(stream)) for stream in streams]
             prefill = asyncio.ensure_future(toy.backend.prefill(PROMPT, request_id="p"))
+            await eventually(lambda: toy.backend.stats().running + toy.backend.stats().waiting == 5)
+            toy.runner.gate.set()
             for reader in readers:
                 with pytest.raises(EngineDead, match="RuntimeError: the kernel fell over"):
                     await reader

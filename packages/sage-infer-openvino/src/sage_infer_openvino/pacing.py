@@ -14,8 +14,8 @@ class Pacer:
     A step's time is taken as that of the last step that only decoded, and as much again for each row beyond its rows,
     be it a prompt's token or one more sequence: on CPUs a row costs its products. Both are learned from the steps that
     were run. ``slowdown`` is how many times longer than a step of the decoding sequences alone a step with prompt
-    tokens may take, and is more than 1. With more prompts than one it may take longer still, by their number beside that
-    of the decoding sequences: who waits for a first token counts as much as who waits for the next one.
+    tokens may take, and is more than 1. With more prompts than one it may take longer still, by their number beside
+    that of the decoding sequences: who waits for a first token counts as much as who waits for the next one.
     """
 
     def __init__(self, slowdown: float, *, smallest: int) -> None:
