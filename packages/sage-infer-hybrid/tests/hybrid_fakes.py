@@ -100,6 +100,7 @@ class FakeEngine:
         if top_n is not None and top_n < 1:
             raise InvalidRequest("top_n must be at least 1")
         self.batches.append(len(documents))
+        await self.gate.wait()
         hits = [RerankHit(index=i, score=float(len(d))) for i, d in enumerate(documents)]
         hits.sort(key=lambda hit: hit.score, reverse=True)
         usage = Usage(prompt_tokens=len(documents))

@@ -15,6 +15,7 @@ from sage_infer.errors import (
     ModelNotFound,
     OutOfMemory,
     Overloaded,
+    RequestCancelled,
     SageInferError,
     UnsupportedFeature,
 )
@@ -407,6 +408,29 @@ def test_a_call_that_is_given_up_while_it_waits_lets_others_go_on(engines: Engin
             await first
         unloading = asyncio.ensure_future(instance.unload_model("vec"))
         await unloading
+
+    run(main())
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_late_call_is_cancelled_and_one_in_time_answered(engines: Engines, live: bool) -> None:
+    async def main() -> None:
+        instance = hybrid(LLM, ENCODER, RERANKER)
+        await instance.start()
+        if live:
+            await instance.generate("x", PARAMS)
+        assert len((await instance.embed(["x", "y"], deadline=60)).vectors) == 2
+        assert len((await instance.rerank("q", ["x", "y"], deadline=60)).hits) == 2
+        for name in ("vec", "rank"):
+            engines[name].gate.clear()
+        with pytest.raises(RequestCancelled, match=r"missed its deadline of 0\.02 s"):
+            await instance.embed(["x"] * 3, deadline=0.02)
+        with pytest.raises(RequestCancelled):
+            await instance.rerank("q", ["x"], deadline=0.02)
+        for name in ("vec", "rank"):
+            engines[name].gate.set()
+        assert len((await instance.embed(["x"])).vectors) == 1
+        await instance.unload_model("vec")  # which waits for whatever is still open
 
     run(main())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -52,11 +53,13 @@ class Machine:
         async with self.grown:
             await self.grown.wait_for(lambda: len(self.parts) >= parts)
 
-    async def run(self, items: Sequence[str], name: str = "m", weight: float = 1.0) -> list[str]:
+    async def run(
+        self, items: Sequence[str], name: str = "m", weight: float = 1.0, due: float = math.inf
+    ) -> list[str]:
         async def compute(some: Sequence[str]) -> list[str]:
             return await self.compute(name, some)
 
-        parts = await self.slicer.run(Batch(name, items, [len(item) for item in items], compute, weight))
+        parts = await self.slicer.run(Batch(name, items, [len(item) for item in items], compute, weight, due))
         return [item for part in parts for item in part]
 
     def work(self, name: str) -> int:
@@ -135,6 +138,21 @@ def test_a_small_call_does_not_wait_for_a_large_one() -> None:
         large.cancel()
 
     asyncio.run(main())
+
+
+def test_of_a_models_calls_the_one_that_is_due_first_is_first() -> None:
+    machine = Machine(0.001)
+    ended: list[str] = []
+
+    async def call(name: str, due: float) -> None:
+        await machine.run(["ab"] * 200, due=due)
+        ended.append(name)
+
+    async def main() -> None:
+        await asyncio.gather(call("whenever", math.inf), call("later", 20.0), call("soon", 10.0))
+
+    asyncio.run(main())
+    assert ended == ["soon", "later", "whenever"]
 
 
 def test_when_the_streams_end_the_rest_runs_in_large_parts() -> None:

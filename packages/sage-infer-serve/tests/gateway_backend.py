@@ -170,7 +170,7 @@ class EchoBackend:
         stream.finish(reason, usage, TIMING)
 
     async def embed(
-        self, texts: Any, *, model: str | None = None, truncate: Any = "error"
+        self, texts: Any, *, model: str | None = None, truncate: Any = "error", deadline: float | None = None
     ) -> EmbeddingResult:
         self._called("embed", model, "embedding", texts=texts, truncate=truncate)
         check_texts(texts, truncate)
@@ -188,7 +188,13 @@ class EchoBackend:
         )
 
     async def rerank(
-        self, query: str, documents: Sequence[str], *, model: str | None = None, top_n: int | None = None
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        model: str | None = None,
+        top_n: int | None = None,
+        deadline: float | None = None,
     ) -> RerankResult:
         self._called("rerank", model, "reranker", query=query, documents=documents, top_n=top_n)
         words = set(query.split())

@@ -227,6 +227,12 @@ class SharesState(ReferenceHybrid):
         return await super().embed([text + extra for text in texts], **options)
 
 
+@hybrid("test_a_late_embedding_is_cancelled")
+class IsNeverLate(ReferenceHybrid):
+    async def embed(self, texts: Any, *, deadline: Any = None, **options: Any) -> Any:
+        return await super().embed(texts, **options)
+
+
 @hybrid("test_giving_up_frees_the_request")
 class ForgetsAborts(ReferenceHybrid):
     async def abort(self, request_id: str) -> None:

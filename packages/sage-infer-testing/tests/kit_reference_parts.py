@@ -16,7 +16,14 @@ from typing import Any
 from attrs import evolve
 from kit_reference_llm import ReferenceLLM
 from sage_infer.contracts import EngineStats, Health, KVStoreStats, ModelStatus, block_keys
-from sage_infer.errors import EngineDead, InvalidRequest, ModelNotFound, OutOfMemory, UnsupportedFeature
+from sage_infer.errors import (
+    EngineDead,
+    InvalidRequest,
+    ModelNotFound,
+    OutOfMemory,
+    RequestCancelled,
+    UnsupportedFeature,
+)
 from sage_infer.schemas import (
     CapabilityDescriptor,
     EmbeddingResult,
@@ -163,14 +170,15 @@ class ReferenceHybrid:
         return (await self.generate(prompt, params, model=model, request_id=request_id))[0]
 
     async def embed(
-        self, texts: Any, *, model: str | None = None, truncate: str = "error"
+        self, texts: Any, *, model: str | None = None, truncate: str = "error", deadline: float | None = None
     ) -> EmbeddingResult:
+        if deadline is not None and deadline < 1e-3:
+            raise RequestCancelled(f"missed its deadline of {deadline} s")  # a toy is never late by itself
         result: EmbeddingResult = await self.find(model, "embedding").embed_batch(texts, truncate=truncate)
         return result
 
-    async def rerank(
-        self, query: str, documents: Any, *, model: str | None = None, top_n: int | None = None
-    ) -> Any:
+    async def rerank(self, query: str, documents: Any, *, model: str | None = None, top_n: int | None = None,
+                     deadline: float | None = None) -> Any:  # fmt: skip
         return await self.find(model, "embedding").rerank(query, documents, top_n=top_n)
 
     def list_models(self) -> list[ModelDescriptor]:

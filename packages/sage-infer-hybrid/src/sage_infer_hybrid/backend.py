@@ -34,7 +34,7 @@ from sage_infer_hybrid.estimate import GIB
 from sage_infer_hybrid.host import ModelHost, Progress
 from sage_infer_hybrid.loaded import GENERATES, LoadedModel
 from sage_infer_hybrid.memory_planner import MemoryPlan
-from sage_infer_hybrid.sharing import ComputeSharing
+from sage_infer_hybrid.sharing import ComputeSharing, in_time
 from sage_infer_hybrid.slices import merge_embeddings, merge_hits
 
 __all__ = ["HybridBackend"]
@@ -201,9 +201,20 @@ class HybridBackend:
         *,
         model: str | None = None,
         truncate: Truncation = "error",
+        deadline: float | None = None,
+    ) -> EmbeddingResult:
+        check_texts(texts, truncate)
+        async with in_time(deadline):
+            return await self._embed(texts, model, truncate, deadline)
+
+    async def _embed(
+        self,
+        texts: Sequence[str | Sequence[int]],
+        model: str | None,
+        truncate: Truncation,
+        deadline: float | None,
     ) -> EmbeddingResult:
         loaded = await self._host.ready(model, ("embedding",))
-        check_texts(texts, truncate)
         with self._host.call(loaded) as backend:
 
             async def whole(some: Sequence[str | Sequence[int]]) -> EmbeddingResult:
@@ -213,12 +224,29 @@ class HybridBackend:
             if not texts:
                 return await whole(texts)
             try:
-                return merge_embeddings(await self._sharing.run(loaded, texts, whole))
+                return merge_embeddings(await self._sharing.run(loaded, texts, whole, deadline=deadline))
             except InvalidRequest:
                 return await whole(texts)  # which counts the texts as the caller does
 
     async def rerank(
-        self, query: str, documents: Sequence[str], *, model: str | None = None, top_n: int | None = None
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        model: str | None = None,
+        top_n: int | None = None,
+        deadline: float | None = None,
+    ) -> RerankResult:
+        async with in_time(deadline):
+            return await self._rerank(query, documents, model, top_n, deadline)
+
+    async def _rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        model: str | None,
+        top_n: int | None,
+        deadline: float | None,
     ) -> RerankResult:
         loaded = await self._host.ready(model, ("reranker",))
         with self._host.call(loaded) as backend:
@@ -234,7 +262,7 @@ class HybridBackend:
                 if not documents:
                     return checked  # type: ignore[no-any-return]  # of a backend, which is Any
             try:
-                parts = await self._sharing.run(loaded, documents, whole, each=len(query))
+                parts = await self._sharing.run(loaded, documents, whole, each=len(query), deadline=deadline)
             except InvalidRequest:
                 parts = [await whole(documents)]  # which counts the documents as the caller does
             return merge_hits(parts, [len(part.hits) for part in parts], top_n)

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from sage_infer.errors import RequestCancelled
 from sage_infer.schemas.capability import SharingMode
 
 from sage_infer_hybrid.loaded import LoadedModel
 from sage_infer_hybrid.streams import DeviceStreams
 from sage_infer_hybrid.time_slice import Batch, TimeSlicer
 
-__all__ = ["ComputeSharing"]
+__all__ = ["ComputeSharing", "in_time"]
 
 CHARACTERS_OF_TOKEN = 4  # so that texts and token ids cost alike
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@asynccontextmanager
+async def in_time(deadline: float | None) -> AsyncIterator[None]:
+    """Cancels what is inside after ``deadline`` seconds, with ``RequestCancelled``; None lets it take its time."""
+    try:
+        async with asyncio.timeout(deadline) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise RequestCancelled(f"the call missed its deadline of {deadline:g} s") from None
 
 
 class ComputeSharing:
@@ -35,16 +51,25 @@ class ComputeSharing:
         compute: Callable[[Sequence[Item]], Awaitable[Result]],
         *,
         each: int = 0,
+        deadline: float | None = None,
     ) -> list[Result]:
         """``compute`` on all items, one at least, in parts; the parts' results in order.
 
-        ``each`` are characters that every item has besides its own.
+        ``each`` are characters that every item has besides its own. The sooner the ``deadline``, in seconds from now,
+        the sooner it has its turn among calls of the same model.
         """
         if self._mode != "time_slice" or not self._generating_on(model.device):
             return [await compute(items)]
         sizes = [each + _size(item) for item in items]
         return await self._slicer(model.device).run(
-            Batch(model.descriptor.model_id, items, sizes, compute, model.weight)
+            Batch(
+                model.descriptor.model_id,
+                items,
+                sizes,
+                compute,
+                model.weight,
+                due=math.inf if deadline is None else time.monotonic() + deadline,
+            )
         )
 
     def _generating_on(self, device: str) -> list[LoadedModel]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -46,6 +47,7 @@ class Batch(Generic[Item, Result]):
         sizes: of each item, in a unit that costs about the same everywhere.
         compute: gives the result of some of the items.
         weight: the model's share of the device, against the others' weights.
+        due: by when the caller wants it, by the slicer's clock.
     """
 
     model_id: str
@@ -53,6 +55,7 @@ class Batch(Generic[Item, Result]):
     sizes: Sequence[int]
     compute: Callable[[Sequence[Item]], Awaitable[Result]]
     weight: float
+    due: float = math.inf
 
 
 @define(eq=False)
@@ -72,7 +75,7 @@ class TimeSlicer:
     Streams are never held up: their engines run as they are. While any is live, items of all open calls go to their
     engines together as a *slice*, short enough to be a part of the streams' own step; the next one begins when batch
     work has had no more than the share of the device that weights give it. Among models that wait, the one with the
-    least time for its weight is next; calls of one model take turns, item by item.
+    least time for its weight is next; of its calls the one that is due first, and others take turns, item by item.
 
     While no stream is live, calls go to their engines as they come, in parts of ``PART_S``.
 
@@ -203,7 +206,9 @@ class TimeSlicer:
         """How many items each call may compute, one at least, of a model whose cost is not known just that one."""
         parts: dict[_Job, int] = {}
         while ready := [job for job in self._jobs if job.at + parts.get(job, 0) < len(job.batch.items)]:
-            job = min(ready, key=lambda job: (self._served[job.batch.model_id], parts.get(job, 0)))
+            job = min(
+                ready, key=lambda job: (self._served[job.batch.model_id], job.batch.due, parts.get(job, 0))
+            )
             unit_s = self._unit_s.get(job.batch.model_id)
             cost = (unit_s or 0.0) * job.batch.sizes[job.at + parts.get(job, 0)]
             if parts and (unit_s is None or cost > seconds):

@@ -75,11 +75,25 @@ class HybridInferenceBackend(Protocol):
         *,
         model: str | None = None,
         truncate: Truncation = "error",
-    ) -> EmbeddingResult: ...
+        deadline: float | None = None,
+    ) -> EmbeddingResult:
+        """``EmbeddingBackend.embed_batch`` of the named model, or of the default one.
+
+        ``deadline`` is in seconds from now; a call that is not done by then ends with ``RequestCancelled``.
+        """
+        ...
 
     async def rerank(
-        self, query: str, documents: Sequence[str], *, model: str | None = None, top_n: int | None = None
-    ) -> RerankResult: ...
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        model: str | None = None,
+        top_n: int | None = None,
+        deadline: float | None = None,
+    ) -> RerankResult:
+        """``EmbeddingBackend.rerank`` of the named model, or of the default one; ``deadline`` as in ``embed``."""
+        ...
 
     def list_models(self) -> list[ModelDescriptor]:
         """Every registered model, loaded or not."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 from sage_infer.contracts import HybridInferenceBackend, ModelStatus
-from sage_infer.errors import EngineDead, ModelNotFound, OutOfMemory
+from sage_infer.errors import EngineDead, ModelNotFound, OutOfMemory, RequestCancelled
 from sage_infer.schemas import HybridCapabilityDescriptor, ModelDescriptor
 from sage_infer.schemas.codec import from_json, to_json
 from sage_infer.specs import ServedType
@@ -167,6 +167,17 @@ class HybridBackendContract(LifecycleSuite, kit=True):
         assert output.token_ids == alone.token_ids, "generation beside embedding differs"
         for vector, expected in zip(result.vectors, vectors, strict=True):
             assert vector == pytest.approx(expected, abs=1e-3), "embedding beside generation differs"
+
+    async def test_a_late_embedding_is_cancelled(self, backend: Any) -> None:
+        """A call of ``embed`` that misses its ``deadline`` ends with ``RequestCancelled``; one in time is answered.
+
+        How to fix: end the call after that many seconds, and free what it holds in the model's backend.
+        """
+        model = self.need(self.embedder, "embedder")
+        with pytest.raises(RequestCancelled):
+            await backend.embed(list(self.texts) * 64, model=model, deadline=1e-6)
+        result = await backend.embed(self.texts, model=model, deadline=600.0)
+        assert len(result.vectors) == len(self.texts)
 
     async def test_giving_up_frees_the_request(self, backend: Any) -> None:
         """Leaving the loop, and ``abort`` by id, free the request in the model's backend.
