@@ -43,6 +43,16 @@ def run(test: Callable[[Fed], Coroutine[Any, Any, None]]) -> Fed:
     return asyncio.run(main())
 
 
+async def settle() -> None:
+    """Let every task go as far as it can."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def read_texts(stream: BufferedTokenStream) -> list[str]:
+    return [delta.text async for delta in stream]
+
+
 def test_it_is_a_token_stream() -> None:
     async def test(fed: Fed) -> None:
         assert isinstance(fed.stream, TokenStream)
@@ -95,6 +105,19 @@ def test_a_cancelled_reader_gives_up() -> None:
     assert run(test).given_up == 1
 
 
+def test_a_cancelled_reader_gives_up_though_somebody_keeps_its_task() -> None:
+    async def test(fed: Fed) -> None:
+        reading = asyncio.ensure_future(read_texts(fed.stream))
+        await settle()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError) as kept:
+            await reading
+        assert kept.tb is not None  # the frames are still there
+        assert fed.given_up == 1
+
+    run(test)
+
+
 def test_leaving_the_context_gives_up_even_unread() -> None:
     async def test(fed: Fed) -> None:
         async with fed.stream:
@@ -131,6 +154,61 @@ def test_an_engines_error_reaches_the_reader() -> None:
         assert fed.stream.usage == USAGE
 
     assert run(test).given_up == 0
+
+
+def test_what_a_reader_takes_at_once_does_not_wake_its_loop() -> None:
+    async def test(fed: Fed) -> None:
+        taken: list[str] = []
+
+        def take(delta: TokenDelta) -> bool:
+            if delta.text != "loop":
+                taken.append(delta.text)
+            return delta.text != "loop"
+
+        fed.stream.on_delta(take)
+        fed.push("before")  # nobody waits in the loop yet
+        looped: list[str] = []
+
+        async def read() -> None:
+            async for delta in fed.stream:
+                looped.append(delta.text)
+                await asyncio.sleep(0)
+
+        reading = asyncio.ensure_future(read())
+        await settle()
+        fed.push("one")
+        fed.push("two")
+        assert (taken, looped) == (["one", "two"], ["before"])
+        fed.push("loop")
+        fed.push("behind")  # the reader has been woken, so this comes after what it was woken for
+        await settle()
+        fed.push("three")
+        fed.finish()
+        await reading
+        assert (taken, looped) == (["one", "two", "three"], ["before", "loop", "behind"])
+
+    run(test)
+
+
+def test_a_taker_that_fails_is_not_asked_again() -> None:
+    async def test(fed: Fed) -> None:
+        calls = []
+
+        def take(delta: TokenDelta) -> bool:
+            calls.append(delta)
+            raise ZeroDivisionError
+
+        fed.stream.on_delta(take)
+        reading = asyncio.ensure_future(read_texts(fed.stream))
+        await settle()
+        fed.push("a")
+        await settle()
+        fed.push("b")
+        fed.finish()
+        assert await reading == ["a", "b"]
+        assert len(calls) == 1
+
+    run(test)
 
 
 def test_prompts_in_every_form() -> None:

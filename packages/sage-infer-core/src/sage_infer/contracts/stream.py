@@ -68,6 +68,7 @@ class BufferedTokenStream:
         self._ready: list[TokenDelta] = []
         self._loop: asyncio.AbstractEventLoop | None = None  # the reader's, once it reads
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[TokenDelta], bool] | None = None
         self._error: SageInferError | None = None
         self._ended = False
         self._finish_reason: FinishReason | None = None
@@ -93,9 +94,22 @@ class BufferedTokenStream:
     # --- the engine's side
 
     def push(self, delta: TokenDelta) -> None:
-        if not self._ended:
-            self._ready.append(delta)
-            self._wake()
+        if self._ended or (self._take is not None and self._is_taken(delta)):
+            return
+        self._ready.append(delta)
+        self._wake()
+
+    def _is_taken(self, delta: TokenDelta) -> bool:
+        if self._waiter is None or self._waiter.done():
+            return False  # the reader is busy with what came before
+        assert self._take is not None
+        try:
+            return self._take(delta)
+        except (
+            Exception
+        ):  # the reader's error, and no matter of the engine's: the reader meets it in its loop
+            self._take = None
+            return False
 
     def finish(self, reason: FinishReason, usage: Usage, timing: Timing) -> None:
         """End normally; ``reason`` is completion 0's."""
@@ -120,6 +134,14 @@ class BufferedTokenStream:
             self._waiter.set_result(None)
 
     # --- the consumer's side
+
+    def on_delta(self, take: Callable[[TokenDelta], bool]) -> None:
+        """Give deltas to ``take`` as they are pushed, without waking the reader's task for each.
+
+        It is called while the reader waits in its ``async for``, and gives True for what it has dealt with; the loop
+        gets the rest, in order: what ``take`` refuses, what comes while the reader is busy, and the end.
+        """
+        self._take = take
 
     def cancel(self) -> None:
         on_cancel, self._on_cancel = self._on_cancel, None
@@ -150,6 +172,10 @@ class BufferedTokenStream:
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter
+            except asyncio.CancelledError:
+                # At once: the task keeps the exception, and with it the iteration, until the garbage collector comes.
+                self.cancel()
+                raise
             finally:
                 self._waiter = None
         taken.extend(reversed(self._ready))

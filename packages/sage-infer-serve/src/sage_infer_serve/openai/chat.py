@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sage_infer.contracts import ToolCall
+from sage_infer.contracts import BufferedTokenStream, ToolCall
 from sage_infer.schemas import GuidedDecoding, SamplingParams, TokenDelta
 
 from sage_infer_serve.errors import wrong_request
@@ -67,15 +67,21 @@ async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Any) -
     )
     plain = answer.is_plain
     started: set[int] = set()
+
+    def take(delta: TokenDelta) -> bool:
+        """Most of all deltas: new text, which is written where it arrives."""
+        if delta.index not in started or delta.finish_reason is not None or not delta.text:
+            return False
+        if not exchange.write_at_once(writer.text(delta.index, delta.text)):
+            return False
+        work.tokens(len(delta.token_ids))
+        return True
+
+    if plain and isinstance(stream, BufferedTokenStream):
+        stream.on_delta(take)
     async for delta in stream:
         work.tokens(len(delta.token_ids))
         index = delta.index
-        if plain and index in started and delta.finish_reason is None:  # most of all deltas
-            if delta.text:
-                data = writer.text(index, delta.text)
-                if not exchange.write_at_once(data):
-                    await exchange.write(data)
-            continue
         parts: list[bytes] = []
         if index not in started:
             if not started:
