@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Literal
 
 from sage_infer_serve.auth import APIKey
-from sage_infer_serve.chunk_writer import CHUNK_WRITER
 from sage_infer_serve.errors import HTTPError, error_body, wrong_request
+from sage_infer_serve.wire import WIRE, Wire
 
 __all__ = ["JSON", "Exchange", "Receive", "Scope", "Send"]
 
@@ -46,7 +46,7 @@ class Exchange:
         "_task",
         "_timer",
         "_watcher",
-        "_writer",
+        "_wire",
         "ended",
         "extra_headers",
         "failed",
@@ -77,11 +77,11 @@ class Exchange:
         self.stopped: Stop | None = None
         self.extra_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.ended = False
-        self.loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
+        self._wire: Wire | None = scope.get("extensions", {}).get(WIRE)  # None on other servers
+        self.loop = asyncio.get_running_loop() if self._wire is None else self._wire.loop
+        self._task = asyncio.current_task(self.loop)
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._writer = scope.get("extensions", {}).get(CHUNK_WRITER)  # None on other servers
 
     # --- the request
 
@@ -109,9 +109,14 @@ class Exchange:
 
     def watch(self) -> None:
         """Stop the exchange when the client goes away. Called after the body was read."""
-        self._watcher = self.loop.create_task(self._watch())
+        if self._wire is not None:
+            self._wire.watch(self._client_left)
+        else:
+            self._watcher = self.loop.create_task(self._watch())
 
     def unwatch(self) -> None:
+        if self._wire is not None:
+            self._wire.unwatch()
         if self._watcher is not None:
             self._watcher.cancel()
 
@@ -127,6 +132,9 @@ class Exchange:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._client_left()
+
+    def _client_left(self) -> None:
         self.stop("client")
 
     def stop(self, why: Stop) -> None:
@@ -164,7 +172,7 @@ class Exchange:
 
     def write_at_once(self, data: bytes) -> bool:
         """``write`` without waiting; False where that cannot be, and nothing was written."""
-        return self._writer is not None and self._writer.write(data)
+        return self._wire is not None and self._wire.write(data)
 
     async def write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})

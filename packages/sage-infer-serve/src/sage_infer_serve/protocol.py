@@ -12,8 +12,8 @@ from typing import Any
 from attrs import define, field
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from sage_infer_serve.chunk_writer import CHUNK_WRITER, ChunkWriter
 from sage_infer_serve.errors import error_body, wrong_request
+from sage_infer_serve.wire import WIRE, HeadHolder, Wire
 
 __all__ = ["ConnectionLimits", "limited_protocol"]
 
@@ -45,6 +45,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
         _header_timer: asyncio.TimerHandle | None = None
         _header_bytes = 0
         _in_headers = True
+        _wires: tuple[Wire, ...] = ()  # of the responses that are not complete, oldest first
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -55,6 +56,9 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             limits.remove(self)
             self._headers_are_here()
             super().connection_lost(exc)
+            wires, self._wires = self._wires, ()
+            for wire in wires:
+                wire.lost()
 
         def data_received(self, data: bytes) -> None:
             if self._in_headers:
@@ -78,10 +82,19 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             limits.remove(self)
             self._headers_are_here()
             super().on_headers_complete()
-            extensions: dict[str, Any] = {
-                CHUNK_WRITER: ChunkWriter(self.cycle, self.transport.write, self.flow)
-            }
+            cycle, held = self.cycle, HeadHolder(self.transport)
+            cycle.transport = held  # type: ignore[assignment]  # has what is used of it
+            wire = Wire(cycle, held, self.flow, self.loop)
+            self._wires += (wire,)
+            extensions: dict[str, Any] = {WIRE: wire}
             self.scope["extensions"] = extensions
+
+            def complete() -> None:
+                held.flush()
+                self._wires = self._wires[1:]
+                self.on_response_complete()
+
+            cycle.on_response = complete
 
         def on_message_complete(self) -> None:
             super().on_message_complete()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from types import TracebackType
@@ -67,6 +68,7 @@ class BufferedTokenStream:
         self._on_cancel: Callable[[], None] | None = on_cancel
         self._ready: list[TokenDelta] = []
         self._loop: asyncio.AbstractEventLoop | None = None  # the reader's, once it reads
+        self._thread = 0  # the reader's; looking for the running loop instead would be a system call
         self._waiter: asyncio.Future[None] | None = None
         self._take: Callable[[TokenDelta], bool] | None = None
         self._error: SageInferError | None = None
@@ -163,7 +165,7 @@ class BufferedTokenStream:
     async def _next(self, taken: list[TokenDelta]) -> bool:
         """Move all that is ready into ``taken``; False at the end."""
         if self._loop is None:
-            self._loop = asyncio.get_running_loop()
+            self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         while not self._ready:
             if self._ended:
                 if self._error is not None:
@@ -201,15 +203,8 @@ class _Iteration:
     def __del__(self) -> None:
         # Mostly the reader's thread, at once; but a garbage collection may run in any other one.
         loop = self._stream._loop
-        if loop is None or loop is _running_loop():
+        if loop is None or self._stream._thread == threading.get_ident():
             self._stream.cancel()
         else:
             with suppress(RuntimeError):  # a closed loop has no readers left
                 loop.call_soon_threadsafe(self._stream.cancel)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
