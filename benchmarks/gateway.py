@@ -295,7 +295,9 @@ def command(name: str, port: int, upstream: int, folder: Path) -> list[str]:
     if name == "litellm":
         config = folder / "litellm.yaml"
         settings = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": "none"}
-        config.write_text(json.dumps({"model_list": [{"model_name": MODEL, "litellm_params": settings}]}))
+        models = [{"model_name": MODEL, "litellm_params": settings}]
+        keyless = {"dangerously_permit_weak_or_unset_master_key": True}  # as ours is asked
+        config.write_text(json.dumps({"model_list": models, "general_settings": keyless}))
         program = environment("litellm", "litellm[proxy]") / "litellm"
         return [str(program), "--config", str(config), *listen, "--telemetry", "False"]
     return [sys.executable, __file__, "--serve", name, str(port), str(upstream)]
@@ -316,7 +318,8 @@ def running(arguments: Sequence[str], port: int, log: Path) -> Iterator[int]:
             time.sleep(0.2)
         yield process.pid
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
         with contextlib.suppress(ProcessLookupError):
