@@ -33,6 +33,14 @@ INPUT, OUTPUT = 64, 64
 LENGTH, SEQUENCES, KV_GB = 2048, 64, 1
 START_S = 300.0
 Reading = dict[str, float]
+# `vllm bench serve` without the command, which asks for the version of a distribution named vllm and fails on others.
+CLIENT = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
 
 
 def model_folder() -> str:
@@ -47,9 +55,9 @@ def model_folder() -> str:
 def ours(port: int, folder: Path, model: str) -> list[str]:
     options = {
         "eager": True, "prefix_caching": False, "max_batch_size": SEQUENCES, "max_sequence_length": LENGTH,
-        "kv_cache_gb": KV_GB, "dtype": "bfloat16",
+        "kv_cache_gb": KV_GB, "dtype": "float32",
     }  # fmt: skip
-    served = {"model": model, "backend": "vllm", "type": "llm", "aliases": [MODEL], "options": options}
+    served = {"model": model, "backend": "vllm", "aliases": [MODEL], "options": options}
     config = folder / "sage_infer.yaml"
     config.write_text(json.dumps({"serve": {"models": [served], "port": port}}))
     return [str(Path(sys.executable).with_name("sage")), "--config", str(config), "infer", "serve"]
@@ -57,9 +65,9 @@ def ours(port: int, folder: Path, model: str) -> list[str]:
 
 def vllms(port: int, model: str) -> list[str]:
     return [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--served-model-name", MODEL,
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", MODEL,
         "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--no-enable-prefix-caching",
-        "--max-num-seqs", str(SEQUENCES), "--max-model-len", str(LENGTH), "--dtype", "bfloat16",
+        "--max-num-seqs", str(SEQUENCES), "--max-model-len", str(LENGTH), "--dtype", "float32",
         "--disable-uvicorn-access-log",
     ]  # fmt: skip
 
@@ -93,7 +101,7 @@ def running(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
 def ask(port: int, concurrency: int, requests: int, tokenizer: str, seed: int, folder: Path) -> Reading:
     """One run of vLLM's client over streamed chats."""
     command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai-chat",
+        sys.executable, "-c", CLIENT, "--backend", "openai-chat",
         "--base-url", f"http://127.0.0.1:{port}", "--endpoint", "/v1/chat/completions", "--model", MODEL,
         "--tokenizer", tokenizer, "--dataset-name", "random", "--random-input-len", str(INPUT),
         "--random-output-len", str(OUTPUT), "--ignore-eos", "--num-prompts", str(requests),
