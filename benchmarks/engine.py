@@ -37,7 +37,8 @@ def make_prompts(count: int, length: int, seed: int) -> Prompts:
 
 def measure(run: Callable[[Prompts, int], int]) -> Reading:
     """``run(prompts, tokens)`` generates for all prompts at once and returns how many tokens came."""
-    run(make_prompts(2, PROMPT_TOKENS, seed=0), 8)  # warm up: kernels, threads, allocations
+    # Warm up kernels, threads and memory: some engines touch their KV cache at the start, some when it is first used.
+    run(make_prompts(max(CONCURRENCY), PROMPT_TOKENS, seed=0), OUTPUT_TOKENS)
     reading: Reading = {}
     for count in CONCURRENCY:
         prompts = make_prompts(count, PROMPT_TOKENS, seed=count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
 import socket
@@ -160,6 +161,9 @@ async def _serve(
             backend.on_progress = lambda model, stage, share: report(f"{model}: {stage}", share)
             await backend.start()
         backend.on_progress = None
+        # What is loaded stays: a collection that looks at all of it again would hold every stream up.
+        gc.collect()
+        gc.freeze()
 
         def on_ready(url: str) -> None:
             if as_json:
