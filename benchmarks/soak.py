@@ -2,9 +2,10 @@
 
     hatch run python benchmarks/soak.py [--minutes 30] [--load 0.8] [--json results.json]
 
-Starts `sage infer serve` with SmolLM2 and MiniLM. A closed loop finds what the machine takes of chat and embedding
-together; an open loop then sends ``load`` of both rates at random times, while other clients hang up in the middle of
-their streams and some send what is no request. /metrics is read all along. Exits with 1 where a request failed, the
+Starts `sage infer serve` with SmolLM2 and MiniLM. Closed loops find what the machine takes: of chat beside embedding,
+and of embedding beside ``load`` of that chat. Open loops then send ``load`` of both rates at random times, while other
+clients hang up in the middle of their streams and some send what is no request. /metrics is read all along. Exits
+with 1 where a request failed, the
 resident set of the last quarter is above that of the second one by more than 1 % and 4 MB, or file descriptors, tasks
 or open requests are more after the traffic than before.
 """
@@ -107,9 +108,13 @@ class Traffic:
     def count(self, outcome: Outcome) -> None:
         self.ends[outcome.error or "answered"] += 1
 
-    async def capacity(self, seconds: float) -> dict[str, float]:
+    async def capacity(self, seconds: float, load: float) -> dict[str, float]:
         """Requests a second of each model."""
-        return dict(await asyncio.gather(*(self._closed(name, seconds) for name in self.workloads)))
+        found = dict(await asyncio.gather(*(self._closed(name, seconds) for name in self.workloads)))
+        # Fewer streams than a closed loop keeps open leave embedding other slices.
+        chat = self._open(LLM, load * found[LLM], seconds)
+        _, embedding = await asyncio.gather(chat, self._closed(ENCODER, seconds))
+        return {**found, **dict([embedding])}
 
     async def _closed(self, name: str, seconds: float) -> tuple[str, float]:
         client = Client(self.server)
@@ -159,9 +164,9 @@ class Traffic:
 async def soak(url: str, minutes: float, load: float) -> dict[str, Any]:
     traffic, client = Traffic(url), Client(Server.parse(url))
     seconds = 60 * minutes
-    find_s = min(60.0, seconds / 3)
+    find_s = min(120.0, seconds / 2)
     say(f"finding what the machine takes, for {find_s:.0f} s")
-    capacity = await traffic.capacity(find_s)
+    capacity = await traffic.capacity(find_s / 2, load)
     before = await idle(client)
     rates = {name: load * rate for name, rate in capacity.items()}
     say(", ".join(f"{name}: {rate:.2f} requests/s" for name, rate in rates.items()))
