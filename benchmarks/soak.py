@@ -5,9 +5,8 @@
 Starts `sage infer serve` with SmolLM2 and MiniLM. Closed loops find what the machine takes: of chat beside embedding,
 and of embedding beside ``load`` of that chat. Open loops then send ``load`` of both rates at random times, while other
 clients hang up in the middle of their streams and some send what is no request. /metrics is read all along. Exits
-with 1 where a request failed, the
-resident set of the last quarter is above that of the second one by more than 1 % and 4 MB, or file descriptors, tasks
-or open requests are more after the traffic than before.
+with 1 where a request failed, the resident set of the last quarter is above that of the second one by more than
+``growth_mb``, or file descriptors, tasks or open requests are more after the traffic than before.
 """
 
 from __future__ import annotations
@@ -194,13 +193,13 @@ async def soak(url: str, minutes: float, load: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def problems(result: dict[str, Any]) -> list[str]:
+def problems(result: dict[str, Any], growth_mb: float) -> list[str]:
     """What must not be, a line each."""
     found = [f"{count} requests: {end}" for end, count in result["ends"].items() if end != "answered"]
     resident = [sample["resident MB"] for sample in result["samples"]]
     quarter = max(1, len(resident) // 4)
     second, last = statistics.median(resident[quarter : 2 * quarter]), statistics.median(resident[-quarter:])
-    if last > max(1.01 * second, second + 4):
+    if last > second + growth_mb:
         found.append(f"the resident set grew from {second:.0f} to {last:.0f} MB")
     for name in ("file descriptors", "tasks", "open requests"):
         if result["after"][name] > result["before"][name]:
@@ -241,6 +240,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--load", type=float, default=0.8, help="share of what the machine takes")
+    parser.add_argument(
+        "--growth-mb", type=float, default=8, help="what the resident set may grow by at most"
+    )
     parser.add_argument("--json", type=Path, help="write all samples here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as url:
@@ -249,7 +251,7 @@ def main() -> int:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     say("")
     print(f"{sum(result['ends'].values())} requests in {options.minutes:g} minutes\n\n{table(result)}")
-    found = problems(result)
+    found = problems(result, options.growth_mb)
     for line in found:
         say(f"error: {line}")
     return 1 if found else 0
