@@ -203,30 +203,21 @@ class HybridBackend:
         truncate: Truncation = "error",
         deadline: float | None = None,
     ) -> EmbeddingResult:
-        check_texts(texts, truncate)
         async with in_time(deadline):
-            return await self._embed(texts, model, truncate, deadline)
+            loaded = await self._host.ready(model, ("embedding",))
+            check_texts(texts, truncate)
+            with self._host.call(loaded) as backend:
 
-    async def _embed(
-        self,
-        texts: Sequence[str | Sequence[int]],
-        model: str | None,
-        truncate: Truncation,
-        deadline: float | None,
-    ) -> EmbeddingResult:
-        loaded = await self._host.ready(model, ("embedding",))
-        with self._host.call(loaded) as backend:
+                async def whole(some: Sequence[str | Sequence[int]]) -> EmbeddingResult:
+                    result: EmbeddingResult = await backend.embed_batch(some, truncate=truncate)
+                    return result
 
-            async def whole(some: Sequence[str | Sequence[int]]) -> EmbeddingResult:
-                result: EmbeddingResult = await backend.embed_batch(some, truncate=truncate)
-                return result
-
-            if not texts:
-                return await whole(texts)
-            try:
-                return merge_embeddings(await self._sharing.run(loaded, texts, whole, deadline=deadline))
-            except InvalidRequest:
-                return await whole(texts)  # which counts the texts as the caller does
+                if not texts:
+                    return await whole(texts)
+                try:
+                    return merge_embeddings(await self._sharing.run(loaded, texts, whole, deadline=deadline))
+                except InvalidRequest:
+                    return await whole(texts)  # which counts the texts as the caller does
 
     async def rerank(
         self,
@@ -238,34 +229,26 @@ class HybridBackend:
         deadline: float | None = None,
     ) -> RerankResult:
         async with in_time(deadline):
-            return await self._rerank(query, documents, model, top_n, deadline)
+            loaded = await self._host.ready(model, ("reranker",))
+            with self._host.call(loaded) as backend:
 
-    async def _rerank(
-        self,
-        query: str,
-        documents: Sequence[str],
-        model: str | None,
-        top_n: int | None,
-        deadline: float | None,
-    ) -> RerankResult:
-        loaded = await self._host.ready(model, ("reranker",))
-        with self._host.call(loaded) as backend:
+                async def whole(some: Sequence[str]) -> RerankResult:
+                    result: RerankResult = await backend.rerank(query, some)
+                    return result
 
-            async def whole(some: Sequence[str]) -> RerankResult:
-                result: RerankResult = await backend.rerank(query, some)
-                return result
-
-            if isinstance(documents, str) or not documents or top_n is not None:
-                checked = await backend.rerank(
-                    query, documents[:0], top_n=top_n
-                )  # refuses what it does not take
-                if not documents:
-                    return checked  # type: ignore[no-any-return]  # of a backend, which is Any
-            try:
-                parts = await self._sharing.run(loaded, documents, whole, each=len(query), deadline=deadline)
-            except InvalidRequest:
-                parts = [await whole(documents)]  # which counts the documents as the caller does
-            return merge_hits(parts, [len(part.hits) for part in parts], top_n)
+                if isinstance(documents, str) or not documents or top_n is not None:
+                    checked = await backend.rerank(
+                        query, documents[:0], top_n=top_n
+                    )  # refuses what it does not take
+                    if not documents:
+                        return checked  # type: ignore[no-any-return]  # of a backend, which is Any
+                try:
+                    parts = await self._sharing.run(
+                        loaded, documents, whole, each=len(query), deadline=deadline
+                    )
+                except InvalidRequest:
+                    parts = [await whole(documents)]  # which counts the documents as the caller does
+                return merge_hits(parts, [len(part.hits) for part in parts], top_n)
 
     async def abort(self, request_id: str) -> None:
         for model in list(self._host.loaded.values()):

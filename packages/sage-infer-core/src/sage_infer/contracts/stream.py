@@ -107,9 +107,7 @@ class BufferedTokenStream:
         assert self._take is not None
         try:
             return self._take(delta)
-        except (
-            Exception
-        ):  # the reader's error, and no matter of the engine's: the reader meets it in its loop
+        except Exception:  # the reader's own, and no matter of the engine's: it meets it again in its loop
             self._take = None
             return False
 
