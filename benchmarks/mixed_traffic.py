@@ -115,15 +115,15 @@ async def memory_of(hybrid: HybridBackend) -> dict[str, float]:
     plan = hybrid.memory_plan()
     return {
         "planned, MB": plan.used("cpu") / 1e6,
-        "held, MB": (hybrid.measured_devices()["cpu"] or 0) / 1e6,
-        "resident pages of files besides, MB": resident_file_bytes() / 1e6,
+        "RSS of the whole process, MB": resident_bytes("VmRSS") / 1e6,
+        "of it pages of files, MB": resident_bytes("RssFile") / 1e6,
     }
 
 
-def resident_file_bytes() -> int:
-    """Pages of libraries and mapped weights of this process."""
+def resident_bytes(which: str) -> int:
+    """Of this process: all its pages (``VmRSS``), or those of libraries and mapped weights (``RssFile``)."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
 
 
 async def streams_alone() -> float:

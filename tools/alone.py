@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def main(names: list[str]) -> int:
 
 
 def passes(package: Path, wheels: Path, folder: Path) -> bool:
+    started = time.monotonic()
     subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
     python = folder / "venv" / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet", "--find-links", wheels, f"{package.name}[test]"]
@@ -49,7 +51,11 @@ def passes(package: Path, wheels: Path, folder: Path) -> bool:
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     said = done.stdout if done.returncode else done.stdout.rstrip().rpartition("\n")[2]
-    print(f"{package.name}: {size / 1e6:.0f} MB with pip and the tools of its tests\n{said}", flush=True)
+    seconds = time.monotonic() - started
+    print(
+        f"{package.name}: {size / 1e6:.0f} MB with pip and the tools of its tests, {seconds:.0f} s\n{said}",
+        flush=True,
+    )
     return done.returncode == 0
 
 

@@ -36,7 +36,7 @@ __all__ = [
     "AsyncLLM", "EngineDeadError", "LoRARequest", "PoolingParams", "PoolingRequestOutput",
     "RequestOutput", "RequestOutputKind", "SamplingParams", "StructuredOutputsParams", "VLLMClientError", "abort_now",
     "active_platform_plugins", "attach", "cache_dtypes", "current_platform", "engine_config", "engine_pids",
-    "max_model_len", "shut_down", "stat_logger", "tokens_input", "tool_parser", "version", "warm_up",
+    "max_model_len", "shut_down", "stat_logger", "stop_outputs", "tokens_input", "tool_parser", "version", "warm_up",
 ]  # fmt: skip
 
 
@@ -99,6 +99,15 @@ def engine_pids(llm: AsyncLLM) -> list[int]:
     """Process ids of the engine's core processes."""
     manager = llm.engine_core.resources.engine_manager
     return [process.pid for process in getattr(manager, "processes", ()) if process.pid is not None]
+
+
+def stop_outputs(llm: AsyncLLM) -> None:
+    """Read no more of what the engine puts out; called in its event loop.
+
+    Else vLLM takes an engine's end for a crash there, and logs it with a traceback.
+    """
+    if llm.output_handler is not None:
+        llm.output_handler.cancel()
 
 
 def shut_down(llm: AsyncLLM) -> None:
