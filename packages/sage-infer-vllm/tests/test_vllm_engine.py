@@ -114,6 +114,19 @@ def test_the_capability_is_read_from_the_engine(live: Any) -> None:
     assert "sleep" not in capability.features
 
 
+def test_steps_and_batches_are_those_of_vllms_own_server(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sage_infer_vllm import compat
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    server = UsageContext.OPENAI_API_SERVER
+    defaults = {server: 640}, {server: 96}
+    monkeypatch.setattr(AsyncEngineArgs, "get_batch_defaults", lambda *_: defaults)
+    model = live.backend._running.engine.config.model_config.model
+    scheduling = compat.engine_config({"model": model, "max_model_len": 512}).scheduler_config
+    assert (scheduling.max_num_batched_tokens, scheduling.max_num_seqs) == (640, 96)
+
+
 def test_the_start_told_its_stages(live: Any) -> None:
     assert live.backend is not None
     names = [stage for stage, _ in live.stages]

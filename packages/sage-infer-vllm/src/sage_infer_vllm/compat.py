@@ -28,6 +28,7 @@ from vllm.lora.request import LoRARequest
 from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
@@ -44,12 +45,15 @@ _GRACE_S = 2.0
 
 
 def engine_config(arguments: Mapping[str, Any]) -> Any:
-    """vLLM's whole configuration for these engine arguments; checks model, platform and arguments together."""
+    """vLLM's whole configuration for these engine arguments; checks model, platform and arguments together.
+
+    What is not given is as with ``vllm serve``: vLLM's defaults for steps and batches depend on who starts it.
+    """
     found = dict(arguments)
     guided = found.get("structured_outputs_config")
     if isinstance(guided, Mapping):
         found["structured_outputs_config"] = StructuredOutputsConfig(**guided)
-    return AsyncEngineArgs(**found).create_engine_config()
+    return AsyncEngineArgs(**found).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
 
 
 def version() -> str:

@@ -12,7 +12,7 @@ from sage_infer.schemas import GuidedDecoding, SamplingParams
 
 from sage_infer_testing.features import when_claimed
 from sage_infer_testing.kits.generation.base import GenerationSuite
-from sage_infer_testing.reading import generate_one, greedy
+from sage_infer_testing.reading import generate_all, generate_one, greedy
 
 __all__ = ["SamplingTests"]
 
@@ -105,13 +105,15 @@ class SamplingTests(GenerationSuite, kit=True):
         or output; the presence and frequency penalties are subtracted for tokens of the output.
         """
         length = 2 * self.max_output
+
+        async def repeated(**penalty: float) -> int:
+            params = greedy(length, **penalty)
+            outputs = await generate_all(backend, self.prompts, params)
+            return sum(length - len(set(output.token_ids)) for output in outputs)
+
+        plain = await repeated()
         for penalty in ({"repetition_penalty": 10.0}, {"presence_penalty": 2.0, "frequency_penalty": 2.0}):
-            plain = punished = 0
-            for prompt in self.prompts:
-                base = await self.greedy_output(backend, prompt, max_tokens=length)
-                output = await self.greedy_output(backend, prompt, max_tokens=length, **penalty)
-                plain += length - len(set(base.token_ids))
-                punished += length - len(set(output.token_ids))
+            punished = await repeated(**penalty)
             assert not plain or punished < plain, (
                 f"{plain} repeated tokens without, {punished} with {penalty}"
             )
