@@ -5,7 +5,8 @@
 Debian has no ``stream``; its package ``likwid`` has STREAM's copy as the kernels ``copy_mem_…`` of likwid-bench, with
 stores that bypass the caches, as the C library's memcpy has for blocks of this size. Every round runs ours and the
 peer after each other, with the same number of threads, block size and requests under way, the first of them in turn.
-Both give the best of several passes of memory. Ratios are taken round by round, so that a noisy machine hits both
+Both give the best of ten passes of memory, as STREAM does. Before its turn at the disk each side waits, as virtual
+disks let whoever has rested be faster for a while. Ratios are taken round by round, so that a noisy machine hits both
 sides alike. Needs: apt-get install fio likwid.
 """
 
@@ -19,6 +20,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,8 +29,9 @@ from sage_infer_host.disk_speed import BLOCK, BLOCKS_UNDER_WAY, MOST, PAGE, PAGE
 from sage_infer_host.memory_speed import measure_memory
 
 Reading = dict[str, float]
-PASSES = 4  # of the memory peer in one round, the best of which counts
+PASSES = 10  # of memory in one round, the best of which counts
 SECONDS = 1.2  # of each of fio's runs, as ours
+REST_S = 4.0
 
 
 def kernel() -> str:
@@ -44,7 +47,7 @@ def our_memory() -> Reading:
 
 def likwid_memory() -> Reading:
     threads = len(os.sched_getaffinity(0))
-    command = ["likwid-bench", "-t", kernel(), "-w", f"N:{512 * threads}MB:{threads}", "-i", "3"]
+    command = ["likwid-bench", "-t", kernel(), "-w", f"N:{512 * threads}MB:{threads}", "-i", "1"]
     rates = []
     for _ in range(PASSES):
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -56,6 +59,7 @@ def likwid_memory() -> Reading:
 
 
 def our_disk(folder: Path) -> Reading:
+    time.sleep(REST_S)
     tier = measure_disk(MemoryTierSpec(tier="ssd", name=str(folder)), lambda share: None)
     figures = (
         tier.measured_write_gbs, tier.measured_read_gbs,
@@ -69,6 +73,7 @@ DISK = ("disk write, GB/s", "disk read, GB/s", "disk 4 KiB reads/s", "disk 4 KiB
 
 def fio_disk(folder: Path) -> Reading:
     """The same four, on a file of the same size, one after the other in one fio, so that a disk gets no more rest."""
+    time.sleep(REST_S)
     path = folder / f".fio-{os.getpid()}"
     jobs = (("write", BLOCK, BLOCKS_UNDER_WAY), ("read", BLOCK, BLOCKS_UNDER_WAY),
             ("randread", PAGE, PAGES_UNDER_WAY), ("randwrite", PAGE, PAGES_UNDER_WAY))  # fmt: skip

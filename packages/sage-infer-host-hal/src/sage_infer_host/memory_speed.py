@@ -22,8 +22,9 @@ _BUFFER = 256 << 20  # bytes of each of a CPU's two buffers, as far as all of th
 _MOST = 16 << 30
 _SHARE = 0.25  # of the usable memory
 _LEAST = 4 << 20
-_SECONDS = 0.6  # for each of the three
-_PASSES = 3  # at least, however long they take
+_PASSES = 10  # of each of the three, as STREAM makes them
+_LEAST_PASSES = 3
+_SECONDS = 1.0  # after which no more than the least are made
 
 
 @frozen(kw_only=True)
@@ -48,7 +49,7 @@ class _Buffers:
 def measure_memory(
     cpus: Collection[int], usable_bytes: int | None, progress: Callable[[float], None]
 ) -> MemorySpeed:
-    """Read, fill and copy with one thread a CPU, for about two seconds.
+    """Read, fill and copy with one thread a CPU, for a second or two.
 
     Raises:
         OSError: there is too little memory for buffers that the caches do not hold.
@@ -102,7 +103,7 @@ class _Crew:
         passes: list[float] = []
         self._work = work
         until = time.perf_counter() + seconds
-        while len(passes) < _PASSES or time.perf_counter() < until:
+        while len(passes) < _LEAST_PASSES or (len(passes) < _PASSES and time.perf_counter() < until):
             self._start.wait()
             self._end.wait()
             passes.append(max(end for _, end in self._spans) - min(start for start, _ in self._spans))
