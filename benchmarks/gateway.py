@@ -18,21 +18,21 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import uvloop
+from servers import free_port, running
 
 CHUNKS, STEP_S, AT_ONCE = 32, 0.002, 16
+START_S = 120.0
 MODEL = "mock"
 BODY = {
     "model": MODEL,
@@ -303,29 +303,6 @@ def command(name: str, port: int, upstream: int, folder: Path) -> list[str]:
     return [sys.executable, __file__, "--serve", name, str(port), str(upstream)]
 
 
-@contextlib.contextmanager
-def running(arguments: Sequence[str], port: int, log: Path) -> Iterator[int]:
-    """A server in a process group of its own, once it answers; gives its process id."""
-    with log.open("w") as output:
-        process = subprocess.Popen(arguments, stdout=output, stderr=output, start_new_session=True)
-    try:
-        until = time.monotonic() + 120
-        while True:
-            if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"{arguments[0]} did not start: {log.read_text()[-500:]}")
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.2)
-        yield process.pid
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 def cpu_s(group: int) -> float:
     """CPU of all processes of a group so far."""
     ticks = 0
@@ -338,12 +315,6 @@ def cpu_s(group: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 # --- figures
 
 Readings = dict[str, dict[str, list[float]]]
@@ -354,15 +325,13 @@ def measure(names: Sequence[str], rounds: int, seconds: float, folder: Path) -> 
     upstream = free_port()
     with contextlib.ExitStack() as stack:
         behind = [sys.executable, __file__, "--serve", "upstream", str(upstream), "0"]
-        stack.enter_context(running(behind, upstream, folder / "upstream.log"))
+        stack.enter_context(running(behind, upstream, folder / "upstream.log", start_s=START_S))
         servers = {}
         for name in names:
             port = free_port()
             log = folder / f"{name}.log"
-            servers[name] = (
-                port,
-                stack.enter_context(running(command(name, port, upstream, folder), port, log)),
-            )
+            started = running(command(name, port, upstream, folder), port, log, start_s=START_S)
+            servers[name] = port, stack.enter_context(started)
             warm_up(port)
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)

@@ -72,7 +72,10 @@ DISK = ("disk write, GB/s", "disk read, GB/s", "disk 4 KiB reads/s", "disk 4 KiB
 
 
 def fio_disk(folder: Path) -> Reading:
-    """The same four, on a file of the same size, one after the other in one fio, so that a disk gets no more rest."""
+    """The same four, on a file of the same size, one after the other in one fio, so that a disk gets no more rest.
+
+    The file is not there before, as ours is not: new blocks are slower to write than those of a file.
+    """
     time.sleep(REST_S)
     path = folder / f".fio-{os.getpid()}"
     jobs = (("write", BLOCK, BLOCKS_UNDER_WAY), ("read", BLOCK, BLOCKS_UNDER_WAY),
@@ -83,7 +86,7 @@ def fio_disk(folder: Path) -> Reading:
         command += [
             f"--name={kind}", f"--filename={path}", f"--size={MOST}", f"--rw={kind}", f"--bs={block}",
             f"--iodepth={depth}", "--ioengine=libaio", "--direct=1", f"--runtime={SECONDS}", "--fallocate=none",
-            "--norandommap", "--refill_buffers=0", "--stonewall", *timed,
+            "--norandommap", "--refill_buffers=0", "--stonewall", "--create_on_open=1", *timed,
         ]  # fmt: skip
     try:
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

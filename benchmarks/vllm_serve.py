@@ -1,6 +1,6 @@
 """Our gateway over the vLLM adapter beside `vllm serve`: throughput and TTFT by vLLM's own benchmark client.
 
-    python benchmarks/vllm_serve.py [--rounds 3] [--concurrency 1 16 64] [--json results.json]
+    python benchmarks/vllm_serve.py [--rounds 4] [--concurrency 1 16 64] [--json results.json]
 
 For an environment with sage-infer-vllm, sage-infer-hybrid, sage-infer-serve and a build of vLLM. Both servers run at
 once on the same engine settings and are asked in turn, who goes first changing by round; the one that is not asked
@@ -12,26 +12,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sage_infer_vllm.prepare import loadable_folder
+from servers import free_port, running
 
 MODEL = "smollm2-135m"
 INPUT, OUTPUT = 64, 64
 LENGTH, SEQUENCES, KV_GB = 2048, 64, 1
 START_S = 300.0
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": str(KV_GB), "VLLM_LOGGING_LEVEL": "WARNING"}
 Reading = dict[str, float]
 # `vllm bench serve` without the command, which asks for the version of a distribution named vllm and fails on others.
 CLIENT = """
@@ -72,32 +69,6 @@ def vllms(port: int, model: str) -> list[str]:
     ]  # fmt: skip
 
 
-@contextlib.contextmanager
-def running(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
-    """A server in a process group of its own, once it lists its models."""
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": str(KV_GB), "VLLM_LOGGING_LEVEL": "WARNING"}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment, start_new_session=True
-        )
-    try:
-        until = time.monotonic() + START_S
-        while True:
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"{command[0]} did not start: {log.read_text()[-2000:]}")
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5)
-                break
-            time.sleep(0.5)
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 def ask(port: int, concurrency: int, requests: int, tokenizer: str, seed: int, folder: Path) -> Reading:
     """One run of vLLM's client over streamed chats."""
     command = [
@@ -121,12 +92,6 @@ def ask(port: int, concurrency: int, requests: int, tokenizer: str, seed: int, f
     }
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 def measure(rounds: int, concurrency: Sequence[int], folder: Path) -> dict[str, list[dict[str, Reading]]]:
     readings: dict[str, list[dict[str, Reading]]] = defaultdict(list)
     model = model_folder()
@@ -137,7 +102,12 @@ def measure(rounds: int, concurrency: Sequence[int], folder: Path) -> dict[str, 
     }
     with contextlib.ExitStack() as stack:
         for number, (name, command) in enumerate(commands.items()):
-            stack.enter_context(running(command, ports[name], folder / f"{number}.log"))
+            log = folder / f"{number}.log"
+            stack.enter_context(
+                running(
+                    command, ports[name], log, start_s=START_S, path="/v1/models", environment=ENVIRONMENT
+                )
+            )
             ask(ports[name], max(concurrency), max(concurrency), model, 0, folder)  # warm up
         for number in range(rounds):
             for at_once in concurrency:
@@ -172,7 +142,9 @@ def table(readings: dict[str, list[dict[str, Reading]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--rounds", type=int, default=4, help="an even number, so that both go first equally often"
+    )
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--json", type=Path, help="write all readings here")
     options = parser.parse_args()

@@ -1,0 +1,70 @@
+"""Servers that benchmarks start and ask."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+__all__ = ["free_port", "running"]
+
+_END_S = 30.0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    port: int,
+    log: Path,
+    *,
+    start_s: float,
+    path: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[int]:
+    """A server in a process group of its own; gives its process id, which is the group's, too.
+
+    It has started once it takes connections, or answers at ``path`` where that is given. On leaving it is asked to end,
+    and killed with whatever it started if it does not. ``environment`` is added to this process's own.
+    """
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
+    try:
+        until = time.monotonic() + start_s
+        while not _ready(port, path):
+            if process.poll() is not None or time.monotonic() > until:
+                raise SystemExit(f"{command[0]} did not start: {log.read_text()[-2000:]}")
+            time.sleep(0.2)
+        yield process.pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _ready(port: int, path: str | None) -> bool:
+    try:
+        if path is None:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        else:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5).close()
+    except OSError:
+        return False
+    return True
