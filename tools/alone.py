@@ -1,6 +1,6 @@
 """Install each package's wheel alone into an empty environment and run the package's own tests there.
 
-    python tools/alone.py [--at-once N] [PACKAGE …]
+    python tools/alone.py [PACKAGE …]
 
 "Alone" is the wheel with what it requires; other wheels of this repository come only if it requires them. The
 tests are copied elsewhere first, so that nothing is imported from the source tree.
@@ -8,7 +8,6 @@ tests are copied elsewhere first, so that nothing is imported from the source tr
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -18,21 +17,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+AT_ONCE = 2
 PYTEST_INI = "[pytest]\naddopts = --import-mode=importlib\n"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("packages", nargs="*", metavar="PACKAGE", help="all where left out")
-    parser.add_argument("--at-once", type=int, default=2)
-    options = parser.parse_args()
-    names = options.packages
+def main(names: list[str]) -> int:
     packages = [path.parent for path in sorted(Path("packages").glob("*/pyproject.toml"))]
     chosen = [package for package in packages if package.name in (names or [package.name])]
     with tempfile.TemporaryDirectory(prefix="sage-alone-") as folder:
         wheels = Path(folder, "wheels")
         subprocess.run([sys.executable, "tools/build_wheels.py", str(wheels)], check=True)
-        with ThreadPoolExecutor(options.at_once) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             results = pool.map(lambda package: passes(package, wheels, Path(folder, package.name)), chosen)
             failed = [package.name for package, passed in zip(chosen, results, strict=True) if not passed]
     print(f"failed alone: {', '.join(failed)}" if failed else "every wheel passes its own tests alone")
@@ -65,4 +60,4 @@ def passes(package: Path, wheels: Path, folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
