@@ -1,12 +1,12 @@
 """What ``sage infer hal profile --measure`` says of memory and disk, beside Debian's likwid-bench and fio.
 
-    hatch run bench:hal [--rounds 7] [--json results.json]
+    hatch run bench:hal [--rounds 8] [--json results.json]
 
 Debian has no ``stream``; its package ``likwid`` has STREAM's copy as the kernels ``copy_mem_…`` of likwid-bench, with
 stores that bypass the caches, as the C library's memcpy has for blocks of this size. Every round runs ours and the
 peer after each other, with the same number of threads, block size and requests under way, the first of them in turn.
-Both give the best of ten passes of memory, as STREAM does. Before its turn at the disk each side waits, as virtual
-disks let whoever has rested be faster for a while. Ratios are taken round by round, so that a noisy machine hits both
+Both give the best of up to ten passes of memory, as STREAM does. Before its turn at the disk each side waits, as
+virtual disks let whoever has rested be faster for a while. Ratios are taken round by round, so that a noisy machine hits both
 sides alike. Needs: apt-get install fio likwid.
 """
 
@@ -82,10 +82,11 @@ def fio_disk(folder: Path) -> Reading:
             ("randread", PAGE, PAGES_UNDER_WAY), ("randwrite", PAGE, PAGES_UNDER_WAY))  # fmt: skip
     command = ["fio", "--output-format=json"]
     for kind, block, depth in jobs:
-        timed = [] if kind == "write" else ["--time_based"]
+        # The first writes the whole file, however long it takes: others would read what is not there.
+        timed = [] if kind == "write" else ["--time_based", f"--runtime={SECONDS}"]
         command += [
             f"--name={kind}", f"--filename={path}", f"--size={MOST}", f"--rw={kind}", f"--bs={block}",
-            f"--iodepth={depth}", "--ioengine=libaio", "--direct=1", f"--runtime={SECONDS}", "--fallocate=none",
+            f"--iodepth={depth}", "--ioengine=libaio", "--direct=1", "--fallocate=none",
             "--norandommap", "--refill_buffers=0", "--stonewall", "--create_on_open=1", *timed,
         ]  # fmt: skip
     try:
@@ -101,7 +102,7 @@ def fio_disk(folder: Path) -> Reading:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk that is measured")
     parser.add_argument("--json", type=Path, help="write all readings here")
     options = parser.parse_args()

@@ -115,6 +115,7 @@ async def memory_of(hybrid: HybridBackend) -> dict[str, float]:
     plan = hybrid.memory_plan()
     return {
         "planned, MB": plan.used("cpu") / 1e6,
+        "held without pages of files, MB": (hybrid.measured_devices()["cpu"] or 0) / 1e6,
         "RSS of the whole process, MB": resident_bytes("VmRSS") / 1e6,
         "of it pages of files, MB": resident_bytes("RssFile") / 1e6,
     }

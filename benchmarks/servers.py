@@ -36,7 +36,7 @@ def running(
     """A server in a process group of its own; gives its process id, which is the group's, too.
 
     It has started once it takes connections, or answers at ``path`` where that is given. On leaving it is asked to end,
-    and killed with whatever it started if it does not. ``environment`` is added to this process's own.
+    and its group is killed. ``environment`` is added to this process's own.
     """
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,15 @@ OPTIONS: dict[str, Any] = {
 def shared_memory() -> set[str]:
     """Names in ``/dev/shm``."""
     return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+class _Errors(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 class Live:
@@ -59,9 +69,17 @@ class Live:
         self._backend = backend
 
     def stop(self) -> None:
+        """Close the backend, of which vLLM must not log an error: it may take its engine's end for a crash."""
         backend, self._backend = self._backend, None
-        if backend is not None:
+        if backend is None:
+            return
+        errors, log = _Errors(), logging.getLogger("vllm")
+        log.addHandler(errors)
+        try:
             self.run(backend.close())
+        finally:
+            log.removeHandler(errors)
+        assert errors.messages == []
 
     def close(self) -> None:
         self.stop()

@@ -67,7 +67,7 @@ class HostDetector:
         )
 
     def measure(self, profile: HardwareProfile, progress: Callable[[str, float], None]) -> HardwareProfile:
-        """As ``HardwareMeter`` says: about two seconds for memory, and five for each local file system.
+        """As ``HardwareMeter`` says: one to three seconds for memory, and five for each local file system.
 
         Writes up to 1 GiB to a file without a name on each, of which nothing is left.
         """

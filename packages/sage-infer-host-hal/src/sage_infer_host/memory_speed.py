@@ -49,7 +49,7 @@ class _Buffers:
 def measure_memory(
     cpus: Collection[int], usable_bytes: int | None, progress: Callable[[float], None]
 ) -> MemorySpeed:
-    """Read, fill and copy with one thread a CPU, for a second or two.
+    """Read, fill and copy with one thread a CPU, for one to three seconds.
 
     Raises:
         OSError: there is too little memory for buffers that the caches do not hold.

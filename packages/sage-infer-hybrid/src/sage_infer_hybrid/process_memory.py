@@ -14,9 +14,9 @@ _HELD = re.compile(r"^Rss(?:Anon|Shmem):\s*(\d+) kB$", re.MULTILINE)
 def held_bytes(root: Path = Path("/proc"), pid: int | None = None) -> int | None:
     """Resident bytes of a process and all that descend from it, without pages of files; None where /proc has none.
 
-    Pages of files are mapped weights and libraries: the system takes them back when memory is short, so no model needs
-    them to be there. Pages that processes share count in each of them: engines that fork look a little larger than
-    they are.
+    Pages of files are mapped weights, which the system takes back when memory is short, and libraries, which engines
+    plan for: what is held beyond a plan is seen only where it is more than these. Pages that processes share count in
+    each of them: engines that fork look a little larger than they are.
     """
     pid = os.getpid() if pid is None else pid
     parents: dict[int, int] = {}

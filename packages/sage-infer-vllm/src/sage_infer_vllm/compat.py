@@ -29,6 +29,7 @@ from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.usage.usage_lib import UsageContext
+from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
@@ -106,12 +107,9 @@ def engine_pids(llm: AsyncLLM) -> list[int]:
 
 
 def stop_outputs(llm: AsyncLLM) -> None:
-    """Read no more of what the engine puts out; called in its event loop.
-
-    Else vLLM takes an engine's end for a crash there, and logs it with a traceback.
-    """
+    """Read no more of what the engine puts out: else vLLM takes its end for a crash, and logs it with a traceback."""
     if llm.output_handler is not None:
-        llm.output_handler.cancel()
+        cancel_task_threadsafe(llm.output_handler)
 
 
 def shut_down(llm: AsyncLLM) -> None:

@@ -9,7 +9,7 @@ _INSTALL = {"cuda": "pip install 'sage-infer-vllm[cuda]'", "cpu": "pip install '
 _COMMON = {
     "dtype": "auto (default), bfloat16, float16 or float32",
     "memory_fraction": "share of device memory for the engine, 0 to 1; vLLM's default where left out",
-    "max_batch_size": "sequences that run at once; vLLM's default where left out",
+    "max_batch_size": "sequences that run at once; as vllm serve has it where left out",
     "max_sequence_length": "prompt and output in tokens; the model's own limit where left out",
     "max_queue": "open requests before new ones are refused, 1024 by default",
     "tensor_parallel": "devices that share the model, 1 by default",
