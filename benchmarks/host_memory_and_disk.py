@@ -6,8 +6,8 @@ Debian has no ``stream``; its package ``likwid`` has STREAM's copy as the kernel
 stores that bypass the caches, as the C library's memcpy has for blocks of this size. Every round runs ours and the
 peer after each other, with the same number of threads, block size and requests under way, the first of them in turn.
 Both give the best of up to ten passes of memory, as STREAM does. Before its turn at the disk each side waits, as
-virtual disks let whoever has rested be faster for a while. Ratios are taken round by round, so that a noisy machine hits both
-sides alike. Needs: apt-get install fio likwid.
+virtual disks let whoever has rested be faster for a while. Ratios are taken round by round, so that a noisy machine
+hits both sides alike. Needs: apt-get install fio likwid.
 """
 
 from __future__ import annotations
