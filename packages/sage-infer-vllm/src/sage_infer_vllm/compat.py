@@ -38,7 +38,7 @@ __all__ = [
     "AsyncLLM", "EngineDeadError", "LoRARequest", "PoolingParams", "PoolingRequestOutput",
     "RequestOutput", "RequestOutputKind", "SamplingParams", "StructuredOutputsParams", "VLLMClientError", "abort_now",
     "active_platform_plugins", "attach", "cache_dtypes", "current_platform", "engine_config", "engine_pids",
-    "max_model_len", "shut_down", "stat_logger", "stop_outputs", "tokens_input", "tool_parser", "version", "warm_up",
+    "max_model_len", "shut_down", "stat_logger", "tokens_input", "tool_parser", "version", "warm_up",
 ]  # fmt: skip
 
 
@@ -106,14 +106,11 @@ def engine_pids(llm: AsyncLLM) -> list[int]:
     return [process.pid for process in getattr(manager, "processes", ()) if process.pid is not None]
 
 
-def stop_outputs(llm: AsyncLLM) -> None:
-    """Read no more of what the engine puts out: else vLLM takes its end for a crash, and logs it with a traceback."""
-    if llm.output_handler is not None:
-        cancel_task_threadsafe(llm.output_handler)
-
-
 def shut_down(llm: AsyncLLM) -> None:
     """Ask the engine's processes to end, and kill those that do not; blocks for some seconds at most."""
+    if llm.output_handler is not None:
+        # Else it takes the engine's end for a crash, and logs it with a traceback. vLLM cancels it too late.
+        cancel_task_threadsafe(llm.output_handler)
     llm.shutdown(timeout=_GRACE_S)
 
 

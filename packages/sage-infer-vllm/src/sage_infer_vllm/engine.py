@@ -85,7 +85,7 @@ class Engine:
         self._closing = True
         self.stopped = self.stopped or "the backend was closed"
         self.processes.note_shared_memory()
-        await _shut_down(self.llm, self.processes)
+        await asyncio.to_thread(_shut_down, self.llm, self.processes)
 
 
 async def start_engine(
@@ -121,7 +121,7 @@ async def start_engine(
             await compat.warm_up(started.llm)
             started.counters.clear()
     except BaseException:
-        await _shut_down(started.llm, started.processes)
+        await asyncio.to_thread(_shut_down, started.llm, started.processes)
         raise
     progress("ready", 1.0)
     return Engine(started.llm, started.counters, started.processes, answers[0], tuple(tasks))
@@ -178,7 +178,7 @@ async def _abandon(starting: asyncio.Future[_Started], before: set[int | None]) 
         await asyncio.wait([starting], timeout=0.1)
     with suppress(Exception):
         started = starting.result()
-        await _shut_down(started.llm, started.processes)
+        await asyncio.to_thread(_shut_down, started.llm, started.processes)
 
 
 def check_platform(platform: Platform) -> None:
@@ -205,16 +205,11 @@ def _new_engine_pids(before: set[int | None]) -> list[int]:
     return [process.pid for process in _engine_processes() if process.pid and process.pid not in before]
 
 
-async def _shut_down(llm: Any, processes: EngineProcesses) -> None:
-    compat.stop_outputs(llm)
-
-    def end() -> None:
-        try:
-            compat.shut_down(llm)
-        finally:
-            processes.reap()
-
-    await asyncio.to_thread(end)
+def _shut_down(llm: Any, processes: EngineProcesses) -> None:
+    try:
+        compat.shut_down(llm)
+    finally:
+        processes.reap()
 
 
 @contextmanager
