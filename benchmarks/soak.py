@@ -18,7 +18,6 @@ import json
 import os
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from typing import Any
 from sage_infer_serve.bench.client import Client, Server
 from sage_infer_serve.bench.load import Outcome, Sender, closed_loop, open_loop
 from sage_infer_serve.bench.workload import Lengths, Workload, arrivals
+from servers import free_port
 
 LLM, ENCODER = "smollm2-135m", "minilm"
 # A KV cache so small that all of it is in use within a minute: memory that is touched late is no leak.
@@ -50,8 +50,7 @@ Sample = dict[str, float]
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
     """The server's address, once it is ready."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     config = folder / "sage_infer.yaml"
     config.write_text(json.dumps({"serve": {"models": MODELS, "port": port}}))
     log = folder / "serve.log"
