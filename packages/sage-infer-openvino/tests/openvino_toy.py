@@ -34,7 +34,8 @@ MODEL = ModelDescriptor(model_id="toy", model_type="llm", model_path="/toy")
 
 
 class ToyRunner:
-    """What the engine needs of a ``PagedRunner``. Steps wait for ``gate``; ``entered`` counts those that came to it.
+    """What the engine needs of a ``PagedRunner``. Steps wait for ``gate``; ``entered`` counts those that found it
+    closed.
 
     With a ``failure`` a step raises it, once ``good_steps`` have been run.
     """
@@ -57,7 +58,8 @@ class ToyRunner:
         self.good_steps = 0
 
     def step(self, batch: Sequence[SequenceSlice]) -> npt.NDArray[np.float32]:
-        self.entered.release()
+        if not self.gate.is_set():
+            self.entered.release()
         assert self.gate.wait(30), "the test forgot to open the gate"
         if self.failure is not None and len(self.steps) >= self.good_steps:
             raise self.failure
