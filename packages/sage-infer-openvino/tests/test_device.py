@@ -22,3 +22,9 @@ def test_threads_are_no_more_than_the_quota_pays_for(
     monkeypatch.setattr(device, "usable_cpus", lambda: range(8))
     monkeypatch.setattr(device, "usable_threads", lambda: paid_for)
     assert latency_properties(name, "f32", asked).get("INFERENCE_NUM_THREADS") == threads
+
+
+def test_only_a_cpu_is_asked_to_keep_fewer_kernels() -> None:
+    """Other plug-ins refuse a property that they do not know."""
+    assert "CPU_RUNTIME_CACHE_CAPACITY" in latency_properties("CPU", "f32", None)
+    assert "CPU_RUNTIME_CACHE_CAPACITY" not in latency_properties("GPU", "f32", None)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from typing import Any
 
+import numpy as np
 from sage_infer.errors import CapabilityMismatch, UnsupportedFeature
 from sage_infer.names import Precision
 from sage_infer.system import usable_cpus, usable_threads
 
-__all__ = ["check_precision", "compute_precisions", "latency_properties"]
+from sage_infer_openvino.ov_runtime import ops, ov
+
+__all__ = ["check_precision", "compile_model", "compute_precisions", "latency_properties"]
 
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 _NAMES: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+# What the CPU plug-in keeps of the shapes that it has computed: in a cache of each compiled model, and in oneDNN's,
+# which all models share. Their own 5,000 and 1,024 let a server that meets ever new sizes of steps grow by a GiB; see
+# decision 0032.
+_CPU_EXECUTORS = 128
+_CPU_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 def compute_precisions(core: Any, device: str) -> tuple[str, ...]:
@@ -32,14 +42,43 @@ def latency_properties(device: str, precision: str, threads: int | None) -> dict
     """Properties for one request at a time on all of the device, or on so many CPU ``threads``.
 
     OpenVINO itself keeps to the affinity mask and to one thread a core, but knows nothing of CPU quotas: with more
-    threads than a container is paid for, all of them are stopped until the next period.
+    threads than a container is paid for, all of them are stopped until the next period. It keeps kernels for every
+    shape that it has met: on a CPU, for so many only that a server's memory ends growing.
     """
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    if threads is None and device.upper().startswith("CPU") and usable_threads() < len(usable_cpus()):
-        threads = usable_threads()
+    if device.upper().startswith("CPU"):
+        properties["CPU_RUNTIME_CACHE_CAPACITY"] = _CPU_EXECUTORS
+        if threads is None and usable_threads() < len(usable_cpus()):
+            threads = usable_threads()
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
     return properties
+
+
+def compile_model(core: Any, model: Any, device: str, properties: dict[str, Any]) -> Any:
+    """``core.compile_model``, on a CPU after oneDNN was told to keep fewer primitives."""
+    if device.upper().startswith("CPU"):
+        _limit_primitives()
+    return core.compile_model(model, device, properties)
+
+
+@functools.cache
+def _limit_primitives() -> None:
+    """Lets oneDNN read its limit, which it does when a process makes its first primitive: here for one small product.
+
+    The variable is not left behind: PyTorch has a oneDNN of its own, here or in a child of this process. One that is
+    set already is the user's.
+    """
+    name, value = _CPU_PRIMITIVES
+    if name in os.environ:
+        return
+    rows = ops.parameter([4, 64], np.float32)
+    product = ops.matmul(rows, ops.constant(np.ones((64, 64), np.float32)), False, False)
+    os.environ[name] = value
+    try:
+        ov.Core().compile_model(ov.Model([product], [rows], "product"), "CPU")
+    finally:
+        os.environ.pop(name, None)
 
 
 def check_precision(core: Any, device: str, precision: str) -> tuple[Precision, ...]:

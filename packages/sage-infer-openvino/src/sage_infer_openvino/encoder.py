@@ -12,7 +12,7 @@ from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
 from tokenizers import Tokenizer
 
 from sage_infer_openvino.bert_graph import build_bert
-from sage_infer_openvino.device import check_precision, latency_properties
+from sage_infer_openvino.device import check_precision, compile_model, latency_properties
 from sage_infer_openvino.encoder_config import VectorHead, read_encoder_config
 from sage_infer_openvino.ov_runtime import ov
 from sage_infer_openvino.safetensors_file import SafetensorsFolder
@@ -69,7 +69,7 @@ class Encoder:
         properties = latency_properties(device, precision, threads)
         model = build_bert(self.config, SafetensorsFolder(folder))
         try:
-            self._request = core.compile_model(model, device, properties).create_infer_request()
+            self._request = compile_model(core, model, device, properties).create_infer_request()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise UnsupportedFeature(

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from sage_infer.errors import CapabilityMismatch, InvalidRequest, KVCorrupt, OutOfMemory, UnsupportedFeature
 
 from sage_infer_openvino.decoder_graph import SAMPLED_INPUT, to_paged_attention
-from sage_infer_openvino.device import check_precision, latency_properties
+from sage_infer_openvino.device import check_precision, compile_model, latency_properties
 from sage_infer_openvino.ov_runtime import ov
 
 __all__ = ["KVLayout", "PagedRunner", "SequenceSlice"]
@@ -106,7 +106,7 @@ class PagedRunner:
         if cache_dir is not None:
             properties["CACHE_DIR"] = str(cache_dir)
         try:
-            self._compiled = self._core.compile_model(model, device, properties)
+            self._compiled = compile_model(self._core, model, device, properties)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             if properties["KV_CACHE_PRECISION"] != "f32":
