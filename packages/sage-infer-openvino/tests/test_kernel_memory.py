@@ -50,7 +50,9 @@ def an_encoder(folder: Path) -> Path:
     return write_encoder(folder / "encoder", family="bert")
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs what Linux says of a process's memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs what Linux says of a process's memory"
+)
 @pytest.mark.parametrize(("kind", "write"), [("decoder", a_decoder), ("encoder", an_encoder)])
 def test_new_sizes_of_steps_cost_no_memory_for_good(
     kind: str, write: Callable[[Path], Path], tmp_path: Path
