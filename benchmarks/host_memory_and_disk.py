@@ -5,8 +5,8 @@
 Debian has no ``stream``; its package ``likwid`` has STREAM's copy as the kernels ``copy_mem_…`` of likwid-bench, with
 stores that bypass the caches, as the C library's memcpy has for blocks of this size. Every round runs ours and the
 peer after each other, with the same number of threads, block size and requests under way, the first of them in turn.
-Both give the best of up to ten passes of memory, as STREAM does. Before its turn at the disk each side waits, as
-virtual disks let whoever has rested be faster for a while. Ratios are taken round by round, so that a noisy machine
+Both give the best of up to ten passes of memory, as STREAM does. Each side waits before each of its turns at the disk:
+virtual disks let whoever has rested be faster for a while, so that who reads fast would write slowly after it. Ratios are taken round by round, so that a noisy machine
 hits both sides alike. Needs: apt-get install fio likwid.
 """
 
@@ -60,7 +60,7 @@ def likwid_memory() -> Reading:
 
 def our_disk(folder: Path) -> Reading:
     time.sleep(REST_S)
-    tier = measure_disk(MemoryTierSpec(tier="ssd", name=str(folder)), lambda share: None)
+    tier = measure_disk(MemoryTierSpec(tier="ssd", name=str(folder)), lambda share: time.sleep(REST_S))
     figures = (
         tier.measured_write_gbs, tier.measured_read_gbs,
         tier.measured_random_read_iops, tier.measured_random_write_iops,
@@ -72,31 +72,32 @@ DISK = ("disk write, GB/s", "disk read, GB/s", "disk 4 KiB reads/s", "disk 4 KiB
 
 
 def fio_disk(folder: Path) -> Reading:
-    """The same four, on a file of the same size, one after the other in one fio, so that a disk gets no more rest.
+    """The same four, on a file that is as large as it could be made in the same time.
 
     The file is not there before, as ours is not: new blocks are slower to write than those of a file.
     """
-    time.sleep(REST_S)
     path = folder / f".fio-{os.getpid()}"
     jobs = (("write", BLOCK, BLOCKS_UNDER_WAY), ("read", BLOCK, BLOCKS_UNDER_WAY),
             ("randread", PAGE, PAGES_UNDER_WAY), ("randwrite", PAGE, PAGES_UNDER_WAY))  # fmt: skip
-    command = ["fio", "--output-format=json"]
-    for kind, block, depth in jobs:
-        # The first writes the whole file, however long it takes: others would read what is not there.
-        timed = [] if kind == "write" else ["--time_based", f"--runtime={SECONDS}"]
-        command += [
-            f"--name={kind}", f"--filename={path}", f"--size={MOST}", f"--rw={kind}", f"--bs={block}",
-            f"--iodepth={depth}", "--ioengine=libaio", "--direct=1", "--fallocate=none",
-            "--norandommap", "--refill_buffers=0", "--stonewall", "--create_on_open=1", *timed,
-        ]  # fmt: skip
+    found: Reading = {}
+    size = MOST
     try:
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for name, (kind, block, depth) in zip(DISK, jobs, strict=True):
+            time.sleep(REST_S)
+            over_and_over = [] if kind == "write" else ["--time_based"]
+            command = [
+                "fio", "--output-format=json", f"--name={kind}", f"--filename={path}", f"--size={size}",
+                f"--rw={kind}", f"--bs={block}", f"--iodepth={depth}", "--ioengine=libaio", "--direct=1",
+                "--fallocate=none", "--norandommap", "--refill_buffers=0", "--create_on_open=1",
+                f"--runtime={SECONDS * 1000:.0f}ms", *over_and_over,
+            ]  # fmt: skip
+            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            side = json.loads(printed)["jobs"][0]["write" if "write" in kind else "read"]
+            if kind == "write":
+                size = side["io_bytes"] // BLOCK * BLOCK
+            found[name] = side["bw_bytes"] / 1e9 if block == BLOCK else side["iops"]
     finally:
         path.unlink(missing_ok=True)
-    found: Reading = {}
-    for name, (kind, block, _), job in zip(DISK, jobs, json.loads(printed)["jobs"], strict=True):
-        side = job["write" if "write" in kind else "read"]
-        found[name] = side["bw_bytes"] / 1e9 if block == BLOCK else side["iops"]
     return found
 
 

@@ -201,7 +201,8 @@ class Gateway:
         if exchange.key is not None:
             exchange.key.admit()
         self.open.add(exchange)
-        exchange.stop_after(self.settings.body_timeout_s, "body")
+        if not exchange.has_body:
+            exchange.stop_after(self.settings.body_timeout_s, "body")
         try:
             await handler(self, exchange)
         finally:

@@ -120,6 +120,11 @@ class Exchange:
         if self._watcher is not None:
             self._watcher.cancel()
 
+    @property
+    def has_body(self) -> bool:
+        """Whether the whole body is known to have arrived."""
+        return self._wire is not None and self._wire.has_body
+
     def stop_after(self, seconds: float, why: Stop) -> None:
         """Stop the exchange at a time, instead of at the one set before; ``in_time`` takes it back."""
         self.in_time()

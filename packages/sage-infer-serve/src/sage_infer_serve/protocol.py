@@ -45,6 +45,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
         _header_timer: asyncio.TimerHandle | None = None
         _header_bytes = 0
         _in_headers = True
+        _has_begun = False  # a request whose headers are not complete
         _wires: tuple[Wire, ...] = ()  # of the responses that are not complete, oldest first
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -67,6 +68,8 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
                     self._refuse(431, f"the headers are longer than {_MAX_HEADER_BYTES} bytes")
                     return
             super().data_received(data)
+            if self._has_begun and self._header_timer is None:  # not the connection's first request
+                self._await_headers()
 
         def _ends_soon(self, data: bytes) -> bool:
             """Whether the headers end in this piece, so that what is counted is mostly a body."""
@@ -74,9 +77,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._in_headers = True
-            if self._header_timer is None:  # not the connection's first request
-                self._await_headers()
+            self._in_headers = self._has_begun = True
 
         def on_headers_complete(self) -> None:
             limits.remove(self)
@@ -122,7 +123,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             self._header_timer = self.loop.call_later(limits.header_timeout_s, self._give_up)
 
         def _headers_are_here(self) -> None:
-            self._in_headers = False
+            self._in_headers = self._has_begun = False
             if self._header_timer is not None:
                 self._header_timer.cancel()
                 self._header_timer = None

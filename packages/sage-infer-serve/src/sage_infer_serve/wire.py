@@ -78,6 +78,11 @@ class Wire:
         self._cycle, self._transport, self._flow, self.loop = cycle, transport, flow, loop
         self._on_disconnect: Callable[[], None] | None = None
 
+    @property
+    def has_body(self) -> bool:
+        """The request's body has arrived as a whole."""
+        return not self._cycle.more_body
+
     def write(self, data: bytes) -> bool:
         """Write, or give False where it takes ``send``: the client reads too slowly, has gone, or wants no chunks."""
         cycle = self._cycle
