@@ -4,10 +4,10 @@
 
 Debian has no ``stream``; its package ``likwid`` has STREAM's copy as the kernels ``copy_mem_…`` of likwid-bench, with
 stores that bypass the caches, as the C library's memcpy has for blocks of this size. Every round runs ours and the
-peer after each other, with the same number of threads, block size and requests under way, the first of them in turn.
-Both give the best of up to ten passes of memory, as STREAM does. Each side waits before each of its turns at the disk:
-virtual disks let whoever has rested be faster for a while, so that who reads fast would write slowly after it. Ratios are taken round by round, so that a noisy machine
-hits both sides alike. Needs: apt-get install fio likwid.
+peer after each other, with the same number of threads, block size, requests under way and size of pages, the first of
+them in turn. Both give the best of up to ten passes of memory, as STREAM does. Each side waits before each of its turns
+at the disk: virtual disks let whoever has rested be faster for a while, so that who reads fast would write slowly after
+it. Ratios are taken round by round, so that a noisy machine hits both sides alike. Needs: apt-get install fio likwid.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ Reading = dict[str, float]
 PASSES = 10  # of memory in one round, the best of which counts
 SECONDS = 1.2  # of each of fio's runs, as ours
 REST_S = 4.0
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # for fio's buffers, as ours are in huge pages
 
 
 def kernel() -> str:
@@ -89,9 +90,11 @@ def fio_disk(folder: Path) -> Reading:
                 "fio", "--output-format=json", f"--name={kind}", f"--filename={path}", f"--size={size}",
                 f"--rw={kind}", f"--bs={block}", f"--iodepth={depth}", "--ioengine=libaio", "--direct=1",
                 "--fallocate=none", "--norandommap", "--refill_buffers=0", "--create_on_open=1",
-                f"--runtime={SECONDS * 1000:.0f}ms", *over_and_over,
+                "--iomem_align=2m", f"--runtime={SECONDS * 1000:.0f}ms", *over_and_over,
             ]  # fmt: skip
-            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            printed = subprocess.run(
+                command, capture_output=True, text=True, check=True, env={**os.environ, **HUGE_PAGES}
+            ).stdout
             side = json.loads(printed)["jobs"][0]["write" if "write" in kind else "read"]
             if kind == "write":
                 size = side["io_bytes"] // BLOCK * BLOCK
