@@ -75,7 +75,8 @@ DISK = ("disk write, GB/s", "disk read, GB/s", "disk 4 KiB reads/s", "disk 4 KiB
 def fio_disk(folder: Path) -> Reading:
     """The same four, on a file that is as large as it could be made in the same time.
 
-    The file is not there before, as ours is not: new blocks are slower to write than those of a file.
+    The file is as long as it will be, but has no blocks before, as ours: new blocks are slower to write, and writes that
+    make a file longer wait for each other.
     """
     path = folder / f".fio-{os.getpid()}"
     jobs = (("write", BLOCK, BLOCKS_UNDER_WAY), ("read", BLOCK, BLOCKS_UNDER_WAY),
@@ -89,7 +90,7 @@ def fio_disk(folder: Path) -> Reading:
             command = [
                 "fio", "--output-format=json", f"--name={kind}", f"--filename={path}", f"--size={size}",
                 f"--rw={kind}", f"--bs={block}", f"--iodepth={depth}", "--ioengine=libaio", "--direct=1",
-                "--fallocate=none", "--norandommap", "--refill_buffers=0", "--create_on_open=1",
+                "--fallocate=truncate", "--norandommap", "--refill_buffers=0",
                 "--iomem_align=2m", f"--runtime={SECONDS * 1000:.0f}ms", *over_and_over,
             ]  # fmt: skip
             printed = subprocess.run(
