@@ -75,8 +75,8 @@ DISK = ("disk write, GB/s", "disk read, GB/s", "disk 4 KiB reads/s", "disk 4 KiB
 def fio_disk(folder: Path) -> Reading:
     """The same four, on a file that is as large as it could be made in the same time.
 
-    The file is as long as it will be, but has no blocks before, as ours: new blocks are slower to write, and writes that
-    make a file longer wait for each other.
+    As ours, the file has its length before, but no blocks: new blocks are slower to write, and writes that make a file
+    longer wait for each other.
     """
     path = folder / f".fio-{os.getpid()}"
     jobs = (("write", BLOCK, BLOCKS_UNDER_WAY), ("read", BLOCK, BLOCKS_UNDER_WAY),
