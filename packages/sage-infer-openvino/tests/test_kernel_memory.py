@@ -64,4 +64,5 @@ def test_new_sizes_of_steps_cost_no_memory_for_good(
         timeout=120,
     )
     assert child.returncode == 0, child.stderr[-2000:]
-    assert int(child.stdout) < 30 * 1024, "KiB more after 300 new sizes"
+    # Without limits 300 MiB and more; with them what the allocator makes of ever larger steps.
+    assert int(child.stdout) < 100 * 1024, "KiB more after 300 new sizes"
