@@ -6,15 +6,15 @@ system call hands over a whole batch. The structures are those of include/uapi/l
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import mmap
 import os
 import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
+
+from sage_infer_host.huge_pages import huge_pages
 
 __all__ = ["AsyncFile", "NoAsyncIO"]
 
@@ -52,18 +52,6 @@ _REQUEST_NUMBERS, _OFFSET = ctypes.sizeof(_Request) // 8, _Request.offset.offset
 _EVENT_NUMBERS, _RESULT = ctypes.sizeof(_Event) // 8, _Event.result.offset // 8
 
 
-def _contiguous(nbytes: int) -> mmap.mmap:
-    """Memory that is aligned to pages, as direct I/O demands, and in huge pages where there are some.
-
-    A block of scattered small pages has more segments than a request may have: it is split, and half as fast to read.
-    """
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
-
-
 class AsyncFile:
     """``depth`` requests of ``nbytes`` each under way in a file that is open with ``O_DIRECT``.
 
@@ -77,7 +65,7 @@ class AsyncFile:
         # virtual disk gave a fifth less. One at a time, calls from Python cost as much.
         self._most = max(depth // 8, 1)
         self._context = ctypes.c_ulong(0)
-        self._memory = _contiguous(nbytes * depth)
+        self._memory = huge_pages(nbytes * depth)  # aligned to pages, as direct I/O demands
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         # Plain numbers beside the structures: a request costs microseconds, and so would attributes of a structure.
         raw = bytearray(depth * ctypes.sizeof(_Request))

@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection
 
 from attrs import frozen
 
+from sage_infer_host.huge_pages import huge_pages
+
 __all__ = ["MemorySpeed", "measure_memory"]
 
 _BUFFER = 256 << 20  # bytes of each of a CPU's two buffers, as far as all of them stay within the next two
@@ -120,7 +122,7 @@ class _Crew:
         if hasattr(os, "sched_setaffinity"):
             with contextlib.suppress(OSError):  # the CPU may have gone since; then anywhere
                 os.sched_setaffinity(0, {cpu})
-        memory = mmap.mmap(-1, 2 * nbytes)
+        memory = huge_pages(2 * nbytes)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         ctypes.memset(address, 0, 2 * nbytes)
         buffers = _Buffers(address, address + nbytes, nbytes)
