@@ -46,7 +46,7 @@ def latency_properties(device: str, precision: str, threads: int | None) -> dict
     shape that it has met: on a CPU, for so many only that a server's memory ends growing.
     """
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    if device.upper().startswith("CPU"):
+    if _is_cpu(device):
         properties["CPU_RUNTIME_CACHE_CAPACITY"] = _CPU_EXECUTORS
         if threads is None and usable_threads() < len(usable_cpus()):
             threads = usable_threads()
@@ -55,9 +55,13 @@ def latency_properties(device: str, precision: str, threads: int | None) -> dict
     return properties
 
 
+def _is_cpu(device: str) -> bool:
+    return device.upper().startswith("CPU")
+
+
 def compile_model(core: Any, model: Any, device: str, properties: dict[str, Any]) -> Any:
     """``core.compile_model``, on a CPU after oneDNN was told to keep fewer primitives."""
-    if device.upper().startswith("CPU"):
+    if _is_cpu(device):
         _limit_primitives()
     return core.compile_model(model, device, properties)
 
