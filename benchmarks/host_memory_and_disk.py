@@ -5,7 +5,8 @@
 Debian has no ``stream``; its package ``likwid`` has STREAM's copy as the kernels ``copy_mem_…`` of likwid-bench, with
 stores that bypass the caches, as the C library's memcpy has for blocks of this size. Every round runs ours and the
 peer after each other, with the same number of threads, block size, requests under way and size of pages, the first of
-them in turn. Both give the best of up to ten passes of memory, as STREAM does. Each side waits before each of its turns
+them in turn. Both pass over memory ten times, as STREAM does, in each of three placements, and give the best of them:
+which pages a process was given makes more of a difference than the pass. Each side waits before each of its turns
 at the disk: virtual disks let whoever has rested be faster for a while, so that who reads fast would write slowly after
 it. Ratios are taken round by round, so that a noisy machine hits both sides alike. Needs: apt-get install fio likwid.
 """
@@ -29,7 +30,7 @@ from sage_infer_host.disk_speed import BLOCK, BLOCKS_UNDER_WAY, MOST, PAGE, PAGE
 from sage_infer_host.memory_speed import measure_memory
 
 Reading = dict[str, float]
-PASSES = 10  # of memory in one round, the best of which counts
+PLACEMENTS, PASSES = 3, 10  # of memory in one round, as ours
 SECONDS = 1.2  # of each of fio's runs, as ours
 REST_S = 4.0
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # for fio's buffers, as ours are in huge pages
@@ -48,9 +49,9 @@ def our_memory() -> Reading:
 
 def likwid_memory() -> Reading:
     threads = len(os.sched_getaffinity(0))
-    command = ["likwid-bench", "-t", kernel(), "-w", f"N:{512 * threads}MB:{threads}", "-i", "1"]
+    command = ["likwid-bench", "-t", kernel(), "-w", f"N:{512 * threads}MB:{threads}", "-i", str(PASSES)]
     rates = []
-    for _ in range(PASSES):
+    for _ in range(PLACEMENTS):  # each process has one, and prints the mean of its passes
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         match = re.search(r"^MByte/s:\s+([\d.]+)", printed, re.MULTILINE)
         if match is None:
