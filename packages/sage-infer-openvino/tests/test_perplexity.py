@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sage_infer_openvino.weight_format import WeightFormat
 # The beginning of Pride and Prejudice (Jane Austen, 1813; in the public domain).
 TEXT = Path(__file__).parent / "data" / "pride_and_prejudice_1.txt"
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+ROUNDED = {**F32, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
 
 
 @attrs.frozen
@@ -35,8 +37,11 @@ class Floats:
         return DenseWeight(self.source.weight(name).dense(), "f32")
 
 
-def perplexity(source: Any, weight_format: WeightFormat, tokens: list[int]) -> float:
-    request = ov.Core().compile_model(build_decoder(source, weight_format), "CPU", F32).create_infer_request()
+def perplexity(
+    source: Any, weight_format: WeightFormat, tokens: list[int], properties: Mapping[str, str] = F32
+) -> float:
+    compiled = ov.Core().compile_model(build_decoder(source, weight_format), "CPU", dict(properties))
+    request = compiled.create_infer_request()
     request.infer(
         {
             "input_ids": np.array([tokens], np.int64),
@@ -68,6 +73,13 @@ def test_the_text_is_language_to_the_model(exact: float, tokens: list[int]) -> N
 
 def test_8_bits_are_within_one_percent(smollm2_gguf: Path, tokens: list[int], exact: float) -> None:
     assert perplexity(Floats(GgufModel(smollm2_gguf)), "int8", tokens) == pytest.approx(exact, rel=0.01)
+
+
+def test_rounded_activations_are_within_one_percent_too(
+    smollm2_gguf: Path, tokens: list[int], exact: float
+) -> None:
+    found = perplexity(Floats(GgufModel(smollm2_gguf)), "int8", tokens, ROUNDED)
+    assert found == pytest.approx(exact, rel=0.01)
 
 
 def test_a_file_of_4_bits_loses_nothing(smollm2_gguf: Path, tokens: list[int], exact: float) -> None:

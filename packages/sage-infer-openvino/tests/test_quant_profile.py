@@ -13,6 +13,7 @@ from sage_infer.schemas import CapabilityDescriptor, QuantizationProfile
 from sage_infer_openvino.backend import OpenVINOBackend
 from sage_infer_openvino.device import compute_precisions
 from sage_infer_openvino.ov_runtime import ov
+from sage_infer_openvino.quant_profile import with_profile
 
 FULL = {"activation_bits": 32, "kv_bits_prefill": 32, "kv_bits_decode": 32}
 
@@ -48,11 +49,24 @@ def test_kv_bits(tiny_gguf: Any, tmp_path: Path, bits: int, dtypes: set[str]) ->
     assert schema.dtype in dtypes
 
 
+@pytest.mark.parametrize(("bits", "rounded"), [(8, True), (16, False), (32, False)])
+def test_activation_bits(tiny_gguf: Any, bits: int, rounded: bool) -> None:
+    wide = {"kv_bits_prefill": 32, "kv_bits_decode": 32}
+    settings = OpenVINOBackend(descriptor(tiny_gguf(), "tiny"), dynamic_quantization=not rounded)._settings
+    with_bits = with_profile(settings, QuantizationProfile(weight_bits=8, activation_bits=bits, **wide))
+    assert with_bits.dynamic_quantization == rounded
+    assert (with_bits.precision == "f32") == (bits == 32 or not _has_half())
+
+
+def _has_half() -> bool:
+    return bool({"bf16", "f16"} & set(compute_precisions(ov.Core(), "CPU")))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"weight_bits": 3}, "weight_bits is 3, and the openvino backend does 4, 8, 16 or 32"),
-        ({"activation_bits": 8}, "activation_bits is 8"),
+        ({"activation_bits": 4}, "activation_bits is 4, and the openvino backend does 8, 16 or 32"),
         ({"kv_bits_prefill": 8}, "kv_bits_prefill is 8, .* 32, as kv_bits_decode"),
         ({"kv_bits_prefill": 4, "kv_bits_decode": 4}, "kv_bits_decode is 4"),
         ({"sparsity_ratio": 0.5, "sparsity_pattern": "2:4"}, r"sparsity_ratio is 0\.5"),

@@ -62,6 +62,7 @@ class OpenVINOBackend:
         precision: Literal["f32", "bf16", "f16"] = "f32",
         kv_precision: Literal["f32", "bf16", "f16", "u8"] | None = None,
         kv_schema: Mapping[str, Any] | None = None,
+        dynamic_quantization: bool = False,
         kv_cache_gb: float = 1.0,
         max_batch_size: int = 32,
         max_sequence_length: int | None = None,
@@ -77,7 +78,8 @@ class OpenVINOBackend:
         self._kv_schema = kv_schema
         self._settings = Settings(
             weight_format=weight_format, precision=precision,
-            kv_precision=wanted_precision(kv_schema, kv_precision), kv_cache_gb=kv_cache_gb,
+            kv_precision=wanted_precision(kv_schema, kv_precision),
+            dynamic_quantization=dynamic_quantization, kv_cache_gb=kv_cache_gb,
             max_batch_size=max_batch_size, max_sequence_length=max_sequence_length, max_queue=max_queue,
             step_tokens=step_tokens, decode_slowdown=decode_slowdown, prefix_caching=prefix_caching,
             device=device, threads=threads, cache_dir=cache_dir,

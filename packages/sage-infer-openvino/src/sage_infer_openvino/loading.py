@@ -44,6 +44,7 @@ class Settings:
     weight_format: WeightFormat = field(validator=Choice(get_args(WeightFormat)))
     precision: str = field(validator=Choice(("f32", "bf16", "f16")))
     kv_precision: str | None = field(validator=optional(Choice(("f32", "bf16", "f16", "u8"))))
+    dynamic_quantization: bool = field(validator=Flag())
     kv_cache_gb: float = field(validator=Number(gt=0))
     max_batch_size: int = field(validator=Integer(ge=1))
     max_sequence_length: int | None = field(validator=optional(Integer(ge=2)))
@@ -105,6 +106,7 @@ def load_model(model: ModelDescriptor, settings: Settings) -> LoadedModel:
             device=settings.device,
             precision=settings.precision,
             kv_precision=settings.kv_precision,
+            dynamic_quantization=settings.dynamic_quantization,
             threads=settings.threads,
         )
         runner.warm_up()

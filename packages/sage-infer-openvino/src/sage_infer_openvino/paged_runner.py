@@ -26,6 +26,9 @@ __all__ = ["KVLayout", "PagedRunner", "SequenceSlice"]
 
 _ALIGNMENT = 64
 _WARM_UP_TOKENS = 16
+_ACTIVATION_GROUP = (
+    "32"  # activations with a scale of their own: OpenVINO's default, and what every weight's group takes
+)
 
 
 @attrs.frozen
@@ -69,10 +72,11 @@ class PagedRunner:
 
     ``model`` is an ``openvino.Model`` in stateful form (it is rewritten) or the path of its XML.
     ``precision`` is what products are computed in (``f32``, ``bf16``, ``f16``); ``kv_precision`` what keys
-    and values are stored in (default: as ``precision``; ``u8`` is smaller and changes results). ``threads``
-    limits the CPU threads. The KV cache has ``num_blocks`` blocks, or as many as ``kv_cache_bytes`` hold.
-    ``cache_dir`` lets OpenVINO keep its compiled form there. With ``precision="f32"`` results do not depend
-    on what else is in the batch.
+    and values are stored in (default: as ``precision``; ``u8`` is smaller and changes results).
+    ``dynamic_quantization`` rounds activations to 8 bits before products with quantized weights, in groups, where
+    the device multiplies such (on CPUs: VNNI). ``threads`` limits the CPU threads. The KV cache has ``num_blocks``
+    blocks, or as many as ``kv_cache_bytes`` hold. ``cache_dir`` lets OpenVINO keep its compiled form there. With
+    ``precision="f32"`` and without ``dynamic_quantization`` results do not depend on what else is in the batch.
 
     Raises :class:`CapabilityMismatch` when the device does not have these precisions,
     :class:`UnsupportedFeature` when it cannot run the model, and :class:`OutOfMemory` when the blocks do not fit.
@@ -87,6 +91,7 @@ class PagedRunner:
         device: str = "CPU",
         precision: str = "f32",
         kv_precision: str | None = None,
+        dynamic_quantization: bool = False,
         threads: int | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
@@ -100,8 +105,7 @@ class PagedRunner:
         properties: dict[str, Any] = {
             **latency_properties(device, precision, threads),
             "KV_CACHE_PRECISION": kv_precision or precision,
-            # Otherwise activations are rounded to int8 in front of every compressed weight.
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": _ACTIVATION_GROUP if dynamic_quantization else "0",
         }
         if cache_dir is not None:
             properties["CACHE_DIR"] = str(cache_dir)

@@ -20,7 +20,8 @@ def with_profile(settings: Settings, profile: QuantizationProfile) -> Settings:
     """The settings that carry out ``profile``.
 
     Activations of 16 bits are computed in bf16 or f16 where the device has it, and in float32 where it does not,
-    which is closer to the model than what was asked for. Weights that a file has in fewer bits than ``weight_bits``
+    which is closer to the model than what was asked for; those of 8 bits likewise, but for products with quantized
+    weights on devices that multiply 8 bits by 8. Weights that a file has in fewer bits than ``weight_bits``
     keep theirs.
 
     Raises:
@@ -44,16 +45,17 @@ def with_profile(settings: Settings, profile: QuantizationProfile) -> Settings:
         settings,
         weight_format=_WEIGHTS[profile.weight_bits],
         precision=precision,
+        dynamic_quantization=profile.activation_bits == 8,
         kv_precision=_kv_precision(profile, precision),
         max_sequence_length=length or settings.max_sequence_length,
     )
 
 
 def _precision(device: str, bits: int) -> str:
-    if bits not in (16, 32):
-        raise _mismatch("activation_bits", bits, "16 or 32")
+    if bits not in (8, 16, 32):
+        raise _mismatch("activation_bits", bits, "8, 16 or 32")
     has = compute_precisions(ov.Core(), device)
-    return next((name for name in ("bf16", "f16") if name in has), "f32") if bits == 16 else "f32"
+    return next((name for name in ("bf16", "f16") if name in has), "f32") if bits < 32 else "f32"
 
 
 def _kv_precision(profile: QuantizationProfile, precision: str) -> str:
