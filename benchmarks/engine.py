@@ -157,6 +157,10 @@ def ours_like_genai(gguf: str) -> Reading:
     return ours(gguf, precision=fast_precision(), kv_precision="u8", dynamic_quantization=True)
 
 
+def ours_with_whole_activations(gguf: str) -> Reading:
+    return ours(gguf, precision=fast_precision(), kv_precision="u8")
+
+
 def openvino_genai_fast(gguf: str) -> Reading:
     return openvino_genai(gguf, INFERENCE_PRECISION_HINT=fast_precision(), KV_CACHE_PRECISION="u8")
 
@@ -165,6 +169,7 @@ BASE = "sage-infer (KV u8)"
 VLLM = "vLLM"
 CONTENDERS: dict[str, Callable[[str], Reading]] = {
     BASE: ours_like_genai,
+    "sage-infer (KV u8, activations not rounded)": ours_with_whole_activations,
     "sage-infer (default: f32, KV f32)": ours,
     "openvino_genai (KV u8)": openvino_genai_fast,
     "llama.cpp (KV f16)": llama_cpp,
@@ -224,7 +229,8 @@ def table(readings: dict[str, list[Reading]]) -> str:
                 c: [a[c] / b[c] for a, b in zip(readings[BASE], readings[name], strict=True)] for c in columns
             }
             cells = (f"{statistics.median(p):.2f}× ({min(p):.2f}–{max(p):.2f})" for p in pairs.values())
-            lines.append(f"| *{BASE} ÷ {name.split(' (', maxsplit=1)[0]}* | {' | '.join(cells)} |")
+            other = name if name.startswith("sage-infer") else name.split(" (", maxsplit=1)[0]
+            lines.append(f"| *{BASE} ÷ {other}* | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

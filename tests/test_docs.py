@@ -498,8 +498,9 @@ def sage(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_the_engines_table_is_made_from_its_results() -> None:
-    file = ROOT / "benchmarks" / "results" / "engine.json"
+@pytest.mark.parametrize("results", ["engine.json", "engine-avx2.json"])
+def test_the_engines_tables_are_made_from_their_results(results: str) -> None:
+    file = ROOT / "benchmarks" / "results" / results
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "engine.py", "--table", file],
         capture_output=True,
