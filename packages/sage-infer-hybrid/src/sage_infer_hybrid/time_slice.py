@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -204,21 +205,32 @@ class TimeSlicer:
 
     def _next_slice(self, seconds: float) -> dict[_Job, int]:
         """How many items each call may compute, one at least, of a model whose cost is not known just that one."""
+        # Calls of each model as a heap: what is due first, had the least, came first.
+        waiting: dict[str, list[tuple[float, int, int, _Job]]] = {}
+        for turn, job in enumerate(self._jobs):
+            waiting.setdefault(job.batch.model_id, []).append((job.batch.due, 0, turn, job))
+        for calls in waiting.values():
+            heapq.heapify(calls)
         parts: dict[_Job, int] = {}
-        while ready := [job for job in self._jobs if job.at + parts.get(job, 0) < len(job.batch.items)]:
-            job = min(
-                ready, key=lambda job: (self._served[job.batch.model_id], job.batch.due, parts.get(job, 0))
-            )
-            unit_s = self._unit_s.get(job.batch.model_id)
-            cost = (unit_s or 0.0) * job.batch.sizes[job.at + parts.get(job, 0)]
+        while waiting:
+            name = min(waiting, key=lambda model_id: (self._served[model_id], waiting[model_id][0]))
+            due, taken, turn, job = waiting[name][0]
+            unit_s = self._unit_s.get(name)
+            cost = (unit_s or 0.0) * job.batch.sizes[job.at + taken]
             if parts and (unit_s is None or cost > seconds):
                 break
-            parts[job] = parts.get(job, 0) + 1
-            self._now_served = self._served[job.batch.model_id]
-            self._served[job.batch.model_id] += cost / job.batch.weight
+            parts[job] = taken + 1
+            self._now_served = self._served[name]
+            self._served[name] += cost / job.batch.weight
             seconds -= cost
             if unit_s is None:
                 break
+            if job.at + taken + 1 < len(job.batch.items):
+                heapq.heapreplace(waiting[name], (due, taken + 1, turn, job))
+            else:
+                heapq.heappop(waiting[name])
+                if not waiting[name]:
+                    del waiting[name]
         self._jobs.sort(key=lambda job: job in parts)  # those that had nothing come first
         return parts
 
