@@ -229,8 +229,7 @@ def table(readings: dict[str, list[Reading]]) -> str:
                 c: [a[c] / b[c] for a, b in zip(readings[BASE], readings[name], strict=True)] for c in columns
             }
             cells = (f"{statistics.median(p):.2f}× ({min(p):.2f}–{max(p):.2f})" for p in pairs.values())
-            other = name if name.startswith("sage-infer") else name.split(" (", maxsplit=1)[0]
-            lines.append(f"| *{BASE} ÷ {other}* | {' | '.join(cells)} |")
+            lines.append(f"| *{BASE} ÷ {name}* | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

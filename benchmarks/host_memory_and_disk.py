@@ -27,10 +27,9 @@ from pathlib import Path
 
 from sage_infer.schemas import MemoryTierSpec
 from sage_infer_host.disk_speed import BLOCK, BLOCKS_UNDER_WAY, MOST, PAGE, PAGES_UNDER_WAY, measure_disk
-from sage_infer_host.memory_speed import measure_memory
+from sage_infer_host.memory_speed import PASSES, PLACEMENTS, measure_memory
 
 Reading = dict[str, float]
-PLACEMENTS, PASSES = 3, 10  # of memory in one round, as ours
 SECONDS = 1.2  # of each of fio's runs, as ours
 REST_S = 4.0
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # for fio's buffers, as ours are in huge pages

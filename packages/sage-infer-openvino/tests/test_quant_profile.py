@@ -15,6 +15,8 @@ from sage_infer_openvino.device import compute_precisions
 from sage_infer_openvino.ov_runtime import ov
 from sage_infer_openvino.quant_profile import with_profile
 
+HALF = {"bf16", "f16"}
+LACKING = HALF - set(compute_precisions(ov.Core(), "CPU"))
 FULL = {"activation_bits": 32, "kv_bits_prefill": 32, "kv_bits_decode": 32}
 
 
@@ -55,11 +57,7 @@ def test_activation_bits(tiny_gguf: Any, bits: int, rounded: bool) -> None:
     settings = OpenVINOBackend(descriptor(tiny_gguf(), "tiny"), dynamic_quantization=not rounded)._settings
     with_bits = with_profile(settings, QuantizationProfile(weight_bits=8, activation_bits=bits, **wide))
     assert with_bits.dynamic_quantization == rounded
-    assert (with_bits.precision == "f32") == (bits == 32 or not _has_half())
-
-
-def _has_half() -> bool:
-    return bool({"bf16", "f16"} & set(compute_precisions(ov.Core(), "CPU")))
+    assert (with_bits.precision == "f32") == (bits == 32 or LACKING == HALF)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +103,6 @@ def test_not_on_a_started_backend() -> None:
 
 def test_precisions_that_the_device_lacks_are_refused(tiny_gguf: Any, tmp_path: Path) -> None:
     """OpenVINO itself would compute in float32 and say nothing."""
-    lacking = {"bf16", "f16"} - set(compute_precisions(ov.Core(), "CPU"))
 
     async def main(precision: Any) -> None:
         backend = OpenVINOBackend(
@@ -117,5 +114,5 @@ def test_precisions_that_the_device_lacks_are_refused(tiny_gguf: Any, tmp_path: 
             await backend.start()
         await backend.close()
 
-    for precision in sorted(lacking):
+    for precision in sorted(LACKING):
         asyncio.run(main(precision))

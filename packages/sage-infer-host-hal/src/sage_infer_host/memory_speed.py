@@ -26,8 +26,8 @@ _BUFFER = 256 << 20  # bytes of each of a CPU's two buffers, as far as all of th
 _MOST = 16 << 30
 _SHARE = 0.25  # of the usable memory
 _LEAST = 4 << 20
-_PLACEMENTS = 3  # in memory: how often it is taken anew
-_PASSES = 10  # of each of the three in one placement, as STREAM makes them
+PLACEMENTS = 3  # in memory: how often it is taken anew
+PASSES = 10  # of each of the three in one placement, as STREAM makes them
 _LEAST_PASSES = 3
 _SECONDS = 0.3  # after which no more than the least are made
 
@@ -77,13 +77,13 @@ def measure_memory(
         (2, lambda b: libc.memcpy(ctypes.c_void_p(b.target), ctypes.c_void_p(b.source), size(b.nbytes))),
     ]
     rates = [0.0] * len(kinds)
-    for placement in range(_PLACEMENTS):
+    for placement in range(PLACEMENTS):
         crew = _Crew(cpus, nbytes)
         try:
             for number, (touched, work) in enumerate(kinds):
                 best = crew.best_seconds(work, _SECONDS)
                 rates[number] = max(rates[number], touched * nbytes * threads / best / 1e9)
-                progress((placement * len(kinds) + number + 1) / (_PLACEMENTS * len(kinds)))
+                progress((placement * len(kinds) + number + 1) / (PLACEMENTS * len(kinds)))
         finally:
             crew.dismiss()
     return MemorySpeed(read_gbs=rates[0], write_gbs=rates[1], copy_gbs=rates[2], threads=threads)
@@ -109,7 +109,7 @@ class _Crew:
         passes: list[float] = []
         self._work = work
         until = time.perf_counter() + seconds
-        while len(passes) < _LEAST_PASSES or (len(passes) < _PASSES and time.perf_counter() < until):
+        while len(passes) < _LEAST_PASSES or (len(passes) < PASSES and time.perf_counter() < until):
             self._start.wait()
             self._end.wait()
             passes.append(max(end for _, end in self._spans) - min(start for start, _ in self._spans))

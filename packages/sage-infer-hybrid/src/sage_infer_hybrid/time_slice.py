@@ -214,7 +214,8 @@ class TimeSlicer:
         parts: dict[_Job, int] = {}
         while waiting:
             name = min(waiting, key=lambda model_id: (self._served[model_id], waiting[model_id][0]))
-            due, taken, turn, job = waiting[name][0]
+            calls = waiting[name]
+            due, taken, turn, job = calls[0]
             unit_s = self._unit_s.get(name)
             cost = (unit_s or 0.0) * job.batch.sizes[job.at + taken]
             if parts and (unit_s is None or cost > seconds):
@@ -226,10 +227,10 @@ class TimeSlicer:
             if unit_s is None:
                 break
             if job.at + taken + 1 < len(job.batch.items):
-                heapq.heapreplace(waiting[name], (due, taken + 1, turn, job))
+                heapq.heapreplace(calls, (due, taken + 1, turn, job))
             else:
-                heapq.heappop(waiting[name])
-                if not waiting[name]:
+                heapq.heappop(calls)
+                if not calls:
                     del waiting[name]
         self._jobs.sort(key=lambda job: job in parts)  # those that had nothing come first
         return parts

@@ -26,9 +26,8 @@ __all__ = ["KVLayout", "PagedRunner", "SequenceSlice"]
 
 _ALIGNMENT = 64
 _WARM_UP_TOKENS = 16
-_ACTIVATION_GROUP = (
-    "32"  # activations with a scale of their own: OpenVINO's default, and what every weight's group takes
-)
+# Activations that share a scale where they are rounded; OpenVINO rounds none where it is told 0, and 32 by itself.
+_ROUNDED_GROUP, _NOT_ROUNDED = "32", "0"
 
 
 @attrs.frozen
@@ -105,7 +104,7 @@ class PagedRunner:
         properties: dict[str, Any] = {
             **latency_properties(device, precision, threads),
             "KV_CACHE_PRECISION": kv_precision or precision,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": _ACTIVATION_GROUP if dynamic_quantization else "0",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": _ROUNDED_GROUP if dynamic_quantization else _NOT_ROUNDED,
         }
         if cache_dir is not None:
             properties["CACHE_DIR"] = str(cache_dir)
