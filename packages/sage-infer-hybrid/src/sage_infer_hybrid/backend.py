@@ -28,12 +28,12 @@ from sage_infer.schemas import (
     SamplingParams,
 )
 from sage_infer.schemas.capability import SharingMode
+from sage_infer_planning.estimate import GIB
+from sage_infer_planning.memory_planner import MemoryPlan
 
 from sage_infer_hybrid.config import ModelConfig, as_config
-from sage_infer_hybrid.estimate import GIB
 from sage_infer_hybrid.host import ModelHost, Progress
 from sage_infer_hybrid.loaded import GENERATES, LoadedModel
-from sage_infer_hybrid.memory_planner import MemoryPlan
 from sage_infer_hybrid.sharing import ComputeSharing, in_time
 from sage_infer_hybrid.slices import merge_embeddings, merge_hits
 

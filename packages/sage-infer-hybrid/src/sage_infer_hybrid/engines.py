@@ -11,12 +11,12 @@ from sage_infer.config import load_config
 from sage_infer.errors import BackendUnavailable
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.specs import BackendSpec, EngineMemory
+from sage_infer_planning.estimate import GIB, Demand
+from sage_infer_planning.memory_planner import Device, Share
+from sage_infer_planning.placement import FRACTION_OPTION, KV_OPTION, candidates, demand_of, kind_of
 
 from sage_infer_hybrid.config import ModelConfig
-from sage_infer_hybrid.estimate import GIB, Demand
 from sage_infer_hybrid.loaded import GENERATES, default_weight
-from sage_infer_hybrid.memory_planner import Device, Share
-from sage_infer_hybrid.placement import FRACTION_OPTION, KV_OPTION, candidates, demand_of, kind_of
 
 __all__ = ["Engine"]
 

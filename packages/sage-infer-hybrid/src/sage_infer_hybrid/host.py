@@ -14,15 +14,15 @@ from sage_infer.models import resolve_model
 from sage_infer.names import ModelType
 from sage_infer.schemas import HardwareProfile
 from sage_infer.schemas.capability import SharingMode
+from sage_infer_planning.estimate import Demand
+from sage_infer_planning.memory_planner import Share
+from sage_infer_planning.registry import ModelEntry, ModelRegistry
+from sage_infer_planning.router import ModelRouter
 
 from sage_infer_hybrid.config import ModelConfig
 from sage_infer_hybrid.engines import Engine
-from sage_infer_hybrid.estimate import Demand
 from sage_infer_hybrid.loaded import LoadedModel
 from sage_infer_hybrid.memory import InstanceMemory
-from sage_infer_hybrid.memory_planner import Share
-from sage_infer_hybrid.registry import ModelEntry, ModelRegistry
-from sage_infer_hybrid.router import ModelRouter
 
 __all__ = ["ModelHost", "Progress"]
 

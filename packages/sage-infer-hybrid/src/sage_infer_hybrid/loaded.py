@@ -8,9 +8,8 @@ from attrs import define
 from sage_infer.contracts import EngineStats
 from sage_infer.names import ModelType
 from sage_infer.schemas import ModelDescriptor
-
-from sage_infer_hybrid.memory_planner import Share
-from sage_infer_hybrid.registry import ModelEntry
+from sage_infer_planning.memory_planner import Share
+from sage_infer_planning.registry import ModelEntry
 
 __all__ = ["GENERATES", "LoadedModel", "default_weight"]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from sage_infer.errors import BackendUnavailable
 from sage_infer.schemas import HardwareProfile
-
-from sage_infer_hybrid.memory_planner import Device, devices_of
+from sage_infer_planning.memory_planner import Device, devices_of
 
 __all__ = ["machine_devices"]
 

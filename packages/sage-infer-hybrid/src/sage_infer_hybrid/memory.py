@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from sage_infer.schemas import HardwareProfile
 from sage_infer.schemas.capability import SharingMode
+from sage_infer_planning.estimate import Demand
+from sage_infer_planning.memory_planner import Device, MemoryPlan, Share, demand_met, less, plan_memory
 
-from sage_infer_hybrid.estimate import Demand
 from sage_infer_hybrid.loaded import LoadedModel
 from sage_infer_hybrid.machine import machine_devices
-from sage_infer_hybrid.memory_planner import Device, MemoryPlan, Share, demand_met, less, plan_memory
 from sage_infer_hybrid.process_memory import held_bytes
 
 __all__ = ["InstanceMemory"]

@@ -10,9 +10,9 @@ from attrs import evolve
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.specs import BackendSpec, EngineMemory
 
-from sage_infer_hybrid.estimate import GIB, Demand, Workload, estimate
-from sage_infer_hybrid.memory_planner import Device
-from sage_infer_hybrid.model_shape import read_shape
+from sage_infer_planning.estimate import GIB, Demand, Workload, estimate_demand
+from sage_infer_planning.memory_planner import Device
+from sage_infer_planning.model_shape import read_shape
 
 __all__ = ["FRACTION_OPTION", "KV_OPTION", "candidates", "demand_of", "kind_of"]
 
@@ -59,7 +59,7 @@ def demand_of(
             kv_wanted=run.kv_bytes or 0,
         )
     else:
-        demand = estimate(model.model_id, read_shape(Path(model.model_path)), run)
+        demand = estimate_demand(model.model_id, read_shape(Path(model.model_path)), run)
     demand = evolve(demand, weight=weight, devices=names, spread=spread)
     if run.kv_bytes is not None:
         return demand

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sage_infer.errors import InvalidRequest, ModelNotFound, UnsupportedFeature
 from sage_infer.names import ModelType
 from sage_infer.schemas import ModelDescriptor
-from sage_infer_hybrid.registry import ModelRegistry
-from sage_infer_hybrid.router import ModelRouter
+from sage_infer_planning.registry import ModelRegistry
+from sage_infer_planning.router import ModelRouter
 
 STATES = ("registered", "loading", "ready", "draining", "sleeping", "failed")
 

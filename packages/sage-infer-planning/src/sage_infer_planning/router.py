@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sage_infer.errors import ModelNotFound, UnsupportedFeature
 from sage_infer.names import ModelType
 
-from sage_infer_hybrid.registry import ModelEntry, ModelRegistry
+from sage_infer_planning.registry import ModelEntry, ModelRegistry
 
 __all__ = ["ModelRouter"]
 

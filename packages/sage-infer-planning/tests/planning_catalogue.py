@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
-from sage_infer_hybrid.model_shape import ModelShape, shape_of_config
+from sage_infer_planning.model_shape import ModelShape, shape_of_config
 
 __all__ = ["CARDS", "CATALOGUE"]
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import pytest
 from attrs import evolve
-from hybrid_catalogue import CARDS, CATALOGUE
 from hypothesis import given
 from hypothesis import strategies as st
+from planning_catalogue import CARDS, CATALOGUE
 from sage_infer.errors import OutOfMemory
 from sage_infer.schemas import HardwareProfile, MemoryTierSpec
 from sage_infer.schemas.capability import SharingMode
-from sage_infer_hybrid.estimate import GIB, Demand, Workload, estimate
-from sage_infer_hybrid.memory_planner import (
+from sage_infer_planning.estimate import GIB, Demand, Workload, estimate_demand
+from sage_infer_planning.memory_planner import (
     Device,
     MemoryPlan,
     demand_met,
@@ -86,7 +86,7 @@ def test_no_plan_of_real_models_exceeds_a_real_card(card: str, mode: SharingMode
     devices = devices_of(profile)
     assert devices
     run = Workload(overhead_bytes=GIB, max_sequence_length=8192)
-    demands = [estimate(name, CATALOGUE[name][0], run) for name in names]
+    demands = [estimate_demand(name, CATALOGUE[name][0], run) for name in names]
     plan = planned_or_refused(devices, demands, mode)
     if isinstance(plan, str):
         assert "too little" in plan or "exclusive" in plan
@@ -106,7 +106,9 @@ def test_what_an_llm_and_an_embedder_get_of_24_gib() -> None:
     bge, _ = CATALOGUE["bge-m3"]
     card = Device(name="cuda:0", total=24 * GIB, usable=int(24 * GIB * 0.95))
     run = Workload(max_sequence_length=8192, overhead_bytes=GIB)
-    plan = plan_memory([card], [estimate("llama", llama, run), estimate("bge", bge, run)], "time_slice")
+    plan = plan_memory(
+        [card], [estimate_demand("llama", llama, run), estimate_demand("bge", bge, run)], "time_slice"
+    )
     (llm,), (embedder,) = plan.shares_of("llama"), plan.shares_of("bge")
     assert llm.weights / GIB == pytest.approx(14.96, abs=0.05)  # 8.03e9 weights of 2 bytes
     assert llm.kv >= 8192 * 131072  # a sequence of full length, at 128 KiB a token
@@ -117,7 +119,7 @@ def test_what_an_llm_and_an_embedder_get_of_24_gib() -> None:
 def test_a_refusal_says_by_how_much_and_what_would_fit() -> None:
     llama, _ = CATALOGUE["Llama-3.1-8B"]
     card = Device(name="cuda:0", total=12 * GIB, usable=12 * GIB)
-    demand = estimate("llama", llama, Workload(max_sequence_length=8192, overhead_bytes=GIB))
+    demand = estimate_demand("llama", llama, Workload(max_sequence_length=8192, overhead_bytes=GIB))
     with pytest.raises(OutOfMemory) as refused:
         plan_memory([card], [demand], "time_slice")
     assert f"{(demand.least - card.usable) / GIB:.2f} GiB too little" in refused.value.message
@@ -129,14 +131,14 @@ def test_a_refusal_names_the_length_that_fits() -> None:
     card = Device(name="cuda:0", total=20 * GIB, usable=19 * GIB)
     run = Workload(max_sequence_length=32768, max_batch_size=1, overhead_bytes=GIB)
     with pytest.raises(OutOfMemory) as refused:
-        plan_memory([card], [estimate("llama", llama, run)], "time_slice")
+        plan_memory([card], [estimate_demand("llama", llama, run)], "time_slice")
     found = re.search(r"max_sequence_length (\d+)", refused.value.message)
     assert found is not None
     fitting = evolve(run, max_sequence_length=int(found[1]))
-    assert plan_memory([card], [estimate("llama", llama, fitting)], "time_slice").shares
+    assert plan_memory([card], [estimate_demand("llama", llama, fitting)], "time_slice").shares
     said = evolve(run, kv_bytes=6 * GIB)
     with pytest.raises(OutOfMemory, match=r"a KV cache of 2\.\d\d GiB"):
-        plan_memory([card], [estimate("llama", llama, said)], "time_slice")
+        plan_memory([card], [estimate_demand("llama", llama, said)], "time_slice")
 
 
 def test_exclusive_wants_a_device_each() -> None:

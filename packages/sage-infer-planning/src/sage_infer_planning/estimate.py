@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from attrs import evolve, frozen
 
-from sage_infer_hybrid.model_shape import ModelShape
+from sage_infer_planning.model_shape import ModelShape
 
-__all__ = ["Demand", "Workload", "estimate"]
+__all__ = ["GIB", "Demand", "Workload", "estimate_demand"]
 
 GIB = 2**30
 
@@ -84,7 +84,7 @@ class Demand:
         return self.weights + self.kv_least + self.activations + self.overhead
 
 
-def estimate(model_id: str, shape: ModelShape, run: Workload) -> Demand:
+def estimate_demand(model_id: str, shape: ModelShape, run: Workload) -> Demand:
     """The demand of a model with this shape.
 
     Weights are as large as the files where they stay as they are. Activations are the widest layer's rows in float32,

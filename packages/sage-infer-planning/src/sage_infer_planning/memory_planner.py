@@ -9,9 +9,9 @@ from sage_infer.errors import OutOfMemory
 from sage_infer.schemas import HardwareProfile
 from sage_infer.schemas.capability import SharingMode
 
-from sage_infer_hybrid.estimate import GIB, Demand
+from sage_infer_planning.estimate import GIB, Demand
 
-__all__ = ["Device", "MemoryPlan", "Share", "devices_of", "plan_memory"]
+__all__ = ["Device", "MemoryPlan", "Share", "demand_met", "devices_of", "less", "plan_memory"]
 
 RESERVE = 0.05  # of a device, for what nobody reckons: fragmentation, other processes' moments
 

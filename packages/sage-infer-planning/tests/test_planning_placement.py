@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.specs import BackendSpec, EngineMemory
-from sage_infer_hybrid.estimate import GIB, Demand
-from sage_infer_hybrid.memory_planner import Device
-from sage_infer_hybrid.placement import candidates, demand_of
+from sage_infer_planning.estimate import GIB, Demand
+from sage_infer_planning.memory_planner import Device
+from sage_infer_planning.placement import candidates, demand_of
 
 CARDS = [Device(name=f"cuda:{i}", total=size * GIB, usable=size * GIB) for i, size in enumerate((24, 16))]
 CPU = Device(name="cpu", total=24 * GIB, usable=24 * GIB)
