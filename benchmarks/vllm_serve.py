@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sage_infer_vllm.prepare import loadable_folder
+from sage_infer_vllm.models.prepare import loadable_folder
 from servers import free_port, running
 
 MODEL = "smollm2-135m"

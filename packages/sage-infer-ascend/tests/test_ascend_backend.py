@@ -20,7 +20,7 @@ pytest.importorskip("sage_infer_vllm", reason="the backend is the extra [vllm]")
 from sage_infer_ascend.backend import AscendBackend, AscendEmbeddingBackend
 from sage_infer_ascend.platform import ASCEND
 from sage_infer_vllm.installed import missing
-from sage_infer_vllm.settings import Settings, engine_arguments, visible_devices
+from sage_infer_vllm.settings import VLLMSettings, engine_arguments, visible_devices
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_starting_goes_as_far_as_importing_vllm(installed: Path, model: ModelDes
 
 
 def test_what_vllm_would_be_called_with(model: ModelDescriptor) -> None:
-    arguments = engine_arguments(Settings(), ASCEND, model, "folder", device="npu", runner="generate")
+    arguments = engine_arguments(VLLMSettings(), ASCEND, model, "folder", device="npu", runner="generate")
     assert arguments["model"] == "folder"
     assert arguments.get("gpu_memory_utilization") == 0.9
     assert visible_devices(ASCEND, model, "npu") == {"ASCEND_RT_VISIBLE_DEVICES": "2,3"}

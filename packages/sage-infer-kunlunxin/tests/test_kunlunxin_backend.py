@@ -20,7 +20,7 @@ pytest.importorskip("sage_infer_vllm", reason="the backend is the extra [vllm]")
 from sage_infer_kunlunxin.backend import KunlunxinBackend, KunlunxinEmbeddingBackend
 from sage_infer_kunlunxin.platform import KUNLUNXIN
 from sage_infer_vllm.installed import missing
-from sage_infer_vllm.settings import Settings, engine_arguments, visible_devices
+from sage_infer_vllm.settings import VLLMSettings, engine_arguments, visible_devices
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_starting_goes_as_far_as_importing_vllm(installed: Path, model: ModelDes
 
 
 def test_what_vllm_would_be_called_with(model: ModelDescriptor) -> None:
-    arguments = engine_arguments(Settings(), KUNLUNXIN, model, "folder", device="cuda", runner="generate")
+    arguments = engine_arguments(VLLMSettings(), KUNLUNXIN, model, "folder", device="cuda", runner="generate")
     assert arguments["model"] == "folder"
     assert arguments.get("gpu_memory_utilization") is None
     assert visible_devices(KUNLUNXIN, model, "cuda") == {"XPU_VISIBLE_DEVICES": "2,3"}

@@ -9,7 +9,7 @@ import pytest
 from sage_infer.contracts import TokenStream
 from sage_infer.errors import EngineDead, RequestCancelled, SageInferError
 from sage_infer.schemas import TokenDelta
-from sage_infer_vllm.delivery import Delivery
+from sage_infer_vllm.requests.delivery import Delivery
 from vllm_toys import completion, output
 
 

@@ -144,7 +144,7 @@ def test_a_damaged_folder_is_a_model_file_error(live: Any, clean: None, tmp_path
 
 
 async def folder_of(live: Any) -> Path:
-    from sage_infer_vllm.prepare import loadable_folder
+    from sage_infer_vllm.models.prepare import loadable_folder
 
     return loadable_folder(live.model.model_path, cache_dir=None, progress=lambda stage, share: None)
 

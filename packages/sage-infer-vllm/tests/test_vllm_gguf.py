@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sage_infer.errors import ModelFileError, UnsupportedFeature
 from sage_infer.schemas import ModelDescriptor
-from sage_infer_vllm.prepare import loadable_folder
+from sage_infer_vllm.models.prepare import loadable_folder
 from vllm_toys import have_vllm
 
 pytestmark = pytest.mark.skipif(

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sage_infer.errors import CapabilityMismatch, InvalidRequest
 from sage_infer.schemas import ModelDescriptor
-from sage_infer_vllm.backend import VLLMBackendAdapter
-from sage_infer_vllm.kv_schema import axis_order, cache_arguments, kv_schema_of
+from sage_infer_vllm.backend import VLLMBackend
+from sage_infer_vllm.models.kv_schema import axis_order, cache_arguments, kv_schema_of
 from sage_infer_vllm.platform import UPSTREAM, Platform
 
 CPU = (
@@ -85,7 +85,7 @@ def test_a_vendors_table_decides_without_vllm() -> None:
     with pytest.raises(CapabilityMismatch, match="vendor has KV pages of 128 tokens, not 16"):
         cache_arguments({"page_size": 16}, VENDOR, None)
 
-    class Backend(VLLMBackendAdapter):
+    class Backend(VLLMBackend):
         platform = VENDOR
 
     with pytest.raises(CapabilityMismatch, match="vendor keeps no KV in fp8"):

@@ -26,12 +26,12 @@ from sage_infer.errors import (
 )
 from sage_infer.schemas import ModelDescriptor, QuantizationProfile, SamplingParams
 from sage_infer_testing import PluginContract
-from sage_infer_vllm import prepare
-from sage_infer_vllm.backend import VLLMBackendAdapter
-from sage_infer_vllm.chat import render_chat
-from sage_infer_vllm.embedding_backend import EmbeddingBackendAdapter
+from sage_infer_vllm.backend import VLLMBackend
+from sage_infer_vllm.embedding_backend import VLLMEmbeddingBackend
+from sage_infer_vllm.engine.stats import EngineCounters
+from sage_infer_vllm.models import prepare
 from sage_infer_vllm.platform import Platform, QuantizationMethod
-from sage_infer_vllm.stats import EngineCounters
+from sage_infer_vllm.requests.chat import render_chat
 from vllm_toys import have_vllm
 
 MODEL = ModelDescriptor(model_id="m", model_type="llm", model_path="/m")
@@ -105,10 +105,10 @@ def test_without_vllm_a_start_says_what_to_install() -> None:
     with pytest.raises(
         BackendUnavailable, match=r"vLLM is not installed; pip install 'vllm>=0\.28,<0\.33' or"
     ):
-        run(VLLMBackendAdapter(MODEL).start())
+        run(VLLMBackend(MODEL).start())
 
 
-@pytest.mark.parametrize("kind", [VLLMBackendAdapter, EmbeddingBackendAdapter])
+@pytest.mark.parametrize("kind", [VLLMBackend, VLLMEmbeddingBackend])
 def test_before_start_and_after_close(kind: Any) -> None:
     async def main() -> None:
         backend = type("Toy", (kind,), {"platform": NOBODY})(MODEL)
@@ -131,7 +131,7 @@ def test_before_start_and_after_close(kind: Any) -> None:
 
 def test_work_before_start_is_refused() -> None:
     async def main() -> None:
-        backend = VLLMBackendAdapter(MODEL)
+        backend = VLLMBackend(MODEL)
         with pytest.raises(EngineDead):
             await backend.generate("a", SamplingParams())
         with pytest.raises(EngineDead):
@@ -150,7 +150,7 @@ def test_a_profile_before_start_is_checked_at_once_where_the_table_tells(tmp_pat
         quantization=(QuantizationMethod(name="q", weight_bits=8, online=True),),
     )
     model = ModelDescriptor(model_id="m", model_type="llm", model_path=str(tmp_path))
-    backend = type("Toy", (VLLMBackendAdapter,), {"platform": vendor})(model)
+    backend = type("Toy", (VLLMBackend,), {"platform": vendor})(model)
     backend.load_quant_profile(QuantizationProfile(weight_bits=8))
     assert backend._quantization.method == "q"
     with pytest.raises(Exception, match="v cannot make 4-bit weights"):
@@ -190,7 +190,7 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.Monke
         calls.append(source)
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setitem(sys.modules, "sage_infer_vllm.gguf_folder", SimpleNamespace(convert=convert))
+    monkeypatch.setitem(sys.modules, "sage_infer_vllm.models.gguf_folder", SimpleNamespace(convert=convert))
     source, cache = tmp_path / "m.gguf", tmp_path / "cache"
     head = b"GGUF" + (3).to_bytes(4, "little") + bytes(16)
     source.write_bytes(head)
@@ -215,7 +215,7 @@ def test_prepare_reports_its_end(tmp_path: Path) -> None:
 
 
 def test_an_adapter_folder_must_be_one(tmp_path: Path) -> None:
-    from sage_infer_vllm.running import adapter_folder
+    from sage_infer_vllm.engine.running import adapter_folder
 
     with pytest.raises(ModelNotFound, match=r"adapter 'x': .* has no adapter_config\.json"):
         adapter_folder("x", str(tmp_path))

@@ -10,7 +10,7 @@ import pytest
 from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import ModelDescriptor
 from sage_infer_testing.loop import LoopThread
-from sage_infer_vllm.embedding_backend import EmbeddingBackendAdapter
+from sage_infer_vllm.embedding_backend import VLLMEmbeddingBackend
 from vllm_toys import have_vllm
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +32,7 @@ def test_vectors_are_those_of_the_model(loop: Any, minilm: ModelDescriptor, live
     live.stop()  # one engine at a time
 
     async def main() -> list[list[float]]:
-        backend = EmbeddingBackendAdapter(minilm, **OPTIONS)
+        backend = VLLMEmbeddingBackend(minilm, **OPTIONS)
         await backend.start()
         try:
             capability = backend.get_capability()
@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_cross_encoder(
     model = ModelDescriptor(model_id="cross", model_type="reranker", model_path=str(tmp_path / "model"))
 
     async def main() -> None:
-        backend = EmbeddingBackendAdapter(model, **OPTIONS)
+        backend = VLLMEmbeddingBackend(model, **OPTIONS)
         await backend.start()
         try:
             assert backend.get_capability().features == ("rerank",)

@@ -22,10 +22,10 @@ from sage_infer.errors import (
     SageInferError,
 )
 from sage_infer.errors import UnsupportedFeature as Unsupported
-from sage_infer_vllm import worker
-from sage_infer_vllm.failures import start_failure
-from sage_infer_vllm.news import ADDRESS, Listener, tell, tell_failure
-from sage_infer_vllm.process import EngineProcesses, engine_start, wait_for_end
+from sage_infer_vllm.engine import worker
+from sage_infer_vllm.engine.failures import start_failure
+from sage_infer_vllm.engine.news import ADDRESS, Listener, tell, tell_failure
+from sage_infer_vllm.engine.process import EngineProcesses, engine_start, wait_for_end
 from vllm_children import fail, hold_shared_memory, say_group
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc, which only Linux has")
@@ -53,7 +53,7 @@ def test_engine_processes_lead_a_group_and_others_do_not() -> None:
     reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
     with engine_start():
         engine = start(say_group, writer)
-        assert reader.recv() == (engine.pid, engine.pid, "sage_infer_vllm.child")
+        assert reader.recv() == (engine.pid, engine.pid, "sage_infer_vllm.engine.child")
         engine.join()
         other = start(say_group, writer, name="somebody else")
         pid, group, _ = reader.recv()
@@ -131,7 +131,7 @@ def test_a_process_without_a_group_of_its_own_takes_nobody_along() -> None:
 
 PARENT = """
 import multiprocessing, sys
-from sage_infer_vllm.process import engine_start
+from sage_infer_vllm.engine.process import engine_start
 from vllm_children import hold_shared_memory
 
 if __name__ == "__main__":

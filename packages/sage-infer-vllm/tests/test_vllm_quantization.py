@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sage_infer.errors import CapabilityMismatch
 from sage_infer.schemas import QuantizationProfile
+from sage_infer_vllm.models.quantization import checkpoint_method, quantization_for
 from sage_infer_vllm.platform import UPSTREAM, Platform, QuantizationMethod
-from sage_infer_vllm.quantization import checkpoint_method, quantization_for
 
 AWQ = {"quant_method": "awq", "bits": 4}
 W8A8 = {

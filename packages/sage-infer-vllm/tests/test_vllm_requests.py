@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import pytest
 from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, RequestCancelled
-from sage_infer_vllm.delivery import Delivery
-from sage_infer_vllm.requests import OpenRequests
+from sage_infer_vllm.requests.delivery import Delivery
+from sage_infer_vllm.requests.open_requests import OpenRequests
 from vllm_toys import completion, output
 
 T = TypeVar("T")

@@ -12,18 +12,20 @@ from hypothesis import strategies as st
 from sage_infer.contracts import PromptLike
 from sage_infer.errors import InvalidRequest, SchemaError, UnsupportedFeature
 from sage_infer.schemas import GuidedDecoding, MediaItem, ModelDescriptor, Prompt, SamplingParams
-from sage_infer_vllm.backend import VLLMBackendAdapter
-from sage_infer_vllm.memory import engine_memory
+from sage_infer_vllm.backend import VLLMBackend
+from sage_infer_vllm.models.memory import engine_memory
 from sage_infer_vllm.platform import UPSTREAM, Platform
-from sage_infer_vllm.prompts import TokenizedPrompt, tokenize
-from sage_infer_vllm.sampling import check_params, engine_params
-from sage_infer_vllm.settings import CPU_KV_GB, Settings, engine_arguments, visible_devices
-from sage_infer_vllm.texts import tokenize_pairs, tokenize_texts
+from sage_infer_vllm.requests.prompts import TokenizedPrompt, tokenize
+from sage_infer_vllm.requests.sampling import check_params, engine_params
+from sage_infer_vllm.requests.texts import tokenize_pairs, tokenize_texts
+from sage_infer_vllm.settings import CPU_KV_GB, VLLMSettings, engine_arguments, visible_devices
 
 MODEL = ModelDescriptor(model_id="m", model_type="llm", model_path="/m", max_sequence_length=512)
 
 
-def arguments(settings: Settings, *, platform: Platform = UPSTREAM, device: str = "cuda") -> dict[str, Any]:
+def arguments(
+    settings: VLLMSettings, *, platform: Platform = UPSTREAM, device: str = "cuda"
+) -> dict[str, Any]:
     return engine_arguments(settings, platform, MODEL, "/folder", device=device, runner="generate")
 
 
@@ -50,7 +52,7 @@ def test_what_planners_of_memory_are_told(options: dict[str, Any], weights: floa
 
 def test_what_nobody_set_is_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
-    found = arguments(Settings())
+    found = arguments(VLLMSettings())
     assert found["model"] == "/folder"
     assert found["max_model_len"] == 512  # the model's own limit
     assert found["scheduling_policy"] == "priority"
@@ -62,13 +64,13 @@ def test_what_nobody_set_is_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> Non
         "enable_lora",
     ):
         assert name not in found
-    assert arguments(Settings(), device="cpu")["kv_cache_memory_bytes"] == int(CPU_KV_GB * 2**30)
+    assert arguments(VLLMSettings(), device="cpu")["kv_cache_memory_bytes"] == int(CPU_KV_GB * 2**30)
 
 
 def test_vllms_own_variable_decides_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
-    assert "kv_cache_memory_bytes" not in arguments(Settings(), device="cpu")
-    assert arguments(Settings(kv_cache_gb=0.5), device="cpu")["kv_cache_memory_bytes"] == 2**29
+    assert "kv_cache_memory_bytes" not in arguments(VLLMSettings(), device="cpu")
+    assert arguments(VLLMSettings(kv_cache_gb=0.5), device="cpu")["kv_cache_memory_bytes"] == 2**29
 
 
 def test_the_smaller_limit_wins_and_the_user_before_the_table() -> None:
@@ -79,14 +81,14 @@ def test_the_smaller_limit_wins_and_the_user_before_the_table() -> None:
         engine_options={"block_size": 128, "seed": 1},
     )
     found = arguments(
-        Settings(max_sequence_length=128, engine_options={"seed": 2}, adapters={"a": "/a", "b": "/b"}),
+        VLLMSettings(max_sequence_length=128, engine_options={"seed": 2}, adapters={"a": "/a", "b": "/b"}),
         platform=vendor,
     )
     assert found["max_model_len"] == 128
     assert found["gpu_memory_utilization"] == 0.8
     assert (found["block_size"], found["seed"]) == (128, 2)
     assert (found["enable_lora"], found["max_loras"], found["max_lora_rank"]) == (True, 2, 16)
-    assert arguments(Settings(memory_fraction=0.5), platform=vendor)["gpu_memory_utilization"] == 0.5
+    assert arguments(VLLMSettings(memory_fraction=0.5), platform=vendor)["gpu_memory_utilization"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_the_smaller_limit_wins_and_the_user_before_the_table() -> None:
 )
 def test_wrong_options_are_refused_before_anything_is_loaded(option: dict[str, Any], message: str) -> None:
     with pytest.raises((InvalidRequest, SchemaError), match=message):
-        VLLMBackendAdapter(MODEL, **option)
+        VLLMBackend(MODEL, **option)
 
 
 def test_devices_of_the_descriptor_become_the_platforms_variable() -> None:

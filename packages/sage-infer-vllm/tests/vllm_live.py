@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sage_infer.schemas import ModelDescriptor
 from sage_infer_testing.loop import LoopThread
-from sage_infer_vllm.backend import VLLMBackendAdapter
+from sage_infer_vllm.backend import VLLMBackend
 
 __all__ = ["OPTIONS", "Live", "shared_memory", "write_adapter"]
 
@@ -45,23 +45,23 @@ class Live:
         self.model, self.options = model, {**OPTIONS, **options}
         self.stages: list[tuple[str, float]] = []
         self._loop = LoopThread("vllm-live")
-        self._backend: VLLMBackendAdapter | None = None
+        self._backend: VLLMBackend | None = None
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(coroutine, timeout_s=TIMEOUT_S)
 
-    def make(self, **options: Any) -> VLLMBackendAdapter:
+    def make(self, **options: Any) -> VLLMBackend:
         """A backend that is not started."""
-        return VLLMBackendAdapter(self.model, **{**self.options, **options})
+        return VLLMBackend(self.model, **{**self.options, **options})
 
     @property
-    def backend(self) -> VLLMBackendAdapter:
+    def backend(self) -> VLLMBackend:
         if self._backend is None:
             self.use(self.make())
         assert self._backend is not None
         return self._backend
 
-    def use(self, backend: VLLMBackendAdapter) -> None:
+    def use(self, backend: VLLMBackend) -> None:
         """Start this one in the place of the last."""
         self.stop()
         backend.on_progress = lambda stage, share: self.stages.append((stage, share))

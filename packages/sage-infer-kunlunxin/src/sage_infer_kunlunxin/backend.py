@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from sage_infer_vllm.backend import VLLMBackendAdapter
-from sage_infer_vllm.embedding_backend import EmbeddingBackendAdapter
+from sage_infer_vllm.backend import VLLMBackend
+from sage_infer_vllm.embedding_backend import VLLMEmbeddingBackend
 
 from sage_infer_kunlunxin.platform import KUNLUNXIN
 
 __all__ = ["KunlunxinBackend", "KunlunxinEmbeddingBackend"]
 
 
-class KunlunxinBackend(VLLMBackendAdapter):
+class KunlunxinBackend(VLLMBackend):
     """``InferenceBackend`` on vLLM; the options are those of the backend ``vllm``."""
 
     platform = KUNLUNXIN
 
 
-class KunlunxinEmbeddingBackend(EmbeddingBackendAdapter):
+class KunlunxinEmbeddingBackend(VLLMEmbeddingBackend):
     """``EmbeddingBackend`` on vLLM's pooling runner; the options are those of ``vllm-embedding``."""
 
     platform = KUNLUNXIN

@@ -26,19 +26,19 @@ from sage_infer.schemas import (
     SamplingParams,
 )
 
-from sage_infer_vllm.base import VLLMBackend
-from sage_infer_vllm.chat import render_chat
-from sage_infer_vllm.prompts import TokenizedPrompt, text_of, tokenize, tokens_of
-from sage_infer_vllm.quantization import quantization_for
-from sage_infer_vllm.sampling import check_params, engine_params
-from sage_infer_vllm.settings import Settings
+from sage_infer_vllm.base import BaseVLLMBackend
+from sage_infer_vllm.engine.running import Running
+from sage_infer_vllm.models.quantization import quantization_for
+from sage_infer_vllm.requests.chat import render_chat
+from sage_infer_vllm.requests.delivery import Delivery
+from sage_infer_vllm.requests.prompts import TokenizedPrompt, text_of, tokenize, tokens_of
+from sage_infer_vllm.requests.sampling import check_params, engine_params
+from sage_infer_vllm.settings import VLLMSettings
 
 if TYPE_CHECKING:
-    from sage_infer_vllm.delivery import Delivery
-    from sage_infer_vllm.engine import Engine
-    from sage_infer_vllm.running import Running
+    from sage_infer_vllm.engine.engine import VLLMEngine
 
-__all__ = ["VLLMBackendAdapter"]
+__all__ = ["VLLMBackend"]
 
 FEATURES = (
     "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline",
@@ -46,7 +46,7 @@ FEATURES = (
 )  # fmt: skip
 
 
-class VLLMBackendAdapter(VLLMBackend):
+class VLLMBackend(BaseVLLMBackend):
     """``InferenceBackend`` on vLLM's ``AsyncLLM``.
 
     See ``sage infer backend show vllm`` for the options. A vendor's backend is a subclass with another ``platform``.
@@ -75,7 +75,7 @@ class VLLMBackendAdapter(VLLMBackend):
         engine_options: Mapping[str, Any] | None = None,
         cache_dir: str | None = None,
     ) -> None:
-        settings = Settings(
+        settings = VLLMSettings(
             dtype=dtype, kv_cache_gb=kv_cache_gb, memory_fraction=memory_fraction, max_batch_size=max_batch_size,
             max_sequence_length=max_sequence_length, max_queue=max_queue, tensor_parallel=tensor_parallel,
             prefix_caching=prefix_caching, eager=eager, quantization=quantization, adapters=adapters or {},
@@ -86,7 +86,7 @@ class VLLMBackendAdapter(VLLMBackend):
 
     # --- what it is
 
-    def served_features(self, engine: Engine) -> Sequence[str]:
+    def served_features(self, engine: VLLMEngine) -> Sequence[str]:
         return FEATURES
 
     def get_kv_schema(self) -> KVCacheSchema:

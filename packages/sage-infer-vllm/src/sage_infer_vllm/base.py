@@ -11,24 +11,25 @@ from sage_infer.errors import EngineDead, RequestCancelled, SageInferError, Unsu
 from sage_infer.models.prepared import Progress
 from sage_infer.schemas import CapabilityDescriptor, ModelDescriptor
 
+from sage_infer_vllm.engine.capability import Service
+from sage_infer_vllm.engine.running import Running, import_compat, open_model
 from sage_infer_vllm.installed import check_installed
-from sage_infer_vllm.kv_schema import cache_arguments
+from sage_infer_vllm.models.kv_schema import cache_arguments
+from sage_infer_vllm.models.quantization import NONE, Quantization
 from sage_infer_vllm.platform import UPSTREAM, Platform
-from sage_infer_vllm.quantization import NONE, Quantization
-from sage_infer_vllm.settings import Settings
+from sage_infer_vllm.settings import VLLMSettings
 
 if TYPE_CHECKING:
-    from sage_infer_vllm.engine import Engine
-    from sage_infer_vllm.running import Running
+    from sage_infer_vllm.engine.engine import VLLMEngine
 
-__all__ = ["VLLMBackend"]
+__all__ = ["BaseVLLMBackend"]
 
 
 def _ignore(stage: str, share: float) -> None:
     """Where nobody wants to know."""
 
 
-class VLLMBackend:
+class BaseVLLMBackend:
     """Base of the backends.
 
     Attributes:
@@ -42,7 +43,7 @@ class VLLMBackend:
     runner: ClassVar[Literal["generate", "pooling"]] = "generate"
 
     def __init__(
-        self, model: ModelDescriptor, settings: Settings, kv_schema: Mapping[str, Any] | None
+        self, model: ModelDescriptor, settings: VLLMSettings, kv_schema: Mapping[str, Any] | None
     ) -> None:
         self.model = model
         self.on_progress: Progress = _ignore
@@ -61,7 +62,7 @@ class VLLMBackend:
         """The name that the backend is registered under."""
         return self.platform.backend_name
 
-    def served_features(self, engine: Engine) -> Sequence[str]:
+    def served_features(self, engine: VLLMEngine) -> Sequence[str]:
         """What requests may ask of any engine of this kind."""
         raise NotImplementedError
 
@@ -75,9 +76,16 @@ class VLLMBackend:
             await self._start()
 
     async def _start(self) -> None:
-        from sage_infer_vllm.running import open_model
-
-        running = await open_model(self, self._settings, self._kv_schema, self._quantization)
+        running = await open_model(
+            self.model,
+            Service(
+                name=self.name, platform=self.platform, runner=self.runner, features=self.served_features
+            ),
+            self._settings,
+            kv_schema=self._kv_schema,
+            quantization=self._quantization,
+            on_progress=self.on_progress,
+        )
         if self._closed:  # meanwhile
             await running.close()
             self._check_open()
@@ -172,8 +180,6 @@ class VLLMBackend:
 
     def _device(self) -> str:
         """vLLM's device type; imports vLLM."""
-        from sage_infer_vllm.running import import_compat
-
         return str(import_compat().current_platform.device_type)
 
     # --- states

@@ -12,18 +12,18 @@ from sage_infer.contracts import Truncation, check_texts
 from sage_infer.errors import InvalidRequest, RequestCancelled, SageInferError, UnsupportedFeature
 from sage_infer.schemas import EmbeddingResult, ModelDescriptor, RerankHit, RerankResult, Usage
 
-from sage_infer_vllm.base import VLLMBackend
-from sage_infer_vllm.settings import Settings
-from sage_infer_vllm.texts import TokenizedText, tokenize_pairs, tokenize_texts
+from sage_infer_vllm.base import BaseVLLMBackend
+from sage_infer_vllm.engine.running import Running
+from sage_infer_vllm.requests.texts import TokenizedText, tokenize_pairs, tokenize_texts
+from sage_infer_vllm.settings import VLLMSettings
 
 if TYPE_CHECKING:
-    from sage_infer_vllm.engine import Engine
-    from sage_infer_vllm.running import Running
+    from sage_infer_vllm.engine.engine import VLLMEngine
 
-__all__ = ["EmbeddingBackendAdapter"]
+__all__ = ["VLLMEmbeddingBackend"]
 
 
-class EmbeddingBackendAdapter(VLLMBackend):
+class VLLMEmbeddingBackend(BaseVLLMBackend):
     """``EmbeddingBackend`` on vLLM. See ``sage infer backend show vllm-embedding`` for the options."""
 
     runner: ClassVar[Literal["generate", "pooling"]] = "pooling"
@@ -41,7 +41,7 @@ class EmbeddingBackendAdapter(VLLMBackend):
         eager: bool = False,
         engine_options: Mapping[str, Any] | None = None,
     ) -> None:
-        settings = Settings(
+        settings = VLLMSettings(
             dtype=dtype, memory_fraction=memory_fraction, max_batch_size=max_batch_size,
             max_sequence_length=max_sequence_length, max_queue=max_queue, tensor_parallel=tensor_parallel,
             eager=eager, engine_options=engine_options or {},
@@ -53,7 +53,7 @@ class EmbeddingBackendAdapter(VLLMBackend):
     def name(self) -> str:
         return f"{self.platform.backend_name}-embedding"
 
-    def served_features(self, engine: Engine) -> Sequence[str]:
+    def served_features(self, engine: VLLMEngine) -> Sequence[str]:
         return [name for name, task in (("embed", "embed"), ("rerank", "classify")) if task in engine.tasks]
 
     # --- what the model is

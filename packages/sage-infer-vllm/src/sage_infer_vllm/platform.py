@@ -2,7 +2,7 @@
 
 A vendor writes one ``Platform`` and names it in a subclass of each adapter::
 
-    class AscendBackend(VLLMBackendAdapter):
+    class AscendBackend(VLLMBackend):
         platform = ASCEND
 
 Nothing here imports vLLM.

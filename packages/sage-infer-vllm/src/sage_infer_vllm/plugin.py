@@ -23,14 +23,14 @@ def sage_infer_backends() -> list[BackendSpec]:
     return [
         BackendSpec(
             name="vllm",
-            factory="sage_infer_vllm.backend:VLLMBackendAdapter",
+            factory="sage_infer_vllm.backend:VLLMBackend",
             serves={"llm"},
             hardware={"cuda", "cpu"},
             requires=_REQUIRES,
             install_for=_INSTALL,
             device_nodes=("/dev/nvidia[0-9]*",),
-            memory="sage_infer_vllm.memory:engine_memory",
-            prepare="sage_infer_vllm.prepare:prepare",
+            memory="sage_infer_vllm.models.memory:engine_memory",
+            prepare="sage_infer_vllm.models.prepare:prepare",
             summary="vLLM V1 engine (AsyncLLM)",
             options={
                 **_COMMON,
@@ -51,13 +51,13 @@ def sage_infer_backends() -> list[BackendSpec]:
         ),
         BackendSpec(
             name="vllm-embedding",
-            factory="sage_infer_vllm.embedding_backend:EmbeddingBackendAdapter",
+            factory="sage_infer_vllm.embedding_backend:VLLMEmbeddingBackend",
             serves={"embedding", "reranker"},
             hardware={"cuda", "cpu"},
             requires=_REQUIRES,
             install_for=_INSTALL,
             device_nodes=("/dev/nvidia[0-9]*",),
-            memory="sage_infer_vllm.memory:engine_memory",
+            memory="sage_infer_vllm.models.memory:engine_memory",
             summary="vLLM's pooling runner: embedding, and reranking with cross-encoders",
             options=_COMMON,
             limits=("CUDA and other accelerators have not been run in this repository's tests.",),

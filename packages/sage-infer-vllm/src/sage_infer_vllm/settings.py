@@ -13,7 +13,7 @@ from sage_infer.schemas import ModelDescriptor
 
 from sage_infer_vllm.platform import Platform
 
-__all__ = ["CPU_KV_GB", "Settings", "engine_arguments", "visible_devices"]
+__all__ = ["CPU_KV_GB", "VLLMSettings", "engine_arguments", "visible_devices"]
 
 CPU_KV_GB = 2.0
 """KV cache on a CPU where nobody says how much: vLLM itself would take most of the machine's memory."""
@@ -34,7 +34,7 @@ _OURS = {
 
 
 @frozen(kw_only=True)
-class Settings:
+class VLLMSettings:
     """How to run a model; wrong values are refused before anything is loaded."""
 
     dtype: str = field(default="auto", validator=Choice(("auto", "bfloat16", "float16", "float32")))
@@ -60,7 +60,7 @@ class Settings:
 
 
 def engine_arguments(
-    settings: Settings,
+    settings: VLLMSettings,
     platform: Platform,
     model: ModelDescriptor,
     path: str,

@@ -18,18 +18,18 @@ from sage_infer.errors import (
     ModelNotFound,
     UnsupportedFeature,
 )
-from sage_infer.schemas import CapabilityDescriptor
+from sage_infer.models.prepared import Progress
+from sage_infer.schemas import CapabilityDescriptor, ModelDescriptor
 
-from sage_infer_vllm.capability import capability_of
-from sage_infer_vllm.kv_schema import cache_arguments, kv_schema_of
-from sage_infer_vllm.prepare import loadable_folder
-from sage_infer_vllm.quantization import Quantization
-from sage_infer_vllm.requests import OpenRequests
-from sage_infer_vllm.settings import Settings, engine_arguments, visible_devices
+from sage_infer_vllm.engine.capability import Service, capability_of
+from sage_infer_vllm.models.kv_schema import cache_arguments, kv_schema_of
+from sage_infer_vllm.models.prepare import loadable_folder
+from sage_infer_vllm.models.quantization import Quantization
+from sage_infer_vllm.requests.open_requests import OpenRequests
+from sage_infer_vllm.settings import VLLMSettings, engine_arguments, visible_devices
 
 if TYPE_CHECKING:
-    from sage_infer_vllm.base import VLLMBackend
-    from sage_infer_vllm.engine import Engine
+    from sage_infer_vllm.engine.engine import VLLMEngine
 
 __all__ = ["Running", "adapter_folder", "import_compat", "open_model"]
 
@@ -50,7 +50,7 @@ class Running:
         parse_tools: takes an answer's text and the tools apart; None where no parser was chosen.
     """
 
-    engine: Engine
+    engine: VLLMEngine
     compat: Any
     capability: CapabilityDescriptor
     tokenizer: Any
@@ -139,23 +139,28 @@ class Running:
 
 
 async def open_model(
-    backend: VLLMBackend, settings: Settings, kv_schema: Mapping[str, Any] | None, quantization: Quantization
+    model: ModelDescriptor,
+    service: Service,
+    settings: VLLMSettings,
+    *,
+    kv_schema: Mapping[str, Any] | None,
+    quantization: Quantization,
+    on_progress: Progress,
 ) -> Running:
     """Convert the model where that is needed, start vLLM with it, and read what the engine is.
 
     Raises:
         BackendUnavailable, ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: it cannot be opened.
     """
-    model, platform, report = backend.model, backend.platform, backend.on_progress
-    converted = 0.0
+    platform, converted = service.platform, 0.0
 
     def convert(stage: str, share: float) -> None:
         nonlocal converted
         converted = _CONVERTED
-        report(stage, _CONVERTED * share)
+        on_progress(stage, _CONVERTED * share)
 
     def progress(stage: str, share: float) -> None:
-        report(stage, converted + (1 - converted) * share)
+        on_progress(stage, converted + (1 - converted) * share)
 
     adapters = {name: adapter_folder(name, path) for name, path in settings.adapters.items()}
     folder = await asyncio.to_thread(
@@ -163,7 +168,7 @@ async def open_model(
     )
     progress("importing vLLM", 0.0)
     compat = await asyncio.to_thread(import_compat)
-    from sage_infer_vllm.engine import start_engine  # it has vLLM at its top
+    from sage_infer_vllm.engine.engine import start_engine  # it has vLLM at its top
 
     if quantization.max_sequence_length is not None:
         limits = [
@@ -176,7 +181,7 @@ async def open_model(
 
     def arguments(device: str) -> dict[str, Any]:
         supported = compat.cache_dtypes(device)
-        found = engine_arguments(settings, platform, model, str(folder), device=device, runner=backend.runner)
+        found = engine_arguments(settings, platform, model, str(folder), device=device, runner=service.runner)
         if quantization.method is not None:
             found["quantization"] = quantization.method
         return {**found, **cache_arguments(wanted_kv, platform, supported)}
@@ -186,32 +191,32 @@ async def open_model(
         platform,
         lambda device: visible_devices(platform, model, device),
         progress,
-        warm_up=backend.runner == "generate",
+        warm_up=service.runner == "generate",
     )
     try:
-        return _read(backend, engine, compat, settings, wanted_kv, quantization, adapters)
+        return _read(service, engine, compat, settings, wanted_kv, quantization, adapters)
     except BaseException:
         await engine.close()
         raise
 
 
 def _read(
-    backend: VLLMBackend,
-    engine: Engine,
+    service: Service,
+    engine: VLLMEngine,
     compat: Any,
-    settings: Settings,
+    settings: VLLMSettings,
     wanted_kv: Mapping[str, Any],
     quantization: Quantization,
     adapters: Mapping[str, Path],
 ) -> Running:
     cache = engine.config.cache_config
     schema = None
-    if backend.runner == "generate":
+    if service.runner == "generate":
         schema = kv_schema_of(engine.kv, cache_dtype=str(cache.cache_dtype), version=compat.version())
     _check_kv(wanted_kv, schema)
     tokenizer = engine.llm.get_tokenizer()
     capability = capability_of(
-        backend, engine, compat, tokenizer, schema, settings=settings, quantization=quantization
+        service, engine, compat, tokenizer, schema, settings=settings, quantization=quantization
     )
     requests = OpenRequests(settings.max_queue, lambda collector: compat.abort_now(engine.llm, collector))
     lora = {

@@ -14,8 +14,8 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from sage_infer_vllm.news import tell_failure
-from sage_infer_vllm.process import wait_for_end
+from sage_infer_vllm.engine.news import tell_failure
+from sage_infer_vllm.engine.process import wait_for_end
 
 __all__ = ["lead_group", "report_failures"]
 

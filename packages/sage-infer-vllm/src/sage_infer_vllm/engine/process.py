@@ -34,7 +34,7 @@ _start_lock = threading.Lock()
 
 @contextmanager
 def engine_start() -> Iterator[None]:
-    """While this is entered, processes that vLLM starts import ``sage_infer_vllm.child`` as their main module.
+    """While this is entered, processes that vLLM starts import ``sage_infer_vllm.engine.child`` as their main module.
 
     One engine at a time starts; other processes of this program are not touched.
     """
@@ -45,7 +45,7 @@ def engine_start() -> Iterator[None]:
             data: dict[str, Any] = original(name)
             if name.startswith(_ENGINE_NAMES):
                 data.pop("init_main_from_path", None)
-                data["init_main_from_name"] = "sage_infer_vllm.child"
+                data["init_main_from_name"] = "sage_infer_vllm.engine.child"
             return data
 
         before = os.environ.get(_PARENT)

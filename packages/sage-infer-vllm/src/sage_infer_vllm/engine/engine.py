@@ -15,14 +15,15 @@ from attrs import define, field, frozen
 from sage_infer.errors import BackendUnavailable
 from sage_infer.models.prepared import Progress
 
-from sage_infer_vllm import compat, worker
-from sage_infer_vllm.failures import start_failure
-from sage_infer_vllm.news import ADDRESS, Listener
+from sage_infer_vllm import compat
+from sage_infer_vllm.engine import worker
+from sage_infer_vllm.engine.failures import start_failure
+from sage_infer_vllm.engine.news import ADDRESS, Listener
+from sage_infer_vllm.engine.process import EngineProcesses, engine_start
+from sage_infer_vllm.engine.stats import EngineCounters
 from sage_infer_vllm.platform import Platform
-from sage_infer_vllm.process import EngineProcesses, engine_start
-from sage_infer_vllm.stats import EngineCounters
 
-__all__ = ["Engine", "check_platform", "start_engine"]
+__all__ = ["VLLMEngine", "check_platform", "start_engine"]
 
 _RPC_S = 60.0  # for the engine to say what its KV cache is
 _ENGINE_NAME = "EngineCore"
@@ -36,7 +37,7 @@ class _Started:
 
 
 @define(eq=False)
-class Engine:
+class VLLMEngine:
     """A running engine.
 
     Attributes:
@@ -95,7 +96,7 @@ async def start_engine(
     progress: Progress,
     *,
     warm_up: bool,
-) -> Engine:
+) -> VLLMEngine:
     """Start vLLM with the engine arguments that ``arguments(device type)`` gives.
 
     ``environment(device type)`` is set for the engine's processes. Cancelling it, as Ctrl-C does, ends them.
@@ -124,7 +125,7 @@ async def start_engine(
         await asyncio.to_thread(_shut_down, started.llm, started.processes)
         raise
     progress("ready", 1.0)
-    return Engine(started.llm, started.counters, started.processes, answers[0], tuple(tasks))
+    return VLLMEngine(started.llm, started.counters, started.processes, answers[0], tuple(tasks))
 
 
 def _start(

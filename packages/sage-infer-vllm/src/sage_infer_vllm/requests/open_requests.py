@@ -10,7 +10,7 @@ from typing import Any
 
 from sage_infer.errors import InvalidRequest, Overloaded, RequestCancelled, SageInferError
 
-from sage_infer_vllm.delivery import Delivery
+from sage_infer_vllm.requests.delivery import Delivery
 
 __all__ = ["OpenRequests"]
 

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+from attrs import frozen
 from sage_infer.schemas import CapabilityDescriptor, KVCacheSchema
 
-from sage_infer_vllm.quantization import Quantization
-from sage_infer_vllm.settings import Settings
+from sage_infer_vllm.models.quantization import Quantization
+from sage_infer_vllm.platform import Platform
+from sage_infer_vllm.settings import VLLMSettings
 
 if TYPE_CHECKING:
-    from sage_infer_vllm.base import VLLMBackend
-    from sage_infer_vllm.engine import Engine
+    from sage_infer_vllm.engine.engine import VLLMEngine
 
-__all__ = ["capability_of"]
+__all__ = ["Service", "capability_of"]
 
 _PRECISIONS = {
     "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64", "float8_e4m3fn": "fp8_e4m3",
 }  # fmt: skip
 
 
+@frozen(kw_only=True)
+class Service:
+    """What a backend serves on an engine, and under which name.
+
+    Attributes:
+        name: the name that the backend is registered under.
+        platform: the table of the vendor's vLLM.
+        runner: which of vLLM's runners serves the model.
+        features: returns the features that requests may use on a running engine, whatever the model.
+    """
+
+    name: str
+    platform: Platform
+    runner: Literal["generate", "pooling"]
+    features: Callable[[VLLMEngine], Sequence[str]]
+
+
 def capability_of(
-    backend: VLLMBackend,
-    engine: Engine,
+    service: Service,
+    engine: VLLMEngine,
     compat: Any,
     tokenizer: Any,
     schema: KVCacheSchema | None,
     *,
-    settings: Settings,
+    settings: VLLMSettings,
     quantization: Quantization,
 ) -> CapabilityDescriptor:
     """The descriptor of a running engine; ``schema`` is null for one without KV."""
-    config, platform = engine.config, backend.platform
+    config, platform = engine.config, service.platform
     dtypes = [str(dtype).removeprefix("torch.") for dtype in compat.current_platform.supported_dtypes]
     precisions = platform.precisions or tuple(_PRECISIONS[dtype] for dtype in dtypes if dtype in _PRECISIONS)
     blocks = config.cache_config.num_gpu_blocks or 0
-    features = [*backend.served_features(engine)]
-    if backend.runner == "generate":
+    features = [*service.features(engine)]
+    if service.runner == "generate":
         features += ["chat"] if getattr(tokenizer, "chat_template", None) else []
         features += ["prefix_caching"] if config.cache_config.enable_prefix_caching else []
         features += ["lora"] if settings.adapters else []
@@ -44,8 +63,8 @@ def capability_of(
     if compat.current_platform.is_sleep_mode_available() and config.model_config.enable_sleep_mode:
         features.append("sleep")
     return CapabilityDescriptor(
-        backend_name=backend.name,
-        instance_type="general" if backend.runner == "generate" else "embedding",
+        backend_name=service.name,
+        instance_type="general" if service.runner == "generate" else "embedding",
         hardware_backend=platform.hardware_backend or str(compat.current_platform.device_name).lower(),
         max_batch_size=config.scheduler_config.max_num_seqs,
         max_sequence_length=compat.max_model_len(engine.llm),

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from sage_infer_vllm.news import tell, tell_failure
+from sage_infer_vllm.engine.news import tell, tell_failure
 
 __all__ = ["BASE", "CLASS", "STAGES"]
 
 BASE = "SAGE_INFER_VLLM_WORKER"
-CLASS = "sage_infer_vllm.worker.Worker"
+CLASS = "sage_infer_vllm.engine.worker.Worker"
 
 STAGES = {
     "init_device": ("preparing the device", 0.05),

@@ -45,7 +45,9 @@ def loadable_folder(path: str | Path, *, cache_dir: str | Path | None, progress:
     }
 
     def build(folder: Path) -> None:
-        from sage_infer_vllm.gguf_folder import convert  # torch and transformers, only where they are needed
+        from sage_infer_vllm.models.gguf_folder import (
+            convert,  # torch and transformers, only where they are needed
+        )
 
         convert(found, folder, progress)
 

@@ -1,0 +1,1 @@
+"""One vLLM engine: its processes, its start, what it reports and what it can do."""

@@ -1,0 +1,1 @@
+"""A model's files, and what vLLM makes of them: conversion, quantization, KV cache, memory."""
