@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from attrs import frozen
 from openai import OpenAI
 from sage_infer_serve import Gateway, GatewaySettings, running_gateway
-from sage_infer_serve.auth import APIKey
+from sage_infer_serve.http.auth import APIKey
 from sage_infer_testing.loop import LoopThread
 
 WAIT_S = 20.0

@@ -15,7 +15,7 @@ from dashboard_backend import GIB, DashboardBackend, Device, Plan, Share
 from sage_infer.contracts import ModelStatus
 from sage_infer.errors import EngineDead
 from sage_infer_serve import GatewaySettings, running_gateway
-from sage_infer_serve.auth import APIKey
+from sage_infer_serve.http.auth import APIKey
 
 # --- the files
 
@@ -217,7 +217,7 @@ def test_models_memory_and_queue(backend: DashboardBackend) -> None:
     backend.measured = {"echo": 11 * GIB, "vectors": None}
 
     def act(driver: Any, gateway: Any) -> None:
-        gateway.gateway.loading["scores"] = ("reading weights", 0.4)
+        gateway.gateway.service.loading["scores"] = ("reading weights", 0.4)
         until(driver, shows("reading weights 40%", "#models"))
         models = text_of(driver, "#models")
         assert "the weights are cut off" in models

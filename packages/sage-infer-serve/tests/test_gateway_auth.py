@@ -14,8 +14,8 @@ from gateway_served import Served, chat_body, request_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from sage_infer.errors import ConfigError
-from sage_infer_serve.auth import APIKey, KeyLimits, Keys, add_key, read_keys, remove_key
-from sage_infer_serve.errors import HTTPError
+from sage_infer_serve.http.auth import APIKey, KeyLimits, Keys, add_key, read_keys, remove_key
+from sage_infer_serve.http.errors import HTTPError
 from sage_infer_serve.server import check_settings
 from sage_infer_serve.settings import GatewaySettings
 
@@ -134,7 +134,7 @@ def test_requests_at_once(backend: EchoBackend, serve: Callable[..., Served]) ->
         served.until(lambda: backend.open, "the request did not arrive")
         refused = served.post("/v1/chat/completions", chat_body(), authorization="Bearer k")
         assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
-    served.until(lambda: not served.gateway.open, "the request is still open")
+    served.until(lambda: not served.gateway.service.open, "the request is still open")
     served.call(backend.gate.set)
     assert served.post("/v1/chat/completions", chat_body(), authorization="Bearer k").status == 200
 

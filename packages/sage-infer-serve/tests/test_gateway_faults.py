@@ -95,9 +95,9 @@ class TestClientsThatLeave:
             connection.sendall(request_bytes(CHAT, chat_body(stream=stream)))
             served.until(lambda: backend.open, "the request did not arrive")
         served.until(lambda: backend.cancelled == 1, "the stream was not given up")
-        served.until(lambda: not served.gateway.open, "the request is still open")
+        served.until(lambda: not served.gateway.service.open, "the request is still open")
         assert not backend.open
-        assert served.gateway.recorder.answers[CHAT, "echo", 499] == 1
+        assert served.gateway.service.recorder.answers[CHAT, "echo", 499] == 1
 
     def test_in_the_middle_of_a_stream(self, backend: EchoBackend, served: Served) -> None:
         backend.script = ["word "] * 10_000
@@ -119,8 +119,8 @@ class TestClientsThatLeave:
     def test_before_the_body_is_there(self, served: Served) -> None:
         with served.connect() as connection:
             connection.sendall(request_bytes(CHAT, chat_body())[:-5])
-            served.until(lambda: served.gateway.open, "the request did not arrive")
-        served.until(lambda: not served.gateway.open, "the request is still open")
+            served.until(lambda: served.gateway.service.open, "the request did not arrive")
+        served.until(lambda: not served.gateway.service.open, "the request is still open")
 
     def test_a_client_that_does_not_read_holds_its_own_stream_only(
         self, backend: EchoBackend, served: Served
@@ -196,7 +196,7 @@ class TestTheEnd:
         with served.connect() as connection:
             connection.sendall(request_bytes(CHAT, chat_body(stream=True)))
             served.until(lambda: backend.open, "the request did not arrive")
-            served.gateway.draining = True  # as at SIGTERM, before uvicorn closes its connections
+            served.gateway.service.draining = True  # as at SIGTERM, before uvicorn closes its connections
             kept.request("POST", CHAT, json.dumps(chat_body()), {"Content-Type": "application/json"})
             refused = kept.getresponse()
             assert (refused.status, refused.getheader("retry-after")) == (503, "1")

@@ -6,6 +6,7 @@ Every answer must be one that the description has, with the form that it has the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from gateway_served import Served
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sage_infer_serve import GatewaySettings
-from sage_infer_serve.app import ROUTES
 from sage_infer_serve.openapi import document
+from sage_infer_serve.routes import ROUTES
 from schemathesis.core import NOT_SET
 
 OPENAI = json.loads((Path(__file__).parent / "data" / "openai_description.json").read_text("utf-8"))
-OWN = document("0")
+OWN = document(ROUTES, "0")
 MODELS = {"/v1/embeddings": "vectors", "/v1/rerank": "scores", "/v2/rerank": "scores", "/rerank": "scores"}
 EXAMPLES = 60
 
@@ -145,8 +146,16 @@ def test_chunks_and_answers_have_openais_form(fuzzed: Served, stream: bool) -> N
 
 def test_every_route_is_described() -> None:
     described = {(method.upper(), path) for path, item in OWN["paths"].items() for method in item}
-    assert described == {*ROUTES, ("GET", "/v1/models/{model}")}
+    assert described == {(route.method, route.path) for route in ROUTES if route.summary}
+    assert ("GET", "/v1/models/{model}") in described
     jsonschema.Draft202012Validator.check_schema(OWN["components"]["schemas"]["ChatRequest"])
+
+
+def test_the_readme_lists_every_endpoint() -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(GET|POST) (.+?) \|", readme, re.MULTILINE)
+    listed = {(method, path) for method, paths in rows for path in re.findall(r"/[^`, ]*", paths)}
+    assert listed == {(route.method, route.path) for route in ROUTES if route.summary} | {("GET", "/")}
 
 
 def test_the_description_is_served(fuzzed: Served) -> None:

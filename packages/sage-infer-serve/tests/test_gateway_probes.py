@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sage_infer.contracts import MemoryReporting
 from sage_infer.errors import EngineDead, Overloaded
 from sage_infer.schemas import Usage
-from sage_infer_serve.observe import BOUNDS, INTERVAL_S, POINTS, Observation, Recorder, quantile
+from sage_infer_serve.watch.observe import BOUNDS, INTERVAL_S, POINTS, Observation, Recorder, quantile
 
 CHAT = "/v1/chat/completions"
 
@@ -62,7 +62,7 @@ def test_metrics(backend: EchoBackend, served: Served) -> None:
 
 def test_dashboard_state(backend: EchoBackend, served: Served) -> None:
     served.chat(stream=True)
-    served.call(served.gateway.on_progress, "echo", "reading", 0.4)
+    served.call(served.gateway.service.on_progress, "echo", "reading", 0.4)
     backend.state = "loading"
     state = served.get("/dashboard/state").data
     assert state["health"] == {"status": "ok", "reason": ""}

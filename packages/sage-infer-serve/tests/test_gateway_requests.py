@@ -10,7 +10,7 @@ from gateway_backend import EchoBackend, TokenizingBackend
 from gateway_served import Served, chat_body
 from hypothesis import given
 from hypothesis import strategies as st
-from sage_infer_serve.errors import HTTPError
+from sage_infer_serve.http.errors import HTTPError
 from sage_infer_serve.openai.schema import (
     ChatRequest,
     CompletionRequest,

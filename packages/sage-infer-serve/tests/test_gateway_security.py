@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from gateway_backend import EchoBackend
 from gateway_served import Served, chat_body, read_all, request_bytes
-from sage_infer_serve.auth import APIKey, new_key
-from sage_infer_serve.protocol import _MAX_HEADER_BYTES
+from sage_infer_serve.http.auth import APIKey, new_key
+from sage_infer_serve.http.protocol import _MAX_HEADER_BYTES
 
 CHAT = "/v1/chat/completions"
 MIB = 2**20

@@ -17,7 +17,7 @@ from sage_infer.cli.output import AsJson, note, print_json, print_table, progres
 if TYPE_CHECKING:
     from sage_infer.config import LoadedConfig
 
-    from sage_infer_serve.auth import APIKey
+    from sage_infer_serve.http.auth import APIKey
     from sage_infer_serve.settings import GatewaySettings
 
 __all__ = ["serve"]
@@ -133,7 +133,7 @@ def _run(loaded: LoadedConfig, models: dict[str, Any], *, insecure: bool, as_jso
     logging.getLogger("sage_infer.serve").setLevel(logging.INFO)
     provider = None
     if settings.tracing:
-        from sage_infer_serve.tracing import Tracing
+        from sage_infer_serve.watch.tracing import Tracing
 
         provider = Tracing.export_by_otlp()
     try:

@@ -26,7 +26,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Make an API key. It is printed once; the file keeps its digest only."""
-    from sage_infer_serve.auth import KeyLimits, add_key
+    from sage_infer_serve.http.auth import KeyLimits, add_key
 
     path = _path(file)
     limits = KeyLimits(
@@ -44,7 +44,7 @@ def list_(file: File = None, as_json: AsJson = False) -> None:
     """List API keys by name, with their limits."""
     from attrs import asdict
 
-    from sage_infer_serve.auth import KeyLimits, read_keys
+    from sage_infer_serve.http.auth import KeyLimits, read_keys
 
     keys = read_keys(_path(file))
     if as_json:
@@ -57,7 +57,7 @@ def list_(file: File = None, as_json: AsJson = False) -> None:
 
 def remove(name: Name, file: File = None) -> None:
     """Take an API key back. A running server has to be started again."""
-    from sage_infer_serve.auth import remove_key
+    from sage_infer_serve.http.auth import remove_key
 
     path = _path(file)
     remove_key(path, name)

@@ -17,9 +17,9 @@ from sage_infer.contracts import HybridInferenceBackend
 from sage_infer.errors import ConfigError
 
 from sage_infer_serve.app import Gateway
-from sage_infer_serve.auth import APIKey, read_keys
-from sage_infer_serve.origins import is_loopback
-from sage_infer_serve.protocol import ConnectionLimits, limited_protocol
+from sage_infer_serve.http.auth import APIKey, read_keys
+from sage_infer_serve.http.origins import is_loopback
+from sage_infer_serve.http.protocol import ConnectionLimits, limited_protocol
 from sage_infer_serve.settings import GatewaySettings
 
 __all__ = ["RunningGateway", "check_settings", "listen", "new_loop", "run_until_signal", "running_gateway"]
@@ -65,12 +65,14 @@ class RunningGateway:
         Called again, it ends open requests at once.
         """
         if self._server.should_exit:
-            self.gateway.end_all()
+            self.gateway.service.end_all()
             return
-        self.gateway.draining = True
+        self.gateway.service.draining = True
         self._server.should_exit = True
         loop = asyncio.get_running_loop()
-        self._drain_timer = loop.call_later(self.gateway.settings.drain_timeout_s, self.gateway.end_all)
+        self._drain_timer = loop.call_later(
+            self.gateway.service.settings.drain_timeout_s, self.gateway.service.end_all
+        )
 
     async def listening(self, serving: asyncio.Future[None]) -> None:
         """Wait until requests are answered; ``serving`` is what runs ``serve``."""
@@ -125,7 +127,7 @@ async def run_until_signal(
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        on_drain(len(running.gateway.open))
+        on_drain(len(running.gateway.service.open))
         running.drain()
 
     for number in (signal.SIGTERM, signal.SIGINT):

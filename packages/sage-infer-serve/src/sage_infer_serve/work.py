@@ -2,76 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
+from attrs import frozen
 from sage_infer.errors import UnsupportedFeature
 from sage_infer.names import ModelType
 from sage_infer.schemas import SamplingParams, Usage
 
-from sage_infer_serve.errors import HTTPError, wrong_request
-from sage_infer_serve.exchange import Exchange
-from sage_infer_serve.observe import Observation
-from sage_infer_serve.openai.schema import Sampling
+from sage_infer_serve.http.errors import HTTPError, wrong_request
+from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.service import Service
+from sage_infer_serve.watch.observe import Observation
+from sage_infer_serve.watch.tracing import Span
 
-if TYPE_CHECKING:
-    from sage_infer_serve.app import Gateway
-    from sage_infer_serve.tracing import Span
+__all__ = ["CHAT", "COMPLETION", "EMBEDDING", "RERANKING", "Operation", "Work"]
 
-__all__ = ["Work"]
 
-_WORDS = {"chat": "chat", "text_completion": "complete text", "embeddings": "embed", "rerank": "rerank"}
+@frozen
+class Operation:
+    """A kind of work.
+
+    Attributes:
+        name: of the operation in traces (``gen_ai.operation.name``).
+        verb: for error messages: a model cannot …
+        types: of models that can do it.
+    """
+
+    name: str
+    verb: str
+    types: tuple[ModelType, ...]
+
+    @property
+    def generates(self) -> bool:
+        return "llm" in self.types
+
+
+CHAT = Operation("chat", "chat", ("llm", "multimodal"))
+COMPLETION = Operation("text_completion", "complete text", ("llm", "multimodal"))
+EMBEDDING = Operation("embeddings", "embed", ("embedding",))
+RERANKING = Operation("rerank", "rerank", ("reranker",))
 
 
 class Work:
     """A context: ``tokens`` for each piece that arrives, ``end`` with what was used; leaving it by an error counts one.
 
+    ``params`` and ``is_streamed`` are for the trace.
+
     Raises, on leaving:
         HTTPError: 404 where the backend refused because the model is of another kind.
     """
 
-    __slots__ = (
-        "_ended",
-        "_exchange",
-        "_gateway",
-        "_kinds",
-        "_model",
-        "_operation",
-        "_span",
-        "_watch",
-        "tokens",
-    )
+    __slots__ = ("_ended", "_exchange", "_model", "_operation", "_service", "_span", "_watch", "tokens")
 
     def __init__(
-        self, gateway: Gateway, exchange: Exchange, operation: str, model: str, kinds: Sequence[ModelType]
+        self,
+        service: Service,
+        exchange: Exchange,
+        operation: Operation,
+        model: str,
+        params: SamplingParams | None = None,
+        *,
+        is_streamed: bool = False,
     ) -> None:
-        self._gateway, self._exchange, self._operation = gateway, exchange, operation
-        self._model, self._kinds = model, kinds
-        exchange.model = model if gateway.type_of(model) is not None else ""
-        self._watch = Observation(gateway.recorder, exchange.model, exchange.started)
-        self.tokens = self._watch.tokens
+        self._service, self._exchange, self._operation, self._model = service, exchange, operation, model
+        exchange.model = model if service.type_of(model) is not None else ""
+        self._watch = Observation(service.recorder, exchange.model, exchange.started)
+        self.tokens: Callable[[int], None] = self._watch.tokens
         self._span: Span | None = None
         self._ended = False
+        if service.tracing is not None:
+            span = service.tracing.begin(operation.name, model, exchange, params, is_streamed=is_streamed)
+            self._span, self.tokens = span, self._reporting_the_first(span)
 
-    def trace(self, request: Sampling | None, params: SamplingParams | None) -> None:
-        assert self._gateway.tracing is not None
-        self._span = self._gateway.tracing.begin(
-            self._operation, self._model, self._exchange, request, params
-        )
-        tokens, span = self._watch.tokens, self._span
+    def _reporting_the_first(self, span: Span) -> Callable[[int], None]:
+        tokens = self._watch.tokens
 
         def first(count: int) -> None:
             span.first_token()
             self.tokens = tokens
             tokens(count)
 
-        self.tokens = first
+        return first
 
     def end(self, usage: Usage | None, finish_reasons: Sequence[str] = ()) -> None:
         """The work is done. Counted at once, before the answer is sent."""
         self._ended = True
-        self._watch.end(usage, embedded=self._operation in ("embeddings", "rerank"))
+        self._watch.end(usage, embedded=not self._operation.generates)
         if self._exchange.key is not None and usage is not None:
             self._exchange.key.charge(usage.total_tokens)
         if self._span is not None:
@@ -90,12 +108,14 @@ class Work:
         if self._span is not None:
             self._span.fail(error)
         if isinstance(error, UnsupportedFeature):
-            found = self._gateway.type_of(self._model)
-            if found is not None and found not in self._kinds:
+            found = self._service.type_of(self._model)
+            if found is not None and found not in self._operation.types:
                 raise self._wrong_kind(found) from None
 
     def _wrong_kind(self, found: ModelType) -> HTTPError:
-        fitting = [m.model_id for m in self._gateway.backend.list_models() if m.model_type in self._kinds]
+        fitting = [
+            m.model_id for m in self._service.backend.list_models() if m.model_type in self._operation.types
+        ]
         hint = f"for that there is: {', '.join(fitting)}" if fitting else "no model here can"
-        message = f"model {self._model!r} is of the kind {found} and cannot {_WORDS[self._operation]}; {hint}"
+        message = f"model {self._model!r} is of the kind {found} and cannot {self._operation.verb}; {hint}"
         return wrong_request(message, "model", status=404, code="model_not_found")

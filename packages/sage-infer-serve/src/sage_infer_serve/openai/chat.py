@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from sage_infer.contracts import BufferedTokenStream, ToolCall
 from sage_infer.schemas import GuidedDecoding, SamplingParams, TokenDelta
 
-from sage_infer_serve.errors import wrong_request
-from sage_infer_serve.exchange import Exchange
+from sage_infer_serve.http.errors import wrong_request
+from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.http.sse import DONE, ChunkWriter
 from sage_infer_serve.openai.logprobs import chat_logprobs
 from sage_infer_serve.openai.messages import as_chat, function_names, tools_as_dicts
 from sage_infer_serve.openai.sampling import guided_by, sampling_params
 from sage_infer_serve.openai.schema import ChatRequest, NamedTool, refused
 from sage_infer_serve.openai.tool_calls import ToolCallReader, as_json_text, call_as_dict
 from sage_infer_serve.openai.usage import usage_dict
-from sage_infer_serve.sse import DONE, ChunkWriter
-
-if TYPE_CHECKING:
-    from sage_infer_serve.app import Gateway
+from sage_infer_serve.service import Service
+from sage_infer_serve.work import CHAT, Work
 
 __all__ = ["chat_completions"]
 
 _encode = msgspec.json.encode
 
 
-async def chat_completions(gateway: Gateway, exchange: Exchange) -> None:
-    request: ChatRequest = await gateway.read(exchange, ChatRequest)
+async def chat_completions(service: Service, exchange: Exchange) -> None:
+    request: ChatRequest = await service.read(exchange, ChatRequest)
     plan = _Plan(request)
     _refuse_what_nothing_does(request)
     params = sampling_params(
@@ -39,9 +38,9 @@ async def chat_completions(gateway: Gateway, exchange: Exchange) -> None:
         guided=plan.guided,
         keep_special_tokens=plan.reads_calls,
     )
-    with gateway.generation(exchange, "chat", request, params) as work:
-        stream = await gateway.backend.chat(
-            as_chat(request.messages, text_only=gateway.is_text_only(request.model)),
+    with Work(service, exchange, CHAT, request.model, params, is_streamed=bool(request.stream)) as work:
+        stream = await service.backend.chat(
+            as_chat(request.messages, text_only=service.is_text_only(request.model)),
             params,
             model=request.model,
             tools=plan.tools,
@@ -60,7 +59,7 @@ async def chat_completions(gateway: Gateway, exchange: Exchange) -> None:
                 await exchange.respond(answer.body(usage_dict(stream.usage)))
 
 
-async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Any) -> None:
+async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Work) -> None:
     """Send each delta as it comes. The response begins with the first one, so that errors before it have a status."""
     writer = ChunkWriter(
         answer.id, "chat.completion.chunk", answer.created, answer.model, with_usage=answer.include_usage

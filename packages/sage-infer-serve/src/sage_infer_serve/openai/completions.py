@@ -6,23 +6,22 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from sage_infer.contracts import TokenStream
 from sage_infer.schemas import TokenDelta, TokenLogprob, Usage
 
-from sage_infer_serve.errors import wrong_request
-from sage_infer_serve.exchange import Exchange
+from sage_infer_serve.http.errors import wrong_request
+from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.http.sse import DONE, ChunkWriter
 from sage_infer_serve.openai.inputs import as_inputs
 from sage_infer_serve.openai.logprobs import completion_logprobs
 from sage_infer_serve.openai.sampling import guided_by, sampling_params
 from sage_infer_serve.openai.schema import CompletionRequest, refused
 from sage_infer_serve.openai.usage import usage_dict
-from sage_infer_serve.sse import DONE, ChunkWriter
-
-if TYPE_CHECKING:
-    from sage_infer_serve.app import Gateway
+from sage_infer_serve.service import Service
+from sage_infer_serve.work import COMPLETION, Work
 
 __all__ = ["completions"]
 
@@ -30,8 +29,8 @@ _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 _encode = msgspec.json.encode
 
 
-async def completions(gateway: Gateway, exchange: Exchange) -> None:
-    request: CompletionRequest = await gateway.read(exchange, CompletionRequest)
+async def completions(service: Service, exchange: Exchange) -> None:
+    request: CompletionRequest = await service.read(exchange, CompletionRequest)
     prompts = as_inputs(request.prompt, "prompt")
     _refuse_what_nothing_does(request, prompts)
     params = sampling_params(
@@ -40,8 +39,8 @@ async def completions(gateway: Gateway, exchange: Exchange) -> None:
         logprobs=request.logprobs,
         guided=guided_by(request),
     )
-    with gateway.generation(exchange, "text_completion", request, params) as work:
-        streams = await gateway.backend.generate(
+    with Work(service, exchange, COMPLETION, request.model, params, is_streamed=bool(request.stream)) as work:
+        streams = await service.backend.generate(
             prompts,
             params,
             model=request.model,
@@ -70,7 +69,7 @@ async def _stream(
     answer: _Answer,
     deltas: AsyncIterator[tuple[int, TokenDelta]],
     streams: Sequence[TokenStream],
-    work: Any,
+    work: Work,
 ) -> None:
     with_usage = request.stream_options is not None and request.stream_options.include_usage
     writer = ChunkWriter(answer.id, "text_completion", answer.created, request.model, with_usage=with_usage)

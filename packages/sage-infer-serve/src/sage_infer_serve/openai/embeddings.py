@@ -8,18 +8,16 @@ from array import array
 from base64 import b64encode
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import msgspec
 from sage_infer.schemas import EmbeddingResult
 
-from sage_infer_serve.errors import wrong_request
-from sage_infer_serve.exchange import Exchange
+from sage_infer_serve.http.errors import wrong_request
+from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.openai.inputs import as_inputs
 from sage_infer_serve.openai.schema import EmbeddingRequest
-
-if TYPE_CHECKING:
-    from sage_infer_serve.app import Gateway
+from sage_infer_serve.service import Service
+from sage_infer_serve.work import EMBEDDING, Work
 
 __all__ = ["embeddings"]
 
@@ -27,11 +25,11 @@ _PART = 16  # vectors written before others get their turn: about a millisecond
 _encode = msgspec.json.encode
 
 
-async def embeddings(gateway: Gateway, exchange: Exchange) -> None:
-    request: EmbeddingRequest = await gateway.read(exchange, EmbeddingRequest)
+async def embeddings(service: Service, exchange: Exchange) -> None:
+    request: EmbeddingRequest = await service.read(exchange, EmbeddingRequest)
     texts = as_inputs(request.input, "input")
-    with gateway.embedding(exchange, "embeddings", request.model) as work:
-        result = await gateway.backend.embed(
+    with Work(service, exchange, EMBEDDING, request.model) as work:
+        result = await service.backend.embed(
             texts, model=request.model, truncate="end" if request.truncate else "error"
         )
         if request.dimensions is not None and request.dimensions > result.dim:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sage_infer_serve.errors import wrong_request
+from sage_infer_serve.http.errors import wrong_request
 
 __all__ = ["as_inputs"]
 

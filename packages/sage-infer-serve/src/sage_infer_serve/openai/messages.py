@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sage_infer_serve.errors import wrong_request
+from sage_infer_serve.http.errors import wrong_request
 from sage_infer_serve.openai.schema import ContentPart, Message, Tool
 
 __all__ = ["as_chat", "function_names", "tools_as_dicts"]

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from sage_infer_serve.exchange import Exchange
+from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.openai.schema import RerankRequest
-
-if TYPE_CHECKING:
-    from sage_infer_serve.app import Gateway
+from sage_infer_serve.service import Service
+from sage_infer_serve.work import RERANKING, Work
 
 __all__ = ["rerank"]
 
 
-async def rerank(gateway: Gateway, exchange: Exchange) -> None:
-    request: RerankRequest = await gateway.read(exchange, RerankRequest)
+async def rerank(service: Service, exchange: Exchange) -> None:
+    request: RerankRequest = await service.read(exchange, RerankRequest)
     documents = [d if isinstance(d, str) else d.text for d in request.documents]
-    with gateway.embedding(exchange, "rerank", request.model) as work:
-        result = await gateway.backend.rerank(
+    with Work(service, exchange, RERANKING, request.model) as work:
+        result = await service.backend.rerank(
             request.query, documents, model=request.model, top_n=request.top_n
         )
         work.end(result.usage)

@@ -8,7 +8,7 @@ from typing import Any
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import GuidedDecoding, SamplingParams
 
-from sage_infer_serve.errors import wrong_request
+from sage_infer_serve.http.errors import wrong_request
 from sage_infer_serve.openai.schema import ResponseFormat, Sampling, refused
 
 __all__ = ["guided_by", "sampling_params"]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from sage_infer_serve.errors import HTTPError, wrong_request
+from sage_infer_serve.http.errors import HTTPError, wrong_request
 
 __all__ = [
     "ChatRequest", "CompletionRequest", "DetokenizeRequest", "EmbeddingRequest", "Message", "RerankRequest",

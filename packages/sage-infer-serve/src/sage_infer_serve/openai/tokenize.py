@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 from sage_infer.contracts import HybridTokenizing
 from sage_infer.errors import UnsupportedFeature
 from sage_infer.schemas import Prompt
 
-from sage_infer_serve.errors import wrong_request
-from sage_infer_serve.exchange import Exchange
+from sage_infer_serve.http.errors import wrong_request
+from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.openai.messages import as_chat, tools_as_dicts
 from sage_infer_serve.openai.schema import DetokenizeRequest, TokenizeRequest
-
-if TYPE_CHECKING:
-    from sage_infer_serve.app import Gateway
+from sage_infer_serve.service import Service
 
 __all__ = ["detokenize", "tokenize"]
 
 
-async def tokenize(gateway: Gateway, exchange: Exchange) -> None:
-    request: TokenizeRequest = await gateway.read(exchange, TokenizeRequest)
+async def tokenize(service: Service, exchange: Exchange) -> None:
+    request: TokenizeRequest = await service.read(exchange, TokenizeRequest)
     if (request.prompt is None) == (request.messages is None):
         raise wrong_request("exactly one of prompt and messages must be given", "prompt")
-    backend = _tokenizing(gateway)
+    backend = _tokenizing(service)
     if request.messages is not None:
         prompt = await backend.render_chat(
-            as_chat(request.messages, text_only=gateway.is_text_only(request.model)),
+            as_chat(request.messages, text_only=service.is_text_only(request.model)),
             model=request.model,
             tools=tools_as_dicts(request.tools) if request.tools else None,
             add_generation_prompt=request.add_generation_prompt,
@@ -35,7 +31,7 @@ async def tokenize(gateway: Gateway, exchange: Exchange) -> None:
     else:
         prompt = Prompt(text=request.prompt, add_special_tokens=request.add_special_tokens)
     tokens = await backend.tokenize(prompt, model=request.model)
-    model = next((m for m in gateway.backend.list_models() if m.model_id == request.model), None)
+    model = next((m for m in service.backend.list_models() if m.model_id == request.model), None)
     answer = {
         "count": len(tokens),
         "max_model_len": None if model is None else model.max_sequence_length,
@@ -44,14 +40,14 @@ async def tokenize(gateway: Gateway, exchange: Exchange) -> None:
     await exchange.respond(msgspec.json.encode(answer))
 
 
-async def detokenize(gateway: Gateway, exchange: Exchange) -> None:
-    request: DetokenizeRequest = await gateway.read(exchange, DetokenizeRequest)
-    text = await _tokenizing(gateway).detokenize(request.tokens, model=request.model)
+async def detokenize(service: Service, exchange: Exchange) -> None:
+    request: DetokenizeRequest = await service.read(exchange, DetokenizeRequest)
+    text = await _tokenizing(service).detokenize(request.tokens, model=request.model)
     await exchange.respond(msgspec.json.encode({"prompt": text}))
 
 
-def _tokenizing(gateway: Gateway) -> HybridTokenizing:
-    backend = gateway.backend
+def _tokenizing(service: Service) -> HybridTokenizing:
+    backend = service.backend
     if not isinstance(backend, HybridTokenizing):
         raise UnsupportedFeature("the models here do not show their tokenizers")
     return backend

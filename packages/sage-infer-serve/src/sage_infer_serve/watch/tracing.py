@@ -13,9 +13,8 @@ from typing import Any
 from sage_infer.errors import ConfigError, SageInferError
 from sage_infer.schemas import SamplingParams, Usage
 
-from sage_infer_serve.errors import HTTPError
-from sage_infer_serve.exchange import Exchange
-from sage_infer_serve.openai.schema import Sampling
+from sage_infer_serve.http.errors import HTTPError
+from sage_infer_serve.http.exchange import Exchange
 
 __all__ = ["Span", "Tracing"]
 
@@ -42,8 +41,9 @@ class Tracing:
         operation: str,
         model: str,
         exchange: Exchange,
-        request: Sampling | None,
         params: SamplingParams | None,
+        *,
+        is_streamed: bool,
     ) -> Span:
         """Start a request's span and make it the current one, in the request's own task."""
         carrier = {
@@ -67,7 +67,7 @@ class Tracing:
                 attributes["gen_ai.request.choice.count"] = params.n
             if params.stop:
                 attributes["gen_ai.request.stop_sequences"] = list(params.stop)
-        if request is not None and request.stream:
+        if is_streamed:
             attributes["gen_ai.request.stream"] = True
         span = self._tracer.start_span(
             f"{operation} {model}",

@@ -7,9 +7,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Literal
 
-from sage_infer_serve.auth import APIKey
-from sage_infer_serve.errors import HTTPError, error_body, wrong_request
-from sage_infer_serve.wire import WIRE, Wire
+from sage_infer_serve.http.auth import APIKey
+from sage_infer_serve.http.errors import HTTPError, error_body, wrong_request
+from sage_infer_serve.http.wire import WIRE, Wire
 
 __all__ = ["JSON", "Exchange", "Receive", "Scope", "Send"]
 

@@ -12,8 +12,8 @@ from typing import Any
 from attrs import define, field
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from sage_infer_serve.errors import error_body, wrong_request
-from sage_infer_serve.wire import WIRE, HeadHolder, Wire
+from sage_infer_serve.http.errors import error_body, wrong_request
+from sage_infer_serve.http.wire import WIRE, HeadHolder, Wire
 
 __all__ = ["ConnectionLimits", "limited_protocol"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from attrs import asdict, define, field, frozen
 from sage_infer.errors import ConfigError
 
-from sage_infer_serve.errors import HTTPError, limited, unauthorized
+from sage_infer_serve.http.errors import HTTPError, limited, unauthorized
 
 __all__ = ["APIKey", "KeyLimits", "Keys", "add_key", "new_key", "read_keys", "remove_key"]
 

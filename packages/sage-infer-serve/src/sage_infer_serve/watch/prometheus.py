@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from sage_infer_serve.observe import BOUNDS, Histogram
-
-if TYPE_CHECKING:
-    from sage_infer_serve.app import Gateway
+from sage_infer_serve.service import Service
+from sage_infer_serve.watch.observe import BOUNDS, Histogram
 
 __all__ = ["CONTENT_TYPE", "exposition"]
 
@@ -32,20 +29,20 @@ _TOKENS = (
 )
 
 
-def exposition(gateway: Gateway) -> bytes:
+def exposition(service: Service) -> bytes:
     """The text. The clock of the process (memory, CPU, file descriptors) is there too, where the system tells."""
     registry = CollectorRegistry()
-    registry.register(_Gateway(gateway))
+    registry.register(_Gateway(service))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 
 
 class _Gateway(Collector):
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        recorder = self._gateway.recorder
+        recorder = self._service.recorder
         answers = CounterMetricFamily(
             "sage_infer_http_requests", "Requests answered.", labels=["endpoint", "model", "status"]
         )
@@ -73,24 +70,24 @@ class _Gateway(Collector):
         yield from self._gauges()
 
     def _gauges(self) -> Iterator[Metric]:
-        gateway = self._gateway
-        stats = gateway.backend.stats()
+        service = self._service
+        stats = service.backend.stats()
         values = (
-            ("sage_infer_open_requests", "Requests in the gateway.", len(gateway.open)),
+            ("sage_infer_open_requests", "Requests in the gateway.", len(service.open)),
             ("sage_infer_running_sequences", "Sequences in the engines' batches.", stats.running),
             ("sage_infer_waiting_requests", "Requests that the engines have not begun.", stats.waiting),
             ("sage_infer_kv_blocks", "KV blocks of all engines.", stats.kv_blocks_total),
             ("sage_infer_kv_blocks_free", "KV blocks that new requests could take.", stats.kv_blocks_free),
             ("sage_infer_event_loop_tasks", "Tasks of the gateway's event loop.", len(asyncio.all_tasks())),
-            ("sage_infer_uptime_seconds", "Time since the gateway was made.", time.time() - gateway.started),
+            ("sage_infer_uptime_seconds", "Time since the gateway was made.", time.time() - service.started),
         )
         for name, text, value in values:
             yield GaugeMetricFamily(name, text, value=value)
         models = GaugeMetricFamily(
             "sage_infer_model", "1 for the state that a model is in.", labels=["model", "type", "state"]
         )
-        for model in gateway.backend.list_models():
-            state = gateway.backend.get_model_status(model.model_id).state
+        for model in service.backend.list_models():
+            state = service.backend.get_model_status(model.model_id).state
             models.add_metric([model.model_id, model.model_type, state], 1)
         yield models
 

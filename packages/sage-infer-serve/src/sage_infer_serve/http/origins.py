@@ -10,8 +10,8 @@ from __future__ import annotations
 import ipaddress
 from functools import lru_cache
 
-from sage_infer_serve.errors import wrong_request
-from sage_infer_serve.exchange import Exchange
+from sage_infer_serve.http.errors import wrong_request
+from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.settings import GatewaySettings
 
 __all__ = ["Origins", "is_loopback"]

@@ -1,17 +1,15 @@
-"""The dashboard's files, from the wheel. Read once and found by their whole path, so no other file can be had."""
+"""The dashboard's files, from the wheel. Read once; each is a route of its own, so no other file can be requested."""
 
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from sage_infer_serve.exchange import Exchange
-
-if TYPE_CHECKING:
-    from sage_infer_serve.app import Gateway
+from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.service import Service
 
 __all__ = ["Page", "read_pages", "send_page"]
 
@@ -44,6 +42,7 @@ class Page:
     etag: bytes
 
 
+@cache
 def read_pages() -> dict[str, Page]:
     """Every file of the dashboard by its path."""
     pages: dict[str, Page] = {}
@@ -57,8 +56,8 @@ def read_pages() -> dict[str, Page]:
     return pages
 
 
-async def send_page(gateway: Gateway, exchange: Exchange) -> None:
-    page = gateway.page(exchange.path)
+async def send_page(service: Service, exchange: Exchange) -> None:
+    page = read_pages()[exchange.path]
     headers = [*_HEADERS, (b"etag", page.etag)]
     if exchange.headers.get(b"if-none-match") == page.etag:
         await exchange.respond(b"", status=304, kind=page.kind, headers=headers)

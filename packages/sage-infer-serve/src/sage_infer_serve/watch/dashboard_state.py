@@ -4,44 +4,42 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sage_infer.contracts import MemoryReporting
 
-from sage_infer_serve.observe import INTERVAL_S, as_points
-
-if TYPE_CHECKING:
-    from sage_infer_serve.app import Gateway
+from sage_infer_serve.service import Service
+from sage_infer_serve.watch.observe import INTERVAL_S, as_points
 
 __all__ = ["state"]
 
 
-async def state(gateway: Gateway) -> dict[str, Any]:
+async def state(service: Service) -> dict[str, Any]:
     """Times in seconds since the epoch, durations in seconds, memory in bytes."""
-    health = await gateway.backend.health()
-    stats = gateway.backend.stats()
+    health = await service.backend.health()
+    stats = service.backend.stats()
     return {
         "version": version("sage-infer-serve"),
-        "started": gateway.started,
+        "started": service.started,
         "now": time.time(),
         "health": {"status": health.status, "reason": health.reason},
-        "models": [_model(gateway, m.model_id, m.model_type) for m in gateway.backend.list_models()],
-        "memory": _memory(gateway.backend) if isinstance(gateway.backend, MemoryReporting) else None,
+        "models": [_model(service, m.model_id, m.model_type) for m in service.backend.list_models()],
+        "memory": _memory(service.backend) if isinstance(service.backend, MemoryReporting) else None,
         "queue": {
-            "open": len(gateway.open),
-            "limit": gateway.settings.max_open_requests,
+            "open": len(service.open),
+            "limit": service.settings.max_open_requests,
             "running": stats.running,
             "waiting": stats.waiting,
             "kv_blocks_total": stats.kv_blocks_total,
             "kv_blocks_free": stats.kv_blocks_free,
         },
-        "series": {"interval_s": INTERVAL_S, "points": as_points(gateway.recorder.series())},
+        "series": {"interval_s": INTERVAL_S, "points": as_points(service.recorder.series())},
     }
 
 
-def _model(gateway: Gateway, model_id: str, model_type: str) -> dict[str, Any]:
-    status = gateway.backend.get_model_status(model_id)
-    loading = gateway.loading.get(model_id) if status.state == "loading" else None
+def _model(service: Service, model_id: str, model_type: str) -> dict[str, Any]:
+    status = service.backend.get_model_status(model_id)
+    loading = service.loading.get(model_id) if status.state == "loading" else None
     return {
         "id": model_id,
         "type": model_type,

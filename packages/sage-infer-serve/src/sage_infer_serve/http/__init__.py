@@ -1,0 +1,1 @@
+"""Requests, answers, connections and API keys; knows no endpoint."""

@@ -1,0 +1,104 @@
+"""Every path of the gateway, in one table: what the router, the limits, the metrics and the API's description read."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import version
+
+import msgspec
+
+from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.openai import answers
+from sage_infer_serve.openai.chat import chat_completions
+from sage_infer_serve.openai.completions import completions
+from sage_infer_serve.openai.embeddings import embeddings
+from sage_infer_serve.openai.models import PREFIX, list_models, show_model
+from sage_infer_serve.openai.rerank import rerank
+from sage_infer_serve.openai.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    RerankRequest,
+    TokenizeRequest,
+)
+from sage_infer_serve.openai.tokenize import detokenize, tokenize
+from sage_infer_serve.openapi import document
+from sage_infer_serve.routing import Route
+from sage_infer_serve.service import Service
+from sage_infer_serve.watch import probes
+from sage_infer_serve.watch.pages import read_pages, send_page
+
+__all__ = ["ROUTES"]
+
+
+async def _openapi(service: Service, exchange: Exchange) -> None:
+    await exchange.respond(_description())
+
+
+@cache
+def _description() -> bytes:
+    return msgspec.json.encode(document(ROUTES, version("sage-infer-serve")))
+
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        method="POST", path="/v1/chat/completions", handler=chat_completions, request=ChatRequest,
+        summary="Answer a chat, whole or as a stream of events.",
+        answer=answers.CHAT_COMPLETION, streams=True, is_counted=True,
+    ),
+    Route(
+        method="POST", path="/v1/completions", handler=completions, request=CompletionRequest,
+        summary="Continue texts.", answer=answers.TEXT_COMPLETION, streams=True, is_counted=True,
+    ),
+    Route(
+        method="POST", path="/v1/embeddings", handler=embeddings, request=EmbeddingRequest,
+        summary="Turn texts into vectors.", answer=answers.EMBEDDINGS, is_counted=True,
+    ),
+    Route(
+        method="POST", path="/v1/rerank", handler=rerank, request=RerankRequest,
+        summary="Sort documents by relevance (Jina's form).", answer=answers.RERANKED, is_counted=True,
+    ),
+    Route(
+        method="POST", path="/v2/rerank", handler=rerank, request=RerankRequest,
+        summary="Sort documents by relevance (Cohere's form).", answer=answers.RERANKED, is_counted=True,
+    ),
+    Route(
+        method="POST", path="/rerank", handler=rerank, request=RerankRequest,
+        summary="Sort documents by relevance.", answer=answers.RERANKED, is_counted=True,
+    ),
+    Route(
+        method="POST", path="/tokenize", handler=tokenize, request=TokenizeRequest,
+        summary="Token ids of a prompt or a chat.", answer=answers.TOKENS, is_counted=True,
+    ),
+    Route(
+        method="POST", path="/detokenize", handler=detokenize, request=DetokenizeRequest,
+        summary="Text of token ids.", answer=answers.TEXT, is_counted=True,
+    ),
+    Route(
+        method="GET", path="/v1/models", handler=list_models, summary="The models and their states.",
+        answer=answers.MODELS,
+    ),
+    Route(
+        method="GET", path=PREFIX + "{model}", handler=show_model, summary="One model, by its id or an alias.",
+        answer=answers.MODEL,
+    ),
+    Route(method="GET", path="/metrics", handler=probes.metrics, summary="Metrics in Prometheus' text format."),
+    Route(
+        method="GET", path="/dashboard/state", handler=probes.dashboard_state,
+        summary="Everything that the dashboard shows.", answer=answers.ANYTHING,
+    ),
+    Route(
+        method="GET", path="/openapi.json", handler=_openapi, summary="This document.", answer=answers.ANYTHING,
+        is_public=True,
+    ),
+    Route(
+        method="GET", path="/health", handler=probes.health, summary="Whether any engine answers.",
+        answer=answers.STATUS, is_probe=True, is_public=True,
+    ),
+    Route(
+        method="GET", path="/ready", handler=probes.ready, summary="Whether new requests are accepted.",
+        answer=answers.STATUS, is_probe=True, is_public=True,
+    ),
+    *(Route(method="GET", path=path, handler=send_page, is_public=True) for path in read_pages()),
+)  # fmt: skip

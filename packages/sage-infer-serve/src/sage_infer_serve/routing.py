@@ -1,0 +1,106 @@
+"""What a route is, and how a method and a path find theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from attrs import frozen
+from msgspec import Struct
+
+from sage_infer_serve.http.errors import HTTPError, wrong_request
+from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.service import Service
+
+__all__ = ["Handler", "Route", "Router"]
+
+Handler = Callable[[Service, Exchange], Awaitable[None]]
+
+
+@frozen(kw_only=True)
+class Route:
+    """An endpoint.
+
+    Attributes:
+        method: ``GET`` also serves ``HEAD``.
+        path: with ``{name}`` at its end it matches whatever follows, slashes included.
+        handler: answers the request.
+        summary: one sentence for the API's description; empty for the dashboard's files, which are not part of the API.
+        request: the class that the body is decoded to; None for no body.
+        answer: JSON Schema of the answer; None for plain text.
+        streams: whether the answer may be a stream of events.
+        is_probe: whether 503 has the form of the answer, rather than that of an error.
+        is_counted: whether it takes an engine's time, so that limits and API keys count it.
+        is_public: whether it needs no API key.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str = ""
+    request: type[Struct] | None = None
+    answer: Mapping[str, Any] | None = None
+    streams: bool = False
+    is_probe: bool = False
+    is_counted: bool = False
+    is_public: bool = False
+
+    @property
+    def prefix(self) -> str:
+        """The path up to its parameter; the whole path where it has none."""
+        return self.path.partition("{")[0]
+
+    @property
+    def parameter(self) -> str | None:
+        """Name of the path's parameter."""
+        return self.path.partition("{")[2].rstrip("}") or None
+
+
+class Router:
+    """Finds routes: by the whole path in a dictionary, then by the prefix of paths with a parameter."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._exact: dict[tuple[str, str], Route] = {}
+        self._open_ended: list[Route] = []
+        self._by_path: dict[str, list[Route]] = {}
+        for route in routes:
+            self._by_path.setdefault(route.path, []).append(route)
+            if route.parameter is None:
+                self._exact[route.method, route.path] = route
+            else:
+                self._open_ended.append(route)
+
+    def find(self, method: str, path: str) -> Route:
+        """The route of a request.
+
+        Raises:
+            HTTPError: 404 for an unknown path, 405 for another method than the path's.
+        """
+        route = self._exact.get((method, path))
+        if route is not None:
+            return route
+        here = self._at(path)
+        if not here:
+            raise wrong_request("not found; /openapi.json lists all paths", status=404, code="not_found")
+        wanted = "GET" if method == "HEAD" else method
+        found = next((route for route in here if route.method == wanted), None)
+        if found is None:
+            raise _not_allowed(sorted(route.method for route in here))
+        return found
+
+    def label(self, path: str) -> str:
+        """The name that metrics give a path: that of its route, ``other`` for everything outside of the API."""
+        here = self._at(path)
+        return here[0].path if here and here[0].summary else "other"
+
+    def _at(self, path: str) -> list[Route]:
+        here = self._by_path.get(path)
+        if here is not None:
+            return here
+        return [r for r in self._open_ended if path.startswith(r.prefix) and len(path) > len(r.prefix)]
+
+
+def _not_allowed(methods: list[str]) -> HTTPError:
+    error = wrong_request(f"this path takes {' and '.join(methods)}", status=405, code="method_not_allowed")
+    error.headers = ((b"allow", ", ".join(methods).encode()),)
+    return error

@@ -1,0 +1,92 @@
+"""What endpoints work with: the backend, the settings, what is measured, and the requests that are open."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from msgspec import Struct
+from sage_infer.contracts import HybridInferenceBackend
+from sage_infer.errors import SageInferError
+from sage_infer.names import ModelType
+
+from sage_infer_serve.http.auth import APIKey, Keys
+from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.settings import GatewaySettings
+from sage_infer_serve.watch.observe import Recorder
+from sage_infer_serve.watch.tracing import Tracing
+
+__all__ = ["Decode", "Service"]
+
+Decode = Callable[[bytes], Any]
+"""Decodes and checks one kind of request body; raises ``HTTPError``."""
+
+
+class Service:
+    """The state that all requests of a gateway share. Its caller starts and closes the backend.
+
+    Attributes:
+        backend: what answers.
+        recorder: counts and latencies.
+        tracing: None unless the settings ask for traces.
+        started: time of creation, in seconds since the epoch.
+        draining: whether new work is rejected, because the server is shutting down.
+        loading: stage and completed share of each model that is being loaded, for the dashboard.
+        open: requests that an engine works on.
+    """
+
+    def __init__(
+        self,
+        backend: HybridInferenceBackend,
+        settings: GatewaySettings,
+        keys: Iterable[APIKey],
+        decoders: Mapping[type[Struct], Decode],
+    ) -> None:
+        self.backend = backend
+        self.settings = settings
+        self.keys = Keys(keys)
+        self.recorder = Recorder()
+        self.tracing = Tracing() if settings.tracing else None
+        self.started = time.time()
+        self.draining = False
+        self.loading: dict[str, tuple[str, float]] = {}
+        self.open: set[Exchange] = set()
+        self._decoders = decoders
+        self._types: dict[str, ModelType] = {}
+
+    async def read(self, exchange: Exchange, kind: type[Struct]) -> Any:
+        """The request, checked. From here on the exchange ends when its client disconnects.
+
+        Raises:
+            HTTPError: the body is too long, not JSON, or a field is wrong.
+        """
+        body = await exchange.body(self.settings.max_body_bytes)
+        request = self._decoders[kind](body)
+        exchange.stop_after(self.settings.request_timeout_s, "timeout")
+        exchange.watch()
+        return request
+
+    def type_of(self, name: str) -> ModelType | None:
+        """The kind of the model with this id or alias; None where there is none."""
+        found: ModelType | None = self._types.get(name)
+        if found is None:
+            try:
+                model_id = self.backend.get_model_status(name).model_id
+            except SageInferError:
+                return None
+            kind = next(m.model_type for m in self.backend.list_models() if m.model_id == model_id)
+            found = self._types[name] = kind  # existing names only, so that it cannot grow without bound
+        return found
+
+    def is_text_only(self, name: str) -> bool:
+        return self.type_of(name) != "multimodal"
+
+    def on_progress(self, model_id: str, stage: str, share: float) -> None:
+        """For the backend to call while it loads a model."""
+        self.loading[model_id] = stage, share
+
+    def end_all(self) -> None:
+        """End every open request with an error, because the time for shutdown is over."""
+        for exchange in list(self.open):
+            exchange.stop("shutdown")

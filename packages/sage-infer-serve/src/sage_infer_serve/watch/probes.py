@@ -1,0 +1,44 @@
+"""Endpoints that report on the gateway: health, readiness, metrics and the dashboard's state."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.service import Service
+from sage_infer_serve.watch.dashboard_state import state
+from sage_infer_serve.watch.prometheus import CONTENT_TYPE, exposition
+
+__all__ = ["dashboard_state", "health", "metrics", "ready"]
+
+_encode = msgspec.json.encode
+
+
+async def health(service: Service, exchange: Exchange) -> None:
+    """200 while anything answers, 503 when nothing does any more: restart me."""
+    found = await service.backend.health()
+    answer = {"status": found.status, "reason": found.reason}
+    await exchange.respond(_encode(answer), status=503 if found.status == "dead" else 200)
+
+
+async def ready(service: Service, exchange: Exchange) -> None:
+    """200 when requests are welcome: a model is ready, and the server is not about to end."""
+    states = [service.backend.get_model_status(m.model_id).state for m in service.backend.list_models()]
+    found = await service.backend.health()
+    reason = ""
+    if service.draining:
+        reason = "shutting down"
+    elif not found.ok:
+        reason = found.reason or found.status
+    elif not any(state in ("ready", "sleeping") for state in states):
+        reason = "no model is ready"
+    answer = {"status": "not ready" if reason else "ready", "reason": reason}
+    await exchange.respond(_encode(answer), status=503 if reason else 200)
+
+
+async def metrics(service: Service, exchange: Exchange) -> None:
+    await exchange.respond(exposition(service), kind=CONTENT_TYPE)
+
+
+async def dashboard_state(service: Service, exchange: Exchange) -> None:
+    await exchange.respond(_encode(await state(service)), headers=[(b"cache-control", b"no-store")])
