@@ -301,7 +301,11 @@ def test_protocols_are_all_described() -> None:
 
     rows = table("contracts.md", "protocol", "one instance is")
     assert all(hasattr(contracts, row[0]) for row in rows)
-    kits = {row[2] for row in rows if row[2] != "the same"} | {"PluginContract", "RecordingContract"}
+    kits = {row[2] for row in rows if row[2] != "the same"} | {
+        "PluginContract",
+        "RecordingContract",
+        "VLLMPlatformContract",
+    }
     assert kits == {name for name in sage_infer_testing.__all__ if name.endswith("Contract")}
 
 

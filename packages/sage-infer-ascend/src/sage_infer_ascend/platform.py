@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sage_infer_vllm.platform import Platform, QuantizationMethod
+from sage_infer_vllm.vendor import Platform, QuantizationMethod
 
 from sage_infer_ascend.needs import ENGINE, PLUGIN, PLUGIN_DISTRIBUTIONS
 

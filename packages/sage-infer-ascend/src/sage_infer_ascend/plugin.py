@@ -1,20 +1,26 @@
 """What this wheel brings to sage-infer. Imports neither the reader of the vendor's tool nor vLLM."""
 
 from sage_infer import BackendSpec, DetectorSpec, hookimpl
-from sage_infer.specs import options_of
+from sage_infer.sdk.platform_backends import PlatformBackends
 
 from sage_infer_ascend.needs import NEEDS
 
 SAGE_INFER_CONTRACT = "1.0"
 
 _NODES = ("/dev/davinci[0-9]*",)
-_ADAPTER = {"sage-infer-vllm": ">=0.1,<0.2"}
-_INSTALL = "pip install 'sage-infer-ascend[vllm]'"
-_LIMITS = (
-    "Not run on an NPU: detection is tested on recordings, the backend up to the call of vLLM.",
-    "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-ascend is for vLLM 0.18 to 0.26: "
-    "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
-    "int8 KV (C8) only with a checkpoint that was quantized so.",
+_ON_VLLM = PlatformBackends(
+    engine_plugin="sage_infer_vllm.plugin",
+    requires={"sage-infer-vllm": ">=0.1,<0.2"},
+    install="pip install 'sage-infer-ascend[vllm]'",
+    hardware="ascend",
+    needs=NEEDS,
+    device_nodes=_NODES,
+    limits=(
+        "Not run on an NPU: detection is tested on recordings, the backend up to the call of vLLM.",
+        "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-ascend is for vLLM 0.18 to 0.26: "
+        "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
+        "int8 KV (C8) only with a checkpoint that was quantized so.",
+    ),
 )
 
 
@@ -35,33 +41,18 @@ def sage_infer_detectors() -> list[DetectorSpec]:
 @hookimpl
 def sage_infer_backends() -> list[BackendSpec]:
     return [
-        BackendSpec(
+        _ON_VLLM.spec(
+            "vllm",
             name="ascend",
             factory="sage_infer_ascend.backend:AscendBackend",
             serves={"llm"},
-            hardware={"ascend"},
-            requires=_ADAPTER,
-            install=_INSTALL,
-            needs=NEEDS,
-            device_nodes=_NODES,
-            prepare="sage_infer_vllm.models.prepare:prepare",
-            memory="sage_infer_vllm.models.memory:engine_memory",
             summary="vLLM on Huawei Ascend NPUs, through vllm-ascend",
-            options=options_of("sage_infer_vllm.plugin", "vllm"),
-            limits=_LIMITS,
         ),
-        BackendSpec(
+        _ON_VLLM.spec(
+            "vllm-embedding",
             name="ascend-embedding",
             factory="sage_infer_ascend.backend:AscendEmbeddingBackend",
             serves={"embedding", "reranker"},
-            hardware={"ascend"},
-            requires=_ADAPTER,
-            install=_INSTALL,
-            needs=NEEDS,
-            device_nodes=_NODES,
-            memory="sage_infer_vllm.models.memory:engine_memory",
             summary="embedding and reranking with vLLM on Huawei Ascend NPUs, through vllm-ascend",
-            options=options_of("sage_infer_vllm.plugin", "vllm-embedding"),
-            limits=_LIMITS,
         ),
     ]

@@ -1,20 +1,26 @@
 """What this wheel brings to sage-infer. Imports neither the reader of the vendor's tool nor vLLM."""
 
 from sage_infer import BackendSpec, DetectorSpec, hookimpl
-from sage_infer.specs import options_of
+from sage_infer.sdk.platform_backends import PlatformBackends
 
 from sage_infer_cambricon.needs import NEEDS
 
 SAGE_INFER_CONTRACT = "1.0"
 
 _NODES = ("/dev/cambricon_dev[0-9]*",)
-_ADAPTER = {"sage-infer-vllm": ">=0.1,<0.2"}
-_INSTALL = "pip install 'sage-infer-cambricon[vllm]'"
-_LIMITS = (
-    "Not run on an MLU: detection is tested on recordings, the backend up to the call of vLLM.",
-    "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-mlu is for vLLM 0.9.1 to 0.13: "
-    "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
-    "KV dtypes and page sizes are not published; vLLM is asked for them when it starts.",
+_ON_VLLM = PlatformBackends(
+    engine_plugin="sage_infer_vllm.plugin",
+    requires={"sage-infer-vllm": ">=0.1,<0.2"},
+    install="pip install 'sage-infer-cambricon[vllm]'",
+    hardware="cambricon",
+    needs=NEEDS,
+    device_nodes=_NODES,
+    limits=(
+        "Not run on an MLU: detection is tested on recordings, the backend up to the call of vLLM.",
+        "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-mlu is for vLLM 0.9.1 to 0.13: "
+        "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
+        "KV dtypes and page sizes are not published; vLLM is asked for them when it starts.",
+    ),
 )
 
 
@@ -35,33 +41,18 @@ def sage_infer_detectors() -> list[DetectorSpec]:
 @hookimpl
 def sage_infer_backends() -> list[BackendSpec]:
     return [
-        BackendSpec(
+        _ON_VLLM.spec(
+            "vllm",
             name="cambricon",
             factory="sage_infer_cambricon.backend:CambriconBackend",
             serves={"llm"},
-            hardware={"cambricon"},
-            requires=_ADAPTER,
-            install=_INSTALL,
-            needs=NEEDS,
-            device_nodes=_NODES,
-            prepare="sage_infer_vllm.models.prepare:prepare",
-            memory="sage_infer_vllm.models.memory:engine_memory",
             summary="vLLM on Cambricon MLUs, through vllm-mlu",
-            options=options_of("sage_infer_vllm.plugin", "vllm"),
-            limits=_LIMITS,
         ),
-        BackendSpec(
+        _ON_VLLM.spec(
+            "vllm-embedding",
             name="cambricon-embedding",
             factory="sage_infer_cambricon.backend:CambriconEmbeddingBackend",
             serves={"embedding", "reranker"},
-            hardware={"cambricon"},
-            requires=_ADAPTER,
-            install=_INSTALL,
-            needs=NEEDS,
-            device_nodes=_NODES,
-            memory="sage_infer_vllm.models.memory:engine_memory",
             summary="embedding and reranking with vLLM on Cambricon MLUs, through vllm-mlu",
-            options=options_of("sage_infer_vllm.plugin", "vllm-embedding"),
-            limits=_LIMITS,
         ),
     ]

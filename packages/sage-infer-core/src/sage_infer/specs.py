@@ -6,7 +6,6 @@ A factory is a dotted path, ``package.module:attribute``, resolved only when the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Literal, TypeVar, get_args
 
 from attrs import field, frozen
@@ -38,7 +37,6 @@ __all__ = [
     "ServedType",
     "Spec",
     "TransportSpec",
-    "options_of",
 ]
 
 ServedType = Literal["llm", "embedding", "reranker", "hybrid"]
@@ -255,16 +253,3 @@ Spec = BackendSpec | DetectorSpec | KVStoreSpec | TransportSpec | ExecutorSpec |
 SpecT = TypeVar(
     "SpecT", BackendSpec, DetectorSpec, KVStoreSpec, TransportSpec, ExecutorSpec, ModelSpec, CommandSpec
 )
-
-
-def options_of(plugin: str, backend: str) -> Mapping[str, str]:
-    """Options of a backend in another wheel, for one that is built on it; none where that is not installed.
-
-    ``plugin`` is the module of its hooks.
-    """
-    try:
-        module = import_module(plugin)
-    except ImportError:
-        return {}
-    specs: list[BackendSpec] = module.sage_infer_backends()
-    return {spec.name: spec.options for spec in specs}[backend]

@@ -1,9 +1,8 @@
-"""vLLM on Hygon: the adapters of sage-infer-vllm on this vendor's platform. Importing this does not import vLLM."""
+"""vLLM on Hygon: the backends of sage-infer-vllm on this vendor's platform. Importing this does not import vLLM."""
 
 from __future__ import annotations
 
-from sage_infer_vllm.backend import VLLMBackend
-from sage_infer_vllm.embedding_backend import VLLMEmbeddingBackend
+from sage_infer_vllm.vendor import VLLMBackend, VLLMEmbeddingBackend
 
 from sage_infer_hygon.platform import HYGON
 

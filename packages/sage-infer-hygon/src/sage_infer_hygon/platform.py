@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sage_infer_vllm.platform import Platform
+from sage_infer_vllm.vendor import Platform
 
 from sage_infer_hygon.needs import ENGINE
 

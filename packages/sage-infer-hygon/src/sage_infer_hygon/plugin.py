@@ -1,7 +1,7 @@
 """What this wheel brings to sage-infer. Imports neither the reader of the vendor's tool nor vLLM."""
 
 from sage_infer import BackendSpec, DetectorSpec, hookimpl
-from sage_infer.specs import options_of
+from sage_infer.sdk.platform_backends import PlatformBackends
 
 from sage_infer_hygon.needs import NEEDS
 
@@ -9,14 +9,20 @@ SAGE_INFER_CONTRACT = "1.0"
 
 # /dev/kfd is AMD's too; devices bound to a driver of Hygon are its own.
 _NODES = ("/sys/bus/pci/drivers/hycu/*:*", "/sys/bus/pci/drivers/hydcu/*:*", "/dev/mkfd")
-_ADAPTER = {"sage-infer-vllm": ">=0.1,<0.2"}
-_INSTALL = "pip install 'sage-infer-hygon[vllm]'"
-_LIMITS = (
-    "Not run on a DCU: detection is tested on recordings, the backend up to the call of vLLM.",
-    "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; Hygon's build is of vLLM 0.18: "
-    "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
-    "Its metadata does not tell Hygon's build of vLLM or torch from any other: that shows when it starts.",
-    "Quantization methods, KV dtypes, KV connectors and page sizes are not published; vLLM is asked when it starts.",
+_ON_VLLM = PlatformBackends(
+    engine_plugin="sage_infer_vllm.plugin",
+    requires={"sage-infer-vllm": ">=0.1,<0.2"},
+    install="pip install 'sage-infer-hygon[vllm]'",
+    hardware="hygon",
+    needs=NEEDS,
+    device_nodes=_NODES,
+    limits=(
+        "Not run on a DCU: detection is tested on recordings, the backend up to the call of vLLM.",
+        "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; Hygon's build is of vLLM 0.18: "
+        "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
+        "Its metadata does not tell Hygon's build of vLLM or torch from any other: that shows when it starts.",
+        "Quantization methods, KV dtypes, KV connectors and page sizes are not published; vLLM reports them at start.",
+    ),
 )
 
 
@@ -37,33 +43,18 @@ def sage_infer_detectors() -> list[DetectorSpec]:
 @hookimpl
 def sage_infer_backends() -> list[BackendSpec]:
     return [
-        BackendSpec(
+        _ON_VLLM.spec(
+            "vllm",
             name="hygon",
             factory="sage_infer_hygon.backend:HygonBackend",
             serves={"llm"},
-            hardware={"hygon"},
-            requires=_ADAPTER,
-            install=_INSTALL,
-            needs=NEEDS,
-            device_nodes=_NODES,
-            prepare="sage_infer_vllm.models.prepare:prepare",
-            memory="sage_infer_vllm.models.memory:engine_memory",
             summary="Hygon's build of vLLM on DCUs",
-            options=options_of("sage_infer_vllm.plugin", "vllm"),
-            limits=_LIMITS,
         ),
-        BackendSpec(
+        _ON_VLLM.spec(
+            "vllm-embedding",
             name="hygon-embedding",
             factory="sage_infer_hygon.backend:HygonEmbeddingBackend",
             serves={"embedding", "reranker"},
-            hardware={"hygon"},
-            requires=_ADAPTER,
-            install=_INSTALL,
-            needs=NEEDS,
-            device_nodes=_NODES,
-            memory="sage_infer_vllm.models.memory:engine_memory",
             summary="embedding and reranking with Hygon's build of vLLM on DCUs",
-            options=options_of("sage_infer_vllm.plugin", "vllm-embedding"),
-            limits=_LIMITS,
         ),
     ]

@@ -1,21 +1,27 @@
 """What this wheel brings to sage-infer. Imports neither the reader of the vendor's tool nor vLLM."""
 
 from sage_infer import BackendSpec, DetectorSpec, hookimpl
-from sage_infer.specs import options_of
+from sage_infer.sdk.platform_backends import PlatformBackends
 
 from sage_infer_kunlunxin.needs import NEEDS
 
 SAGE_INFER_CONTRACT = "1.0"
 
 _NODES = ("/dev/xpu[0-9]*",)
-_ADAPTER = {"sage-infer-vllm": ">=0.1,<0.2"}
-_INSTALL = "pip install 'sage-infer-kunlunxin[vllm]'"
-_LIMITS = (
-    "Not run on an XPU: detection is tested on recordings, the backend up to the call of vLLM.",
-    "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-kunlun is for vLLM 0.11 to 0.15: "
-    "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
-    "torch_xmlir, the bridge that vllm-kunlun runs on, is not looked for: it comes with the vendor's image.",
-    "KV dtypes, KV connectors and page sizes are not published; vLLM is asked when it starts.",
+_ON_VLLM = PlatformBackends(
+    engine_plugin="sage_infer_vllm.plugin",
+    requires={"sage-infer-vllm": ">=0.1,<0.2"},
+    install="pip install 'sage-infer-kunlunxin[vllm]'",
+    hardware="kunlunxin",
+    needs=NEEDS,
+    device_nodes=_NODES,
+    limits=(
+        "Not run on an XPU: detection is tested on recordings, the backend up to the call of vLLM.",
+        "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-kunlun is for vLLM 0.11 to 0.15: "
+        "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
+        "torch_xmlir, the bridge that vllm-kunlun runs on, is not looked for: it comes with the vendor's image.",
+        "KV dtypes, KV connectors and page sizes are not published; vLLM is asked when it starts.",
+    ),
 )
 
 
@@ -36,33 +42,18 @@ def sage_infer_detectors() -> list[DetectorSpec]:
 @hookimpl
 def sage_infer_backends() -> list[BackendSpec]:
     return [
-        BackendSpec(
+        _ON_VLLM.spec(
+            "vllm",
             name="kunlunxin",
             factory="sage_infer_kunlunxin.backend:KunlunxinBackend",
             serves={"llm"},
-            hardware={"kunlunxin"},
-            requires=_ADAPTER,
-            install=_INSTALL,
-            needs=NEEDS,
-            device_nodes=_NODES,
-            prepare="sage_infer_vllm.models.prepare:prepare",
-            memory="sage_infer_vllm.models.memory:engine_memory",
             summary="vLLM on Kunlunxin XPUs, through vllm-kunlun",
-            options=options_of("sage_infer_vllm.plugin", "vllm"),
-            limits=_LIMITS,
         ),
-        BackendSpec(
+        _ON_VLLM.spec(
+            "vllm-embedding",
             name="kunlunxin-embedding",
             factory="sage_infer_kunlunxin.backend:KunlunxinEmbeddingBackend",
             serves={"embedding", "reranker"},
-            hardware={"kunlunxin"},
-            requires=_ADAPTER,
-            install=_INSTALL,
-            needs=NEEDS,
-            device_nodes=_NODES,
-            memory="sage_infer_vllm.models.memory:engine_memory",
             summary="embedding and reranking with vLLM on Kunlunxin XPUs, through vllm-kunlun",
-            options=options_of("sage_infer_vllm.plugin", "vllm-embedding"),
-            limits=_LIMITS,
         ),
     ]

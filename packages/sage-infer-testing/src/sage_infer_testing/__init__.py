@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 __all__ = [
     "ContractSuite", "EmbeddingBackendContract", "HardwareDetectorContract", "HybridBackendContract",
     "InferenceBackendContract", "KVStoreContract", "PluginContract", "RecordingContract", "TransportContract",
-    "xfail",
+    "VLLMPlatformContract", "xfail",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sage_infer_testing.kits.plugin import PluginContract
     from sage_infer_testing.kits.recordings import RecordingContract
     from sage_infer_testing.kits.transport import TransportContract
+    from sage_infer_testing.kits.vllm_platform import VLLMPlatformContract
     from sage_infer_testing.suite import ContractSuite, xfail
 
 _HOMES = {
@@ -25,7 +26,7 @@ _HOMES = {
     "HardwareDetectorContract": "kits.hardware", "HybridBackendContract": "kits.hybrid",
     "InferenceBackendContract": "kits.inference", "KVStoreContract": "kits.kv_store",
     "PluginContract": "kits.plugin", "RecordingContract": "kits.recordings",
-    "TransportContract": "kits.transport", "xfail": "suite",
+    "TransportContract": "kits.transport", "VLLMPlatformContract": "kits.vllm_platform", "xfail": "suite",
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What vLLM is on one vendor's hardware, as data: the extension point for vendors' wheels.
 
-A vendor writes one ``Platform`` and names it in a subclass of each adapter::
+A vendor writes one ``Platform`` and sets it in a subclass of each backend::
 
     class AscendBackend(VLLMBackend):
         platform = ASCEND
