@@ -15,8 +15,8 @@ from gguf.constants import GGMLQuantizationType as GgmlType
 from sage_infer.discovery import model_specs
 from sage_infer.errors import SageInferError
 from sage_infer.models import add_model
-from sage_infer_openvino.paged_runner import PagedRunner
-from sage_infer_openvino.prepare import PreparedDecoder, prepare_decoder
+from sage_infer_openvino.engine.paged_runner import PagedRunner
+from sage_infer_openvino.models.prepare import PreparedDecoder, prepare_decoder
 
 DATA = Path(__file__).parent / "data"
 

@@ -19,9 +19,10 @@ from sage_infer.schemas import ModelDescriptor, SamplingParams, TokenDelta
 from sage_infer_openvino import backend as backend_module
 from sage_infer_openvino import loading
 from sage_infer_openvino.backend import OpenVINOBackend
-from sage_infer_openvino.detokenizer import _LETTER_TO_BYTE
-from sage_infer_openvino.paged_runner import KVLayout, SequenceSlice
-from sage_infer_openvino.tokenizer import TextTokenizer, TokenizerMeta
+from sage_infer_openvino.engine.paged_runner import KVLayout, SequenceSlice
+from sage_infer_openvino.models.detokenizer import _LETTER_TO_BYTE
+from sage_infer_openvino.models.tokenizer import TextTokenizer, TokenizerMeta
+from sage_infer_openvino.settings import DecoderSettings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 T = TypeVar("T")
@@ -116,7 +117,7 @@ class Toy:
         self.limit = limit
 
     async def __aenter__(self) -> Toy:
-        def load(model: ModelDescriptor, settings: loading.Settings) -> loading.LoadedModel:
+        def load(model: ModelDescriptor, settings: DecoderSettings) -> loading.LoadedDecoder:
             return loading.assemble(
                 self.runner,  # type: ignore[arg-type]  # has what is used of it
                 toy_tokenizer(),

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 from encoder_toy import write_encoder
 from family_models import CASES, write_gguf
-from sage_infer_openvino.prepare import prepare_decoder
+from sage_infer_openvino.models.prepare import prepare_decoder
 
 STEPS = {
     "decoder": """
-from sage_infer_openvino.paged_runner import PagedRunner, SequenceSlice
+from sage_infer_openvino.engine.paged_runner import PagedRunner, SequenceSlice
 runner = PagedRunner(sys.argv[1], 64)
 def step(rows):
     runner.step([SequenceSlice([1] * rows, 0, list(range(-(-rows // runner.block_size))))])
 """,
     "encoder": """
-from sage_infer_openvino.encoder import Encoder, EncoderInput
+from sage_infer_openvino.encoder.encoder import Encoder, EncoderInput
 encoder = Encoder(sys.argv[1])
 def step(rows):
     encoder.compute([EncoderInput([1] * 3)] * rows)

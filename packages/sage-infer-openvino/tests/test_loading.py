@@ -11,8 +11,9 @@ from openvino_toy import descriptor
 from sage_infer.errors import CapabilityMismatch
 from sage_infer.schemas import CapabilityDescriptor
 from sage_infer_openvino import loading
-from sage_infer_openvino.kv_schema import kv_schema_of
-from sage_infer_openvino.paged_runner import KVLayout
+from sage_infer_openvino.device import hardware_of
+from sage_infer_openvino.engine.kv_schema import kv_schema_of
+from sage_infer_openvino.engine.paged_runner import KVLayout
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ from sage_infer_openvino.paged_runner import KVLayout
     ],
 )
 def test_every_device_is_a_hardware_backend(device: str, hardware: str) -> None:
-    assert loading.hardware_of(device) == hardware
+    assert hardware_of(device) == hardware
     CapabilityDescriptor(
         backend_name="x",
         instance_type="general",

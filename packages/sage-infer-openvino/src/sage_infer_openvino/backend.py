@@ -31,12 +31,14 @@ from sage_infer.schemas import (
     Usage,
 )
 
-from sage_infer_openvino.engine import Engine
-from sage_infer_openvino.kv_schema import check_page_size, wanted_precision
-from sage_infer_openvino.loading import LoadedModel, Settings, hardware_of, load_model
+from sage_infer_openvino.device import hardware_of
+from sage_infer_openvino.engine.engine import DecoderEngine
+from sage_infer_openvino.engine.kv_schema import check_page_size, wanted_precision
+from sage_infer_openvino.engine.sequence import EngineRequest
+from sage_infer_openvino.loading import LoadedDecoder, load_model
+from sage_infer_openvino.models.weight_format import WeightFormat
 from sage_infer_openvino.quant_profile import with_profile
-from sage_infer_openvino.sequence import Request
-from sage_infer_openvino.weight_format import WeightFormat
+from sage_infer_openvino.settings import DecoderSettings
 
 __all__ = ["OpenVINOBackend"]
 
@@ -76,7 +78,7 @@ class OpenVINOBackend:
     ) -> None:
         self.model = model
         self._kv_schema = kv_schema
-        self._settings = Settings(
+        self._settings = DecoderSettings(
             weight_format=weight_format, precision=precision,
             kv_precision=wanted_precision(kv_schema, kv_precision),
             dynamic_quantization=dynamic_quantization, kv_cache_gb=kv_cache_gb,
@@ -85,8 +87,8 @@ class OpenVINOBackend:
             device=device, threads=threads, cache_dir=cache_dir,
         )  # fmt: skip
         self._quant_profile_id: str | None = None
-        self._loaded: LoadedModel | None = None
-        self._engine: Engine | None = None
+        self._loaded: LoadedDecoder | None = None
+        self._engine: DecoderEngine | None = None
         self._closed = False
 
     # --- life cycle
@@ -159,9 +161,9 @@ class OpenVINOBackend:
     ) -> list[TokenStream]:
         engine, loaded = self._ready()
         request_id = f"req-{uuid.uuid4().hex}" if request_id is None else request_id
-        guide = await loaded.guide(params)
+        grammar = await loaded.compile_grammar(params)
         requests = loaded.requests.from_prompts(
-            prompts, params, request_id, priority=priority, deadline=deadline, guide=guide
+            prompts, params, request_id, priority=priority, deadline=deadline, grammar=grammar
         )
         streams: list[TokenStream] = []
         for request in requests:
@@ -206,8 +208,8 @@ class OpenVINOBackend:
         params = params or SamplingParams()
         if params.n != 1:
             raise UnsupportedFeature(f"prefill makes one state a prompt, and n is {params.n}; use generate")
-        guide = await loaded.guide(params)
-        requests = loaded.requests.from_prompts(prompts, params, request_id, guide=guide)
+        grammar = await loaded.compile_grammar(params)
+        requests = loaded.requests.from_prompts(prompts, params, request_id, grammar=grammar)
         engine.check_room(requests)
         done = [_hold(request) for request in requests]
         engine.submit(requests)
@@ -235,7 +237,9 @@ class OpenVINOBackend:
         engine, loaded = self._ready()
         loaded.states.check(state)
         if state.finish_reason is not None:  # prefill ended it: there is nothing to compute
-            request = loaded.states.restore(state, loaded.requests, await loaded.guide(state.params))
+            request = loaded.states.restore(
+                state, loaded.requests, await loaded.compile_grammar(state.params)
+            )
             request.clock.restart()
             stream = BufferedTokenStream(request_id, lambda: None)
             if request.first_delta is not None:
@@ -267,7 +271,7 @@ class OpenVINOBackend:
     async def import_kv(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
         engine, loaded = self._ready()
         loaded.states.check(state)
-        request = loaded.states.restore(state, loaded.requests, await loaded.guide(state.params))
+        request = loaded.states.restore(state, loaded.requests, await loaded.compile_grammar(state.params))
         blocks = await asyncio.to_thread(loaded.states.verified, state, buffers)
         if state.finish_reason is None:
             try:
@@ -281,18 +285,18 @@ class OpenVINOBackend:
         if self._closed:
             raise EngineDead("the backend was closed; open a new one")
 
-    def _ready(self) -> tuple[Engine, LoadedModel]:
+    def _ready(self) -> tuple[DecoderEngine, LoadedDecoder]:
         self._check_open()
         if self._engine is None or self._loaded is None:
             raise EngineDead("the backend is not started; call start() first, or use open_backend")
         return self._engine, self._loaded
 
 
-def _stream(engine: Engine, request: Request) -> BufferedTokenStream:
+def _stream(engine: DecoderEngine, request: EngineRequest) -> BufferedTokenStream:
     return BufferedTokenStream(request.request_id, lambda: engine.cancel(request.request_id, request))
 
 
-def _hold(request: Request) -> asyncio.Future[None]:
+def _hold(request: EngineRequest) -> asyncio.Future[None]:
     """Make a request stop after its first token; the future is done then."""
     held: asyncio.Future[None] = request.loop.create_future()
 

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from typing import Any
 
 import numpy as np
+from sage_infer.checks import Text
 from sage_infer.errors import CapabilityMismatch, UnsupportedFeature
 from sage_infer.names import Precision
 from sage_infer.system import usable_cpus, usable_threads
 
 from sage_infer_openvino.ov_runtime import ops, ov
 
-__all__ = ["check_precision", "compile_model", "compute_precisions", "latency_properties"]
+__all__ = [
+    "DEVICE",
+    "check_precision",
+    "compile_model",
+    "compute_precisions",
+    "hardware_of",
+    "latency_properties",
+]
 
+DEVICE = Text(pattern="[A-Za-z].*", hint="an OpenVINO device such as CPU, GPU.0 or NPU")
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 _NAMES: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 # What the CPU plug-in keeps of the shapes that it has computed: in a cache of each compiled model, and in oneDNN's,
@@ -22,6 +32,12 @@ _NAMES: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 # decision 0032.
 _CPU_EXECUTORS = 128
 _CPU_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+
+
+def hardware_of(device: str) -> str:
+    """OpenVINO's device (``CPU``, ``GPU.1``, ``AUTO:GPU,CPU``) as the contract's ``hardware_backend``."""
+    name = re.split(r"[.:(]", device.lower(), maxsplit=1)[0]
+    return {"gpu": "intel-gpu", "npu": "intel-npu"}.get(name, re.sub("[^a-z0-9_-]", "-", name))
 
 
 def compute_precisions(core: Any, device: str) -> tuple[str, ...]:

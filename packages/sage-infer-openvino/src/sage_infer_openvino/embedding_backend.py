@@ -19,9 +19,9 @@ from sage_infer.schemas import (
     Usage,
 )
 
-from sage_infer_openvino.encoder import Encoder, EncoderInput
-from sage_infer_openvino.encoder_queue import EncoderQueue, Rows
-from sage_infer_openvino.loading import DEVICE, hardware_of
+from sage_infer_openvino.device import DEVICE, hardware_of
+from sage_infer_openvino.encoder.encoder import Encoder, EncoderInput
+from sage_infer_openvino.encoder.queue import EncoderQueue, Rows
 
 __all__ = ["OpenVINOEmbeddingBackend"]
 

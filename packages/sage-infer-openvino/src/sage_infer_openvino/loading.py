@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
 
-from attrs import field, frozen
+from attrs import frozen
 from platformdirs import user_cache_dir
-from sage_infer.checks import Choice, Flag, Integer, Number, Text, optional
 from sage_infer.models.prepared import Progress
 from sage_infer.schemas import ModelDescriptor, SamplingParams
 
-from sage_infer_openvino.decode_state import StateKeeper
-from sage_infer_openvino.engine import Engine
-from sage_infer_openvino.guide import Guide, GuideFactory
-from sage_infer_openvino.kv_schema import kv_schema_of
-from sage_infer_openvino.paged_runner import PagedRunner
-from sage_infer_openvino.prepare import prepare_decoder
-from sage_infer_openvino.requests import RequestFactory
-from sage_infer_openvino.sampler import Sampler
-from sage_infer_openvino.tokenizer import TextTokenizer
-from sage_infer_openvino.weight_format import WeightFormat
+from sage_infer_openvino.engine.decode_state import StateKeeper
+from sage_infer_openvino.engine.engine import DecoderEngine
+from sage_infer_openvino.engine.grammar import GrammarCompiler, GrammarMatcher
+from sage_infer_openvino.engine.kv_schema import kv_schema_of
+from sage_infer_openvino.engine.paged_runner import PagedRunner
+from sage_infer_openvino.engine.requests import RequestFactory
+from sage_infer_openvino.engine.sampler import Sampler
+from sage_infer_openvino.models.prepare import prepare_decoder
+from sage_infer_openvino.models.tokenizer import TextTokenizer
+from sage_infer_openvino.settings import DecoderSettings
 
-__all__ = ["LoadedModel", "Settings", "assemble", "default_cache_dir", "hardware_of", "load_model", "prepare"]
-
-
-DEVICE = Text(pattern="[A-Za-z].*", hint="an OpenVINO device such as CPU, GPU.0 or NPU")
+__all__ = ["LoadedDecoder", "assemble", "default_cache_dir", "load_model", "prepare"]
 
 
 def default_cache_dir() -> Path:
@@ -38,42 +32,24 @@ def default_cache_dir() -> Path:
 
 
 @frozen(kw_only=True)
-class Settings:
-    """How to run a model; wrong values are refused before anything is loaded."""
-
-    weight_format: WeightFormat = field(validator=Choice(get_args(WeightFormat)))
-    precision: str = field(validator=Choice(("f32", "bf16", "f16")))
-    kv_precision: str | None = field(validator=optional(Choice(("f32", "bf16", "f16", "u8"))))
-    dynamic_quantization: bool = field(validator=Flag())
-    kv_cache_gb: float = field(validator=Number(gt=0))
-    max_batch_size: int = field(validator=Integer(ge=1))
-    max_sequence_length: int | None = field(validator=optional(Integer(ge=2)))
-    max_queue: int = field(validator=Integer(ge=1))
-    prefix_caching: bool = field(validator=Flag())
-    step_tokens: int = field(validator=Integer(ge=16))
-    decode_slowdown: float = field(validator=Number(gt=1))
-    device: str = field(validator=DEVICE)
-    threads: int | None = field(validator=optional(Integer(ge=1)))
-    cache_dir: str | None = field(validator=optional(Text(min_length=1)))
-
-
-@frozen(kw_only=True)
-class LoadedModel:
+class LoadedDecoder:
     """A model ready to run. ``max_sequence_length`` is what model, options and KV cache allow, in tokens."""
 
     runner: PagedRunner
     tokenizer: TextTokenizer
     requests: RequestFactory
     states: StateKeeper
-    guides: GuideFactory
+    grammars: GrammarCompiler
     max_sequence_length: int
 
-    async def guide(self, params: SamplingParams) -> Guide | None:
+    async def compile_grammar(self, params: SamplingParams) -> GrammarMatcher | None:
         """What ``params.guided`` means for this model. Compiled in a thread: a large schema takes its time."""
-        return None if params.guided is None else await asyncio.to_thread(self.guides.compile, params.guided)
+        return (
+            None if params.guided is None else await asyncio.to_thread(self.grammars.compile, params.guided)
+        )
 
-    def start_engine(self, settings: Settings) -> Engine:
-        return Engine(
+    def start_engine(self, settings: DecoderSettings) -> DecoderEngine:
+        return DecoderEngine(
             self.runner,
             Sampler(self.tokenizer),
             self.tokenizer.eos_token_ids,
@@ -85,7 +61,7 @@ class LoadedModel:
         )
 
 
-def load_model(model: ModelDescriptor, settings: Settings) -> LoadedModel:
+def load_model(model: ModelDescriptor, settings: DecoderSettings) -> LoadedDecoder:
     """Prepare the model if that has not been done, compile it, and allocate its KV cache.
 
     Raises:
@@ -128,9 +104,9 @@ def assemble(
     model_id: str,
     fingerprint: str,
     max_sequence_length: int,
-) -> LoadedModel:
+) -> LoadedDecoder:
     """What the engine runs on, of a runner and a tokenizer."""
-    return LoadedModel(
+    return LoadedDecoder(
         runner=runner,
         tokenizer=tokenizer,
         requests=RequestFactory(
@@ -143,15 +119,9 @@ def assemble(
             schema=kv_schema_of(runner.kv_layout, runner.num_layers, runner.block_nbytes),
             eos_token_ids=frozenset(tokenizer.eos_token_ids),
         ),
-        guides=GuideFactory(tokenizer, runner.vocab_size),
+        grammars=GrammarCompiler(tokenizer, runner.vocab_size),
         max_sequence_length=max_sequence_length,
     )
-
-
-def hardware_of(device: str) -> str:
-    """OpenVINO's device (``CPU``, ``GPU.1``, ``AUTO:GPU,CPU``) as the contract's ``hardware_backend``."""
-    name = re.split(r"[.:(]", device.lower(), maxsplit=1)[0]
-    return {"gpu": "intel-gpu", "npu": "intel-npu"}.get(name, re.sub("[^a-z0-9_-]", "-", name))
 
 
 def prepare(model: ModelDescriptor, progress: Progress) -> None:

@@ -7,16 +7,16 @@ from sage_infer.errors import CapabilityMismatch
 from sage_infer.schemas import QuantizationProfile
 
 from sage_infer_openvino.device import compute_precisions
-from sage_infer_openvino.loading import Settings
+from sage_infer_openvino.models.weight_format import WeightFormat
 from sage_infer_openvino.ov_runtime import ov
-from sage_infer_openvino.weight_format import WeightFormat
+from sage_infer_openvino.settings import DecoderSettings
 
 __all__ = ["with_profile"]
 
 _WEIGHTS: dict[int, WeightFormat] = {4: "int4", 8: "int8", 16: "bf16", 32: "f32"}
 
 
-def with_profile(settings: Settings, profile: QuantizationProfile) -> Settings:
+def with_profile(settings: DecoderSettings, profile: QuantizationProfile) -> DecoderSettings:
     """The settings that carry out ``profile``.
 
     Activations of 16 bits are computed in bf16 or f16 where the device has it, and in float32 where it does not,

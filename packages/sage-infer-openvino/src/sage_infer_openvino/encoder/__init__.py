@@ -1,0 +1,1 @@
+"""Sentence encoders and rerankers: graph, batches, and the thread that runs them."""

@@ -1,0 +1,172 @@
+"""An encoder on OpenVINO, without torch: texts, pairs of texts or token ids in, float32 rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
+from tokenizers import Tokenizer
+
+from sage_infer_openvino.device import check_precision, compile_model, latency_properties
+from sage_infer_openvino.encoder.bert_graph import build_bert
+from sage_infer_openvino.encoder.config import VectorHead, read_encoder_config
+from sage_infer_openvino.models.safetensors_file import SafetensorsFolder
+from sage_infer_openvino.ov_runtime import ov
+
+__all__ = ["Encoder", "EncoderInput"]
+
+
+@attrs.frozen
+class EncoderInput:
+    """A text, or a pair of texts, as the encoder reads it."""
+
+    ids: Sequence[int]
+    types: Sequence[int] | None = None
+    """Token types; None where all are 0."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Encoder:
+    """A compiled encoder. ``tokenize…`` may be called from any thread, :meth:`compute` from one at a time.
+
+    ``folder`` is a Hugging Face or sentence-transformers folder; ``reranker`` makes it a cross-encoder;
+    ``precision`` is what products are computed in (``f32``, ``bf16``); ``max_sequence_length`` makes the model's own
+    limit smaller. What goes before each text is ``prompt``, or the model's prompt called ``prompt_name``, or its
+    default one. Raises :class:`ModelFileError` and :class:`UnsupportedFeature`, each naming the file,
+    :class:`CapabilityMismatch` for a precision that the device lacks, and :class:`InvalidRequest` for a prompt that the
+    model does not have.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        reranker: bool = False,
+        device: str = "CPU",
+        precision: str = "f32",
+        threads: int | None = None,
+        max_sequence_length: int | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> None:
+        folder = Path(folder)
+        self.config = read_encoder_config(folder, reranker=reranker)
+        self.dimension = self.config.dimension
+        limit = self.config.max_sequence_length
+        self.max_sequence_length = limit if max_sequence_length is None else min(limit, max_sequence_length)
+        self.prompt = self._find_prompt(prompt, prompt_name)
+        self._tokenizer = _tokenizer(folder)
+        self._cutting_tokenizer = _tokenizer(folder)
+        self._cutting_tokenizer.enable_truncation(self.max_sequence_length)
+        core = ov.Core()
+        self.supported_precisions = check_precision(core, device, precision)
+        properties = latency_properties(device, precision, threads)
+        model = build_bert(self.config, SafetensorsFolder(folder))
+        try:
+            self._request = compile_model(core, model, device, properties).create_infer_request()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UnsupportedFeature(
+                f"OpenVINO cannot compile {folder} for {device} with precision={precision}: {reason}"
+            ) from error
+
+    def tokenize(
+        self, inputs: Sequence[str | Sequence[int]], *, truncate: bool = False
+    ) -> list[EncoderInput]:
+        """What :meth:`compute` takes, in the order of ``inputs``.
+
+        A text gets the prompt and the model's special tokens; token ids are taken as they are. What is longer than
+        ``max_sequence_length`` is cut when ``truncate``, otherwise refused. Raises :class:`InvalidRequest`.
+        """
+        tokenizer = self._cutting_tokenizer if truncate else self._tokenizer
+        texts = [self._prepare(item) for item in inputs if isinstance(item, str)]
+        encoded = iter(tokenizer.encode_batch_fast(texts) if texts else ())
+        result = []
+        for index, item in enumerate(inputs):
+            ids = next(encoded).ids if isinstance(item, str) else self._checked(index, list(item))
+            if truncate:
+                ids = ids[: self.max_sequence_length]
+            elif len(ids) > self.max_sequence_length:
+                raise InvalidRequest(
+                    f"input {index} has {len(ids)} tokens, but this model takes {self.max_sequence_length}; "
+                    "shorten it, or ask for truncation"
+                )
+            result.append(EncoderInput(ids))
+        return result
+
+    def tokenize_pairs(self, query: str, documents: Sequence[str]) -> list[EncoderInput]:
+        """What :meth:`compute` scores: the query with each document, cut from the longer one's end until it fits."""
+        first = self._prepare(query)
+        pairs = [(first, self._prepare(document)) for document in documents]
+        return [
+            EncoderInput(encoding.ids, encoding.type_ids if self.config.bert.pair_types else None)
+            for encoding in self._cutting_tokenizer.encode_batch_fast(pairs)
+        ]
+
+    def compute(self, batch: Sequence[EncoderInput]) -> npt.NDArray[np.float32]:
+        """Rows ``[len(batch), dimension]``, in order, of one inference. The next one overwrites them."""
+        shape = len(batch), max(map(len, batch))
+        feed = {
+            "input_ids": np.full(shape, self.config.bert.padding_id, np.int64),
+            "attention_mask": np.zeros(shape, np.int64),
+        }
+        if self.config.bert.pair_types:
+            feed["token_type_ids"] = np.zeros(shape, np.int64)
+        for row, item in enumerate(batch):
+            feed["input_ids"][row, : len(item)] = item.ids
+            feed["attention_mask"][row, : len(item)] = 1
+            if item.types is not None:
+                feed["token_type_ids"][row, : len(item)] = item.types
+        self._request.infer(feed)
+        rows: npt.NDArray[np.float32] = self._request.get_tensor("rows").data
+        return rows
+
+    def _find_prompt(self, prompt: str | None, name: str | None) -> str:
+        if prompt is not None and name is not None:
+            raise InvalidRequest("prompt and prompt_name are both set; leave one of them out")
+        prompts = self.config.prompts
+        if name is not None and name not in prompts:
+            known = ", ".join(sorted(prompts)) or "none; set prompt to the text itself"
+            raise InvalidRequest(f"this model has no prompt {name!r}; it has: {known}")
+        text = prompts[name] if name is not None else prompt
+        found = self.config.default_prompt if text is None else text
+        head = self.config.head
+        if found and isinstance(head, VectorHead) and not head.includes_prompt:
+            raise UnsupportedFeature(
+                "this model leaves its prompt out of the pooling, which is not supported"
+            )
+        return found
+
+    def _prepare(self, text: str) -> str:
+        text = self.prompt + text
+        return text.lower() if self.config.lower_case else text
+
+    def _checked(self, index: int, ids: list[int]) -> list[int]:
+        if not ids:
+            raise InvalidRequest(f"input {index} is an empty list, expected text or at least one token id")
+        # OpenVINO would read out of the table's bounds.
+        if min(ids) < 0 or max(ids) >= self.config.bert.vocab_size:
+            raise InvalidRequest(
+                f"input {index} has token ids outside 0 to {self.config.bert.vocab_size - 1}"
+            )
+        return ids
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelFileError(f"{path}: not found; the model's folder needs its tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    # `tokenizers` raises a bare Exception for whatever is wrong with the file.
+    except Exception as error:
+        raise ModelFileError(f"{path}: not a tokenizer.json that this `tokenizers` reads: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

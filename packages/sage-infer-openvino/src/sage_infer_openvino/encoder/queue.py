@@ -1,0 +1,145 @@
+"""The encoder's thread: computes the texts of all open calls in batches, and gives every caller its own rows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import numpy as np
+import numpy.typing as npt
+from attrs import define, field
+from sage_infer.errors import EngineDead, Overloaded, RequestCancelled, SageInferError
+
+from sage_infer_openvino.encoder.batches import BatchLine
+from sage_infer_openvino.encoder.encoder import Encoder, EncoderInput
+
+__all__ = ["EncoderQueue", "Rows"]
+
+Rows = npt.NDArray[np.float32]
+_RETRY_S = (0.05, 30.0)
+
+
+@define(eq=False)
+class _Call:
+    inputs: Sequence[EncoderInput]
+    rows: Rows
+    left: int
+    future: Future[Rows] = field(factory=Future)
+
+    @property
+    def begun(self) -> bool:
+        return self.left < len(self.inputs)
+
+
+class EncoderQueue:
+    """Owns an encoder. Methods may be called from any thread.
+
+    ``max_queue`` is how many texts may be open; a call with more of them is taken when it is the only one.
+    """
+
+    def __init__(self, encoder: Encoder, token_budget: int, max_queue: int) -> None:
+        self.encoder = encoder
+        self._max_queue = max_queue
+        self._texts = 0  # in the open calls
+        self._text_s = 0.0  # time per text, a running mean
+        self.finished = self.tokens = 0
+        self.stopped: SageInferError | None = None
+        self._closing = False
+        self._open: set[_Call] = set()
+        self._line: BatchLine[_Call] = BatchLine(token_budget)
+        self._changed = threading.Condition()  # guards all of the above
+        self._thread = threading.Thread(target=self._run, name="sage-openvino-encoder", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Calls of which something has been computed."""
+        with self._changed:
+            return sum(call.begun for call in self._open)
+
+    @property
+    def waiting(self) -> int:
+        with self._changed:
+            return sum(not call.begun for call in self._open)
+
+    def submit(self, inputs: Sequence[EncoderInput]) -> Future[Rows]:
+        """Queue a call of one input at least; its rows come in order. Its future may be cancelled at any time.
+
+        Raises:
+            EngineDead: the encoder has stopped.
+            Overloaded: too many texts are open.
+        """
+        call = _Call(inputs, np.empty((len(inputs), self.encoder.dimension), np.float32), len(inputs))
+        with self._changed:
+            if self.stopped is not None:
+                raise EngineDead(f"the encoder has stopped: {self.stopped}; open the backend again")
+            if self._open and self._texts + len(inputs) > self._max_queue:
+                low, high = _RETRY_S
+                raise Overloaded(
+                    f"{self._texts} texts are open, {len(inputs)} more would be over max_queue={self._max_queue}; "
+                    "try again later, or raise max_queue",
+                    retry_after=min(max(self._texts * self._text_s, low), high),
+                )
+            self._open.add(call)
+            self._texts += len(inputs)
+            self._line.add(call, map(len, inputs))
+            self._changed.notify()
+        call.future.add_done_callback(lambda _: self._forget(call))
+        return call.future
+
+    def close(self) -> None:
+        """End open calls with ``RequestCancelled`` and stop the thread. Safe to call twice."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _forget(self, call: _Call) -> None:
+        with self._changed:
+            self.finished += 1
+            self._open.discard(call)
+            self._texts -= len(call.inputs)
+            self._line.discard(call)
+
+    # --- in the thread
+
+    def _run(self) -> None:
+        reason: SageInferError = RequestCancelled("the backend was closed")
+        try:
+            while batch := self._next_batch():
+                self._compute(batch)
+        except BaseException as error:  # whatever it is, nobody may be left waiting
+            reason = EngineDead(f"the encoder stopped with {type(error).__name__}: {error}")
+            reason.__cause__ = error
+        with self._changed:
+            self.stopped = reason
+            left = list(self._open)
+        for call in left:
+            if call.future.set_running_or_notify_cancel():
+                call.future.set_exception(reason)
+
+    def _next_batch(self) -> list[tuple[_Call, int]]:
+        """Waits for one; empty when the thread is to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._line)
+            batch = [] if self._closing else self._line.next_batch()
+            for call, _ in batch:
+                call.left -= 1
+            return batch
+
+    def _compute(self, batch: list[tuple[_Call, int]]) -> None:
+        started = time.perf_counter()
+        rows = self.encoder.compute([call.inputs[index] for call, index in batch])
+        self._text_s += 0.1 * ((time.perf_counter() - started) / len(batch) - self._text_s)
+        if self._closing:
+            return
+        for row, (call, index) in zip(rows, batch, strict=True):
+            call.rows[index] = row
+        for call in {id(call): call for call, _ in batch}.values():
+            # A future that runs can no longer be cancelled, so that is what it does only now.
+            if not call.left and call.future.set_running_or_notify_cancel():
+                with self._changed:
+                    self.tokens += sum(map(len, call.inputs))
+                call.future.set_result(call.rows)

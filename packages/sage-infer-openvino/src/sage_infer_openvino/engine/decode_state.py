@@ -1,0 +1,206 @@
+"""A held request as plain data that can travel, and back."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import xxhash
+from sage_infer.contracts import block_keys
+from sage_infer.errors import CapabilityMismatch, InvalidRequest, KVCorrupt
+from sage_infer.schemas import DecodeState, KVCacheSchema, KVChunk, KVLocation, TokenLogprob
+
+from sage_infer_openvino.engine.completion import append_token
+from sage_infer_openvino.engine.engine import DecoderEngine
+from sage_infer_openvino.engine.grammar import GrammarMatcher
+from sage_infer_openvino.engine.requests import RequestFactory
+from sage_infer_openvino.engine.sequence import EngineRequest
+
+__all__ = ["StateKeeper", "checksum"]
+
+
+@attrs.frozen(kw_only=True)
+class StateKeeper:
+    """Makes and reads the states of one instance.
+
+    ``fingerprint`` is of the weights in the form that they are computed with; ``schema`` is the KV cache's.
+    """
+
+    model_id: str
+    fingerprint: str
+    instance_id: str
+    schema: KVCacheSchema
+    eos_token_ids: frozenset[int]
+
+    def block_keys(self, tokens: Sequence[int]) -> list[bytes]:
+        """Names of full blocks, those of ``KVChunk.chunk_id`` and of every ``KVStore``."""
+        return list(block_keys(self.fingerprint, self.schema, tokens))
+
+    def of(self, request: EngineRequest) -> DecodeState:
+        """The state of a request after prefill. KV is there for the prompt, not yet for the first token."""
+        (sequence,) = request.sequences
+        delta = request.first_delta
+        return DecodeState(
+            request_id=request.request_id,
+            model_id=self.model_id,
+            instance_id=self.instance_id,
+            prompt_token_ids=request.prompt,
+            output_token_ids=sequence.tokens[sequence.prompt_length :],
+            params=request.params,
+            seed=request.seed,
+            kv_schema=self.schema,
+            chunks=() if sequence.finish_reason else self._chunks(request.request_id, request.prompt),
+            finish_reason=sequence.finish_reason,
+            first_logprobs=_to_json(delta.logprobs[0]) if delta is not None and delta.logprobs else None,
+            extensions={"openvino": {"fingerprint": self.fingerprint}},
+        )
+
+    def check(self, state: DecodeState) -> None:
+        """Refuse a state that this instance cannot continue.
+
+        Raises:
+            CapabilityMismatch: of another model, other weights or another KV form.
+        """
+        if state.model_id != self.model_id:
+            raise CapabilityMismatch(
+                f"the state is of model {state.model_id!r}, and {self.model_id!r} is loaded here"
+            )
+        ours = state.extensions.get("openvino")
+        if not isinstance(ours, dict) or ours.get("fingerprint") != self.fingerprint:
+            raise CapabilityMismatch(
+                f"the state is of model {state.model_id!r} in another form than here; "
+                "prefill and decode need the same backend, weights and weight_format"
+            )
+        fit = state.kv_schema.compatible_with(self.schema)
+        if not fit.identical:
+            what = fit.reason or "needs conversion of " + ", ".join(fit.conversions)
+            raise CapabilityMismatch(f"the state's KV does not fit this instance: {what}")
+
+    def find(self, engine: DecoderEngine, state: DecodeState) -> EngineRequest:
+        """The held request that a state describes. In the engine thread.
+
+        Raises:
+            InvalidRequest: its KV is not here (any more).
+        """
+        if state.instance_id != self.instance_id:
+            raise InvalidRequest(
+                f"the KV of request {state.request_id!r} is in instance {state.instance_id}, and this is "
+                f"{self.instance_id}; bring it here with export_kv and import_kv"
+            )
+        request = engine.held(state.request_id)
+        (sequence,) = request.sequences
+        if tuple(sequence.tokens) != state.prompt_token_ids + state.output_token_ids:
+            raise InvalidRequest(
+                f"request {state.request_id!r} is held here with other tokens than the state's"
+            )
+        return request
+
+    def restore(
+        self, state: DecodeState, requests: RequestFactory, grammar: GrammarMatcher | None
+    ) -> EngineRequest:
+        """The request that a state was made of, as it was after prefill, without its blocks.
+
+        Raises:
+            InvalidRequest, UnsupportedFeature: this instance could not have made such a state.
+            CapabilityMismatch: it has no room for a sequence of this length.
+        """
+        request = requests.from_state(state, grammar)
+        (sequence,) = request.sequences
+        (token,) = state.output_token_ids
+        delta = append_token(sequence, token, _first_logprob(state), self.eos_token_ids)
+        if state.finish_reason is not None:
+            delta.finish_reason = sequence.finish_reason = state.finish_reason
+        elif sequence.finish_reason is not None:
+            raise CapabilityMismatch(
+                f"the sequence of request {state.request_id!r} has {len(sequence.tokens)} tokens, "
+                "and this instance has no room for more; raise max_sequence_length"
+            )
+        request.first_delta = delta
+        request.hold = True
+        return request
+
+    def leaving(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
+        """The state as it leaves the engine: chunks verified by content, and no longer at a place."""
+        chunks = [
+            attrs.evolve(chunk, checksum=checksum(buffer), location=None)
+            for chunk, buffer in zip(state.chunks, buffers, strict=True)
+        ]
+        return attrs.evolve(state, chunks=chunks)
+
+    def verified(self, state: DecodeState, buffers: Sequence[memoryview]) -> list[memoryview]:
+        """The buffers as bytes, each checked against its chunk, and the chunks against the prompt.
+
+        Raises:
+            KVCorrupt: a buffer is missing, of the wrong size, or not what was exported for this prompt.
+        """
+        ours = () if state.finish_reason else self._chunks(state.request_id, state.prompt_token_ids)
+        if not len(ours) == len(state.chunks) == len(buffers):
+            raise KVCorrupt(
+                f"{len(buffers)} buffers arrived for {len(state.chunks)} KV chunks of a prompt that has {len(ours)}"
+            )
+        blocks = [memoryview(buffer).cast("B") for buffer in buffers]
+        for i, (chunk, own, block) in enumerate(zip(state.chunks, ours, blocks, strict=True)):
+            if (chunk.chunk_id, chunk.token_start) != (own.chunk_id, own.token_start):
+                raise KVCorrupt(
+                    f"KV chunk {i} is not the KV of this prompt's tokens from {own.token_start} on"
+                )
+            if block.nbytes != own.nbytes:
+                raise KVCorrupt(
+                    f"KV chunk {i} has {block.nbytes} bytes, expected {own.nbytes}; send it again"
+                )
+            if chunk.checksum != checksum(block):
+                raise KVCorrupt(f"KV chunk {i} does not match its checksum; send it again")
+        return blocks
+
+    def arrived(self, state: DecodeState) -> DecodeState:
+        """The state of a request whose KV was brought here."""
+        chunks = () if state.finish_reason else self._chunks(state.request_id, state.prompt_token_ids)
+        return attrs.evolve(state, instance_id=self.instance_id, chunks=chunks)
+
+    def _chunks(self, request_id: str, prompt: tuple[int, ...]) -> list[KVChunk]:
+        schema, size = self.schema, self.schema.page_size
+        keys = [key.hex() for key in self.block_keys(prompt)]
+        rest = prompt[len(keys) * size :]
+        if rest:  # the last block is not full, so the chain does not name it
+            parent = bytes.fromhex(keys[-1]) if keys else self.fingerprint.encode()
+            keys.append(
+                hashlib.blake2b(parent + struct.pack(f"<{len(rest)}q", *rest), digest_size=16).hexdigest()
+            )
+        return [
+            KVChunk(
+                chunk_id=key,
+                request_id=request_id,
+                layer_start=0,
+                layer_end=schema.num_layers,
+                token_start=i * size,
+                token_end=min((i + 1) * size, len(prompt)),
+                kv_schema=schema,
+                nbytes=schema.bytes_per_page,
+                location=KVLocation(tier="dram", uri=f"engine://{self.instance_id}/{request_id}/{i}"),
+            )
+            for i, key in enumerate(keys)
+        ]
+
+
+def checksum(buffer: memoryview) -> str:
+    return f"xxh3-64:{xxhash.xxh3_64_hexdigest(buffer)}"
+
+
+def _to_json(logprob: TokenLogprob) -> dict[str, Any]:
+    return {**attrs.asdict(logprob), "alternatives": [list(other) for other in logprob.alternatives]}
+
+
+def _first_logprob(state: DecodeState) -> TokenLogprob | None:
+    data = state.first_logprobs
+    if data is None:
+        return None
+    try:
+        best = tuple((int(i), str(text), float(p)) for i, text, p in data["alternatives"])
+        return TokenLogprob(int(data["token_id"]), str(data["text"]), float(data["logprob"]), best)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidRequest(
+            f"first_logprobs of the state are not as export wrote them: {error!r}"
+        ) from error

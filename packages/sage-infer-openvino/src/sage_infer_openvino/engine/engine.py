@@ -1,0 +1,326 @@
+"""The engine thread: takes requests, runs steps, and hands each step's output to its consumers' event loops.
+
+All state of sequences and blocks belongs to this thread. Other threads put commands into its inbox; one
+``call_soon_threadsafe`` a step and event loop carries everything back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from sage_infer.contracts import BufferedTokenStream, EngineStats
+from sage_infer.errors import (
+    EngineDead,
+    InvalidRequest,
+    OutOfMemory,
+    Overloaded,
+    RequestCancelled,
+    SageInferError,
+)
+
+from sage_infer_openvino.engine.block_pool import BlockPool
+from sage_infer_openvino.engine.outbox import Outbox
+from sage_infer_openvino.engine.pacing import Pacer
+from sage_infer_openvino.engine.paged_runner import PagedRunner
+from sage_infer_openvino.engine.request_queue import RequestQueue
+from sage_infer_openvino.engine.sampler import Sampler
+from sage_infer_openvino.engine.scheduler import BlockKeys, Scheduler
+from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
+from sage_infer_openvino.engine.stepper import Stepper
+
+__all__ = ["DecoderEngine"]
+
+T = TypeVar("T")
+
+_SMALLEST_CHUNK = 16  # prompt tokens that a step takes however slow they are
+
+
+class DecoderEngine:
+    """Runs one model. What is not marked otherwise may be called from any thread."""
+
+    def __init__(
+        self,
+        runner: PagedRunner,
+        sampler: Sampler,
+        eos_token_ids: tuple[int, ...],
+        *,
+        max_batch_size: int,
+        step_tokens: int,
+        max_queue: int,
+        decode_slowdown: float = 2.5,
+        block_keys: BlockKeys | None = None,
+    ) -> None:
+        self.runner = runner
+        self.pool = BlockPool(runner.num_blocks)
+        self._scheduler = Scheduler(
+            self.pool,
+            block_size=runner.block_size,
+            max_batch_size=max_batch_size,
+            step_tokens=step_tokens,
+            block_keys=block_keys,
+        )
+        self._stepper = Stepper(runner, sampler, frozenset(eos_token_ids), self._scheduler.computed)
+        self._pacer = Pacer(decode_slowdown, smallest=_SMALLEST_CHUNK)
+        self._queue = RequestQueue(max_queue)
+        self._outbox = Outbox()
+        self._requests: dict[str, EngineRequest] = {}
+        self._held: dict[str, EngineRequest] = {}
+        self._finished = 0
+        self._thread = threading.Thread(target=self._run, name="sage-openvino-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, requests: list[EngineRequest]) -> None:
+        """Accept requests, all of them or none.
+
+        Raises:
+            EngineDead: the engine has stopped.
+            InvalidRequest: a request of that id is open.
+            Overloaded: the queue is full.
+        """
+        self._queue.submit([request.request_id for request in requests], lambda: self._accept(requests))
+
+    def cancel(self, request_id: str, who: EngineRequest | BufferedTokenStream) -> None:
+        """End the request that ``who`` is or reads, unless it has ended; another one of that id is left alone."""
+
+        def command() -> None:
+            request = self._requests.get(request_id)
+            if request is not None and who in (request, request.stream):
+                self._end(request, RequestCancelled(f"request {request_id} was cancelled by its caller"))
+
+        self._queue.tell(command)
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run ``function`` in the engine thread, between two steps; not at all if the caller is cancelled before.
+
+        Raises:
+            EngineDead: the engine has stopped.
+        """
+        future: Future[T] = Future()
+
+        def command() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._queue.call(command)
+        return await asyncio.wrap_future(future)
+
+    async def abort(self, request_id: str) -> None:
+        """End a request and its parts ``id/0``, ``id/1``, … with ``RequestCancelled``; unknown ids are ignored."""
+        with contextlib.suppress(EngineDead):  # then they have ended
+            await self.call(lambda: self._abort(request_id))
+
+    def stats(self) -> EngineStats:
+        running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        return EngineStats(
+            running=running,
+            # Requests that are on their way to the engine thread wait, too.
+            waiting=max(waiting, self._queue.open_requests - running - len(self._held)),
+            kv_blocks_total=self.pool.total,
+            kv_blocks_free=self.pool.free,
+            finished=self._finished,
+            prompt_tokens=self._stepper.prompt_tokens,
+            output_tokens=self._stepper.output_tokens,
+            prefix_hit_tokens=self._scheduler.prefix_hit_tokens,
+            extensions={
+                "preemptions": self._scheduler.preemptions,
+                "held": len(self._held),
+                "kv_blocks_cached": self.pool.cached,
+            },
+        )
+
+    def check_room(self, requests: list[EngineRequest]) -> None:
+        """Refuse prompts whose KV cannot be held all at once.
+
+        Raises:
+            OutOfMemory: there are too few blocks, even if nobody else held one.
+        """
+        blocks = self._scheduler.blocks_for(request.prompt for request in requests)
+        if blocks > self.pool.total:
+            raise OutOfMemory(
+                f"the KV of these {len(requests)} prompts takes {blocks} blocks together, and there are "
+                f"{self.pool.total}; prefill fewer at once, or raise kv_cache_gb"
+            )
+
+    @property
+    def stopped(self) -> SageInferError | None:
+        """Why the engine no longer runs; None while it does."""
+        return self._queue.stopped
+
+    def close(self) -> None:
+        """End every request with ``RequestCancelled`` and stop the thread. Safe to call twice."""
+        self._queue.tell(None)
+        self._thread.join()
+
+    # --- in the engine thread
+
+    def _run(self) -> None:
+        reason: SageInferError = RequestCancelled("the backend was closed")
+        try:
+            busy = False
+            while self._queue.run_commands(wait_s=None if busy else self._patience()):
+                self._expire()
+                step = self._scheduler.next_step(self._pacer.prompt_tokens)
+                if step:
+                    self._execute(step)
+                busy = bool(step) or self._give_up_prefill()
+                self._deliver()
+        except BaseException as error:  # whatever it is, nobody may be left waiting
+            reason = EngineDead(f"the engine stopped with {type(error).__name__}: {error}")
+            reason.__cause__ = error
+        self._stop(reason)
+
+    def _patience(self) -> float:
+        """How long to wait for a command when nothing runs.
+
+        Requests that wait nevertheless want blocks that are held for a ``decode``; only their deadline can come
+        without a command.
+        """
+        deadlines = [r.deadline for r in self._requests.values() if r.deadline is not None]
+        return min(deadlines) - time.perf_counter() + 0.001 if deadlines else math.inf
+
+    def _accept(self, requests: list[EngineRequest]) -> None:
+        for request in requests:
+            self._requests[request.request_id] = request
+            for sequence in request.sequences:
+                self._scheduler.add(sequence)
+
+    def _expire(self) -> None:
+        now = time.perf_counter()
+        late = [r for r in self._requests.values() if r.deadline is not None and r.deadline < now]
+        for request in late:
+            self._end(request, RequestCancelled(f"request {request.request_id} missed its deadline"))
+
+    def _execute(self, step: list[tuple[SequenceState, int]]) -> None:
+        decoding = sum(count == 1 for _, count in step)
+        started = time.perf_counter()
+        new, failed = self._stepper.run(step)
+        prompt_tokens = sum(count for _, count in step) - decoding
+        self._pacer.ran(decoding, prompt_tokens, time.perf_counter() - started)
+        for request, error in failed.items():
+            self._end(request, error)
+        for sequence, delta in new:
+            request = sequence.request
+            if request.hold:
+                request.first_delta = delta
+            else:
+                self._outbox.delta(request, delta)
+            if sequence.finish_reason is not None:
+                self._scheduler.remove(sequence)
+                if all(other.finish_reason is not None for other in request.sequences):
+                    self._end(request, None)
+            elif request.hold:
+                self._scheduler.set_aside(sequence)
+                self._held[request.request_id] = request
+                self._outbox.held(request)
+
+    def _end(self, request: EngineRequest, error: SageInferError | None) -> None:
+        for sequence in request.sequences:
+            self._scheduler.remove(sequence)
+        self._requests.pop(request.request_id, None)
+        self._held.pop(request.request_id, None)
+        self._finished += 1
+        self._outbox.ended(request, error)
+        self._queue.close(request.request_id)
+
+    def _give_up_prefill(self) -> bool:
+        """Where nothing can run because prefills of several prompts hold blocks and want more, end the latest.
+
+        Nobody else could: its caller has no state to decode or abort yet. Returns whether one was ended.
+        """
+        if not self._scheduler.waiting:
+            return False
+        waiting = [r for r in self._requests.values() if r.hold and r.request_id not in self._held]
+        stuck = [r for r in waiting if any(s.request_id in self._held for s in r.siblings)]
+        if not stuck:
+            return False
+        latest = max(stuck, key=lambda request: request.arrived_at)
+        message = (
+            f"KV blocks for all prompts of prefill {latest.request_id} are not free together; try again later"
+        )
+        for request in latest.siblings:
+            if self._requests.get(request.request_id) is request:
+                self._end(request, Overloaded(message, retry_after=self._queue.retry_after))
+        return True
+
+    def _deliver(self) -> None:
+        for request in self._outbox.send():
+            if self._requests.get(request.request_id) is request:
+                self._end(request, RequestCancelled("its event loop was closed"))
+
+    def _stop(self, reason: SageInferError) -> None:
+        for command in self._queue.stop(reason):
+            command()  # what came in meanwhile is ended below, and calls answer for themselves
+        for request in list(self._requests.values()):
+            self._end(request, reason)
+        self._deliver()
+
+    # --- in the engine thread, through call()
+
+    def _abort(self, request_id: str) -> None:
+        prefix = request_id + "/"
+        for other in [i for i in self._requests if i == request_id or i.startswith(prefix)]:
+            self._end(self._requests[other], RequestCancelled(f"request {other} was aborted"))
+
+    def held(self, request_id: str) -> EngineRequest:
+        """A request whose prefill is done and whose decode has not begun.
+
+        Raises:
+            InvalidRequest: there is none of this id.
+        """
+        if request_id not in self._held:
+            raise InvalidRequest(
+                f"no prefilled request {request_id!r} is held here; it was decoded, aborted, or never prefilled here"
+            )
+        return self._held[request_id]
+
+    def resume(
+        self,
+        request: EngineRequest,
+        request_id: str,
+        stream: BufferedTokenStream,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Let a held request go on under another id, its first token going to ``stream`` (of ``loop``) first.
+
+        Raises:
+            InvalidRequest: the new id is in use.
+        """
+        self._queue.rename(request.request_id, request_id)
+        del self._held[request.request_id], self._requests[request.request_id]
+        request.request_id, request.stream, request.loop = request_id, stream, loop
+        request.hold, request.on_held, request.siblings = False, None, []
+        request.clock.restart()
+        self._requests[request_id] = request
+        if request.first_delta is not None:
+            self._outbox.delta(request, request.first_delta)
+        for sequence in request.sequences:
+            self._scheduler.add(sequence)
+
+    def adopt(self, request: EngineRequest, blocks: list[memoryview]) -> None:
+        """Hold a request whose KV comes from elsewhere; ``blocks`` are the bytes of its blocks.
+
+        Raises:
+            InvalidRequest: its id is in use.
+            Overloaded: there are not enough free blocks now, or too many open requests.
+        """
+        if len(blocks) > self.pool.free:
+            message = f"{len(blocks)} KV blocks are needed and {self.pool.free} are free; try again later"
+            raise Overloaded(message, retry_after=self._queue.retry_after)
+        self._queue.open(request.request_id)
+        (sequence,) = request.sequences
+        sequence.blocks = self.pool.take(len(blocks))
+        self._requests[request.request_id] = self._held[request.request_id] = request
+        for block, data in zip(sequence.blocks, blocks, strict=True):
+            self.runner.write_block(block, data)
+        self._scheduler.computed(sequence, sequence.prompt_length)

@@ -1,0 +1,291 @@
+"""Runs a decoder with paged attention over KV blocks that Python owns.
+
+A *block* holds the keys and values of ``block_size`` consecutive tokens of one sequence, for every layer.
+Which block belongs to whom is the caller's business: a step is told each sequence's new tokens, how many it
+has already, and its blocks. So the caller can share blocks between sequences, move them to another process,
+or give them back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+from sage_infer.errors import CapabilityMismatch, InvalidRequest, KVCorrupt, OutOfMemory, UnsupportedFeature
+
+from sage_infer_openvino.device import check_precision, compile_model, latency_properties
+from sage_infer_openvino.models.decoder_graph import SAMPLED_INPUT, to_paged_attention
+from sage_infer_openvino.ov_runtime import ov
+
+__all__ = ["KVLayout", "PagedRunner", "SequenceSlice"]
+
+_ALIGNMENT = 64
+_WARM_UP_TOKENS = 16
+# Activations that share a scale where they are rounded; OpenVINO rounds none where it is told 0, and 32 by itself.
+_ROUNDED_GROUP, _NOT_ROUNDED = "32", "0"
+
+
+@attrs.frozen
+class SequenceSlice:
+    """The new tokens of one sequence in one step.
+
+    ``block_ids`` are all the blocks of the sequence in order, with room for ``past_len + len(token_ids)``
+    tokens (more is fine). ``past_len`` tokens are in them already; the step writes the rest.
+    """
+
+    token_ids: Sequence[int]
+    past_len: int
+    block_ids: Sequence[int]
+
+
+@attrs.frozen
+class KVLayout:
+    """How one layer's keys and values of one block lie in memory, as this OpenVINO on this device wants them.
+
+    Shapes are those of one block, ``(kv_heads, …)``; quantized types carry their scales inside. Two runners
+    may exchange blocks when their layouts are equal, which is why OpenVINO's version is a part of it: no API
+    promises the layout.
+    """
+
+    key_shape: tuple[int, ...]
+    value_shape: tuple[int, ...]
+    key_type: str
+    value_type: str
+    openvino_version: str
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block: values are ``[kv_heads, tokens, width]``; keys may be transposed or carry rows
+        of scales.
+        """
+        return self.value_shape[1]
+
+
+class PagedRunner:
+    """A compiled decoder with its KV blocks and one infer request. Not thread-safe: one step at a time.
+
+    ``model`` is an ``openvino.Model`` in stateful form (it is rewritten) or the path of its XML.
+    ``precision`` is what products are computed in (``f32``, ``bf16``, ``f16``); ``kv_precision`` what keys
+    and values are stored in (default: as ``precision``; ``u8`` is smaller and changes results).
+    ``dynamic_quantization`` rounds activations to 8 bits before products with quantized weights, in groups, where
+    the device multiplies such (on CPUs: VNNI). ``threads`` limits the CPU threads. The KV cache has ``num_blocks``
+    blocks, or as many as ``kv_cache_bytes`` hold. ``cache_dir`` lets OpenVINO keep its compiled form there. With
+    ``precision="f32"`` and without ``dynamic_quantization`` results do not depend on what else is in the batch.
+
+    Raises :class:`CapabilityMismatch` when the device does not have these precisions,
+    :class:`UnsupportedFeature` when it cannot run the model, and :class:`OutOfMemory` when the blocks do not fit.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        num_blocks: int | None = None,
+        *,
+        kv_cache_bytes: int | None = None,
+        device: str = "CPU",
+        precision: str = "f32",
+        kv_precision: str | None = None,
+        dynamic_quantization: bool = False,
+        threads: int | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        self._core = ov.Core()
+        self.supported_precisions = check_precision(self._core, device, precision)
+        if isinstance(model, str | Path):
+            model = self._core.read_model(str(model))
+        to_paged_attention(model)
+        # The transformation declares the cache's layout per plug-in at compile time; nothing here assumes
+        # one.
+        properties: dict[str, Any] = {
+            **latency_properties(device, precision, threads),
+            "KV_CACHE_PRECISION": kv_precision or precision,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": _ROUNDED_GROUP if dynamic_quantization else _NOT_ROUNDED,
+        }
+        if cache_dir is not None:
+            properties["CACHE_DIR"] = str(cache_dir)
+        try:
+            self._compiled = compile_model(self._core, model, device, properties)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            if properties["KV_CACHE_PRECISION"] != "f32":
+                raise CapabilityMismatch(
+                    f"OpenVINO cannot keep KV in {properties['KV_CACHE_PRECISION']} on device {device} of this "
+                    f"machine ({reason}); set kv_precision to f32, or another one"
+                ) from error
+            raise UnsupportedFeature(
+                f"OpenVINO cannot compile this model for device {device}: {reason}"
+            ) from error
+        self._request = self._compiled.create_infer_request()
+        self.num_layers = sum(port.any_name.startswith("key_cache.") for port in self._compiled.inputs)
+        self.kv_layout = self._read_layout()
+        self.block_size = self.kv_layout.block_size
+        self.block_nbytes = self._block_nbytes()
+        if num_blocks is None:
+            num_blocks = (kv_cache_bytes or 0) // self.block_nbytes
+        if num_blocks < 1:
+            raise InvalidRequest(
+                f"a KV cache of {num_blocks} blocks of {self.block_nbytes} bytes; "
+                "expected at least one, ask for more memory"
+            )
+        self.num_blocks = num_blocks
+        self._caches = [
+            self._allocate(f"{kind}_cache.{layer}")
+            for layer in range(self.num_layers)
+            for kind in ("key", "value")
+        ]
+        self.vocab_size = int(self._compiled.output("logits").partial_shape[-1].get_length())
+        self._inputs: list[Any] = []
+
+    def step(self, batch: Sequence[SequenceSlice]) -> npt.NDArray[np.float32]:
+        """Computes the batch's tokens, writes their keys and values, and returns the last token's logits of
+        each slice.
+
+        Prompts, parts of prompts and single tokens mix freely. The result is float32 ``[len(batch),
+        vocab_size]``, the caller's to change, and overwritten by the next step. Raises
+        :class:`InvalidRequest`, before anything is computed,
+        for a slice without tokens or without room, and for token or block ids that do not exist: OpenVINO
+        would read out of bounds.
+        """
+        if not batch:
+            return np.zeros((0, self.vocab_size), np.float32)
+        lengths = np.array([len(part.token_ids) for part in batch], np.int32)
+        past = np.array([part.past_len for part in batch], np.int32)
+        totals = past + lengths
+        used = -(-totals // self.block_size)
+        for part, length, blocks in zip(batch, lengths, used, strict=True):
+            if length == 0 or part.past_len < 0 or blocks > len(part.block_ids):
+                raise InvalidRequest(
+                    f"a slice of {length} tokens after {part.past_len} with {len(part.block_ids)} "
+                    f"blocks of {self.block_size} "
+                    "tokens: expected at least one token, and a block for every token"
+                )
+        tokens = np.concatenate([np.asarray(part.token_ids, np.int64) for part in batch])
+        blocks = np.concatenate(
+            [np.asarray(part.block_ids[:n], np.int32) for part, n in zip(batch, used, strict=True)]
+        )
+        _check_range("token id", tokens, self.vocab_size)
+        _check_range("block id", blocks, self.num_blocks)
+        starts = np.zeros(len(batch) + 1, np.int32)
+        np.cumsum(lengths, out=starts[1:])
+        block_starts = np.zeros(len(batch) + 1, np.int32)
+        np.cumsum(used, out=block_starts[1:])
+        within = np.arange(len(tokens), dtype=np.int64) - np.repeat(starts[:-1], lengths)
+        inputs = {
+            "input_ids": tokens,
+            "position_ids": np.repeat(past, lengths) + within,
+            "past_lens": past,
+            "subsequence_begins": starts,
+            "block_indices": blocks,
+            "block_indices_begins": block_starts,
+            "max_context_len": np.array(totals.max(), np.int32),
+            SAMPLED_INPUT: starts[1:].astype(np.int64) - 1,
+        }
+        # The request borrows these arrays until the next step replaces them.
+        self._inputs = list(inputs.values())
+        for name, value in inputs.items():
+            self._request.set_tensor(name, ov.Tensor(value, shared_memory=True))
+        self._request.infer()
+        logits: npt.NDArray[np.float32] = self._request.get_tensor("logits").data
+        return logits.reshape(len(batch), self.vocab_size)
+
+    def warm_up(self) -> None:
+        """Computes a few tokens into the first blocks, before anybody uses these.
+
+        OpenVINO packs the weights at the first product of few rows: a request with a cached prefix would pay for it.
+        """
+        count = min(_WARM_UP_TOKENS, self.num_blocks * self.block_size)
+        self.step([SequenceSlice([0] * count, 0, range(-(-count // self.block_size)))])
+
+    def read_block(self, block_id: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+        """A copy of one block, ``[block_nbytes]``: layer 0's key bytes, its value bytes, layer 1's key bytes,
+        …
+
+        ``out`` takes the copy when given. The bytes mean something to a runner with an equal ``kv_layout``
+        only.
+        """
+        _check_range("block id", np.asarray([block_id]), self.num_blocks)
+        if out is None:
+            out = np.empty(self.block_nbytes, np.uint8)
+        at = 0
+        for cache in self._caches:
+            width = cache.shape[1]
+            out[at : at + width] = cache[block_id]
+            at += width
+        return out
+
+    def write_block(self, block_id: int, data: Any) -> None:
+        """Overwrites one block with bytes (any buffer) that :meth:`read_block` returned, here or in another
+        process.
+
+        Raises :class:`KVCorrupt` when there are not ``block_nbytes`` of them.
+        """
+        _check_range("block id", np.asarray([block_id]), self.num_blocks)
+        source = np.frombuffer(data, dtype=np.uint8)
+        if source.size != self.block_nbytes:
+            raise KVCorrupt(
+                f"a KV block of {source.size} bytes, expected {self.block_nbytes}; it is from another "
+                "model or KV type"
+            )
+        at = 0
+        for cache in self._caches:
+            width = cache.shape[1]
+            cache[block_id] = source[at : at + width]
+            at += width
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Makes block ``target`` equal to block ``source``, for a sequence that leaves a prefix it shares."""
+        _check_range("block id", np.asarray([source, target]), self.num_blocks)
+        for cache in self._caches:
+            cache[target] = cache[source]
+
+    def _read_layout(self) -> KVLayout:
+        shapes, types = [], []
+        for name in ("key_cache.0", "value_cache.0"):
+            port = self._compiled.input(name)
+            shape = port.partial_shape
+            if shape.rank.is_dynamic or len(shape) != 4 or any(shape[axis].is_dynamic for axis in (1, 2, 3)):
+                raise UnsupportedFeature(
+                    f"OpenVINO {ov.get_version()} gives {name} the shape {shape}, expected [?, a, b, c]"
+                )
+            shapes.append(tuple(int(shape[axis].get_length()) for axis in (1, 2, 3)))
+            types.append(port.element_type.get_type_name())
+        return KVLayout(shapes[0], shapes[1], types[0], types[1], ov.get_version())
+
+    def _block_nbytes(self) -> int:
+        """Bytes of one block over all layers, keys and values."""
+        caches = [port for port in self._compiled.inputs if "_cache." in port.any_name]
+        bits: list[int] = [
+            math.prod(port.partial_shape[axis].get_length() for axis in (1, 2, 3))
+            * port.element_type.bitwidth
+            for port in caches
+        ]
+        return sum(bits) // 8
+
+    def _allocate(self, name: str) -> npt.NDArray[np.uint8]:
+        """Gives the request a cache of zeros, and returns its bytes, ``[num_blocks, bytes of a block in
+        it]``.
+        """
+        port = self._compiled.input(name)
+        shape = [self.num_blocks, *(port.partial_shape[axis].get_length() for axis in (1, 2, 3))]
+        nbytes = int(np.prod(shape, dtype=np.int64)) * port.element_type.bitwidth // 8
+        try:
+            # Zeroed lazily by the kernel: blocks that are never used cost no memory.
+            memory = np.zeros(nbytes + _ALIGNMENT, np.uint8)
+        except MemoryError as error:
+            raise OutOfMemory(f"no memory for {self.num_blocks} KV blocks; ask for fewer") from error
+        start = -memory.ctypes.data % _ALIGNMENT
+        cache = memory[start : start + nbytes]
+        tensor = ov.Tensor(cache, ov.Shape(shape), port.element_type)
+        self._request.set_tensor(name, tensor)
+        return cache.reshape(self.num_blocks, -1)
+
+
+def _check_range(what: str, ids: npt.NDArray[Any], end: int) -> None:
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= end:
+        raise InvalidRequest(f"{what} {low if low < 0 else high} does not exist, expected 0 to {end - 1}")

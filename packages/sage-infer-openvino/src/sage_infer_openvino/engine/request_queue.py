@@ -1,0 +1,144 @@
+"""What other threads bring to the engine thread: commands, and the ids of the requests that are open."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, SageInferError
+
+__all__ = ["Command", "RequestQueue"]
+
+Command = Callable[[], None]
+
+_LONGEST_WAIT_S = 3600.0  # a thread cannot wait for any number of seconds
+_RETRY_S = (0.05, 30.0)
+
+
+class RequestQueue:
+    """Thread-safe. Once stopped it takes no more requests or calls."""
+
+    def __init__(self, max_open: int) -> None:
+        self._max_open = max_open
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards the next two
+        self._ids: set[str] = set()
+        self._stopped: SageInferError | None = None
+        self._last_end, self._end_interval = time.perf_counter(), 1.0
+
+    # --- from any thread
+
+    def submit(self, ids: Sequence[str], command: Command) -> None:
+        """Open these ids, all or none, and put the command that starts them into the queue.
+
+        Raises:
+            EngineDead: the engine has stopped.
+            InvalidRequest: an id is in use, or there are more of them than can ever be open.
+            Overloaded: too many are open.
+        """
+        with self._lock:
+            self._open(ids)
+            self._commands.put(command)
+
+    def call(self, command: Command) -> None:
+        """Put a command that somebody waits for.
+
+        Raises:
+            EngineDead: the engine has stopped.
+        """
+        with self._lock:
+            self._check_running()
+            self._commands.put(command)
+
+    def tell(self, command: Command | None) -> None:
+        """Put a command that nobody waits for; None stops the engine."""
+        self._commands.put(command)
+
+    @property
+    def open_requests(self) -> int:
+        return len(self._ids)
+
+    @property
+    def stopped(self) -> SageInferError | None:
+        return self._stopped
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until a request is likely to have ended, by how often they did lately."""
+        shortest, longest = _RETRY_S
+        return min(max(self._end_interval, shortest), longest)
+
+    # --- from the engine thread
+
+    def open(self, request_id: str) -> None:
+        """Open an id. Raises as ``submit`` does."""
+        with self._lock:
+            self._open([request_id])
+
+    def rename(self, old: str, new: str) -> None:
+        """Let an open request have another id.
+
+        Raises:
+            InvalidRequest: the new id is in use.
+        """
+        with self._lock:
+            if new != old:
+                self._check_unused(new)
+            self._ids.discard(old)
+            self._ids.add(new)
+
+    def close(self, request_id: str) -> None:
+        """Forget an id: its request has ended."""
+        now = time.perf_counter()
+        self._end_interval += 0.1 * (now - self._last_end - self._end_interval)
+        self._last_end = now
+        with self._lock:
+            self._ids.discard(request_id)
+
+    def run_commands(self, *, wait_s: float | None) -> bool:
+        """Carry out what is there; with ``wait_s``, wait that long for something first. False: stop."""
+        timeout = None if wait_s is None else min(max(wait_s, 0.0), _LONGEST_WAIT_S)
+        try:
+            command = self._commands.get(block=wait_s is not None, timeout=timeout)
+            while command is not None:
+                command()
+                command = self._commands.get_nowait()
+        except queue.Empty:
+            return True
+        return False
+
+    def stop(self, reason: SageInferError) -> Iterator[Command]:
+        """Take nothing more from now on; gives the commands that were still there."""
+        with self._lock:
+            self._stopped = reason
+        while not self._commands.empty():
+            command = self._commands.get()
+            if command is not None:
+                yield command
+
+    # --- with the lock
+
+    def _open(self, ids: Sequence[str]) -> None:
+        self._check_running()
+        for request_id in ids:
+            self._check_unused(request_id)
+        if len(ids) > self._max_open:
+            raise InvalidRequest(
+                f"{len(ids)} prompts in one call, and the limit is {self._max_open} (max_queue)"
+            )
+        if len(self._ids) + len(ids) > self._max_open:
+            raise Overloaded(
+                f"{len(self._ids)} requests are open, and the limit is {self._max_open}; try again later",
+                retry_after=self.retry_after,
+            )
+        self._ids.update(ids)
+
+    def _check_running(self) -> None:
+        if self._stopped is not None:
+            raise EngineDead(f"the engine has stopped: {self._stopped}; open the backend again")
+
+    def _check_unused(self, request_id: str) -> None:
+        if request_id in self._ids:
+            raise InvalidRequest(f"request id {request_id!r} is in use; ids must be unique")

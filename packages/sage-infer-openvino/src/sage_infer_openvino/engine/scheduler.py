@@ -1,0 +1,244 @@
+"""Decides what each engine step computes. Knows tokens and blocks, and neither OpenVINO nor threads."""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from sage_infer_openvino.engine.block_pool import BlockPool
+from sage_infer_openvino.engine.sequence import SequenceState
+
+__all__ = ["BlockKeys", "Scheduler"]
+
+BlockKeys = Callable[[Sequence[int]], list[bytes]]
+"""Keys of the full blocks of a token sequence, each standing for the block and all before it."""
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill and shared prefixes.
+
+    Every step runs one token of each decoding sequence, and as much of the prompts as ``step_tokens`` leaves room
+    for. Blocks are taken as they are needed; where none is left, the sequence that would be served last gives its
+    blocks up and is computed again later (preemption by recomputation).
+
+    A sequence starts with the blocks of its prefix that are there already, by ``block_keys`` (none without). One
+    whose prefix is just being computed for another waits for that: so do ``n`` completions of one prompt.
+
+    A sequence that waits may have blocks: one whose prefill was held and that ``decode`` has brought back.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        block_size: int,
+        max_batch_size: int,
+        step_tokens: int,
+        block_keys: BlockKeys | None = None,
+    ) -> None:
+        self.pool = pool
+        self.block_size = block_size
+        self.max_batch_size = max_batch_size
+        self.step_tokens = max(step_tokens, max_batch_size)  # so that every decoding sequence gets its token
+        self.running: list[SequenceState] = []
+        self.waiting: list[SequenceState] = []  # ordered by _turn
+        self.preemptions = 0
+        self.prefix_hit_tokens = 0
+        self._block_keys = block_keys
+
+    def add(self, sequence: SequenceState) -> None:
+        bisect.insort(self.waiting, sequence, key=_turn)
+
+    def remove(self, sequence: SequenceState) -> None:
+        """Take a sequence out, wherever it is, and free its blocks."""
+        self.set_aside(sequence)
+        self.pool.give_back(sequence.blocks)
+
+    def set_aside(self, sequence: SequenceState) -> None:
+        """Take a sequence out, and let it keep its blocks."""
+        for queue in (self.running, self.waiting):
+            if sequence in queue:
+                queue.remove(sequence)
+
+    def blocks_for(self, prompts: Iterable[Sequence[int]]) -> int:
+        """Blocks that these prompts take together. Unlike the rest, safe to call from any thread."""
+        shared: set[bytes] = set()
+        own = 0
+        for prompt in prompts:
+            keys = self._block_keys(prompt[:-1]) if self._block_keys is not None else []
+            shared.update(keys)
+            own += -(-len(prompt) // self.block_size) - len(keys)
+        return own + len(shared)
+
+    def next_step(
+        self, beside_decodes: Callable[[int, int, int], int] | None = None
+    ) -> list[tuple[SequenceState, int]]:
+        """Sequences to run now, each with how many tokens; their blocks have room for them.
+
+        ``beside_decodes(decoding, prompts, limit)`` limits the prompt tokens of a step in which so many sequences
+        decode and so many that have room to run do not yet; it gives 1 or more, and ``limit`` at most.
+        Empty only when every block that would be needed is held by sequences that were set aside.
+        """
+        step: list[tuple[SequenceState, int]] = []
+        in_turn = sorted(self.running, key=_turn)
+        # Decodes first: they are one token each, and somebody is reading along.
+        budget = self._advance([s for s in in_turn if _remaining(s) == 1], self.step_tokens, step)
+        # From its second token on: a burst that came together starts together, and decodes in one batch from then on.
+        read_along = any(sequence.output_length > 1 for sequence, _ in step)
+        if read_along and budget and beside_decodes is not None:
+            prompts = min(len(self.running) + len(self.waiting), self.max_batch_size) - len(step)
+            budget = beside_decodes(len(step), prompts, budget)
+        budget = self._advance([s for s in in_turn if _remaining(s) > 1], budget, step)
+        in_progress = self._keys_in_progress() if self.waiting else set()
+        for sequence in list(self.waiting):
+            if not budget or len(self.running) >= self.max_batch_size:
+                break
+            if self._next_key(sequence) in in_progress:
+                continue
+            if not self._fits(sequence):
+                break
+            budget -= self._start(sequence, budget, step)
+            in_progress.update(self._keys_to_come(sequence))
+        if not step and self.waiting:
+            # Nothing runs that could give blocks back, so waiting in line helps nobody: whoever fits may start,
+            # and else blocks are taken from those that wait with theirs.
+            fitting = next(filter(self._fits, self.waiting), None) or next(
+                filter(self._reclaim, self.waiting), None
+            )
+            if fitting is not None:
+                self._start(fitting, budget, step)
+        return step
+
+    def computed(self, sequence: SequenceState, count: int) -> None:
+        """``count`` more tokens have their KV: blocks that are full with them can be shared from now on."""
+        full = sequence.computed // self.block_size
+        sequence.computed += count
+        if sequence.computed // self.block_size > full:
+            keys = self._keys(sequence)
+            for i in range(full, min(sequence.computed // self.block_size, len(keys))):
+                self.pool.publish(sequence.blocks[i], keys[i])
+
+    def _advance(
+        self, sequences: Iterable[SequenceState], budget: int, step: list[tuple[SequenceState, int]]
+    ) -> int:
+        """Put running sequences into the step, in turn, as far as tokens and blocks go; returns the tokens left."""
+        for sequence in sequences:
+            if sequence not in self.running:
+                continue  # preempted a moment ago
+            count = min(_remaining(sequence), budget)
+            if count and self._make_room(sequence, count, {id(s) for s, _ in step}):
+                step.append((sequence, count))
+                budget -= count
+        return budget
+
+    def _start(self, sequence: SequenceState, budget: int, step: list[tuple[SequenceState, int]]) -> int:
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        found = self._found(sequence)
+        for block in found:
+            self.pool.share(block)
+        sequence.blocks += found
+        sequence.computed += len(found) * self.block_size
+        if sequence.output_length == 0:
+            self.prefix_hit_tokens += len(found) * self.block_size
+            if sequence.request.cached_tokens is None:
+                sequence.request.cached_tokens = len(found) * self.block_size
+        count = min(_remaining(sequence), budget)
+        self._grow(sequence, count)
+        step.append((sequence, count))
+        return count
+
+    # --- what is there already
+
+    def _keys(self, sequence: SequenceState) -> list[bytes]:
+        if self._block_keys is not None and len(sequence.keys) < len(sequence.tokens) // self.block_size:
+            sequence.keys = self._block_keys(sequence.tokens)
+        return sequence.keys
+
+    def _shareable(self, sequence: SequenceState) -> list[bytes]:
+        """Keys of the blocks that it could do without computing: one token at least is left to be computed."""
+        return self._keys(sequence)[: (len(sequence.tokens) - 1) // self.block_size]
+
+    def _found(self, sequence: SequenceState) -> list[int]:
+        """Blocks of a waiting sequence's prefix that are there."""
+        found: list[int] = []
+        for key in self._shareable(sequence) if not sequence.blocks else ():
+            block = self.pool.find(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def _next_key(self, sequence: SequenceState) -> bytes | None:
+        """Key of the first block of its prefix that is not there."""
+        rest = self._shareable(sequence)[len(sequence.blocks) or len(self._found(sequence)) :]
+        return rest[0] if rest else None
+
+    def _keys_in_progress(self) -> set[bytes]:
+        """Keys of the blocks that running sequences are filling with tokens that they have."""
+        return {key for sequence in self.running for key in self._keys_to_come(sequence)}
+
+    def _keys_to_come(self, sequence: SequenceState) -> list[bytes]:
+        return (
+            self._keys(sequence)[sequence.computed // self.block_size :] if _remaining(sequence) > 1 else []
+        )
+
+    # --- blocks
+
+    def _fits(self, sequence: SequenceState) -> bool:
+        """Whether there is room for the whole prompt, so that starting it does not at once push another one out."""
+        return self._needed(sequence) <= self.pool.free
+
+    def _needed(self, sequence: SequenceState) -> int:
+        """Free blocks that starting a waiting sequence takes; what others hold as well costs nothing."""
+        shared = sum(self.pool.holders(block) > 0 for block in self._found(sequence))
+        return self._missing_blocks(sequence, _remaining(sequence)) - shared
+
+    def _reclaim(self, sequence: SequenceState) -> bool:
+        """Make a waiting sequence fit with the blocks of others that wait, later turns first; False if it cannot."""
+        holders = [other for other in self.waiting if other.blocks and other is not sequence]
+        taken = Counter(block for holder in holders for block in holder.blocks)
+        for block in self._found(sequence):
+            del taken[block]  # it is of use where it is
+        to_free = sum(self.pool.holders(block) == count for block, count in taken.items())
+        if self._needed(sequence) > self.pool.free + to_free:
+            return False
+        while self._needed(sequence) > self.pool.free:
+            self._preempt(holders.pop())
+        return True
+
+    def _missing_blocks(self, sequence: SequenceState, count: int) -> int:
+        return -(-(sequence.computed + count) // self.block_size) - len(sequence.blocks)
+
+    def _grow(self, sequence: SequenceState, count: int) -> None:
+        missing = self._missing_blocks(sequence, count)
+        if missing > 0:
+            sequence.blocks += self.pool.take(missing)
+
+    def _make_room(self, sequence: SequenceState, count: int, in_step: Collection[int]) -> bool:
+        """Give a running sequence its blocks, at the cost of one whose turn is later; False where it must wait."""
+        while self._missing_blocks(sequence, count) > self.pool.free:
+            victim = max((s for s in self.running if id(s) not in in_step), key=_turn)
+            if victim is sequence and in_step:
+                return False  # the others go on and will give blocks back; until then it keeps its own
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        self._grow(sequence, count)
+        return True
+
+    def _preempt(self, sequence: SequenceState) -> None:
+        self.remove(sequence)
+        sequence.computed = 0
+        self.preemptions += 1
+        self.add(sequence)
+
+
+def _remaining(sequence: SequenceState) -> int:
+    return len(sequence.tokens) - sequence.computed
+
+
+def _turn(sequence: SequenceState) -> tuple[int, float, int]:
+    request = sequence.request
+    return (request.priority, request.arrived_at, sequence.index)

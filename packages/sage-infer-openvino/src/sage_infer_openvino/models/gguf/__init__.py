@@ -1,0 +1,1 @@
+"""What GGUF files hold: tensors, a decoder's weights, a tokenizer."""

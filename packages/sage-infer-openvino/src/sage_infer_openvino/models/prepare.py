@@ -1,0 +1,166 @@
+"""Makes a model's files ready to run, once: OpenVINO's own form, the tokenizer and the config, in a cache
+folder.
+
+Preparing takes seconds and is done on the first use, or ahead of it by ``sage infer model add``; afterwards
+opening a model reads the prepared form through a memory map.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+from sage_infer.errors import ModelFileError, ModelNotFound
+from sage_infer.models.prepared import PreparedCache, Progress
+
+from sage_infer_openvino.models.decoder_graph import build_decoder
+from sage_infer_openvino.models.decoder_weights import DecoderConfig
+from sage_infer_openvino.models.gguf.file import part_paths
+from sage_infer_openvino.models.gguf.model import GgufModel
+from sage_infer_openvino.models.hf_model import HfModel
+from sage_infer_openvino.models.tokenizer import TextTokenizer
+from sage_infer_openvino.models.weight_format import WeightFormat
+from sage_infer_openvino.ov_runtime import ov
+
+__all__ = ["PREPARED_VERSION", "PreparedDecoder", "find_model_file", "prepare_decoder"]
+
+PREPARED_VERSION = 2
+"""Raise it whenever what is written below changes meaning: older entries are then made again."""
+
+_SOURCE_FILES = ("*.json", "*.jinja", "*.safetensors")
+
+
+@attrs.frozen(kw_only=True)
+class PreparedDecoder:
+    """A prepared language model in the cache. Its files must not be changed."""
+
+    folder: Path
+    xml: Path
+    bin: Path
+    config: DecoderConfig
+    weight_format: WeightFormat
+    fingerprint: str
+    """SHA-256 of the weights in this form and what the config says to compute with them: models with equal
+    ones compute equal KV on equal OpenVINO versions, wherever their files came from.
+    """
+
+    def load_tokenizer(self) -> TextTokenizer:
+        return TextTokenizer.load(self.folder)
+
+    @property
+    def weight_nbytes(self) -> int:
+        return self.bin.stat().st_size
+
+
+def prepare_decoder(
+    path: str | Path,
+    *,
+    cache_dir: str | Path,
+    weight_format: WeightFormat = "int8",
+    progress: Progress | None = None,
+) -> PreparedDecoder:
+    """The prepared form of a GGUF file, or of a folder with one GGUF file or a Hugging Face model.
+
+    It is made below ``cache_dir`` unless it is there, whole, and made from the same files (path, sizes,
+    modification times) by the same versions. Raises :class:`ModelNotFound`, :class:`ModelFileError` or
+    :class:`UnsupportedFeature` for the model, and :class:`ConfigError` for the cache folder.
+    """
+    report = progress or (lambda stage, done: None)
+    source = find_model_file(path)
+    identity = {
+        "prepared_version": PREPARED_VERSION,
+        "openvino": ov.get_version(),
+        "weight_format": weight_format,
+        "source": str(source),
+        "files": _fingerprints(source),
+    }
+
+    def build(folder: Path) -> None:
+        report("reading", 0.0)
+        model = GgufModel(source) if source.is_file() else HfModel(source)
+        tokenizer = (
+            TextTokenizer.from_gguf(model.file)
+            if isinstance(model, GgufModel)
+            else TextTokenizer.from_folder(source)
+        )
+        graph = build_decoder(model, weight_format, lambda done: report("converting", 0.1 + 0.6 * done))
+        report("writing", 0.7)
+        try:
+            ov.serialize(graph, str(folder / "model.xml"), str(folder / "model.bin"))
+        except RuntimeError as error:
+            # How OpenVINO reports a full disk; the cache reports it as what it is.
+            raise OSError(f"OpenVINO stopped writing ({error})") from error
+        tokenizer.save(folder)
+        (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1), encoding="utf-8")
+        report("checking", 0.9)
+
+    cache = PreparedCache(cache_dir)
+    folder = cache.get_or_build(f"{source.stem}-{weight_format}", identity, build)
+    cache.remove_outdated(
+        lambda other: other.get("source") == identity["source"] and other.get("files") != identity["files"]
+    )
+    report("ready", 1.0)
+    return _open(folder, weight_format)
+
+
+def find_model_file(path: str | Path) -> Path:
+    """The absolute GGUF file (of several parts the first) or Hugging Face folder that ``path`` means.
+
+    Raises :class:`ModelNotFound` when there is nothing, and :class:`ModelFileError` when a folder holds
+    neither or several.
+    """
+    path = Path(path).expanduser().resolve()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ModelNotFound(f"{path}: no such file or folder; expected a .gguf file or a Hugging Face folder")
+    if (path / "config.json").is_file():
+        return path
+    found = sorted(path.glob("*.gguf"))
+    if found and set(found) <= set(part_paths(found[0])):
+        return found[0]
+    names = ", ".join(file.name for file in found)
+    if found:
+        raise ModelFileError(f"{path}: holds several models ({names}); name one of the files")
+    raise ModelFileError(f"{path}: holds neither a config.json nor a .gguf file; expected one model")
+
+
+def _fingerprints(source: Path) -> list[list[Any]]:
+    """Name, size and modification time of every file that the prepared form depends on."""
+    files = (
+        part_paths(source)
+        if source.is_file()
+        else sorted({file for glob in _SOURCE_FILES for file in source.glob(glob)})
+    )
+    stats = [(file.name, file.stat()) for file in files if file.exists()]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def _fingerprint(weights: str, config: DecoderConfig) -> str:
+    """Hash of what is computed. Not of the XML, which numbers its nodes differently in every process."""
+    computed = {**config.to_dict(), "weights": weights, "version": PREPARED_VERSION}
+    for other in ("architecture", "name", "bos_token_id", "eos_token_ids", "pad_token_id"):
+        del computed[other]
+    return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
+
+
+def _open(folder: Path, weight_format: WeightFormat) -> PreparedDecoder:
+    try:
+        config = DecoderConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        weights = manifest["files"]["model.bin"]["sha256"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelFileError(
+            f"{folder}: the prepared model is not readable ({error!r}); delete this folder and try again"
+        ) from error
+    return PreparedDecoder(
+        folder=folder,
+        xml=folder / "model.xml",
+        bin=folder / "model.bin",
+        config=config,
+        weight_format=weight_format,
+        fingerprint=_fingerprint(weights, config),
+    )

@@ -1,0 +1,149 @@
+"""Reads the tensors of safetensors files, one file or the shards of an index, as views of a memory map.
+
+Written out here because the ``safetensors`` package reads bf16 only through torch. The format is a length, a
+JSON header, and the bytes: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+from sage_infer.errors import ModelFileError, UnsupportedFeature
+
+from sage_infer_openvino.models.decoder_weights import DenseWeight, FloatType
+
+__all__ = ["SafetensorsFolder"]
+
+_FLOATS: dict[str, tuple[FloatType, type[np.generic]]] = {
+    "F32": ("f32", np.float32),
+    "F16": ("f16", np.float16),
+    "BF16": ("bf16", np.uint16),
+}
+_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_LONGEST_HEADER = 100_000_000
+
+
+@attrs.frozen
+class _Entry:
+    """Where one tensor is: its file's map, its dtype as the file spells it, its shape and its bytes'
+    place.
+    """
+
+    path: Path
+    map: mmap.mmap
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class SafetensorsFolder:
+    """All tensors of a model's folder, by name.
+
+    Raises :class:`ModelFileError`, naming the file, when it, a shard of its index, or a part of one is
+    missing.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._entries: dict[str, _Entry] = {}
+        index = self.folder / "model.safetensors.index.json"
+        single = self.folder / "model.safetensors"
+        if single.is_file() or not index.is_file():
+            self._open(single)
+            return
+        try:
+            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            shards = sorted(set(weight_map.values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelFileError(
+                f"{index}: not an index of shards (an object with a weight_map): {error!r}"
+            ) from error
+        for shard in shards:
+            if Path(shard).name != shard:
+                raise ModelFileError(f"{index}: names the shard {shard!r} outside its own folder")
+            self._open(self.folder / shard)
+        for name, shard in weight_map.items():
+            if name not in self._entries:
+                raise ModelFileError(
+                    f"{self.folder / shard}: has no tensor {name}, which the index says it has"
+                )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entry(name).shape
+
+    def weight(self, name: str) -> DenseWeight:
+        """One tensor, as a view. Raises :class:`UnsupportedFeature` unless it is F32, F16 or BF16."""
+        entry = self._entry(name)
+        if entry.dtype not in _FLOATS:
+            raise UnsupportedFeature(
+                f"{entry.path}: tensor {name} is {entry.dtype}; F32, F16 and BF16 are supported"
+            )
+        kind, dtype = _FLOATS[entry.dtype]
+        count = int(np.prod(entry.shape, dtype=np.int64))
+        values: npt.NDArray[Any] = np.frombuffer(entry.map, dtype, count, entry.offset).reshape(entry.shape)
+        return DenseWeight(values, kind)
+
+    def _entry(self, name: str) -> _Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise ModelFileError(
+                f"{self.folder}: has no tensor {name}; the model is incomplete or of another kind"
+            ) from None
+
+    def _open(self, path: Path) -> None:
+        try:
+            size = path.stat().st_size
+            if size < 8:
+                raise ModelFileError(f"{path}: {size} bytes, expected a safetensors file; fetch it again")
+            with path.open("rb") as file:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from error
+        (length,) = struct.unpack_from("<Q", data)
+        if length > _LONGEST_HEADER or 8 + length > size:
+            raise ModelFileError(
+                f"{path}: its header would be {length:,} bytes and the file has {size:,}: truncated, or "
+                "not safetensors"
+            )
+        try:
+            header = json.loads(data[8 : 8 + length])
+            header.pop("__metadata__", None)
+            entries = {
+                name: _Entry(
+                    path, data, info["dtype"], tuple(info["shape"]), 8 + length + info["data_offsets"][0]
+                )
+                for name, info in header.items()
+            }
+            ends = {name: 8 + length + int(info["data_offsets"][1]) for name, info in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ModelFileError(
+                f"{path}: its header is not that of a safetensors file: {error!r}"
+            ) from error
+        expected = max(ends.values(), default=8 + length)
+        if expected > size:
+            raise ModelFileError(
+                f"{path}: truncated: its tensors end at byte {expected:,}, but the file has {size:,} "
+                "bytes; fetch it again"
+            )
+        for name, entry in entries.items():
+            nbytes = int(np.prod(entry.shape, dtype=np.int64)) * _SIZES.get(entry.dtype, 0)
+            if entry.dtype in _SIZES and ends[name] - entry.offset != nbytes:
+                raise ModelFileError(
+                    f"{path}: tensor {name} has {ends[name] - entry.offset} bytes, expected {nbytes} "
+                    "for its shape"
+                )
+        self._entries.update(entries)

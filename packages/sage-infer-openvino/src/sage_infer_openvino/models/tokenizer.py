@@ -1,0 +1,224 @@
+"""A language model's tokenizer: text to ids and back, special tokens, chat template, and streaming.
+
+Read from a GGUF's metadata or a Hugging Face folder; saved as ``tokenizer.json`` (the ``tokenizers``
+library's own format) with ``tokenizer_meta.json`` beside it, which holds what that format has no place for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
+from tokenizers import Tokenizer
+
+from sage_infer_openvino.models.chat_template import ChatTemplate
+from sage_infer_openvino.models.detokenizer import IncrementalDetokenizer, TokenBytes
+from sage_infer_openvino.models.gguf.file import GgufFile
+from sage_infer_openvino.models.gguf.tokenizer import build_tokenizer, end_of_generation_ids
+
+__all__ = ["IncrementalDetokenizer", "TextTokenizer", "TokenizerMeta"]
+
+_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+@attrs.frozen(kw_only=True)
+class TokenizerMeta:
+    """What a tokenizer knows besides its vocabulary."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    """Ids that end a generation, the model's own EOS first."""
+    special_tokens: dict[str, str] = attrs.field(factory=dict)
+    """Texts of ``bos_token``, ``eos_token``, ``pad_token`` and ``unk_token``, as far as they exist, for the
+    chat template.
+    """
+    chat_template: str | None = None
+
+
+class TextTokenizer:
+    """Encodes, decodes and renders chats for one model. Safe to use from several threads.
+
+    Build one with :meth:`from_gguf`, :meth:`from_folder` (Hugging Face) or :meth:`load` (what :meth:`save`
+    wrote).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, meta: TokenizerMeta) -> None:
+        self._tokenizer = tokenizer
+        # A tokenizer.json may carry the limits of whoever saved it; a prompt is never cut or padded silently.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.meta = meta
+        self.eos_token_ids: tuple[int, ...] = meta.eos_token_ids
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        added = tokenizer.get_added_tokens_decoder()
+        self.special_token_ids: frozenset[int] = frozenset(
+            index for index, token in added.items() if token.special
+        )
+        self.token_bytes = TokenBytes(tokenizer)
+        self.chat_template = ChatTemplate(meta.chat_template) if meta.chat_template else None
+
+    @classmethod
+    def from_gguf(cls, file: GgufFile | str | Path) -> TextTokenizer:
+        """From a GGUF's metadata. Raises as :func:`~sage_infer_openvino.models.gguf.tokenizer.build_tokenizer`
+        does.
+        """
+        if not isinstance(file, GgufFile):
+            file = GgufFile(file)
+        tokenizer = build_tokenizer(file)
+        special = {}
+        for name, key in zip(_SPECIAL_NAMES, ("bos", "eos", "padding", "unknown"), strict=True):
+            index = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+            token = tokenizer.id_to_token(index) if index is not None else None
+            if token is not None:
+                special[name] = token
+        meta = TokenizerMeta(
+            eos_token_ids=end_of_generation_ids(file),
+            special_tokens=special,
+            chat_template=file.metadata.get("tokenizer.chat_template"),
+        )
+        return cls(tokenizer, meta)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> TextTokenizer:
+        """From a Hugging Face folder: ``tokenizer.json``, and ``tokenizer_config.json``,
+        ``generation_config.json``, ``config.json`` and ``chat_template.jinja`` as far as they are there.
+        Raises :class:`ModelFileError`.
+        """
+        folder = Path(folder)
+        tokenizer = _read_tokenizer(folder / "tokenizer.json")
+        config = _read_json(folder / "tokenizer_config.json")
+        special = {
+            name: text for name in _SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None
+        }
+        ids: list[int] = []
+        for source in (_read_json(folder / "generation_config.json"), _read_json(folder / "config.json")):
+            found = source.get("eos_token_id")
+            ids += found if isinstance(found, list) else [] if found is None else [found]
+        if "eos_token" in special and (index := tokenizer.token_to_id(special["eos_token"])) is not None:
+            ids.append(index)
+        meta = TokenizerMeta(
+            eos_token_ids=tuple(dict.fromkeys(ids)),
+            special_tokens=special,
+            chat_template=_folder_template(folder, config),
+        )
+        return cls(tokenizer, meta)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TextTokenizer:
+        """What :meth:`save` wrote. Raises :class:`ModelFileError` when it is missing or broken."""
+        folder = Path(folder)
+        data = _read_json(folder / "tokenizer_meta.json", required=True)
+        try:
+            meta = TokenizerMeta(**{**data, "eos_token_ids": tuple(data["eos_token_ids"])})
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(
+                f"{folder / 'tokenizer_meta.json'}: not what this version writes; prepare the model again"
+            ) from error
+        return cls(_read_tokenizer(folder / "tokenizer.json"), meta)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``tokenizer.json`` and ``tokenizer_meta.json`` into an existing folder."""
+        folder = Path(folder)
+        self._tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+        text = json.dumps(attrs.asdict(self.meta), ensure_ascii=False, indent=1)
+        (folder / "tokenizer_meta.json").write_text(text, encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The whole tokenizer in its library's own format."""
+        text: str = self._tokenizer.to_str()
+        return text
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Token ids of ``text``. Special tokens written out in the text become themselves; ``add_special``
+        adds BOS and the like where the model has them. Use ``False`` for the result of :meth:`render_chat`,
+        which has its own.
+        """
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Text of ``ids``, equal to the joined output of a :meth:`detokenizer`; ids without a token have no
+        text.
+        """
+        stream = self.detokenizer(skip_special)
+        return stream.push_all(ids) + stream.flush()
+
+    def detokenizer(self, skip_special: bool = True) -> IncrementalDetokenizer:
+        """A new stream from ids to text."""
+        return IncrementalDetokenizer(self.token_bytes, self.special_token_ids if skip_special else ())
+
+    def token_id(self, text: str) -> int | None:
+        """The id of exactly this token, as the vocabulary spells it, or ``None``."""
+        found: int | None = self._tokenizer.token_to_id(text)
+        return found
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The model's own prompt for a chat; encode it with ``add_special=False``.
+
+        ``variables`` reach the template as they are (``enable_thinking=False`` is one that some models know).
+        Raises :class:`UnsupportedFeature` when the model has no template, and :class:`InvalidRequest` when it
+        refuses the messages.
+        """
+        if self.chat_template is None:
+            raise UnsupportedFeature(
+                "this model has no chat template; send a prompt, or use an instruction-tuned model"
+            )
+        if not messages:
+            raise InvalidRequest("messages is empty, expected at least one message")
+        return self.chat_template.render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            **{**self.meta.special_tokens, **variables},
+        )
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise ModelFileError(f"{path}: not found; the model's folder needs its tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(path))
+    # `tokenizers` raises a bare Exception for whatever is wrong with the file.
+    except Exception as error:
+        raise ModelFileError(f"{path}: not a tokenizer.json that this `tokenizers` reads: {error}") from error
+
+
+def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if required:
+            raise ModelFileError(f"{path}: not found; prepare the model again") from None
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ModelFileError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _token_text(value: Any) -> str | None:
+    """A special token is a text, or an object with a ``content``, depending on who saved the file."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _folder_template(folder: Path, config: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

@@ -1,0 +1,33 @@
+"""How a decoder is to be run."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from attrs import field, frozen
+from sage_infer.checks import Choice, Flag, Integer, Number, Text, optional
+
+from sage_infer_openvino.device import DEVICE
+from sage_infer_openvino.models.weight_format import WeightFormat
+
+__all__ = ["DecoderSettings"]
+
+
+@frozen(kw_only=True)
+class DecoderSettings:
+    """How to run a model; wrong values are refused before anything is loaded."""
+
+    weight_format: WeightFormat = field(validator=Choice(get_args(WeightFormat)))
+    precision: str = field(validator=Choice(("f32", "bf16", "f16")))
+    kv_precision: str | None = field(validator=optional(Choice(("f32", "bf16", "f16", "u8"))))
+    dynamic_quantization: bool = field(validator=Flag())
+    kv_cache_gb: float = field(validator=Number(gt=0))
+    max_batch_size: int = field(validator=Integer(ge=1))
+    max_sequence_length: int | None = field(validator=optional(Integer(ge=2)))
+    max_queue: int = field(validator=Integer(ge=1))
+    prefix_caching: bool = field(validator=Flag())
+    step_tokens: int = field(validator=Integer(ge=16))
+    decode_slowdown: float = field(validator=Number(gt=1))
+    device: str = field(validator=DEVICE)
+    threads: int | None = field(validator=optional(Integer(ge=1)))
+    cache_dir: str | None = field(validator=optional(Text(min_length=1)))
