@@ -39,6 +39,7 @@ READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 OTHERS = [
     ROOT / "CHANGELOG.md",
     ROOT / "packages" / "sage-infer-core" / "README.md",
+    ROOT / "packages" / "sage-infer-hal" / "README.md",
     ROOT / "examples" / "third_party_backend" / "README.md",
 ]
 PAGES = [*READMES, *DOCS, *OTHERS]
@@ -175,7 +176,8 @@ def test_imported_names_exist(page: Path) -> None:
         if language != "python":
             continue
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "sage_infer":
+            home = (node.module or "").partition(".")[0] if isinstance(node, ast.ImportFrom) else ""
+            if isinstance(node, ast.ImportFrom) and home in ("sage_infer", "sage_infer_hal"):
                 module = importlib.import_module(node.module or "")
                 for name in node.names:
                     assert hasattr(module, name.name), f"{node.module} has no {name.name}"

@@ -38,6 +38,17 @@ def test_help_lists_commands_of_plugins(sage: Sage) -> None:
     assert sage("toy", "greet", "--name", "Ada").stdout == "hello Ada\n"
 
 
+def test_commands_of_wheels_that_are_missing_name_the_wheel(sage: Sage) -> None:
+    for words in (("infer", "hal"), ("infer", "hal", "show")):
+        line = sage.fails(*words, code=3, SAGE_INFER_DISABLE="hal")
+        assert line.endswith("`sage infer hal` comes with another wheel: pip install sage-infer-hal")
+
+
+def test_a_group_of_a_plugin_has_the_help_that_one_of_its_commands_gives(sage: Sage) -> None:
+    assert "Play." in sage("--help").stdout
+    assert "Play." in sage("toy", "--help").stdout
+
+
 def test_a_group_alone_shows_its_help(sage: Sage) -> None:
     assert "backend" in sage("infer").stdout + sage("infer").stderr
 

@@ -8,8 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sage_infer.detection import pci_devices
-from sage_infer_testing.stand_in import Replay, add_distribution, add_pci_device, calls_of, stand_in_tool
+from sage_infer_testing.stand_in import Replay, add_distribution, calls_of, stand_in_tool
 
 
 def test_a_tool_replays_what_was_recorded_and_nothing_else(tmp_path: Path) -> None:
@@ -27,12 +26,6 @@ def test_a_tool_replays_what_was_recorded_and_nothing_else(tmp_path: Path) -> No
     assert unknown.returncode == 1
     assert "this stand-in has no recording of 'smi info -x'" in unknown.stderr
     assert calls_of(tool) == ["", "info -m", "info -x"]
-
-
-def test_a_device_is_on_the_bus(tmp_path: Path) -> None:
-    add_pci_device(tmp_path, "0000:01:00.0", vendor=0x1D94, device=0x6320, numa_node=1)
-    (device,) = pci_devices({0x1D94}, tmp_path)
-    assert (device.device, device.class_code, device.numa_node) == (0x6320, 0x120000, 1)
 
 
 def test_a_distribution_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attrs import evolve
-from sage_infer.detection import (
+from sage_infer.errors import ToolOutputError
+from sage_infer.schemas import HardwareProfile, LinkProfile
+from sage_infer_hal.detection import (
     PciDevice,
     ToolDetector,
     ToolText,
@@ -15,9 +17,7 @@ from sage_infer.detection import (
     answers,
     build_profile,
 )
-from sage_infer.detection.pci import SYSFS
-from sage_infer.errors import ToolOutputError
-from sage_infer.schemas import HardwareProfile, LinkProfile
+from sage_infer_hal.detection.pci import SYSFS
 
 from sage_infer_ascend.npu_rows import TOOL, VERSION, NpuRow, accelerators, ascend, sources
 from sage_infer_ascend.npu_smi_info import read_rows

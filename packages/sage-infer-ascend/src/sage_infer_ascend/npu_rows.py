@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from attrs import frozen
-from sage_infer.detection import Line, ToolText, find_chip
 from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor
+from sage_infer_hal.detection import Line, ToolText, find_chip
 
 from sage_infer_ascend.chips import CHIPS, DIE_OF_TWO
 

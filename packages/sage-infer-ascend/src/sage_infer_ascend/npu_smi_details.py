@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from sage_infer.detection import Line, ToolText, build_profile, bus_address, is_masked, mebibytes
-from sage_infer.detection.text import UNKNOWN_TEXTS
 from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor, HardwareProfile
+from sage_infer_hal.detection import Line, ToolText, build_profile, bus_address, is_masked, mebibytes
+from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
 from sage_infer_ascend.npu_rows import sources
 

@@ -13,9 +13,17 @@ from __future__ import annotations
 import re
 
 from attrs import frozen
-from sage_infer.detection import Line, ToolText, build_profile, bus_address, is_masked, mebibytes, table_cells
-from sage_infer.detection.text import UNKNOWN_TEXTS
 from sage_infer.schemas import HardwareProfile
+from sage_infer_hal.detection import (
+    Line,
+    ToolText,
+    build_profile,
+    bus_address,
+    is_masked,
+    mebibytes,
+    table_cells,
+)
+from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
 from sage_infer_ascend.npu_rows import VERSION, NpuRow, accelerators, sources
 

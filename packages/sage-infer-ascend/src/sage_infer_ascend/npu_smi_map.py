@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from attrs import evolve
-from sage_infer.detection import Line, ToolText, build_profile
-from sage_infer.detection.text import UNKNOWN_TEXTS
 from sage_infer.schemas import HardwareProfile
+from sage_infer_hal.detection import Line, ToolText, build_profile
+from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
 from sage_infer_ascend.npu_rows import NpuRow, accelerators
 

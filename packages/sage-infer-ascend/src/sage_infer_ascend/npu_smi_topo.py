@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sage_infer.detection import LinkMatrix, ToolText, build_profile, read_matrix
 from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor, Figure, HardwareProfile, LinkProfile
+from sage_infer_hal.detection import LinkMatrix, ToolText, build_profile, read_matrix
 
 from sage_infer_ascend.npu_rows import ascend
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sage_infer.detection import OutputKind, ToolText, no_card, read_recording
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
+from sage_infer_hal.detection import OutputKind, ToolText, no_card, read_recording
 
 from sage_infer_ascend.npu_rows import TOOL, VERSION
 from sage_infer_ascend.npu_smi_details import is_details, read_details

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sage_infer.detection import Chip
+from sage_infer_hal.detection import Chip
 
 __all__ = ["CHIPS"]
 

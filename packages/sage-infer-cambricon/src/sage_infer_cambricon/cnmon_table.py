@@ -6,9 +6,17 @@ import re
 from collections.abc import Sequence
 
 from attrs import frozen
-from sage_infer.detection import Line, ToolText, build_profile, bus_address, is_masked, mebibytes, table_cells
-from sage_infer.detection.text import UNKNOWN_TEXTS
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
+from sage_infer_hal.detection import (
+    Line,
+    ToolText,
+    build_profile,
+    bus_address,
+    is_masked,
+    mebibytes,
+    table_cells,
+)
+from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
 from sage_infer_cambricon.mlu import board_notes, mlu, sources
 

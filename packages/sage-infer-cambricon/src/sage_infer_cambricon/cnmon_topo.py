@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sage_infer.detection import LinkMatrix, ToolText, build_profile, read_matrix
 from sage_infer.schemas import HardwareProfile, LinkProfile
+from sage_infer_hal.detection import LinkMatrix, ToolText, build_profile, read_matrix
 
 from sage_infer_cambricon.mlu import endpoint, mlu
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sage_infer.detection import ToolText, build_profile, json_text
-from sage_infer.detection.json_text import integer, items, load
 from sage_infer.schemas import HardwareProfile, LinkProfile
+from sage_infer_hal.detection import ToolText, build_profile, json_text
+from sage_infer_hal.detection.json_text import integer, items, load
 
 from sage_infer_cambricon.mlu import endpoint, mlu
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attrs import evolve
-from sage_infer.detection import PciDevice, ToolDetector, ToolText, VendorTool, build_profile, run_tool
-from sage_infer.detection.pci import SYSFS
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
+from sage_infer_hal.detection import PciDevice, ToolDetector, ToolText, VendorTool, build_profile, run_tool
+from sage_infer_hal.detection.pci import SYSFS
 
 from sage_infer_cambricon.cnmon_json import read_json
 from sage_infer_cambricon.cnmon_table import read_table

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sage_infer.detection import find_chip, is_masked
 from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor
+from sage_infer_hal.detection import find_chip, is_masked
 
 from sage_infer_cambricon.chips import CHIPS
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sage_infer.detection import OutputKind, ToolText, no_card, read_recording
 from sage_infer.schemas import HardwareProfile
+from sage_infer_hal.detection import OutputKind, ToolText, no_card, read_recording
 
 from sage_infer_cambricon.cndev_json import is_cndev, read_cndev
 from sage_infer_cambricon.cnmon_info import is_info, read_info

@@ -236,6 +236,7 @@ class CommandSpec:
         path: words after ``sage``, such as ``infer serve`` or ``llm``.
         app: dotted path of a ``typer.Typer`` or of a function that typer can make a command of.
         summary: its line in the help of the group above it.
+        group: help of that group, for a group that the core does not have; the same for all of its commands.
     """
 
     path: str = field(
@@ -243,6 +244,7 @@ class CommandSpec:
     )
     app: str = field(validator=_PATH)
     summary: str = field(validator=Text(min_length=1))
+    group: str = field(default="", validator=Text())
 
     @property
     def name(self) -> str:

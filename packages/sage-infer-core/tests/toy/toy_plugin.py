@@ -1,6 +1,6 @@
-"""An installed plug-in for the tests of the core: engines that work or fail to start, and detectors."""
+"""An installed plug-in for the tests of the core: engines that work or fail to start, and commands."""
 
-from sage_infer import BackendSpec, CommandSpec, DetectorSpec, hookimpl
+from sage_infer import BackendSpec, CommandSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
 
@@ -20,18 +20,9 @@ def sage_infer_backends() -> list[BackendSpec]:
 
 
 @hookimpl
-def sage_infer_detectors() -> list[DetectorSpec]:
-    return [
-        DetectorSpec(name="toy", factory="toy_detectors:ToyDetector", hardware={"npu"},
-                     read_recording="toy_detectors:read"),
-        DetectorSpec(name="toy-failing", factory="toy_detectors:Failing", hardware={"npu2"}),
-    ]  # fmt: skip
-
-
-@hookimpl
 def sage_infer_commands() -> list[CommandSpec]:
     return [
-        CommandSpec(path="toy greet", app="toy_engine:greet", summary="Say hello."),
+        CommandSpec(path="toy greet", app="toy_engine:greet", summary="Say hello.", group="Play."),
         CommandSpec(path="toy interrupted", app="toy_engine:interrupted", summary="End as by Ctrl-C."),
         CommandSpec(path="toy broken", app="toy_engine:broken", summary="Fail as a bug does."),
     ]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import evolve
-from sage_infer.detection import Chip, find_chip
 from sage_infer.schemas import AcceleratorDescriptor
+from sage_infer_hal.detection import Chip, find_chip
 
 from sage_infer_cuda.capability import capability_of, precisions_of
 

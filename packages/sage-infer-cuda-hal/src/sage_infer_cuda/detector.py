@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sage_infer.detection import PciDevice, pci_devices
-from sage_infer.detection.pci import SYSFS
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
+from sage_infer_hal.detection import PciDevice, pci_devices
+from sage_infer_hal.detection.pci import SYSFS
 
 from sage_infer_cuda.nvml import read_nvml
 

@@ -6,8 +6,6 @@ import re
 from collections import Counter
 
 from attrs import define, evolve, field
-from sage_infer.detection import Line, ToolText, bus_address, is_masked
-from sage_infer.detection.profiles import build_profile
 from sage_infer.schemas import (
     AcceleratorDescriptor,
     AcceleratorPartition,
@@ -15,6 +13,8 @@ from sage_infer.schemas import (
     HardwareProfile,
     LinkProfile,
 )
+from sage_infer_hal.detection import Line, ToolText, bus_address, is_masked
+from sage_infer_hal.detection.profiles import build_profile
 
 from sage_infer_cuda.chips import described
 

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from attrs import frozen
-from sage_infer.detection import ToolText, bus_address
-from sage_infer.detection.profiles import build_profile
 from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor, Figure, HardwareProfile, LinkProfile
+from sage_infer_hal.detection import ToolText, bus_address
+from sage_infer_hal.detection.profiles import build_profile
 
 from sage_infer_cuda.capability import nvlink_gbs
 from sage_infer_cuda.chips import described

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
-from sage_infer.detection import PciDevice, bus_address
-from sage_infer.detection.profiles import build_profile
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import (
     AcceleratorDescriptor,
@@ -19,6 +17,8 @@ from sage_infer.schemas import (
     HardwareProfile,
     LinkProfile,
 )
+from sage_infer_hal.detection import PciDevice, bus_address
+from sage_infer_hal.detection.profiles import build_profile
 
 from sage_infer_cuda.chips import described
 from sage_infer_cuda.cpu_masks import cpu_list

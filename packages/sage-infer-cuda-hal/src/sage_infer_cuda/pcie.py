@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sage_infer.detection import PciDevice
 from sage_infer.schemas import Figure, LinkProfile
+from sage_infer_hal.detection import PciDevice
 
 __all__ = ["pcie_links"]
 

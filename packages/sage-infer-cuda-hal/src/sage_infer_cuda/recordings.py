@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sage_infer.detection import OutputKind, ToolText, read_recording
 from sage_infer.schemas import HardwareProfile
+from sage_infer_hal.detection import OutputKind, ToolText, read_recording
 
 from sage_infer_cuda.listing import (
     has_listing,

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import re
 
-from sage_infer.detection import ToolText, bus_address, is_masked, mebibytes
-from sage_infer.detection.profiles import build_profile
-from sage_infer.detection.text import UNKNOWN_TEXTS
 from sage_infer.schemas import (
     UNKNOWN_MODEL,
     AcceleratorDescriptor,
@@ -14,6 +11,9 @@ from sage_infer.schemas import (
     HardwareProfile,
     LinkProfile,
 )
+from sage_infer_hal.detection import ToolText, bus_address, is_masked, mebibytes
+from sage_infer_hal.detection.profiles import build_profile
+from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
 from sage_infer_cuda.chips import described
 from sage_infer_cuda.pcie import pcie_links

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sage_infer.detection import ToolText, read_matrix
-from sage_infer.detection.profiles import build_profile
 from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor, HardwareProfile
+from sage_infer_hal.detection import ToolText, read_matrix
+from sage_infer_hal.detection.profiles import build_profile
 
 __all__ = ["PATHS", "has_topology", "read_topology"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from xml.parsers import expat
 
 from attrs import define, field
-from sage_infer.detection import Line, ToolText
 from sage_infer.errors import ToolOutputError
+from sage_infer_hal.detection import Line, ToolText
 
 __all__ = ["Element", "line_error", "read_xml"]
 

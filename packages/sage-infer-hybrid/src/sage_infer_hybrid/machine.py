@@ -16,7 +16,7 @@ def machine_devices(profile: HardwareProfile | None) -> tuple[Device, ...]:
         BackendUnavailable: nothing of the machine's memory is known.
     """
     if profile is None:
-        from sage_infer.hal.machine import detect_machine
+        from sage_infer_hal.machine import detect_machine
 
         profile = detect_machine()
     devices = devices_of(profile)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from sage_infer.detection import Line, ToolText, bus_address, find_chip, is_masked
-from sage_infer.detection.text import UNKNOWN_TEXTS
 from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor
+from sage_infer_hal.detection import Line, ToolText, bus_address, find_chip, is_masked
+from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
 from sage_infer_hygon.chips import CHIPS
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sage_infer.detection import PciDevice, ToolDetector, ToolText, VendorTool, answers, build_profile
-from sage_infer.detection.pci import SYSFS
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile, LinkProfile
+from sage_infer_hal.detection import PciDevice, ToolDetector, ToolText, VendorTool, answers, build_profile
+from sage_infer_hal.detection.pci import SYSFS
 
 from sage_infer_hygon.dcu import TOOL, VERSION, describe, endpoint, refuse_amd, sources
 from sage_infer_hygon.hy_smi_json import Cards, json_facts

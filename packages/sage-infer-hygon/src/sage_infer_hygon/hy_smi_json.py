@@ -6,8 +6,8 @@ import csv
 import re
 from typing import Any
 
-from sage_infer.detection import Line, ToolText, build_profile, json_text
 from sage_infer.schemas import HardwareProfile
+from sage_infer_hal.detection import Line, ToolText, build_profile, json_text
 
 from sage_infer_hygon.dcu import describe, refuse_amd, sources
 

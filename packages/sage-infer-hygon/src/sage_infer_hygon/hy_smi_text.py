@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from sage_infer.detection import Line, ToolText, build_profile
 from sage_infer.schemas import HardwareProfile
+from sage_infer_hal.detection import Line, ToolText, build_profile
 
 from sage_infer_hygon.dcu import describe, refuse_amd, sources
 

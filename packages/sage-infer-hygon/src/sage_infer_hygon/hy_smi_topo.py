@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import evolve
-from sage_infer.detection import Line, LinkMatrix, ToolText, build_profile, read_matrix
 from sage_infer.schemas import HardwareProfile, LinkProfile
+from sage_infer_hal.detection import Line, LinkMatrix, ToolText, build_profile, read_matrix
 
 from sage_infer_hygon.dcu import describe, endpoint, refuse_amd, sources
 from sage_infer_hygon.hy_smi_text import card_facts

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sage_infer.detection import OutputKind, ToolText, no_card, read_recording
 from sage_infer.schemas import HardwareProfile
+from sage_infer_hal.detection import OutputKind, ToolText, no_card, read_recording
 
 from sage_infer_hygon.dcu import TOOL, VERSION, refuse_amd
 from sage_infer_hygon.hy_smi_json import is_csv, is_json, read_csv, read_json

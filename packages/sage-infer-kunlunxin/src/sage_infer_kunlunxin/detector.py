@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attrs import evolve
-from sage_infer.detection import PciDevice, ToolDetector, ToolText, VendorTool, answers, build_profile
-from sage_infer.detection.pci import SYSFS
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile, LinkProfile
+from sage_infer_hal.detection import PciDevice, ToolDetector, ToolText, VendorTool, answers, build_profile
+from sage_infer_hal.detection.pci import SYSFS
 
 from sage_infer_kunlunxin.xpu import TOOL, VERSION, endpoint, refuse_intel
 from sage_infer_kunlunxin.xpu_smi_devices import is_devices, read_devices

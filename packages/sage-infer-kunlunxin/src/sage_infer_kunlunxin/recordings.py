@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sage_infer.detection import OutputKind, ToolText, no_card, read_recording
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
+from sage_infer_hal.detection import OutputKind, ToolText, no_card, read_recording
 
 from sage_infer_kunlunxin.xpu import TOOL, VERSION, refuse_intel
 from sage_infer_kunlunxin.xpu_smi_devices import is_devices, read_devices

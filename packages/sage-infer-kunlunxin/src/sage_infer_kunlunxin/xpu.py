@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from sage_infer.detection import Line, ToolText, bus_address, find_chip, is_masked, mebibytes
-from sage_infer.detection.text import UNKNOWN_TEXTS
 from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor
+from sage_infer_hal.detection import Line, ToolText, bus_address, find_chip, is_masked, mebibytes
+from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
 from sage_infer_kunlunxin.chips import CHIPS
 

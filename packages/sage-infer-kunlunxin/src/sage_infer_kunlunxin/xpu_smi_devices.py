@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sage_infer.detection import ToolText, build_profile
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
+from sage_infer_hal.detection import ToolText, build_profile
 
 from sage_infer_kunlunxin.xpu import endpoint, read_bus, read_total, sources, xpu
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 
-from sage_infer.detection import Line, ToolText, build_profile, mebibytes
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
+from sage_infer_hal.detection import Line, ToolText, build_profile, mebibytes
 
 from sage_infer_kunlunxin.xpu import read_bus, sources, xpu
 

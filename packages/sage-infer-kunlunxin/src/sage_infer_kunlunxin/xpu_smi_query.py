@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from sage_infer.detection import Line, ToolText, build_profile, bus_address, is_masked, mebibytes
-from sage_infer.detection.sections import entries
-from sage_infer.detection.text import UNKNOWN_TEXTS
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
+from sage_infer_hal.detection import Line, ToolText, build_profile, bus_address, is_masked, mebibytes
+from sage_infer_hal.detection.sections import entries
+from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
 from sage_infer_kunlunxin.xpu import sources, xpu
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from attrs import frozen
-from sage_infer.detection import Line, ToolText, build_profile, table_cells
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
+from sage_infer_hal.detection import Line, ToolText, build_profile, table_cells
 
 from sage_infer_kunlunxin.xpu import read_bus, read_total, sources, xpu
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import evolve
-from sage_infer.detection import LinkMatrix, ToolText, build_profile, read_matrix
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile, LinkProfile
+from sage_infer_hal.detection import LinkMatrix, ToolText, build_profile, read_matrix
 
 from sage_infer_kunlunxin.xpu import endpoint, sources, xpu
 

@@ -4,6 +4,8 @@ from sage_infer import CommandSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
 
+_KEYS = "API keys of the server: make, list and remove them."
+
 
 @hookimpl
 def sage_infer_commands() -> list[CommandSpec]:
@@ -18,11 +20,19 @@ def sage_infer_commands() -> list[CommandSpec]:
             app="sage_infer_serve.bench.command:bench",
             summary="Measure an OpenAI-compatible server: latency and throughput.",
         ),
-        CommandSpec(path="infer key add", app="sage_infer_serve.keys_cli:add", summary="Make an API key."),
         CommandSpec(
-            path="infer key list", app="sage_infer_serve.keys_cli:list_", summary="List API keys by name."
+            path="infer key add", app="sage_infer_serve.keys_cli:add", summary="Make an API key.", group=_KEYS
         ),
         CommandSpec(
-            path="infer key remove", app="sage_infer_serve.keys_cli:remove", summary="Take an API key back."
+            path="infer key list",
+            app="sage_infer_serve.keys_cli:list_",
+            summary="List API keys by name.",
+            group=_KEYS,
+        ),
+        CommandSpec(
+            path="infer key remove",
+            app="sage_infer_serve.keys_cli:remove",
+            summary="Revoke an API key.",
+            group=_KEYS,
         ),
     ]

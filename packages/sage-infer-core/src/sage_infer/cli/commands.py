@@ -10,7 +10,6 @@ GROUPS: Mapping[str, str] = {
     "infer": "Run models on any engine, and see what is installed.",
     "infer backend": "Engines: which are installed, ready or missing something.",
     "infer config": "The configuration and where each value comes from.",
-    "infer hal": "Hardware: what this machine, or a recorded one, has and how it is wired.",
     "infer model": "Models: what is here, and how to get more.",
     "infer schema": "Schemas of everything that crosses a contract.",
 }
@@ -28,9 +27,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "infer doctor": ("sage_infer.cli.doctor:doctor", "What is installed, ready, missing, and how to fix it."),
     "infer embed": ("sage_infer.cli.embed:embed", "Turn texts into vectors and compare them."),
     "infer generate": ("sage_infer.cli.generate:generate", "Answer a prompt."),
-    "infer hal plot": ("sage_infer.cli.hal:plot", "Draw the machine as SVG."),
-    "infer hal profile": ("sage_infer.cli.hal:profile", "Every figure with its source; the profile as JSON."),
-    "infer hal show": ("sage_infer.cli.hal:show", "Devices, links and memory tiers."),
     "infer model add": ("sage_infer.cli.model:add", "Fetch a model and prepare what the engine needs."),
     "infer model list": ("sage_infer.cli.model:list_", "List models by name."),
     "infer model path": ("sage_infer.cli.model:path", "Print where a model's files are."),
@@ -42,6 +38,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 HINTS: Mapping[str, str] = {
     "infer backend test": "sage-infer-testing",
+    "infer hal plot": "sage-infer-hal",
+    "infer hal profile": "sage-infer-hal",
+    "infer hal show": "sage-infer-hal",
     "infer serve": "sage-infer-serve",
     "infer bench": "sage-infer-serve",
     "infer key add": "sage-infer-serve",
@@ -49,4 +48,4 @@ HINTS: Mapping[str, str] = {
     "infer key remove": "sage-infer-serve",
     "llm": "sage-llm",
 }
-"""Commands that other wheels bring, and which: so that a missing one can be named."""
+"""Commands of other wheels, and the wheel to install where one is missing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
@@ -12,6 +12,9 @@ from typer.main import get_command
 
 from sage_infer.cli.commands import COMMANDS, GROUPS, HINTS
 from sage_infer.errors import BackendUnavailable, InvalidRequest
+
+if TYPE_CHECKING:
+    from sage_infer.specs import CommandSpec
 
 __all__ = ["LazyGroup", "make_group"]
 
@@ -33,12 +36,14 @@ class LazyGroup(TyperGroup):
             return get_command(make_group(path, GROUPS[path]))
         plugin_commands = _plugin_commands()
         if path in plugin_commands:
-            return _command(cmd_name, *plugin_commands[path])
-        below = [summary for other, (_, summary) in plugin_commands.items() if other.startswith(path + " ")]
+            spec = plugin_commands[path]
+            return _command(cmd_name, spec.app, spec.summary)
+        below = [spec for other, spec in plugin_commands.items() if other.startswith(path + " ")]
         if below:
-            return get_command(make_group(path, below[0]))
-        if path in HINTS:
-            raise BackendUnavailable(f"`sage {path}` comes with another wheel: pip install {HINTS[path]}")
+            return get_command(make_group(path, max(spec.group for spec in below) or below[0].summary))
+        wheel = next((HINTS[other] for other in HINTS if f"{other} ".startswith(f"{path} ")), None)
+        if wheel is not None:
+            raise BackendUnavailable(f"`sage {path}` comes with another wheel: pip install {wheel}")
         if ctx.resilient_parsing:  # the shell asks for completions
             return None
         known = self.list_commands(ctx)
@@ -68,10 +73,10 @@ def _step(group: str, path: str) -> str:
     return path[len(prefix) :].split(" ")[0] if path.startswith(prefix) else ""
 
 
-def _plugin_commands() -> dict[str, tuple[str, str]]:
+def _plugin_commands() -> dict[str, CommandSpec]:
     from sage_infer.discovery import discover
 
-    return {e.name: (e.spec.app, e.spec.summary) for e in discover().commands() if e.fault is None}
+    return {entry.name: entry.spec for entry in discover().commands() if entry.fault is None}
 
 
 def _command(name: str, target: str, summary: str) -> Any:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import frozen
-
-from sage_infer.hal.pairs import Matrix, code_of, link_matrix
-from sage_infer.hal.words import gigabytes, rate, size
 from sage_infer.schemas import (
     AcceleratorDescriptor,
     CpuDescriptor,
@@ -18,6 +15,9 @@ from sage_infer.schemas import (
     NumaNode,
 )
 from sage_infer.system.files import cpu_list
+
+from sage_infer_hal.drawing.pairs import Matrix, code_of, link_matrix
+from sage_infer_hal.drawing.words import gigabytes, rate, size
 
 __all__ = ["figures", "link_table", "numa_table", "tier_table", "tree"]
 

@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable, Iterable
 
 from attrs import define, evolve
-
 from sage_infer.discovery import Entry, Registry, discover
 from sage_infer.discovery.readiness import missing_requirements
 from sage_infer.errors import SageInferError
 from sage_infer.factories import load_object
-from sage_infer.hal.merge import merge_profiles
 from sage_infer.schemas import HardwareProfile
 from sage_infer.specs import DetectorSpec
+
+from sage_infer_hal.merge import merge_profiles
 
 __all__ = ["detect_machine", "find_detectors"]
 

@@ -6,7 +6,6 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from attrs import evolve, fields
-
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import (
     UNKNOWN_MODEL,

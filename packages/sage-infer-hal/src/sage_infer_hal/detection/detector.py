@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from attrs import evolve, field, frozen
-
-from sage_infer.detection.pci import SYSFS, PciDevice, host_links, pci_devices
-from sage_infer.detection.tools import find_tools
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
+
+from sage_infer_hal.detection.pci import SYSFS, PciDevice, host_links, pci_devices
+from sage_infer_hal.detection.tools import find_tools
 
 __all__ = ["ToolDetector", "VendorTool"]
 

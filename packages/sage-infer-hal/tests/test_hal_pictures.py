@@ -10,10 +10,6 @@ import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
-from sage_infer.hal.pairs import fabrics, link_matrix, single_links
-from sage_infer.hal.svg import draw
-from sage_infer.hal.text import figures, link_table, numa_table, tier_table, tree
-from sage_infer.hal.words import rate, size
 from sage_infer.schemas import (
     AcceleratorDescriptor,
     AcceleratorPartition,
@@ -24,6 +20,10 @@ from sage_infer.schemas import (
     MemoryTierSpec,
     NumaNode,
 )
+from sage_infer_hal.drawing.pairs import fabrics, link_matrix, single_links
+from sage_infer_hal.drawing.svg import draw
+from sage_infer_hal.drawing.text import figures, link_table, numa_table, tier_table, tree
+from sage_infer_hal.drawing.words import rate, size
 
 GIB = 1 << 30
 SVG = "{http://www.w3.org/2000/svg}"

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from attrs import frozen
-
 from sage_infer.schemas import AcceleratorDescriptor, Figure, LinkProfile
 
 __all__ = ["SYSFS", "PciDevice", "host_links", "pci_devices"]

@@ -7,7 +7,6 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from sage_infer.errors import InvalidRequest
-from sage_infer.hal import merge_profiles
 from sage_infer.schemas import (
     AcceleratorDescriptor,
     AcceleratorPartition,
@@ -18,6 +17,7 @@ from sage_infer.schemas import (
     MemoryTierSpec,
     NumaNode,
 )
+from sage_infer_hal import merge_profiles
 
 GIB = 1 << 30
 TOPOLOGY = AcceleratorDescriptor(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sage_infer.detection import (
+from sage_infer.errors import ToolOutputError
+from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
+from sage_infer_hal.detection import (
     Chip,
     OutputKind,
     ToolText,
@@ -19,9 +21,7 @@ from sage_infer.detection import (
     read_recording,
     table_cells,
 )
-from sage_infer.detection.sections import entries
-from sage_infer.errors import ToolOutputError
-from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
+from sage_infer_hal.detection.sections import entries
 
 
 def text(content: str) -> ToolText:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 
 from attrs import field, frozen
-
 from sage_infer.errors import ToolOutputError
 
 __all__ = ["Line", "ToolText", "bus_address", "is_masked", "mebibytes", "table_cells"]

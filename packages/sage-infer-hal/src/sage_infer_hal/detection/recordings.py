@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 
 from attrs import frozen
-
-from sage_infer.detection.profiles import build_profile
-from sage_infer.detection.text import ToolText
 from sage_infer.errors import SchemaError, ToolOutputError
 from sage_infer.schemas import HardwareProfile
+
+from sage_infer_hal.detection.profiles import build_profile
+from sage_infer_hal.detection.text import ToolText
 
 __all__ = ["OutputKind", "no_card", "read_recording"]
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from attrs import field, frozen
-
 from sage_infer.names import Precision
 from sage_infer.schemas import Figure
 from sage_infer.schemas.hardware import Confidence

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from attrs import evolve
-
 from sage_infer.discovery import Entry, Registry
 from sage_infer.errors import InvalidRequest
 from sage_infer.factories import load_object
-from sage_infer.hal.machine import find_detectors
-from sage_infer.hal.merge import merge_profiles
 from sage_infer.schemas import HardwareProfile
 from sage_infer.schemas.codec import from_dict
 from sage_infer.specs import DetectorSpec
+
+from sage_infer_hal.machine import find_detectors
+from sage_infer_hal.merge import merge_profiles
 
 __all__ = ["read_recordings"]
 

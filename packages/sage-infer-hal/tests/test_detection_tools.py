@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from sage_infer.detection import (
+from sage_infer.errors import ToolOutputError
+from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
+from sage_infer_hal.detection import (
     PciDevice,
     ToolDetector,
     VendorTool,
@@ -22,8 +24,7 @@ from sage_infer.detection import (
     pci_devices,
     run_tool,
 )
-from sage_infer.errors import ToolOutputError
-from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
+from sage_infer_testing.stand_in import add_pci_device
 
 MakeTool = Callable[[str, str], str]
 
@@ -254,7 +255,16 @@ def test_a_device_listed_twice_is_an_error() -> None:
         build_profile([accelerator(0, None), accelerator(0, None)], sources=["acme-smi 1.0"])
 
 
-def test_detection_is_not_on_the_path_of_commands() -> None:
-    code = "import sys, sage_infer.cli.main, sage_infer.discovery, sage_infer.backends; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "sage_infer.detection" not in loaded
+def test_a_device_is_on_the_bus(tmp_path: Path) -> None:
+    add_pci_device(tmp_path, "0000:01:00.0", vendor=0x1D94, device=0x6320, numa_node=1)
+    (device,) = pci_devices({0x1D94}, tmp_path)
+    assert (device.device, device.class_code, device.numa_node) == (0x6320, 0x120000, 1)
+
+
+def test_discovery_and_other_commands_import_the_plugin_module_only() -> None:
+    code = "import sys, sage_infer.cli.main, sage_infer.backends as b; b.list_backends(); print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    ours = {name for name in loaded if name.partition(".")[0] == "sage_infer_hal"}
+    assert ours == {"sage_infer_hal", "sage_infer_hal.plugin"}

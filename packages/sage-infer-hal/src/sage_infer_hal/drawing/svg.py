@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from xml.sax.saxutils import escape
 
 from attrs import define, field
-
-from sage_infer.hal.pairs import Fabric, Matrix, code_of, fabrics, link_matrix, single_links
-from sage_infer.hal.words import gigabytes, rate, size
 from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor, HardwareProfile, MemoryTierSpec
+
+from sage_infer_hal.drawing.pairs import Fabric, Matrix, code_of, fabrics, link_matrix, single_links
+from sage_infer_hal.drawing.words import gigabytes, rate, size
 
 __all__ = ["draw"]
 

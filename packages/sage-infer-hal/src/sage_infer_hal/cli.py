@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
 from sage_infer.cli.output import AsJson, note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def show(
     from_file: Recordings = None, vendor: Vendor = None, measure: Measure = False, as_json: AsJson = False
 ) -> None:
     """What the machine has and how it is wired: devices as a tree, links as a matrix, memory tiers."""
-    from sage_infer.hal import text
+    from sage_infer_hal.drawing import text
 
     found = _profile(from_file, vendor, measure)
     if as_json:
@@ -65,7 +64,7 @@ def profile(
     from_file: Recordings = None, vendor: Vendor = None, measure: Measure = False, as_json: AsJson = False
 ) -> None:
     """Every figure with its source; --json prints the whole profile, which --from-file reads again."""
-    from sage_infer.hal import text
+    from sage_infer_hal.drawing import text
 
     found = _profile(from_file, vendor, measure)
     if as_json:
@@ -90,7 +89,8 @@ def plot(
 ) -> None:
     """Draw the machine: NUMA nodes with their accelerators, how these are joined, and the memory tiers."""
     from sage_infer.errors import InvalidRequest
-    from sage_infer.hal.svg import draw
+
+    from sage_infer_hal.drawing.svg import draw
 
     if output.suffix.lower() != ".svg":
         raise InvalidRequest(f"--output must end in .svg, the only format there is; got {output}")
@@ -106,7 +106,8 @@ def plot(
 def _profile(recordings: list[Path] | None, vendor: str | None, measure: bool) -> HardwareProfile:
     from sage_infer.cli.output import progress_bar
     from sage_infer.errors import InvalidRequest
-    from sage_infer.hal import detect_machine, find_detectors, read_recordings
+
+    from sage_infer_hal import detect_machine, find_detectors, read_recordings
 
     if recordings:
         if measure:

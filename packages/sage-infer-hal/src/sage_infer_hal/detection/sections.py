@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from attrs import frozen
 
-from sage_infer.detection.text import Line
+from sage_infer_hal.detection.text import Line
 
 __all__ = ["Entry", "entries"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from sage_infer.detection.matrix import asymmetry_notes
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile, LinkProfile, MemoryTierSpec
+
+from sage_infer_hal.detection.matrix import asymmetry_notes
 
 __all__ = ["build_profile"]
 

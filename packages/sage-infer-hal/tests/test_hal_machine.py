@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sage_infer.errors import InvalidRequest, SchemaError, ToolOutputError
-from sage_infer.hal import detect_machine, find_detectors, machine, read_recordings
 from sage_infer.schemas import HardwareProfile, MemoryTierSpec
 from sage_infer.schemas.codec import to_json
+from sage_infer_hal import detect_machine, find_detectors, machine, read_recordings
 
 if TYPE_CHECKING:
     from conftest import Site
@@ -73,7 +73,7 @@ def test_a_detector_that_hangs_does_not_keep_the_others(site: Site, monkeypatch:
     add(
         site,
         "hanging",
-        "def detect(self):\n        import sage_infer.hal.machine as m\n        m.release_for_test.wait(30)",
+        "def detect(self):\n        import sage_infer_hal.machine as m\n        m.release_for_test.wait(30)",
         hardware="b",
     )
     found = detect_machine(registry=site.registry())

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import field, frozen
-
-from sage_infer.detection.text import UNKNOWN_TEXTS, Line, ToolText
 from sage_infer.schemas import LinkProfile
+
+from sage_infer_hal.detection.text import UNKNOWN_TEXTS, Line, ToolText
 
 __all__ = ["LinkMatrix", "asymmetry_notes", "read_matrix"]
 

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from sage_infer.detection.text import ToolText
+from sage_infer_hal.detection.text import ToolText
 
 __all__ = ["integer", "is_json", "items", "load"]
 

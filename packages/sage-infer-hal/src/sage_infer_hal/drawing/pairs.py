@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from attrs import frozen
-
 from sage_infer.schemas import Figure, HardwareProfile, LinkProfile
 
 __all__ = ["Fabric", "Matrix", "code_of", "fabrics", "link_matrix", "single_links"]

@@ -1,0 +1,1 @@
+"""A profile for people: as text and as SVG. Pure functions."""
