@@ -6,13 +6,23 @@ from typing import Literal, get_args
 
 from sage_infer.checks import Choice, Text
 
-__all__ = ["FEATURES", "InstanceType", "ModelType", "Precision", "feature_name", "hardware_name", "precision"]
+__all__ = [
+    "FEATURES",
+    "GENERATING",
+    "InstanceType",
+    "ModelType",
+    "Precision",
+    "feature_name",
+    "hardware_name",
+    "precision",
+]
 
 # The first six are known to this repository; a plug-in may use any other lower-case name for its hardware.
 KNOWN_HARDWARE = ("cpu", "cuda", "ascend", "cambricon", "hygon", "kunlunxin")
 
 InstanceType = Literal["prefill", "decode", "general", "embedding", "hybrid"]
 ModelType = Literal["llm", "embedding", "reranker", "multimodal"]
+GENERATING: tuple[ModelType, ...] = ("llm", "multimodal")  # the types that write text
 Precision = Literal[
     "fp64", "fp32", "tf32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "fp4", "int8", "int4"
 ]  # fmt: skip

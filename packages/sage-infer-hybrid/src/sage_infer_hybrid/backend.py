@@ -17,7 +17,7 @@ from sage_infer.contracts import (
     check_texts,
 )
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
-from sage_infer.names import ModelType
+from sage_infer.names import GENERATING, ModelType
 from sage_infer.schemas import (
     EmbeddingResult,
     HardwareProfile,
@@ -33,7 +33,7 @@ from sage_infer_planning.memory_planner import MemoryPlan
 
 from sage_infer_hybrid.config import ModelConfig, as_config
 from sage_infer_hybrid.host import ModelHost, Progress
-from sage_infer_hybrid.loaded import GENERATES, LoadedModel
+from sage_infer_hybrid.loaded import LoadedModel
 from sage_infer_hybrid.sharing import ComputeSharing, in_time
 from sage_infer_hybrid.slices import merge_embeddings, merge_hits
 
@@ -138,7 +138,7 @@ class HybridBackend:
         priority: int = 0,
         deadline: float | None = None,
     ) -> list[TokenStream]:
-        loaded = await self._host.ready(model, GENERATES)
+        loaded = await self._host.ready(model, GENERATING)
         with self._host.call(loaded) as backend:
             streams: list[TokenStream] = await backend.generate(
                 prompts, params, request_id=request_id, priority=priority, deadline=deadline
@@ -156,7 +156,7 @@ class HybridBackend:
         priority: int = 0,
         deadline: float | None = None,
     ) -> TokenStream:
-        loaded = await self._host.ready(model, GENERATES)
+        loaded = await self._host.ready(model, GENERATING)
         with self._host.call(loaded) as backend:
             prompt = backend.render_chat(messages, tools=tools)
             streams: list[TokenStream] = await backend.generate(
@@ -173,7 +173,7 @@ class HybridBackend:
         add_generation_prompt: bool = True,
     ) -> Prompt:
         """A chat as a prompt, by the model's own template."""
-        loaded = await self._host.ready(model, GENERATES)
+        loaded = await self._host.ready(model, GENERATING)
         prompt: Prompt = loaded.backend.render_chat(
             messages, tools=tools, add_generation_prompt=add_generation_prompt
         )
@@ -185,13 +185,13 @@ class HybridBackend:
         Raises:
             UnsupportedFeature: the model's backend does not show its tokens.
         """
-        loaded = await self._host.ready(model, GENERATES)
+        loaded = await self._host.ready(model, GENERATING)
         tokens: list[int] = _tokenizer(loaded, "tokenize")(prompt)
         return tokens
 
     async def detokenize(self, token_ids: Sequence[int], *, model: str | None = None) -> str:
         """The text of a model's token ids; raises as ``tokenize``."""
-        loaded = await self._host.ready(model, GENERATES)
+        loaded = await self._host.ready(model, GENERATING)
         text: str = _tokenizer(loaded, "detokenize")(token_ids)
         return text
 

@@ -9,6 +9,7 @@ from attrs import define, evolve, field
 from sage_infer.backends import create_backend, find_backend, load_object
 from sage_infer.config import load_config
 from sage_infer.errors import BackendUnavailable
+from sage_infer.names import GENERATING
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.specs import BackendSpec, EngineMemory
 from sage_infer_planning.estimate import GIB, Demand
@@ -16,7 +17,7 @@ from sage_infer_planning.memory_planner import Device, Share
 from sage_infer_planning.placement import FRACTION_OPTION, KV_OPTION, candidates, demand_of, kind_of
 
 from sage_infer_hybrid.config import ModelConfig
-from sage_infer_hybrid.loaded import GENERATES, default_weight
+from sage_infer_hybrid.loaded import default_weight
 
 __all__ = ["Engine"]
 
@@ -52,7 +53,7 @@ class Engine:
 
     @property
     def _generates(self) -> bool:
-        return self.model.model_type in GENERATES
+        return self.model.model_type in GENERATING
 
     def demand(self, devices: Sequence[Device]) -> Demand:
         """What it wants of memory, reckoned once.

@@ -6,14 +6,12 @@ from typing import Any
 
 from attrs import define
 from sage_infer.contracts import EngineStats
-from sage_infer.names import ModelType
+from sage_infer.names import GENERATING
 from sage_infer.schemas import ModelDescriptor
 from sage_infer_planning.memory_planner import Share
 from sage_infer_planning.registry import ModelEntry
 
-__all__ = ["GENERATES", "LoadedModel", "default_weight"]
-
-GENERATES: tuple[ModelType, ...] = ("llm", "multimodal")
+__all__ = ["LoadedModel", "default_weight"]
 
 
 @define(eq=False)
@@ -42,7 +40,7 @@ class LoadedModel:
 
     @property
     def generates(self) -> bool:
-        return self.descriptor.model_type in GENERATES
+        return self.descriptor.model_type in GENERATING
 
     @property
     def device(self) -> str:
@@ -61,4 +59,4 @@ class LoadedModel:
 
 def default_weight(model: ModelDescriptor) -> float:
     """Somebody reads what an LLM writes."""
-    return 3.0 if model.model_type in GENERATES else 1.0
+    return 3.0 if model.model_type in GENERATING else 1.0

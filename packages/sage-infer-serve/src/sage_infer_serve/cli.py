@@ -227,7 +227,9 @@ def _print_url(backend: Any, url: str, keys: Iterable[APIKey]) -> None:
 
 def _example(models: Sequence[Any]) -> tuple[str, str]:
     """A path and a body for the first model."""
-    model = next((m for m in models if m.model_type in ("llm", "multimodal")), models[0])
+    from sage_infer.names import GENERATING
+
+    model = next((m for m in models if m.model_type in GENERATING), models[0])
     name = model.model_id
     if model.model_type == "embedding":
         return "/v1/embeddings", f'{{"model": "{name}", "input": "Hello"}}'

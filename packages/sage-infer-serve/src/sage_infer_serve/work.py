@@ -8,7 +8,7 @@ from typing import Self
 
 from attrs import frozen
 from sage_infer.errors import UnsupportedFeature
-from sage_infer.names import ModelType
+from sage_infer.names import GENERATING, ModelType
 from sage_infer.schemas import SamplingParams, Usage
 
 from sage_infer_serve.http.errors import HTTPError, wrong_request
@@ -36,11 +36,11 @@ class Operation:
 
     @property
     def generates(self) -> bool:
-        return "llm" in self.types
+        return self.types == GENERATING
 
 
-CHAT = Operation("chat", "chat", ("llm", "multimodal"))
-COMPLETION = Operation("text_completion", "complete text", ("llm", "multimodal"))
+CHAT = Operation("chat", "chat", GENERATING)
+COMPLETION = Operation("text_completion", "complete text", GENERATING)
 EMBEDDING = Operation("embeddings", "embed", ("embedding",))
 RERANKING = Operation("rerank", "rerank", ("reranker",))
 

@@ -8,7 +8,7 @@ from attrs import field, frozen
 
 from sage_infer.checks import Choice, Each, Flag, Instance, Integer, Number, Text, as_tuple, optional
 from sage_infer.errors import Problem, SchemaError
-from sage_infer.names import InstanceType, Precision, feature_name, hardware_name, precision
+from sage_infer.names import GENERATING, InstanceType, Precision, feature_name, hardware_name, precision
 from sage_infer.schemas.base import schema
 from sage_infer.schemas.kv import KVCacheSchema
 from sage_infer.schemas.model import ModelDescriptor
@@ -103,7 +103,7 @@ class HybridCapabilityDescriptor:
             raise SchemaError("HybridCapabilityDescriptor", problems)
 
     def get_llm_models(self) -> tuple[ModelDescriptor, ...]:
-        return tuple(m for m in self.loaded_models if m.model_type in ("llm", "multimodal"))
+        return tuple(m for m in self.loaded_models if m.model_type in GENERATING)
 
     def get_embedding_models(self) -> tuple[ModelDescriptor, ...]:
         return tuple(m for m in self.loaded_models if m.model_type == "embedding")
