@@ -10,8 +10,6 @@ __all__ = [
     "resolve_model",
 ]  # fmt: skip
 
-CONTRACT_VERSION = "1.0"  # major: what a plug-in must match; minor: what has been added since
-
 if TYPE_CHECKING:
     from sage_infer.backends import list_backends, open_backend
     from sage_infer.errors import SageInferError
@@ -20,8 +18,10 @@ if TYPE_CHECKING:
     from sage_infer.schemas import SamplingParams
     from sage_infer.specs import BackendSpec, CommandSpec, DetectorSpec, ExecutorSpec, KVStoreSpec, ModelSpec
     from sage_infer.specs import Need, TransportSpec  # isort: skip
+    from sage_infer.version import CONTRACT_VERSION
 
-_HOMES = {"SageInferError": "errors", "SamplingParams": "schemas", "hookimpl": "hookspecs", "list_backends": "backends",
-          "open_backend": "backends", "resolve_model": "models"}  # fmt: skip
+_HOMES = {"CONTRACT_VERSION": "version", "SageInferError": "errors", "SamplingParams": "schemas",
+          "hookimpl": "hookspecs", "list_backends": "backends", "open_backend": "backends",
+          "resolve_model": "models"}  # fmt: skip
 _HOMES |= {name: "specs" for name in __all__ if name.endswith("Spec") or name == "Need"}
 __getattr__ = lazy_exports(__name__, _HOMES)

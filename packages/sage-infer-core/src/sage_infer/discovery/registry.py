@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, cast
 import pluggy
 from attrs import define, field, frozen
 
-from sage_infer import CONTRACT_VERSION, hookspecs
+from sage_infer import hookspecs
 from sage_infer.checks import as_tuple
 from sage_infer.specs import (
     BackendSpec,
@@ -24,6 +24,7 @@ from sage_infer.specs import (
     SpecT,
     TransportSpec,
 )
+from sage_infer.version import CONTRACT_VERSION
 
 __all__ = ["GROUP", "Entry", "Fault", "Plugin", "Registry", "discover", "model_specs"]
 

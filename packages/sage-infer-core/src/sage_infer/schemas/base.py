@@ -34,7 +34,5 @@ def schema_version(cls: type[Any]) -> str | None:
 
 
 def all_schemas() -> dict[str, type]:
-    """Every schema of the core by name, in alphabetical order."""
-    import sage_infer.schemas  # noqa: F401 - importing the modules is what registers their schemas
-
+    """Every schema of the core by name, in alphabetical order; the package imports all modules that define one."""
     return dict(sorted(_REGISTRY.items()))
