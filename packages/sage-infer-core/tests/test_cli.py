@@ -223,7 +223,12 @@ def test_generate_as_json_has_everything(sage: Sage, gguf: Path) -> None:
         "finish_reason": "stop",
         "logprobs": [first, second],
     }
-    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "cached_tokens": 0}
+    assert answer["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 2,
+        "cached_tokens": 0,
+        "reasoning_tokens": 0,
+    }
 
 
 BAD = {

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from sage_infer.contracts import block_keys
-from sage_infer.errors import CapabilityMismatch
+from sage_infer.errors import CapabilityMismatch, SchemaError
 from sage_infer.schemas import (
     KV_PRESETS,
     TRANSPORT_PRESETS,
     KVCacheSchema,
+    KVGroup,
     TransportReport,
     TransportSettings,
 )
@@ -78,10 +76,87 @@ def test_another_geometry_is_another_model(kv_schema: KVCacheSchema, field: str)
     assert field in fit.reason
 
 
-def test_private_formats_do_not_mix_and_one_can_be_converted(kv_schema: KVCacheSchema) -> None:
+def test_private_formats_need_their_codecs(kv_schema: KVCacheSchema) -> None:
     ours, theirs = (attrs.evolve(kv_schema, format_id=name) for name in ("openvino-1", "openvino-2"))
-    assert "private byte formats differ" in ours.compatible_with(theirs).reason
+    assert ours.compatible_with(theirs).conversions == ("format_id",)
     assert ours.compatible_with(kv_schema).conversions == ("format_id",)
+
+
+def test_mla_keeps_one_latent_and_no_values() -> None:
+    """DeepSeek-V3: 512 of latent and 64 of rotary keys in one head, 61 layers of bf16 (KV.md: 70,272 bytes a token)."""
+    mla = KVCacheSchema(
+        dtype="bf16", page_size=64, num_layers=61, num_heads=1, head_dim=576, value_dim=0, rope_dim=64
+    )
+    assert mla.bytes_per_token == 70_272
+    assert "value_width" in mla.compatible_with(attrs.evolve(mla, value_dim=None)).reason
+
+
+def test_keys_and_values_may_differ_in_width_dtype_and_order() -> None:
+    schema = KVCacheSchema(
+        dtype="bf16",
+        page_size=16,
+        num_layers=2,
+        num_heads=4,
+        head_dim=192,
+        value_dim=128,
+        value_dtype="fp8_e4m3",
+    )
+    assert schema.bytes_per_token == 2 * 4 * (192 * 2 + 128)
+    swapped = attrs.evolve(schema, key_axis_order=("layer", "kv", "head", "dim", "token"))
+    assert schema.compatible_with(swapped).conversions == ("key_axis_order",)
+    assert schema.compatible_with(attrs.evolve(schema, key_axis_order=schema.axis_order)).identical
+
+
+def test_groups_hold_no_more_than_their_window() -> None:
+    """Gemma 3 in small: five sliding layers and one full; and a state as Mamba keeps it."""
+    groups = (
+        KVGroup(layers=(0, 1, 2, 3, 4), kind="sliding", window=64),
+        KVGroup(layers=(5,)),
+        KVGroup(layers=(6,), kind="state", state_bytes=1000),
+    )
+    schema = KVCacheSchema(dtype="bf16", page_size=16, num_layers=7, num_heads=2, head_dim=64, groups=groups)
+    layer = 16 * 2 * 64 * 2 * 2
+    assert schema.bytes_per_page == 6 * layer
+    assert schema.state_bytes == 1000
+    assert schema.bytes_for(16) == 6 * layer + 1000
+    assert schema.bytes_for(1600) == 5 * 5 * layer + 100 * layer + 1000
+    plain = KVCacheSchema(dtype="bf16", page_size=16, num_layers=7, num_heads=2, head_dim=64)
+    assert "groups differ" in schema.compatible_with(plain).reason
+
+
+def test_a_groups_page_size_is_its_own() -> None:
+    groups = (
+        KVGroup(layers=(0,), page_size=32),
+        KVGroup(layers=(1,), kind="chunked", window=64, num_heads=1),
+    )
+    schema = KVCacheSchema(dtype="fp16", page_size=16, num_layers=2, num_heads=2, head_dim=8, groups=groups)
+    per_token = 2 * 8 * 2 * 2 + 1 * 8 * 2 * 2
+    assert schema.bytes_per_token == per_token
+    other = attrs.evolve(schema, groups=(attrs.evolve(groups[0], page_size=64), groups[1]))
+    assert schema.compatible_with(other).conversions == ("groups",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"shards": 2}, "must divide num_heads"),
+        ({"rope_dim": 128}, "must be ≤ head_dim"),
+        ({"groups": (KVGroup(layers=(0, 1)),)}, "each of the 30 layers in exactly one group"),
+        ({"value_dtype": "int8"}, "needed by dtype int8"),
+        ({"key_axis_order": ("layer", "kv")}, "must name each of"),
+    ],
+)
+def test_forms_that_do_not_add_up_are_refused(
+    kv_schema: KVCacheSchema, changes: dict[str, object], problem: str
+) -> None:
+    plain = KVCacheSchema.from_preset("fp16", **GEOMETRY)
+    with pytest.raises(SchemaError, match=problem):
+        attrs.evolve(plain, **changes)
+
+
+def test_a_scale_dtype_alone_is_one_scale_for_the_whole_cache() -> None:
+    schema = KVCacheSchema(dtype="fp8_e4m3", page_size=16, scale_dtype="fp16", layout="paged", **GEOMETRY)
+    assert schema.scale_granularity == "tensor"
 
 
 @pytest.mark.parametrize("preset", KV_PRESETS)
@@ -101,26 +176,6 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
         KVCacheSchema.from_preset("fp2", **GEOMETRY)
     with pytest.raises(CapabilityMismatch, match="high-bw, low-latency, low-cost"):
         TransportSettings.from_preset("fast")
-
-
-tokens = st.lists(st.integers(0, 2**31), max_size=80)
-
-
-@given(tokens, tokens)
-def test_equal_prefixes_and_only_they_share_keys(a: list[int], b: list[int]) -> None:
-    schema = KVCacheSchema.from_preset("bf16", **GEOMETRY)
-    keys_a, keys_b = list(block_keys("m", schema, a)), list(block_keys("m", schema, b))
-    assert len(keys_a) == len(a) // 16
-    for i, (x, y) in enumerate(zip(keys_a, keys_b, strict=False)):
-        end = (i + 1) * 16
-        assert (x == y) == (a[:end] == b[:end])
-
-
-def test_keys_depend_on_model_and_form(kv_schema: KVCacheSchema) -> None:
-    prompt = list(range(32))
-    other = attrs.evolve(kv_schema, page_size=8)
-    names = [next(block_keys(m, s, prompt)) for m, s in (("a", kv_schema), ("b", kv_schema), ("a", other))]
-    assert len(set(names)) == 3
 
 
 def test_a_report_is_ok_when_every_step_is_done() -> None:

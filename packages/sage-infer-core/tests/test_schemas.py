@@ -21,6 +21,7 @@ from sage_infer.schemas import (
     HybridCapabilityDescriptor,
     KVCacheSchema,
     KVChunk,
+    KVGroup,
     Prompt,
     QuantizationProfile,
     SamplingParams,
@@ -94,18 +95,46 @@ def instances(cls: type) -> st.SearchStrategy[Any]:
     return fields.map(lambda given: cls(**given))
 
 
+def _group() -> st.SearchStrategy[dict[str, Any]]:
+    def fit(given: dict[str, Any]) -> dict[str, Any]:
+        windowed, state = given["kind"] in ("sliding", "chunked"), given["kind"] == "state"
+        return given | {
+            "window": given["window"] or 1 if windowed else None,
+            "state_bytes": given["state_bytes"] + 1 if state else 0,
+        }
+
+    return st.fixed_dictionaries(arguments(KVGroup)).map(fit)
+
+
 def _kv() -> st.SearchStrategy[dict[str, Any]]:
     def fit(given: dict[str, Any]) -> dict[str, Any]:
-        if given["scale_dtype"] is None and given["dtype"].startswith("int"):
+        layers = range(given["num_layers"])
+        cut = min(len(given["groups"]), len(layers))  # one group takes what the others leave
+        parts = [(i,) for i in layers[: cut - 1]] + [tuple(layers[cut - 1 :])] if cut else []
+        groups = [attrs.evolve(g, layers=part) for g, part in zip(given["groups"], parts, strict=False)]
+        dtypes = {given["dtype"], given["value_dtype"], *(group.dtype for group in groups)}
+        if given["scale_dtype"] is None and dtypes & {"int8", "int4"}:
             given["scale_dtype"] = "fp16"
         if given["scale_dtype"] is None:
-            return given | {"scale_granularity": None, "value_scale_granularity": None, "zero_points": False}
-        return given | {"scale_granularity": given["scale_granularity"] or "token"}
+            given |= {"scale_granularity": None, "value_scale_granularity": None, "zero_points": False}
+        else:
+            given["scale_granularity"] = given["scale_granularity"] or "token"
+        return given | {"groups": tuple(groups), "rope_dim": given["rope_dim"] and given["head_dim"],
+                        "num_heads": given["num_heads"] * given["shards"]}  # fmt: skip
 
-    axes = get_args(attrs.fields(KVCacheSchema).axis_order.type)[0]
-    small = {n: st.integers(1, 256) for n in ("page_size", "num_layers", "num_heads", "head_dim")}
-    order = st.permutations(get_args(axes)).map(tuple)
-    return st.fixed_dictionaries(arguments(KVCacheSchema) | small | {"axis_order": order}).map(fit)
+    axes = get_args(get_args(attrs.fields(attrs.resolve_types(KVCacheSchema)).axis_order.type)[0])
+    names = ("page_size", "num_layers", "num_heads", "head_dim", "shards")
+    small = {n: st.integers(1, 256) for n in names}
+    order = st.permutations(axes).map(tuple)
+    orders = {"axis_order": order, "key_axis_order": st.none() | order}
+    return st.fixed_dictionaries(arguments(KVCacheSchema) | small | orders).map(fit)
+
+
+def _state() -> st.SearchStrategy[dict[str, Any]]:
+    def fit(given: dict[str, Any]) -> dict[str, Any]:
+        return given | ({"chunks": ()} if given["kv_schema"] is None else {})
+
+    return st.fixed_dictionaries(arguments(DecodeState)).map(fit)
 
 
 def _chunk() -> st.SearchStrategy[dict[str, Any]]:
@@ -175,7 +204,8 @@ def _hardware() -> st.SearchStrategy[dict[str, Any]]:
 
 
 RULES = {
-    KVCacheSchema: _kv, KVChunk: _chunk, QuantizationProfile: _quantization, GuidedDecoding: _guided, Prompt: _prompt,
+    KVGroup: _group, DecodeState: _state, KVCacheSchema: _kv, KVChunk: _chunk,
+    QuantizationProfile: _quantization, GuidedDecoding: _guided, Prompt: _prompt,
     SamplingParams: _sampling, TransportPlan: _plan, HybridCapabilityDescriptor: _hybrid, HardwareProfile: _hardware,
 }  # fmt: skip
 
@@ -343,8 +373,8 @@ def test_schemas_are_frozen_slotted_and_keyword_only(name: str, data: st.DataObj
     ("cls", "data", "message"),
     [
         (KVCacheSchema, {"dtype": "int8"}, "is needed by dtype int8"),
-        (KVCacheSchema, {"dtype": "fp16", "scale_dtype": "fp16"}, "must be given together"),
-        (KVCacheSchema, {"dtype": "fp16", "zero_points": True}, "is needed by zero_points"),
+        (KVCacheSchema, {"dtype": "fp16", "scale_granularity": "head"}, "is needed by scale_granularity"),
+        (KVCacheSchema, {"dtype": "fp16", "zero_points": True}, "is needed by .*zero_points"),
         (KVCacheSchema, {"dtype": "fp16", "axis_order": ["layer", "kv"]}, "must name each of"),
         (
             QuantizationProfile,
@@ -352,7 +382,6 @@ def test_schemas_are_frozen_slotted_and_keyword_only(name: str, data: st.DataObj
             "must be 0.5 for pattern 2:4",
         ),
         (QuantizationProfile, {"sparsity_ratio": 0.3}, "must be none exactly where"),
-        (QuantizationProfile, {"calibration_samples": 3}, "must be named where calibration_samples"),
         (GuidedDecoding, {}, "exactly one of json_schema, regex, grammar, choice must be set, got none"),
         (SamplingParams, {"min_tokens": 5, "max_tokens": 2}, r"must be ≤ max_tokens \(2\)"),
         (Prompt, {}, "exactly one of text and token_ids"),

@@ -10,7 +10,7 @@ SageInferError
 ├── CapabilityMismatch      two sides do not fit: profile and platform, KV schema and KV schema
 ├── OutOfMemory             the request or model can never fit, or does not fit now
 ├── Overloaded              no room now; carries ``retry_after`` in seconds
-├── RequestCancelled        the request was aborted, by its caller or by a shutdown
+├── RequestCancelled        the request was ended by its caller, its deadline or a shutdown
 ├── EngineDead              the engine stopped; every open request ends with this
 ├── KVCorrupt               a KV block failed its checksum or its header
 ├── ToolOutputError         a hardware vendor's tool answered, and its answer is not understood
@@ -21,7 +21,7 @@ Each message says what happened, what was expected, and what to do next, on one 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 __all__ = [
     "BackendUnavailable",
@@ -151,9 +151,17 @@ class Overloaded(SageInferError):
 
 
 class RequestCancelled(SageInferError):
-    """The request was cancelled before it finished, by its caller or by ``close``."""
+    """The request was cancelled before it finished.
+
+    ``by`` says by what: the ``caller`` (``cancel`` or ``abort``), its ``deadline``, or the instance's
+    ``close``. Only the last is worth trying on another instance.
+    """
 
     code = "request_cancelled"
+
+    def __init__(self, message: str, *, by: Literal["caller", "deadline", "close"] = "caller") -> None:
+        super().__init__(message)
+        self.by = by
 
 
 class EngineDead(SageInferError):

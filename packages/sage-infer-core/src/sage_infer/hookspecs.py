@@ -18,6 +18,7 @@ from sage_infer.specs import (
     CommandSpec,
     DetectorSpec,
     ExecutorSpec,
+    KVFormatSpec,
     KVStoreSpec,
     ModelSpec,
     TransportSpec,
@@ -82,6 +83,21 @@ def sage_infer_kv_stores() -> list[KVStoreSpec]:
     Called when a store is opened by name: by the KV connectors of engines and by prefill/decode disaggregation.
 
     Order: does not matter; stores are chosen by name.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError("hook specification")
+
+
+@hookspec
+def sage_infer_kv_formats() -> list[KVFormatSpec]:
+    """Codecs of private KV formats that this wheel brings.
+
+    :return: One spec for each codec.
+
+    Called when KV of one private format is wanted in another form: the codec is chosen by the schema's ``format_id``.
+
+    Order: does not matter; two codecs that match one ``format_id`` are an error that names both.
 
     .. versionadded:: 0.1
     """

@@ -32,6 +32,8 @@ FEATURES = (
     "chat",
     "tool_calls",
     "tokenize",  # the backend is a ``Tokenizing``
+    "template_variables",  # render_chat takes them
+    "reasoning",  # deltas carry reasoning apart from text
     "logprobs",
     "seed",
     "parallel_sampling",  # SamplingParams.n > 1
@@ -42,13 +44,24 @@ FEATURES = (
     "guided_grammar",
     "guided_choice",
     "lora",
-    "priority",
+    "priority",  # from here to trace: the fields of RequestOptions
     "deadline",
+    "tenant",
+    "session",
+    "service_class",
+    "slo",
+    "chain",
+    "cache_salt",
+    "retention",
+    "trace",
     "multimodal",
     "prefix_caching",
     "prefill_decode",  # prefill and decode as two calls, in one instance
     "kv_export",
     "kv_import",
+    "kv_events",  # the backend is a ``KVEventSource``
+    "resume",  # the backend is a ``Resuming``
+    "reports",  # the backend is an ``InstanceReporting``
     "quant_profile",
     "sleep",
     "embed",

@@ -31,6 +31,7 @@ __all__ = [
     "DetectorSpec",
     "EngineMemory",
     "ExecutorSpec",
+    "KVFormatSpec",
     "KVStoreSpec",
     "ModelSpec",
     "Need",
@@ -132,6 +133,8 @@ class BackendSpec(_FactorySpec):
             make what the engine caches; ``progress(stage, share)`` reports 0 to 1. None where there is nothing.
         memory: called as ``memory(model=ModelDescriptor, options=Mapping, hardware="cpu")`` to plan memory; gives an
             ``EngineMemory``, without the engine's libraries and the model's files. None for one with the usual values.
+        tokenizer: called as ``tokenizer(model=ModelDescriptor)``; returns a ``TextCodec`` without loading weights. None
+            where tokenizing needs the started engine.
         options: what ``open_backend(…, **options)`` takes, with a sentence on each.
         summary: one line for lists.
         limits: what is not verified or not supported, one sentence each, for ``backend show``.
@@ -148,6 +151,7 @@ class BackendSpec(_FactorySpec):
     install_for: Mapping[str, str] = field(factory=dict, validator=Entries(Text(min_length=1)))
     prepare: str | None = field(default=None, validator=optional(_PATH))
     memory: str | None = field(default=None, validator=optional(_PATH))
+    tokenizer: str | None = field(default=None, validator=optional(_PATH))
     options: Mapping[str, str] = field(factory=dict, validator=Entries(Text()))
     limits: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
 
@@ -186,7 +190,19 @@ class TransportSpec(_FactorySpec):
 
 @frozen(kw_only=True)
 class ExecutorSpec(_FactorySpec):
-    """Where replicas run. The control plane defines what the factory is called with."""
+    """An ``Executor``; ``factory(**options)`` returns it."""
+
+
+@frozen(kw_only=True)
+class KVFormatSpec(_FactorySpec):
+    """A ``KVFormatCodec``; ``factory()`` returns it.
+
+    ``format_ids`` are patterns (``fnmatch``) of the ``KVCacheSchema.format_id`` that it reads and writes.
+    """
+
+    format_ids: frozenset[str] = field(
+        converter=as_frozenset, validator=Each(Text(min_length=1), min_items=1)
+    )
 
 
 @frozen(kw_only=True)
@@ -251,7 +267,24 @@ class CommandSpec:
         return self.path
 
 
-Spec = BackendSpec | DetectorSpec | KVStoreSpec | TransportSpec | ExecutorSpec | ModelSpec | CommandSpec
+Spec = (
+    BackendSpec
+    | DetectorSpec
+    | KVStoreSpec
+    | KVFormatSpec
+    | TransportSpec
+    | ExecutorSpec
+    | ModelSpec
+    | CommandSpec
+)
 SpecT = TypeVar(
-    "SpecT", BackendSpec, DetectorSpec, KVStoreSpec, TransportSpec, ExecutorSpec, ModelSpec, CommandSpec
+    "SpecT",
+    BackendSpec,
+    DetectorSpec,
+    KVStoreSpec,
+    KVFormatSpec,
+    TransportSpec,
+    ExecutorSpec,
+    ModelSpec,
+    CommandSpec,
 )

@@ -55,12 +55,12 @@ class ToyBackend(Base):
             features=["chat", "logprobs"],
         )
 
-    def render_chat(self, messages, *, tools=None, add_generation_prompt=True):
+    async def render_chat(self, messages, *, tools=None, template_variables=None, add_generation_prompt=True):
         if not messages:
             raise InvalidRequest("no messages")
         return Prompt(text="|".join(m["content"] for m in messages))
 
-    async def generate(self, prompts, params, *, request_id=None, priority=0, deadline=None):
+    async def generate(self, prompts, params, *, request_id=None, options=None):
         if params.guided is not None:
             raise UnsupportedFeature("the toy has no guided decoding; leave it out")
         prompts = as_prompts(prompts)

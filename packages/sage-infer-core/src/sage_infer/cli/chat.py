@@ -82,7 +82,7 @@ async def _chat(
 async def _answer(engine: InferenceBackend, messages: list[ChatMessage], params: SamplingParams) -> str:
     import signal
 
-    (stream,) = await engine.generate(engine.render_chat(messages), params)
+    (stream,) = await engine.generate(await engine.render_chat(messages), params)
     loop = asyncio.get_running_loop()
     parts: list[str] = []
     with suppress(NotImplementedError):  # Windows: Ctrl-C leaves the program there

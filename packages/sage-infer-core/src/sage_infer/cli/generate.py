@@ -77,7 +77,7 @@ async def _generate(
             engine = await stack.enter_async_context(
                 open_backend(backend, model=model, serves="llm", **options)
             )
-        prompts = [as_chat_prompt(engine, text, system, raw) for text in texts]
+        prompts = [await as_chat_prompt(engine, text, system, raw) for text in texts]
         streams = await engine.generate(prompts, params)
         if as_json:
             results = await asyncio.gather(*map(_collect, streams))
@@ -91,7 +91,7 @@ async def _generate(
             await _print_all(texts, streams)
 
 
-def as_chat_prompt(engine: InferenceBackend, text: str, system: str | None, raw: bool) -> str | Prompt:
+async def as_chat_prompt(engine: InferenceBackend, text: str, system: str | None, raw: bool) -> str | Prompt:
     """The text as it is, or as a user's message where the model has a chat template."""
     if raw or not engine.get_capability().supports("chat"):
         if system is not None:
@@ -100,7 +100,7 @@ def as_chat_prompt(engine: InferenceBackend, text: str, system: str | None, raw:
             raise InvalidRequest("--system needs a chat model and no --raw")
         return text
     messages = [{"role": "system", "content": system}] if system is not None else []
-    return engine.render_chat([*messages, {"role": "user", "content": text}])
+    return await engine.render_chat([*messages, {"role": "user", "content": text}])
 
 
 async def _print_stream(stream: TokenStream) -> None:

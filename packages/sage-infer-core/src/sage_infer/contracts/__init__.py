@@ -1,33 +1,55 @@
 """The protocols that plug-ins satisfy by shape, and the types of their arguments and results."""
 
-from sage_infer.contracts.embedding import EmbeddingBackend, Truncation, check_texts
+from sage_infer.contracts.embedding import EmbeddingBackend, TextLike, Truncation, as_texts, check_texts
+from sage_infer.contracts.executor import Executor, ReplicaExit, ReplicaHandle
 from sage_infer.contracts.hardware import HardwareDetector, HardwareMeter
 from sage_infer.contracts.hybrid import HybridInferenceBackend, ModelStatus
 from sage_infer.contracts.inference import (
     ChatMessage,
     DecodeResult,
-    EngineStats,
-    Health,
     InferenceBackend,
-    KVTransfer,
-    Lifecycle,
     PrefillResult,
     PromptLike,
     as_prompts,
     request_ids,
 )
-from sage_infer.contracts.kv_store import KVStore, KVStoreStats, block_keys
+from sage_infer.contracts.kv_events import KVEvents, KVEventSource, KVSnapshot, KVStored
+from sage_infer.contracts.kv_keys import block_keys, key_space, partial_key
+from sage_infer.contracts.kv_store import (
+    KVPlace,
+    KVStore,
+    KVStoreEvent,
+    KVStoreStats,
+    MappedKVStore,
+    ObservableKVStore,
+    TieredKVStore,
+)
+from sage_infer.contracts.kv_transfer import KVEndpoint, KVFormatCodec, KVTransfer
+from sage_infer.contracts.lifecycle import EngineStats, Health, Lifecycle
 from sage_infer.contracts.memory import DeviceMemory, MemoryPlanning, MemoryReporting, MemoryShare
+from sage_infer.contracts.reporting import (
+    ClusterReporting,
+    InstanceReporting,
+    Metric,
+    MetricsReporting,
+    ProgressReport,
+    ProgressReporting,
+)
+from sage_infer.contracts.resuming import Resuming
 from sage_infer.contracts.stream import BufferedTokenStream, TokenStream, collect_text
-from sage_infer.contracts.tokenizing import HybridTokenizing, Tokenizing
+from sage_infer.contracts.tokenizing import HybridTokenizing, TextCodec, Tokenizing
 from sage_infer.contracts.tools import ChatAnswer, ToolCall, ToolCalling
-from sage_infer.contracts.transport import Transport
+from sage_infer.contracts.transport import StepCallback, Transport
 
 __all__ = [
-    "BufferedTokenStream", "ChatAnswer", "ChatMessage", "DecodeResult", "DeviceMemory", "EmbeddingBackend",
-    "EngineStats", "HardwareDetector", "HardwareMeter", "Health", "HybridInferenceBackend", "HybridTokenizing",
-    "InferenceBackend", "KVStore", "KVStoreStats", "KVTransfer", "Lifecycle", "MemoryPlanning", "MemoryReporting",
-    "MemoryShare", "ModelStatus", "PrefillResult", "PromptLike", "TokenStream", "Tokenizing", "ToolCall",
-    "ToolCalling", "Transport", "Truncation", "as_prompts", "block_keys", "check_texts", "collect_text",
-    "request_ids",
+    "BufferedTokenStream", "ChatAnswer", "ChatMessage", "ClusterReporting", "DecodeResult", "DeviceMemory",
+    "EmbeddingBackend", "EngineStats", "Executor", "HardwareDetector", "HardwareMeter", "Health",
+    "HybridInferenceBackend", "HybridTokenizing", "InferenceBackend", "InstanceReporting", "KVEndpoint",
+    "KVEventSource", "KVEvents", "KVFormatCodec", "KVPlace", "KVSnapshot", "KVStore", "KVStoreEvent",
+    "KVStoreStats", "KVStored", "KVTransfer", "Lifecycle", "MappedKVStore", "MemoryPlanning",
+    "MemoryReporting", "MemoryShare", "Metric", "MetricsReporting", "ModelStatus", "ObservableKVStore",
+    "PrefillResult", "ProgressReport", "ProgressReporting", "PromptLike", "ReplicaExit", "ReplicaHandle",
+    "Resuming", "StepCallback", "TextCodec", "TextLike", "TieredKVStore", "TokenStream", "Tokenizing",
+    "ToolCall", "ToolCalling", "Transport", "Truncation", "as_prompts", "as_texts", "block_keys",
+    "check_texts", "collect_text", "key_space", "partial_key", "request_ids",
 ]  # fmt: skip

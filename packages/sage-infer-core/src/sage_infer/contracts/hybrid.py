@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from attrs import frozen
 
-from sage_infer.contracts.embedding import Truncation
-from sage_infer.contracts.inference import ChatMessage, EngineStats, Health, PromptLike
+from sage_infer.contracts.embedding import TextLike, Truncation
+from sage_infer.contracts.inference import ChatMessage, PromptLike
+from sage_infer.contracts.lifecycle import EngineStats, Health
 from sage_infer.contracts.stream import TokenStream
 from sage_infer.schemas import (
     EmbeddingResult,
     HybridCapabilityDescriptor,
     ModelDescriptor,
+    RequestOptions,
     RerankResult,
     SamplingParams,
 )
@@ -25,12 +27,25 @@ ModelState = Literal["registered", "loading", "ready", "draining", "sleeping", "
 
 @frozen(kw_only=True)
 class ModelStatus:
-    """One model's state; ``since`` is in seconds since the epoch, ``reason`` says why it failed."""
+    """One model's state.
+
+    Attributes:
+        model_id: the model.
+        state: registered, loading, ready, draining, sleeping or failed.
+        since: when the state began, in seconds since the epoch.
+        reason: why it failed.
+        stage: what is being done while it is loading.
+        share: 0 to 1 of the loading done; None where it is not known.
+        instances: ids of the instances that serve it; empty for a model in this process.
+    """
 
     model_id: str
     state: ModelState
     since: float
     reason: str = ""
+    stage: str = ""
+    share: float | None = None
+    instances: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -46,11 +61,10 @@ class HybridInferenceBackend(Protocol):
         self,
         prompts: PromptLike | Sequence[PromptLike],
         params: SamplingParams,
-        *,
         model: str | None = None,
+        *,
         request_id: str | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
+        options: RequestOptions | None = None,
     ) -> list[TokenStream]:
         """``InferenceBackend.generate`` on the named model, or on the default one."""
         ...
@@ -59,50 +73,53 @@ class HybridInferenceBackend(Protocol):
         self,
         messages: Sequence[ChatMessage],
         params: SamplingParams,
-        *,
         model: str | None = None,
+        *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
         request_id: str | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
+        options: RequestOptions | None = None,
     ) -> TokenStream:
         """Render the chat by the model's template and generate."""
         ...
 
     async def embed(
         self,
-        texts: Sequence[str | Sequence[int]],
-        *,
+        texts: TextLike | Sequence[TextLike],
         model: str | None = None,
+        *,
         truncate: Truncation = "error",
-        deadline: float | None = None,
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
     ) -> EmbeddingResult:
-        """``EmbeddingBackend.embed_batch`` of the named model, or of the default one.
-
-        ``deadline`` is in seconds from now; a call that is not done by then ends with ``RequestCancelled``.
-        """
+        """``EmbeddingBackend.embed`` of the named model, or of the default embedding model."""
         ...
 
     async def rerank(
         self,
         query: str,
         documents: Sequence[str],
-        *,
         model: str | None = None,
+        *,
         top_n: int | None = None,
-        deadline: float | None = None,
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
     ) -> RerankResult:
-        """``EmbeddingBackend.rerank`` of the named model, or of the default one; ``deadline`` as in ``embed``."""
+        """``EmbeddingBackend.rerank`` of the named model, or of the default reranker."""
         ...
 
     def list_models(self) -> list[ModelDescriptor]:
         """Every registered model, loaded or not."""
         ...
 
-    async def load_model(self, model: ModelDescriptor) -> None:
+    def load_model(self, model: ModelDescriptor) -> Awaitable[None]:
         """Load a model beside the others.
 
+        Before ``start`` the call itself registers the model, and ``start`` loads it; the result need not be
+        awaited. Afterwards, awaiting the result waits until the model is loaded.
+
         Raises:
+            InvalidRequest: a model of that id is registered already.
             OutOfMemory: it does not fit; the message says by how much.
         """
         ...

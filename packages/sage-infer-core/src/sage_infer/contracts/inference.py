@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from attrs import field, frozen
+from attrs import frozen
 
+from sage_infer.contracts.lifecycle import Lifecycle
 from sage_infer.contracts.stream import TokenStream
 from sage_infer.schemas import (
-    CapabilityDescriptor,
     DecodeState,
     KVCacheSchema,
     Prompt,
     QuantizationProfile,
+    RequestOptions,
     SamplingParams,
     Timing,
     Usage,
@@ -22,11 +23,7 @@ from sage_infer.schemas import (
 __all__ = [
     "ChatMessage",
     "DecodeResult",
-    "EngineStats",
-    "Health",
     "InferenceBackend",
-    "KVTransfer",
-    "Lifecycle",
     "PrefillResult",
     "PromptLike",
     "as_prompts",
@@ -41,47 +38,8 @@ ChatMessage = Mapping[str, Any]
 
 
 @frozen(kw_only=True)
-class Health:
-    """Whether an instance answers. ``reason`` says why not."""
-
-    status: Literal["ok", "starting", "degraded", "dead"]
-    reason: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return self.status in ("ok", "degraded")
-
-
-@frozen(kw_only=True)
-class EngineStats:
-    """Gauges of an instance at one moment, and counters since it started.
-
-    Attributes:
-        running: sequences in the current batch.
-        waiting: accepted requests that have not begun.
-        kv_blocks_total: KV blocks (pages) there are; 0 for an instance without KV.
-        kv_blocks_free: KV blocks that a new request could take; those held between prefill and decode are not.
-        finished: requests that have ended, cancelled ones included.
-        prompt_tokens: prompt tokens computed.
-        output_tokens: tokens generated.
-        prefix_hit_tokens: prompt tokens taken from a prefix cache.
-        extensions: what only this engine has.
-    """
-
-    running: int
-    waiting: int
-    kv_blocks_total: int = 0
-    kv_blocks_free: int = 0
-    finished: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    prefix_hit_tokens: int = 0
-    extensions: Mapping[str, float] = field(factory=dict)
-
-
-@frozen(kw_only=True)
 class PrefillResult:
-    """One state a prompt, in the prompts' order."""
+    """One state per prompt, in the prompts' order."""
 
     states: tuple[DecodeState, ...]
     usage: Usage
@@ -99,33 +57,6 @@ class DecodeResult:
 
 
 @runtime_checkable
-class Lifecycle(Protocol):
-    """What every backend has, whatever it serves."""
-
-    async def start(self) -> None:
-        """Load the model and become ready. Called once.
-
-        Raises:
-            ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: the model cannot be loaded.
-        """
-        ...
-
-    async def close(self) -> None:
-        """End open requests with ``RequestCancelled`` and free everything.
-
-        Safe to call twice, and without ``start``. Afterwards, as before ``start``, every method that asks for
-        work raises ``EngineDead``; ``health`` says ``dead`` with a reason.
-        """
-        ...
-
-    async def health(self) -> Health: ...
-    def stats(self) -> EngineStats: ...
-    def get_capability(self) -> CapabilityDescriptor:
-        """What this instance can do, read from the loaded engine."""
-        ...
-
-
-@runtime_checkable
 class InferenceBackend(Lifecycle, Protocol):
     """An engine with one generating model loaded."""
 
@@ -135,22 +66,30 @@ class InferenceBackend(Lifecycle, Protocol):
         *,
         request_id: str,
         params: SamplingParams | None = None,
+        options: RequestOptions | None = None,
+        hold_s: float | None = None,
     ) -> PrefillResult:
         """Compute the prompts' KV and the first token of each.
 
-        The KV stays held until ``decode`` takes it over or ``abort(request_id)`` frees it.
+        The KV stays held until ``decode`` takes it over, ``abort(request_id)`` frees it, or ``hold_s``
+        seconds have passed; None is the backend's own limit.
 
         Raises:
-            UnsupportedFeature: the backend does not claim ``prefill_decode``.
+            UnsupportedFeature: the backend does not claim ``prefill_decode``, or what ``params`` and
+                ``options`` ask for.
             InvalidRequest, Overloaded: as for ``generate``.
         """
         ...
 
-    async def decode(self, state: DecodeState, *, request_id: str) -> DecodeResult:
-        """Go on from ``state``, whose KV is in this instance (prefilled here, or brought by ``import_kv``).
+    async def decode(
+        self, state: DecodeState, *, request_id: str, options: RequestOptions | None = None
+    ) -> DecodeResult:
+        """Continue from ``state``, whose KV is in this instance (prefilled here, or brought by
+        ``import_kv``).
 
-        ``request_id`` may be the state's own. A state that prefill has already ended is only delivered, as often
-        as it is asked for: it is plain data, and nothing is held for it.
+        ``request_id`` may be the state's own. A state that prefill has already ended is only delivered, any
+        number
+        of times: it is plain data, and nothing is held for it.
 
         Raises:
             InvalidRequest: the KV is not here (unknown, already decoded or freed).
@@ -164,36 +103,40 @@ class InferenceBackend(Lifecycle, Protocol):
         params: SamplingParams,
         *,
         request_id: str | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
+        options: RequestOptions | None = None,
     ) -> list[TokenStream]:
-        """Start generating; one stream a prompt.
+        """Start generating; one stream per prompt.
 
-        Several prompts share ``request_id`` as ``id/0``, ``id/1``, … (see ``request_ids``). A smaller ``priority``
-        goes first; ``deadline`` is in seconds from now, after which the request ends with ``RequestCancelled``.
-        ``max_tokens`` is an upper bound: an output that fills ``max_sequence_length`` ends with "length".
+        Several prompts share ``request_id`` as ``id/0``, ``id/1``, … (see ``request_ids``). ``max_tokens``
+        is an upper bound: an output that fills ``max_sequence_length`` ends with "length".
 
         Raises:
-            InvalidRequest: there are no prompts; one is empty, has a token id outside the vocabulary, or leaves
-                no room for a token of output within ``max_sequence_length`` (the message names both numbers);
-                or ``request_id`` belongs to an open request. Nothing was started.
-            UnsupportedFeature: ``params``, ``priority`` or ``deadline`` ask for what this backend does not claim.
+            InvalidRequest: there are no prompts; one is empty, has a token id outside the vocabulary, or
+                leaves no room for a token of output within ``max_sequence_length`` (the message names both
+                numbers); or ``request_id`` belongs to an open request. Nothing was started.
+            UnsupportedFeature: ``params`` or ``options`` set what this backend does not claim
+                (``sage_infer.sdk.check_claims``).
             Overloaded: the queue is full; nothing was started.
             EngineDead: the engine has stopped.
         """
         ...
 
-    def render_chat(
+    async def render_chat(
         self,
         messages: Sequence[ChatMessage],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
         """A chat as a prompt, by the model's own template.
 
+        ``template_variables`` are further variables that the template reads, such as ``enable_thinking``;
+        content parts other than text become the prompt's media.
+
         Raises:
-            UnsupportedFeature: the model has no chat template.
+            UnsupportedFeature: the model has no chat template; or the call has ``template_variables``, or
+                messages with media, and the backend claims neither ``template_variables`` nor ``multimodal``.
             InvalidRequest: no messages, one without a role, a user's without content, or the template refuses
                 them.
         """
@@ -207,7 +150,8 @@ class InferenceBackend(Lifecycle, Protocol):
         """Form of this instance's KV cache, exact to the byte; the same that ``get_capability`` names.
 
         Raises:
-            UnsupportedFeature: the instance holds no KV; exactly where the capability's ``kv_schema`` is null.
+            UnsupportedFeature: the instance holds no KV, or KV in a form that a schema cannot describe;
+                exactly where the capability's ``kv_schema`` is null. Such an instance claims no KV features.
         """
         ...
 
@@ -217,31 +161,6 @@ class InferenceBackend(Lifecycle, Protocol):
         Raises:
             CapabilityMismatch: this platform or checkpoint cannot do it; the message names what is missing.
             UnsupportedFeature: the backend does not claim ``quant_profile``.
-        """
-        ...
-
-
-@runtime_checkable
-class KVTransfer(Protocol):
-    """What a backend that claims ``kv_export`` and ``kv_import`` has besides."""
-
-    async def export_kv(self, state: DecodeState) -> tuple[DecodeState, list[memoryview]]:
-        """The state with checksummed chunks, and each chunk's bytes in the order of ``state.chunks``.
-
-        The buffers are the caller's to keep; the blocks in the engine are freed by ``decode`` or ``abort``.
-
-        Raises:
-            InvalidRequest: this instance does not hold the state's KV.
-        """
-        ...
-
-    async def import_kv(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
-        """Take KV that another instance exported; returns the state for this instance's ``decode``.
-
-        Raises:
-            CapabilityMismatch: another model or KV schema.
-            KVCorrupt: a buffer's size or checksum is wrong; nothing was taken.
-            Overloaded: no free blocks now.
         """
         ...
 

@@ -1,4 +1,6 @@
-"""The contract of showing a model's tokens, for counting before asking. Optional: some engines hide theirs."""
+"""The contract of showing a model's tokens, for counting before asking. Optional: some engines hide
+theirs.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,18 @@ from typing import Any, Protocol, runtime_checkable
 from sage_infer.contracts.inference import ChatMessage, PromptLike
 from sage_infer.schemas import Prompt
 
-__all__ = ["HybridTokenizing", "Tokenizing"]
+__all__ = ["HybridTokenizing", "TextCodec", "Tokenizing"]
 
 
 @runtime_checkable
 class Tokenizing(Protocol):
-    """What a backend with one model has besides, where it shows its tokenizer."""
+    """Additional methods of a backend that claims ``tokenize``."""
 
-    def tokenize(self, prompt: PromptLike) -> list[int]:
+    async def tokenize(self, prompt: PromptLike) -> list[int]:
         """The token ids that ``generate`` would compute for the prompt, the model's start tokens included."""
         ...
 
-    def detokenize(self, token_ids: Sequence[int]) -> str:
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included.
 
         Raises:
@@ -29,8 +31,26 @@ class Tokenizing(Protocol):
 
 
 @runtime_checkable
+class TextCodec(Tokenizing, Protocol):
+    """A model's tokenizer and chat template without its weights: the factory ``BackendSpec.tokenizer``
+    returns one.
+    """
+
+    async def render_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> Prompt:
+        """``InferenceBackend.render_chat``."""
+        ...
+
+
+@runtime_checkable
 class HybridTokenizing(Protocol):
-    """The same of an instance with several models.
+    """The same methods of an instance with several models.
 
     Raises, in every call:
         ModelNotFound: there is no such model.
@@ -43,6 +63,7 @@ class HybridTokenizing(Protocol):
         *,
         model: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
         """``InferenceBackend.render_chat`` of the named model, or of the default one."""

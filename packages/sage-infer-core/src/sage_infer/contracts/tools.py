@@ -28,13 +28,15 @@ class ChatAnswer:
 
 @runtime_checkable
 class ToolCalling(Protocol):
-    """What a backend that claims ``tool_calls`` has besides."""
+    """Additional method of a backend that claims ``tool_calls``."""
 
-    def parse_tool_calls(self, text: str, *, tools: Sequence[Mapping[str, Any]] | None = None) -> ChatAnswer:
+    async def parse_tool_calls(
+        self, text: str, *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> ChatAnswer:
         """Take the whole text of an answer apart, by the model's own form of tool calls.
 
-        ``tools`` are those that the prompt was rendered with. A text without calls, or with what only looks like
-        one, is all content. Special tokens may mark calls: generate with ``skip_special_tokens=False``.
+        ``tools`` are those that the prompt was rendered with. A text without calls, or with what only looks
+        like one, is all content. Special tokens may mark calls: generate with ``skip_special_tokens=False``.
 
         Raises:
             UnsupportedFeature: the backend does not claim ``tool_calls``.

@@ -19,6 +19,7 @@ from sage_infer.specs import (
     CommandSpec,
     DetectorSpec,
     ExecutorSpec,
+    KVFormatSpec,
     KVStoreSpec,
     ModelSpec,
     SpecT,
@@ -156,6 +157,9 @@ class Registry:
 
     def kv_stores(self) -> list[Entry[KVStoreSpec]]:
         return self._catalogue("sage_infer_kv_stores", KVStoreSpec)
+
+    def kv_formats(self) -> list[Entry[KVFormatSpec]]:
+        return self._catalogue("sage_infer_kv_formats", KVFormatSpec)
 
     def transports(self) -> list[Entry[TransportSpec]]:
         return self._catalogue("sage_infer_transports", TransportSpec)

@@ -12,6 +12,7 @@ from sage_infer.schemas.generation import (
     Timing,
     TokenDelta,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from sage_infer.schemas.hardware import (
@@ -24,9 +25,13 @@ from sage_infer.schemas.hardware import (
     MemoryTierSpec,
 )
 from sage_infer.schemas.host import CpuDescriptor, NumaNode
-from sage_infer.schemas.kv import KV_PRESETS, KVCacheSchema, KVChunk, KVCompatibility, KVLocation
+from sage_infer.schemas.instance import InstanceDescriptor, InstanceReport
+from sage_infer.schemas.kv import KV_PRESETS, KVCacheSchema, KVCompatibility, KVGroup
+from sage_infer.schemas.kv_chunk import KVChunk, KVLocation
 from sage_infer.schemas.model import ModelDescriptor
+from sage_infer.schemas.options import SLO, RequestOptions, Retention
 from sage_infer.schemas.quantization import QuantizationProfile
+from sage_infer.schemas.replica import ReplicaSpec
 from sage_infer.schemas.sampling import GuidedDecoding, SamplingParams
 from sage_infer.schemas.transport import (
     TRANSPORT_PRESETS,
@@ -37,10 +42,12 @@ from sage_infer.schemas.transport import (
 )
 
 __all__ = [
-    "FEATURES", "KV_PRESETS", "TRANSPORT_PRESETS", "UNKNOWN_MODEL", "AcceleratorDescriptor", "AcceleratorPartition",
-    "CapabilityDescriptor", "CpuDescriptor", "DecodeState", "EmbeddingResult", "Figure", "FinishReason",
-    "GuidedDecoding", "HardwareProfile", "HybridCapabilityDescriptor", "KVCacheSchema", "KVChunk", "KVCompatibility",
+    "FEATURES", "KV_PRESETS", "TRANSPORT_PRESETS", "UNKNOWN_MODEL", "AcceleratorDescriptor",
+    "AcceleratorPartition", "CapabilityDescriptor", "CpuDescriptor", "DecodeState", "EmbeddingResult",
+    "Figure", "FinishReason", "GuidedDecoding", "HardwareProfile", "HybridCapabilityDescriptor",
+    "InstanceDescriptor", "InstanceReport", "KVCacheSchema", "KVChunk", "KVCompatibility", "KVGroup",
     "KVLocation", "LinkProfile", "MediaItem", "MemoryTierSpec", "ModelDescriptor", "NumaNode", "Prompt",
-    "QuantizationProfile", "RerankHit", "RerankResult", "SamplingParams", "Timing", "TokenDelta", "TokenLogprob",
-    "TransportPlan", "TransportReport", "TransportSettings", "TransportStep", "Usage", "all_schemas", "schema_version",
+    "QuantizationProfile", "ReplicaSpec", "RequestOptions", "RerankHit", "RerankResult", "Retention", "SLO",
+    "SamplingParams", "Timing", "TokenDelta", "TokenLogprob", "ToolCallDelta", "TransportPlan",
+    "TransportReport", "TransportSettings", "TransportStep", "Usage", "all_schemas", "schema_version",
 ]  # fmt: skip

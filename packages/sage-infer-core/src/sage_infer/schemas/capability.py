@@ -16,6 +16,7 @@ from sage_infer.schemas.model import ModelDescriptor
 __all__ = ["CapabilityDescriptor", "HybridCapabilityDescriptor"]
 
 SharingMode = Literal["exclusive", "mps", "time_slice"]
+HybridType = Literal["hybrid", "llm_embedding"]
 
 
 @schema("1.0")
@@ -31,11 +32,13 @@ class CapabilityDescriptor:
         max_sequence_length: prompt and output together, in tokens.
         kv_cache_capacity_gb: KV cache size in GiB; null where the instance holds none.
         supported_precisions: inference precisions that this instance can be run in.
-        kv_schema: form of its KV cache; null where the instance holds none.
+        kv_schema: form of its KV cache; null where the instance holds none, or holds KV that no schema
+            describes.
         quant_profile_id: the quantization profile in force; null means the checkpoint's own form.
         sparsity_ratio: share of weights that are zero, 0 to 1.
-        throughput_hint_tps: output tokens per second at full batch, if known.
-        ttft_hint_ms: time to the first token of a short prompt on an idle instance, in milliseconds, if known.
+        throughput_hint_tps: output tokens per second at full batch; null or 0 where unknown.
+        ttft_hint_ms: time to the first token of a short prompt on an idle instance, in milliseconds; null or
+            0 where unknown.
         features: what requests may ask for; names of ``sage_infer.schemas.FEATURES`` or ``x-…``.
     """
 
@@ -51,8 +54,8 @@ class CapabilityDescriptor:
     kv_schema: KVCacheSchema | None = field(default=None, validator=optional(Instance(KVCacheSchema)))
     quant_profile_id: str | None = field(default=None, validator=optional(Text(min_length=1)))
     sparsity_ratio: float = field(default=0.0, validator=Number(ge=0, le=1))
-    throughput_hint_tps: float | None = field(default=None, validator=optional(Number(gt=0)))
-    ttft_hint_ms: float | None = field(default=None, validator=optional(Number(gt=0)))
+    throughput_hint_tps: float | None = field(default=None, validator=optional(Number(ge=0)))
+    ttft_hint_ms: float | None = field(default=None, validator=optional(Number(ge=0)))
     features: tuple[str, ...] = field(
         default=(), converter=as_tuple, validator=Each(feature_name(), unique=True)
     )
@@ -68,7 +71,7 @@ class HybridCapabilityDescriptor:
 
     Attributes:
         backend_name: name under which the backend is registered.
-        instance_type: always hybrid for an instance with models of more than one type.
+        instance_type: hybrid, or llm_embedding for one that serves exactly these two types.
         hardware_backend: cpu, cuda, ascend, … or a plug-in's own name.
         loaded_models: the models that answer now.
         gpu_sharing_mode: exclusive (a device per model), mps (at once) or time_slice (in turns).
@@ -78,15 +81,15 @@ class HybridCapabilityDescriptor:
     """
 
     backend_name: str = field(validator=Text(min_length=1))
-    instance_type: InstanceType = field(default="hybrid", validator=Choice(get_args(InstanceType)))
-    hardware_backend: str = field(validator=hardware_name())
+    instance_type: HybridType = field(default="hybrid", validator=Choice(get_args(HybridType)))
+    hardware_backend: str = field(default="cuda", validator=hardware_name())
     loaded_models: tuple[ModelDescriptor, ...] = field(
         default=(), converter=as_tuple, validator=Each(Instance(ModelDescriptor))
     )
-    gpu_sharing_mode: SharingMode = field(default="exclusive", validator=Choice(get_args(SharingMode)))
+    gpu_sharing_mode: SharingMode = field(default="time_slice", validator=Choice(get_args(SharingMode)))
     memory_isolation: bool = field(default=False, validator=Flag())
-    total_memory_gb: float = field(validator=Number(ge=0))
-    available_memory_gb: float = field(validator=Number(ge=0))
+    total_memory_gb: float = field(default=0.0, validator=Number(ge=0))
+    available_memory_gb: float = field(default=0.0, validator=Number(ge=0))
 
     def __attrs_post_init__(self) -> None:
         problems = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from attrs import field, frozen
@@ -24,7 +25,10 @@ def _as_bytes(buffer: Any) -> memoryview:
 class EmbeddingResult:
     """Vectors of some texts, in their order, as one block of numbers.
 
-    Not a JSON schema: a batch has a hundred thousand floats, so they stay a buffer until somebody asks for lists.
+    It is a sequence of vectors: ``len(result)``, ``result[i]`` and iteration, each vector a ``memoryview``
+    of float32. It is
+    not a JSON schema: a batch has a hundred thousand floats, so they stay a buffer until ``vectors`` makes
+    lists.
 
     Attributes:
         model_id: model that computed them.
@@ -45,6 +49,17 @@ class EmbeddingResult:
 
     def __len__(self) -> int:
         return self.data.nbytes // (_FLOAT32 * self.dim)
+
+    def __getitem__(self, index: int) -> memoryview[float]:
+        """One vector as float32, without a copy; negative indices count from the end."""
+        count = len(self)
+        if not -count <= index < count:
+            raise IndexError(f"vector {index} of {count}")
+        start = index % count * self.dim
+        return self.data.cast("f")[start : start + self.dim]
+
+    def __iter__(self) -> Iterator[memoryview[float]]:
+        return (self[index] for index in range(len(self)))
 
     @property
     def vectors(self) -> list[list[float]]:

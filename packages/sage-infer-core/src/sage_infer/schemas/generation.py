@@ -23,7 +23,8 @@ from sage_infer.checks import (
 )
 from sage_infer.errors import Problem, SchemaError
 from sage_infer.schemas.base import schema
-from sage_infer.schemas.kv import KVCacheSchema, KVChunk
+from sage_infer.schemas.kv import KVCacheSchema
+from sage_infer.schemas.kv_chunk import KVChunk
 from sage_infer.schemas.sampling import SamplingParams
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Timing",
     "TokenDelta",
     "TokenLogprob",
+    "ToolCallDelta",
     "Usage",
 ]
 
@@ -99,11 +101,13 @@ class Usage:
         prompt_tokens: tokens of the prompt.
         completion_tokens: token ids that the stream's deltas carried, over all n completions.
         cached_tokens: prompt tokens whose KV was found in a cache.
+        reasoning_tokens: completion tokens that were reasoning; they are part of completion_tokens.
     """
 
     prompt_tokens: int = field(validator=Integer(ge=0))
     completion_tokens: int = field(default=0, validator=Integer(ge=0))
     cached_tokens: int = field(default=0, validator=Integer(ge=0))
+    reasoning_tokens: int = field(default=0, validator=Integer(ge=0))
 
     @property
     def total_tokens(self) -> int:
@@ -131,37 +135,54 @@ class Timing:
 @schema("1.0")
 @frozen(kw_only=True)
 class DecodeState:
-    """A sequence after prefill: plain data that another process can continue.
+    """A sequence between two engines: after prefill (``decode``), or after any number of tokens (``resume``).
+
+    It is plain data that another process can continue.
 
     Attributes:
         request_id: the request that prefill ran for.
         model_id: model that computed it.
         instance_id: engine instance whose cache holds the KV.
         prompt_token_ids: the prompt.
-        output_token_ids: tokens chosen so far; the first one by prefill.
+        output_token_ids: tokens chosen so far; the first one by prefill. May be empty for ``resume``.
         params: sampling of the request.
         seed: the seed in force, drawn by prefill where params has none.
-        kv_schema: form of the KV that ``chunks`` name.
+        kv_schema: form of the KV that ``chunks`` name; null where the state names none.
         chunks: KV of the tokens computed so far, in token order.
         finish_reason: set where prefill already ended the request.
         first_logprobs: log probabilities of the first token as JSON, where asked for.
         extensions: what only the backend that made it understands, under its name.
+        index: which of the request's ``n`` completions it is.
+        delivered_chars: characters of the output's text that the consumer has; for ``resume``.
+        weights_id: content hash of the model's weights, the same for every engine that loads them; empty
+            where unknown.
+        kv_tokens: tokens whose KV ``chunks`` hold; null means all of the prompt.
+        first_text: text of the first output token, where prefill knows it.
     """
 
     request_id: str = field(validator=Text(min_length=1))
     model_id: str = field(validator=Text(min_length=1))
     instance_id: str = field(validator=Text(min_length=1))
     prompt_token_ids: tuple[int, ...] = field(converter=as_tuple, validator=Each(Integer(ge=0), min_items=1))
-    output_token_ids: tuple[int, ...] = field(converter=as_tuple, validator=Each(Integer(ge=0), min_items=1))
+    output_token_ids: tuple[int, ...] = field(default=(), converter=as_tuple, validator=Each(Integer(ge=0)))
     params: SamplingParams = field(validator=Instance(SamplingParams))
     seed: int = field(validator=Integer(ge=0))
-    kv_schema: KVCacheSchema = field(validator=Instance(KVCacheSchema))
+    kv_schema: KVCacheSchema | None = field(default=None, validator=optional(Instance(KVCacheSchema)))
     chunks: tuple[KVChunk, ...] = field(default=(), converter=as_tuple, validator=Each(Instance(KVChunk)))
     finish_reason: FinishReason | None = field(
         default=None, validator=optional(Choice(get_args(FinishReason)))
     )
     first_logprobs: Mapping[str, Any] | None = field(default=None, validator=optional(Entries(Json())))
     extensions: Mapping[str, Any] = field(factory=dict, validator=Entries(Json()))
+    index: int = field(default=0, validator=Integer(ge=0))
+    delivered_chars: int = field(default=0, validator=Integer(ge=0))
+    weights_id: str = field(default="", validator=Text())
+    kv_tokens: int | None = field(default=None, validator=optional(Integer(ge=0)))
+    first_text: str | None = field(default=None, validator=optional(Text()))
+
+    def __attrs_post_init__(self) -> None:
+        if self.chunks and self.kv_schema is None:
+            raise SchemaError("DecodeState", [Problem("$.kv_schema", "must be given where chunks are")])
 
 
 @define
@@ -175,11 +196,22 @@ class TokenLogprob:
 
 
 @define
+class ToolCallDelta:
+    """A piece of a tool call: the name comes with the first piece, the arguments' JSON text in pieces."""
+
+    index: int
+    name: str = ""
+    arguments: str = ""
+
+
+@define
 class TokenDelta:
     """What a stream yields: new text and the tokens it came from.
 
-    Made once per engine step and sequence, so it carries no checks. ``text`` can be empty while a token is only
-    part of a character or of a possible stop string; the concatenated texts are the whole output.
+    Made once per engine step and sequence, so it carries no checks. ``text`` can be empty while a token is
+    only part of a character or of a possible stop string; the concatenated texts are the whole output. A
+    backend that claims ``reasoning`` puts the text of the model's reasoning into ``reasoning`` instead of
+    ``text``, and one that reads tool calls while it streams puts them into ``tool_calls``.
     """
 
     text: str
@@ -187,3 +219,5 @@ class TokenDelta:
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()

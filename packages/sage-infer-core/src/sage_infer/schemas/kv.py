@@ -1,13 +1,23 @@
-"""The KV cache's shape and precision, and pieces of it on the move."""
+"""The KV cache's shape and precision."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from sage_infer.checks import Choice, Each, Flag, Instance, Integer, Text, as_tuple, optional
+from sage_infer.checks import (
+    Choice,
+    Each,
+    Flag,
+    Instance,
+    Integer,
+    Text,
+    as_optional_tuple,
+    as_tuple,
+    optional,
+)
 from sage_infer.errors import CapabilityMismatch, Problem, SchemaError
 from sage_infer.schemas.base import schema
 
@@ -15,10 +25,9 @@ __all__ = [
     "KV_PRESETS",
     "KVAxis",
     "KVCacheSchema",
-    "KVChunk",
     "KVCompatibility",
     "KVDtype",
-    "KVLocation",
+    "KVGroup",
     "ScaleGranularity",
 ]
 
@@ -27,20 +36,27 @@ ScaleDtype = Literal["fp16", "fp32", "int8"]
 ScaleGranularity = Literal["tensor", "head", "channel", "token", "token_head"]
 KVLayout = Literal["paged", "contiguous"]
 KVAxis = Literal["layer", "kv", "head", "token", "dim"]
-MemoryTier = Literal["hbm", "dram", "ssd", "remote"]
+RopeForm = Literal["half", "interleaved", "none"]
+GroupKind = Literal["full", "sliding", "chunked", "state"]
 
 DTYPE_BITS: Mapping[str, int] = {
     "fp32": 32, "fp16": 16, "bf16": 16, "fp8_e4m3": 8, "fp8_e5m2": 8, "int8": 8, "int4": 4,
 }  # fmt: skip
 _AXES: tuple[KVAxis, ...] = get_args(KVAxis)
+_CONVERTED = (
+    "format_id", "layout", "shards", "page_size", "axis_order", "key_axis_order", "rope", "dtype", "value_dtype",
+    "scale_dtype", "scale_granularity", "value_scale_granularity", "zero_points", "groups",
+)  # fmt: skip
 
 
 @frozen(kw_only=True)
 class KVCompatibility:
     """Whether KV in one schema can be used in another, and through which conversions.
 
-    ``conversions`` names the fields that differ, in the order a converter should handle them; it is empty where
-    the bytes can be used as they are. ``reason`` says why nothing can help, and is empty where something can.
+    ``conversions`` names the fields that differ, in the order a converter should handle them; it is empty
+    where the bytes can be used as they are. ``reason`` says why no conversion can help, and is empty where
+    one can. A conversion of ``format_id`` needs the codec of each private format (hook
+    ``sage_infer_kv_formats``).
     """
 
     conversions: tuple[str, ...] = ()
@@ -57,24 +73,76 @@ class KVCompatibility:
 
 @schema("1.0")
 @frozen(kw_only=True)
+class KVGroup:
+    """Layers of one kind of attention. Numbers that are null are the schema's.
+
+    Attributes:
+        layers: the group's layers, counted from 0.
+        kind: full attention; sliding (the last ``window`` tokens); chunked (the tokens of the current chunk
+            of ``window``); state (a fixed size per sequence, such as Mamba's or linear attention's).
+        window: tokens that a layer can see; null for full and state.
+        page_size: tokens in a page.
+        num_heads: KV heads per layer.
+        head_dim: elements of a key per head.
+        value_dim: elements of a value per head; 0 where the layer keeps no values.
+        dtype: element type.
+        state_bytes: bytes per sequence and layer of a state; 0 for the other kinds.
+    """
+
+    layers: tuple[int, ...] = field(
+        converter=as_tuple, validator=Each(Integer(ge=0), min_items=1, unique=True)
+    )
+    kind: GroupKind = field(default="full", validator=Choice(get_args(GroupKind)))
+    window: int | None = field(default=None, validator=optional(Integer(ge=1)))
+    page_size: int | None = field(default=None, validator=optional(Integer(ge=1)))
+    num_heads: int | None = field(default=None, validator=optional(Integer(ge=1)))
+    head_dim: int | None = field(default=None, validator=optional(Integer(ge=1)))
+    value_dim: int | None = field(default=None, validator=optional(Integer(ge=0)))
+    dtype: KVDtype | None = field(default=None, validator=optional(Choice(get_args(KVDtype))))
+    state_bytes: int = field(default=0, validator=Integer(ge=0))
+
+    def __attrs_post_init__(self) -> None:
+        problems = []
+        if (self.window is not None) != (self.kind in ("sliding", "chunked")):
+            problems.append(
+                Problem("$.window", "must be given for kinds sliding and chunked, and for no other")
+            )
+        if (self.state_bytes > 0) != (self.kind == "state"):
+            problems.append(Problem("$.state_bytes", "must be given for kind state, and for no other"))
+        if problems:
+            raise SchemaError("KVGroup", problems)
+
+
+@schema("1.0")
+@frozen(kw_only=True)
 class KVCacheSchema:
     """The exact form of a KV cache: enough to compute every byte offset, and to decide about reuse.
 
     Attributes:
         dtype: element type of keys and values.
         page_size: tokens in a page (block).
-        num_layers: transformer layers that hold KV.
-        num_heads: KV heads (not query heads) per layer.
-        head_dim: elements per head.
+        num_layers: layers that hold KV or state.
+        num_heads: KV heads (not query heads) per layer, over all shards.
+        head_dim: elements of a key per head. MLA is one head of the latent's width, rotary part included.
         scale_dtype: type of the quantization scales; null where dtype needs none.
         scale_granularity: what shares one key scale: the whole cache (tensor), a head, channel, token or
-            token_head of a page. Scales of tensor granularity lie outside the pages.
+            token_head of a page. Scales of tensor granularity lie outside the pages. Where only scale_dtype
+            is given it is tensor.
         value_scale_granularity: the same for values; null means as for keys.
         zero_points: whether a zero point of scale_dtype lies beside every scale.
         layout: paged, or one contiguous run per sequence.
         axis_order: order of the axes inside one page, slowest first.
-        format_id: names an engine's private byte format (with the engine's version); two different non-empty
-            names never mix. Empty where the other fields say it all.
+        format_id: names an engine's private byte format (with the engine's version); bytes of two different
+            non-empty names mix only through the formats' codecs. Empty where the other fields say it all.
+        key_axis_order: the keys' own order, where it is not axis_order.
+        value_dim: elements of a value per head; null means head_dim, 0 that no values are kept (MLA).
+        value_dtype: element type of values, where it is not dtype.
+        rope: how rotated keys pair their elements: half (``i`` with ``i + dim/2``), interleaved (``2i`` with
+            ``2i + 1``), or none.
+        rope_dim: rotated elements per head; null means all of them.
+        shards: tensor-parallel ranks that the heads are split over; the outermost axis, in rank order.
+        groups: layers that differ from each other, each layer in exactly one group; empty where all hold full
+            attention with the numbers above.
     """
 
     dtype: KVDtype = field(validator=Choice(get_args(KVDtype)))
@@ -95,70 +163,153 @@ class KVCacheSchema:
         default=_AXES, converter=as_tuple, validator=Each(Choice(_AXES), unique=True)
     )
     format_id: str = field(default="", validator=Text())
+    key_axis_order: tuple[KVAxis, ...] | None = field(
+        default=None, converter=as_optional_tuple, validator=optional(Each(Choice(_AXES), unique=True))
+    )
+    value_dim: int | None = field(default=None, validator=optional(Integer(ge=0)))
+    value_dtype: KVDtype | None = field(default=None, validator=optional(Choice(get_args(KVDtype))))
+    rope: RopeForm = field(default="half", validator=Choice(get_args(RopeForm)))
+    rope_dim: int | None = field(default=None, validator=optional(Integer(ge=1)))
+    shards: int = field(default=1, validator=Integer(ge=1))
+    groups: tuple[KVGroup, ...] = field(default=(), converter=as_tuple, validator=Each(Instance(KVGroup)))
 
     def __attrs_post_init__(self) -> None:
-        problems = []
-        if sorted(self.axis_order) != sorted(_AXES):
-            problems.append(Problem("$.axis_order", f"must name each of {', '.join(_AXES)} once"))
-        if (self.scale_dtype is None) != (self.scale_granularity is None):
-            problems.append(Problem("$.scale_dtype", "and scale_granularity must be given together"))
-        if self.scale_dtype is None and (self.zero_points or self.value_scale_granularity):
-            problems.append(Problem("$.scale_dtype", "is needed by zero_points and value_scale_granularity"))
-        if self.dtype in ("int8", "int4") and self.scale_dtype is None:
-            problems.append(
-                Problem(
-                    "$.scale_dtype", f"is needed by dtype {self.dtype}: integers have no scale of their own"
-                )
+        if self.scale_dtype is not None and self.scale_granularity is None:
+            object.__setattr__(self, "scale_granularity", "tensor")
+        problems = [
+            Problem(f"$.{name}", f"must name each of {', '.join(_AXES)} once")
+            for name in ("axis_order", "key_axis_order")
+            if (order := getattr(self, name)) is not None and sorted(order) != sorted(_AXES)
+        ]
+        if self.scale_dtype is None and (
+            self.scale_granularity or self.zero_points or self.value_scale_granularity
+        ):
+            needing = "scale_granularity, zero_points and value_scale_granularity"
+            problems.append(Problem("$.scale_dtype", f"is needed by {needing}"))
+        for dtype in {self.dtype, self.value_dtype, *(group.dtype for group in self.groups)}:
+            if dtype in ("int8", "int4") and self.scale_dtype is None:
+                message = f"is needed by dtype {dtype}: integers have no scale of their own"
+                problems.append(Problem("$.scale_dtype", message))
+        if self.num_heads % self.shards:
+            message = (
+                f"must divide num_heads ({self.num_heads}), got {self.shards}; replicated heads count once"
             )
+            problems.append(Problem("$.shards", message))
+        if self.rope_dim is not None and self.rope_dim > self.head_dim:
+            problems.append(
+                Problem("$.rope_dim", f"must be ≤ head_dim ({self.head_dim}), got {self.rope_dim}")
+            )
+        layers = sorted(layer for group in self.groups for layer in group.layers)
+        if self.groups and layers != list(range(self.num_layers)):
+            message = f"must have each of the {self.num_layers} layers in exactly one group, got {layers}"
+            problems.append(Problem("$.groups", message))
         if problems:
             raise SchemaError("KVCacheSchema", problems)
 
     @property
+    def key_order(self) -> tuple[KVAxis, ...]:
+        """Order of the axes of keys inside one page, slowest first."""
+        return self.axis_order if self.key_axis_order is None else self.key_axis_order
+
+    @property
+    def value_width(self) -> int:
+        """Elements of a value per head; 0 where no values are kept."""
+        return self.head_dim if self.value_dim is None else self.value_dim
+
+    def of_group(self, group: KVGroup) -> KVCacheSchema:
+        """The schema of one group's layers alone, with the group's own numbers."""
+        own = ("page_size", "num_heads", "head_dim", "value_dim", "dtype")
+        changes = {name: value for name in own if (value := getattr(group, name)) is not None}
+        return evolve(self, num_layers=len(group.layers), groups=(), **changes)
+
+    @property
     def bytes_per_page(self) -> int:
-        """Bytes of one page over all layers, keys and values, scales in the page included."""
-        elements = self.page_size * self.num_heads * self.head_dim
-        data_bits = 2 * elements * DTYPE_BITS[self.dtype]
-        scales = self._scales_per_page(self.scale_granularity) + self._scales_per_page(
-            self.value_scale_granularity or self.scale_granularity
-        )
-        scale_bits = 0 if self.scale_dtype is None else DTYPE_BITS[self.scale_dtype]
-        per_layer_bits = data_bits + scales * scale_bits * (2 if self.zero_points else 1)
-        return -(-per_layer_bits * self.num_layers // 8)
+        """Bytes of ``page_size`` tokens over all layers and shards, keys and values, scales in the page
+        included.
+
+        Layers that keep a state instead of tokens count 0 here (``state_bytes``).
+        """
+        if not self.groups:
+            return -(-self._bits_per_layer() * self.num_layers // 8)
+        total = 0.0
+        for group in self.groups:
+            if group.kind != "state":
+                own = self.of_group(group)
+                total += own.bytes_per_page * self.page_size / own.page_size
+        return -int(-total // 1)
 
     @property
     def bytes_per_token(self) -> float:
         """Bytes of one token over all layers, with its share of the page's scales."""
         return self.bytes_per_page / self.page_size
 
-    def _scales_per_page(self, granularity: ScaleGranularity | None) -> int:
+    @property
+    def state_bytes(self) -> int:
+        """Bytes per sequence that do not depend on its length."""
+        return sum(group.state_bytes * len(group.layers) for group in self.groups)
+
+    def bytes_for(self, tokens: int) -> int:
+        """Bytes that a sequence of so many tokens holds: whole pages, no more than each group's window, and
+        states.
+        """
+        if not self.groups:
+            return -(-tokens // self.page_size) * self.bytes_per_page
+        total = self.state_bytes
+        for group in self.groups:
+            if group.kind != "state":
+                own = self.of_group(group)
+                pages = -(-tokens // own.page_size)
+                if (
+                    group.window is not None
+                ):  # the oldest page of a sliding window is kept while a token of it is seen
+                    slack = 1 if group.kind == "sliding" else 0
+                    pages = min(pages, -(-group.window // own.page_size) + slack)
+                total += pages * own.bytes_per_page
+        return total
+
+    def _bits_per_layer(self) -> int:
+        keys = self.page_size * self.num_heads * self.head_dim * DTYPE_BITS[self.dtype]
+        values = (
+            self.page_size * self.num_heads * self.value_width * DTYPE_BITS[self.value_dtype or self.dtype]
+        )
+        scales = self._scales_per_page(self.scale_granularity, self.head_dim)
+        if self.value_width:
+            granularity = self.value_scale_granularity or self.scale_granularity
+            scales += self._scales_per_page(granularity, self.value_width)
+        scale_bits = 0 if self.scale_dtype is None else DTYPE_BITS[self.scale_dtype]
+        return keys + values + scales * scale_bits * (2 if self.zero_points else 1)
+
+    def _scales_per_page(self, granularity: ScaleGranularity | None, width: int) -> int:
         if granularity is None or granularity == "tensor":
             return 0
         return {
             "head": self.num_heads,
-            "channel": self.num_heads * self.head_dim,
+            "channel": self.num_heads * width,
             "token": self.page_size,
             "token_head": self.page_size * self.num_heads,
         }[granularity]
 
     def compatible_with(self, other: KVCacheSchema) -> KVCompatibility:
         """What it takes to use this cache's blocks in a cache of schema ``other``."""
-        for name in ("num_layers", "num_heads", "head_dim"):
+        for name in ("num_layers", "num_heads", "head_dim", "value_width", "rope_dim"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 return KVCompatibility(
                     reason=f"{name} differs: {mine} here, {theirs} there; not the same model"
                 )
-        if self.format_id != other.format_id:
-            names = f"{self.format_id or 'the plain layout'!s} and {other.format_id or 'the plain layout'!s}"
-            if self.format_id and other.format_id:
-                return KVCompatibility(
-                    reason=f"private byte formats differ: {names}; recompute, or use one engine"
-                )
-        order = (
-            "format_id", "layout", "page_size", "axis_order", "dtype", "scale_dtype", "scale_granularity",
-            "value_scale_granularity", "zero_points",
-        )  # fmt: skip
-        return KVCompatibility(conversions=tuple(n for n in order if getattr(self, n) != getattr(other, n)))
+        if _attention(self.groups) != _attention(other.groups):
+            return KVCompatibility(
+                reason="groups differ in layers, kind, window or width; not the same model"
+            )
+        conversions = (name for name in _CONVERTED if self._form_of(name) != other._form_of(name))
+        return KVCompatibility(conversions=tuple(conversions))
+
+    def _form_of(self, name: str) -> object:
+        if name == "key_axis_order":
+            return self.key_order
+        if name == "value_dtype":
+            return None if self.value_dtype == self.dtype else self.value_dtype
+        return getattr(self, name)
 
     @classmethod
     def from_preset(
@@ -175,6 +326,13 @@ class KVCacheSchema:
         return cls(num_layers=num_layers, num_heads=num_heads, head_dim=head_dim, **fields)
 
 
+def _attention(groups: tuple[KVGroup, ...]) -> list[KVGroup]:
+    """What of the groups belongs to the model, whatever engine holds their KV."""
+    return sorted(
+        (evolve(group, page_size=None, dtype=None) for group in groups), key=lambda group: group.layers
+    )
+
+
 KV_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fp16": {"dtype": "fp16"},
     "bf16": {"dtype": "bf16"},
@@ -187,65 +345,3 @@ KV_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "zero_points": True,
     },
 }
-
-
-@schema("1.0")
-@frozen(kw_only=True)
-class KVLocation:
-    """Where a chunk's bytes lie.
-
-    Attributes:
-        tier: kind of memory: hbm (the accelerator's), dram, ssd or remote.
-        uri: address inside the tier, such as ``file:///…`` or ``engine://instance/…``.
-    """
-
-    tier: MemoryTier = field(validator=Choice(get_args(MemoryTier)))
-    uri: str = field(validator=Text(min_length=1))
-
-
-@schema("1.0")
-@frozen(kw_only=True)
-class KVChunk:
-    """A run of KV that can be named, moved and checked: some layers of some consecutive tokens.
-
-    Attributes:
-        chunk_id: content hash in hex over model, KV schema and token prefix (``contracts.kv_store.block_keys``).
-        request_id: the request that computed it.
-        layer_start: first layer held.
-        layer_end: one past the last layer held.
-        token_start: position of the first token held, from the start of the sequence.
-        token_end: one past the position of the last token held.
-        kv_schema: form of the bytes.
-        nbytes: size in bytes.
-        location: where the bytes lie; null while they are on their way inside a message.
-        checksum: ``algorithm:hex`` over the bytes; null where the engine's own cache holds them.
-    """
-
-    chunk_id: str = field(validator=Text(pattern="[0-9a-f]{16,128}", hint="16 to 128 lower-case hex digits"))
-    request_id: str = field(validator=Text(min_length=1))
-    layer_start: int = field(validator=Integer(ge=0))
-    layer_end: int = field(validator=Integer(ge=1))
-    token_start: int = field(validator=Integer(ge=0))
-    token_end: int = field(validator=Integer(ge=1))
-    kv_schema: KVCacheSchema = field(validator=Instance(KVCacheSchema))
-    nbytes: int = field(validator=Integer(ge=0))
-    location: KVLocation | None = field(default=None, validator=optional(Instance(KVLocation)))
-    checksum: str | None = field(
-        default=None, validator=optional(Text(pattern="[a-z0-9-]+:[0-9a-f]+", hint="algorithm:hex"))
-    )
-
-    def __attrs_post_init__(self) -> None:
-        problems = [
-            Problem(f"$.{name}_end", f"must be greater than {name}_start")
-            for name, start, end in (
-                ("layer", self.layer_start, self.layer_end),
-                ("token", self.token_start, self.token_end),
-            )
-            if end <= start
-        ]
-        if self.layer_end > self.kv_schema.num_layers:
-            problems.append(
-                Problem("$.layer_end", f"must be ≤ the schema's {self.kv_schema.num_layers} layers")
-            )
-        if problems:
-            raise SchemaError("KVChunk", problems)

@@ -23,7 +23,8 @@ class ModelDescriptor:
     Attributes:
         model_id: name that requests use.
         model_type: llm, embedding, reranker or multimodal.
-        model_path: a folder or file on this machine.
+        model_path: a folder or file on this machine; or the address of a replica that has it loaded
+            (``http:``, ``https:`` or ``replica:``).
         device_ids: devices to load it on; empty lets the backend choose.
         memory_gb: memory it takes when loaded, in GiB; null where unknown.
         max_batch_size: sequences at once; null leaves it to the backend.

@@ -29,8 +29,8 @@ class QuantizationProfile:
         sparsity_ratio: share of weights that are zero, 0 to 1.
         sparsity_pattern: none, unstructured, 2:4 or block.
         kernel_backend: kernel family to use (such as marlin or cutlass); null lets the engine choose.
-        calibration_dataset: data set that the scales were calibrated on; null where none was needed.
-        calibration_samples: samples taken from it.
+        calibration_dataset: data set that the scales were calibrated on; null or empty where none was needed.
+        calibration_samples: samples taken from it; without a data set it says nothing.
         max_sequence_length: longest sequence that the calibration covers, in tokens; null means no limit.
     """
 
@@ -42,7 +42,7 @@ class QuantizationProfile:
     sparsity_ratio: float = field(default=0.0, validator=Number(ge=0, le=1))
     sparsity_pattern: SparsityPattern = field(default="none", validator=Choice(get_args(SparsityPattern)))
     kernel_backend: str | None = field(default=None, validator=optional(Text(min_length=1)))
-    calibration_dataset: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    calibration_dataset: str | None = field(default=None, validator=optional(Text()))
     calibration_samples: int = field(default=0, validator=Integer(ge=0))
     max_sequence_length: int | None = field(default=None, validator=optional(Integer(ge=1)))
 
@@ -53,10 +53,6 @@ class QuantizationProfile:
         if self.sparsity_pattern == "2:4" and self.sparsity_ratio != 0.5:
             problems.append(
                 Problem("$.sparsity_ratio", f"must be 0.5 for pattern 2:4, got {self.sparsity_ratio:g}")
-            )
-        if self.calibration_samples and self.calibration_dataset is None:
-            problems.append(
-                Problem("$.calibration_dataset", "must be named where calibration_samples is not 0")
             )
         if problems:
             raise SchemaError("QuantizationProfile", problems)

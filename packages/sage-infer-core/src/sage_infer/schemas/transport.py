@@ -10,7 +10,7 @@ from attrs import field, frozen
 from sage_infer.checks import Choice, Each, Flag, Instance, Integer, Number, Text, as_tuple, optional
 from sage_infer.errors import CapabilityMismatch, Problem, SchemaError
 from sage_infer.schemas.base import schema
-from sage_infer.schemas.kv import KVChunk, KVLocation
+from sage_infer.schemas.kv_chunk import KVChunk, KVLocation
 
 __all__ = ["TRANSPORT_PRESETS", "TransportPlan", "TransportReport", "TransportSettings", "TransportStep"]
 
@@ -86,6 +86,9 @@ class TransportReport:
         errors: one message per failed step, in the same order.
         moved_bytes: bytes that arrived and were verified.
         elapsed_s: seconds from start to end.
+        step_seconds: seconds that each step took, in the plan's order; empty where the transport does not
+            measure them.
+        retries: how often a step was tried again.
     """
 
     plan_id: str = field(validator=Text(min_length=1))
@@ -93,6 +96,8 @@ class TransportReport:
     errors: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text()))
     moved_bytes: int = field(validator=Integer(ge=0))
     elapsed_s: float = field(validator=Number(ge=0))
+    step_seconds: tuple[float, ...] = field(default=(), converter=as_tuple, validator=Each(Number(ge=0)))
+    retries: int = field(default=0, validator=Integer(ge=0))
 
     @property
     def ok(self) -> bool:

@@ -1,1 +1,15 @@
-"""Public building blocks for plug-ins. Import a module of it by name; this file imports nothing."""
+"""What engines and plug-ins share: public, and kept stable like the contracts."""
+
+from typing import TYPE_CHECKING
+
+from sage_infer.lazy import lazy_exports
+
+__all__ = ["FEATURE_OF", "accepted_options", "check_claims", "checksum", "verify"]
+
+if TYPE_CHECKING:
+    from sage_infer.sdk.checksums import checksum, verify
+    from sage_infer.sdk.claims import FEATURE_OF, accepted_options, check_claims
+
+_HOMES = {"FEATURE_OF": "claims", "accepted_options": "claims", "check_claims": "claims",
+          "checksum": "checksums", "verify": "checksums"}  # fmt: skip
+__getattr__ = lazy_exports(__name__, _HOMES)
