@@ -17,7 +17,7 @@ TEXTS = ("A cat sleeps on the sofa.", "A kitten naps on the couch.", "Interest r
 
 async def ask() -> None:
     async with open_backend("openvino", model="smollm2-135m", serves="llm") as llm:
-        prompt = llm.render_chat([{"role": "user", "content": QUESTION}])
+        prompt = await llm.render_chat([{"role": "user", "content": QUESTION}])
         (stream,) = await llm.generate(prompt, SamplingParams(temperature=0, max_tokens=64))
         print(f"\nsmollm2-135m on openvino\n> {QUESTION}")
         async for delta in stream:

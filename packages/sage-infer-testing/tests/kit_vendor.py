@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from kit_reference_llm import ALL_FEATURES, ReferenceLLM, Request
-from kit_reference_parts import ReferenceEmbedder, ReferenceHybrid
+from kit_reference.embedding import ReferenceEmbedder
+from kit_reference.hybrid import ReferenceHybrid
+from kit_reference.llm import ALL_FEATURES, ReferenceLLM
+from kit_reference.request import Request
 from sage_infer.schemas import ModelDescriptor, Usage
 
 

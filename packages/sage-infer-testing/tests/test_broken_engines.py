@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import kit_broken_disaggregation  # noqa: F401 - registers its mistakes
-import kit_broken_llm  # noqa: F401
+import kit_broken.disaggregation
+import kit_broken.llm  # noqa: F401
 import pytest
 import sage_infer_testing.loop
-from kit_mistakes import MISTAKES, Mistake
+from kit_broken.mistakes import MISTAKES, Mistake
 from kit_runs import run_module
 
 MODULE = """

@@ -6,10 +6,11 @@ import sys
 from typing import Any
 
 import pytest
-from kit_broken_parts import FOUND_BY
+from kit_broken import detectors, embedding, hybrid, stores, transports  # noqa: F401 - register their mistakes
+from kit_broken.suites import FOUND_BY
 from kit_runs import run_module
 
-MODULE = "import kit_broken_parts\nglobals().update(kit_broken_parts.SUITES)\n"
+MODULE = "from kit_broken.suites import SUITES\nglobals().update(SUITES)\n"
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from sage_infer_testing import ContractSuite, xfail
 
 PREAMBLE = """
 import pytest
-from kit_reference_parts import ReferenceDetector
+from kit_reference.detector import ReferenceDetector
 from sage_infer_testing import HardwareDetectorContract, xfail
 
 class Base(HardwareDetectorContract):

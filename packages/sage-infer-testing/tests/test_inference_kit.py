@@ -1,6 +1,6 @@
 """The kit passes on the reference engine: with everything claimed, and with next to nothing claimed."""
 
-from kit_reference_llm import ReferenceLLM
+from kit_reference.llm import ReferenceLLM
 from sage_infer.schemas import QuantizationProfile
 from sage_infer_testing import InferenceBackendContract
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from kit_reference_llm import ReferenceLLM
+from kit_reference.llm import ReferenceLLM
 from sage_infer_testing import loop as loop_module
 from sage_infer_testing.elsewhere import answer, decode_elsewhere, load_suite
 from sage_infer_testing.loop import LoopThread

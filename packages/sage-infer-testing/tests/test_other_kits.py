@@ -1,23 +1,17 @@
 """The other kits pass on their reference implementations."""
 
-from pathlib import Path
-
-from kit_reference_parts import (
-    ReferenceDetector,
-    ReferenceEmbedder,
-    ReferenceHybrid,
-    ReferenceMeter,
-    ReferenceStore,
-    ReferenceTransport,
-)
-from sage_infer.schemas import KVLocation, ModelDescriptor
+from kit_reference.detector import ReferenceDetector, ReferenceMeter
+from kit_reference.embedding import ReferenceEmbedder
+from kit_reference.hybrid import ReferenceHybrid
+from kit_reference.store import ReferenceStore
+from kit_reference.transport import FileTransport
+from sage_infer.schemas import ModelDescriptor
 from sage_infer_testing import (
     EmbeddingBackendContract,
     HardwareDetectorContract,
     HybridBackendContract,
     KVStoreContract,
     PluginContract,
-    TransportContract,
 )
 
 
@@ -55,22 +49,6 @@ class TestHybridWithNothingSet(HybridBackendContract):
 class TestStore(KVStoreContract):
     def open_store(self, capacity_blocks: int) -> ReferenceStore:
         return ReferenceStore(self.model_id, self.kv_schema, capacity_blocks)
-
-
-class FileTransport(TransportContract):
-    def make_transport(self) -> ReferenceTransport:
-        return ReferenceTransport()
-
-    def place(self, data: bytes, name: str, folder: Path) -> KVLocation:
-        (folder / name).write_bytes(data)
-        return KVLocation(tier="ssd", uri=f"file://{folder / name}")
-
-    def target(self, nbytes: int, name: str, folder: Path) -> KVLocation:
-        return KVLocation(tier="ssd", uri=f"file://{folder / name}")
-
-    def contents(self, location: KVLocation) -> bytes | None:
-        path = Path(location.uri.removeprefix("file://"))
-        return path.read_bytes() if path.exists() else None
 
 
 class TestTransport(FileTransport):

@@ -12,7 +12,8 @@ from typing import Any, Literal, NoReturn
 from sage_infer import contracts, errors, schemas
 from sage_infer.contracts import BufferedTokenStream, PromptLike, TokenStream
 from sage_infer.errors import RequestCancelled
-from sage_infer.schemas import ModelDescriptor, Prompt, SamplingParams
+from sage_infer.schemas import ModelDescriptor, Prompt, RequestOptions, SamplingParams
+from sage_infer.sdk import check_claims
 
 from ngram_sage.model import VOCABULARY, Ngrams, read_corpus
 from ngram_sage.sampling import Completion
@@ -20,6 +21,7 @@ from ngram_sage.sampling import Completion
 __all__ = ["NgramBackend"]
 
 Tokens = tuple[int, ...]
+FEATURES = ("streaming", "seed", "parallel_sampling")
 LIMIT, BATCH, QUEUE = 2048, 8, 64  # tokens in a sequence; requests that run at once; open requests
 
 
@@ -42,7 +44,7 @@ class NgramBackend:
     async def close(self) -> None:
         self._status = "dead"
         for name in list(self._open):
-            self._end(name, RequestCancelled("the backend was closed"))
+            self._end(name, RequestCancelled("the backend was closed", by="close"))
 
     async def health(self) -> contracts.Health:
         reason = "" if self._status == "ok" else "not started, or closed"
@@ -58,17 +60,18 @@ class NgramBackend:
         return schemas.CapabilityDescriptor(
             backend_name="ngram", instance_type="general", hardware_backend="cpu", max_batch_size=BATCH,
             max_sequence_length=self._limit, supported_precisions=("fp64",),
-            features=("streaming", "seed", "parallel_sampling"),
+            features=FEATURES,
         )  # fmt: skip
 
     async def generate(
         self, prompts: PromptLike | Sequence[PromptLike], params: SamplingParams, *,
-        request_id: str | None = None, priority: int = 0, deadline: float | None = None,
+        request_id: str | None = None, options: RequestOptions | None = None,
     ) -> list[TokenStream]:  # fmt: skip
         if self._status != "ok":
             raise errors.EngineDead("the ngram backend is not running; open a new one")
-        _refuse_unclaimed(params, priority, deadline)
-        tokens = [self._encode(prompt) for prompt in contracts.as_prompts(prompts)]
+        several = contracts.as_prompts(prompts)
+        check_claims(FEATURES, backend="the ngram backend", params=params, options=options, prompts=several)
+        tokens = [self._encode(prompt) for prompt in several]
         if not tokens:
             raise errors.InvalidRequest("no prompt given; expected at least one")
         ids = contracts.request_ids(request_id or f"ngram-{secrets.token_hex(8)}", len(tokens))
@@ -84,8 +87,6 @@ class NgramBackend:
                 self._end(name, RequestCancelled(f"{name} was aborted"))
 
     def _encode(self, prompt: Prompt) -> Tokens:
-        if prompt.media:
-            _refuse("eyes or ears, and the prompt has media")
         tokens = tuple((prompt.text or "").encode()) if prompt.token_ids is None else prompt.token_ids
         if max(tokens) >= VOCABULARY:
             raise errors.InvalidRequest(f"token id {max(tokens)} is not below {VOCABULARY}")
@@ -140,11 +141,14 @@ class NgramBackend:
 
     async def prefill(
         self, prompts: PromptLike | Sequence[PromptLike], *,
-        request_id: str, params: SamplingParams | None = None,
+        request_id: str, params: SamplingParams | None = None, options: RequestOptions | None = None,
+        hold_s: float | None = None,
     ) -> contracts.PrefillResult:  # fmt: skip
         _refuse("KV to hand over")
 
-    async def decode(self, state: schemas.DecodeState, *, request_id: str) -> contracts.DecodeResult:
+    async def decode(
+        self, state: schemas.DecodeState, *, request_id: str, options: RequestOptions | None = None
+    ) -> contracts.DecodeResult:
         _refuse("KV to take over")
 
     def get_kv_schema(self) -> schemas.KVCacheSchema:
@@ -153,23 +157,12 @@ class NgramBackend:
     def load_quant_profile(self, profile: schemas.QuantizationProfile) -> None:
         _refuse("quantization; its weights are counts")
 
-    def render_chat(
+    async def render_chat(
         self, messages: Sequence[contracts.ChatMessage], *,
-        tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None, add_generation_prompt: bool = True,
     ) -> Prompt:  # fmt: skip
         _refuse("chat template; send a text to continue")
-
-
-def _refuse_unclaimed(params: SamplingParams, priority: int, deadline: float | None) -> None:
-    penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
-    asked = {
-        "log probabilities": params.logprobs is not None, "penalties": penalties != (1, 0, 0),
-        "min_p": params.min_p > 0, "guided decoding": params.guided is not None,
-        "adapters": params.adapter is not None, "priorities": priority != 0, "deadlines": deadline is not None,
-    }  # fmt: skip
-    for what, wanted in asked.items():
-        if wanted:
-            _refuse(what)
 
 
 def _refuse(what: str) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 from sage_infer.contracts import HybridInferenceBackend, ModelStatus
 from sage_infer.errors import EngineDead, ModelNotFound, OutOfMemory, RequestCancelled
-from sage_infer.schemas import HybridCapabilityDescriptor, ModelDescriptor
+from sage_infer.schemas import HybridCapabilityDescriptor, ModelDescriptor, RequestOptions
 from sage_infer.schemas.codec import from_json, to_json
 from sage_infer.specs import ServedType
 
@@ -175,8 +175,8 @@ class HybridBackendContract(LifecycleSuite, kit=True):
         """
         model = self.need(self.embedder, "embedder")
         with pytest.raises(RequestCancelled):
-            await backend.embed(list(self.texts) * 64, model=model, deadline=1e-6)
-        result = await backend.embed(self.texts, model=model, deadline=600.0)
+            await backend.embed(list(self.texts) * 64, model=model, options=RequestOptions(deadline=1e-6))
+        result = await backend.embed(self.texts, model=model, options=RequestOptions(deadline=600.0))
         assert len(result.vectors) == len(self.texts)
 
     async def test_giving_up_frees_the_request(self, backend: Any) -> None:

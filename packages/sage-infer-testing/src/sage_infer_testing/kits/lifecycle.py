@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pytest
-from sage_infer.contracts import EngineStats, Health
-from sage_infer.contracts.inference import Lifecycle
+from sage_infer.contracts import EngineStats, Health, Lifecycle
 from sage_infer.schemas import CapabilityDescriptor
 from sage_infer.schemas.codec import from_json, to_json
 

@@ -20,6 +20,7 @@ from sage_infer.schemas import (
     TransportReport,
     TransportStep,
 )
+from sage_infer.sdk import checksum
 
 from sage_infer_testing.shape import shape_problems
 from sage_infer_testing.suite import ContractSuite
@@ -56,8 +57,8 @@ class TransportContract(ContractSuite, kit=True):
         pytest.fail(f"{type(self).__name__} must override contents(location)")
 
     def checksum(self, data: bytes) -> str:
-        """``KVChunk.checksum`` of some bytes, in an algorithm that the transport verifies."""
-        return f"blake2b:{hashlib.blake2b(data, digest_size=16).hexdigest()}"
+        """``KVChunk.checksum`` of some bytes: the xxh3-64 that every transport verifies."""
+        return checksum(data)
 
     # --- what tests use
 

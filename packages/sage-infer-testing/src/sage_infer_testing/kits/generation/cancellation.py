@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sage_infer.contracts import TokenStream
 from sage_infer.errors import RequestCancelled
-from sage_infer.schemas import SamplingParams
+from sage_infer.schemas import RequestOptions, SamplingParams
 
 from sage_infer_testing.features import when_claimed
 from sage_infer_testing.kits.generation.base import GenerationSuite
@@ -178,9 +178,12 @@ class CancellationTests(GenerationSuite, kit=True):
         """
         before = await self.idle(backend)
         with pytest.raises(RequestCancelled):
-            await generate_one(backend, self.prompts[0], self.endless(backend), deadline=0.001)
+            await generate_one(
+                backend, self.prompts[0], self.endless(backend), options=RequestOptions(deadline=0.001)
+            )
         await self.idle(backend, free_blocks=before.kv_blocks_free)
-        await generate_one(backend, self.prompts[0], greedy(2), deadline=10 * self.timeout_s)
+        patient = RequestOptions(deadline=10 * self.timeout_s)
+        await generate_one(backend, self.prompts[0], greedy(2), options=patient)
 
     async def test_close_ends_open_requests(self) -> None:
         """``close`` ends open streams with ``RequestCancelled``; no reader waits for ever.

@@ -30,7 +30,7 @@ class ChatTests(GenerationSuite, kit=True):
             {"role": "system", "content": "Answer in one word."},
             {"role": "user", "content": "Which colour has the sky?"},
         ]
-        prompt = backend.render_chat(messages)
+        prompt = await backend.render_chat(messages)
         assert prompt.text is None or messages[1]["content"] in prompt.text, (
             f"the message is not in {prompt.text!r}"
         )
@@ -38,28 +38,28 @@ class ChatTests(GenerationSuite, kit=True):
         assert output.finish_reason == "length"
 
     @when_claimed("chat")
-    def test_generation_prompt_can_be_left_out(self, backend: Any) -> None:
+    async def test_generation_prompt_can_be_left_out(self, backend: Any) -> None:
         """``add_generation_prompt`` decides whether the prompt ends with the opening of the assistant's turn.
 
         How to fix: pass the argument on to the template.
         """
         messages = [{"role": "user", "content": "Hello"}]
-        with_turn = backend.render_chat(messages)
-        without = backend.render_chat(messages, add_generation_prompt=False)
+        with_turn = await backend.render_chat(messages)
+        without = await backend.render_chat(messages, add_generation_prompt=False)
         assert with_turn != without, "add_generation_prompt=False changes nothing"
 
     @when_claimed("chat")
-    def test_malformed_chat_is_refused(self, backend: Any) -> None:
+    async def test_malformed_chat_is_refused(self, backend: Any) -> None:
         """No messages, or a message without a role, is an ``InvalidRequest``.
 
         How to fix: check the messages before the template, and turn the template's own errors into ``InvalidRequest``.
         """
         for wrong in ([], [{"content": "Hello"}], [{"role": "user"}]):
             with pytest.raises(InvalidRequest):
-                backend.render_chat(wrong)
+                await backend.render_chat(wrong)
 
     @when_claimed("tool_calls")
-    def test_tool_calls_are_read_out_of_an_answer(self, backend: Any) -> None:
+    async def test_tool_calls_are_read_out_of_an_answer(self, backend: Any) -> None:
         """``parse_tool_calls`` finds the call in ``tool_answer``, and takes plain text for what it is.
 
         How to fix: set ``tool_answer`` to an answer in the model's own form. Arguments are JSON text; what stands
@@ -67,11 +67,11 @@ class ChatTests(GenerationSuite, kit=True):
         """
         problems = shape_problems(backend, ToolCalling)
         assert not problems, f"not a ToolCalling: {'; '.join(problems)}"
-        plain = backend.parse_tool_calls("It is four o'clock.")
+        plain = await backend.parse_tool_calls("It is four o'clock.")
         assert plain == ChatAnswer(content="It is four o'clock."), f"plain text became {plain}"
         if self.tool_answer is None:
             pytest.fail("tool_calls is claimed; set tool_answer to (text, name, arguments)")
         text, name, arguments = self.tool_answer
-        found = backend.parse_tool_calls(text)
+        found = await backend.parse_tool_calls(text)
         assert [call.name for call in found.tool_calls] == [name], f"{text!r} became {found}"
         assert json.loads(found.tool_calls[0].arguments) == arguments, f"{text!r} became {found}"

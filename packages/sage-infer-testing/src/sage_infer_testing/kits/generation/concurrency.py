@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from sage_infer.schemas import RequestOptions
+
 from sage_infer_testing.features import when_claimed
 from sage_infer_testing.kits.generation.base import GenerationSuite
 from sage_infer_testing.reading import Output, generate_all, generate_one, greedy, read
@@ -93,4 +95,4 @@ class ConcurrencyTests(GenerationSuite, kit=True):
         How to fix: order the queue by (priority, arrival); negative numbers are allowed.
         """
         for priority in (-1, 0, 5):
-            await generate_one(backend, self.prompts[0], greedy(1), priority=priority)
+            await generate_one(backend, self.prompts[0], greedy(1), options=RequestOptions(priority=priority))

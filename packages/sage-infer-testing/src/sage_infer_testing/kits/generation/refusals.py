@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 from sage_infer.errors import UnsupportedFeature
-from sage_infer.schemas import GuidedDecoding, MediaItem, Prompt, QuantizationProfile, SamplingParams
+from sage_infer.schemas import (
+    GuidedDecoding,
+    MediaItem,
+    Prompt,
+    QuantizationProfile,
+    RequestOptions,
+    SamplingParams,
+)
 
 from sage_infer_testing.features import unless_claimed
 from sage_infer_testing.kits.generation.base import GenerationSuite
@@ -114,7 +121,7 @@ class RefusalTests(GenerationSuite, kit=True):
 
         How to fix: raise ``UnsupportedFeature`` in ``generate`` where ``priority`` is not 0.
         """
-        await self.refused(backend, {}, priority=1)
+        await self.refused(backend, {}, options=RequestOptions(priority=1))
 
     @unless_claimed("deadline")
     async def test_refuses_deadlines(self, backend: Any) -> None:
@@ -122,7 +129,7 @@ class RefusalTests(GenerationSuite, kit=True):
 
         How to fix: raise ``UnsupportedFeature`` in ``generate`` where ``deadline`` is not None.
         """
-        await self.refused(backend, {}, deadline=60.0)
+        await self.refused(backend, {}, options=RequestOptions(deadline=60.0))
 
     @unless_claimed("multimodal")
     async def test_refuses_media(self, backend: Any) -> None:
@@ -134,13 +141,13 @@ class RefusalTests(GenerationSuite, kit=True):
         await self.refused(backend, {}, prompt=Prompt(text="What is this?", media=(image,)))
 
     @unless_claimed("chat")
-    def test_refuses_chats(self, backend: Any) -> None:
+    async def test_refuses_chats(self, backend: Any) -> None:
         """``render_chat`` is refused where the model has no template.
 
         How to fix: raise ``UnsupportedFeature`` from ``render_chat``.
         """
         with pytest.raises(UnsupportedFeature):
-            backend.render_chat([{"role": "user", "content": "Hello"}])
+            await backend.render_chat([{"role": "user", "content": "Hello"}])
 
     @unless_claimed("prefill_decode")
     async def test_refuses_prefill(self, backend: Any) -> None:

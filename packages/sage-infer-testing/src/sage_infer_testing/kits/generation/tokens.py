@@ -31,7 +31,7 @@ class TokenTests(GenerationSuite, kit=True):
         """
         problems = shape_problems(backend, Tokenizing)
         assert not problems, f"not a Tokenizing: {'; '.join(problems)}"
-        token_ids = backend.tokenize(_TEXT)
+        token_ids = await backend.tokenize(_TEXT)
         of_text = await generate_one(backend, _TEXT, greedy(8))
         of_ids = await generate_one(backend, token_ids, greedy(8))
         computed = of_text.counted().prompt_tokens
@@ -41,21 +41,21 @@ class TokenTests(GenerationSuite, kit=True):
         assert of_ids.token_ids == of_text.token_ids, "the text and its token ids give different outputs"
 
     @when_claimed("tokenize")
-    def test_tokens_become_their_text(self, backend: Any) -> None:
+    async def test_tokens_become_their_text(self, backend: Any) -> None:
         """``detokenize`` gives the text back that ``tokenize`` took apart.
 
         How to fix: decode all ids at once, with special tokens and without cleaning up blanks.
         """
-        token_ids = backend.tokenize(Prompt(text=_TEXT, add_special_tokens=False))
-        text = backend.detokenize(token_ids)
+        token_ids = await backend.tokenize(Prompt(text=_TEXT, add_special_tokens=False))
+        text = await backend.detokenize(token_ids)
         assert text.strip() == _TEXT, f"{_TEXT!r} became {text!r}"
 
     @when_claimed("tokenize")
-    def test_unknown_token_ids_have_no_text(self, backend: Any) -> None:
+    async def test_unknown_token_ids_have_no_text(self, backend: Any) -> None:
         """A token id outside the vocabulary is an ``InvalidRequest``.
 
         How to fix: compare the ids with the vocabulary before decoding them.
         """
         for wrong in ([_UNKNOWN], [-1]):
             with pytest.raises(InvalidRequest):
-                backend.detokenize(wrong)
+                await backend.detokenize(wrong)

@@ -93,6 +93,7 @@ class TransferTests(DisaggregationTests, kit=True):
         How to fix: compare ``model_id`` and ``kv_schema`` before anything else, and name what differs.
         """
         state, buffers = await self.exported(backend)
+        assert state.kv_schema is not None, "exported KV needs a kv_schema"
         schema = attrs.evolve(state.kv_schema, num_layers=state.kv_schema.num_layers + 1)
         for other in (attrs.evolve(state, model_id="another-model"), attrs.evolve(state, kv_schema=schema)):
             with pytest.raises(CapabilityMismatch):

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
-import kit_reference_sampling as sampling
-from kit_mistakes import found_by
-from kit_reference_llm import SCHEMA, TOKEN_BYTES, ReferenceLLM, Request
-from kit_reference_sampling import Sequence_
+import kit_reference.sampling as sampling
+from kit_reference.llm import ReferenceLLM
+from kit_reference.request import SCHEMA, TOKEN_BYTES, Request
+from kit_reference.sampling import Sequence_
 from sage_infer.contracts import BufferedTokenStream, ChatAnswer, Health
 from sage_infer.errors import CapabilityMismatch, InvalidRequest, SageInferError
 from sage_infer.schemas import Prompt, SamplingParams, Timing, TokenDelta, TokenLogprob, Usage
+
+from kit_broken.mistakes import found_by
 
 
 class ChangedParams(ReferenceLLM):
@@ -245,13 +247,13 @@ class SickWithoutReason(ReferenceLLM):
 
 @found_by("test_has_the_shape_of_its_protocol")
 class LacksAbort(ReferenceLLM):
-    def render_chat(self, messages: Any) -> Prompt:  # type: ignore[override]
-        return super().render_chat(messages)
+    async def render_chat(self, messages: Any) -> Prompt:  # type: ignore[override]
+        return await super().render_chat(messages)
 
 
 @found_by("test_tool_calls_are_read_out_of_an_answer")
 class NeverCallsATool(ReferenceLLM):
-    def parse_tool_calls(self, text: str, *, tools: Any = None) -> ChatAnswer:
+    async def parse_tool_calls(self, text: str, *, tools: Any = None) -> ChatAnswer:
         return ChatAnswer(content=text)
 
 
@@ -432,9 +434,7 @@ class AnyAdapter(ReferenceLLM):
     "test_generation_prompt_can_be_left_out", "test_malformed_chat_is_refused", "test_chat_becomes_a_prompt"
 )
 class CarelessChat(ReferenceLLM):
-    def render_chat(
-        self, messages: Sequence[Any], *, tools: Any = None, add_generation_prompt: bool = True
-    ) -> Prompt:
+    async def render_chat(self, messages: Any, **options: Any) -> Prompt:
         return Prompt(text="assistant: ")
 
 
@@ -490,20 +490,20 @@ class NoGap(TimeRunsBackwards):
 
 @found_by("test_shown_tokens_are_those_computed")
 class ShowsNoStartToken(ReferenceLLM):
-    def tokenize(self, prompt: Any) -> list[int]:
-        return super().tokenize(prompt)[1:]
+    async def tokenize(self, prompt: Any) -> list[int]:
+        return (await super().tokenize(prompt))[1:]
 
 
 @found_by("test_tokens_become_their_text")
 class LosesBlanks(ReferenceLLM):
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        return super().detokenize(token_ids).replace(" ", "")
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return (await super().detokenize(token_ids)).replace(" ", "")
 
 
 @found_by("test_unknown_token_ids_have_no_text")
 class InventsText(ReferenceLLM):
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        return super().detokenize([abs(token) % 90 for token in token_ids])
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await super().detokenize([abs(token) % 90 for token in token_ids])
 
 
 REFUSALS = {

@@ -6,16 +6,18 @@ import os
 from typing import Any
 
 import attrs
-from kit_mistakes import found_by
-from kit_reference_llm import SCHEMA, TOKEN_BYTES, ReferenceLLM, Request
-from kit_reference_sampling import Sequence_
+from kit_reference.llm import ReferenceLLM
+from kit_reference.request import SCHEMA, TOKEN_BYTES, Request
+from kit_reference.sampling import Sequence_
 from sage_infer.contracts import DecodeResult, PrefillResult
 from sage_infer.schemas import DecodeState, Prompt
+
+from kit_broken.mistakes import found_by
 
 
 @found_by("test_prefill_and_decode_equal_generate")
 class DropsTheFirstToken(ReferenceLLM):
-    async def decode(self, state: DecodeState, *, request_id: str) -> DecodeResult:
+    async def decode(self, state: DecodeState, *, request_id: str, options: Any = None) -> DecodeResult:
         result = await super().decode(state, request_id=request_id)
         del result.stream._ready[0]  # type: ignore[attr-defined]
         return result
@@ -23,7 +25,7 @@ class DropsTheFirstToken(ReferenceLLM):
 
 @found_by("test_a_state_decodes_once", "test_unknown_state_is_refused")
 class ComputesAgain(ReferenceLLM):
-    async def decode(self, state: DecodeState, *, request_id: str) -> DecodeResult:
+    async def decode(self, state: DecodeState, *, request_id: str, options: Any = None) -> DecodeResult:
         if state.request_id not in self.held:
             prompt = Prompt(token_ids=state.prompt_token_ids)
             return DecodeResult(stream=(await self.generate(prompt, state.params))[0])
@@ -53,7 +55,7 @@ class ForgetsThatItIsOver(ReferenceLLM):
 
 @found_by("test_decode_frees_the_kv")
 class KeepsDecodedKV(ReferenceLLM):
-    async def decode(self, state: DecodeState, *, request_id: str) -> DecodeResult:
+    async def decode(self, state: DecodeState, *, request_id: str, options: Any = None) -> DecodeResult:
         result = await super().decode(state, request_id=request_id)
         self.free = self.free[1:]
         return result
