@@ -196,7 +196,7 @@ def test_the_machine_has_its_devices(installed: Installed) -> None:
     assert [a["hardware_backend"] for a in profile["accelerators"]].count("tide") == 3
     installed.sage("infer", "hal", "plot", "-o", "topology.svg")
     text = "".join(ElementTree.parse(installed.folder / "topology.svg").getroot().itertext())
-    assert "FLOW: 3 devices, all joined to all" in text
+    assert "FLOW: 3 devices, fully connected" in text
 
 
 @pytest.mark.parametrize("vendor", ["tide", "tidewave"])

@@ -107,7 +107,7 @@ def test_logic_ids_come_from_the_mapping(tools: Path, sysfs: Path) -> None:
         ("ascend:0", "ascend:1"), ("ascend:1", "ascend:0"),
     ]  # fmt: skip
     assert found.notes == (
-        "on the PCI bus, and not shown by the tool: 0000:01:00.0, 0000:41:00.0, 0000:42:00.0, 0000:81:00.0, "
+        "on the PCI bus, but not shown by the tool: 0000:01:00.0, 0000:41:00.0, 0000:42:00.0, 0000:81:00.0, "
         "0000:82:00.0, 0000:c2:00.0",
     )
 
@@ -151,7 +151,7 @@ def test_a_topology_of_other_devices_is_no_topology_of_these(tools: Path, sysfs:
     stand_in_tool(tools, "npu-smi", {"info": INFO, "info -m": mapping(), "info -t topo": strangers})
     found = AscendDetector(sysfs).detect()
     assert found.notes == (
-        "no links: npu-smi info -t topo names Phy-ID12, Phy-ID13, and `npu-smi info` none of them",
+        "no links: npu-smi info -t topo names Phy-ID12, Phy-ID13, but `npu-smi info` lists none of them",
     )
 
 

@@ -110,14 +110,14 @@ def test_board_of_a_first_910() -> None:
     found = profile("npu-smi-t-board-910-d801-v23.0.5.txt")
     assert devices(found) == [(0, "unknown", "0000:61:00.0", None)]
     assert found.sources == ("npu-smi", "Ascend driver 23.0.5")
-    assert "by its PCI device id it is of the Ascend 910 family" in found.notes
+    assert "Ascend 910 family, by the PCI device id" in found.notes
 
 
 def test_board_with_product_and_serial() -> None:
     found = profile("npu-smi-t-board-v25.5.1.txt")
     assert devices(found) == [(0, "IT21HMDC_Bin5", "0000:c1:00.0", None)]
     assert found.accelerators[0].board == "1025C9048791"
-    assert "by its PCI device id it is of the Ascend 910B family" in found.notes
+    assert "Ascend 910B family, by the PCI device id" in found.notes
 
 
 def test_common_describes_the_chip_and_not_the_controller() -> None:
@@ -291,7 +291,7 @@ def test_list_of_cards_with_two_chips_is_counted_only_where_it_is_whole() -> Non
     with pytest.raises(ToolOutputError, match=r"l.txt: .*a logic id for each chip"):
         read(listing(2, 5), name="l.txt")
     cut = read("Total Count : 8\nNPU ID : 0\nChip Count : 1\n", name="l.txt")
-    assert "the output counts 8 cards and lists 1" in cut.notes
+    assert "the output counts 8 cards but lists 1" in cut.notes
 
 
 def test_unknown_link_codes_are_kept_and_unknown_relations_are_no_links() -> None:
@@ -319,7 +319,7 @@ def test_unknown_link_codes_are_kept_and_unknown_relations_are_no_links() -> Non
         (A3.replace("| OK            | 166.9", "| 0000:9D:00.0  | 166.9"), "a health state such as OK"),
         (A3.replace("HBM-Usage(MB)", "").replace("Memory-Usage(MB)", ""), "a heading with Memory-Usage"),
         ("NPU ID  Chip ID  Chip Logic ID  Chip Name\n0  0  0", "expected one cell each for NPU ID, Chip ID"),
-        ("NPU ID : 1\nChip Count : 2\n\nHBM Capacity(MB) : 65536", "a card of 2 chips, and not which of them"),
+        ("NPU ID : 1\nChip Count : 2\n\nHBM Capacity(MB) : 65536", "a card of 2 chips, but not which of them"),
         ("NPU ID : 0\nHBM Capacity(MB) : many", "line 2: expected a whole number, got 'HBM Capacity"),
         ("NPU ID : 0\nPCIe Bus Info : there", "line 2: expected a bus id"),
         ("NPU0 X HCCS\nNPU1 HCCS X", "expected the heading of the link table, got 'NPU0 X HCCS'"),

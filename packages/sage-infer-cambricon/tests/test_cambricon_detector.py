@@ -112,7 +112,7 @@ def test_one_device_has_no_links_to_ask_for(tools: Path, sysfs: Path) -> None:
     tool = stand_in_tool(tools, "cnmon", {"info -j": Replay(writes={"cnmon_info.json": one})})
     found = CambriconDetector(sysfs).detect()
     assert calls_of(tool) == ["info -j"]
-    assert "on the PCI bus, and not shown by the tool: 0000:3d:00.0" in found.notes
+    assert "on the PCI bus, but not shown by the tool: 0000:3d:00.0" in found.notes
 
 
 def test_a_cnmon_that_says_nothing_is_an_error_where_there_are_devices(tools: Path, sysfs: Path) -> None:

@@ -200,7 +200,7 @@ def changed(**card: Any) -> str:
         ('{"CnmonInfo": [1]}', "each member of CnmonInfo must be an object"),
         ('{"CnmonInfo": {}}', "CnmonInfo must be a list"),
         ('{"CnmonInfo": [', "line 1: expected JSON"),
-        ('{"CnmonInfo": [], "CnmonInfo": []}', "the key 'CnmonInfo' comes twice"),
+        ('{"CnmonInfo": [], "CnmonInfo": []}', "the key 'CnmonInfo' is repeated"),
         (changed(CardNum=None), "CardNum must be a whole number"),
         (changed(PhysicalMemUsage={"Total": "many"}), "PhysicalMemUsage.Total must be a whole number"),
         (changed(PCI={"DomainID": "0", "Bus": "zz", "Device": "0", "Function": "0"}), "the parts of a bus id in hex"),

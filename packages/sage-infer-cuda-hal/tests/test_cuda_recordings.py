@@ -127,7 +127,7 @@ def test_mig_devices_of_smi() -> None:
         (0, 19968 * MIB, 14), (1, 19968 * MIB, 14), (2, 19968 * MIB, 14), (3, 19968 * MIB, 14),
     ]  # fmt: skip
     (note,) = found.notes
-    assert "4 GPUs are attached and lists 1" in note
+    assert "4 attached GPUs but lists 1" in note
 
 
 def test_figures_of_the_chip_table_have_source_and_confidence() -> None:
@@ -366,10 +366,13 @@ def test_every_recording_has_a_test() -> None:
         ("", "the recording is empty"),
         (
             "| NVIDIA-SMI 535.54.03  Driver Version: 535.54.03 |\n",
-            "begins no output of nvidia-smi that is known",
+            "does not start a known output of nvidia-smi",
         ),
-        ("No devices were found\n", "begins no output of nvidia-smi that is known"),
-        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", "begins no output"),
+        ("No devices were found\n", "does not start a known output of nvidia-smi"),
+        (
+            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
+            "does not start a known output",
+        ),
     ],
 )
 def test_what_is_no_recording_is_refused_by_name(text: str, expected: str) -> None:
@@ -401,16 +404,16 @@ def test_an_error_names_version_and_line() -> None:
     [
         ("smi-qx-a100.xml", "</nvidia_smi_log>", "", "well-formed XML to the end"),
         ("smi-qx-a100.xml", "<uuid>GPU", "<uuid>G</uuid><uuid>GPU", "one element uuid here"),
-        ("smi-qx-a100.xml", 'gpu id="00000000:06:00.0"', 'gpu id="00000000:07:00.0"', "that the element gpu has"),
+        ("smi-qx-a100.xml", 'gpu id="00000000:06:00.0"', 'gpu id="00000000:07:00.0"', "in the enclosing gpu element"),
         ("smi-qx-a100.xml", 'gpu id="00000000:06:00.0"', 'gpu id="zz"', "a PCI address"),
         ("smi-qx-telegraf-a100-sxm4-v12.xml", "<index>1</index>", "<index>0</index>", "an index each"),
         ("smi-qx-telegraf-a100-sxm4-v12.xml", "<index>1</index>", "", "an index in the MIG device"),
-        ("topo-m-2gpu-nv2.txt", "NV2", "XYZ", "the code of a path"),
-        ("topo-m-2gpu-nv2.txt", "NV2", "NV0", "the code of a path"),
+        ("topo-m-2gpu-nv2.txt", "NV2", "XYZ", "a path code"),
+        ("topo-m-2gpu-nv2.txt", "NV2", "NV0", "a path code"),
         ("topo-m-a100x8-nv12.txt", "GPU3  NV12", "GPU3  ", "X where GPU3 meets itself"),
         ("nvlink-s-h100pcie-x2-bridge.txt", "Link 3:", "Link 4:", "link 3 of GPU 0"),
         ("nvlink-s-h100pcie-x2-bridge.txt", "26.562 GB/s", "fast", "a speed after"),
-        ("nvlink-s-h100pcie-x2-bridge.txt", "         Link 17: <inactive>\n", "", "17 links, as the other"),
+        ("nvlink-s-h100pcie-x2-bridge.txt", "         Link 17: <inactive>\n", "", "17 links, like the other"),
         ("nvlink-R-h100pcie-x2-bridge.txt", "00000000:D5:00.0", "D5", "a PCI address of the remote device"),
         ("nvlink-R-h100pcie-x2-bridge.txt", "GPU 0: NVIDIA H100 PCIe", "NVIDIA H100 PCIe", "a line GPU 0: … first"),
         ("nccl-aws-p4d-24xl-topo.xml", 'busid="0000:10:1c.0"', 'busid="1c"', "a PCI address in busid"),
@@ -418,7 +421,7 @@ def test_an_error_names_version_and_line() -> None:
         ("nccl-aws-p4d-24xl-topo.xml", 'numaid="0"', 'numaid="a"', "a NUMA node in numaid"),
         ("nccl-aws-p4d-24xl-topo.xml", "000000ff,ffff0000", "000000fg,ffff0000", "a mask of CPUs"),
         ("nccl-aws-p4d-24xl-topo.xml", 'vendor="0x10de"', 'vendor="nvidia"', "a PCI id in vendor"),
-        ("nccl-azure-ncv4-topo.xml", 'gpu dev="1"', 'gpu dev="0"', "a device number of its own"),
+        ("nccl-azure-ncv4-topo.xml", 'gpu dev="1"', 'gpu dev="0"', "a unique device number"),
         ("nccl-azure-ncv4-topo.xml", 'count="12"', 'count="0"', "an NVLink with a target and a count"),
         ("nccl-azure-ncv4-graph.xml", 'gpu dev="1"', 'gpu dev="x"', "a device number in dev"),
     ],

@@ -78,7 +78,7 @@ time.sleep(60)
 """
     tool = make_tool("vendor-smi", body)
     started = time.monotonic()
-    with pytest.raises(ToolOutputError, match=r"vendor-smi gave no answer within 1 s; the driver may hang"):
+    with pytest.raises(ToolOutputError, match=r"vendor-smi did not answer within 1 s; the driver may hang"):
         run_tool(tool, timeout_s=1)
     assert time.monotonic() - started < 10
     child = int(pid_file.read_text())
@@ -222,7 +222,7 @@ def test_devices_without_their_tool_are_noted_and_not_invented(sysfs: Path) -> N
     profile = acme(one_device, sysfs).detect()
     assert profile.accelerators == ()
     assert profile.notes == (
-        "Acme devices are on the PCI bus, and there is no acme-smi: 0000:c1:00.0 (19e5:d802), "
+        "Acme devices are on the PCI bus, but acme-smi is missing: 0000:c1:00.0 (19e5:d802), "
         "0000:c2:00.0 (19e5:d802); install the Acme driver",
     )
 
@@ -235,7 +235,7 @@ def test_the_bus_adds_numa_nodes_and_links_and_says_what_the_tool_hides(
     assert [a.numa_node for a in profile.accelerators] == [6]
     assert [(link.source, link.target) for link in profile.links] == [("host", "acme:0"), ("acme:0", "host")]
     assert profile.memory_tiers[0].capacity_bytes == 2**30
-    assert profile.notes == ("on the PCI bus, and not shown by the tool: 0000:c2:00.0",)
+    assert profile.notes == ("on the PCI bus, but not shown by the tool: 0000:c2:00.0",)
 
 
 def test_a_failing_tool_matters_only_where_there_are_devices(

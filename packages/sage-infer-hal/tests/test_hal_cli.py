@@ -66,8 +66,8 @@ def test_plot(sage: Sage, recording: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (("profile", "--vendor", "npu"), 2, "give one with --from-file"),
-        (("profile", "-f", "recorded.txt"), 2, "say whose tool wrote it with --vendor"),
+        (("profile", "--vendor", "npu"), 2, "use it with --from-file"),
+        (("profile", "-f", "recorded.txt"), 2, "name the vendor of the tool with --vendor"),
         (
             ("show", "-f", "recorded.txt", "--vendor", "qqq"),
             2,
@@ -94,5 +94,5 @@ def test_wrong_input_is_one_line(
 def test_no_detector_is_said(sage: Sage) -> None:
     off = "toy,toy-failing,host,nvidia,ascend,cambricon,hygon,kunlunxin"
     done = sage("infer", "hal", "show", SAGE_INFER_DISABLE=off)
-    assert done.stdout == "machine: nothing was found\n"
+    assert done.stdout == "machine: no hardware found\n"
     assert "pip install sage-infer-host-hal" in done.stderr

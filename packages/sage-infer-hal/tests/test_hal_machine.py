@@ -51,7 +51,7 @@ def test_profiles_are_merged_and_failures_are_notes(site: Site) -> None:
     assert set(found.notes) == {
         "detector refusing (refusing-dist): the driver hangs",
         "detector buggy (buggy-dist): ZeroDivisionError: division by zero",
-        "detector wrong (wrong-dist): detect() gave a dict, not a HardwareProfile",
+        "detector wrong (wrong-dist): detect() returned a dict, not a HardwareProfile",
         "detector needy (needy-dist): needs no-such-distribution>=2 (not installed): "
         "pip install 'no-such-distribution>=2'",
     }
@@ -80,7 +80,7 @@ def test_a_detector_that_hangs_does_not_keep_the_others(site: Site, monkeypatch:
     machine.release_for_test.set()  # type: ignore[attr-defined]
     assert len(found.accelerators) == 1
     assert found.notes == (
-        "detector hanging (hanging-dist): gave no answer within 0.2 s; the driver may hang, see dmesg",
+        "detector hanging (hanging-dist): no answer within 0.2 s; the driver may hang, see dmesg",
     )
 
 
@@ -112,7 +112,7 @@ def test_only_detectors_that_can_measure_do(site: Site) -> None:
     assert stages == ["measuring"] * 3
     assert set(found.notes) == {
         "detector failing (failing-dist): could not measure: disk full",
-        "detector wrong (wrong-dist): measure() gave a NoneType, not a HardwareProfile",
+        "detector wrong (wrong-dist): measure() returned a NoneType, not a HardwareProfile",
     }
     assert "measured" not in detect_machine(registry=site.registry()).sources
 
@@ -163,8 +163,8 @@ def test_a_profile_needs_no_vendor_and_merges_with_recordings(reader: Site, tmp_
 @pytest.mark.parametrize(
     ("vendor", "expected"),
     [
-        (None, r"is no profile in JSON; say whose tool wrote it with --vendor \(npu, vendor\)"),
-        ("intel", "no installed detector reads recordings of 'intel'; there are: npu, vendor"),
+        (None, r"is not a profile in JSON; name the vendor of the tool with --vendor \(npu, vendor\)"),
+        ("intel", "no installed detector reads recordings of 'intel'; available: npu, vendor"),
         ("b", "no installed detector reads recordings of 'b'"),
     ],
 )
@@ -181,7 +181,7 @@ def test_two_readers_of_one_hardware_name_must_be_told_apart(reader: Site, tmp_p
     add(reader, "vendor2", GOOD, read_recording="vendor_module:read")
     path = tmp_path / "a.txt"
     path.write_text("smi GPU-1")
-    with pytest.raises(InvalidRequest, match="name one of them: vendor, vendor2"):
+    with pytest.raises(InvalidRequest, match="choose one: vendor, vendor2"):
         read_recordings([path], vendor="npu", registry=reader.registry())
     assert read_recordings([path], vendor="vendor2", registry=reader.registry()).accelerators
 
@@ -195,7 +195,7 @@ def test_files_that_cannot_be_read_or_understood(reader: Site, tmp_path: Path) -
     with pytest.raises(ToolOutputError, match=r"a\.txt: line 1"):
         read_recordings([path], vendor="npu", registry=registry)
     path.write_text("smi list")
-    with pytest.raises(InvalidRequest, match="made a list of"):
+    with pytest.raises(InvalidRequest, match="returned a list for"):
         read_recordings([path], vendor="npu", registry=registry)
 
 

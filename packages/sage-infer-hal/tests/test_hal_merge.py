@@ -52,7 +52,7 @@ def test_devices_of_several_detectors_are_in_order() -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("uuid", "GPU-2"), ("pci_address", "0000:d5:00.0")])
 def test_two_identities_of_one_device_are_two_machines(field: str, value: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"cuda:0 has the {field} .* not of one machine"):
+    with pytest.raises(InvalidRequest, match=f"cuda:0 has the {field} .* of different machines"):
         merge_profiles([one(LISTING), one(evolve(LISTING, **{field: value}))])
 
 

@@ -93,7 +93,7 @@ def test_tree_of_devices_alone_and_of_nothing() -> None:
     device = npu(0, numa_node=None, cpu_affinity="0-3", memory_bytes=None)
     assert list(tree(HardwareProfile(accelerators=[device]))) == ["machine", "└─ npu:0: N<1>, CPUs 0-3"]
     assert list(tree(HardwareProfile(accelerators=[npu(0)])))[1] == "└─ numa:0"
-    assert list(tree(HardwareProfile())) == ["machine: nothing was found"]
+    assert list(tree(HardwareProfile())) == ["machine: no hardware found"]
 
 
 def test_tables() -> None:
@@ -216,7 +216,7 @@ def test_a_drawing_names_everything() -> None:
     for text in (
         "4 × N<1> · C&1 (8 threads)", "numa:0", "numa:1", "NUMA node unknown", "CPUs 0-3 · 128.0 GiB", "npu:3",
         "1 parts",
-        "0000:c1:00.0", "HCCS: 4 devices, all joined to all", "21", "PIX", "Memory tiers",
+        "0000:c1:00.0", "HCCS: 4 devices, fully connected", "21", "PIX", "Memory tiers",
         "hbm  npu:0 … npu:3  4 × 64.0 GiB", "dram  host  256.0 GiB, 64.0 GiB usable",
         "read 63.0 GB/s, write 63.0 GB/s, 4 KiB 62k/s", "nominal 63.0 GB/s",
     ):  # fmt: skip

@@ -211,7 +211,7 @@ def test_file_systems_once_each(detect: Detect, tmp_path: Path) -> None:
     assert found.memory_tiers[1].capacity_bytes == 400 * GIB
     assert found.memory_tiers[2].capacity_bytes is None  # a server that is down would block the question
     assert len(found.notes) == 1
-    assert "nvme1n1 has rotating disks" in found.notes[0]
+    assert "rotating disks for nvme1n1" in found.notes[0]
 
 
 def test_a_container_on_an_overlay(detect: Detect) -> None:

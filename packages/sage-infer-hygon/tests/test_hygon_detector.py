@@ -139,4 +139,4 @@ def test_a_tool_that_fails_is_an_error_where_there_are_devices(tools: Path, sysf
 
 def test_devices_without_the_tool_are_noted(tools: Path, sysfs: Path) -> None:
     (note,) = HygonDetector(sysfs).detect().notes
-    assert "there is no hy-smi or rocm-smi: 0000:09:00.0 (1d94:6320), 0000:36:00.0 (1d94:6320)" in note
+    assert "hy-smi or rocm-smi is missing: 0000:09:00.0 (1d94:6320), 0000:36:00.0 (1d94:6320)" in note

@@ -62,7 +62,7 @@ def test_product_names_of_eight() -> None:
 def test_available_memory_is_not_the_devices_memory() -> None:
     found = profile("hy-smi-showmemavailable-k100ai-x8.txt")
     assert [(a.index, a.memory_bytes) for a in found.accelerators] == [(index, None) for index in range(8)]
-    assert found.notes[1] == "available memory is what is free, not what the device has"
+    assert found.notes[1] == "available memory is the free memory, not the device's total"
 
 
 def test_used_memory_is_not_the_devices_memory() -> None:

@@ -81,7 +81,7 @@ def test_an_older_tool_prints_sections(tools: Path, sysfs: Path) -> None:
     found = KunlunxinDetector(sysfs).detect()
     assert [(a.index, a.model) for a in found.accelerators] == [(0, "R300"), (1, "R300")]
     assert [note.partition(":")[0] for note in found.notes] == [
-        "no UUIDs", "no links", "on the PCI bus, and not shown by the tool",
+        "no UUIDs", "no links", "on the PCI bus, but not shown by the tool",
     ]  # fmt: skip
 
 
@@ -108,5 +108,5 @@ def test_a_tool_that_fails_is_an_error_where_there_are_devices(tools: Path, sysf
 
 def test_devices_without_the_tool_are_noted(tools: Path, sysfs: Path) -> None:
     (note,) = KunlunxinDetector(sysfs).detect().notes
-    assert "there is no xpu-smi or xpu_smi" in note
+    assert "xpu-smi or xpu_smi is missing" in note
     assert "0000:52:00.0 (2057:3686)" in note

@@ -1,4 +1,4 @@
-"""Ascend chips: figures that ``npu-smi`` does not print. The vendor publishes few data sheets; trust them as marked."""
+"""Ascend chips: figures that ``npu-smi`` does not print. Few data sheets exist; each figure has its confidence."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from sage_infer_ascend.npu_smi_topo import links, read_links
 
 __all__ = ["AscendDetector"]
 
-# 310, 310P, 910, 910B, 910C and what follows; network cards and management chips of the vendor are not in between.
+# 310, 310P, 910, 910B, 910C and later chips; the vendor's network cards and management chips have other ids.
 _DEVICES = range(0xD100, 0xDA00)
 _HCCS_MESH = ("910B1", "910B2", "910B3", "910B4")
 _MESH_SIZE = 8
@@ -68,11 +68,11 @@ def _links(rows: Sequence[NpuRow], indexes: Sequence[int], topology: str) -> lis
             endpoints[f"Phy-ID{row.physical}"] = ascend(index)
         if cards[row.npu] == 1:
             endpoints[f"NPU{row.npu}"] = ascend(index)
-    # A container may see some of the host's devices, and the table all of them.
+    # A container may see only some of the host's devices, but the table lists all of them.
     codes = {pair: code for pair, code in matrix.codes.items() if set(pair) <= endpoints.keys()}
     if len(rows) > 1 and not codes:
         labels = ", ".join(matrix.labels)
-        raise ToolOutputError(f"npu-smi info -t topo names {labels}, and `npu-smi info` none of them")
+        raise ToolOutputError(f"npu-smi info -t topo names {labels}, but `npu-smi info` lists none of them")
     names = {(row.name or "").removeprefix("Ascend").strip() for row in rows}
     mesh = len(rows) == _MESH_SIZE and names <= set(_HCCS_MESH)
     return links(evolve(matrix, codes=codes), endpoints.__getitem__, mesh=mesh)
@@ -90,7 +90,7 @@ NPU_SMI = VendorTool(
 
 
 class AscendDetector(ToolDetector):
-    """What ``npu-smi`` says of this machine; see ``ToolDetector``."""
+    """This machine as ``npu-smi`` reports it; see ``ToolDetector``."""
 
     def __init__(self, sysfs: Path = SYSFS) -> None:
         super().__init__(NPU_SMI, sysfs)

@@ -1,11 +1,11 @@
-"""What the backend needs of a machine, and where that is looked for. Data: the plug-in module reads it."""
+"""What the backend requires of a machine and where to look for it. Data only: the plug-in module reads it."""
 
 from sage_infer import Need
 
 __all__ = ["ENGINE", "NEEDS", "PLUGIN", "PLUGIN_DISTRIBUTIONS"]
 
 ENGINE = {"vllm": ">=0.18,<0.27"}
-"""vLLM, by distribution. ``vllm-ascend`` follows its version numbers: both must be of one release."""
+"""vLLM, by distribution. ``vllm-ascend`` follows its version numbers: both must be of the same release."""
 
 PLUGIN = "ascend"
 PLUGIN_DISTRIBUTIONS = {"vllm-ascend": ">=0.18,<0.27"}
@@ -26,7 +26,7 @@ NEEDS = (
     Need(
         what="torch_npu",
         distributions={"torch-npu": ">=2.9,<2.11"},
-        install="pip install 'torch-npu>=2.9,<2.11' (vllm-ascend brings the one that it wants)",
+        install="pip install 'torch-npu>=2.9,<2.11' (vllm-ascend requires the right one)",
     ),
     Need(what="vLLM", distributions=ENGINE, install="pip install 'vllm>=0.18,<0.27'"),
     Need(

@@ -1,4 +1,4 @@
-"""NPUs as ``npu-smi`` counts them, and which number addresses each."""
+"""NPUs as ``npu-smi`` counts them, and the number that addresses each."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _DRIVER = r"(?:npu-smi.*\sVersion|Software Version\s*)\s*:\s*(\d\S*)"
 
 @frozen(kw_only=True)
 class NpuRow:
-    """One chip in an output; what the output does not say is None.
+    """One chip in an output; None for what the output does not contain.
 
     Attributes:
         npu: the card ("NPU ID").
         chip: the chip on the card.
-        number: the number that the output gives the chip.
+        number: the number that the output assigns to the chip.
         numbered_by: that number's heading; empty where it has none.
         physical: its physical id, which link tables of Atlas A3 use.
     """
@@ -58,7 +58,7 @@ def accelerators(text: ToolText, rows: Sequence[NpuRow]) -> tuple[list[Accelerat
     """Devices of the rows, and notes on what the output leaves open.
 
     Raises:
-        ToolOutputError: a chip is listed twice, or nothing says which number addresses it.
+        ToolOutputError: a chip is listed twice, or its address number cannot be determined.
     """
     chips_of: dict[int, list[int]] = defaultdict(list)
     for row in rows:

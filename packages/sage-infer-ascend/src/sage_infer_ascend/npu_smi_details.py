@@ -28,10 +28,10 @@ def is_details(text: ToolText) -> bool:
 
 
 def read_details(text: ToolText) -> HardwareProfile:
-    """The chips that are described; the board's controller is left out.
+    """The described chips; the board's controller is left out.
 
     Raises:
-        ToolOutputError: no chip is described, or a value is not what its key says.
+        ToolOutputError: no chip is described, or a value does not match its key.
     """
     card: Block = {}
     devices: list[AcceleratorDescriptor] = []
@@ -78,7 +78,7 @@ def _device(text: ToolText, card: Block, block: Block) -> tuple[AcceleratorDescr
             raise text.error(line, "a bus id such as 0000:C1:00.0")
     family = _FAMILIES.get((_known(block, "PCI Device ID") or "").lower().removeprefix("0x"))
     if family:
-        notes.append(f"by its PCI device id it is of the Ascend {family} family")
+        notes.append(f"Ascend {family} family, by the PCI device id")
     serial = _known(block, "Serial Number") or ""
     memory, note = _memory(text, block)
     notes += [note] if note else []
@@ -97,14 +97,14 @@ def _device(text: ToolText, card: Block, block: Block) -> tuple[AcceleratorDescr
 
 
 def _memory(text: ToolText, block: Block) -> tuple[int | None, str]:
-    """HBM, or DDR on a chip that has no HBM, which shows by what comes after the place of the HBM's lines."""
+    """HBM, or DDR on a chip without HBM; the lines after the position of HBM tell which."""
     hbm, ddr = _number(text, block, "HBM Capacity(MB)"), _number(text, block, "DDR Capacity(MB)")
     memory = None
     if hbm is not None:
         memory = mebibytes(hbm) or mebibytes(ddr or 0)
     elif ddr and not any(key.startswith("HBM") for key in block):
         if not {"DDR Bandwidth Usage Rate(%)", "Chip ID"} & block.keys():
-            return None, f"DDR of {ddr} MB is shown, and not whether the chip has HBM besides"
+            return None, f"DDR of {ddr} MB is shown, but not whether the chip also has HBM"
         memory = mebibytes(ddr)
     return memory, "" if memory else "no memory size is shown"
 
@@ -118,7 +118,7 @@ def _index(text: ToolText, card: Block, block: Block, notes: list[str]) -> int:
     if count == 1:
         return npu
     if chip is None:
-        raise text.error(None, f"it describes a card of {count} chips, and not which of them")
+        raise text.error(None, f"it describes a card of {count} chips, but not which of them")
     notes.append("this output shows no logic ids; devices are counted by NPU and chip")
     return npu * count + chip
 

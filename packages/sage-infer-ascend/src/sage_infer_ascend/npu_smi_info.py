@@ -1,4 +1,4 @@
-"""``npu-smi info``: a table with two lines a chip. Layouts differ by driver; the heading says which one it is.
+"""``npu-smi info``: a table with two lines per chip. Layouts differ by driver; the heading identifies them.
 
 | driver | first line | second line |
 |---|---|---|
@@ -36,7 +36,7 @@ _NO_PROCESSES = re.compile(r"no running processes|process id", re.IGNORECASE)
 
 @frozen
 class _Heading:
-    """What the two heading lines say: how many cells a line has, and the place of each.
+    """The layout in the two heading lines: how many cells a line has, and the position of each.
 
     ``name`` is the place of the name where it has a cell of its own; ``usages`` are the memories in order.
     """
@@ -70,10 +70,10 @@ def read_info(text: ToolText) -> HardwareProfile:
 
 
 def read_rows(text: ToolText) -> tuple[list[NpuRow], list[str]]:
-    """The chips of the table, and notes on what is not to be read.
+    """The chips of the table, and notes on unreadable parts.
 
     Raises:
-        ToolOutputError: a line does not fit the heading, or one of a chip's two lines is missing.
+        ToolOutputError: a line does not match the heading, or one of a chip's two lines is missing.
     """
     rows: list[NpuRow] = []
     notes: list[str] = []
@@ -102,7 +102,7 @@ def read_rows(text: ToolText) -> tuple[list[NpuRow], list[str]]:
     if first is not None:
         raise text.error(first[0], "a second line for this chip")
     if not rows and heading is None:
-        raise text.error(None, "the table of `npu-smi info` is not there")
+        raise text.error(None, "the table of `npu-smi info` is missing")
     return rows, notes
 
 
@@ -157,7 +157,7 @@ def _row(
 
 
 def _npu(text: ToolText, line: Line, heading: _Heading, cells: list[str]) -> tuple[int, str]:
-    """The card's number and the chip's name, of a chip's first line."""
+    """The card's number and the chip's name, from a chip's first line."""
     if heading.name is None:
         match = re.fullmatch(r"(\d+)\s+(\S.*)", cells[heading.npu])
         npu, name = match.groups() if match else ("", "")
@@ -169,7 +169,7 @@ def _npu(text: ToolText, line: Line, heading: _Heading, cells: list[str]) -> tup
 
 
 def _chip(text: ToolText, line: Line, heading: _Heading, cells: list[str]) -> tuple[int, int | None]:
-    """The chip's number on the card, and the number that the layout gives it beside, of a chip's second line."""
+    """The chip's number on the card and its number in the layout, from a chip's second line."""
     if heading.name is not None:
         if cells[heading.npu] or cells[heading.name]:
             raise text.error(line, "nothing below the NPU's number and name")
@@ -183,7 +183,7 @@ def _chip(text: ToolText, line: Line, heading: _Heading, cells: list[str]) -> tu
 
 
 def _memory(text: ToolText, line: Line, heading: _Heading, cell: str) -> tuple[int | None, str]:
-    """The device's own memory: HBM where it has some, else what the tool calls memory."""
+    """The device's own memory: HBM if present, else what the tool calls memory."""
     pairs = _PAIR.findall(cell)
     usages = heading.usages or ("Memory", "HBM")[: len(pairs)]
     if not pairs or len(pairs) != len(usages):

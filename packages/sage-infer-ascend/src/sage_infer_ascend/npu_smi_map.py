@@ -1,4 +1,4 @@
-"""``npu-smi info -m`` and ``npu-smi info -l``: which chips there are, and their logic ids."""
+"""``npu-smi info -m`` and ``npu-smi info -l``: the chips and their logic ids."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_map_rows(text: ToolText) -> list[NpuRow]:
     """
     heading = _map_heading(text)
     if heading is None:
-        raise text.error(None, "the heading of `npu-smi info -m` is not there")
+        raise text.error(None, "the heading of `npu-smi info -m` is missing")
     names = _HEADINGS.findall(heading.text)
     numbers = names[:-1]
     more = heading.text.rpartition(names[-1])[2].split()
@@ -110,5 +110,5 @@ def read_list(text: ToolText) -> HardwareProfile:
     rows = [NpuRow(line=line, npu=npu, chip=chip) for line, npu, count in cards for chip in range(count or 1)]
     devices, notes = accelerators(text, rows)
     if total != len(cards):
-        notes.append(f"the output counts {total} cards and lists {len(cards)}")
+        notes.append(f"the output counts {total} cards but lists {len(cards)}")
     return build_profile(devices, sources=[text.source], notes=[f"{_LEFT_OUT}, nor names", *notes])

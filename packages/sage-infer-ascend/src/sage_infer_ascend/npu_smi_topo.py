@@ -1,4 +1,4 @@
-"""``npu-smi info -t topo`` and ``npu-smi topo``: how NPUs are joined."""
+"""``npu-smi info -t topo`` and ``npu-smi topo``: links between NPUs."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def is_topology(text: ToolText) -> bool:
 
 
 def read_links(text: ToolText) -> LinkMatrix:
-    """The matrix as it was printed.
+    """The matrix as printed.
 
     Raises:
-        ToolOutputError: there is none, or a row does not fit its heading.
+        ToolOutputError: the matrix is missing, or a row does not match its heading.
     """
     matrix = read_matrix(text, text.lines, _LABEL, even=True)
     if matrix is None:
@@ -63,7 +63,7 @@ def links(matrix: LinkMatrix, endpoint: Callable[[str], str], *, mesh: bool = Fa
 
 
 def read_topology(text: ToolText) -> HardwareProfile:
-    """Devices by the numbers of the table, with nothing known but their place."""
+    """Devices by the numbers of the table; nothing else is known about them."""
     matrix = read_links(text)
     number = {label: int(re.findall(r"\d+$", label)[0]) for label in matrix.labels}
     notes = ["this output shows neither names, memory nor bus ids"]

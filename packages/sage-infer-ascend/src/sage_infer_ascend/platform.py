@@ -1,4 +1,4 @@
-"""Ascend as a platform of vLLM: what is known of it, each fact with its source; the rest is asked of vLLM itself."""
+"""Ascend as a platform of vLLM: known facts, each with its source; vLLM itself is asked for the rest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ASCEND = Platform(
     plugin=PLUGIN,
     plugin_distributions=PLUGIN_DISTRIBUTIONS,
     hardware_backend="ascend",
-    # int8 KV ("C8") comes with a checkpoint that was quantized so, and is no option of the engine.
+    # int8 KV ("C8") requires a checkpoint quantized for it and is not an option of the engine.
     kv_dtypes={},
     block_sizes=(128,),
     quantization=(

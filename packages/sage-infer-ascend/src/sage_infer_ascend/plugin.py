@@ -1,4 +1,4 @@
-"""What this wheel brings to sage-infer. Imports neither the reader of the vendor's tool nor vLLM."""
+"""Plug-in of this wheel. Imports neither the reader of the vendor's tool nor vLLM."""
 
 from sage_infer import BackendSpec, DetectorSpec, hookimpl
 from sage_infer.sdk.platform_backends import PlatformBackends
@@ -17,9 +17,9 @@ _ON_VLLM = PlatformBackends(
     device_nodes=_NODES,
     limits=(
         "Not run on an NPU: detection is tested on recordings, the backend up to the call of vLLM.",
-        "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-ascend is for vLLM 0.18 to 0.26: "
-        "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
-        "int8 KV (C8) only with a checkpoint that was quantized so.",
+        "The adapter, sage-infer-vllm, supports vLLM 0.28 to 0.32; vllm-ascend requires vLLM 0.18 to 0.26: "
+        "until the ranges meet, opening the backend raises BackendUnavailable, which names what that vLLM lacks.",
+        "int8 KV (C8) only with a checkpoint quantized for it.",
     ),
 )
 

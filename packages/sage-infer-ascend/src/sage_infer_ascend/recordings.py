@@ -31,16 +31,16 @@ _KINDS = (
 
 
 def read(text: str, *, name: str) -> HardwareProfile:
-    """The machine that a recorded output of ``npu-smi`` describes; ``name`` is its file's.
+    """The machine that a recorded output of ``npu-smi`` describes; ``name`` is the file name.
 
     Raises:
-        ToolOutputError: it is no output that is known, or it is not understood.
+        ToolOutputError: the output is unknown or malformed.
     """
     output = ToolText.of(text, tool=TOOL, version=VERSION)
     failed = output.search(FAILURE)
     if failed is not None:
         raise ToolOutputError(
             f"{name}: npu-smi failed, line {failed.number}: {failed.text.strip()}; the driver is not loaded, does not "
-            "fit the firmware, or the user may not open the device"
+            "match the firmware, or the user may not open the device"
         )
     return read_recording(_KINDS, output, name=name)

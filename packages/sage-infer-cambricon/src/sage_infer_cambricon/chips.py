@@ -1,4 +1,4 @@
-"""Cambricon chips: figures that ``cnmon`` does not print. Data sheets are few; trust them as marked."""
+"""Cambricon chips: figures that ``cnmon`` does not print. Few data sheets exist; each figure has its confidence."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def read_cndev(text: ToolText) -> HardwareProfile:
     """Devices, and the MLU-Links that are up and lead to one of them.
 
     Raises:
-        ToolOutputError: a list is not as long as there are devices, or a member is not what it must be.
+        ToolOutputError: a list has another length than the number of devices, or a member is malformed.
     """
     data = load(text)
     if not isinstance(data, dict):

@@ -30,7 +30,7 @@ def read_info(text: ToolText) -> HardwareProfile:
     """The cards that are described.
 
     Raises:
-        ToolOutputError: a key comes twice for a card, or a value is not what its key says.
+        ToolOutputError: a key is repeated for a card, or a value does not match its key.
     """
     cards = _cards(text)
     devices, notes = [], []

@@ -27,7 +27,7 @@ def read_json(text: ToolText) -> HardwareProfile:
     """The cards of the document.
 
     Raises:
-        ToolOutputError: a member is not what it must be.
+        ToolOutputError: a member is malformed.
     """
     data = load(text)
     cards = items(text, data.get("CnmonInfo") if isinstance(data, dict) else None, "CnmonInfo")

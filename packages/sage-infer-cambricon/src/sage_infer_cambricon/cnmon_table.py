@@ -46,7 +46,7 @@ def read_table(text: ToolText) -> HardwareProfile:
     """The devices of the table.
 
     Raises:
-        ToolOutputError: a line does not fit the heading, or one of a device's two lines is missing.
+        ToolOutputError: a line does not match the heading, or one of a device's two lines is missing.
     """
     devices: list[AcceleratorDescriptor] = []
     notes: list[str] = []
@@ -77,7 +77,7 @@ def read_table(text: ToolText) -> HardwareProfile:
     if first is not None:
         raise text.error(first[0], "a second line for this device")
     if heading is None:
-        raise text.error(None, "the table's heading is not there")
+        raise text.error(None, "the table's heading is missing")
     driver = text.search(_DRIVER)
     found = re.search(_DRIVER, driver.text) if driver else None
     return build_profile(

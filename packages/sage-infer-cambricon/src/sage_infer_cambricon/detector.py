@@ -33,7 +33,7 @@ def _ask(tools: Sequence[str], devices: Sequence[PciDevice]) -> HardwareProfile:
 
 
 def _devices(tool: str) -> HardwareProfile:
-    """From the JSON, which cnmon writes into its working directory; from the table where it writes none."""
+    """Read the JSON that cnmon writes into its working directory; without it, the table."""
     try:
         answer = run_tool(tool, "info", "-j", output_file="cnmon_info.json")
         return read_json(ToolText.of(answer, tool=f"{TOOL} info -j"))

@@ -1,4 +1,4 @@
-"""MLUs as descriptors, and what every output of ``cnmon`` has in common."""
+"""MLUs as descriptors, and common parts of every output of ``cnmon``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mlu(
 
 
 def board_notes(devices: Iterable[AcceleratorDescriptor]) -> list[str]:
-    """A note where cards have two devices each."""
+    """A note if cards have two devices each."""
     if any(device.model == "MLU370-X8" for device in devices):
         return ["an MLU370-X8 card is two devices; `lspci -tv` shows which two share a card"]
     return []

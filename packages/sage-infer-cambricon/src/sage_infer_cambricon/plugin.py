@@ -1,4 +1,4 @@
-"""What this wheel brings to sage-infer. Imports neither the reader of the vendor's tool nor vLLM."""
+"""Plug-in of this wheel. Imports neither the reader of the vendor's tool nor vLLM."""
 
 from sage_infer import BackendSpec, DetectorSpec, hookimpl
 from sage_infer.sdk.platform_backends import PlatformBackends
@@ -17,9 +17,9 @@ _ON_VLLM = PlatformBackends(
     device_nodes=_NODES,
     limits=(
         "Not run on an MLU: detection is tested on recordings, the backend up to the call of vLLM.",
-        "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-mlu is for vLLM 0.9.1 to 0.13: "
-        "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
-        "KV dtypes and page sizes are not published; vLLM is asked for them when it starts.",
+        "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-mlu requires vLLM 0.9.1 to 0.13: "
+        "until the ranges meet, opening the backend raises BackendUnavailable, which names what that vLLM lacks.",
+        "KV dtypes and page sizes are not published; vLLM reports them when it starts.",
     ),
 )
 

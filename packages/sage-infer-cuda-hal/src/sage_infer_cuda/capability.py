@@ -1,4 +1,4 @@
-"""Compute capabilities: which chip has which, and what each computes in."""
+"""Compute capabilities of chips, and the precisions of each capability."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BY_DEVICE_ID: tuple[tuple[int, int, str], ...] = (
     (0x2680, 0x28FF, "8.9"),  # AD102 to AD107
     (0x2900, 0x29FF, "10.0"),  # GB100, GB102
 )
-# Architectures all of whose chips that nvidia-smi serves have one capability.
+# Architectures served by nvidia-smi whose chips all have the same capability.
 _BY_ARCHITECTURE: Mapping[str, str] = {
     "Volta": "7.0", "Turing": "7.5", "Ada Lovelace": "8.9", "Hopper": "9.0",
 }  # fmt: skip
@@ -58,10 +58,10 @@ def capability_of(device_id: int | None, architecture: str | None = None) -> str
 
 
 def precisions_of(capability: str | None) -> tuple[Precision, ...]:
-    """What a compute capability's arithmetic units work in; empty where that is not known."""
+    """Precisions of a compute capability's arithmetic units; empty if unknown."""
     return _PRECISIONS.get(capability or "", ())
 
 
 def nvlink_gbs(capability: str | None) -> float | None:
-    """GB/s of one NVLink in one direction; None where the data sheets give none."""
+    """GB/s of one NVLink in one direction; None if the data sheets do not list it."""
     return _NVLINK_GBS.get(capability or "")

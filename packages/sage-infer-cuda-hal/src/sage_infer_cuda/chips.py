@@ -1,4 +1,4 @@
-"""The chip table: peak rates, which no tool prints, by product. Each row has its source and how far to trust it."""
+"""The chip table: peak rates by product, which no tool prints. Each row has its source and confidence."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ CHIPS: tuple[Chip, ...] = (
 def described(
     device: AcceleratorDescriptor, *, device_id: int | None = None, architecture: str | None = None
 ) -> AcceleratorDescriptor:
-    """The device with what the tables add; a capability that it has already, as NVML gives it, stays."""
+    """The device with the table's figures added; a capability reported by NVML takes precedence."""
     chip = find_chip(CHIPS, device.model, device.memory_bytes)
     capability = device.compute_capability or (chip.architecture if chip else None)
     capability = capability or capability_of(device_id, architecture)

@@ -1,4 +1,4 @@
-"""Masks of CPUs as the lists that profiles hold."""
+"""CPU masks as the lists used in profiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The NVIDIA detector. Where no device node is there, no library of NVIDIA's is touched."""
+"""The NVIDIA detector. Without a device node it loads no NVIDIA library."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _DISPLAY = 0x03  # PCI class of graphics cards and of accelerators without a scr
 
 
 class NvidiaDetector:
-    """Asks NVML what there is, and sysfs where it is plugged in.
+    """Reads devices from NVML and their PCI position from sysfs.
 
     Args:
-        root: where ``dev`` and WSL's ``usr/lib/wsl`` are; tests give a folder.
-        sysfs: where the PCI bus is listed.
-        load: gives the module ``pynvml``; tests give one that answers with recorded values.
+        root: folder with ``dev`` and WSL's ``usr/lib/wsl``; tests pass a temporary one.
+        sysfs: folder that lists the PCI bus.
+        load: returns the module ``pynvml``; tests return a stand-in with recorded values.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class NvidiaDetector:
         self._load = load or (lambda: importlib.import_module("pynvml"))
 
     def detect(self) -> HardwareProfile:
-        """What this machine has of NVIDIA's; an empty profile, with notes, where its driver is not there.
+        """The NVIDIA devices of this machine; an empty profile with notes if the driver is missing.
 
         Raises:
-            ToolOutputError: the driver is there, and fails.
+            ToolOutputError: the driver is installed but fails.
         """
         pci = [d for d in pci_devices({_NVIDIA}, self._sysfs) if d.class_code >> 16 == _DISPLAY]
         if not self._has_driver():
@@ -49,7 +49,7 @@ class NvidiaDetector:
             nvml.nvmlInit()
         except nvml.NVMLError as error:
             raise ToolOutputError(
-                f"NVML does not start: {error}; run nvidia-smi, and see that driver and library are of one version"
+                f"NVML does not start: {error}; run nvidia-smi, and check that driver and library have the same version"
             ) from error
         try:
             return read_nvml(nvml, pci)
@@ -63,6 +63,4 @@ class NvidiaDetector:
 
 def _no_driver(pci: list[PciDevice]) -> str:
     found = ", ".join(f"{device.address} ({device.vendor:04x}:{device.device:04x})" for device in pci)
-    return (
-        f"NVIDIA devices are on the PCI bus, and there is no /dev/nvidia0: {found}; install NVIDIA's driver"
-    )
+    return f"NVIDIA devices are on the PCI bus, but /dev/nvidia0 is missing: {found}; install NVIDIA's driver"

@@ -1,4 +1,4 @@
-"""``nvidia-smi -L``, ``nvlink -s`` and ``nvlink -R``: a line a GPU, with what belongs to it below."""
+"""``nvidia-smi -L``, ``nvlink -s`` and ``nvlink -R``: one line per GPU, followed by its details."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NO_LINKS = r".*(?:Unable to retrieve NVLink information|NVLink is not supported
 
 @define
 class _Gpu:
-    """A GPU's line, and the lines that belong to it."""
+    """A GPU's line and the lines below it."""
 
     device: AcceleratorDescriptor
     line: Line
@@ -50,7 +50,7 @@ def has_listing(text: ToolText) -> bool:
 
 
 def read_listing(text: ToolText) -> HardwareProfile:
-    """``nvidia-smi -L``: names and uuids, of MIG instances too."""
+    """``nvidia-smi -L``: names and UUIDs, including MIG instances."""
     devices = []
     for gpu in _gpus(text):
         partitions = []
@@ -67,7 +67,7 @@ def read_listing(text: ToolText) -> HardwareProfile:
 
 
 def read_speeds(text: ToolText) -> HardwareProfile:
-    """``nvidia-smi nvlink -s``: what the links of each GPU carry together; where they lead to is not said."""
+    """``nvidia-smi nvlink -s``: total speed of each GPU's links; their far ends are not printed."""
     links = []
     gpus, notes = _linked(text, _SPEED, "a speed")
     for gpu in gpus:
@@ -93,7 +93,7 @@ def read_speeds(text: ToolText) -> HardwareProfile:
 
 
 def read_remotes(text: ToolText) -> HardwareProfile:
-    """``nvidia-smi nvlink -R``: the PCI address at the other end of each GPU's links, and how many lead there."""
+    """``nvidia-smi nvlink -R``: the PCI address at the far end of each GPU's links, and the number of links."""
     gpus, notes = _linked(text, _REMOTE, "a remote device")
     ends: dict[int, Counter[str]] = {}
     for gpu in gpus:
@@ -156,10 +156,10 @@ def _gpus(text: ToolText) -> list[_Gpu]:
 
 
 def _linked(text: ToolText, pattern: str, what: str) -> tuple[list[_Gpu], list[str]]:
-    """GPUs with the lines of their links, which are numbered from 0 without a gap, and notes.
+    """GPUs with the lines of their links, which are numbered consecutively from 0, and notes.
 
-    A recording that is cut has fewer lines, and looks whole. So GPUs of one model must have equally many, and where
-    there is one GPU only, its links are left out.
+    A truncated recording may look complete. So GPUs of one model must have equally many links, and the links of a
+    single GPU are left out.
     """
     gpus = _gpus(text)
     for gpu in gpus:
@@ -173,15 +173,13 @@ def _linked(text: ToolText, pattern: str, what: str) -> tuple[list[_Gpu], list[s
                 raise text.error(line, f"{what} after a link's number")
     if len(gpus) == 1 and gpus[0].links:
         gpus[0].links.clear()
-        return gpus, [
-            "one GPU only: whether all of its links are in the recording is not known; they are left out"
-        ]
+        return gpus, ["one GPU only: the recording may be truncated; its links are left out"]
     counts: dict[str, int] = {}
     for gpu in gpus:
         if gpu.links or not gpu.below:
             count = counts.setdefault(gpu.device.model, len(gpu.links))
             if count != len(gpu.links):
-                raise text.error(gpu.line, f"{count} links, as the other {gpu.device.model} has")
+                raise text.error(gpu.line, f"{count} links, like the other {gpu.device.model}")
     return gpus, []
 
 

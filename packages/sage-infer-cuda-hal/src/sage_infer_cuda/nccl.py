@@ -27,12 +27,12 @@ __all__ = ["NO_NUMBERS", "read_nccl_graph", "read_nccl_topology"]
 
 NO_NUMBERS = "the file has no device numbers; indices follow the PCI addresses, as nvidia-smi counts"
 _NVIDIA, _ANY = 0x10DE, 0xFFFF
-_SWITCH = "0x068000"  # the class that NCCL gives NVSwitches
+_SWITCH = "0x068000"  # the class that NCCL uses for NVSwitches
 
 
 @frozen
 class _Place:
-    """A GPU and where in the tree it is: the cpu element, and the bridges above it, outermost first."""
+    """A GPU and its position in the tree: the cpu element and the bridges above it, outermost first."""
 
     element: Element
     address: str
@@ -49,7 +49,7 @@ def read_nccl_topology(text: ToolText) -> HardwareProfile:
     """GPUs by PCI address, their NUMA nodes and CPUs, PCIe and NVLink.
 
     Raises:
-        ToolOutputError: it is not well formed, or says what cannot be.
+        ToolOutputError: the XML is malformed or contains impossible values.
     """
     root = read_xml(text, "system")
     notes: list[str] = []
@@ -63,7 +63,7 @@ def read_nccl_topology(text: ToolText) -> HardwareProfile:
         if pci.tag == "pci" and not pci.attributes.get("class") and not pci.children
     ]
     if unclassed:
-        notes.append(f"without a class, so that they may be GPUs or not, are {', '.join(unclassed)}")
+        notes.append(f"no class, so possibly GPUs: {', '.join(unclassed)}")
     numbered = _numbered(text, places, notes)
     devices = [_device(text, index, place) for index, place in numbered.items()]
     links: list[LinkProfile] = []
@@ -77,7 +77,7 @@ def read_nccl_topology(text: ToolText) -> HardwareProfile:
 
 
 def read_nccl_graph(text: ToolText) -> HardwareProfile:
-    """The GPUs that NCCL's search went through. What they are, and how they are joined, is not in such a file."""
+    """The GPUs in NCCL's search graph. The file describes neither the GPUs nor their links."""
     root = read_xml(text, "graphs")
     numbers: set[int] = set()
     for element in root.walk():
@@ -92,7 +92,7 @@ def read_nccl_graph(text: ToolText) -> HardwareProfile:
             for number in numbers
         ],
         sources=[f"NCCL graph, format {text.version or 'unknown'}"],
-        notes=["an NCCL graph has the numbers of GPUs only; NCCL_TOPO_DUMP_FILE writes how they are joined"],
+        notes=["an NCCL graph lists GPU numbers only; NCCL_TOPO_DUMP_FILE writes their links"],
     )
 
 
@@ -118,7 +118,7 @@ def _places(
 
 
 def _numbered(text: ToolText, places: Sequence[_Place], notes: list[str]) -> Mapping[int, _Place]:
-    """GPUs by index: NCCL's device number where the file has them, else in the order of addresses as CUDA counts."""
+    """GPUs by index: NCCL's device number if the file has them, else in the order of addresses, as CUDA counts."""
     addresses = Counter(place.address for place in places)
     for place in places:
         if addresses[place.address] > 1:
@@ -126,7 +126,7 @@ def _numbered(text: ToolText, places: Sequence[_Place], notes: list[str]) -> Map
     given = [place.gpu.attributes.get("dev", "") if place.gpu is not None else "" for place in places]
     if places and all(number.isdecimal() for number in given):
         if len({int(number) for number in given}) != len(given):
-            raise text.error(None, "a device number of its own for each GPU")
+            raise text.error(None, "a unique device number for each GPU")
         return dict(sorted((int(number), place) for number, place in zip(given, places, strict=True)))
     if places:
         notes.append(NO_NUMBERS)
@@ -174,7 +174,7 @@ def _pcie(text: ToolText, index: int, place: _Place) -> list[LinkProfile]:
 
 
 def _paths(numbered: Mapping[int, _Place]) -> list[LinkProfile]:
-    """The PCIe path between each two GPUs, by the code that NCCL has for it."""
+    """The PCIe path between each two GPUs, by NCCL's code for it."""
     links = []
     for (one, a), (other, b) in itertools.permutations(numbered.items(), 2):
         common = [x for x, y in zip(a.bridges, b.bridges, strict=False) if x is y]
@@ -195,7 +195,7 @@ def _paths(numbered: Mapping[int, _Place]) -> list[LinkProfile]:
 def _nvlinks(
     text: ToolText, numbered: Mapping[int, _Place], devices: Sequence[AcceleratorDescriptor], notes: list[str]
 ) -> list[LinkProfile]:
-    """NVLinks between GPUs, directly or through NVSwitches that both are joined to."""
+    """NVLinks between GPUs, direct or through NVSwitches that both are joined to."""
     names = {place.address: index for index, place in numbered.items()}
     capabilities = {device.index: device.compute_capability for device in devices}
     switched: dict[int, int] = {}
@@ -213,7 +213,7 @@ def _nvlinks(
                 end = f"cuda:{names[target]}" if target in names else f"pci:{target}"
                 direct[index, end] = direct.get((index, end), 0) + int(count)
     for one, other in itertools.permutations(switched, 2):
-        # What two GPUs can exchange through switches is what the one with fewer links has.
+        # Two GPUs exchange data through switches at the speed of the one with fewer links.
         direct[one, f"cuda:{other}"] = min(switched[one], switched[other])
     links = []
     for (index, end), number in direct.items():

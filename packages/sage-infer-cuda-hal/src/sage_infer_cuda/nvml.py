@@ -1,4 +1,4 @@
-"""What NVML says of this machine. ``pynvml`` is passed in, so that nothing loads the driver before it is asked for."""
+"""This machine as NVML reports it. ``pynvml`` is passed in, so that importing this module loads no driver."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ANCESTORS = (
 
 @frozen
 class _Gpu:
-    """A device with its handle, and where its active NVLinks lead to: an address, or None for an NVSwitch."""
+    """A device with its handle and the far ends of its active NVLinks: addresses, or None for an NVSwitch."""
 
     handle: Any
     device: AcceleratorDescriptor
@@ -49,7 +49,7 @@ class _Gpu:
 
 
 def read_nvml(nvml: Any, pci: Sequence[PciDevice]) -> HardwareProfile:
-    """The profile of all devices that answer; one that does not is a note.
+    """The profile of all devices that answer, with a note for each one that does not.
 
     ``nvml`` is the module ``pynvml``, initialized; ``pci`` are NVIDIA's devices as sysfs lists them.
 
@@ -88,7 +88,7 @@ def read_nvml(nvml: Any, pci: Sequence[PciDevice]) -> HardwareProfile:
 
 
 def _asker(nvml: Any, handle: Any) -> Callable[..., Any]:
-    """Calls a function of NVML with the handle; None where this device, driver or user cannot ask that."""
+    """Call a function of NVML with the handle; None if this device, driver or user does not support it."""
     unknown = {
         nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND, nvml.NVML_ERROR_NO_PERMISSION,
         nvml.NVML_ERROR_NOT_FOUND, nvml.NVML_ERROR_INVALID_ARGUMENT,
@@ -137,7 +137,7 @@ def _partitions(nvml: Any, ask: Callable[..., Any]) -> list[AcceleratorPartition
     found = []
     for index in range(ask(nvml.nvmlDeviceGetMaxMigDeviceCount) or 0):
         handle = ask(nvml.nvmlDeviceGetMigDeviceHandleByIndex, index)
-        if handle is None:  # the indices of instances that were removed stay free
+        if handle is None:  # removed instances leave gaps in the indices
             continue
         ask_part = _asker(nvml, handle)
         name, uuid = ask_part(nvml.nvmlDeviceGetName), ask_part(nvml.nvmlDeviceGetUUID)
@@ -179,7 +179,7 @@ def _link_gbs(nvml: Any, ask: Callable[..., Any]) -> float | None:
 
 
 def _device_links(nvml: Any, gpus: Sequence[_Gpu], source: str) -> list[LinkProfile]:
-    """NVLinks where they join two devices, else the PCIe path between them, as nvidia-smi topo -m has it."""
+    """NVLinks between two devices, else the PCIe path between them, with the codes of nvidia-smi topo -m."""
     codes = {getattr(nvml, name): code for name, code in _ANCESTORS}
     switched = {gpu.device.index: gpu.links.count(None) for gpu in gpus}
     found = []

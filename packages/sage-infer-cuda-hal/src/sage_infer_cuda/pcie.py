@@ -22,7 +22,7 @@ def pcie_links(
     host: str = "host",
     gts: float | None = None,
 ) -> list[LinkProfile]:
-    """Both directions between a device and the host; none where rate or width is not known."""
+    """Both directions between a device and the host; none if rate or width is unknown."""
     rate = gts if gts is not None else _GTS.get(generation or 0)
     if rate is None or not width:
         return []

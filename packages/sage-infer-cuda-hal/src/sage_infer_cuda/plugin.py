@@ -1,4 +1,4 @@
-"""What this wheel brings to sage-infer. Imports nothing else."""
+"""Plug-in of this wheel. Imports nothing else."""
 
 from sage_infer import DetectorSpec, hookimpl
 
@@ -13,9 +13,9 @@ def sage_infer_detectors() -> list[DetectorSpec]:
             factory="sage_infer_cuda.detector:NvidiaDetector",
             hardware={"cuda"},
             requires={"nvidia-ml-py": ">=12.535"},
-            # The second is NVML inside WSL 2, which has no device nodes of NVIDIA's.
+            # The second is NVML inside WSL 2, which has no NVIDIA device nodes.
             device_nodes=("/dev/nvidia[0-9]*", "/usr/lib/wsl/lib/libnvidia-ml.so.1"),
             read_recording="sage_infer_cuda.recordings:read",
-            summary="NVIDIA GPUs by NVML; recordings of nvidia-smi and of NCCL topologies",
+            summary="NVIDIA GPUs through NVML; recordings of nvidia-smi and NCCL topologies",
         )
     ]

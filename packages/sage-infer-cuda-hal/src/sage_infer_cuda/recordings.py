@@ -1,4 +1,4 @@
-"""Which output of NVIDIA's tools a recording is, and what it says of the machine."""
+"""Identify recordings of NVIDIA's tools and read them."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ _NCCL_KINDS = (
 
 
 def read(text: str, *, name: str) -> HardwareProfile:
-    """The machine, or the part of it, that a recording describes; ``name`` is its file's, for messages.
+    """The machine, or part of it, that a recording describes; ``name`` is the file name, for messages.
 
     Raises:
-        ToolOutputError: it is no output that is known, or not what such an output must be.
+        ToolOutputError: the output is unknown or malformed.
     """
     nccl = ToolText.of(text, tool="NCCL", version=r"<(?:system|graphs) version=\"(\d+)\"")
     if any(kind.is_this(nccl) for kind in _NCCL_KINDS):

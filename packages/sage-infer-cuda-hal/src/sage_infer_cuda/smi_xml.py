@@ -23,10 +23,10 @@ __all__ = ["read_smi_xml"]
 
 
 def read_smi_xml(text: ToolText) -> HardwareProfile:
-    """Devices in the order of the listing, which is the order of their indices where all are listed.
+    """Devices in the order of the listing, which is the order of indices if all are listed.
 
     Raises:
-        ToolOutputError: it is not well formed, or says what cannot be.
+        ToolOutputError: the XML is malformed or contains impossible values.
     """
     root = read_xml(text, "nvidia_smi_log")
     devices: list[AcceleratorDescriptor] = []
@@ -48,8 +48,8 @@ def read_smi_xml(text: ToolText) -> HardwareProfile:
     attached = _number(text, _find(text, root, "attached_gpus"), r"(\d+)", zero=True)
     if attached is not None and attached != len(devices):
         notes.append(
-            f"the recording says that {attached} GPUs are attached and lists {len(devices)}; "
-            "indices count those that it lists"
+            f"the recording reports {attached} attached GPUs but lists {len(devices)}; "
+            "indices count the listed ones"
         )
     return build_profile(devices, sources=[text.source], links=links, notes=notes)
 
@@ -60,10 +60,10 @@ def _device(text: ToolText, gpu: Element, index: int) -> AcceleratorDescriptor:
     if pci is not None and _known(pci) is not None:
         again = _address(text, pci, pci.text)
         if address is not None and again is not None and again != address:
-            raise line_error(text, pci, f"the address {address} that the element gpu has")
+            raise line_error(text, pci, f"the address {address}, as in the enclosing gpu element")
         address = again or address
     device_id = _find(text, gpu, "pci/pci_device_id")
-    # Device and vendor id in one number, such as 233010DE; scrubbed recordings have zeros in the device's place.
+    # Device and vendor id in one number, such as 233010DE; redacted recordings have zeros for the device.
     digits = re.fullmatch(r"(?:0x)?([0-9A-Fa-f]{4})10DE", _known(device_id) or "")
     return described(
         AcceleratorDescriptor(
@@ -108,7 +108,7 @@ def _partitions(text: ToolText, gpu: Element) -> list[AcceleratorPartition]:
 
 
 def _find(text: ToolText, element: Element, path: str) -> Element | None:
-    """The element at a path; None where there is none. Two of them mean that something is missing in between."""
+    """The element at a path; None if absent. Two of them mean that lines in between are missing."""
     found: Element | None = element
     for tag in path.split("/"):
         several = found.all(tag) if found is not None else []
@@ -119,13 +119,13 @@ def _find(text: ToolText, element: Element, path: str) -> Element | None:
 
 
 def _known(element: Element | None) -> str | None:
-    """The element's text; None where it is missing, says that it is not known, or is blotted out."""
+    """The element's text; None if it is missing, unknown or redacted."""
     text = element.text if element is not None else ""
     return None if text.lower() in UNKNOWN_TEXTS or is_masked(text) else text
 
 
 def _number(text: ToolText, element: Element | None, pattern: str, *, zero: bool = False) -> int | None:
-    """The number in an element of this form; None where it is not known, and for 0 unless ``zero`` means something."""
+    """The number in an element of this form; None if unknown, and for 0 unless ``zero`` is meaningful."""
     known = _known(element)
     if element is None or known is None:
         return None

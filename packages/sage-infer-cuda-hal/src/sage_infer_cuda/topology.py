@@ -1,4 +1,4 @@
-"""``nvidia-smi topo -m``: how GPUs and network cards are joined, and the CPUs nearest to each GPU."""
+"""``nvidia-smi topo -m``: links between GPUs and network cards, and the CPUs nearest to each GPU."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from sage_infer_hal.detection.profiles import build_profile
 __all__ = ["PATHS", "has_topology", "read_topology"]
 
 _GPU = r"GPU\d+"
-# Before driver 515 the columns of network cards have the devices' own names.
+# Before driver 515 the columns of network cards are headed by device names.
 _LABEL = rf"{_GPU}|NIC\d+|(?:bnxt_re|cxgb|efa|erdma|hfi1_|hns|ib|irdma|mlx\d_|mthca|qedr|rdmap|roce)\w*"
 _HEADING = rf"^\s*{_GPU}(\s+({_LABEL})|\s+CPU Affinity|\s*$)"
 
 PATHS: Mapping[str, Mapping[str, Any]] = {
     "SYS": {"kind": "pcie"},
-    "SOC": {"kind": "pcie"},  # what SYS was called before driver 384
+    "SOC": {"kind": "pcie"},  # the name of SYS before driver 384
     "NODE": {"kind": "pcie"},
     "PHB": {"kind": "pcie"},
     "PXB": {"kind": "pcie"},
     "PIX": {"kind": "pcie", "hops": 1},
     "PSB": {"kind": "pcie", "hops": 1},
 }
-"""Fields of a link, by the code of its path. A single bridge is one hop; how many the others cross is not said."""
+"""Fields of a link, by its path code. A single bridge is one hop; the other codes do not tell the number."""
 
 
 def has_topology(text: ToolText) -> bool:
-    """Whether there is a heading of GPUs."""
+    """Whether the text has a heading of GPUs."""
     return text.search(_HEADING) is not None
 
 
@@ -38,7 +38,7 @@ def read_topology(text: ToolText) -> HardwareProfile:
     """Devices of which only index, NUMA node and CPUs are known, with their links.
 
     Raises:
-        ToolOutputError: a row does not fit the heading, or has a code that is not known.
+        ToolOutputError: a row does not match the heading, or has an unknown code.
     """
     matrix = read_matrix(text, text.lines, _LABEL)
     if matrix is None:
@@ -47,7 +47,7 @@ def read_topology(text: ToolText) -> HardwareProfile:
     if unknown:
         code = min(unknown)
         line = text.search(rf"(?<!\S){re.escape(code)}(?!\S)")
-        raise text.error(line, f"the code of a path ({', '.join(PATHS)}, NV1, …), not {code}")
+        raise text.error(line, f"a path code ({', '.join(PATHS)}, NV1, …), not {code}")
 
     def endpoint(label: str) -> str:
         return f"cuda:{label[3:]}" if re.fullmatch(_GPU, label) else f"nic:{label.removeprefix('NIC')}"
@@ -55,7 +55,7 @@ def read_topology(text: ToolText) -> HardwareProfile:
     ambiguous = _ambiguous_rows(text)
     gpus = [label for label in matrix.labels if re.fullmatch(_GPU, label)]
     missing = [label for label in matrix.labels if label not in matrix.rows]
-    notes = [f"the table has no row for {', '.join(missing)}: it is cut"] if missing else []
+    notes = [f"the table has no row for {', '.join(missing)}: it is truncated"] if missing else []
     names = _network_names(text)
     if names:
         notes.append(names)
@@ -84,7 +84,7 @@ def read_topology(text: ToolText) -> HardwareProfile:
 
 
 def _ambiguous_rows(text: ToolText) -> list[str]:
-    """GPUs with fewer cells of affinities than the heading has columns: which one is missing is not known."""
+    """GPUs with fewer affinity cells than the heading has columns: the missing one cannot be determined."""
     heading = text.search(_HEADING)
     endings = re.findall(r"CPU Affinity|NUMA Affinity|GPU NUMA ID", heading.text) if heading else []
     labels = re.findall(rf"(?<!\S)(?:{_LABEL})(?!\S)", heading.text) if heading else []
@@ -102,6 +102,6 @@ def _path(code: str) -> Mapping[str, Any] | None:
 
 
 def _network_names(text: ToolText) -> str:
-    """What NIC0 and so on are called, by the legend below the table; empty where there is none."""
+    """Device names of NIC0 and so on, from the legend below the table; empty without a legend."""
     found = (re.fullmatch(r"\s*NIC(\d+): (\S+)", line.text) for line in text.lines)
     return ", ".join(f"nic:{match[1]} is {match[2]}" for match in found if match)

@@ -1,4 +1,4 @@
-"""XML as a tree whose elements know their line, so that an error can name it. Entities are refused."""
+"""XML as a tree whose elements know their line, for error messages. Entities are rejected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Element", "line_error", "read_xml"]
 
 @define(eq=False)
 class Element:
-    """One element; ``text`` is what stands before its first child, without white space at its ends."""
+    """One element; ``text`` is its stripped text before the first child."""
 
     tag: str
     attributes: dict[str, str]
@@ -23,28 +23,28 @@ class Element:
     text: str = ""
 
     def all(self, tag: str) -> list[Element]:
-        """Its children of this name."""
+        """Its children with this name."""
         return [child for child in self.children if child.tag == tag]
 
     def at(self, path: str) -> Element | None:
-        """The first element at a path such as ``pci/pci_bus_id``; None where there is none."""
+        """The first element at a path such as ``pci/pci_bus_id``, else None."""
         element: Element | None = self
         for tag in path.split("/"):
             element = next(iter(element.all(tag)), None) if element is not None else None
         return element
 
     def walk(self) -> Iterator[Element]:
-        """Every element below it, in document order."""
+        """All its descendants, in document order."""
         for child in self.children:
             yield child
             yield from child.walk()
 
 
 def read_xml(text: ToolText, root: str) -> Element:
-    """The document in ``text``; what a terminal shows before its first ``<`` is left out.
+    """The document in ``text``; terminal output before its first ``<`` is skipped.
 
     Raises:
-        ToolOutputError: it is not well formed, is cut, or its root element is another one.
+        ToolOutputError: it is malformed, truncated, or has another root element.
     """
     numbered = {line.number: line.text for line in text.lines}
     last = text.lines[-1].number if text.lines else 0
@@ -93,7 +93,7 @@ def read_xml(text: ToolText, root: str) -> Element:
 
 
 def line_error(text: ToolText, element: Element, expected: str) -> ToolOutputError:
-    """The error for an element that is not what it must be."""
+    """The error for an unexpected element."""
     shown = f"<{element.tag}>{element.text}</{element.tag}>"
     line = next((line for line in text.lines if line.number == element.line), Line(element.line, shown))
     return text.error(line, expected)

@@ -1,4 +1,4 @@
-"""The machine as a whole: what all detectors see of it, merged, described and drawn; and what detectors share."""
+"""The machine as a whole: detect, merge, describe and draw it; shared code for detectors."""
 
 from typing import TYPE_CHECKING
 

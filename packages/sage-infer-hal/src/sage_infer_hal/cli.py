@@ -17,16 +17,17 @@ Recordings = Annotated[
     list[Path] | None,
     typer.Option(
         "--from-file", "-f", metavar="RECORDING",
-        help="Recorded output of a vendor's tool, or a profile in JSON, instead of this machine; may be given again.",
+        help="Recorded output of a vendor's tool, or a profile in JSON, instead of this machine; repeatable.",
     ),
 ]  # fmt: skip
 Vendor = Annotated[
-    str | None, typer.Option("--vendor", help="Whose tool was recorded: a detector's or a hardware name.")
+    str | None,
+    typer.Option("--vendor", help="Vendor of the recorded tool: name of a detector or of its hardware."),
 ]
 Measure = Annotated[
     bool,
     typer.Option(
-        "--measure", help="Measure memory and disks: seconds of load, up to 1 GiB written for a moment."
+        "--measure", help="Measure memory and disks: seconds of load, up to 1 GiB written temporarily."
     ),
 ]
 
@@ -34,7 +35,7 @@ Measure = Annotated[
 def show(
     from_file: Recordings = None, vendor: Vendor = None, measure: Measure = False, as_json: AsJson = False
 ) -> None:
-    """What the machine has and how it is wired: devices as a tree, links as a matrix, memory tiers."""
+    """Show devices as a tree, links as a matrix, and memory tiers."""
     from sage_infer_hal.drawing import text
 
     found = _profile(from_file, vendor, measure)
@@ -63,7 +64,7 @@ def show(
 def profile(
     from_file: Recordings = None, vendor: Vendor = None, measure: Measure = False, as_json: AsJson = False
 ) -> None:
-    """Every figure with its source; --json prints the whole profile, which --from-file reads again."""
+    """Show every figure with its source; --json prints the whole profile, which --from-file reads back."""
     from sage_infer_hal.drawing import text
 
     found = _profile(from_file, vendor, measure)
@@ -87,13 +88,13 @@ def plot(
     vendor: Vendor = None,
     measure: Measure = False,
 ) -> None:
-    """Draw the machine: NUMA nodes with their accelerators, how these are joined, and the memory tiers."""
+    """Draw the machine: NUMA nodes, accelerators, links and memory tiers."""
     from sage_infer.errors import InvalidRequest
 
     from sage_infer_hal.drawing.svg import draw
 
     if output.suffix.lower() != ".svg":
-        raise InvalidRequest(f"--output must end in .svg, the only format there is; got {output}")
+        raise InvalidRequest(f"--output must end in .svg, the only supported format; got {output}")
     found = _profile(from_file, vendor, measure)
     try:
         output.write_text(draw(found), "utf-8")
@@ -111,10 +112,10 @@ def _profile(recordings: list[Path] | None, vendor: str | None, measure: bool) -
 
     if recordings:
         if measure:
-            raise InvalidRequest("--measure measures this machine, and --from-file describes another one")
+            raise InvalidRequest("--measure measures this machine and cannot be combined with --from-file")
         return read_recordings(recordings, vendor=vendor)
     if vendor is not None:
-        raise InvalidRequest("--vendor says whose recording --from-file is; give one with --from-file")
+        raise InvalidRequest("--vendor names the vendor of a recording; use it with --from-file")
     if not find_detectors():
         note("no detector is installed; try: pip install sage-infer-host-hal")
     if not measure:

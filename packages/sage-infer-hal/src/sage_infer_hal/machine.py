@@ -1,4 +1,4 @@
-"""Ask every installed detector, each on its own, and merge what they say."""
+"""Run every installed detector in isolation and merge their profiles."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sage_infer_hal.merge import merge_profiles
 __all__ = ["detect_machine", "find_detectors"]
 
 TIME_LIMIT_S = 10.0
-"""How long a detector may take before the others' answers are given without it."""
+"""Time limit of a detector; after it, the profile is returned without that detector."""
 
 
 @define(eq=False)
 class _Asked:
-    """One detector, and what became of it: a profile, or why there is none."""
+    """One detector and its result: a profile, or the reason why there is none."""
 
     entry: Entry[DetectorSpec]
     detector: object = None
@@ -37,26 +37,26 @@ class _Asked:
             profile: object = detector.detect()
         except SageInferError as error:
             self.reason = error.message
-        except Exception as error:  # a plug-in's mistake is its own row, whatever it is
+        except Exception as error:  # a plug-in's exception, of any type, becomes a note about that plug-in
             self.reason = f"{type(error).__name__}: {error}"
         else:
             if isinstance(profile, HardwareProfile):
                 self.profile = profile
             else:
-                self.reason = f"detect() gave a {type(profile).__name__}, not a HardwareProfile"
+                self.reason = f"detect() returned a {type(profile).__name__}, not a HardwareProfile"
 
 
 def find_detectors(registry: Registry | None = None) -> list[Entry[DetectorSpec]]:
-    """Every installed detector by name; those with a fault included."""
+    """Every installed detector by name, including those with faults."""
     return (registry or discover()).detectors()
 
 
 def detect_machine(
     *, measure: Callable[[str, float], None] | None = None, registry: Registry | None = None
 ) -> HardwareProfile:
-    """What all installed detectors see, as one machine. A detector that fails or hangs is a note with its reason.
+    """The machine as all installed detectors see it. A detector that fails or hangs becomes a note with its reason.
 
-    With ``measure``, detectors that can measure do so, one after the other, and report their progress to it.
+    With ``measure``, detectors that can measure do so one after the other and report their progress to it.
     """
     asked: list[_Asked] = []
     notes: list[str] = []
@@ -86,19 +86,19 @@ def detect_machine(
 
 
 def _ask(asked: Iterable[_Asked]) -> None:
-    """All at once; threads that hang in a driver do not keep the process from ending."""
+    """Run all simultaneously; threads that hang in a driver do not keep the process from exiting."""
     threads = [(one, threading.Thread(target=one.run, daemon=True)) for one in asked]
     for _, thread in threads:
         thread.start()
     for one, thread in threads:
         thread.join(TIME_LIMIT_S)
         if thread.is_alive():
-            one.reason = f"gave no answer within {TIME_LIMIT_S:g} s; the driver may hang, see dmesg"
+            one.reason = f"no answer within {TIME_LIMIT_S:g} s; the driver may hang, see dmesg"
 
 
 def _measure(one: _Asked, profile: HardwareProfile, progress: Callable[[str, float], None]) -> list[str]:
-    """Let the detector measure; gives notes where that failed."""
-    from sage_infer.contracts import HardwareMeter  # here, because the contracts are slow to import
+    """Let the detector measure; returns notes if that failed."""
+    from sage_infer.contracts import HardwareMeter  # imported late: the contracts are slow to import
 
     if not isinstance(one.detector, HardwareMeter):
         return []
@@ -107,7 +107,7 @@ def _measure(one: _Asked, profile: HardwareProfile, progress: Callable[[str, flo
     except Exception as error:
         return [_note(one.entry, f"could not measure: {error}")]
     if not isinstance(measured, HardwareProfile):
-        return [_note(one.entry, f"measure() gave a {type(measured).__name__}, not a HardwareProfile")]
+        return [_note(one.entry, f"measure() returned a {type(measured).__name__}, not a HardwareProfile")]
     one.profile = measured
     return []
 

@@ -1,4 +1,4 @@
-"""Several profiles of one machine become one. A pure function: nothing is asked of any device."""
+"""Merge several profiles of one machine. A pure function: no device is queried."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = ["merge_profiles"]
 
 Part = TypeVar("Part", AcceleratorDescriptor, CpuDescriptor, LinkProfile, MemoryTierSpec, NumaNode)
 
-_IDENTITY = ("uuid", "pci_address")  # two values of these are two devices
+_IDENTITY = ("uuid", "pci_address")  # different values mean different devices
 _CLOSE = 0.02  # tools round a device's memory differently
 
 
 def merge_profiles(profiles: Iterable[HardwareProfile]) -> HardwareProfile:
-    """One profile with everything that several say, such as those of all detectors, or of several tools' recordings.
+    """One profile that combines several, such as those of all detectors, or of recordings of several tools.
 
-    Devices are the same if backend and index are, links if their ends and kind are. What one does not know another
-    may fill in; where two contradict each other the first is kept, and a note says so. A link that ends at
-    ``pci:ADDRESS`` leads to the accelerator at that address.
+    Devices are the same if backend and index are equal, links if their ends and kind are equal. A value that one
+    profile lacks is taken from another. On a contradiction the first value is kept and a note says so. A link that
+    ends at ``pci:ADDRESS`` leads to the accelerator at that address.
 
     Raises:
-        InvalidRequest: one device has two unique ids or two addresses: they are of different machines.
+        InvalidRequest: one device has two unique ids or two addresses, so the profiles are of different machines.
     """
     profiles = list(profiles)
     notes: list[str] = [note for profile in profiles for note in profile.notes]
@@ -61,7 +61,7 @@ def merge_profiles(profiles: Iterable[HardwareProfile]) -> HardwareProfile:
 
 
 def _union(groups: Iterable[Iterable[Part]], key: Any, notes: list[str]) -> list[Part]:
-    """Parts by key, in the order in which keys first appear; parts of one key are filled from each other."""
+    """Group parts by key, in the order in which keys first appear; parts with the same key complete each other."""
     found: dict[Hashable, Part] = {}
     for group in groups:
         for part in group:
@@ -83,8 +83,8 @@ def _filled(known: Part, other: Part, notes: list[str]) -> Part:
             changes[name] = {**theirs, **mine}
         elif name in _IDENTITY:
             raise InvalidRequest(
-                f"{_name(known)} has the {name} {mine} and {theirs}: these are not of one machine; "
-                "describe each machine by itself"
+                f"{_name(known)} has the {name} {mine} and {theirs}: these profiles are of different machines; "
+                "describe each machine separately"
             )
         elif not _close(mine, theirs):
             notes.append(f"{_name(known)}: {name} is {_shown(mine)} and {_shown(theirs)}; the first is kept")
@@ -124,7 +124,7 @@ def _name(part: object) -> str:
 
 
 def _resolved(link: LinkProfile, accelerators: Iterable[AcceleratorDescriptor]) -> LinkProfile:
-    """The link with ends that are addresses replaced by the accelerators that are there, where that is unique."""
+    """The link with address ends replaced by the accelerators at these addresses, where they are unique."""
     changes: dict[str, Any] = {}
     for side in ("source", "target"):
         end: str = getattr(link, side)

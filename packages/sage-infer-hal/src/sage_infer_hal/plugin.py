@@ -1,10 +1,10 @@
-"""What this wheel brings to sage-infer: the commands ``sage infer hal …``. Imports nothing of the drawing."""
+"""Plug-in of this wheel: the commands ``sage infer hal …``. Does not import the drawing code."""
 
 from sage_infer import CommandSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
 
-_GROUP = "Hardware: what this machine, or a recorded one, has and how it is wired."
+_GROUP = "Hardware: devices and links of this machine or of a recorded one."
 _COMMANDS = {
     "plot": "Draw the machine as SVG.",
     "profile": "Every figure with its source; the profile as JSON.",

@@ -1,4 +1,4 @@
-"""A machine from elsewhere: by the recorded output of a vendor's tool, or by a profile that was written there."""
+"""A machine described by recorded output of a vendor's tool, or by a saved profile."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["read_recordings"]
 def read_recordings(
     paths: Iterable[Path], *, vendor: str | None = None, registry: Registry | None = None
 ) -> HardwareProfile:
-    """The machine that recordings describe together. ``vendor`` is a detector's name, or a hardware name of its.
+    """The machine that the recordings describe together. ``vendor`` is a detector's name or one of its hardware names.
 
-    A file that holds a ``HardwareProfile`` as JSON is taken as it is, and needs no vendor.
+    A file that holds a ``HardwareProfile`` as JSON is read as such and needs no vendor.
 
     Raises:
-        InvalidRequest: a file cannot be read, the vendor is unknown or missing, or they are of different machines.
-        ToolOutputError: the vendor's reader does not understand one of them.
+        InvalidRequest: a file cannot be read, the vendor is unknown or missing, or the files are of different machines.
+        ToolOutputError: the vendor's reader does not understand one of the files.
         SchemaError: a profile is not valid.
     """
     paths = list(paths)
@@ -43,8 +43,10 @@ def read_recordings(
                 text, name=path.name
             )
             if not isinstance(profile, HardwareProfile):
-                raise InvalidRequest(f"detector {reader.name!r} made a {type(profile).__name__} of {path}")
-        if len(paths) > 1:  # what one of them does not show another may
+                raise InvalidRequest(
+                    f"detector {reader.name!r} returned a {type(profile).__name__} for {path}"
+                )
+        if len(paths) > 1:  # one recording may show what another hides
             profile = evolve(profile, notes=[f"{path.name}: {note}" for note in profile.notes])
         profiles.append(profile)
     return merge_profiles(profiles)
@@ -55,13 +57,13 @@ def _read(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {error.strerror or error}") from None
-    # Windows' shells write UTF-16 where output is redirected; other bytes are for the reader to judge.
+    # Windows shells write UTF-16 when output is redirected; the reader judges any other bytes.
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return data.decode(encoding, errors="replace")
 
 
 def _profile(text: str) -> HardwareProfile | None:
-    """The profile in a JSON document; None for anything else, such as a vendor's JSON."""
+    """The profile in a JSON document; None for any other text, such as a vendor's JSON."""
     try:
         data = json.loads(text)
     except ValueError:
@@ -78,11 +80,13 @@ def _reader(vendor: str | None, path: Path, registry: Registry | None) -> Entry[
         or "none is installed"
     )
     if vendor is None:
-        raise InvalidRequest(f"{path} is no profile in JSON; say whose tool wrote it with --vendor ({known})")
+        raise InvalidRequest(
+            f"{path} is not a profile in JSON; name the vendor of the tool with --vendor ({known})"
+        )
     found = [e for e in readers if e.name == vendor] or [e for e in readers if vendor in e.spec.hardware]
     if not found:
-        raise InvalidRequest(f"no installed detector reads recordings of {vendor!r}; there are: {known}")
+        raise InvalidRequest(f"no installed detector reads recordings of {vendor!r}; available: {known}")
     if len(found) > 1:
         names = ", ".join(e.name for e in found)
-        raise InvalidRequest(f"several detectors read recordings of {vendor!r}; name one of them: {names}")
+        raise InvalidRequest(f"several detectors read recordings of {vendor!r}; choose one: {names}")
     return found[0]

@@ -1,1 +1,1 @@
-"""What the host has: processors, NUMA nodes, memory and disks, and how much of them this process may use."""
+"""Processors, NUMA nodes, memory and disks of the host, and the share that this process may use."""

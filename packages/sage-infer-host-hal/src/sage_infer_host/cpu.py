@@ -22,8 +22,8 @@ _ISA = frozenset({
     "lsx", "lasx", "altivec", "vsx",
 })  # fmt: skip
 
-# arm64 says its maker and part as numbers only. By the Main ID register's field "Implementer" of the Arm Architecture
-# Reference Manual, and by the parts in arch/arm64/include/asm/cputype.h of Linux.
+# arm64 reports implementer and part as numbers only. By the field "Implementer" of the Main ID register in the Arm
+# Architecture Reference Manual, and by the parts in arch/arm64/include/asm/cputype.h of Linux.
 _ARM_MAKERS: Mapping[int, str] = {
     0x41: "ARM", 0x43: "Cavium", 0x46: "Fujitsu", 0x48: "HiSilicon", 0x4E: "NVIDIA", 0x50: "APM", 0x51: "Qualcomm",
     0x61: "Apple", 0x6D: "Microsoft", 0x70: "Phytium", 0xC0: "Ampere",
@@ -38,7 +38,7 @@ _ARM_PARTS: Mapping[tuple[int, int], str] = {
 
 @frozen(kw_only=True)
 class CpuInfo:
-    """What /proc/cpuinfo says of one model: the numbers of its logical CPUs, and each one's socket and core."""
+    """One processor model in /proc/cpuinfo: the numbers of its logical CPUs, and the socket and core of each."""
 
     vendor: str
     model: str
@@ -48,9 +48,9 @@ class CpuInfo:
 
 
 def parse_cpuinfo(text: str) -> list[CpuInfo]:
-    """The models in /proc/cpuinfo, in the order of their first CPU; empty where it lists no processor.
+    """The models in /proc/cpuinfo, in the order of their first CPU; empty if it lists no processor.
 
-    Fields that all processors share stand once, before or after the list, on POWER, s390 and older arm kernels.
+    On POWER, s390 and older arm kernels, shared fields appear once, before or after the list.
     """
     shared: dict[str, str] = {}
     processors: list[dict[str, str]] = []
@@ -102,7 +102,7 @@ def _name(fields: Mapping[str, str]) -> tuple[str, str]:
 def describe_cpus(
     root: Path, architecture: str, usable: Collection[int], quota: float | None
 ) -> list[CpuDescriptor]:
-    """The processors of the machine below ``root``; ``usable`` are the CPUs that this process may run on."""
+    """The processors of the machine below ``root``; ``usable`` lists the CPUs that this process may run on."""
     folder = root / "sys/devices/system/cpu"
     online = cpus_in(text_in(folder / "online"))
     described = []
@@ -126,7 +126,7 @@ def describe_cpus(
 
 
 def _topology(folder: Path, cpus: Collection[int]) -> tuple[int, int]:
-    """Sockets and physical cores that these CPUs are in; 0 where the kernel does not say."""
+    """Number of sockets and of physical cores of these CPUs; 0 if the kernel does not report it."""
     sockets, cores = set(), set()
     for cpu in cpus:
         place = folder / f"cpu{cpu}" / "topology"
@@ -135,6 +135,6 @@ def _topology(folder: Path, cpus: Collection[int]) -> tuple[int, int]:
         if siblings is None:
             return 0, 0
         cores.add(siblings)
-        if socket is not None and socket >= 0:  # -1: the firmware does not say
+        if socket is not None and socket >= 0:  # -1: not reported by the firmware
             sockets.add(socket)
     return len(sockets), len(cores)

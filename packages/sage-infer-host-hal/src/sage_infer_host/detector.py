@@ -1,4 +1,4 @@
-"""The host's detector: facts from /proc and /sys, and figures where they are asked for."""
+"""The host's detector: facts from /proc and /sys, and measurements on request."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["HostDetector"]
 
 
 class HostDetector:
-    """Reads what the host has. Linux; elsewhere the memory's size is all that is known.
+    """Reads the host's hardware on Linux; on other systems only the memory size.
 
     Args:
-        root: where ``proc`` and ``sys`` are; tests give recorded trees.
-        usable_cpus: logical CPUs that this process may run on; asked of the system where left out.
-        architecture: as ``platform.machine()`` gives it.
-        capacity: bytes of the file system at a mount point, None where it cannot be asked.
+        root: folder with ``proc`` and ``sys``; tests pass recorded trees.
+        usable_cpus: logical CPUs that this process may run on; by default as the system reports them.
+        architecture: in the form of ``platform.machine()``.
+        capacity: returns the bytes of the file system at a mount point, None if it must not be queried.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class HostDetector:
         )
 
     def measure(self, profile: HardwareProfile, progress: Callable[[str, float], None]) -> HardwareProfile:
-        """As ``HardwareMeter`` says: one to three seconds for memory, and five for each local file system.
+        """Measure as ``HardwareMeter`` specifies: one to three seconds for memory, five per local file system.
 
-        Writes up to 1 GiB to a file without a name on each, of which nothing is left.
+        Writes up to 1 GiB to an unnamed file on each file system and leaves nothing behind.
         """
         from sage_infer_host.measuring import measure
 
@@ -92,7 +92,7 @@ def _memory_total(root: Path) -> int | None:
         return None
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") or None
-    except (AttributeError, OSError, ValueError):  # not known here
+    except (AttributeError, OSError, ValueError):  # not available on this system
         return None
 
 
@@ -104,7 +104,7 @@ def _kernel(root: Path) -> str:
 
 
 def _allowed_nodes(root: Path, numa: Numa) -> tuple[str, int] | None:
-    """The nodes whose memory a cpuset allows, and their memory in bytes; None where it allows all or is not known."""
+    """The nodes whose memory a cpuset allows, and their memory in bytes; None if it allows all or is unknown."""
     match = re.search(r"^Mems_allowed_list:\s+(\S+)", text_in(root / "proc/self/status") or "", re.MULTILINE)
     allowed = cpus_in(match[1] if match else None)
     if not match or not allowed or allowed >= {node.index for node in numa.nodes}:

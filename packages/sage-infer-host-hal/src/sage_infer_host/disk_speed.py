@@ -1,4 +1,4 @@
-"""How fast a file system is: sequential and random direct I/O on a file that has no name."""
+"""Measure a file system: sequential and random direct I/O on an unnamed file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["measure_disk"]
 
 BLOCK, BLOCKS_UNDER_WAY = 1 << 20, 4
 PAGE, PAGES_UNDER_WAY = 4096, 32
-MOST = 1 << 30  # bytes written
-_SHARE = 0.1  # of what is free, at most
+MOST = 1 << 30  # maximum bytes written
+_SHARE = 0.1  # maximum share of the free space
 _LEAST = 64 << 20
 _SECONDS = 1.2
 
 
 def measure_disk(tier: MemoryTierSpec, progress: Callable[[float], None]) -> MemoryTierSpec:
-    """The tier with its four figures. Takes about five seconds; leaves nothing, even when it is killed.
+    """The tier with its four figures. Takes about five seconds; leaves nothing behind, even when killed.
 
     Raises:
         OSError: it cannot be measured; the message says why.
@@ -39,7 +39,7 @@ def measure_disk(tier: MemoryTierSpec, progress: Callable[[float], None]) -> Mem
     if size < _LEAST:
         raise OSError(f"less than {_LEAST / _SHARE / 2**20:.0f} MiB are free")
     with _nameless_file(folder) as descriptor:
-        os.ftruncate(descriptor, size)  # writes that make a file longer wait for each other
+        os.ftruncate(descriptor, size)  # writes that extend a file would wait for each other
         figures: dict[str, Any] = {}
         with AsyncFile(descriptor, nbytes=BLOCK, depth=BLOCKS_UNDER_WAY) as file:
             how = f"measured: blocks of 1 MiB, {BLOCKS_UNDER_WAY} under way, direct I/O"
@@ -60,7 +60,7 @@ def measure_disk(tier: MemoryTierSpec, progress: Callable[[float], None]) -> Mem
 
 
 def _places(size: int) -> Iterator[int]:
-    """Random offsets; drawn ahead, so that drawing takes no time from the disk."""
+    """Random offsets, drawn in advance so that drawing does not count as disk time."""
     draw = random.Random(0)
     drawn = [draw.randrange(size // PAGE) * PAGE for _ in range(1 << 16)]
     return itertools.cycle(drawn)
@@ -78,7 +78,7 @@ def _writable_folder(mount_point: str) -> str:
 
 @contextlib.contextmanager
 def _nameless_file(folder: str) -> Iterator[int]:
-    """A descriptor, for direct I/O, of a file that the system removes when the process ends, however it ends."""
+    """A descriptor, for direct I/O, of a file that the system removes when the process ends for any reason."""
     try:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
     except OSError as error:
@@ -93,16 +93,16 @@ def _nameless_file(folder: str) -> Iterator[int]:
 
 
 def _go_direct(descriptor: int) -> None:
-    """Switch to direct I/O. Not while opening: with ``O_CREAT`` a refusal would leave the file behind."""
+    """Switch to direct I/O. Not while opening: with ``O_CREAT`` a failure would leave the file behind."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
     except OSError as error:
-        raise OSError("its file system has no direct I/O") from error
+        raise OSError("its file system does not support direct I/O") from error
 
 
 def _unlinked_file(folder: str) -> int:
-    """The same for file systems without ``O_TMPFILE``: the name lives for an instant, while the file is empty."""
+    """The same for file systems without ``O_TMPFILE``: the name exists briefly, while the file is empty."""
     descriptor, name = tempfile.mkstemp(prefix=".sage-infer-", dir=folder)
     os.unlink(name)
     return descriptor

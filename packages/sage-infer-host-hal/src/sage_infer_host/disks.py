@@ -1,4 +1,4 @@
-"""File systems that a process can keep KV in, and the devices below them."""
+"""File systems that can hold KV, and their devices."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ REMOTE = frozenset(
         "smb3",
     }
 )
-_SMALLEST = 1 << 30  # less is a boot or settings partition, and no place for KV
+_SMALLEST = 1 << 30  # anything smaller is a boot or settings partition
 
 
 @frozen(kw_only=True)
 class Disks:
-    """A tier a file system, and what a person should know of them."""
+    """One tier per file system, and notes about them."""
 
     tiers: tuple[MemoryTierSpec, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def read_disks(root: Path, capacity: Callable[[str], int | None]) -> Disks:
-    """Writable file systems below ``root``, one entry a file system however often it is mounted.
+    """Writable file systems below ``root``, one entry per file system even if it is mounted several times.
 
-    ``capacity(mount_point)`` gives its size in bytes, None where it cannot be asked.
+    ``capacity(mount_point)`` returns its size in bytes, None if it must not be queried.
     """
     tiers, notes, seen = [], [], set()
     mounts = parse_mountinfo(text_in(root / "proc/self/mountinfo") or "")
-    hidden = {mount.point: index for index, mount in enumerate(mounts)}  # a later mount covers an earlier one
+    hidden = {mount.point: index for index, mount in enumerate(mounts)}  # a later mount hides an earlier one
     candidates = [
         mount for index, mount in enumerate(mounts) if hidden[mount.point] == index and _wanted(mount, root)
     ]
@@ -55,7 +55,7 @@ def read_disks(root: Path, capacity: Callable[[str], int | None]) -> Disks:
         if key in seen:
             continue
         seen.add(key)
-        # A server that does not answer would block the question for minutes.
+        # An unresponsive server would block the query for minutes.
         size = None if _remote(mount) else capacity(mount.point)
         if not _remote(mount) and (size is None or size < _SMALLEST):
             continue
@@ -72,7 +72,7 @@ def read_disks(root: Path, capacity: Callable[[str], int | None]) -> Disks:
         disk = _disk(root, mount)
         if disk is not None and number_in(disk / "queue/rotational") == 1:
             notes.append(
-                f"{mount.point}: the kernel says that {disk.name} has rotating disks; virtual disks often say so too"
+                f"{mount.point}: the kernel reports rotating disks for {disk.name}; virtual disks are often misreported"
             )
     return Disks(tiers=tuple(tiers), notes=tuple(notes))
 
@@ -84,7 +84,7 @@ def _remote(mount: Mount) -> bool:
 def _wanted(mount: Mount, root: Path) -> bool:
     if mount.read_only or _remote(mount):
         return not mount.read_only
-    # Container engines mount single files, such as /etc/hosts, from the host's disk.
+    # Container engines mount single files of the host, such as /etc/hosts.
     return mount.filesystem in LOCAL and not (root / mount.point.removeprefix("/")).is_file()
 
 
@@ -98,7 +98,7 @@ def _device(root: Path, mount: Mount) -> str | None:
 
 
 def _disk(root: Path, mount: Mount) -> Path | None:
-    """The folder in /sys of the whole disk that holds a file system; of a partition, that is the one above."""
+    """The folder in /sys of the whole disk that holds a file system; for a partition, its parent disk."""
     place = root / "sys/dev/block" / mount.device
     if not place.exists():
         return None

@@ -1,4 +1,4 @@
-"""Memory that measurements use, so that they do not measure the size of pages."""
+"""Memory in huge pages for measurements, so that the page size does not affect them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["huge_pages"]
 
 
 def huge_pages(nbytes: int) -> mmap.mmap:
-    """Memory of this process alone, aligned to pages, and in huge ones where the system has them.
+    """Private page-aligned memory, in huge pages if the system has them.
 
-    A block for a disk in scattered small pages has more segments than a request may have: it is split, and half as fast
-    to read. Copies of memory wait for translations of addresses.
+    A disk block in scattered small pages has more segments than one request may have: it is split and reads at half
+    the speed. Memory copies wait for address translation.
     """
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
+        with contextlib.suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

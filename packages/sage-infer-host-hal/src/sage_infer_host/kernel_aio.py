@@ -1,7 +1,7 @@
-"""Linux asynchronous I/O (io_submit(2)) by ctypes: many requests under way from one thread.
+"""Linux asynchronous I/O (io_submit(2)) by ctypes: many requests in flight from one thread.
 
-Threads with ``os.preadv`` cannot keep a fast disk busy, as each request takes the interpreter's lock twice; here one
-system call hands over a whole batch. The structures are those of include/uapi/linux/aio_abi.h.
+Threads with ``os.preadv`` cannot saturate a fast disk, as each request takes the GIL twice; here one system call
+submits a whole batch. The structures are those of include/uapi/linux/aio_abi.h.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sage_infer_host.huge_pages import huge_pages
 
 __all__ = ["AsyncFile", "NoAsyncIO"]
 
-# io_setup, io_destroy, io_submit, io_getevents: arch/*/entry/syscalls. Those after x86_64 share the generic table.
+# io_setup, io_destroy, io_submit, io_getevents: arch/*/entry/syscalls. All but x86_64 share the generic table.
 _CALLS: Mapping[str, tuple[int, int, int, int]] = {
     "x86_64": (206, 207, 209, 208),
     "aarch64": (0, 1, 2, 4),
@@ -29,7 +29,7 @@ _READ, _WRITE = 0, 1
 
 
 class NoAsyncIO(OSError):
-    """The kernel, its architecture or a sandbox does not offer asynchronous direct I/O here."""
+    """The kernel, the architecture or a sandbox does not support asynchronous direct I/O."""
 
 
 class _Request(ctypes.Structure):
@@ -47,27 +47,27 @@ class _Event(ctypes.Structure):
     )  # fmt: skip
 
 
-# Where the numbers of a structure are, counted in eight bytes; an event begins with its request's ``data``.
+# Offsets of the fields in units of eight bytes; an event starts with its request's ``data``.
 _REQUEST_NUMBERS, _OFFSET = ctypes.sizeof(_Request) // 8, _Request.offset.offset // 8
 _EVENT_NUMBERS, _RESULT = ctypes.sizeof(_Event) // 8, _Event.result.offset // 8
 
 
 class AsyncFile:
-    """``depth`` requests of ``nbytes`` each under way in a file that is open with ``O_DIRECT``.
+    """Keeps ``depth`` requests of ``nbytes`` in flight on a file opened with ``O_DIRECT``.
 
     Raises:
-        NoAsyncIO: when it is entered, where there is no such thing here.
+        NoAsyncIO: on entry, if asynchronous I/O is not supported.
     """
 
     def __init__(self, descriptor: int, *, nbytes: int, depth: int) -> None:
         self._nbytes, self._depth = nbytes, depth
-        # Few at a time: with all that there are, disk and program take turns in waiting for each other's batch, and a
-        # virtual disk gave a fifth less. One at a time, calls from Python cost as much.
+        # Small batches: with all requests in one batch, disk and program alternately wait for each other, and a
+        # virtual disk lost a fifth of its speed. One by one, the calls from Python cost as much.
         self._most = max(depth // 8, 1)
         self._context = ctypes.c_ulong(0)
-        self._memory = huge_pages(nbytes * depth)  # aligned to pages, as direct I/O demands
+        self._memory = huge_pages(nbytes * depth)  # page-aligned, as direct I/O requires
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        # Plain numbers beside the structures: a request costs microseconds, and so would attributes of a structure.
+        # Plain integers beside the structures: a request takes microseconds, and so would attribute access.
         raw = bytearray(depth * ctypes.sizeof(_Request))
         self._requests = (_Request * depth).from_buffer(raw)
         self._numbers = memoryview(raw).cast("q")
@@ -78,12 +78,12 @@ class AsyncFile:
 
     def __enter__(self) -> AsyncFile:
         if platform.machine() not in _CALLS or sys.maxsize < 2**32:
-            raise NoAsyncIO(f"asynchronous I/O is not known for {platform.machine()}")
+            raise NoAsyncIO(f"asynchronous I/O is not supported on {platform.machine()}")
         self._setup, self._destroy, self._submit, self._getevents = _CALLS[platform.machine()]
         self._libc = ctypes.CDLL(None, use_errno=True)
         if self._libc.syscall(self._setup, self._depth, ctypes.byref(self._context)) != 0:
-            raise NoAsyncIO(f"io_setup is refused here: {os.strerror(ctypes.get_errno())}")
-        noise = os.urandom(self._nbytes)  # disks that compress or deduplicate must not profit
+            raise NoAsyncIO(f"io_setup failed: {os.strerror(ctypes.get_errno())}")
+        noise = os.urandom(self._nbytes)  # incompressible, also for disks that deduplicate
         for slot in range(self._depth):
             self._memory[slot * self._nbytes : (slot + 1) * self._nbytes] = noise
         return self
@@ -91,15 +91,15 @@ class AsyncFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._libc.syscall(self._destroy, self._context)  # waits for what is under way
+        self._libc.syscall(self._destroy, self._context)  # waits for requests in flight
 
     def run(self, offsets: Iterator[int], *, write: bool, seconds: float) -> tuple[int, float]:
-        """Requests at these offsets, always ``depth`` under way, until they or the time run out.
+        """Submit requests at these offsets, always ``depth`` in flight, until they are done or the time is up.
 
-        Gives the number that completed and the seconds that they took.
+        Returns the number of completed requests and the seconds that they took.
 
         Raises:
-            OSError: the disk refused one, or took or gave less than was asked.
+            OSError: a request failed, or moved fewer bytes than asked for.
         """
         for request in self._requests:
             request.opcode = _WRITE if write else _READ
@@ -140,7 +140,7 @@ class AsyncFile:
             taken += done
 
     def _wait(self, events: ctypes.Array[_Event]) -> int:
-        """Wait for a completion; gives how many there are."""
+        """Wait for completions; returns their number."""
         while True:
             done = self._libc.syscall(
                 self._getevents, self._context, ctypes.c_long(1), ctypes.c_long(self._most), events, None

@@ -1,4 +1,4 @@
-"""Fills the measured figures of a host's profile, and says which could not be measured."""
+"""Adds measured figures to a host's profile, with notes on what could not be measured."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def measure(
 
 def _memory(tier: MemoryTierSpec, cpus: Collection[int], progress: Callable[[float], None]) -> MemoryTierSpec:
     speed = measure_memory(cpus, tier.usable_bytes or tier.capacity_bytes, progress)
-    how = f"on {speed.threads} CPUs at once, best pass"
+    how = f"on {speed.threads} CPUs simultaneously, best pass"
     return evolve(
         tier,
         measured_read_gbs=Figure(value=speed.read_gbs, source=f"measured: memchr {how}"),

@@ -1,9 +1,9 @@
-"""How fast memory is: the C library's memchr, memset and memcpy on every CPU at once, outside of the caches.
+"""Measure memory: memchr, memset and memcpy of the C library on every CPU simultaneously, outside of the caches.
 
-``ctypes`` lets go of the interpreter's lock during a call. Copies are counted as STREAM counts them (McCalpin, "Memory
-bandwidth and machine balance", 1995): bytes read plus bytes written, the best of several passes. What pages the system
-gave to a process matters more than the pass (42 to 54 GB/s between processes on one machine, 2 % within one), so the
-passes are made in memory that is taken anew some times.
+``ctypes`` releases the GIL during a call. Copies are counted as STREAM counts them (McCalpin, "Memory bandwidth and
+machine balance", 1995): bytes read plus bytes written, the best of several passes. The physical pages of a process
+matter more than the pass (42 to 54 GB/s between processes on one machine, 2 % within one), so the memory is
+reallocated several times.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from sage_infer_host.huge_pages import huge_pages
 
 __all__ = ["MemorySpeed", "measure_memory"]
 
-_BUFFER = 256 << 20  # bytes of each of a CPU's two buffers, as far as all of them stay within the next two
+_BUFFER = 256 << 20  # bytes of each of a CPU's two buffers, subject to the next two limits
 _MOST = 16 << 30
 _SHARE = 0.25  # of the usable memory
 _LEAST = 4 << 20
-PLACEMENTS = 3  # in memory: how often it is taken anew
-PASSES = 10  # of each of the three in one placement, as STREAM makes them
+PLACEMENTS = 3  # number of times the memory is reallocated
+PASSES = 10  # of each of the three per placement, as in STREAM
 _LEAST_PASSES = 3
-_SECONDS = 0.3  # after which no more than the least are made
+_SECONDS = 0.3  # after this time only the minimum number of passes is made
 
 
 @frozen(kw_only=True)
 class MemorySpeed:
-    """GB/s of all threads together, and how many there were."""
+    """GB/s of all threads together, and the number of threads."""
 
     read_gbs: float
     write_gbs: float
@@ -44,7 +44,7 @@ class MemorySpeed:
 
 @frozen
 class _Buffers:
-    """Two buffers of a thread, as the addresses that C functions take."""
+    """Two buffers of a thread, as addresses for C functions."""
 
     source: int
     target: int
@@ -54,10 +54,10 @@ class _Buffers:
 def measure_memory(
     cpus: Collection[int], usable_bytes: int | None, progress: Callable[[float], None]
 ) -> MemorySpeed:
-    """Read, fill and copy with one thread a CPU, for one to three seconds.
+    """Read, fill and copy with one thread per CPU, for one to three seconds.
 
     Raises:
-        OSError: there is too little memory for buffers that the caches do not hold.
+        OSError: too little memory for buffers that exceed the caches.
     """
     threads = len(cpus)
     budget = _MOST if usable_bytes is None else min(_MOST, int(usable_bytes * _SHARE))
@@ -72,7 +72,7 @@ def measure_memory(
         (
             1,
             lambda b: libc.memchr(ctypes.c_void_p(b.source), 1, size(b.nbytes)),
-        ),  # all are 0: it reads to the end
+        ),  # the memory holds zeros, so memchr reads to the end
         (1, lambda b: libc.memset(ctypes.c_void_p(b.target), 0, size(b.nbytes))),
         (2, lambda b: libc.memcpy(ctypes.c_void_p(b.target), ctypes.c_void_p(b.source), size(b.nbytes))),
     ]
@@ -90,7 +90,7 @@ def measure_memory(
 
 
 class _Crew:
-    """A thread on each CPU, with memory that it touched first, so that it is of that CPU's NUMA node."""
+    """A thread pinned to each CPU, with memory that it touched first, so that it is local to the CPU's NUMA node."""
 
     def __init__(self, cpus: Collection[int], nbytes: int) -> None:
         self._start = threading.Barrier(len(cpus) + 1)
@@ -116,7 +116,7 @@ class _Crew:
         return min(passes)
 
     def dismiss(self) -> None:
-        """Let the threads end and their memory go."""
+        """Let the threads end and release their memory."""
         self._work = None
         self._start.wait()
         for thread in self._threads:
@@ -124,7 +124,7 @@ class _Crew:
 
     def _run(self, number: int, cpu: int, nbytes: int) -> None:
         if hasattr(os, "sched_setaffinity"):
-            with contextlib.suppress(OSError):  # the CPU may have gone since; then anywhere
+            with contextlib.suppress(OSError):  # the CPU may have gone offline since; then run anywhere
                 os.sched_setaffinity(0, {cpu})
         memory = huge_pages(2 * nbytes)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))

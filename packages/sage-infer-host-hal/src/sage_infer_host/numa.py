@@ -15,7 +15,7 @@ __all__ = ["Numa", "read_numa"]
 
 @frozen(kw_only=True)
 class Numa:
-    """Nodes by index, the links between them in both directions, and what contradicts itself."""
+    """Nodes by index, the links between them in both directions, and notes on contradictions."""
 
     nodes: tuple[NumaNode, ...] = ()
     links: tuple[LinkProfile, ...] = ()
@@ -23,10 +23,10 @@ class Numa:
 
 
 def read_numa(root: Path, usable: Collection[int], total_bytes: int | None) -> Numa:
-    """The nodes of the machine below ``root``; empty where the kernel knows of none.
+    """The nodes of the machine below ``root``; empty if the kernel reports none.
 
-    A single node has all of the machine's memory, ``total_bytes``; in a virtual machine that gives memory back to its
-    host the node's own figure changes by the second.
+    A single node has all of the machine's memory, ``total_bytes``: in a virtual machine that returns memory to its
+    host, the node's own figure changes by the second.
     """
     folder = root / "sys/devices/system/node"
     indices = sorted(
@@ -46,7 +46,7 @@ def read_numa(root: Path, usable: Collection[int], total_bytes: int | None) -> N
                 memory_bytes=total_bytes if len(indices) == 1 else _memory(text_in(place / "meminfo") or ""),
             )
         )
-        # A row has a distance for each node that is online, in the order of their numbers.
+        # A row has a distance for each online node, in the order of their numbers.
         row = (text_in(place / "distance") or "").split()
         if len(row) != len(indices) or not all(word.isdecimal() and int(word) for word in row):
             if row:

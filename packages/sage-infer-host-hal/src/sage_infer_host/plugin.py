@@ -1,4 +1,4 @@
-"""What this wheel brings to sage-infer. Imports nothing else."""
+"""Plug-in of this wheel. Imports nothing else."""
 
 from sage_infer import DetectorSpec, hookimpl
 
@@ -12,6 +12,6 @@ def sage_infer_detectors() -> list[DetectorSpec]:
             name="host",
             factory="sage_infer_host.detector:HostDetector",
             hardware={"cpu"},
-            summary="processors, NUMA nodes, memory and disks, by /proc and /sys",
+            summary="processors, NUMA nodes, memory and disks, from /proc and /sys",
         )
     ]

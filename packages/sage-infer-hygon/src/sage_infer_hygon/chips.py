@@ -1,4 +1,4 @@
-"""Hygon chips: figures that ``hy-smi`` does not print. No data sheet is public; trust them as marked."""
+"""Hygon chips: figures that ``hy-smi`` does not print. No data sheet is public; each figure has its confidence."""
 
 from __future__ import annotations
 

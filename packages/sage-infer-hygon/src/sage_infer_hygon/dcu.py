@@ -1,4 +1,4 @@
-"""DCUs: what ``hy-smi`` says of a card under a key, whichever way it is printed (text, JSON, CSV)."""
+"""DCUs: facts of a card by key, as ``hy-smi`` prints them in text, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def endpoint(index: int) -> str:
 
 
 def dcu(index: int) -> AcceleratorDescriptor:
-    """A device of which only its number is known."""
+    """A device with nothing known but its number."""
     return AcceleratorDescriptor(hardware_backend="hygon", vendor="Hygon", model=UNKNOWN_MODEL, index=index)
 
 
@@ -67,7 +67,7 @@ def describe(text: ToolText, cards: Mapping[int, Facts]) -> tuple[list[Accelerat
     """Devices of the cards, and notes on what their facts leave open.
 
     Raises:
-        ToolOutputError: a value is not what its key says, or the card is another vendor's.
+        ToolOutputError: a value does not match its key, or the card is another vendor's.
     """
     devices = [_describe(text, index, facts) for index, facts in sorted(cards.items())]
     notes = []
@@ -84,7 +84,7 @@ def describe(text: ToolText, cards: Mapping[int, Facts]) -> tuple[list[Accelerat
             "the tool names the series BW only, so the chip (BW1000, BW1100, BW150) and its rates are open"
         )
     if any("available memory size (mib)" in facts for facts in cards.values()):
-        notes.append("available memory is what is free, not what the device has")
+        notes.append("available memory is the free memory, not the device's total")
     return devices, notes
 
 

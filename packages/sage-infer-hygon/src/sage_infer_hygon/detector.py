@@ -33,7 +33,7 @@ _DRIVER = ("--showdriverversion",)
 def _ask(tools: Sequence[str], devices: Sequence[PciDevice]) -> HardwareProfile:
     tool = tools[0]
     if Path(tool).name != TOOL and not devices:
-        return HardwareProfile()  # rocm-smi is AMD's too, and there is nothing of Hygon's on the bus
+        return HardwareProfile()  # rocm-smi is AMD's tool too, and no Hygon device is on the bus
     calls = (*_CARDS, _TOPOLOGY, _DRIVER)
     *outputs, topology, driver = answers([[tool, *call] for call in calls])
     cards: Cards = {}

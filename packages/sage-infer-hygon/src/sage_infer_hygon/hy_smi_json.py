@@ -1,4 +1,4 @@
-"""``hy-smi --show… --json``: an object of cards; and ``--csv``: a line a card."""
+"""``hy-smi --show… --json``: an object of cards; and ``--csv``: one line per card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_json(text: ToolText) -> HardwareProfile:
     """The cards of the document.
 
     Raises:
-        ToolOutputError: it is cut, a member is not what it must be, or the cards are another vendor's.
+        ToolOutputError: it is truncated, a member is malformed, or the cards are another vendor's.
     """
     refuse_amd(text, labels=False)
     devices, notes = describe(text, json_facts(text))
@@ -65,7 +65,7 @@ def read_csv(text: ToolText) -> HardwareProfile:
     """The cards of the lines.
 
     Raises:
-        ToolOutputError: a line has other cells than the heading.
+        ToolOutputError: the cells of a line do not match the heading.
     """
     refuse_amd(text, labels="gpu" in text.lines[0].text.lower())
     heading = next(csv.reader([text.lines[0].text]))

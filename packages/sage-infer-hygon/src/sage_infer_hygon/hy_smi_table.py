@@ -14,7 +14,7 @@ __all__ = ["is_table", "read_table"]
 _HEADING = re.compile(r"\s*(?:HCU|DCU|GPU)\s+Temp")
 _RULE = re.compile(r"[=\-\s]*")
 _END = re.compile(r"=+\s*End of")
-# What stands under a heading: a number with its unit, or that it is not known.
+# A cell below a heading: a number with its unit, or a placeholder for unknown.
 _CELLS = {
     "temp": r"\d+(\.\d+)?[cC]",
     "avgpwr": r"\d+(\.\d+)?W",
@@ -34,7 +34,7 @@ def read_table(text: ToolText) -> HardwareProfile:
     """The devices of the table, with nothing known but their numbers.
 
     Raises:
-        ToolOutputError: a line does not fit the heading.
+        ToolOutputError: a line does not match the heading.
     """
     heading: list[str] = []
     devices, divided = [], []

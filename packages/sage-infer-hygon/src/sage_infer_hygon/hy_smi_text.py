@@ -13,7 +13,7 @@ __all__ = ["card_facts", "is_driver", "is_text", "read_driver", "read_text"]
 
 _LINE = re.compile(r"\s*(HCU|DCU|GPU)\[(\d+)\]\s*:\s*(.*)")
 _TOPOLOGY = re.compile(r"(\(Topology\) Numa (?:Node|Affinity))\s*:?\s*(-?\d+.*|\S+)", re.IGNORECASE)
-# Keys whose value is a fact of the device; others may come more than once, a line a sensor.
+# Keys whose value is a fact of the device; others may be repeated, one line per sensor.
 _KEYS = re.compile(
     r"card (series|vendor)|product name|unique id|pci bus|gfx version|vram total memory .*|\(topology\) numa node"
     r"|available memory size .*"
@@ -28,7 +28,7 @@ def read_text(text: ToolText) -> HardwareProfile:
     """The devices that lines name.
 
     Raises:
-        ToolOutputError: a key comes twice with two values, or a value is not what its key says.
+        ToolOutputError: a key is repeated with another value, or a value does not match its key.
     """
     refuse_amd(text, labels=any(line.text.lstrip().startswith("GPU[") for line in text.lines))
     devices, notes = describe(text, card_facts(text))
@@ -36,10 +36,10 @@ def read_text(text: ToolText) -> HardwareProfile:
 
 
 def card_facts(text: ToolText) -> dict[int, dict[str, tuple[Line | None, str]]]:
-    """What is said of each device.
+    """The facts of each device.
 
     Raises:
-        ToolOutputError: a line about a device is no key and value, or says another thing than a line before.
+        ToolOutputError: a line about a device is no key and value, or contradicts an earlier line.
     """
     cards: dict[int, dict[str, tuple[Line | None, str]]] = {}
     for line in text.lines:

@@ -38,7 +38,7 @@ def read_topology(text: ToolText) -> HardwareProfile:
         facts.setdefault(number, {})
     devices, notes = describe(text, facts)
     if matrix is None:
-        notes.append("the table of link types is not there")
+        notes.append("the table of link types is missing")
     return build_profile(devices, links=joined, sources=sources(text), notes=notes)
 
 
@@ -56,7 +56,7 @@ def links(text: ToolText) -> tuple[LinkMatrix | None, list[LinkProfile]]:
 
     def describe_code(code: str) -> Mapping[str, Any] | None:
         if code.isdecimal():
-            raise text.error(None, f"the table of link types holds {code!r}, which is no type")
+            raise text.error(None, f"the table of link types holds {code!r}, an unknown type")
         return None if code.upper() in ("N/A", "NA") else {"kind": _KINDS.get(code.upper(), "other")}
 
     found = types.links(lambda label: endpoint(_number(label)), describe_code)

@@ -1,4 +1,4 @@
-"""Hygon as a platform of vLLM: what is known of it, each fact with its source; the rest is asked of vLLM itself."""
+"""Hygon as a platform of vLLM: known facts, each with its source; vLLM itself is asked for the rest."""
 
 from __future__ import annotations
 

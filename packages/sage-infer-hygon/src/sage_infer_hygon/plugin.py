@@ -1,4 +1,4 @@
-"""What this wheel brings to sage-infer. Imports neither the reader of the vendor's tool nor vLLM."""
+"""Plug-in of this wheel. Imports neither the reader of the vendor's tool nor vLLM."""
 
 from sage_infer import BackendSpec, DetectorSpec, hookimpl
 from sage_infer.sdk.platform_backends import PlatformBackends
@@ -19,7 +19,7 @@ _ON_VLLM = PlatformBackends(
     limits=(
         "Not run on a DCU: detection is tested on recordings, the backend up to the call of vLLM.",
         "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; Hygon's build is of vLLM 0.18: "
-        "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
+        "until the ranges meet, opening the backend raises BackendUnavailable, which names what that vLLM lacks.",
         "Its metadata does not tell Hygon's build of vLLM or torch from any other: that shows when it starts.",
         "Quantization methods, KV dtypes, KV connectors and page sizes are not published; vLLM reports them at start.",
     ),

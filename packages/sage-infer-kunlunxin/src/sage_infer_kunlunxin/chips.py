@@ -1,4 +1,4 @@
-"""Kunlunxin chips: figures that ``xpu-smi`` does not print. Data sheets are few; trust them as marked."""
+"""Kunlunxin chips: figures that ``xpu-smi`` does not print. Few data sheets exist; each figure has its confidence."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def _ask(tools: Sequence[str], devices: Sequence[PciDevice]) -> HardwareProfile:
         except ToolOutputError as error:
             errors.append(error)
     if not devices and all(Path(tool).name == TOOL for tool in tools):
-        return HardwareProfile()  # xpu-smi is Intel's too, and there is nothing of Kunlunxin's on the bus
+        return HardwareProfile()  # xpu-smi is also Intel's tool, and no Kunlunxin device is on the bus
     raise errors[0]
 
 

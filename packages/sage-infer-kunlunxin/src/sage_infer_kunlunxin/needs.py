@@ -1,4 +1,4 @@
-"""What the backend needs of a machine, and where that is looked for. Data: the plug-in module reads it."""
+"""What the backend requires of a machine and where to look for it. Data only: the plug-in module reads it."""
 
 from sage_infer import Need
 

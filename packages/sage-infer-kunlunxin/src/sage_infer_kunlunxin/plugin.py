@@ -1,4 +1,4 @@
-"""What this wheel brings to sage-infer. Imports neither the reader of the vendor's tool nor vLLM."""
+"""Plug-in of this wheel. Imports neither the reader of the vendor's tool nor vLLM."""
 
 from sage_infer import BackendSpec, DetectorSpec, hookimpl
 from sage_infer.sdk.platform_backends import PlatformBackends
@@ -17,10 +17,10 @@ _ON_VLLM = PlatformBackends(
     device_nodes=_NODES,
     limits=(
         "Not run on an XPU: detection is tested on recordings, the backend up to the call of vLLM.",
-        "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-kunlun is for vLLM 0.11 to 0.15: "
-        "opening the backend ends with BackendUnavailable, which names what that vLLM lacks, until they meet.",
-        "torch_xmlir, the bridge that vllm-kunlun runs on, is not looked for: it comes with the vendor's image.",
-        "KV dtypes, KV connectors and page sizes are not published; vLLM is asked when it starts.",
+        "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-kunlun requires vLLM 0.11 to 0.15: "
+        "until the ranges meet, opening the backend raises BackendUnavailable, which names what that vLLM lacks.",
+        "torch_xmlir, the bridge that vllm-kunlun runs on, is not checked: it is part of the vendor's image.",
+        "KV dtypes, KV connectors and page sizes are not published; vLLM reports them when it starts.",
     ),
 )
 

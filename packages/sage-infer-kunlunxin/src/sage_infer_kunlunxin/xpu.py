@@ -1,4 +1,4 @@
-"""XPUs as descriptors, and what every output of ``xpu-smi`` has in common."""
+"""XPUs as descriptors, and common parts of every output of ``xpu-smi``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def xpu(
     memory_bytes: int | None = None,
     serial: str | None = None,
 ) -> AcceleratorDescriptor:
-    """A device; ``serial`` is its card's, which two devices of a K200 have in common."""
+    """A device; ``serial`` is its card's, shared by both devices of a K200."""
     chip = None if name is None else find_chip(CHIPS, name, memory_bytes)
     return AcceleratorDescriptor(
         hardware_backend="kunlunxin",
@@ -48,10 +48,10 @@ def xpu(
 
 
 def read_bus(text: ToolText, line: Line, printed: str) -> str | None:
-    """The PCI address; None where it is not known or masked.
+    """The PCI address; None if unknown or masked.
 
     Raises:
-        ToolOutputError: it is none.
+        ToolOutputError: it is malformed.
     """
     bus = bus_address(printed)
     if bus is None and printed.lower() not in UNKNOWN_TEXTS and not is_masked(printed):
@@ -60,7 +60,7 @@ def read_bus(text: ToolText, line: Line, printed: str) -> str | None:
 
 
 def read_total(text: ToolText, line: Line, printed: str) -> int | None:
-    """Bytes of ``used / total``; None where the total is not known or masked.
+    """Bytes of ``used / total``; None if the total is unknown or masked.
 
     Raises:
         ToolOutputError: it is no such pair.
@@ -86,7 +86,7 @@ def refuse_intel(text: ToolText) -> None:
 
 
 def sources(text: ToolText) -> list[str]:
-    """The runtime, whose version the tool prints for its own, and the driver."""
+    """The runtime, whose version the tool prints as its own, and the driver."""
     line = text.search(_DRIVER)
     found = re.search(_DRIVER, line.text) if line else None
     return [text.source] if found is None else [text.source, f"Kunlunxin driver {found[1]}"]

@@ -1,4 +1,4 @@
-"""``xpu_smi`` before driver 5: sections, of which DEVICES has a line a device."""
+"""``xpu_smi`` before driver 5: in sections; DEVICES has one line per device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_devices(text: ToolText) -> HardwareProfile:
     """The devices of the section. A card that is divided (SR-IOV) only controls its parts and is left out.
 
     Raises:
-        ToolOutputError: a line does not fit the heading.
+        ToolOutputError: a line does not match the heading.
     """
     heading: list[str] = []
     devices: list[AcceleratorDescriptor] = []

@@ -1,4 +1,4 @@
-"""``xpu-smi -L``: a line a device. ``xpu-smi -m``: a line a device, for programs."""
+"""``xpu-smi -L``: one line per device. ``xpu-smi -m``: the same in machine-readable form."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_list(text: ToolText) -> HardwareProfile:
     """The devices with their UUIDs.
 
     Raises:
-        ToolOutputError: a line is none of a device.
+        ToolOutputError: a line does not describe a device.
     """
     notes = ["this output shows neither memory nor bus ids"]
     return build_profile(list_devices(text), sources=sources(text), notes=notes)
@@ -53,10 +53,10 @@ def is_machine(text: ToolText) -> bool:
 
 
 def read_machine(text: ToolText) -> HardwareProfile:
-    """The devices with what their lines say.
+    """The devices described by the lines.
 
     Raises:
-        ToolOutputError: a field is not what it must be at its place.
+        ToolOutputError: a field is malformed.
     """
     return build_profile([_device(text, line) for line in text.lines], sources=sources(text))
 

@@ -29,7 +29,7 @@ def read_query(text: ToolText) -> HardwareProfile:
     """The devices that are described.
 
     Raises:
-        ToolOutputError: a key comes twice for a device, a value is not what its key says, or nothing tells its number.
+        ToolOutputError: a key is repeated for a device, a value does not match its key, or the number is missing.
     """
     blocks: list[tuple[Line, list[Line]]] = []
     for line in text.lines:

@@ -51,7 +51,7 @@ def read_table(text: ToolText) -> HardwareProfile:
         elif not re.search(r"Version", " ".join(cells)):
             raise text.error(line, "the heading with XPU and Name above the devices")
     if heading is None:
-        raise text.error(None, "the table's heading is not there")
+        raise text.error(None, "the table's heading is missing")
     notes = ["no devices in the table"] if not devices else []
     return build_profile(devices, sources=sources(text), notes=notes)
 

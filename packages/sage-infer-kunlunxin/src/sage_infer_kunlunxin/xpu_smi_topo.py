@@ -34,7 +34,7 @@ def read_links(text: ToolText) -> LinkMatrix:
     """The matrix as it was printed.
 
     Raises:
-        ToolOutputError: there is none, or a row does not fit its heading.
+        ToolOutputError: the table is missing, or a row does not match its heading.
     """
     matrix = read_matrix(text, text.lines, _LABEL, even=True)
     if matrix is None:

@@ -1,4 +1,4 @@
-"""What detectors share: running a vendor's tool, listing PCI devices, reading text. No vendor is named here."""
+"""Shared by detectors: run a vendor's tool, list PCI devices, read text. No vendor is named here."""
 
 from sage_infer_hal.detection.chips import Chip, find_chip
 from sage_infer_hal.detection.detector import ToolDetector, VendorTool

@@ -1,4 +1,4 @@
-"""Chip tables: figures that no tool prints, with where they come from and how far to trust them."""
+"""Chip tables: figures that no tool prints, with their sources and confidence."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["Chip", "find_chip"]
 
 @frozen(kw_only=True)
 class Chip:
-    """What is known of one device as the vendor's tool counts devices (a die, where a card has two).
+    """Known facts about one device, counted as the vendor's tool counts devices (a die, if a card has two).
 
     Attributes:
         names: names that tools print for it, compared without case, spaces, ``_`` and ``-``.
         source: where the figures come from.
         confidence: how far to trust them.
-        memory_gib: memory as sold, in GiB: a device with far more or less is another one; None compares nothing.
+        memory_gib: nominal memory in GiB: a device with far more or less is not this chip; None skips the comparison.
         bandwidth_gbs: peak device memory bandwidth in GB/s.
         tflops: dense peak rate in TFLOP/s (TOP/s for integers) by precision.
-        precisions: precisions of its arithmetic units; empty where they are not known.
+        precisions: precisions of its arithmetic units; empty if unknown.
         architecture: the vendor's name of the instruction set architecture.
     """
 
@@ -38,7 +38,7 @@ class Chip:
     architecture: str | None = None
 
     def fields(self) -> dict[str, Any]:
-        """What it adds to an ``AcceleratorDescriptor``."""
+        """Fields that the chip adds to an ``AcceleratorDescriptor``."""
         return {
             "compute_capability": self.architecture,
             "supported_precisions": self.precisions,
@@ -51,13 +51,13 @@ class Chip:
 
 
 def find_chip(table: Iterable[Chip], name: str, memory_bytes: int | None) -> Chip | None:
-    """The chip of exactly this name whose memory fits; a name that merely begins alike is another chip."""
+    """The chip with exactly this name and a matching memory size; a common prefix is not enough."""
     wanted = _key(name)
     for chip in table:
         if wanted in map(_key, chip.names):
             if chip.memory_gib is None or memory_bytes is None:
                 return chip
-            # Tools show up to a fifth less than what is sold: ECC, firmware and spare rows are taken off.
+            # Tools show up to a fifth less than the nominal size: ECC, firmware and spare rows are deducted.
             if 0.8 <= memory_bytes / (chip.memory_gib * 1024**3) <= 1.05:
                 return chip
     return None

@@ -1,4 +1,4 @@
-"""A detector that is a vendor's tool and a PCI vendor id."""
+"""A detector defined by a vendor's tool and PCI vendor ids."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["ToolDetector", "VendorTool"]
 
 @frozen(kw_only=True)
 class VendorTool:
-    """How one vendor's devices are found.
+    """How to find one vendor's devices.
 
     Attributes:
         vendor: the vendor's name, for messages.
-        names: the tool's names, the one to prefer first.
-        folders: where its installer puts it, beside ``PATH``.
+        names: names of the tool, preferred first.
+        folders: where its installer puts it, in addition to ``PATH``.
         pci_vendors: the vendor's PCI ids.
         is_accelerator: tells accelerators from the vendor's other PCI devices.
-        ask: ``ask(tools, devices)`` runs the tools found and gives what they say, or raises ``ToolOutputError``;
+        ask: ``ask(tools, devices)`` runs the tools found and returns the profile, or raises ``ToolOutputError``;
             ``devices`` are the accelerators on the PCI bus.
-        install: what brings the tool, for notes.
+        install: package that installs the tool, for notes.
     """
 
     vendor: str
@@ -41,16 +41,16 @@ class VendorTool:
 
 @frozen
 class ToolDetector:
-    """A ``HardwareDetector``: asks the vendor's tool what there is, and sysfs where it is plugged in."""
+    """A ``HardwareDetector`` that combines the output of the vendor's tool with PCI facts from sysfs."""
 
     tool: VendorTool
     sysfs: Path = field(default=SYSFS)
 
     def detect(self) -> HardwareProfile:
-        """What this machine has of the vendor's; an empty profile, with notes, where it has none that can be used.
+        """The vendor's devices in this machine; an empty profile with notes if none can be used.
 
         Raises:
-            ToolOutputError: devices are on the PCI bus, and the tool fails or is not understood.
+            ToolOutputError: devices are on the PCI bus, but the tool fails or its output is not understood.
         """
         devices = [d for d in pci_devices(self.tool.pci_vendors, self.sysfs) if self.tool.is_accelerator(d)]
         tools = find_tools(*self.tool.names, folders=self.tool.folders)
@@ -67,7 +67,7 @@ class ToolDetector:
     def _no_tool(self, devices: Sequence[PciDevice]) -> str:
         found = ", ".join(f"{device.address} ({device.vendor:04x}:{device.device:04x})" for device in devices)
         names = " or ".join(self.tool.names)
-        return f"{self.tool.vendor} devices are on the PCI bus, and there is no {names}: {found}; {self.tool.install}"
+        return f"{self.tool.vendor} devices are on the PCI bus, but {names} is missing: {found}; {self.tool.install}"
 
 
 def _with_pci(profile: HardwareProfile, devices: Iterable[PciDevice]) -> HardwareProfile:
@@ -81,7 +81,7 @@ def _with_pci(profile: HardwareProfile, devices: Iterable[PciDevice]) -> Hardwar
     listed = {a.pci_address for a in accelerators}
     hidden = sorted(nodes.keys() - listed)
     if hidden and None not in listed:
-        notes.append(f"on the PCI bus, and not shown by the tool: {', '.join(hidden)}")
+        notes.append(f"on the PCI bus, but not shown by the tool: {', '.join(hidden)}")
     return evolve(
         profile,
         accelerators=accelerators,

@@ -1,4 +1,4 @@
-"""Strict JSON: what is read from it is what it must be, or an error says where it is not."""
+"""Strict JSON: each value is checked as it is read, and errors name the path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _START = re.compile(r"\s*(\{|\[\s*(\{|$))")
 
 
 def is_json(text: ToolText) -> bool:
-    """Whether a line starts an object, or a list of objects; a tool may print warnings before it."""
+    """Whether a line starts an object or a list of objects; a tool may print warnings before it."""
     return any(_START.match(line.text) for line in text.lines)
 
 
@@ -22,7 +22,7 @@ def load(text: ToolText) -> Any:
     """The document.
 
     Raises:
-        ToolOutputError: it is cut, is no JSON, or names a key twice in one object.
+        ToolOutputError: it is truncated, not JSON, or repeats a key in one object.
     """
     lines = {line.number: line.text for line in text.lines}
     start = next((line.number for line in text.lines if _START.match(line.text)), 1)
@@ -34,7 +34,7 @@ def load(text: ToolText) -> Any:
         line = next((line for line in text.lines if line.number == where), None)
         raise text.error(line, f"JSON ({error.msg})") from error
     except _TwiceError as error:
-        raise text.error(None, f"the key {error} comes twice in one object") from error
+        raise text.error(None, f"the key {error} is repeated in one object") from error
     except RecursionError as error:
         raise text.error(None, "it is nested too deeply") from error
 
@@ -52,7 +52,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def items(text: ToolText, value: Any, what: str, *, count: int | None = None) -> list[Any]:
-    """``value`` as a list, of ``count`` members where that is known."""
+    """``value`` as a list, of ``count`` members if that is known."""
     if not isinstance(value, list) or count not in (None, len(value)):
         size = "" if count is None else f" of {count}"
         raise text.error(None, f"{what} must be a list{size}")
@@ -60,9 +60,9 @@ def items(text: ToolText, value: Any, what: str, *, count: int | None = None) ->
 
 
 def integer(text: ToolText, value: Any, what: str) -> int:
-    """``value`` as a whole number that is not negative; a string of digits is one."""
+    """``value`` as a non-negative integer; a string of digits is accepted."""
     if isinstance(value, str) and value.strip().isdecimal():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise text.error(None, f"{what} must be a whole number, and is {str(value)[:40]!r}")
+        raise text.error(None, f"{what} must be a whole number, not {str(value)[:40]!r}")
     return value

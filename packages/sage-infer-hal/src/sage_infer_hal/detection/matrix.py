@@ -1,4 +1,4 @@
-"""Link tables: who is joined to whom, by a code in a matrix."""
+"""Link tables: a matrix with a code for each pair of endpoints."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["LinkMatrix", "asymmetry_notes", "read_matrix"]
 
 # Headings of more than one word; each is one column.
 _PHRASES = re.compile(r"\b(CPU|NUMA) (Affinity)\b|\b(?:GPU|XPU|NPU|MLU|DCU|HCU) NUMA ID\b", re.IGNORECASE)
-# Columns whose cells may be left empty at the end of a row; a missing cell of any other would shift the rest.
+# Columns whose cells may be missing at the end of a row; any other missing cell would shift the rest.
 _MAY_BE_EMPTY = re.compile(r"(CPU|NUMA)_Affinity|\w+_NUMA_ID", re.IGNORECASE)
 _CPU_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
 @frozen
 class LinkMatrix:
-    """A table as it was printed.
+    """A link table as printed.
 
     Attributes:
         labels: endpoints of the heading, in order.
-        codes: (row label, column label) → code; the diagonal is left out.
-        rows: labels that have a row of their own; a cut table has fewer than columns.
+        codes: (row label, column label) → code, without the diagonal.
+        rows: labels that have a row of their own; fewer than the columns if the table is truncated.
         cpu_affinity: row label → logical CPUs.
         numa_node: row label → NUMA node.
     """
@@ -41,7 +41,7 @@ class LinkMatrix:
     def links(
         self, endpoint: Callable[[str], str], describe: Callable[[str], Mapping[str, Any] | None]
     ) -> list[LinkProfile]:
-        """Directed links. ``endpoint`` names a label, ``describe`` gives a code's fields, or None for "unknown"."""
+        """Directed links. ``endpoint`` names a label; ``describe`` returns a code's fields, or None for "unknown"."""
         found = []
         for (row, column), code in self.codes.items():
             fields = describe(code)
@@ -55,11 +55,11 @@ class LinkMatrix:
 def read_matrix(
     text: ToolText, lines: Iterable[Line], label: str, *, diagonal: str = "X", even: bool = False
 ) -> LinkMatrix | None:
-    """Read the first matrix in ``lines``; None where no heading of labels is there.
+    """Read the first matrix in ``lines``; None without a heading of labels.
 
-    ``label`` is the pattern of an endpoint's name (``NPU\\d+``). Columns are told apart by their order, not by their
-    place in the line; ``diagonal`` in its place is what shows that they are not shifted. ``even`` refuses rows of one
-    kind that differ in length: for readers that take codes which they do not know, where a lost cell may go unseen.
+    ``label`` is the pattern of an endpoint's name (``NPU\\d+``). Columns are matched by order, not by position in the
+    line; the ``diagonal`` marker proves that they are not shifted. ``even`` rejects rows of one kind that differ in
+    length: readers that accept unknown codes need it, as they would not notice a missing cell.
 
     Raises:
         ToolOutputError: a row does not fit the heading.
@@ -107,21 +107,21 @@ def read_matrix(
             elif heading_word == "numa_affinity" and cell.lower() not in UNKNOWN_TEXTS:
                 if cell.isdecimal():
                     numa[row] = int(cell)
-                elif _CPU_LIST.fullmatch(cell) is None:  # several nodes are nearest to none of them
+                elif _CPU_LIST.fullmatch(cell) is None:  # a device between several nodes has no nearest one
                     raise text.error(line, "a NUMA node under NUMA Affinity")
     if columns is None:
         return None
     labels = [column for column in columns if re.fullmatch(label, column)]
     if len(set(labels)) != len(labels):
-        raise text.error(None, f"the heading of the link table names an endpoint twice: {' '.join(columns)}")
+        raise text.error(None, f"the heading of the link table repeats an endpoint: {' '.join(columns)}")
     strangers = [row for row in rows if row not in labels]
     if strangers:
-        raise text.error(None, f"the link table has a row {strangers[0]} and no such column")
+        raise text.error(None, f"the link table has a row {strangers[0]} but no such column")
     return LinkMatrix(tuple(labels), codes, tuple(rows), affinity, numa)
 
 
 def _is_heading(words: list[str], label: str) -> bool:
-    """A row starts with a label too, but its second word is a code."""
+    """Whether the line is the heading; a row starts with a label too, but its second word is a code."""
     if not words or not re.fullmatch(label, words[0]):
         return False
     return (
@@ -131,7 +131,7 @@ def _is_heading(words: list[str], label: str) -> bool:
 
 
 def asymmetry_notes(links: Iterable[LinkProfile]) -> list[str]:
-    """A note for pairs whose two directions have different codes: both are kept, one of them may be wrong."""
+    """A note on pairs whose two directions have different codes: both are kept, although one may be wrong."""
     codes = {(link.source, link.target): link.vendor_code for link in links if link.vendor_code is not None}
     pairs = [
         f"{a} → {b} {code}, {b} → {a} {codes[b, a]}"

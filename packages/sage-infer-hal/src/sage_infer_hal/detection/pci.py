@@ -1,4 +1,4 @@
-"""PCI devices as sysfs lists them: what identifies a vendor where its tool is missing."""
+"""PCI devices as sysfs lists them; they identify a vendor even without its tool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ENCODING = ((5.0, 0.8), (32.0, 128 / 130), (float("inf"), 1.0))
 
 @frozen(kw_only=True)
 class PciDevice:
-    """One function on the PCI bus; what sysfs does not say is None.
+    """One function on the PCI bus; None for what sysfs does not report.
 
     Attributes:
         address: ``domain:bus:device.function`` in lower-case hex.
@@ -26,8 +26,8 @@ class PciDevice:
         device: device id.
         class_code: class, subclass and programming interface, such as 0x120000.
         numa_node: nearest NUMA node.
-        link_gts: highest transfer rate of its link, in GT/s.
-        link_width: most lanes of its link.
+        link_gts: maximum transfer rate of its link, in GT/s.
+        link_width: maximum number of lanes of its link.
     """
 
     address: str
@@ -48,7 +48,7 @@ class PciDevice:
 
 
 def pci_devices(vendors: Collection[int], sysfs: Path = SYSFS) -> list[PciDevice]:
-    """Devices of these vendors, by address. Empty where there is no sysfs; never raises."""
+    """Devices of these vendors, by address. Empty without sysfs; never raises."""
     found = []
     for folder in sorted((sysfs / "bus/pci/devices").glob("*")):
         vendor, device, class_code = (_number(folder / name, 16) for name in ("vendor", "device", "class"))
@@ -72,7 +72,7 @@ def pci_devices(vendors: Collection[int], sysfs: Path = SYSFS) -> list[PciDevice
 def host_links(
     accelerators: Iterable[AcceleratorDescriptor], devices: Iterable[PciDevice]
 ) -> list[LinkProfile]:
-    """The PCIe link of each accelerator to the host, both directions, where its address is in ``devices``."""
+    """The PCIe link of each accelerator to the host, both directions, if its address is in ``devices``."""
     by_address = {device.address: device for device in devices}
     links = []
     for accelerator in accelerators:
@@ -108,7 +108,7 @@ def _number(path: Path, base: int) -> int | None:
 
 
 def _rate(path: Path) -> float | None:
-    """``16.0 GT/s PCIe`` → 16.0; sysfs says ``Unknown`` where it does not know."""
+    """``16.0 GT/s PCIe`` → 16.0; None for ``Unknown``."""
     try:
         return float(_text(path).split()[0])
     except (ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""From devices and links to a profile that keeps the schema's promises."""
+"""Build a profile that satisfies the schema's invariants from devices and links."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def build_profile(
     links: Iterable[LinkProfile] = (),
     notes: Iterable[str] = (),
 ) -> HardwareProfile:
-    """Devices in order, a memory tier for each whose memory is known, and notes on what contradicts itself.
+    """Devices in order, one memory tier per device with known memory, and notes on contradictions.
 
     Raises:
-        ToolOutputError: two devices have one index. One PCI address they may have: a board may hold two chips.
+        ToolOutputError: two devices have the same index. They may share a PCI address: a board may hold two chips.
     """
     devices = sorted(accelerators, key=lambda device: (device.hardware_backend, device.index))
     sources, links = tuple(sources), tuple(links)

@@ -1,4 +1,4 @@
-"""Which output of which tool a recording is."""
+"""Identify which output of which tool a recording is."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class OutputKind:
 
     Attributes:
         command: the command that prints it.
-        is_this: whether a text is that output, by what it says and not by its name.
-        read: the pure function that reads it; raises ``ToolOutputError`` for what it does not understand.
+        is_this: whether a text is that output, judged by its content, not by its file name.
+        read: pure function that reads it; raises ``ToolOutputError`` for text that it does not understand.
     """
 
     command: str
@@ -31,38 +31,38 @@ class OutputKind:
 
 
 def no_card(pattern: str, *, shorter_than: float = math.inf) -> OutputKind:
-    """The message that there is no card: a text of fewer than so many lines with one that ``pattern`` finds."""
+    """The message that no card is present: a text of at most a few lines, one of which matches ``pattern``."""
 
     def read(text: ToolText) -> HardwareProfile:
         line = text.search(pattern)
         return build_profile([], sources=[text.source], notes=[line.text.strip()] if line else [])
 
     return OutputKind(
-        command="a message that there is no card",
+        command="a message that no card is present",
         is_this=lambda text: len(text.lines) < shorter_than and text.search(pattern) is not None,
         read=read,
     )
 
 
 def read_recording(kinds: Sequence[OutputKind], text: ToolText, *, name: str) -> HardwareProfile:
-    """Read a recording as the first kind that it is; ``name`` is its file's, for messages.
+    """Read a recording as the first kind that matches; ``name`` is its file name, for messages.
 
     Raises:
-        ToolOutputError: it is none of them, or not what such an output must be.
+        ToolOutputError: no kind matches, or the text is malformed.
     """
     known = ", ".join(kind.command for kind in kinds)
     if not text.lines:
-        raise ToolOutputError(f"{name}: the recording is empty; it must hold the output of one of: {known}")
+        raise ToolOutputError(f"{name}: the recording is empty; expected the output of one of: {known}")
     kind = next((kind for kind in kinds if kind.is_this(text)), None)
     if kind is None:
         first = text.lines[0]
         raise ToolOutputError(
-            f"{name}: line {first.number}, {first.text.strip()[:60]!r}, begins no output of {text.tool} that is known; "
+            f"{name}: line {first.number}, {first.text.strip()[:60]!r}, does not start a known output of {text.tool}; "
             f"record one of: {known}"
         )
     try:
         return kind.read(text)
     except SchemaError as error:
-        raise ToolOutputError(f"{name}: {text.source} printed what cannot be: {error}") from error
+        raise ToolOutputError(f"{name}: impossible values in the output of {text.source}: {error}") from error
     except ToolOutputError as error:
         raise ToolOutputError(f"{name}: {error}") from error

@@ -1,4 +1,4 @@
-"""``key : value`` lines in sections that are told by their indentation."""
+"""``key : value`` lines in sections delimited by indentation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Entry:
     """One value.
 
     Attributes:
-        path: names of the sections around it and its own, joined by ``/``.
-        first: whether it is the first in its section. Where a section's head is lost, its entries fall to the
-            section before, and none of them is the first there.
+        path: names of the enclosing sections and its own, joined by ``/``.
+        first: whether it is the first in its section. If a section's head is lost, its entries fall into the
+            previous section, and none of them is the first there.
     """
 
     line: Line
@@ -31,7 +31,7 @@ class Entry:
 
 
 def entries(lines: Iterable[Line]) -> Iterator[Entry]:
-    """The values; a line without a value opens a section, which lasts while lines are indented more than it."""
+    """The values. A line without a value opens a section, which ends at the next line indented no more than it."""
     sections: list[tuple[int, str]] = []
     first = False
     for line in lines:

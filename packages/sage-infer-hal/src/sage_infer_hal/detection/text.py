@@ -1,4 +1,4 @@
-"""A tool's output as numbered lines: what terminals add is taken away, and errors name version and line."""
+"""A tool's output as numbered lines, without terminal control sequences; errors name version and line."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff]")
 _TRANSLATED = str.maketrans({"\xa0": " ", "│": "|", "┃": "|", "║": "|", "：": ":"})
 _BUS = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE)
-_SHOWN = 60  # characters of an offending text that a message repeats
+_SHOWN = 60  # characters of an offending text quoted in a message
 
 UNKNOWN_TEXTS = frozenset({"", "-", "--", "na", "n/a", "none", "null", "unknown", "[n/a]", "not supported"})
-"""What tools print, in lower case, where they do not know."""
+"""Placeholders that tools print for an unknown value, in lower case."""
 
 
 @frozen
 class Line:
-    """One line of output, without what surrounds it; ``number`` counts from 1."""
+    """One line of output, stripped; ``number`` counts from 1."""
 
     number: int
     text: str
@@ -34,8 +34,8 @@ class ToolText:
 
     Attributes:
         tool: the tool's name, for messages.
-        lines: its lines that are not blank, cleaned of colours, control characters and line ends of other systems.
-        version: the tool's version as it prints it; None where it prints none.
+        lines: its non-blank lines, without colours, control characters and foreign line ends.
+        version: the tool's version as printed; None if it prints none.
     """
 
     tool: str
@@ -57,7 +57,7 @@ class ToolText:
         return f"{self.tool} {self.version}" if self.version else self.tool
 
     def error(self, line: Line | None, expected: str) -> ToolOutputError:
-        """The error for a line that is not what it must be; without a line, for the output as a whole."""
+        """The error for an unexpected line, or for the whole output if ``line`` is None."""
         where = self.source if self.version else f"{self.tool} (no version shown)"
         if line is None:
             return ToolOutputError(f"{where}: {expected}; {_NEXT}")
@@ -66,7 +66,7 @@ class ToolText:
         return ToolOutputError(f"{where}, line {line.number}: expected {expected}, got {shown!r}; {_NEXT}")
 
     def search(self, pattern: str) -> Line | None:
-        """The first line in which the pattern is found."""
+        """The first line that matches the pattern."""
         return next((line for line in self.lines if re.search(pattern, line.text)), None)
 
     def rows(self) -> Iterator[tuple[Line, list[str]]]:
@@ -81,7 +81,7 @@ _NEXT = "record it again unedited, or report it with this tool's version"
 
 
 def table_cells(text: str) -> list[str] | None:
-    """The cells of ``| a | b |``; None for rules and for lines that are no row."""
+    """The cells of ``| a | b |``; None for rules and other lines."""
     text = text.strip()
     if not (len(text) > 2 and text[0] == text[-1] == "|") or re.fullmatch(r"[|+=\- ]*", text):
         return None
@@ -89,12 +89,12 @@ def table_cells(text: str) -> list[str] | None:
 
 
 def is_masked(text: str) -> bool:
-    """Whether somebody blotted the value out before publishing it (``xxxxx``, ``****``)."""
+    """Whether the value was redacted before publication (``xxxxx``, ``****``)."""
     return re.search(r"[xX]{2,}|\*{2,}", text) is not None
 
 
 def bus_address(text: str) -> str | None:
-    """``00000000:C1:00.0`` → ``0000:c1:00.0``; None where the text is no PCI address."""
+    """``00000000:C1:00.0`` → ``0000:c1:00.0``; None if the text is not a PCI address."""
     match = _BUS.fullmatch(text.strip())
     if match is None:
         return None
@@ -103,5 +103,5 @@ def bus_address(text: str) -> str | None:
 
 
 def mebibytes(count: int) -> int | None:
-    """Bytes of so many MiB, which all these tools mean by ``MB`` too; None for 0: then it is not known."""
+    """Bytes of that many MiB (these tools mean MiB by ``MB`` too); None for 0, which means unknown."""
     return count * 1024 * 1024 or None

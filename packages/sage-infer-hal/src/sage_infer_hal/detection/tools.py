@@ -1,4 +1,4 @@
-"""Run a vendor's tool: with a time limit, in the C locale, without a trace."""
+"""Run a vendor's tool: with a time limit, in the C locale, leaving no files behind."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sage_infer.errors import ToolOutputError
 __all__ = ["TIME_LIMIT_S", "Answer", "answers", "find_tools", "run_tool"]
 
 TIME_LIMIT_S = 5.0
-"""How long one call may take. A healthy tool answers within a second; a driver that hangs must not hang us."""
+"""Time limit of one call in seconds. A healthy tool answers within a second; a hanging driver must not block us."""
 
 Answer = str | ToolOutputError
-"""What a tool printed, or why that is not known."""
+"""What a tool printed, or the error that explains why it printed nothing."""
 
 _C_LOCALE = {"LC_ALL": "C", "LANG": "C", "LANGUAGE": "C", "TERM": "dumb", "NO_COLOR": "1"}
-_SHOWN = 120  # characters of a failing tool's last line that a message repeats
+_SHOWN = 120  # characters of a failing tool's last line quoted in a message
 
 
 def find_tools(*names: str, folders: Sequence[str] = ()) -> list[str]:
-    """Paths of the tools of these names on ``PATH``, else in the vendor's own folders; in the order of the names."""
+    """Paths of these tools on ``PATH``, else in the vendor's folders, in the order of the names."""
     places = [None, *folders]  # None is PATH
     paths = (next((p for place in places if (p := shutil.which(name, path=place))), None) for name in names)
     return [path for path in paths if path is not None]
@@ -35,13 +35,13 @@ def find_tools(*names: str, folders: Sequence[str] = ()) -> list[str]:
 def run_tool(
     tool: str, *arguments: str, timeout_s: float = TIME_LIMIT_S, output_file: str | None = None
 ) -> str:
-    """What the tool prints, or what it writes to ``output_file`` in its working directory.
+    """Return what the tool prints, or what it writes to ``output_file`` in its working directory.
 
-    The working directory is then a temporary one, removed afterwards. The tool runs in a process group of its own,
-    which is ended with it at the time limit.
+    With ``output_file`` the working directory is a temporary one, removed afterwards. The tool runs in its own
+    process group, which is killed with it at the time limit.
 
     Raises:
-        ToolOutputError: there is no such tool, it fails, takes too long, or writes no such file.
+        ToolOutputError: the tool is missing, fails, takes too long, or does not write the file.
     """
     if output_file is None:
         return _run([tool, *arguments], timeout_s, folder=None)
@@ -55,7 +55,7 @@ def run_tool(
 
 
 def answers(calls: Sequence[Sequence[str]], *, timeout_s: float = TIME_LIMIT_S) -> list[Answer]:
-    """The answers of several calls that run at once, in order; an error stands for the call that failed."""
+    """Run several calls simultaneously; returns their answers in order, with the error for a call that failed."""
 
     def answer(call: Sequence[str]) -> Answer:
         try:
@@ -82,7 +82,7 @@ def _run(command: list[str], timeout_s: float, folder: str | None) -> str:
             out, err = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as expired:
             raise ToolOutputError(
-                f"{shown} gave no answer within {timeout_s:g} s; the driver may hang: run it by hand, and look at dmesg"
+                f"{shown} did not answer within {timeout_s:g} s; the driver may hang: run it by hand, and look at dmesg"
             ) from expired
         finally:
             if process.returncode is None:

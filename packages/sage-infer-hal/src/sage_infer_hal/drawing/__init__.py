@@ -1,1 +1,1 @@
-"""A profile for people: as text and as SVG. Pure functions."""
+"""A profile as text and as SVG. Pure functions."""

@@ -1,4 +1,4 @@
-"""Links between accelerators as pictures need them: a matrix of codes, and groups in which all are joined alike."""
+"""Links between accelerators prepared for drawing: a matrix of codes, and fully connected groups of one kind."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sage_infer.schemas import Figure, HardwareProfile, LinkProfile
 __all__ = ["Fabric", "Matrix", "code_of", "fabrics", "link_matrix", "single_links"]
 
 _RANK = {"pcie": 1, "network": 1, "other": 0}
-"""Of two links between the same ends the faster kind is shown; kinds that are not named here go before these."""
+"""Of two links between the same ends the faster kind is shown; unlisted kinds come first."""
 
 
 @frozen
 class Matrix:
-    """Accelerators by name, and the endpoints that links lead to; ``cells`` has the link from a row to a column."""
+    """Accelerators by name, and link endpoints; ``cells`` has the link from a row to a column."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -25,7 +25,7 @@ class Matrix:
 
 @frozen
 class Fabric:
-    """Accelerators each of which has the same kind of link to each other one."""
+    """Accelerators that are all joined to each other by the same kind of link."""
 
     members: tuple[str, ...]
     kind: str
@@ -34,7 +34,7 @@ class Fabric:
 
 
 def code_of(link: LinkProfile) -> str:
-    """What a person calls the link: the vendor's code, else its kind."""
+    """The label of the link: the vendor's code, else its kind."""
     return link.vendor_code or link.kind
 
 
@@ -56,9 +56,9 @@ def link_matrix(profile: HardwareProfile) -> Matrix:
 
 
 def fabrics(matrix: Matrix) -> list[Fabric]:
-    """Groups of three or more that are joined alike, all with all, by something better than PCIe.
+    """Fully connected groups of three or more, joined by links faster than PCIe.
 
-    Two members may have a better link still, as the two dies of one package have: that one is a single link.
+    Two members may have an even faster link, as the two dies of one package have; it is drawn as a single link.
     """
     joined: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     near: dict[str, set[str]] = defaultdict(set)
@@ -94,7 +94,7 @@ def _reached(start: str, neighbours: Mapping[str, set[str]]) -> set[str]:
 
 
 def single_links(matrix: Matrix, groups: Iterable[Fabric]) -> list[tuple[LinkProfile, LinkProfile | None]]:
-    """Pairs that are joined by something better than PCIe and in no group: the link, and the one that leads back."""
+    """Pairs in no group that are joined by a link faster than PCIe: the link, and the one that leads back."""
     inside = {(a, b, group.code) for group in groups for a in group.members for b in group.members}
     pairs = []
     for (one, other), link in matrix.cells.items():

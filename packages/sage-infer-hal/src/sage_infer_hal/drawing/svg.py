@@ -1,4 +1,4 @@
-"""A machine as a drawing in SVG: NUMA nodes with their accelerators, how these are joined, and the memory tiers."""
+"""Draw a machine as SVG: NUMA nodes, accelerators, links and memory tiers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARGIN, _GAP = 28, 20
 _TILE_WIDTH, _TILE_HEIGHT = 172, 86
 _MOST_IN_ROW = 4  # tiles of one node beside each other
 _CELL = 54
-_EM = 0.62  # width of a letter, on average, as a part of the font's size
+_EM = 0.62  # average width of a letter, as a fraction of the font size
 
 _KIND_COLOURS: Mapping[str, str] = {
     "nvlink": "#4c8c2b", "hccs": "#c0392b", "sio": "#d35400", "mlu-link": "#2471a3", "xgmi": "#b7590a",
@@ -34,7 +34,7 @@ _INK, _QUIET, _PAPER, _BOX = "#1b2631", "#5d6d7e", "#ffffff", "#f4f6f7"
 
 @define
 class _Drawing:
-    """Shapes on a page that grows with them; lines lie above boxes and below what is in ``front``."""
+    """Shapes on a page that grows with them; lines are above boxes and below shapes in ``front``."""
 
     shapes: list[str] = field(factory=list)
     front: list[str] = field(factory=list)
@@ -63,7 +63,7 @@ class _Drawing:
             self._reach(x, y)
 
     def arc(self, start: tuple[float, float], end: tuple[float, float], depth: float, colour: str) -> None:
-        """A curve that hangs down towards ``depth``, of which it reaches three quarters."""
+        """A curve that hangs down towards ``depth`` and reaches three quarters of it."""
         path = (
             f"M{start[0]:g} {start[1]:g} C{start[0]:g} {depth:g} {end[0]:g} {depth:g} {end[0]:g} {end[1]:g}"
         )
@@ -74,7 +74,7 @@ class _Drawing:
         self, x: float, y: float, text: str, *, size: int = 12, colour: str = _INK, bold: bool = False,
         anchor: str = "start", room: float | None = None,
     ) -> None:  # fmt: skip
-        """Text whose middle of the line is at ``y``, cut where it would be wider than ``room``."""
+        """Text vertically centred at ``y``, truncated to the width ``room``."""
         most = len(text) if room is None else max(2, int(room / (size * _EM)))
         shown = text if len(text) <= most else text[: most - 1] + "…"
         weight = ' font-weight="600"' if bold else ""
@@ -104,7 +104,7 @@ class _Drawing:
 
 
 def draw(profile: HardwareProfile) -> str:
-    """The profile as an SVG document. Plain text, rectangles and lines: any viewer shows it."""
+    """The profile as an SVG document of plain text, rectangles and lines, which any viewer shows."""
     page = _Drawing()
     title = _title(profile)
     page.text(_MARGIN, _MARGIN, title, size=17, bold=True)
@@ -126,14 +126,14 @@ def _title(profile: HardwareProfile) -> str:
         for model, count in counts.items()
     ]
     parts += [f"{cpu.model} ({cpu.threads or '?'} threads)" for cpu in profile.cpus]
-    return " · ".join(parts) or "a machine of which nothing is known"
+    return " · ".join(parts) or "an unknown machine"
 
 
-# --- NUMA nodes and what is in them
+# --- NUMA nodes and their contents
 
 
 def _nodes(page: _Drawing, profile: HardwareProfile, top: float) -> dict[str, tuple[float, float]]:
-    """Draw the boxes; gives the middle of each tile's lower edge."""
+    """Draw the boxes; returns the middle of each tile's lower edge."""
     nodes = {node.index: node for node in profile.numa_nodes}
     groups: list[tuple[str, str, list[AcceleratorDescriptor]]] = []
     for index in sorted(
@@ -198,11 +198,11 @@ def _tile(page: _Drawing, device: AcceleratorDescriptor, x: float, y: float) -> 
         page.text(x + 8, y + 36 + 18 * number, line, size=11, room=_TILE_WIDTH - 16)
 
 
-# --- how they are joined
+# --- links
 
 
 def _joins(page: _Drawing, matrix: Matrix, tiles: Mapping[str, tuple[float, float]]) -> None:
-    """Single pairs as arcs below the tiles, and below these the groups in which all are joined alike, as bars."""
+    """Draw single pairs as arcs below the tiles, and groups as bars below the arcs."""
     groups = fabrics(matrix)
     pairs = single_links(matrix, groups)
     for link, back in pairs:
@@ -228,15 +228,15 @@ def _bar(page: _Drawing, group: Fabric, tiles: Mapping[str, tuple[float, float]]
     for x, bottom in places:
         page.line([(x, bottom), (x, y)], colour)
     page.box(left, y, right - left, 26, colour)
-    known = f", {gigabytes(group.figure)} each way between two" if group.figure is not None else ""
-    text = f"{group.code}: {len(group.members)} devices, all joined to all{known}"
+    known = f", {gigabytes(group.figure)} each way per pair" if group.figure is not None else ""
+    text = f"{group.code}: {len(group.members)} devices, fully connected{known}"
     page.text(
         (left + right) / 2, y + 13, text, colour=_PAPER, bold=True, anchor="middle", room=right - left - 12
     )
 
 
 def _table(page: _Drawing, matrix: Matrix, left: float, top: float) -> float:
-    """The link matrix in colours; gives where the next thing to its right begins."""
+    """Draw the link matrix in colours; returns where the next block to its right begins."""
     page.text(left, top, "Links, from the row to the column", bold=True)
     cell = max(_CELL, max(len(column) for column in matrix.columns) * 10 * _EM + 8)
     head = max(len(row) for row in matrix.rows) * 7 + 12
@@ -273,7 +273,7 @@ def _table(page: _Drawing, matrix: Matrix, left: float, top: float) -> float:
 
 
 def _shade(kind: str, code: str) -> str:
-    """The kind's colour; PCIe paths are the paler the farther they lead, by the codes that most vendors share."""
+    """The kind's colour; PCIe paths are paler the farther they lead, by the codes that most vendors share."""
     far = {"SYS": "#b2babb", "NODE": "#99a3a4", "PHB": "#85929e", "PXB": "#707b7c", "PIX": "#4d5656"}
     return far.get(code, _KIND_COLOURS[kind]) if kind == "pcie" else _KIND_COLOURS[kind]
 
@@ -302,7 +302,7 @@ def _tiers(page: _Drawing, profile: HardwareProfile, left: float, top: float) ->
 
 
 def _alike(tiers: Iterable[MemoryTierSpec]) -> list[list[MemoryTierSpec]]:
-    """Tiers that follow each other and differ in their names only, as the memory of equal devices does."""
+    """Merge consecutive tiers that differ in name only, such as the memory of equal devices."""
     groups: list[list[MemoryTierSpec]] = []
     for tier in tiers:
         last = groups[-1][0] if groups else None

@@ -1,4 +1,4 @@
-"""A machine as text: its devices as a tree, its links as a matrix, its memory as a table."""
+"""A machine as text: devices as a tree, links as a matrix, memory as a table."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tree(profile: HardwareProfile) -> Iterator[str]:
         branches.append(_Branch(_node(index, nodes.get(index)), here))
     strangers = [_device(profile, a) for a in left if a.numa_node is None]
     branches += [_Branch("NUMA node unknown", strangers)] if strangers and nodes else strangers
-    yield "machine" if branches else "machine: nothing was found"
+    yield "machine" if branches else "machine: no hardware found"
     yield from _branches(branches, "")
 
 
@@ -100,7 +100,7 @@ def _device(profile: HardwareProfile, device: AcceleratorDescriptor) -> _Branch:
 
 
 def link_table(profile: HardwareProfile) -> tuple[Table, list[str]] | None:
-    """The matrix of links, from the row's end to the column's, and what its codes are known to carry."""
+    """The matrix of links, from row to column, and the known bandwidth of each code."""
     matrix = link_matrix(profile)
     if not matrix.cells:
         return None
@@ -121,7 +121,7 @@ def _cell(matrix: Matrix, row: str, column: str) -> str:
 
 
 def numa_table(profile: HardwareProfile) -> Table | None:
-    """Distances between NUMA nodes; None for a machine that has one node or none."""
+    """Distances between NUMA nodes; None for a machine with fewer than two nodes."""
     distances = {(x.source, x.target): x.distance for x in profile.links if x.kind == "numa"}
     names = [f"numa:{node.index}" for node in profile.numa_nodes]
     if not distances:
@@ -131,7 +131,7 @@ def numa_table(profile: HardwareProfile) -> Table | None:
 
 
 def tier_table(profile: HardwareProfile) -> Table:
-    """Memory that KV can live in, the nearest first."""
+    """Memory tiers that can hold KV, nearest first."""
     order = ("hbm", "dram", "ssd", "remote")
     rows = [
         [
@@ -167,7 +167,7 @@ def tier_table(profile: HardwareProfile) -> Table:
 
 
 def figures(profile: HardwareProfile) -> list[Sequence[str]]:
-    """Every figure with what it is of, its value, its confidence and its source; devices that are alike share rows."""
+    """Every figure with its subject, value, confidence and source; equal devices share rows."""
     rows: list[tuple[str, tuple[str, ...]]] = []
     for device in profile.accelerators:
         rows += _device_figures(device)
@@ -197,7 +197,7 @@ def _device_figures(device: AcceleratorDescriptor) -> Iterator[tuple[str, tuple[
 
 
 def _alike(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[Sequence[str]]:
-    """Rows of ``kind:0``, ``kind:1``, … that say the same are one row, in the place of the first."""
+    """Merge equal rows of ``kind:0``, ``kind:1``, … into one, in the place of the first."""
     found: list[tuple[str, tuple[str, ...], list[int]]] = []
     numbered: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for name, row in rows:

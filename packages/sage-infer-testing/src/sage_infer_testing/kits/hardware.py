@@ -73,7 +73,7 @@ class HardwareDetectorContract(ContractSuite, kit=True):
         How to fix: an empty profile where there is nothing; plain numbers and strings in every field.
         """
         profile = detector.detect()
-        assert isinstance(profile, HardwareProfile), f"detect() gave a {type(profile).__name__}"
+        assert isinstance(profile, HardwareProfile), f"detect() returned a {type(profile).__name__}"
         assert from_json(to_json(profile), HardwareProfile) == profile
 
     def test_detects_the_same_twice(self, detector: Any) -> None:
@@ -133,7 +133,7 @@ class HardwareDetectorContract(ContractSuite, kit=True):
             if not str(error):
                 pytest.fail(f"{type(error).__name__} without a message")
         else:
-            assert isinstance(profile, HardwareProfile), f"detect() gave a {type(profile).__name__}"
+            assert isinstance(profile, HardwareProfile), f"detect() returned a {type(profile).__name__}"
 
     def test_leaves_no_trace(self, detector: Any) -> None:
         """``detect`` changes neither the environment, nor the working directory, nor leaves a child process.
@@ -200,7 +200,7 @@ class HardwareDetectorContract(ContractSuite, kit=True):
         shares: list[float] = []
         before = detector.detect()
         measured = detector.measure(before, lambda what, share: shares.append(share))
-        assert isinstance(measured, HardwareProfile), f"measure() gave a {type(measured).__name__}"
+        assert isinstance(measured, HardwareProfile), f"measure() returned a {type(measured).__name__}"
         assert from_json(to_json(measured), HardwareProfile) == measured
         assert _unmeasured(measured) == _unmeasured(before), "measure() changed more than measured figures"
         assert measured.notes[: len(before.notes)] == before.notes, "measure() changed notes of detect()"
