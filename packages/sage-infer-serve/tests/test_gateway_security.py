@@ -13,7 +13,7 @@ import pytest
 from gateway_backend import EchoBackend
 from gateway_served import Served, chat_body, read_all, request_bytes
 from sage_infer_serve.http.auth import APIKey, new_key
-from sage_infer_serve.http.protocol import _MAX_HEADER_BYTES
+from sage_infer_serve.http.protocol import MAX_HEADER_BYTES
 
 CHAT = "/v1/chat/completions"
 MIB = 2**20
@@ -162,7 +162,7 @@ def test_headers_without_end(served: Served) -> None:
         with served.connect() as connection:
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
             try:
-                for _ in range(3 * _MAX_HEADER_BYTES // len(line)):
+                for _ in range(3 * MAX_HEADER_BYTES // len(line)):
                     connection.sendall(line + b"\r\n")
             except OSError:
                 pass
@@ -170,7 +170,7 @@ def test_headers_without_end(served: Served) -> None:
         assert (
             answer == b"" or status(answer) == 431
         )  # the answer may be lost where it crosses what still comes
-    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 2 * _MAX_HEADER_BYTES
+    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 2 * MAX_HEADER_BYTES
     with served.connect() as connection:
         connection.sendall(whole)
         assert status(read_all(connection)) == 431
@@ -178,7 +178,7 @@ def test_headers_without_end(served: Served) -> None:
 
 
 def test_a_body_that_comes_with_long_headers_is_no_header(served: Served) -> None:
-    body = json.dumps(chat_body("x" * (_MAX_HEADER_BYTES + 1000))).encode()
+    body = json.dumps(chat_body("x" * (MAX_HEADER_BYTES + 1000))).encode()
     head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (
         CHAT.encode(),
         len(body),

@@ -18,8 +18,9 @@ from sage_infer.errors import ConfigError
 
 from sage_infer_serve.app import Gateway
 from sage_infer_serve.http.auth import APIKey, read_keys
+from sage_infer_serve.http.connections import ConnectionLimits
 from sage_infer_serve.http.origins import is_loopback
-from sage_infer_serve.http.protocol import ConnectionLimits, limited_protocol
+from sage_infer_serve.http.protocol import limited_protocol
 from sage_infer_serve.settings import GatewaySettings
 
 __all__ = ["RunningGateway", "check_settings", "listen", "new_loop", "run_until_signal", "running_gateway"]
@@ -51,8 +52,10 @@ def check_settings(settings: GatewaySettings) -> list[APIKey]:
 class RunningGateway:
     """A gateway that listens at ``url``."""
 
-    def __init__(self, gateway: Gateway, server: uvicorn.Server, listener: socket.socket) -> None:
-        self.gateway = gateway
+    def __init__(
+        self, gateway: Gateway, server: uvicorn.Server, listener: socket.socket, limits: ConnectionLimits
+    ) -> None:
+        self.gateway, self.limits = gateway, limits
         self._server, self._listener = server, listener
         host, port = listener.getsockname()[:2]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -149,8 +152,14 @@ def _make(
     listener: socket.socket | None = None,
 ) -> RunningGateway:
     gateway = Gateway(backend, settings, keys=keys)
+    max_idle = _idle_connections(settings)
+    max_connections = max_idle + settings.max_open_requests
     limits = ConnectionLimits(
-        max_idle=_idle_connections(settings), header_timeout_s=settings.header_timeout_s
+        max_idle=max_idle,
+        max_connections=max_connections,
+        max_per_peer=settings.max_connections_per_peer or -(-max_connections * 3 // 4),
+        header_timeout_s=settings.header_timeout_s,
+        write_timeout_s=settings.write_timeout_s,
     )
     config = uvicorn.Config(
         gateway,
@@ -166,7 +175,7 @@ def _make(
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.drain_timeout_s + _LAST_WORDS_S) + 1,
     )
-    return RunningGateway(gateway, _Server(config), listener or listen(settings))
+    return RunningGateway(gateway, _Server(config), listener or listen(settings), limits)
 
 
 class _Server(uvicorn.Server):

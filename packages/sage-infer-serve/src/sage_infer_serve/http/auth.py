@@ -1,7 +1,8 @@
 """API keys: who may ask, and how much.
 
 The file has a line a key, ``NAME sha256:HEX`` and limits as ``requests_per_minute=60 tokens_per_minute=9000
-concurrency=4``. Keys are 256 random bits, so that a plain digest cannot be searched; what the file holds opens nothing.
+concurrency=4``. Keys are 256 random bits, so that a plain digest cannot be searched; what the file holds
+opens nothing.
 """
 
 from __future__ import annotations
@@ -164,7 +165,8 @@ def read_keys(path: Path) -> list[APIKey]:
 
 
 def add_key(path: Path, name: str, limits: KeyLimits) -> str:
-    """Write a new key's digest into a file, which only its owner may read; gives the key, which is kept nowhere.
+    """Write a new key's digest into a file, which only its owner may read; gives the key, which is kept
+    nowhere.
 
     Raises:
         ConfigError: there is one of this name, or the file cannot be written.

@@ -71,7 +71,9 @@ def unauthorized(message: str) -> HTTPError:
 
 
 def limited(message: str, retry_after: float, *, code: str) -> HTTPError:
-    """429 with ``Retry-After`` in whole seconds, and the finer ``retry-after-ms`` that OpenAI's clients read."""
+    """429 with ``Retry-After`` in whole seconds, and the finer ``retry-after-ms`` that OpenAI's clients
+    read.
+    """
     seconds = max(1, math.ceil(retry_after))
     headers = (
         (b"retry-after", str(seconds).encode()),

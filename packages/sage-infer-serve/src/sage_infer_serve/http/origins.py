@@ -1,13 +1,14 @@
 """Which web pages may ask: CORS for those that are named, and a door that is shut to all others.
 
-A server on loopback without keys trusts whoever can reach it, and every web page in the user's browser can. So there
-the ``Host`` must be this machine's (a name that was made to point here is none), and a page of another origin is
-refused.
+A server on loopback without keys trusts whoever can reach it, and every web page in the user's browser can.
+So there the ``Host`` must be this machine's (a name that was made to point here is none), and a page of
+another origin is refused.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from functools import lru_cache
 
 from sage_infer_serve.http.errors import wrong_request
@@ -17,6 +18,10 @@ from sage_infer_serve.settings import GatewaySettings
 __all__ = ["Origins", "is_loopback"]
 
 Headers = tuple[tuple[bytes, bytes], ...]
+
+_HEADERS = (b"authorization", b"content-type", b"x-request-id", b"traceparent", b"tracestate")
+_SDK_HEADERS = (b"x-stainless-", b"openai-")  # what the OpenAI clients send with every request
+_HEADER_NAME = re.compile(rb"[a-z0-9-]{1,64}")
 
 
 class Origins:
@@ -36,13 +41,15 @@ class Origins:
         """
         origin = exchange.headers.get(b"origin")
         if self._guarded:
-            host = exchange.headers.get(b"host", b"localhost")
+            host = exchange.headers.get(
+                b"host", b"localhost"
+            ).lower()  # names of hosts have no case (RFC 9110 4.2.3)
             if not _is_here(host):
                 raise wrong_request(
                     "without API keys this server answers to localhost only; give it keys, or ask it as localhost",
                     status=403, code="host_not_allowed",
                 )  # fmt: skip
-            if origin is not None and not self._fits(origin) and origin.partition(b"://")[2] != host:
+            if origin is not None and not self._fits(origin) and origin.lower().partition(b"://")[2] != host:
                 raise wrong_request(
                     "pages of other origins may not use this server; its setting cors_origins names those that may",
                     status=403, code="origin_not_allowed",
@@ -62,10 +69,7 @@ class Origins:
             return ((b"allow", b"GET, HEAD, POST"),)
         return (
             (b"access-control-allow-methods", b"GET, POST"),
-            (
-                b"access-control-allow-headers",
-                b"authorization, content-type, x-request-id, traceparent, tracestate",
-            ),
+            (b"access-control-allow-headers", _allowed_headers(exchange)),
             (b"access-control-max-age", b"600"),
         )
 
@@ -73,8 +77,19 @@ class Origins:
         return self._any or origin in self._allowed
 
 
+def _allowed_headers(exchange: Exchange) -> bytes:
+    """Headers that a page may send: those that this server reads, and of those that are asked for the SDKs'
+    own.
+    """
+    asked = exchange.headers.get(b"access-control-request-headers", b"")
+    names = (name.strip().lower() for name in asked.split(b","))
+    sdk = (name for name in names if name.startswith(_SDK_HEADERS) and _HEADER_NAME.fullmatch(name))
+    return b", ".join(dict.fromkeys((*_HEADERS, *sdk)))
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host."""
+    host = host.lower().removesuffix(".")  # a final dot is the root of all names
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -1,7 +1,8 @@
-"""uvicorn's HTTP protocol with limits on what comes before a request: time, size and number.
+"""uvicorn's HTTP protocol with limits on every byte of a request, on time, and on the number of connections.
 
-uvicorn waits without end for a first request, and its parser takes headers of any length; both are ways to hold a
-server up. What comes after the headers is limited in ``app``.
+uvicorn waits without end for a first request, its parser takes headers and trailers of any length, and it
+keeps any number of requests that are sent in a row; each is a way to hold a server up. What a body may be is
+limited in ``app``.
 """
 
 from __future__ import annotations
@@ -9,33 +10,23 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from attrs import define, field
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from sage_infer_serve.http.connections import ConnectionLimits
 from sage_infer_serve.http.errors import error_body, wrong_request
+from sage_infer_serve.http.old_client import unchunked_send
 from sage_infer_serve.http.wire import WIRE, HeadHolder, Wire
 
-__all__ = ["ConnectionLimits", "limited_protocol"]
+__all__ = ["MAX_HEADER_BYTES", "limited_protocol"]
 
-_MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 64 * 1024
+_FRAMING_PER_BYTE = 8  # a chunk of one byte takes six; everything else beside a body is as limited as headers
+_MAX_PIPELINED = 32  # requests that wait for the answers to those before them
+_MAX_UNWANTED_BODY = 2**20  # bytes of a body that are read after its request was answered
 
 
-@define(eq=False)
-class ConnectionLimits:
-    """Connections that have no request under way, oldest first; beyond ``max_idle`` the oldest one has to go."""
-
-    max_idle: int
-    header_timeout_s: float
-    idle: dict[asyncio.Protocol, asyncio.Transport] = field(factory=dict)
-
-    def add(self, protocol: asyncio.Protocol, transport: asyncio.Transport) -> None:
-        self.idle[protocol] = transport
-        if len(self.idle) > self.max_idle:
-            oldest = next(iter(self.idle))
-            self.idle.pop(oldest).close()
-
-    def remove(self, protocol: asyncio.Protocol) -> None:
-        self.idle.pop(protocol, None)
+class _Refusal(Exception):
+    """Raised in a callback of the parser, to make it stop."""
 
 
 def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
@@ -47,14 +38,22 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
         _in_headers = True
         _has_begun = False  # a request whose headers are not complete
         _wires: tuple[Wire, ...] = ()  # of the responses that are not complete, oldest first
+        _requests = 0  # begun and ended, to see whether a piece of data belongs to one request alone
+        _body_bytes = 0  # of the current request
+        _framing_bytes = 0  # chunk sizes, their extensions, and trailers
+        _refusal = (400, "this is not HTTP/1.1 as RFC 9112 has it")
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            limits.add(self, transport)
+            peer = self.client[0] if self.client else ""
+            if not limits.admit(self, transport, peer):
+                self._refuse(503, "too many connections are open; try again later")
+                return
+            limits.idle(self)
             self._await_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            limits.remove(self)
+            limits.lost(self)
             self._headers_are_here()
             super().connection_lost(exc)
             wires, self._wires = self._wires, ()
@@ -62,29 +61,57 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
                 wire.lost()
 
         def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            limits.churn += len(data)
             if self._in_headers:
                 self._header_bytes += len(data)
-                if self._header_bytes > _MAX_HEADER_BYTES and not self._ends_soon(data):
-                    self._refuse(431, f"the headers are longer than {_MAX_HEADER_BYTES} bytes")
+                if self._header_bytes > MAX_HEADER_BYTES and not self._ends_soon(data):
+                    self._refuse(431, f"the headers are longer than {MAX_HEADER_BYTES} bytes")
                     return
+            was_body, requests, body_bytes = not self._in_headers, self._requests, self._body_bytes
             super().data_received(data)
+            if was_body and requests == self._requests:  # all of it was this request's
+                self._framing_bytes += len(data) - (self._body_bytes - body_bytes)
+                if self._framing_bytes > MAX_HEADER_BYTES + _FRAMING_PER_BYTE * self._body_bytes:
+                    self._refuse(431, f"chunk sizes and trailers are longer than {MAX_HEADER_BYTES} bytes")
+                elif self._body_bytes > _MAX_UNWANTED_BODY and self.cycle.response_complete:
+                    self.transport.abort()
             if self._has_begun and self._header_timer is None:  # not the connection's first request
                 self._await_headers()
 
         def _ends_soon(self, data: bytes) -> bool:
             """Whether the headers end in this piece, so that what is counted is mostly a body."""
-            return b"\r\n\r\n" in data and self._header_bytes - len(data) < _MAX_HEADER_BYTES
+            return b"\r\n\r\n" in data and self._header_bytes - len(data) < MAX_HEADER_BYTES
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._in_headers = self._has_begun = True
+            self._requests += 1
+            self._body_bytes = self._framing_bytes = 0
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if self._in_headers:  # else a trailer, for which there is no use here
+                super().on_header(name, value)
+
+        def on_body(self, body: bytes) -> None:
+            self._body_bytes += len(body)
+            super().on_body(body)
 
         def on_headers_complete(self) -> None:
-            limits.remove(self)
+            if len(self.pipeline) >= _MAX_PIPELINED:
+                raise self._stop(400, f"more than {_MAX_PIPELINED} requests were sent before their answers")
+            is_old = self.parser.get_http_version() == "1.0"
+            hosts = sum(name == b"host" for name, _ in self.headers)
+            if hosts != 1 and not (is_old and hosts == 0):
+                raise self._stop(400, f"expected one Host header, got {hosts}")
+            limits.busy(self)
             self._headers_are_here()
             super().on_headers_complete()
             cycle, held = self.cycle, HeadHolder(self.transport)
             cycle.transport = held  # type: ignore[assignment]  # has what is used of it
+            if is_old:
+                cycle.send = unchunked_send(cycle)  # type: ignore[method-assign,assignment]  # its task comes later
             wire = Wire(cycle, held, self.flow, self.loop)
             self._wires += (wire,)
             extensions: dict[str, Any] = {WIRE: wire}
@@ -100,17 +127,36 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
         def on_message_complete(self) -> None:
             super().on_message_complete()
             self._in_headers, self._header_bytes = True, 0
+            self._requests += 1
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if not self.pipeline and not self.transport.is_closing():
-                limits.add(self, self.transport)
+                limits.idle(self)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            limits.stalled(self, True)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            limits.stalled(self, False)
+
+        def waits_for_reader(self) -> bool:
+            return self.flow.write_paused or self.transport.is_closing() or not self._wires
 
         def send_400_response(self, msg: str) -> None:
-            self._refuse(400, "this is not HTTP/1.1 as RFC 9112 has it")
+            self._refuse(*self._refusal)
+
+        def _stop(self, status: int, message: str) -> _Refusal:
+            self._refusal = status, message
+            return _Refusal(message)
 
         def _refuse(self, status: int, message: str) -> None:
             if self.transport.is_closing():
+                return
+            if self._answers_have_begun():  # this one would follow them, or be mixed with one of them
+                self.transport.abort()
                 return
             body = error_body(wrong_request(message, status=status, code="bad_http"))
             head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(
@@ -118,6 +164,11 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             )
             self.transport.write(STATUS_LINE[status] + head + body)
             self.transport.close()
+
+        def _answers_have_begun(self) -> bool:
+            if self._in_headers or self.cycle is None:
+                return bool(self._wires)
+            return len(self._wires) > 1 or self.cycle.response_started
 
         def _await_headers(self) -> None:
             self._header_timer = self.loop.call_later(limits.header_timeout_s, self._give_up)
@@ -129,10 +180,10 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
                 self._header_timer = None
 
         def _give_up(self) -> None:
-            """No whole request came in time. One that had begun is told so."""
+            """No whole request came in time. A client that had begun one gets an answer."""
             self._header_timer = None
             if self._header_bytes:
-                self._refuse(408, "the request's headers did not arrive in time")
+                self._refuse(408, "timed out waiting for the request's headers")
             else:
                 self.transport.close()
 

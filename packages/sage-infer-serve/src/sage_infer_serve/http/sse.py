@@ -1,4 +1,6 @@
-"""Chunks of a stream as server-sent events: what stays the same is encoded once, a token's text is all that is left."""
+"""Chunks of a stream as server-sent events: what stays the same is encoded once, a token's text is all that
+is left.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What an endpoint can do on our own server beside ASGI, where ASGI would cost a coroutine, a task or a system call."""
+"""What an endpoint can do on our own server beside ASGI, where ASGI would cost a coroutine, a task or a
+system call.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ WIRE = "sage_infer.wire"
 class HeadHolder:
     """A transport that sends a response's head together with the first piece of its body, in one system call.
 
-    Everything else goes straight to the transport behind it. Before anything that is not a write, and when the response
-    ends without a body (``flush``), the head is sent by itself.
+    Everything else goes straight to the transport behind it. Before anything that is not a write, and when
+    the response ends without a body (``flush``), the head is sent by itself.
     """
 
     __slots__ = ("_head", "_transport", "write")
@@ -59,8 +61,8 @@ class HeadHolder:
 class Wire:
     """One response's connection: parts of its body at once, and word of a client that has gone.
 
-    ``write`` does what uvicorn's ``send`` does for a ``http.response.body`` with ``more_body`` and chunked encoding; a
-    stream's tokens each save several microseconds by it.
+    ``write`` does what uvicorn's ``send`` does for a ``http.response.body`` with ``more_body`` and chunked
+    encoding; a stream's tokens each save several microseconds by it.
 
     Attributes:
         loop: the event loop, which costs a system call to ask for.
@@ -84,7 +86,9 @@ class Wire:
         return not self._cycle.more_body
 
     def write(self, data: bytes) -> bool:
-        """Write, or give False where it takes ``send``: the client reads too slowly, has gone, or wants no chunks."""
+        """Write, or give False where it takes ``send``: the client reads too slowly, has gone, or wants no
+        chunks.
+        """
         cycle = self._cycle
         if self._flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
             return False

@@ -1,0 +1,180 @@
+"""Limits on a server's connections: their number in all and per peer, and how long an answer may stay unread.
+
+Without them a client that needs no API key could take every file descriptor of the process, by connections
+that it never uses or whose answers it never reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import sys
+import time
+from typing import Protocol
+
+from attrs import define, field
+
+__all__ = ["Connection", "ConnectionLimits"]
+
+_LEAST_READ = 16 * 1024  # bytes of an answer that a client has to read within the time for writing
+_CHURN = 32 * 2**20  # bytes received or thrown away after which freed memory is returned to the system
+
+
+class Connection(Protocol):
+    """What the limits need of a protocol."""
+
+    def waits_for_reader(self) -> bool:
+        """Nothing more is written to the connection until its client has read."""
+        ...
+
+
+@define(eq=False)
+class _Kept:
+    """A connection and what is known of it. ``unread`` bytes were waiting at the time ``since``."""
+
+    transport: asyncio.Transport
+    peer: str
+    unread: int = 0
+    since: float = 0.0
+
+
+@define(eq=False)
+class ConnectionLimits:
+    """The connections of one server, oldest first.
+
+    Where there are too many, in all or from one peer, a connection without a request has to go, or else one
+    whose client does not read; where there is none of either, the new one is refused.
+
+    Attributes:
+        max_idle: connections without a request.
+        max_connections: connections in all.
+        max_per_peer: connections from one address.
+        header_timeout_s: for the headers of a request.
+        write_timeout_s: without reading, after which a client's connection is ended.
+        churn: bytes received or thrown away since freed memory was returned.
+        looks: how often all connections were looked at.
+    """
+
+    max_idle: int
+    max_connections: int
+    max_per_peer: int
+    header_timeout_s: float
+    write_timeout_s: float
+    churn: int = 0
+    looks: int = 0
+    _all: dict[Connection, _Kept] = field(factory=dict, init=False)
+    _idle: dict[Connection, None] = field(factory=dict, init=False)
+    _stalled: dict[Connection, None] = field(factory=dict, init=False)
+    _peers: dict[str, dict[Connection, None]] = field(factory=dict, init=False)
+    _sweeper: asyncio.TimerHandle | None = field(default=None, init=False)
+    _trimming: asyncio.Future[object] | None = field(default=None, init=False)
+
+    def admit(self, connection: Connection, transport: asyncio.Transport, peer: str) -> bool:
+        """Take a new connection in, if need be in place of another; False where there is no room."""
+        of_peer = self._peers.get(peer, {})
+        if len(of_peer) >= self.max_per_peer and not self._drop_one_of(of_peer):
+            return False
+        if len(self._all) >= self.max_connections and not self._drop_one_of(self._all):
+            return False
+        self._all[connection] = _Kept(transport, peer)
+        self._peers.setdefault(peer, {})[connection] = None
+        if self._sweeper is None:
+            self._sweep_later(asyncio.get_running_loop())
+        return True
+
+    def lost(self, connection: Connection) -> None:
+        """A connection is gone; one that was not admitted is ignored."""
+        kept = self._all.pop(connection, None)
+        if kept is None:
+            return
+        self._idle.pop(connection, None)
+        self._stalled.pop(connection, None)
+        of_peer = self._peers[kept.peer]
+        del of_peer[connection]
+        if not of_peer:
+            del self._peers[kept.peer]
+
+    def idle(self, connection: Connection) -> None:
+        """The connection has no request under way."""
+        if connection not in self._all:
+            return
+        self._idle[connection] = None
+        if len(self._idle) > self.max_idle:
+            self._close(next(iter(self._idle)))
+
+    def busy(self, connection: Connection) -> None:
+        self._idle.pop(connection, None)
+
+    def stalled(self, connection: Connection, is_stalled: bool) -> None:
+        """Whether the client reads more slowly than is written."""
+        if not is_stalled:
+            self._stalled.pop(connection, None)
+        elif connection in self._all:
+            self._stalled[connection] = None
+
+    def _drop_one_of(self, connections: dict[Connection, _Kept] | dict[Connection, None]) -> bool:
+        everyone = connections is self._all
+        for candidates in (self._idle, self._stalled):
+            pool = candidates if everyone or len(candidates) < len(connections) else connections
+            for connection in pool:
+                if connection in candidates and connection in connections:
+                    if candidates is self._idle:
+                        self._close(connection)
+                    else:
+                        self._abort(connection)
+                    return True
+        return False
+
+    def _close(self, connection: Connection) -> None:
+        """Close it, which first sends what is still to be sent."""
+        kept = self._all[connection]
+        self.lost(connection)
+        if kept.transport.get_write_buffer_size():
+            kept.transport.abort()
+        else:
+            kept.transport.close()
+
+    def _abort(self, connection: Connection) -> None:
+        kept = self._all[connection]
+        self.churn += kept.transport.get_write_buffer_size()
+        self.lost(connection)
+        kept.transport.abort()
+
+    # --- from time to time
+
+    def _sweep_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeper = loop.call_later(self.write_timeout_s / 4, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End connections whose clients have not read for too long, and return freed memory to the system."""
+        self.looks += 1
+        now = time.monotonic()
+        late = [connection for connection, kept in self._all.items() if self._is_late(connection, kept, now)]
+        for connection in late:
+            self._abort(connection)
+        if self.churn > _CHURN and (self._trimming is None or self._trimming.done()):
+            self.churn = 0
+            self._trimming = loop.run_in_executor(None, _return_memory)
+        self._sweeper = None
+        if self._all or self.churn > _CHURN:
+            self._sweep_later(loop)
+
+    def _is_late(self, connection: Connection, kept: _Kept, now: float) -> bool:
+        unread = kept.transport.get_write_buffer_size()
+        if not unread or not connection.waits_for_reader():
+            kept.unread = 0
+        elif not kept.unread or kept.unread - unread >= _LEAST_READ:
+            kept.unread, kept.since = unread, now
+        else:
+            return now - kept.since > self.write_timeout_s
+        return False
+
+
+def _return_memory() -> None:
+    """What the C library keeps of freed memory. Python and other libraries have freed it; the system does
+    not have it.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
+        if trim is not None:
+            trim(0)
