@@ -13,17 +13,20 @@ from sage_infer.contracts import BufferedTokenStream, EngineStats, Health
 from sage_infer.errors import EngineDead, InvalidRequest
 from sage_infer.schemas import (
     AcceleratorDescriptor,
+    CapabilityDescriptor,
     EmbeddingResult,
     HardwareProfile,
     MemoryTierSpec,
     ModelDescriptor,
     Prompt,
+    RequestOptions,
     RerankHit,
     RerankResult,
     Timing,
     TokenDelta,
     Usage,
 )
+from sage_infer.sdk import check_claims
 from sage_infer.specs import BackendSpec
 from sage_infer_hybrid import HybridBackend, engines
 
@@ -46,6 +49,8 @@ class FakeEngine:
         self.streams: list[BufferedTokenStream] = []
         self.batches: list[int] = []
         self.aborted: list[str] = []
+        self.features: tuple[str, ...] = ()
+        self.asked: list[RequestOptions | None] = []
 
     async def start(self) -> None:
         await self.gate.wait()
@@ -62,12 +67,27 @@ class FakeEngine:
         live = sum(stream.finish_reason is None for stream in self.streams)
         return EngineStats(running=live, waiting=0, finished=len(self.streams) - live, output_tokens=7)
 
-    def render_chat(self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True) -> Prompt:
+    def get_capability(self) -> CapabilityDescriptor:
+        return CapabilityDescriptor(
+            backend_name="fake", instance_type="general", hardware_backend="cpu", max_batch_size=8,
+            max_sequence_length=LONGEST, supported_precisions=("fp32",), features=self.features,
+        )  # fmt: skip
+
+    async def render_chat(self, messages: Any, **_: Any) -> Prompt:
         return Prompt(text=str(messages))
 
-    async def generate(self, prompts: Any, params: Any, *, request_id: str | None = None, **_: Any) -> Any:
+    async def generate(
+        self,
+        prompts: Any,
+        params: Any,
+        *,
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
+    ) -> Any:
         if self.dead:
             raise EngineDead(self.dead)
+        check_claims(self.features, backend="fake", options=options)
+        self.asked.append(options)
         stream = BufferedTokenStream(request_id or "r", lambda: None)
         stream.push(TokenDelta(text="a", token_ids=(1,)))
         self.streams.append(stream)
@@ -83,7 +103,16 @@ class FakeEngine:
     async def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
 
-    async def embed_batch(self, texts: Sequence[str], *, truncate: str = "error") -> EmbeddingResult:
+    async def embed_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        truncate: str = "error",
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
+    ) -> EmbeddingResult:
+        check_claims(self.features, backend="fake", options=options)
+        self.asked.append(options)
         for index, text in enumerate(texts):
             if len(text) > LONGEST:
                 raise InvalidRequest(f"input {index} is too long")
@@ -94,7 +123,16 @@ class FakeEngine:
             model_id=self.model.model_id, dim=1, data=data, usage=Usage(prompt_tokens=len(texts))
         )
 
-    async def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> RerankResult:
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
+    ) -> RerankResult:
+        check_claims(self.features, backend="fake", options=options)
         if isinstance(documents, str):
             raise InvalidRequest("documents must be a list of texts, got one string")
         if top_n is not None and top_n < 1:

@@ -19,7 +19,7 @@ from sage_infer.errors import (
     SageInferError,
     UnsupportedFeature,
 )
-from sage_infer.schemas import SamplingParams
+from sage_infer.schemas import RequestOptions, SamplingParams
 from sage_infer_hybrid import HybridBackend, ModelConfig, time_slice
 from sage_infer_testing.waiting import eventually
 
@@ -330,7 +330,14 @@ def test_tokens_are_shown_where_the_backend_shows_them(engines: Engines) -> None
         assert prompt.text
         with pytest.raises(UnsupportedFeature, match="'llm' does not show its tokens"):
             await instance.tokenize("x")
-        engines.changes["other"] = {"tokenize": lambda prompt: [len(prompt)], "detokenize": str}
+
+        async def tokenize(prompt: str) -> list[int]:
+            return [len(prompt)]
+
+        async def detokenize(token_ids: list[int]) -> str:
+            return str(token_ids)
+
+        engines.changes["other"] = {"tokenize": tokenize, "detokenize": detokenize}
         await instance.load_model(described("other"))
         assert await instance.tokenize("abc", model="other") == [3]
         assert await instance.detokenize([1], model="other") == "[1]"
@@ -419,14 +426,15 @@ def test_a_late_call_is_cancelled_and_one_in_time_answered(engines: Engines, liv
         await instance.start()
         if live:
             await instance.generate("x", PARAMS)
-        assert len((await instance.embed(["x", "y"], deadline=60)).vectors) == 2
-        assert len((await instance.rerank("q", ["x", "y"], deadline=60)).hits) == 2
+        assert len((await instance.embed(["x", "y"], options=RequestOptions(deadline=60))).vectors) == 2
+        assert len((await instance.rerank("q", ["x", "y"], options=RequestOptions(deadline=60))).hits) == 2
         for name in ("vec", "rank"):
             engines[name].gate.clear()
-        with pytest.raises(RequestCancelled, match=r"missed its deadline of 0\.02 s"):
-            await instance.embed(["x"] * 3, deadline=0.02)
+        with pytest.raises(RequestCancelled, match=r"missed its deadline of 0\.02 s") as late:
+            await instance.embed(["x"] * 3, options=RequestOptions(deadline=0.02))
+        assert late.value.by == "deadline"
         with pytest.raises(RequestCancelled):
-            await instance.rerank("q", ["x"], deadline=0.02)
+            await instance.rerank("q", ["x"], options=RequestOptions(deadline=0.02))
         for name in ("vec", "rank"):
             engines[name].gate.set()
         assert len((await instance.embed(["x"])).vectors) == 1

@@ -32,6 +32,7 @@ from sage_infer.schemas import (
     HybridCapabilityDescriptor,
     ModelDescriptor,
     Prompt,
+    RequestOptions,
     RerankHit,
     RerankResult,
     SamplingParams,
@@ -72,6 +73,7 @@ class EchoBackend:
         self.status = Health(status="ok")
         self.embedding_gate: asyncio.Event | None = None
         self.embedding_cancelled = 0
+        self.aborted: list[str] = []
 
     async def start(self) -> None: ...
 
@@ -98,14 +100,13 @@ class EchoBackend:
         self,
         prompts: Any,
         params: SamplingParams,
-        *,
         model: str | None = None,
+        *,
         request_id: str | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
+        options: RequestOptions | None = None,
     ) -> list[BufferedTokenStream]:
         several = as_prompts(prompts)
-        self._called("generate", model, "llm", prompts=several, params=params, priority=priority)
+        self._called("generate", model, "llm", prompts=several, params=params, options=options)
         texts = [p.text if p.text is not None else " ".join(map(str, p.token_ids or ())) for p in several]
         ids = request_ids(request_id or "echo", len(several))
         return [self._say(text, params, i) for text, i in zip(texts, ids, strict=True)]
@@ -114,14 +115,14 @@ class EchoBackend:
         self,
         messages: Sequence[Mapping[str, Any]],
         params: SamplingParams,
-        *,
         model: str | None = None,
+        *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
         request_id: str | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
+        options: RequestOptions | None = None,
     ) -> BufferedTokenStream:
-        self._called("chat", model, "llm", messages=messages, tools=tools, params=params, priority=priority)
+        self._called("chat", model, "llm", messages=messages, tools=tools, params=params, options=options)
         return self._say(str(messages[-1]["content"] or "nothing"), params, request_id or "echo")
 
     def _say(self, text: str, params: SamplingParams, request_id: str) -> BufferedTokenStream:
@@ -170,9 +171,23 @@ class EchoBackend:
         stream.finish(reason, usage, TIMING)
 
     async def embed(
-        self, texts: Any, *, model: str | None = None, truncate: Any = "error", deadline: float | None = None
+        self,
+        texts: Any,
+        model: str | None = None,
+        *,
+        truncate: Any = "error",
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
     ) -> EmbeddingResult:
-        self._called("embed", model, "embedding", texts=texts, truncate=truncate)
+        self._called(
+            "embed",
+            model,
+            "embedding",
+            texts=texts,
+            truncate=truncate,
+            options=options,
+            request_id=request_id,
+        )
         check_texts(texts, truncate)
         if self.embedding_gate is not None:
             try:
@@ -191,12 +206,15 @@ class EchoBackend:
         self,
         query: str,
         documents: Sequence[str],
-        *,
         model: str | None = None,
+        *,
         top_n: int | None = None,
-        deadline: float | None = None,
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
     ) -> RerankResult:
-        self._called("rerank", model, "reranker", query=query, documents=documents, top_n=top_n)
+        self._called(
+            "rerank", model, "reranker", query=query, documents=documents, top_n=top_n, options=options
+        )
         words = set(query.split())
         hits = [RerankHit(index=i, score=float(len(words & set(d.split())))) for i, d in enumerate(documents)]
         hits.sort(key=lambda hit: (-hit.score, hit.index))
@@ -224,6 +242,7 @@ class EchoBackend:
         )  # fmt: skip
 
     async def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
         stream = self.open.pop(request_id, None)
         if stream is not None:
             stream.fail(RequestCancelled(f"request {request_id} was aborted"))
@@ -238,6 +257,7 @@ class TokenizingBackend(EchoBackend):
         *,
         model: str | None = None,
         tools: Any = None,
+        template_variables: Any = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
         text = "".join(f"{m['role']}:{m['content']};" for m in messages)

@@ -34,7 +34,8 @@ class TestErrors:
             (EngineDead("the engine stopped"), 503, "engine_dead"),
             (BackendUnavailable("not loaded"), 503, "backend_unavailable"),
             (OutOfMemory("no room"), 503, "out_of_memory"),
-            (RequestCancelled("closed"), 503, "request_cancelled"),
+            (RequestCancelled("closed", by="close"), 503, "request_cancelled"),
+            (RequestCancelled("too late", by="deadline"), 504, "deadline_exceeded"),
         ],
     )
     def test_a_backends_error_is_the_answer(
@@ -115,6 +116,8 @@ class TestClientsThatLeave:
             connection.sendall(request_bytes("/v1/embeddings", {"model": "vectors", "input": "x"}))
             served.until(lambda: backend.calls, "the request did not arrive")
         served.until(lambda: backend.embedding_cancelled == 1, "embedding was not given up")
+        served.until(lambda: backend.aborted, "the call was not aborted")
+        assert backend.aborted == [backend.calls[0][1]["request_id"]]
 
     def test_before_the_body_is_there(self, served: Served) -> None:
         with served.connect() as connection:

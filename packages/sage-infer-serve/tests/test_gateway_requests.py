@@ -10,6 +10,7 @@ from gateway_backend import EchoBackend, TokenizingBackend
 from gateway_served import Served, chat_body
 from hypothesis import given
 from hypothesis import strategies as st
+from sage_infer.schemas import RequestOptions
 from sage_infer_serve.http.errors import HTTPError
 from sage_infer_serve.openai.schema import (
     ChatRequest,
@@ -27,7 +28,6 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 @pytest.mark.parametrize(
     ("path", "body", "param", "message"),
     [
-        (CHAT, {"messages": [USER]}, "model", "model is missing"),
         (CHAT, {"model": "echo"}, "messages", "messages is missing"),
         (CHAT, {"model": "echo", "messages": []}, "messages", "expected `array` of length >= 1"),
         (CHAT, {"model": "echo", "messages": [{"content": "x"}]}, "messages[0].role", "messages[0].role is missing"),
@@ -99,7 +99,7 @@ def test_what_is_asked_for_reaches_the_backend(backend: EchoBackend, served: Ser
     )  # fmt: skip
     name, asked = backend.calls[-1]
     params = asked["params"]
-    assert (name, asked["priority"], asked["model"]) == ("chat", 3, "echo")
+    assert (name, asked["options"], asked["model"]) == ("chat", RequestOptions(priority=3), "echo")
     assert 0 < params.top_p < 1e-6
     assert (params.temperature, params.top_k, params.min_p, params.seed) == (0.5, 0, 0.1, 2**63 - 1)
     assert (params.stop, params.stop_token_ids, params.ignore_eos) == (("end",), (3,), True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Generator, Mapping, Sequence
 from typing import Any, get_args
 
 from sage_infer.checks import Choice
@@ -12,9 +13,10 @@ from sage_infer.contracts import (
     Health,
     ModelStatus,
     PromptLike,
+    TextLike,
+    Tokenizing,
     TokenStream,
     Truncation,
-    check_texts,
 )
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.names import GENERATING, ModelType
@@ -24,6 +26,7 @@ from sage_infer.schemas import (
     HybridCapabilityDescriptor,
     ModelDescriptor,
     Prompt,
+    RequestOptions,
     RerankResult,
     SamplingParams,
 )
@@ -31,11 +34,12 @@ from sage_infer.schemas.capability import SharingMode
 from sage_infer_planning.estimate import GIB
 from sage_infer_planning.memory_planner import MemoryPlan
 
+from sage_infer_hybrid.batch import BatchWork
 from sage_infer_hybrid.config import ModelConfig, as_config
-from sage_infer_hybrid.host import ModelHost, Progress
+from sage_infer_hybrid.host import ModelHost
 from sage_infer_hybrid.loaded import LoadedModel
-from sage_infer_hybrid.sharing import ComputeSharing, in_time
-from sage_infer_hybrid.slices import merge_embeddings, merge_hits
+from sage_infer_hybrid.options import forwarded
+from sage_infer_hybrid.sharing import ComputeSharing
 
 __all__ = ["HybridBackend"]
 
@@ -56,7 +60,6 @@ class HybridBackend:
         sharing_mode: ``time_slice`` (batch work in turns with streams), ``mps`` (all at once) or ``exclusive`` (a
             device each).
         profile: the machine, where it is not to be asked.
-        on_progress: called as ``on_progress(model_id, stage, share)`` while a model is loaded.
     """
 
     def __init__(
@@ -69,13 +72,11 @@ class HybridBackend:
         model: ModelDescriptor | None = None,
         sharing_mode: SharingMode = "time_slice",
         profile: HardwareProfile | None = None,
-        on_progress: Progress | None = None,
     ) -> None:
         for problem in Choice(get_args(SharingMode)).problems(sharing_mode, "sharing_mode"):
             raise InvalidRequest(f"{problem.path} {problem.message}")
         self._host = ModelHost(sharing_mode, profile)
-        self._host.on_progress = on_progress
-        self._sharing = ComputeSharing(sharing_mode, self._host.loaded)
+        self._batch = BatchWork(self._host, ComputeSharing(sharing_mode, self._host.loaded))
         self._started = False
         given: list[tuple[str, ModelLike | None, ModelType | None]] = [
             ("llm_config", llm_config, "llm"),
@@ -132,16 +133,15 @@ class HybridBackend:
         self,
         prompts: PromptLike | Sequence[PromptLike],
         params: SamplingParams,
-        *,
         model: str | None = None,
+        *,
         request_id: str | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
+        options: RequestOptions | None = None,
     ) -> list[TokenStream]:
         loaded = await self._host.ready(model, GENERATING)
         with self._host.call(loaded) as backend:
             streams: list[TokenStream] = await backend.generate(
-                prompts, params, request_id=request_id, priority=priority, deadline=deadline
+                prompts, params, request_id=request_id, options=forwarded(loaded.features, options)
             )
             return streams
 
@@ -149,18 +149,18 @@ class HybridBackend:
         self,
         messages: Sequence[ChatMessage],
         params: SamplingParams,
-        *,
         model: str | None = None,
+        *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
         request_id: str | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
+        options: RequestOptions | None = None,
     ) -> TokenStream:
         loaded = await self._host.ready(model, GENERATING)
         with self._host.call(loaded) as backend:
-            prompt = backend.render_chat(messages, tools=tools)
+            prompt = await backend.render_chat(messages, tools=tools, template_variables=template_variables)
             streams: list[TokenStream] = await backend.generate(
-                [prompt], params, request_id=request_id, priority=priority, deadline=deadline
+                [prompt], params, request_id=request_id, options=forwarded(loaded.features, options)
             )
             return streams[0]
 
@@ -170,87 +170,65 @@ class HybridBackend:
         *,
         model: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
         """A chat as a prompt, by the model's own template."""
         loaded = await self._host.ready(model, GENERATING)
-        prompt: Prompt = loaded.backend.render_chat(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt
-        )
-        return prompt
+        with self._host.call(loaded) as backend:
+            prompt: Prompt = await backend.render_chat(
+                messages,
+                tools=tools,
+                template_variables=template_variables,
+                add_generation_prompt=add_generation_prompt,
+            )
+            return prompt
 
     async def tokenize(self, prompt: PromptLike, *, model: str | None = None) -> list[int]:
         """The token ids that a model computes for a prompt.
 
         Raises:
-            UnsupportedFeature: the model's backend does not show its tokens.
+            UnsupportedFeature: the model's backend does not claim ``tokenize``.
         """
         loaded = await self._host.ready(model, GENERATING)
-        tokens: list[int] = _tokenizer(loaded, "tokenize")(prompt)
-        return tokens
+        with self._host.call(loaded) as backend:
+            if not isinstance(backend, Tokenizing):
+                raise _no_tokens(loaded)
+            return await backend.tokenize(prompt)
 
     async def detokenize(self, token_ids: Sequence[int], *, model: str | None = None) -> str:
         """The text of a model's token ids; raises as ``tokenize``."""
         loaded = await self._host.ready(model, GENERATING)
-        text: str = _tokenizer(loaded, "detokenize")(token_ids)
-        return text
+        with self._host.call(loaded) as backend:
+            if not isinstance(backend, Tokenizing):
+                raise _no_tokens(loaded)
+            return await backend.detokenize(token_ids)
 
     async def embed(
         self,
-        texts: Sequence[str | Sequence[int]],
-        *,
+        texts: TextLike | Sequence[TextLike],
         model: str | None = None,
+        *,
         truncate: Truncation = "error",
-        deadline: float | None = None,
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
     ) -> EmbeddingResult:
-        async with in_time(deadline):
-            loaded = await self._host.ready(model, ("embedding",))
-            check_texts(texts, truncate)
-            with self._host.call(loaded) as backend:
-
-                async def whole(some: Sequence[str | Sequence[int]]) -> EmbeddingResult:
-                    result: EmbeddingResult = await backend.embed_batch(some, truncate=truncate)
-                    return result
-
-                if not texts:
-                    return await whole(texts)
-                try:
-                    return merge_embeddings(await self._sharing.run(loaded, texts, whole, deadline=deadline))
-                except InvalidRequest:
-                    return await whole(texts)  # which counts the texts as the caller does
+        return await self._batch.embed(texts, model, truncate, request_id, options)
 
     async def rerank(
         self,
         query: str,
         documents: Sequence[str],
-        *,
         model: str | None = None,
+        *,
         top_n: int | None = None,
-        deadline: float | None = None,
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
     ) -> RerankResult:
-        async with in_time(deadline):
-            loaded = await self._host.ready(model, ("reranker",))
-            with self._host.call(loaded) as backend:
-
-                async def whole(some: Sequence[str]) -> RerankResult:
-                    result: RerankResult = await backend.rerank(query, some)
-                    return result
-
-                if isinstance(documents, str) or not documents or top_n is not None:
-                    checked = await backend.rerank(
-                        query, documents[:0], top_n=top_n
-                    )  # refuses what it does not take
-                    if not documents:
-                        return checked  # type: ignore[no-any-return]  # of a backend, which is Any
-                try:
-                    parts = await self._sharing.run(
-                        loaded, documents, whole, each=len(query), deadline=deadline
-                    )
-                except InvalidRequest:
-                    parts = [await whole(documents)]  # which counts the documents as the caller does
-                return merge_hits(parts, [len(part.hits) for part in parts], top_n)
+        return await self._batch.rerank(query, documents, model, top_n, request_id, options)
 
     async def abort(self, request_id: str) -> None:
+        self._batch.abort(request_id)
         for model in list(self._host.loaded.values()):
             if model.generates:
                 await model.backend.abort(request_id)
@@ -292,16 +270,21 @@ class HybridBackend:
         """What the models really take of each device at this moment; None where that cannot be measured."""
         return self._host.memory.measured()
 
-    async def load_model(self, model: ModelLike) -> None:
+    def load_model(self, model: ModelLike) -> Awaitable[None]:
         """Load a model beside the others; what is loaded already stays as it is.
+
+        Before ``start`` the call itself registers the model, and ``start`` loads it. Afterwards the call begins
+        to load it, and awaiting the result waits until it is loaded.
 
         Raises:
             OutOfMemory: it does not fit; the message says by how much, and what would.
             BackendUnavailable: no backend for it is ready.
         """
         self._host.check_open()
-        self._started = True
-        await self._host.load(self._host.register(as_config(model, "model"), None), again=True)
+        entry = self._host.register(as_config(model, "model"), None)
+        if not self._started:
+            return _Done()
+        return asyncio.ensure_future(self._host.load(entry, again=True))
 
     async def unload_model(self, model_id: str) -> None:
         await self._host.unload(self._host.named(model_id), "registered")
@@ -311,10 +294,15 @@ class HybridBackend:
         await self._host.unload(self._host.named(model_id), "sleeping")
 
 
-def _tokenizer(loaded: LoadedModel, method: str) -> Callable[[Any], Any]:
-    found: Callable[[Any], Any] | None = getattr(loaded.backend, method, None)
-    if found is None:
-        raise UnsupportedFeature(
-            f"the backend of model {loaded.descriptor.model_id!r} does not show its tokens; use another backend"
-        )
-    return found
+class _Done:
+    """An awaitable of what is done; unlike a coroutine it need not be awaited."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return
+        yield
+
+
+def _no_tokens(loaded: LoadedModel) -> UnsupportedFeature:
+    return UnsupportedFeature(
+        f"the backend of model {loaded.descriptor.model_id!r} does not show its tokens; use another backend"
+    )

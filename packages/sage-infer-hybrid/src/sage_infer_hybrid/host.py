@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 from attrs import evolve, fields
-from sage_infer.contracts import EngineStats
+from sage_infer.contracts import EngineStats, ProgressReporting
 from sage_infer.errors import BackendUnavailable, EngineDead, InvalidRequest, OutOfMemory, Overloaded
 from sage_infer.models import resolve_model
 from sage_infer.names import ModelType
@@ -24,13 +24,11 @@ from sage_infer_hybrid.engines import Engine
 from sage_infer_hybrid.loaded import LoadedModel
 from sage_infer_hybrid.memory import InstanceMemory
 
-__all__ = ["ModelHost", "Progress"]
-
-Progress = Callable[[str, str, float], None]
-"""Called with a model's id, what is being done, and how much of it is done, 0 to 1."""
+__all__ = ["ModelHost"]
 
 _LOOK_S = 0.01  # how often a model that drains is looked at
-_COUNTERS = ("finished", "prompt_tokens", "output_tokens", "prefix_hit_tokens")  # which never fall
+_COUNTERS = ("finished", "prompt_tokens", "output_tokens", "prefix_hit_tokens", "steps")  # which never fall
+_LARGEST = ("oldest_wait_s", "step_s")  # gauges of which the largest counts, not the sum
 
 
 class ModelHost:
@@ -43,7 +41,6 @@ class ModelHost:
         self.registry = ModelRegistry()
         self.router = ModelRouter(self.registry)
         self.loaded: dict[str, LoadedModel] = {}
-        self.on_progress: Progress | None = None
         self.closed = False
         self.memory = InstanceMemory(mode, profile, self.loaded)
         self._engines: dict[str, Engine] = {}
@@ -75,8 +72,11 @@ class ModelHost:
     def stats(self) -> EngineStats:
         """All models' gauges together, and counters of those that are loaded or were."""
         each = [self._past, *(model.backend.stats() for model in self.loaded.values())]
-        names = [attribute.name for attribute in fields(EngineStats) if attribute.name != "extensions"]
-        return EngineStats(**{name: sum(getattr(stats, name) for stats in each) for name in names})
+        values: dict[str, Any] = {}
+        for name in (attribute.name for attribute in fields(EngineStats) if attribute.name != "extensions"):
+            known = [value for stats in each if (value := getattr(stats, name)) is not None]
+            values[name] = max(known, default=None) if name in _LARGEST else sum(known)
+        return EngineStats(**values)
 
     # --- models
 
@@ -219,9 +219,9 @@ class ModelHost:
         try:
             before = self.memory.held()
             backend = self._starting = engine.create(shares, self.memory.devices)
-            self._tell(model_id, "loading", 0.0)
-            if hasattr(backend, "on_progress"):
-                backend.on_progress = lambda stage, done: self._tell(model_id, stage, done)
+            self._tell(entry, "loading", None)
+            if isinstance(backend, ProgressReporting):
+                backend.on_progress(lambda stage, share: self._tell(entry, stage, share))
             await backend.start()
             after = self.memory.held()
             self.check_open()  # it may have been closed meanwhile
@@ -233,9 +233,9 @@ class ModelHost:
         finally:
             self._starting = None
         measured = None if before is None or after is None else max(after - before, 0)
-        self.loaded[model_id] = LoadedModel(entry, backend, shares, engine.weight, measured)
+        features = frozenset(backend.get_capability().features)
+        self.loaded[model_id] = LoadedModel(entry, backend, shares, engine.weight, features, measured)
         self.registry.move(entry, "ready")
-        self._tell(model_id, "ready", 1.0)
 
     def _planned(self, entry: ModelEntry) -> tuple[Share, ...]:
         names = [e for e in self.registry.entries() if e.descriptor.model_id in self.coming]
@@ -245,9 +245,11 @@ class ModelHost:
     def _demand(self, entry: ModelEntry) -> Demand:
         return self._engines[entry.descriptor.model_id].demand(self.memory.devices)
 
-    def _tell(self, model_id: str, stage: str, share: float) -> None:
-        if self.on_progress is not None:
-            self.on_progress(model_id, stage, share)
+    @staticmethod
+    def _tell(entry: ModelEntry, stage: str, share: float | None) -> None:
+        """Any thread may call it: an engine reports from its own."""
+        if entry.state == "loading":
+            entry.stage, entry.share = stage, share
 
     # --- unloading
 

@@ -21,6 +21,7 @@ class LoadedModel:
     Attributes:
         shares: what it has of each of its devices, at least one.
         weight: its share of compute and of left-over memory, against the others'.
+        features: what its backend claims.
         measured: bytes of main memory that loading it took, None where that is not known.
         calls: under way, other than streams that have begun.
         may_sleep: it drains in order to sleep, so that a request may call it back.
@@ -30,6 +31,7 @@ class LoadedModel:
     backend: Any
     shares: tuple[Share, ...]
     weight: float
+    features: frozenset[str] = frozenset()
     measured: int | None = None
     calls: int = 0
     may_sleep: bool = False

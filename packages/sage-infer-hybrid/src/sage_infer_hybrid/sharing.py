@@ -33,7 +33,7 @@ async def in_time(deadline: float | None) -> AsyncIterator[None]:
     except TimeoutError:
         if not limit.expired():
             raise
-        raise RequestCancelled(f"the call missed its deadline of {deadline:g} s") from None
+        raise RequestCancelled(f"the call missed its deadline of {deadline:g} s", by="deadline") from None
 
 
 class ComputeSharing:

@@ -26,18 +26,28 @@ _NEXT: dict[ModelState, tuple[ModelState, ...]] = {
 
 @define
 class ModelEntry:
-    """One model; ``since`` is when it came into its state, in seconds since the epoch."""
+    """One model; ``since`` is when it came into its state, in seconds since the epoch.
+
+    ``stage`` and ``share`` are what is being done while it is loading, as ``ModelStatus`` has them.
+    """
 
     descriptor: ModelDescriptor
     aliases: tuple[str, ...] = ()
     state: ModelState = "registered"
     since: float = 0.0
     reason: str = ""
+    stage: str = ""
+    share: float | None = None
 
     @property
     def status(self) -> ModelStatus:
         return ModelStatus(
-            model_id=self.descriptor.model_id, state=self.state, since=self.since, reason=self.reason
+            model_id=self.descriptor.model_id,
+            state=self.state,
+            since=self.since,
+            reason=self.reason,
+            stage=self.stage,
+            share=self.share,
         )
 
 
@@ -88,3 +98,4 @@ class ModelRegistry:
                 f"next may be {' or '.join(_NEXT[entry.state])}"
             )
         entry.state, entry.since, entry.reason = state, self.clock(), reason
+        entry.stage, entry.share = "", None

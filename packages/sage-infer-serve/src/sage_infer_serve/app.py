@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from sage_infer.contracts import HybridInferenceBackend
 from sage_infer.errors import SageInferError
@@ -114,6 +115,10 @@ class Gateway:
             exchange.stop_after(self.service.settings.body_timeout_s, "body")
         try:
             await handler(self.service, exchange)
+        except asyncio.CancelledError:
+            with suppress(SageInferError):
+                await self.service.backend.abort(exchange.request_id)
+            raise
         finally:
             exchange.in_time()
             exchange.unwatch()

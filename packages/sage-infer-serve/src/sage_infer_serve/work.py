@@ -38,6 +38,21 @@ class Operation:
     def generates(self) -> bool:
         return self.types == GENERATING
 
+    def model(self, service: Service, name: str | None) -> str:
+        """The model that a request names, or without a name the default one: the first that is ready, else the first.
+
+        Raises:
+            HTTPError: there is no model for this kind of work (404).
+        """
+        if name is not None:
+            return name
+        backend = service.backend
+        fitting = [m.model_id for m in backend.list_models() if m.model_type in self.types]
+        if not fitting:
+            message = f"no model here can {self.verb}"
+            raise wrong_request(message, "model", status=404, code="model_not_found")
+        return next((i for i in fitting if backend.get_model_status(i).state == "ready"), fitting[0])
+
 
 CHAT = Operation("chat", "chat", GENERATING)
 COMPLETION = Operation("text_completion", "complete text", GENERATING)

@@ -73,6 +73,13 @@ class APIKey:
         if self.limits.tokens_per_minute is not None:
             self._tokens = Allowance(self.limits.tokens_per_minute, self.clock)
 
+    @property
+    def cache_salt(self) -> str:
+        """Salt of this key's KV, so that keys share no cache; the same after a restart, and unknown to clients
+        of other keys.
+        """
+        return hmac.new(self.digest, b"cache salt of " + self.name.encode(), hashlib.sha256).hexdigest()
+
     def admit(self) -> None:
         """Count a request in; ``release`` counts it out.
 

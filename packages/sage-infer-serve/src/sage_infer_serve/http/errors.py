@@ -86,6 +86,8 @@ def as_http_error(error: SageInferError) -> HTTPError:
     """How a backend's error is answered."""
     if isinstance(error, Overloaded):
         return limited(error.message, error.retry_after, code=error.code)
+    if isinstance(error, RequestCancelled) and error.by == "deadline":
+        return HTTPError(504, error.message, kind=_SERVER, code="deadline_exceeded")
     for cls, status, kind in _STATUS:
         if isinstance(error, cls):
             param = "model" if cls is ModelNotFound else None

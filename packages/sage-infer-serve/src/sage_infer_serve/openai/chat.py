@@ -15,6 +15,7 @@ from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.http.sse import DONE, ChunkWriter
 from sage_infer_serve.openai.logprobs import chat_logprobs
 from sage_infer_serve.openai.messages import as_chat, function_names, tools_as_dicts
+from sage_infer_serve.openai.options import request_options
 from sage_infer_serve.openai.sampling import guided_by, sampling_params
 from sage_infer_serve.openai.schema import ChatRequest, NamedTool, refused
 from sage_infer_serve.openai.tool_calls import ToolCallReader, as_json_text, call_as_dict
@@ -29,6 +30,7 @@ _encode = msgspec.json.encode
 
 async def chat_completions(service: Service, exchange: Exchange) -> None:
     request: ChatRequest = await service.read(exchange, ChatRequest)
+    model = CHAT.model(service, request.model)
     plan = _Plan(request)
     _refuse_what_nothing_does(request)
     params = sampling_params(
@@ -38,16 +40,16 @@ async def chat_completions(service: Service, exchange: Exchange) -> None:
         guided=plan.guided,
         keep_special_tokens=plan.reads_calls,
     )
-    with Work(service, exchange, CHAT, request.model, params, is_streamed=bool(request.stream)) as work:
+    with Work(service, exchange, CHAT, model, params, is_streamed=bool(request.stream)) as work:
         stream = await service.backend.chat(
-            as_chat(request.messages, text_only=service.is_text_only(request.model)),
+            as_chat(request.messages, text_only=service.is_text_only(model)),
             params,
-            model=request.model,
+            model,
             tools=plan.tools,
             request_id=exchange.request_id,
-            priority=request.priority or 0,
+            options=request_options(service, exchange, request),
         )
-        answer = _Answer(request, params, plan, "chatcmpl-" + exchange.request_id)
+        answer = _Answer(request, model, params, plan, "chatcmpl-" + exchange.request_id)
         async with stream:
             if request.stream:
                 await _stream(exchange, answer, stream, work)
@@ -154,10 +156,12 @@ class _Plan:
 class _Answer:
     """An answer as it grows: for each completion its text, calls, log probabilities, and why it ended."""
 
-    def __init__(self, request: ChatRequest, params: SamplingParams, plan: _Plan, request_id: str) -> None:
+    def __init__(
+        self, request: ChatRequest, model: str, params: SamplingParams, plan: _Plan, request_id: str
+    ) -> None:
         self.id = request_id
         self.created = int(time.time())
-        self.model = request.model
+        self.model = model
         self.include_usage = request.stream_options is not None and request.stream_options.include_usage
         self._plan = plan
         self._logprobs = params.logprobs is not None

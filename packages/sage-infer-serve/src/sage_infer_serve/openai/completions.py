@@ -17,6 +17,7 @@ from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.http.sse import DONE, ChunkWriter
 from sage_infer_serve.openai.inputs import as_inputs
 from sage_infer_serve.openai.logprobs import completion_logprobs
+from sage_infer_serve.openai.options import request_options
 from sage_infer_serve.openai.sampling import guided_by, sampling_params
 from sage_infer_serve.openai.schema import CompletionRequest, refused
 from sage_infer_serve.openai.usage import usage_dict
@@ -31,6 +32,7 @@ _encode = msgspec.json.encode
 
 async def completions(service: Service, exchange: Exchange) -> None:
     request: CompletionRequest = await service.read(exchange, CompletionRequest)
+    model = COMPLETION.model(service, request.model)
     prompts = as_inputs(request.prompt, "prompt")
     _refuse_what_nothing_does(request, prompts)
     params = sampling_params(
@@ -39,18 +41,18 @@ async def completions(service: Service, exchange: Exchange) -> None:
         logprobs=request.logprobs,
         guided=guided_by(request),
     )
-    with Work(service, exchange, COMPLETION, request.model, params, is_streamed=bool(request.stream)) as work:
+    with Work(service, exchange, COMPLETION, model, params, is_streamed=bool(request.stream)) as work:
         streams = await service.backend.generate(
             prompts,
             params,
-            model=request.model,
+            model,
             request_id=exchange.request_id,
-            priority=request.priority or 0,
+            options=request_options(service, exchange, request),
         )
         async with AsyncExitStack() as stack:
             for stream in streams:
                 await stack.enter_async_context(stream)
-            answer = _Answer(request, prompts, params.n, "cmpl-" + exchange.request_id)
+            answer = _Answer(request, model, prompts, params.n, "cmpl-" + exchange.request_id)
             deltas = _deltas(streams, params.n)
             if request.stream:
                 await _stream(exchange, request, answer, deltas, streams, work)
@@ -72,7 +74,7 @@ async def _stream(
     work: Work,
 ) -> None:
     with_usage = request.stream_options is not None and request.stream_options.include_usage
-    writer = ChunkWriter(answer.id, "text_completion", answer.created, request.model, with_usage=with_usage)
+    writer = ChunkWriter(answer.id, "text_completion", answer.created, answer.model, with_usage=with_usage)
     started = False
     async for index, delta in deltas:
         work.tokens(len(delta.token_ids))
@@ -126,9 +128,14 @@ class _Answer:
     """An answer as it grows."""
 
     def __init__(
-        self, request: CompletionRequest, prompts: Sequence[str | Sequence[int]], n: int, request_id: str
+        self,
+        request: CompletionRequest,
+        model: str,
+        prompts: Sequence[str | Sequence[int]],
+        n: int,
+        request_id: str,
     ) -> None:
-        self.id, self.created, self.model = request_id, int(time.time()), request.model
+        self.id, self.created, self.model = request_id, int(time.time()), model
         self.reasons: list[str] = ["stop"] * (n * len(prompts))
         # What is echoed comes before the first new text.
         echoed = [p if request.echo and isinstance(p, str) else "" for p in prompts for _ in range(n)]

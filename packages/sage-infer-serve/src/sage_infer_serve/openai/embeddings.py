@@ -15,6 +15,7 @@ from sage_infer.schemas import EmbeddingResult
 from sage_infer_serve.http.errors import wrong_request
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.openai.inputs import as_inputs
+from sage_infer_serve.openai.options import request_options
 from sage_infer_serve.openai.schema import EmbeddingRequest
 from sage_infer_serve.service import Service
 from sage_infer_serve.work import EMBEDDING, Work
@@ -27,20 +28,25 @@ _encode = msgspec.json.encode
 
 async def embeddings(service: Service, exchange: Exchange) -> None:
     request: EmbeddingRequest = await service.read(exchange, EmbeddingRequest)
+    model = EMBEDDING.model(service, request.model)
     texts = as_inputs(request.input, "input")
-    with Work(service, exchange, EMBEDDING, request.model) as work:
+    with Work(service, exchange, EMBEDDING, model) as work:
         result = await service.backend.embed(
-            texts, model=request.model, truncate="end" if request.truncate else "error"
+            texts,
+            model,
+            truncate="end" if request.truncate else "error",
+            request_id=exchange.request_id,
+            options=request_options(service, exchange),
         )
         if request.dimensions is not None and request.dimensions > result.dim:
             raise wrong_request(
-                f"dimensions: {request.model} has vectors of {result.dim} numbers, not {request.dimensions}",
+                f"dimensions: {model} has vectors of {result.dim} numbers, not {request.dimensions}",
                 "dimensions",
             )
         work.end(result.usage)
     items = _items(result, request.dimensions, as_base64=request.encoding_format == "base64")
     usage = {"prompt_tokens": result.usage.prompt_tokens, "total_tokens": result.usage.total_tokens}
-    tail = b'],"model":%b,"usage":%b}' % (_encode(request.model), _encode(usage))
+    tail = b'],"model":%b,"usage":%b}' % (_encode(model), _encode(usage))
     head = b'{"object":"list","data":['
     if len(result) <= _PART:
         await exchange.respond(head + b",".join(items) + tail)

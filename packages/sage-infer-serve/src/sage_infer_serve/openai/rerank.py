@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.openai.options import request_options
 from sage_infer_serve.openai.schema import RerankRequest
 from sage_infer_serve.service import Service
 from sage_infer_serve.work import RERANKING, Work
@@ -16,10 +17,16 @@ __all__ = ["rerank"]
 
 async def rerank(service: Service, exchange: Exchange) -> None:
     request: RerankRequest = await service.read(exchange, RerankRequest)
+    model = RERANKING.model(service, request.model)
     documents = [d if isinstance(d, str) else d.text for d in request.documents]
-    with Work(service, exchange, RERANKING, request.model) as work:
+    with Work(service, exchange, RERANKING, model) as work:
         result = await service.backend.rerank(
-            request.query, documents, model=request.model, top_n=request.top_n
+            request.query,
+            documents,
+            model,
+            top_n=request.top_n,
+            request_id=exchange.request_id,
+            options=request_options(service, exchange),
         )
         work.end(result.usage)
     tokens = result.usage.prompt_tokens
@@ -36,7 +43,7 @@ async def rerank(service: Service, exchange: Exchange) -> None:
     answer = {
         "id": exchange.request_id,
         "object": "list",
-        "model": request.model,
+        "model": model,
         "results": hits,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         "meta": {"api_version": {"version": "2"}, "tokens": {"input_tokens": tokens}},

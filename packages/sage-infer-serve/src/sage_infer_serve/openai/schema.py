@@ -98,9 +98,11 @@ class ResponseFormat(Struct):
 
 
 class Sampling(Struct, kw_only=True):
-    """What chat and completions share. From ``top_k`` on these are extensions, under the names that vLLM has."""
+    """Fields that chat and completions share. From ``top_k`` to ``priority`` they are extensions, under the names that
+    vLLM has. Without ``model`` the default one answers.
+    """
 
-    model: Name
+    model: Name | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
@@ -125,6 +127,8 @@ class Sampling(Struct, kw_only=True):
     guided_grammar: Name | None = None
     guided_choice: Annotated[list[Name], Meta(min_length=1)] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    service_tier: Name | None = None
+    prompt_cache_key: str | None = None
 
 
 class ChatRequest(Sampling, kw_only=True):
@@ -152,7 +156,7 @@ class CompletionRequest(Sampling, kw_only=True):
 class EmbeddingRequest(Struct, kw_only=True):
     """``truncate`` is an extension: keep the beginning of texts that are too long, as Jina's API names it."""
 
-    model: Name
+    model: Name | None = None
     input: str | Annotated[list[str | TokenId | Tokens], Meta(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
@@ -167,7 +171,7 @@ class Document(Struct):
 class RerankRequest(Struct, kw_only=True):
     """Jina's form (https://api.jina.ai/redoc#tag/rerank), which Cohere's second version is a part of."""
 
-    model: Name
+    model: Name | None = None
     query: Name
     documents: Annotated[list[Name | Document], Meta(min_length=1, max_length=10_000)]
     top_n: Annotated[int, Meta(ge=1)] | None = None
@@ -177,7 +181,7 @@ class RerankRequest(Struct, kw_only=True):
 class TokenizeRequest(Struct, kw_only=True):
     """vLLM's form: a prompt, or a chat."""
 
-    model: Name
+    model: Name | None = None
     prompt: Name | None = None
     messages: Annotated[list[Message], Meta(min_length=1)] | None = None
     tools: list[Tool] | None = None
@@ -186,14 +190,14 @@ class TokenizeRequest(Struct, kw_only=True):
 
 
 class DetokenizeRequest(Struct, kw_only=True):
-    model: Name
+    model: Name | None = None
     tokens: Tokens
 
 
 IGNORED = frozenset(
     {
-        "metadata", "store", "service_tier", "prediction", "audio", "web_search_options", "reasoning_effort",
-        "verbosity", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "moderation",
+        "metadata", "store", "prediction", "audio", "web_search_options", "reasoning_effort",
+        "verbosity", "prompt_cache_retention", "safety_identifier", "moderation",
     }
 )  # fmt: skip
 """Fields of OpenAI's that mean nothing to an engine of one's own; strict mode takes them too."""

@@ -12,6 +12,7 @@ from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.openai.messages import as_chat, tools_as_dicts
 from sage_infer_serve.openai.schema import DetokenizeRequest, TokenizeRequest
 from sage_infer_serve.service import Service
+from sage_infer_serve.work import CHAT
 
 __all__ = ["detokenize", "tokenize"]
 
@@ -21,17 +22,18 @@ async def tokenize(service: Service, exchange: Exchange) -> None:
     if (request.prompt is None) == (request.messages is None):
         raise wrong_request("exactly one of prompt and messages must be given", "prompt")
     backend = _tokenizing(service)
+    name = CHAT.model(service, request.model)
     if request.messages is not None:
         prompt = await backend.render_chat(
-            as_chat(request.messages, text_only=service.is_text_only(request.model)),
-            model=request.model,
+            as_chat(request.messages, text_only=service.is_text_only(name)),
+            model=name,
             tools=tools_as_dicts(request.tools) if request.tools else None,
             add_generation_prompt=request.add_generation_prompt,
         )
     else:
         prompt = Prompt(text=request.prompt, add_special_tokens=request.add_special_tokens)
-    tokens = await backend.tokenize(prompt, model=request.model)
-    model = next((m for m in service.backend.list_models() if m.model_id == request.model), None)
+    tokens = await backend.tokenize(prompt, model=name)
+    model = next((m for m in service.backend.list_models() if m.model_id == name), None)
     answer = {
         "count": len(tokens),
         "max_model_len": None if model is None else model.max_sequence_length,
@@ -42,7 +44,8 @@ async def tokenize(service: Service, exchange: Exchange) -> None:
 
 async def detokenize(service: Service, exchange: Exchange) -> None:
     request: DetokenizeRequest = await service.read(exchange, DetokenizeRequest)
-    text = await _tokenizing(service).detokenize(request.tokens, model=request.model)
+    name = CHAT.model(service, request.model)
+    text = await _tokenizing(service).detokenize(request.tokens, model=name)
     await exchange.respond(msgspec.json.encode({"prompt": text}))
 
 

@@ -78,6 +78,12 @@ class Tracing:
         self._context.attach(self._trace.set_span_in_context(span))  # ends with the request's task
         return Span(span)
 
+    def carrier(self) -> dict[str, str]:
+        """The current span as a W3C trace context, for what continues the trace elsewhere."""
+        found: dict[str, str] = {}
+        self._propagate.inject(found)
+        return {name: value for name, value in found.items() if name in ("traceparent", "tracestate")}
+
     @staticmethod
     def export_by_otlp() -> Any:
         """Send spans where ``OTEL_EXPORTER_OTLP_ENDPOINT`` says; gives the provider, to be shut down at the end.

@@ -1,0 +1,71 @@
+"""``RequestOptions`` from a request's API key, headers and fields."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sage_infer.schemas import RequestOptions
+
+from sage_infer_serve.http.errors import wrong_request
+from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.openai.schema import Sampling
+from sage_infer_serve.service import Service
+
+__all__ = ["DEADLINE_HEADER", "REQUEST_HEADERS", "request_options"]
+
+DEADLINE_HEADER = "x-sage-deadline-ms"
+_CHAIN_HEADER, _SESSION_HEADER = "x-sage-chain", "x-session-id"
+REQUEST_HEADERS = (DEADLINE_HEADER, _CHAIN_HEADER, _SESSION_HEADER, "traceparent", "tracestate")
+"""Headers that become options."""
+
+_AUTO = "auto"  # OpenAI's word for a service tier that the server chooses
+
+
+def request_options(
+    service: Service, exchange: Exchange, request: Sampling | None = None
+) -> RequestOptions | None:
+    """Options of a request; None where it has none.
+
+    The tenant is the API key's name. The salt of its KV is derived from the key on this side: a client
+    cannot choose whose cache it shares.
+
+    Raises:
+        HTTPError: a header has no value that it could have.
+    """
+    given: dict[str, Any] = {}
+    if exchange.key is not None:
+        given["tenant"], given["cache_salt"] = exchange.key.name, exchange.key.cache_salt
+    if (session := _header(exchange, _SESSION_HEADER)) is not None:
+        given["session"] = session
+    if (chain := _header(exchange, _CHAIN_HEADER)) is not None:
+        given["chain"] = chain
+    if (deadline := _header(exchange, DEADLINE_HEADER)) is not None:
+        given["deadline"] = _seconds_left(deadline, exchange.started)
+    if request is not None:
+        if request.prompt_cache_key:
+            given["session"] = request.prompt_cache_key
+        if request.service_tier not in (None, _AUTO):
+            given["service_class"] = request.service_tier
+        if request.priority:
+            given["priority"] = request.priority
+    if service.tracing is not None:
+        given["trace"] = service.tracing.carrier()
+    else:
+        pairs = ((name, _header(exchange, name)) for name in ("traceparent", "tracestate"))
+        if trace := {name: value for name, value in pairs if value is not None}:
+            given["trace"] = trace
+    return RequestOptions(**given) if given else None
+
+
+def _header(exchange: Exchange, name: str) -> str | None:
+    value = exchange.headers.get(name.encode())
+    return value.decode("latin-1") if value else None
+
+
+def _seconds_left(text: str, started: float) -> float:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise wrong_request(
+            f"{DEADLINE_HEADER} must be a whole number of milliseconds above 0, got {text!r}", DEADLINE_HEADER
+        )
+    return int(text) / 1000 - (time.perf_counter() - started)
