@@ -13,13 +13,14 @@ from functools import lru_cache
 
 from sage_infer_serve.http.errors import wrong_request
 from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.http.headers import OPTION_HEADERS
 from sage_infer_serve.settings import GatewaySettings
 
 __all__ = ["Origins", "is_loopback"]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
-_HEADERS = (b"authorization", b"content-type", b"x-request-id", b"traceparent", b"tracestate")
+_HEADERS = (b"authorization", b"content-type", b"x-request-id", *(name.encode() for name in OPTION_HEADERS))
 _SDK_HEADERS = (b"x-stainless-", b"openai-")  # what the OpenAI clients send with every request
 _HEADER_NAME = re.compile(rb"[a-z0-9-]{1,64}")
 

@@ -9,15 +9,11 @@ from sage_infer.schemas import RequestOptions
 
 from sage_infer_serve.http.errors import wrong_request
 from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.http.headers import CHAIN, DEADLINE, SESSION, TRACE
 from sage_infer_serve.openai.schema import Sampling
 from sage_infer_serve.service import Service
 
-__all__ = ["DEADLINE_HEADER", "REQUEST_HEADERS", "request_options"]
-
-DEADLINE_HEADER = "x-sage-deadline-ms"
-_CHAIN_HEADER, _SESSION_HEADER = "x-sage-chain", "x-session-id"
-REQUEST_HEADERS = (DEADLINE_HEADER, _CHAIN_HEADER, _SESSION_HEADER, "traceparent", "tracestate")
-"""Headers that become options."""
+__all__ = ["request_options"]
 
 _AUTO = "auto"  # OpenAI's word for a service tier that the server chooses
 
@@ -36,11 +32,11 @@ def request_options(
     given: dict[str, Any] = {}
     if exchange.key is not None:
         given["tenant"], given["cache_salt"] = exchange.key.name, exchange.key.cache_salt
-    if (session := _header(exchange, _SESSION_HEADER)) is not None:
+    if (session := _header(exchange, SESSION)) is not None:
         given["session"] = session
-    if (chain := _header(exchange, _CHAIN_HEADER)) is not None:
+    if (chain := _header(exchange, CHAIN)) is not None:
         given["chain"] = chain
-    if (deadline := _header(exchange, DEADLINE_HEADER)) is not None:
+    if (deadline := _header(exchange, DEADLINE)) is not None:
         given["deadline"] = _seconds_left(deadline, exchange.started)
     if request is not None:
         if request.prompt_cache_key:
@@ -52,7 +48,7 @@ def request_options(
     if service.tracing is not None:
         given["trace"] = service.tracing.carrier()
     else:
-        pairs = ((name, _header(exchange, name)) for name in ("traceparent", "tracestate"))
+        pairs = ((name, _header(exchange, name)) for name in TRACE)
         if trace := {name: value for name, value in pairs if value is not None}:
             given["trace"] = trace
     return RequestOptions(**given) if given else None
@@ -66,6 +62,6 @@ def _header(exchange: Exchange, name: str) -> str | None:
 def _seconds_left(text: str, started: float) -> float:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise wrong_request(
-            f"{DEADLINE_HEADER} must be a whole number of milliseconds above 0, got {text!r}", DEADLINE_HEADER
+            f"{DEADLINE} must be a whole number of milliseconds above 0, got {text!r}", DEADLINE
         )
     return int(text) / 1000 - (time.perf_counter() - started)

@@ -15,6 +15,7 @@ from sage_infer.schemas import SamplingParams, Usage
 
 from sage_infer_serve.http.errors import HTTPError
 from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.http.headers import TRACE
 
 __all__ = ["Span", "Tracing"]
 
@@ -82,7 +83,7 @@ class Tracing:
         """The current span as a W3C trace context, for what continues the trace elsewhere."""
         found: dict[str, str] = {}
         self._propagate.inject(found)
-        return {name: value for name, value in found.items() if name in ("traceparent", "tracestate")}
+        return {name: value for name, value in found.items() if name in TRACE}
 
     @staticmethod
     def export_by_otlp() -> Any:
