@@ -218,7 +218,7 @@ def _gib(nbytes: int | None) -> str:
 
 def _print_url(backend: Any, url: str, keys: Iterable[APIKey]) -> None:
     names = [key.name for key in keys]
-    who = f"API keys: {', '.join(names)}" if names else "no API key is asked for"
+    who = f"API keys: {', '.join(names)}" if names else "no API key required"
     print(f"{url} (dashboard), {url}/v1 (API); {who}; Ctrl-C stops it\n")
     header = ' -H "Authorization: Bearer $KEY"' if names else ""
     data = _example(backend.list_models())
