@@ -249,7 +249,7 @@ def test_feature_table() -> None:
 
 
 def test_features_that_the_engine_lacks_are_told() -> None:
-    """A feature is either claimed by the openvino backend or on the page of what is not there."""
+    """A feature is either claimed by the openvino backend or listed in the limitations."""
     source = ROOT / "packages" / "sage-infer-openvino" / "src" / "sage_infer_openvino" / "backend.py"
     nodes = ast.walk(ast.parse(source.read_text("utf-8")))
     claimed = {node.value for node in nodes if isinstance(node, ast.Constant)}  # some only where they apply
@@ -294,7 +294,7 @@ def test_preset_tables() -> None:
 def test_contract_version() -> None:
     text = (ROOT / "docs" / "compatibility.md").read_text("utf-8")
     assert f"now `{CONTRACT_VERSION}`" in text
-    assert f"the core speaks `{CONTRACT_VERSION}`" in text
+    assert f"a core with contract `{CONTRACT_VERSION}`" in text
 
 
 def test_protocols_are_all_described() -> None:
