@@ -21,7 +21,6 @@ from typing import Any, get_args
 import attrs
 import pytest
 from sage_infer import CONTRACT_VERSION, errors, hookspecs
-from sage_infer.backends import load_object
 from sage_infer.cli.commands import COMMANDS, HINTS
 from sage_infer.cli.main import _BUG, _INTERRUPTED
 from sage_infer.config.environment import variables
@@ -29,6 +28,7 @@ from sage_infer.config.settings import Config, keys
 from sage_infer.contracts import InferenceBackend
 from sage_infer.discovery import Registry, State
 from sage_infer.errors import SageInferError
+from sage_infer.factories import load_object
 from sage_infer.models import ModelRow
 from sage_infer.names import FEATURES
 from sage_infer.schemas import KV_PRESETS, TRANSPORT_PRESETS, TransportSettings, all_schemas, schema_version

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sage_infer import backends
 from sage_infer.backends import create_backend, find_backend, open_backend
-from sage_infer.errors import BackendUnavailable, InvalidRequest, SageInferError, UnsupportedFeature
+from sage_infer.errors import (
+    BackendUnavailable,
+    ConfigError,
+    InvalidRequest,
+    SageInferError,
+    UnsupportedFeature,
+)
 from sage_infer.schemas import ModelDescriptor
 
 if TYPE_CHECKING:
@@ -28,6 +34,23 @@ class Backend:
             raise UnsupportedFeature("no threads")
     async def close(self):
         log.append("closed")
+class Waiting:
+    def __init__(self, model):
+        pass
+    async def start(self):
+        import asyncio
+        await asyncio.Event().wait()
+    async def close(self):
+        pass
+class Careless:
+    def __init__(self, model, *, size=1):
+        self.size = 1 / size + len(None if size == 2 else "")
+        if size == 3:
+            raise SystemExit(3)
+    async def start(self):
+        raise KeyError("weights")
+    async def close(self):
+        pass
 class Anything:
     def __init__(self, model, **options):
         self.options = options
@@ -39,6 +62,8 @@ from sage_infer import BackendSpec, hookimpl
 def sage_infer_backends():
     make = lambda name, what, **more: BackendSpec(name=name, factory=what, serves=more.pop("serves", {"llm"}), **more)
     return [make("engine", "fake_engine:Backend"), make("lost", "fake_engine:Nothing"),
+            make("careless", "fake_engine:Careless"), make("constant", "fake_engine:log"),
+            make("waiting", "fake_engine:Waiting"),
             make("any", "fake_engine:Anything"),
             make("absent", "no_such_engine:Backend"), make("refusing", "refusing_engine:Backend"),
             make("needy", "fake_engine:Backend", requires={"no-such-dist": ""}),
@@ -85,6 +110,33 @@ def test_a_failed_start_is_closed_and_raised() -> None:
     assert log()[-1] == "closed"
 
 
+def test_a_start_that_fails_by_mistake_names_the_wheel() -> None:
+    async def main() -> None:
+        async with open_backend("careless", model=MODEL):
+            pytest.fail("must not open")
+
+    with pytest.raises(
+        BackendUnavailable, match="'careless' of fake-dist failed to start: KeyError: 'weights'"
+    ) as caught:
+        asyncio.run(main())
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_cancelled_start_stays_a_cancellation() -> None:
+    async def main() -> None:
+        async with open_backend("waiting", model=MODEL):
+            pytest.fail("must not open")
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(main())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+
+
 def test_a_model_is_resolved_by_name(gguf: Path) -> None:
     backend = create_backend("engine", model=str(gguf))
     assert (backend.model.model_path, backend.model.model_type) == (str(gguf), "llm")
@@ -99,7 +151,12 @@ def test_a_model_of_another_type_is_refused(gguf: Path) -> None:
     ("name", "options", "error", "message"),
     [
         ("engin", {}, BackendUnavailable, "no backend 'engin'; did you mean 'engine'?"),
-        ("zzz", {}, BackendUnavailable, "installed: absent, any, engine, lost, needy, refusing, two"),
+        (
+            "zzz",
+            {},
+            BackendUnavailable,
+            "installed: absent, any, careless, constant, engine, lost, needy, ",
+        ),
         ("lost", {}, BackendUnavailable, "cannot be loaded from fake_engine:Nothing"),
         ("absent", {}, BackendUnavailable, "No module named 'no_such_engine'"),
         ("refusing", {}, UnsupportedFeature, "wants another CPU"),
@@ -110,8 +167,22 @@ def test_a_model_of_another_type_is_refused(gguf: Path) -> None:
             "needs no-such-dist .not installed.; to fix: pip install no-such-dist",
         ),
         ("engine", {"serves": "embedding"}, BackendUnavailable, "serves llm, not embedding"),
-        ("engine", {"thread": 2}, InvalidRequest, "no option 'thread'; did you mean 'threads'?"),
-        ("engine", {"zzz": 2}, InvalidRequest, "it has: precision, threads"),
+        (
+            "careless",
+            {"size": 2},
+            BackendUnavailable,
+            "backend 'careless' of fake-dist: fake_engine:Careless failed with options size: TypeError: object of",
+        ),
+        ("careless", {"size": 0}, BackendUnavailable, "ZeroDivisionError: division by zero"),
+        ("careless", {"size": 3}, BackendUnavailable, "SystemExit: 3"),
+        (
+            "constant",
+            {},
+            BackendUnavailable,
+            "fake_engine:log failed: TypeError: 'list' object is not callable",
+        ),
+        ("engine", {"thread": 2}, ConfigError, "no option 'thread'; did you mean 'threads'?"),
+        ("engine", {"zzz": 2}, ConfigError, "it has: precision, threads"),
     ],
 )
 def test_refusals_say_what_and_what_next(

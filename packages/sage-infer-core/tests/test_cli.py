@@ -415,7 +415,7 @@ def test_a_wrong_configuration_names_file_line_and_nearest_key(
 
 
 def test_doctor_finds_what_is_wrong_and_how_to_mend_it(sage: Sage, tmp_path: Path) -> None:
-    report = sage.json("infer", "doctor")
+    report = sage.json("infer", "doctor", SAGE_INFER_DISABLE="toy-lost")
     assert report["python"].startswith(".".join(map(str, sys.version_info[:2])))
     assert "toy-sage" in [d["name"] for d in report["distributions"]]
     fixes = {problem["where"]: problem["fix"] for problem in report["problems"]}
@@ -432,6 +432,31 @@ def test_doctor_fails_where_something_is_broken(sage: Sage, tmp_path: Path) -> N
     assert "error: configuration: " in done.stdout
 
 
+def test_plugins_of_every_kind_are_listed_and_shown(sage: Sage) -> None:
+    rows = {(row["kind"], row["name"]): row for row in sage.json("infer", "plugin", "list")}
+    assert rows["backend", "toy"]["state"] == "ready"
+    assert rows["command", "toy greet"]["distribution"] == "toy-sage"
+    assert rows["backend", "toy-npu"]["state"] == "no-hardware"
+    assert {row["kind"] for row in sage.json("infer", "plugin", "list", "--kind", "command")} == {"command"}
+    assert "toy greet" in sage("infer", "plugin", "list").stdout
+    shown = sage("infer", "plugin", "show", "toy greet").stdout
+    assert "app             toy_engine:greet" in shown
+    assert "from            toy-sage 1.0" in shown
+    assert sage.json("infer", "plugin", "show", "toy")["details"]["options"] == {"delay": "ignored"}
+    assert "--kind must be one of backend, " in sage.fails("infer", "plugin", "list", "--kind", "x", code=2)
+    assert "no executor 'toy'" in sage.fails("infer", "plugin", "show", "toy", "--kind", "executor", code=3)
+
+
+def test_paths_that_lead_nowhere_are_found(sage: Sage) -> None:
+    reason = (
+        "factory of backend 'toy-lost' of toy-sage does not exist: toy_engine:NoSuchThing (module toy_engine"
+    )
+    assert reason in sage("infer", "plugin", "show", "toy-lost").stdout
+    report = sage("infer", "doctor")
+    assert report.returncode == 1
+    assert f"error: backend toy-lost: {reason}" in report.stdout
+
+
 def test_output_into_a_closed_pipe_is_no_traceback(sage: Sage) -> None:
     import subprocess
 
@@ -446,7 +471,18 @@ def test_an_interrupt_and_a_bug_have_their_own_exit_codes(sage: Sage) -> None:
     interrupted = sage("toy", "interrupted")
     assert interrupted.returncode == 130
     assert "Traceback" not in interrupted.stderr
-    line = sage.fails("toy", "broken", code=70)
+    (sage.folder / "sitecustomize.py").write_text(OWN_BUG)
+    line = sage.fails("infer", "model", "list", code=70, PYTHONPATH=str(sage.folder))
     assert "internal error: ZeroDivisionError" in line
     assert "--debug" in line
+
+
+OWN_BUG = "import sage_infer.models\nsage_infer.models.list_models = lambda: 1 / 0\n"
+
+
+def test_a_mistake_of_a_plugin_names_its_wheel(sage: Sage, gguf: Path) -> None:
+    line = sage.fails("toy", "broken", code=1)
+    assert "`sage toy broken` of toy-sage failed: ZeroDivisionError: division by zero" in line
     assert "Traceback" in sage("toy", "broken", "--debug").stderr
+    line = sage.fails("infer", "generate", "crash", "-m", str(gguf), code=1)
+    assert "toy-sage (toy_plugin): toy_engine.generate() failed: ZeroDivisionError: division by zero" in line

@@ -62,7 +62,29 @@ BROKEN = {
     "wrong field": (backends("Bad Name"), "$.name: must be a lower-case name"),
     "unknown hook": (
         HEAD + "@hookimpl\ndef sage_infer_backend():\n    return []\n",
-        "unknown hook sage_infer_backend; known: ",
+        "unknown hook; did you mean sage_infer_backends?",
+    ),
+    "marked function of another name": (
+        HEAD + "@hookimpl\ndef provide():\n    return []\n",
+        "bad_module.provide() implements an unknown hook; known: sage_infer_backends, ",
+    ),
+    "forgotten mark": (
+        HEAD + "def sage_infer_backends():\n    return []\n",
+        "bad_module.sage_infer_backends() lacks @sage_infer.hookimpl, so it is never called",
+    ),
+    "forgotten mark and typo": (
+        HEAD + "def sage_infer_backend():\n    return []\n",
+        "is no hook; did you mean sage_infer_backends, marked with @sage_infer.hookimpl?",
+    ),
+    "no hook": ("x = 1", "bad_module implements no hook"),
+    "exits at import": ("import sys\nsys.exit(3)", "import of bad_module failed: SystemExit: 3"),
+    "panics at import": (
+        "class PanicException(BaseException): pass\nraise PanicException('native')",
+        "bad_module.PanicException: native",
+    ),
+    "exits in a hook": (
+        HEAD + "@hookimpl\ndef sage_infer_backends():\n    raise SystemExit('bye')\n",
+        "bad_module.sage_infer_backends() failed: SystemExit: bye",
     ),
     "wrong arguments": (HEAD + "@hookimpl\ndef sage_infer_backends(config):\n    return []\n", "config"),
     "odd version": ("SAGE_INFER_CONTRACT = 1", "must be MAJOR.MINOR"),

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from sage_infer.lazy import lazy_exports
 
 __all__ = [
-    "CONTRACT_VERSION", "BackendSpec", "CommandSpec", "DetectorSpec", "ExecutorSpec", "KVFormatSpec",
-    "KVStoreSpec", "ModelSpec", "Need", "RequestOptions", "SageInferError", "SamplingParams", "TransportSpec",
-    "hookimpl", "list_backends", "open_backend", "resolve_model",
+    "CONTRACT_VERSION", "BackendSpec", "CommandSpec", "ConfigSpec", "DetectorSpec", "ExecutorSpec",
+    "KVFormatSpec", "KVStoreSpec", "ModelSpec", "Need", "RequestOptions", "SageInferError", "SamplingParams",
+    "TransportSpec", "hookimpl", "list_backends", "open_backend", "resolve_model",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from sage_infer.hookspecs import hookimpl
     from sage_infer.models import resolve_model
     from sage_infer.schemas import RequestOptions, SamplingParams
-    from sage_infer.specs import BackendSpec, CommandSpec, DetectorSpec, ExecutorSpec, KVFormatSpec
-    from sage_infer.specs import KVStoreSpec, ModelSpec, Need, TransportSpec  # isort: skip
+    from sage_infer.specs import BackendSpec, CommandSpec, ConfigSpec, DetectorSpec, ExecutorSpec
+    from sage_infer.specs import KVFormatSpec, KVStoreSpec, ModelSpec, Need, TransportSpec  # isort: skip
     from sage_infer.version import CONTRACT_VERSION
 
 _HOMES = {"CONTRACT_VERSION": "version", "SageInferError": "errors", "RequestOptions": "schemas",

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, overload
 
 from sage_infer.contracts import EmbeddingBackend, HybridInferenceBackend, InferenceBackend
 from sage_infer.discovery import BackendInfo, backend_info, discover
 from sage_infer.errors import BackendUnavailable, InvalidRequest
-from sage_infer.factories import load_object
+from sage_infer.factories import blame, call_factory
 from sage_infer.models import resolve_model
+from sage_infer.plugins import require_ready
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.specs import BackendSpec, ServedType
 
-__all__ = ["create_backend", "find_backend", "list_backends", "load_object", "open_backend"]
+__all__ = ["create_backend", "find_backend", "list_backends", "open_backend"]
 
 
 def list_backends() -> list[BackendInfo]:
@@ -66,9 +66,11 @@ def open_backend(
     checker and for an early error.
 
     Raises:
-        BackendUnavailable: unknown, not ready on this machine, or it serves something else.
+        BackendUnavailable: unknown, not ready on this machine, it serves something else, or its code failed; the
+            message names the wheel, the function and the error.
+        ConfigError: an option that the backend does not have.
         ModelNotFound, ModelFileError: the model is not there or cannot be read.
-        InvalidRequest: an option that the backend does not have, or no model for one that needs it.
+        InvalidRequest: no model for a backend that needs one.
     """
     return _opened(name, model, serves, options)
 
@@ -77,50 +79,40 @@ def open_backend(
 async def _opened(
     name: str, model: str | ModelDescriptor | None, serves: ServedType | None, options: dict[str, Any]
 ) -> AsyncIterator[Any]:
-    backend = create_backend(name, model=model, serves=serves, **options)
+    info, backend = _created(name, model, serves, options)
     try:
-        await backend.start()
+        with blame(f"{info.title} failed to start"):
+            await backend.start()
         yield backend
     finally:
-        await backend.close()
+        with blame(f"{info.title} failed to close"):
+            await backend.close()
 
 
 def create_backend(
     name: str, *, model: str | ModelDescriptor | None = None, serves: ServedType | None = None, **options: Any
 ) -> Any:
     """The backend object, not started. Raises as ``open_backend`` does."""
+    return _created(name, model, serves, options)[1]
+
+
+def _created(
+    name: str, model: str | ModelDescriptor | None, serves: ServedType | None, options: dict[str, Any]
+) -> tuple[BackendInfo, Any]:
     info = find_backend(name)
-    if info.state != "ready" or info.spec is None:
-        steps = "; ".join(map(str, info.missing)) or info.fix
-        fix = f"; to fix: {steps}" if steps else ""
-        raise BackendUnavailable(f"backend {name!r} is not ready ({info.state}): {info.reason}{fix}")
-    spec = info.spec
+    spec = require_ready(info)
     if serves is not None and serves not in spec.serves:
         raise BackendUnavailable(f"backend {name!r} serves {', '.join(sorted(spec.serves))}, not {serves}")
     if isinstance(model, str):
         model = resolve_model(model, model_type=_model_type(spec, serves))
-    factory = load_object(spec.factory, what=f"backend {name!r}")
-    _check_options(name, factory, options)
     if model is None:
         if "hybrid" not in spec.serves:
             raise InvalidRequest(f"backend {name!r} runs one model; name it (`sage infer model list`)")
-        return factory(**options)
-    return factory(model=model, **options)
+        return info, call_factory(spec.factory, what=info.title, options=options)
+    return info, call_factory(spec.factory, what=info.title, options=options, model=model)
 
 
 def _model_type(spec: BackendSpec, serves: ServedType | None) -> Any:
     """The one type of model that fits, or None where the files have to tell."""
     types = {serves} if serves is not None else set(spec.serves)
     return next(iter(types)) if len(types) == 1 and "hybrid" not in types else None
-
-
-def _check_options(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> None:
-    parameters = inspect.signature(factory).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    known = sorted(set(parameters) - {"model"})
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(known) or 'none'}"
-            raise InvalidRequest(f"backend {name!r} has no option {option!r}; {hint}")

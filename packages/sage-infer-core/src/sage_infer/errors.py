@@ -13,6 +13,7 @@ SageInferError
 ├── RequestCancelled        the request was ended by its caller, its deadline or a shutdown
 ├── EngineDead              the engine stopped; every open request ends with this
 ├── KVCorrupt               a KV block failed its checksum or its header
+├── PluginFailed            a plug-in's code raised an error of its own while it was used
 ├── ToolOutputError         a hardware vendor's tool answered, and its answer is not understood
 └── ConfigError             the configuration file, environment or flags are wrong
 
@@ -34,6 +35,7 @@ __all__ = [
     "ModelNotFound",
     "OutOfMemory",
     "Overloaded",
+    "PluginFailed",
     "Problem",
     "RequestCancelled",
     "SageInferError",
@@ -174,6 +176,14 @@ class KVCorrupt(SageInferError):
     """A KV block's bytes do not match its checksum, size or header."""
 
     code = "kv_corrupt"
+
+
+class PluginFailed(SageInferError):
+    """A plug-in's code raised an error of its own while it was used. The message names its wheel; the cause is
+    chained.
+    """
+
+    code = "plugin_failed"
 
 
 class ToolOutputError(SageInferError):

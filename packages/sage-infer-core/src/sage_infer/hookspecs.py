@@ -16,6 +16,7 @@ import pluggy
 from sage_infer.specs import (
     BackendSpec,
     CommandSpec,
+    ConfigSpec,
     DetectorSpec,
     ExecutorSpec,
     KVFormatSpec,
@@ -166,6 +167,22 @@ def sage_infer_commands() -> list[CommandSpec]:
     only when the command runs.
 
     Order: commands are listed by name. A built-in command cannot be replaced.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError("hook specification")
+
+
+@hookspec
+def sage_infer_config() -> list[ConfigSpec]:
+    """Sections of ``sage_infer.yaml`` that this wheel reads.
+
+    :return: One spec for each section.
+
+    Called when the configuration is read, shown, checked or written. The class of the settings is imported then, the
+    template only when a file is written.
+
+    Order: sections follow those of the core, by name. A section of the core cannot be replaced.
 
     .. versionadded:: 0.1
     """

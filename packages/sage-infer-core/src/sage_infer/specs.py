@@ -28,6 +28,7 @@ from sage_infer.names import ModelType, hardware_name
 __all__ = [
     "BackendSpec",
     "CommandSpec",
+    "ConfigSpec",
     "DetectorSpec",
     "EngineMemory",
     "ExecutorSpec",
@@ -267,6 +268,23 @@ class CommandSpec:
         return self.path
 
 
+@frozen(kw_only=True)
+class ConfigSpec:
+    """A section of ``sage_infer.yaml`` that belongs to this wheel.
+
+    Attributes:
+        name: the section's key.
+        settings: dotted path of a frozen ``attrs`` class whose fields are the section's keys; every field has a default
+            and a validator. It is imported whenever a configuration is read, so its module imports nothing heavy.
+        template: dotted path of a string: the section as ``sage infer config init`` writes it, every key with its
+            default and a comment.
+    """
+
+    name: str = field(validator=Text(pattern="[a-z][a-z0-9_]*", hint="a key such as 'my_section'"))
+    settings: str = field(validator=_PATH)
+    template: str = field(validator=_PATH)
+
+
 Spec = (
     BackendSpec
     | DetectorSpec
@@ -276,6 +294,7 @@ Spec = (
     | ExecutorSpec
     | ModelSpec
     | CommandSpec
+    | ConfigSpec
 )
 SpecT = TypeVar(
     "SpecT",
@@ -287,4 +306,5 @@ SpecT = TypeVar(
     ExecutorSpec,
     ModelSpec,
     CommandSpec,
+    ConfigSpec,
 )

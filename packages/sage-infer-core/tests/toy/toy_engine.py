@@ -72,6 +72,7 @@ class ToyBackend(Base):
             request_ids(request_id or uuid.uuid4().hex, len(prompts)), prompts, strict=True
         ):
             stream = BufferedTokenStream(name, lambda: None)
+            1 / (prompt.text != "crash")
             text = prompt.text[::-1][: params.max_tokens]
             for index in range(params.n):
                 for at, letter in enumerate(text):

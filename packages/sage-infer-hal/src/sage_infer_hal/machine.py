@@ -9,7 +9,7 @@ from attrs import define, evolve
 from sage_infer.discovery import Entry, Registry, discover
 from sage_infer.discovery.readiness import missing_requirements
 from sage_infer.errors import SageInferError
-from sage_infer.factories import load_object
+from sage_infer.factories import is_plugins_fault, load_object
 from sage_infer.schemas import HardwareProfile
 from sage_infer.specs import DetectorSpec
 
@@ -37,7 +37,7 @@ class _Asked:
             profile: object = detector.detect()
         except SageInferError as error:
             self.reason = error.message
-        except Exception as error:  # a plug-in's exception, of any type, becomes a note about that plug-in
+        except BaseException as error:  # whatever a plug-in raises becomes a note about it, also SystemExit
             self.reason = f"{type(error).__name__}: {error}"
         else:
             if isinstance(profile, HardwareProfile):
@@ -104,7 +104,9 @@ def _measure(one: _Asked, profile: HardwareProfile, progress: Callable[[str, flo
         return []
     try:
         measured: object = one.detector.measure(profile, progress)
-    except Exception as error:
+    except BaseException as error:
+        if not is_plugins_fault(error):
+            raise
         return [_note(one.entry, f"could not measure: {error}")]
     if not isinstance(measured, HardwareProfile):
         return [_note(one.entry, f"measure() returned a {type(measured).__name__}, not a HardwareProfile")]

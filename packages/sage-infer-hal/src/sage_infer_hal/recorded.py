@@ -9,7 +9,7 @@ from pathlib import Path
 from attrs import evolve
 from sage_infer.discovery import Entry, Registry
 from sage_infer.errors import InvalidRequest
-from sage_infer.factories import load_object
+from sage_infer.factories import call_path
 from sage_infer.schemas import HardwareProfile
 from sage_infer.schemas.codec import from_dict
 from sage_infer.specs import DetectorSpec
@@ -39,9 +39,8 @@ def read_recordings(
         profile = _profile(text)
         if profile is None:
             reader = _reader(vendor, path, registry)
-            profile = load_object(reader.spec.read_recording or "", what=f"detector {reader.name!r}")(
-                text, name=path.name
-            )
+            what = f"detector {reader.name!r} of {reader.plugin.distribution}"
+            profile = call_path(reader.spec.read_recording or "", text, what=what, name=path.name)
             if not isinstance(profile, HardwareProfile):
                 raise InvalidRequest(
                     f"detector {reader.name!r} returned a {type(profile).__name__} for {path}"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from attrs import define, evolve, field
-from sage_infer.backends import create_backend, find_backend, load_object
+from sage_infer.backends import create_backend, find_backend
 from sage_infer.config import load_config
 from sage_infer.errors import BackendUnavailable
+from sage_infer.factories import call_path
 from sage_infer.names import GENERATING
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.specs import BackendSpec, EngineMemory
@@ -71,17 +72,22 @@ class Engine:
 
     def memory(self, hardware: str) -> EngineMemory:
         """What the backend itself says of its use of memory on a kind of device."""
+        info = find_backend(self.backend_name)
         spec = self._spec()
         if spec.memory is None:
             return EngineMemory()
-        tell = load_object(spec.memory, what=f"backend {spec.name!r}")
         try:
-            found: EngineMemory = tell(model=self.model, options=self.options, hardware=hardware)
-        except (
-            AttributeError,
-            TypeError,
-        ):  # options of another type, of which the backend says what is wrong
-            return EngineMemory()
+            found = call_path(
+                spec.memory, what=info.title, model=self.model, options=self.options, hardware=hardware
+            )
+        except BackendUnavailable as error:
+            if self.options and isinstance(error.__cause__, AttributeError | TypeError):
+                return EngineMemory()  # an option of the wrong type: the backend itself says what is wrong
+            raise
+        if not isinstance(found, EngineMemory):
+            raise BackendUnavailable(
+                f"{info.title}: {spec.memory} returned a {type(found).__name__}, not an EngineMemory"
+            )
         return found
 
     def create(self, shares: Sequence[Share], devices: Sequence[Device]) -> Any:

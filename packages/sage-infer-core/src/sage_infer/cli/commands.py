@@ -11,6 +11,7 @@ GROUPS: Mapping[str, str] = {
     "infer backend": "Engines: which are installed, ready or missing something.",
     "infer config": "The configuration and where each value comes from.",
     "infer model": "Models: what is here, and how to get more.",
+    "infer plugin": "Plug-ins of every kind: what they bring, and whether it works.",
     "infer schema": "Schemas of everything that crosses a contract.",
 }
 
@@ -30,6 +31,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "infer model add": ("sage_infer.cli.model:add", "Fetch a model and prepare what the engine needs."),
     "infer model list": ("sage_infer.cli.model:list_", "List models by name."),
     "infer model path": ("sage_infer.cli.model:path", "Print where a model's files are."),
+    "infer plugin list": ("sage_infer.cli.plugin:list_", "List what plug-ins bring, of every kind."),
+    "infer plugin show": ("sage_infer.cli.plugin:show", "Everything known of one thing."),
     "infer rerank": ("sage_infer.cli.rerank:rerank", "Sort documents by relevance to a query."),
     "infer schema dump": ("sage_infer.cli.schema:dump", "Write JSON Schema 2020-12 of the schemas."),
     "infer schema list": ("sage_infer.cli.schema:list_", "List schemas with version and summary."),
@@ -38,6 +41,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 HINTS: Mapping[str, str] = {
     "infer backend test": "sage-infer-testing",
+    "infer plugin test": "sage-infer-testing",
     "infer hal plot": "sage-infer-hal",
     "infer hal profile": "sage-infer-hal",
     "infer hal show": "sage-infer-hal",

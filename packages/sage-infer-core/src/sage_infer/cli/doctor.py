@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import platform
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from sage_infer.cli.output import AsJson, print_json, print_table
+
+if TYPE_CHECKING:
+    from sage_infer.discovery import PluginInfo
 
 __all__ = ["doctor"]
 
@@ -28,8 +31,9 @@ def _report() -> dict[str, Any]:
     """Everything that is looked at, and ``problems``: what to mend, the worst first."""
     from sage_infer import CONTRACT_VERSION
     from sage_infer.config import load_config
-    from sage_infer.discovery import backend_info, discover
+    from sage_infer.discovery import backend_info, discover, plugin_info
     from sage_infer.discovery.distributions import describe_distribution
+    from sage_infer.discovery.paths import wrong_paths
     from sage_infer.errors import ConfigError
     from sage_infer.models import list_models
 
@@ -47,11 +51,14 @@ def _report() -> dict[str, Any]:
     models = list_models()
     names = sorted({"sage-infer-core", *(plugin.distribution for plugin in registry.plugins)})
     for row in backends:
-        if row.state in ("broken", "incompatible"):
-            problems.append(_problem("error", f"backend {row.name}", row.reason, row.fix))
-        elif row.state != "ready":
-            fix = row.fix or (f"sage infer backend show {row.name}" if row.missing else "")
-            problems.append(_problem("note", f"backend {row.name}", row.reason, fix))
+        problems += _problems_of(row)
+    others = [row for row in plugin_info(registry) if row.kind != "backend"]
+    for other in others:
+        if (other.kind, other.name) not in {(row.kind, row.name) for row in backends}:
+            problems += _problems_of(other)
+    for any_row in (*backends, *others):
+        where = f"{any_row.kind} {any_row.name}"
+        problems += [_problem("error", where, reason) for reason in wrong_paths(any_row)]
     if not any(row.state == "ready" for row in backends):
         off = ", ".join(sorted(registry.disabled))
         what = f"none is ready; switched off: {off}" if off else "none is ready"
@@ -78,6 +85,17 @@ def _machine() -> dict[str, Any]:
         "executable": sys.executable,
         "platform": platform.platform(),
     }
+
+
+def _problems_of(row: PluginInfo) -> list[dict[str, str]]:
+    """What keeps a thing from being ready; nothing for one that is, or is switched off."""
+    if row.state in ("ready", "disabled"):
+        return []
+    noun = "plug-in" if row.kind == "plugin" else row.kind
+    if row.state in ("broken", "incompatible"):
+        return [_problem("error", f"{noun} {row.name}", row.reason, row.fix)]
+    fix = row.fix or (f"sage infer backend show {row.name}" if row.missing else "")
+    return [_problem("note", f"{noun} {row.name}", row.reason, fix)]
 
 
 def _problem(severity: str, where: str, what: str, fix: str = "") -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
@@ -11,9 +13,11 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from sage_infer.cli.commands import COMMANDS, GROUPS, HINTS
-from sage_infer.errors import BackendUnavailable, InvalidRequest
+from sage_infer.errors import BackendUnavailable, InvalidRequest, PluginFailed, SageInferError
+from sage_infer.factories import blame, is_plugins_fault, load_object
 
 if TYPE_CHECKING:
+    from sage_infer.discovery import Entry
     from sage_infer.specs import CommandSpec
 
 __all__ = ["LazyGroup", "make_group"]
@@ -31,16 +35,21 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         path = f"{self.path} {cmd_name}".strip()
         if path in COMMANDS:
-            return _command(cmd_name, *COMMANDS[path])
+            place, summary = COMMANDS[path]
+            module_name, _, attribute = place.partition(":")
+            return _command(cmd_name, getattr(importlib.import_module(module_name), attribute), summary)
         if path in GROUPS:
             return get_command(make_group(path, GROUPS[path]))
         plugin_commands = _plugin_commands()
         if path in plugin_commands:
-            spec = plugin_commands[path]
-            return _command(cmd_name, spec.app, spec.summary)
-        below = [spec for other, spec in plugin_commands.items() if other.startswith(path + " ")]
+            return _plugin_command(cmd_name, plugin_commands[path])
+        below = [e.spec for other, e in plugin_commands.items() if other.startswith(path + " ")]
         if below:
             return get_command(make_group(path, max(spec.group for spec in below) or below[0].summary))
+        for entry in _plugin_entries():
+            if entry.fault is not None and f"{entry.name} ".startswith(f"{path} "):
+                fix = f"; to fix: {entry.fault.fix}" if entry.fault.fix else ""
+                raise BackendUnavailable(f"`sage {entry.name}` cannot be used: {entry.fault.reason}{fix}")
         wheel = next((HINTS[other] for other in HINTS if f"{other} ".startswith(f"{path} ")), None)
         if wheel is not None:
             raise BackendUnavailable(f"`sage {path}` comes with another wheel: pip install {wheel}")
@@ -73,16 +82,43 @@ def _step(group: str, path: str) -> str:
     return path[len(prefix) :].split(" ")[0] if path.startswith(prefix) else ""
 
 
-def _plugin_commands() -> dict[str, CommandSpec]:
+def _plugin_entries() -> list[Entry[CommandSpec]]:
     from sage_infer.discovery import discover
 
-    return {entry.name: entry.spec for entry in discover().commands() if entry.fault is None}
+    return discover().commands()
 
 
-def _command(name: str, target: str, summary: str) -> Any:
-    """The click command of a function or a typer app at ``module:attribute``."""
-    module_name, _, attribute = target.partition(":")
-    found = getattr(importlib.import_module(module_name), attribute)
+def _plugin_commands() -> dict[str, Entry[CommandSpec]]:
+    return {entry.name: entry for entry in _plugin_entries() if entry.fault is None}
+
+
+def _plugin_command(name: str, entry: Entry[CommandSpec]) -> Any:
+    """A plug-in's command, whose mistakes are reported as those of its wheel."""
+    what = f"`sage {entry.name}` of {entry.plugin.distribution}"
+    found = load_object(entry.spec.app, what=what)
+    with blame(f"{what} cannot be used"):
+        command = _command(name, found, entry.spec.summary)
+    command.invoke = partial(_invoke, command.invoke, what)
+    return command
+
+
+def _invoke(invoke: Callable[[Any], Any], what: str, ctx: Any) -> Any:
+    from click.exceptions import Abort, ClickException, Exit
+
+    try:
+        return invoke(ctx)
+    except (Abort, BrokenPipeError, ClickException, Exit, SageInferError, SystemExit):
+        raise
+    except BaseException as error:
+        if not is_plugins_fault(error):
+            raise
+        raise PluginFailed(
+            f"{what} failed: {type(error).__name__}: {error}; report it to its authors"
+        ) from error
+
+
+def _command(name: str, found: Any, summary: str) -> Any:
+    """The click command of a function or a typer app."""
     if isinstance(found, typer.Typer):
         app = found
     else:

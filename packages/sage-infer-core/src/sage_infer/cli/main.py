@@ -77,9 +77,22 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        failed = _plugin_failure(error)
+        if failed is not None:
+            _fail(failed.code, failed.message, failed.exit_code, as_json)
         what = f"internal error: {type(error).__name__}: {error}; run again with --debug and report the traceback"
         _fail("internal_error", what, _BUG, as_json)
     sys.exit(0)
+
+
+def _plugin_failure(error: Exception) -> SageInferError | None:
+    """The error as one of the plug-in whose code raised it; None where it is our own."""
+    try:
+        from sage_infer.discovery.blame import plugin_failure
+
+        return plugin_failure(error)
+    except Exception:  # what went wrong first is what matters
+        return None
 
 
 def _fail(code: str, message: str, exit_code: int, as_json: bool) -> NoReturn:

@@ -69,9 +69,10 @@ def path(
 
 def _add(name: str, backend: str | None, progress: Callable[[str, float], None]) -> tuple[str, list[str]]:
     """The model's path, and the backends that it was prepared for."""
-    from sage_infer.backends import find_backend, list_backends, load_object
+    from sage_infer.backends import find_backend, list_backends
     from sage_infer.discovery import model_specs
     from sage_infer.errors import BackendUnavailable
+    from sage_infer.factories import call_path
     from sage_infer.models import add_model, resolve_model
 
     specs = model_specs()
@@ -86,8 +87,9 @@ def _add(name: str, backend: str | None, progress: Callable[[str, float], None])
     for info in chosen:
         spec = info.spec
         if info.state == "ready" and spec is not None and spec.prepare and model.model_type in spec.serves:
-            prepare = load_object(spec.prepare, what=f"backend {info.name!r}")
-            prepare(
+            call_path(
+                spec.prepare,
+                what=info.title,
                 model=model,
                 progress=lambda stage, share, n=info.name: progress(f"{title}: {stage} for {n}", share),
             )

@@ -1,4 +1,4 @@
-"""Where the configuration file is."""
+"""Where the configuration file is, and which sections the core reads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ from pathlib import Path
 
 from sage_infer.errors import ConfigError
 
-__all__ = ["CONFIG_VARIABLE", "DISABLE_VARIABLE", "FILE_NAME", "find_config_file", "read_text", "split_names"]
+__all__ = [
+    "CONFIG_VARIABLE",
+    "CORE_SECTIONS",
+    "DISABLE_VARIABLE",
+    "FILE_NAME",
+    "find_config_file",
+    "read_text",
+    "split_names",
+]
 
 CONFIG_VARIABLE = "SAGE_INFER_CONFIG"
 DISABLE_VARIABLE = "SAGE_INFER_DISABLE"
 FILE_NAME = "sage_infer.yaml"
+
+CORE_SECTIONS = ("inference", "kv_schema", "transport", "plugins", "models")
+"""Sections of the file that the core itself reads; the others come from plug-ins."""
 
 
 def find_config_file(path: Path | str | None = None, environ: Mapping[str, str] | None = None) -> Path | None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import importlib.metadata
-import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache, cached_property
 from types import ModuleType
-from typing import Any, Generic, Literal, cast
+from typing import Any, Generic
 
 import pluggy
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from sage_infer import hookspecs
 from sage_infer.checks import as_tuple
+from sage_infer.cli.commands import COMMANDS, GROUPS
+from sage_infer.config.search import CORE_SECTIONS
+from sage_infer.discovery.faults import Fault, contract_mismatch, fault_of, misnamed_hooks
+from sage_infer.discovery.kinds import KINDS, KindName
+from sage_infer.factories import is_plugins_fault
 from sage_infer.specs import (
     BackendSpec,
     CommandSpec,
+    ConfigSpec,
     DetectorSpec,
     ExecutorSpec,
     KVFormatSpec,
@@ -25,33 +30,31 @@ from sage_infer.specs import (
     SpecT,
     TransportSpec,
 )
-from sage_infer.version import CONTRACT_VERSION
 
 __all__ = ["GROUP", "Entry", "Fault", "Plugin", "Registry", "discover", "model_specs"]
 
 GROUP = "sage_infer.backends"
-CONTRACT_ATTRIBUTE = "SAGE_INFER_CONTRACT"
 
-FaultKind = Literal["broken", "incompatible"]
-
-
-@frozen
-class Fault:
-    """Why a plug-in or one of its specs cannot be used: one line, what to do, and all that is known."""
-
-    kind: FaultKind
-    reason: str
-    fix: str = ""
-    detail: str = ""
+BUILT_IN: Mapping[str, Collection[str]] = {
+    "sage_infer_commands": {*COMMANDS, *GROUPS},
+    "sage_infer_config": CORE_SECTIONS,
+}
+"""Names of the core itself, by hook."""
 
 
 @define(eq=False)
 class Plugin:
-    """One entry point. ``fault`` is set where its module cannot be used at all."""
+    """One entry point.
+
+    Attributes:
+        fault: set where the module cannot be used at all.
+        hook_faults: what is wrong with single hooks, by the function's name; the others work.
+    """
 
     entry_point: importlib.metadata.EntryPoint
     module: ModuleType | None = None
     fault: Fault | None = None
+    hook_faults: dict[str, Fault] = field(factory=dict)
     disabled: bool = False
 
     @property
@@ -75,12 +78,13 @@ class Plugin:
 
 @frozen
 class Entry(Generic[SpecT]):
-    """One name that plug-ins registered. With a fault, ``spec`` is only for show."""
+    """One name that plug-ins registered. With a fault, or switched off, ``spec`` is only for show."""
 
     name: str
     spec: SpecT
     plugin: Plugin
     fault: Fault | None = None
+    disabled: bool = False
 
 
 @define(eq=False, slots=False)
@@ -114,15 +118,17 @@ class Registry:
     def _load(self, plugin: Plugin) -> None:
         try:
             module = plugin.entry_point.load()
-        except Exception as error:
-            plugin.fault = _fault(f"import of {plugin.location} failed", error)
+        except BaseException as error:  # also SystemExit: a module that exits is its own fault
+            if not is_plugins_fault(error):
+                raise
+            plugin.fault = fault_of(f"import of {plugin.location} failed", error)
             return
         if not isinstance(module, ModuleType):
             kind = type(module).__name__
             reason = f"entry point {plugin.name!r} must name a module, and {plugin.location} is a {kind}"
             plugin.fault = Fault("broken", reason, fix=f"pip install --upgrade {plugin.distribution}")
             return
-        mismatch = _contract_mismatch(module, plugin)
+        mismatch = contract_mismatch(module, plugin.location, plugin.distribution)
         if mismatch is not None:
             plugin.fault = mismatch
             return
@@ -131,75 +137,89 @@ class Registry:
         try:
             # A unique name: two distributions may call their entry points alike, which is no fault.
             self._manager.register(module, name=f"{plugin.name}={module.__name__}")
-            unknown = [
-                caller.name for caller in self._manager.get_hookcallers(module) or () if not caller.has_spec()
-            ]
-            if unknown:
-                self._manager.unregister(module)
-                known = ", ".join(n for n in vars(hookspecs) if n.startswith("sage_infer_"))
-                plugin.fault = Fault(
-                    "broken", f"implements unknown hook {', '.join(unknown)}; known: {known}"
-                )
-                return
         except (pluggy.PluginValidationError, ValueError) as error:
-            plugin.fault = _fault(f"{plugin.location} does not fit its hooks", error)
+            plugin.fault = fault_of(f"{plugin.location} does not fit its hooks", error)
             return
+        plugin.hook_faults.update(misnamed_hooks(module))
+        if not plugin.hook_faults and not self._manager.get_hookcallers(module):
+            plugin.fault = Fault(
+                "broken",
+                f"{plugin.location} implements no hook; mark its functions with @sage_infer.hookimpl",
+            )
         plugin.module = module
         self._by_module[module] = plugin
 
     # --- what the hooks return
 
     def backends(self) -> list[Entry[BackendSpec]]:
-        return self._catalogue("sage_infer_backends", BackendSpec)
+        return self.entries("backend")
 
     def detectors(self) -> list[Entry[DetectorSpec]]:
-        return self._catalogue("sage_infer_detectors", DetectorSpec)
+        return self.entries("detector")
 
     def kv_stores(self) -> list[Entry[KVStoreSpec]]:
-        return self._catalogue("sage_infer_kv_stores", KVStoreSpec)
+        return self.entries("store")
 
     def kv_formats(self) -> list[Entry[KVFormatSpec]]:
-        return self._catalogue("sage_infer_kv_formats", KVFormatSpec)
+        return self.entries("format")
 
     def transports(self) -> list[Entry[TransportSpec]]:
-        return self._catalogue("sage_infer_transports", TransportSpec)
+        return self.entries("transport")
 
     def executors(self) -> list[Entry[ExecutorSpec]]:
-        return self._catalogue("sage_infer_executors", ExecutorSpec)
+        return self.entries("executor")
 
     def models(self) -> list[Entry[ModelSpec]]:
-        return self._catalogue("sage_infer_models", ModelSpec)
+        return self.entries("model")
 
     def commands(self) -> list[Entry[CommandSpec]]:
-        return self._catalogue("sage_infer_commands", CommandSpec)
+        return self.entries("command")
 
-    def _catalogue(self, hook: str, kind: type[SpecT]) -> list[Entry[SpecT]]:
-        if hook not in self._catalogues:
-            self._catalogues[hook] = self._ask(hook, kind)
-        return cast("list[Entry[SpecT]]", self._catalogues[hook])
+    def config(self) -> list[Entry[ConfigSpec]]:
+        return self.entries("config")
 
-    def _ask(self, hook: str, kind: type[SpecT]) -> list[Entry[SpecT]]:
+    def entries(self, kind: KindName) -> list[Entry[Any]]:
+        """What plug-ins registered of a kind, by name; without what is switched off."""
+        return [entry for entry in self._catalogue(kind) if not entry.disabled]
+
+    def switched_off(self, kind: KindName) -> list[Entry[Any]]:
+        """What plug-ins registered of a kind and ``disabled`` names."""
+        return [entry for entry in self._catalogue(kind) if entry.disabled]
+
+    def _catalogue(self, kind: KindName) -> list[Entry[Any]]:
+        if kind not in self._catalogues:
+            self._catalogues[kind] = self._ask(KINDS[kind].hook, KINDS[kind].spec)
+        return self._catalogues[kind]
+
+    def _ask(self, hook: str, kind: type[Any]) -> list[Entry[Any]]:
         _ = self.plugins  # imports and registers them
-        found: dict[str, list[Entry[SpecT]]] = {}
+        found: dict[str, list[Entry[Any]]] = {}
+        off: list[Entry[Any]] = []
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
             plugin = self._by_module[implementation.plugin]
             for spec in self._specs_of(plugin, hook, implementation.function, kind):
-                if spec.name not in self.disabled:
+                if spec.name in self.disabled:
+                    off.append(Entry(spec.name, spec, plugin, disabled=True))
+                else:
                     found.setdefault(spec.name, []).append(Entry(spec.name, spec, plugin))
-        entries: list[Entry[SpecT]] = []
-        for _, same_name in sorted(found.items()):
-            entries += same_name if len(same_name) == 1 else _collided(same_name)
-        return entries
+        entries: list[Entry[Any]] = []
+        for name, same_name in sorted(found.items()):
+            if name in BUILT_IN.get(hook, ()):
+                reason = f"{name!r} is built into sage-infer-core and cannot be replaced"
+                entries += [evolve(entry, fault=Fault("broken", reason)) for entry in same_name]
+            else:
+                entries += same_name if len(same_name) == 1 else _collided(same_name)
+        return entries + off
 
     def _specs_of(
-        self, plugin: Plugin, hook: str, function: Callable[[], object], kind: type[SpecT]
-    ) -> Iterable[SpecT]:
-        if plugin.fault is not None:
-            return ()
+        self, plugin: Plugin, hook: str, function: Callable[[], object], kind: type[Any]
+    ) -> Iterable[Any]:
         try:
             specs = function()
-        except Exception as error:
-            plugin.fault = _fault(f"{plugin.location}.{hook}() failed", error)
+        except BaseException as error:
+            if not is_plugins_fault(error):
+                raise
+            plugin.hook_faults[hook] = fault_of(f"{plugin.location}.{hook}() failed", error)
             return ()
         if not isinstance(specs, list) or not all(isinstance(spec, kind) for spec in specs):
             got = type(specs).__name__
@@ -207,7 +227,7 @@ class Registry:
                 got = "a list with " + ", ".join(
                     sorted({type(s).__name__ for s in specs if not isinstance(s, kind)})
                 )
-            plugin.fault = Fault(
+            plugin.hook_faults[hook] = Fault(
                 "broken", f"{plugin.location}.{hook}() must return a list of {kind.__name__}, got {got}"
             )
             return ()
@@ -223,7 +243,7 @@ def discover() -> Registry:
     Raises:
         ConfigError: the configuration file cannot be read.
     """
-    from sage_infer.config import disabled_plugins
+    from sage_infer.config.disabled import disabled_plugins
 
     return Registry(tuple(importlib.metadata.entry_points(group=GROUP)), disabled_plugins())
 
@@ -231,31 +251,6 @@ def discover() -> Registry:
 def model_specs(registry: Registry | None = None) -> Mapping[str, ModelSpec]:
     """Models that plug-ins know by name."""
     return {entry.name: entry.spec for entry in (registry or discover()).models() if entry.fault is None}
-
-
-def _fault(what: str, error: BaseException) -> Fault:
-    last_line = traceback.format_exception_only(error)[-1].strip()
-    return Fault("broken", f"{what}: {last_line}", detail="".join(traceback.format_exception(error)))
-
-
-def _contract_mismatch(module: ModuleType, plugin: Plugin) -> Fault | None:
-    wanted = getattr(module, CONTRACT_ATTRIBUTE, None)
-    if wanted is None:
-        return None
-    own_major, own_minor = (int(part) for part in CONTRACT_VERSION.split("."))
-    try:
-        major, minor = (int(part) for part in wanted.split("."))
-    except (AttributeError, ValueError):
-        rule = f"must be MAJOR.MINOR such as {CONTRACT_VERSION!r}, got {wanted!r}"
-        return Fault("broken", f"{plugin.location}.{CONTRACT_ATTRIBUTE} {rule}")
-    if (major, minor) <= (own_major, own_minor) and major == own_major:
-        return None
-    newer = (major, minor) > (own_major, own_minor)
-    return Fault(
-        "incompatible",
-        f"written for contract {wanted}, this sage-infer-core speaks {CONTRACT_VERSION}",
-        fix=f"pip install --upgrade {'sage-infer-core' if newer else plugin.distribution}",
-    )
 
 
 def _collided(entries: Collection[Entry[SpecT]]) -> list[Entry[SpecT]]:

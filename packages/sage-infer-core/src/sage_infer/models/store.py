@@ -19,6 +19,7 @@ from typing import Literal
 from attrs import frozen
 
 from sage_infer.errors import ModelNotFound, SageInferError
+from sage_infer.factories import is_plugins_fault
 from sage_infer.models.file_lock import file_lock
 from sage_infer.specs import ModelSpec
 
@@ -60,7 +61,11 @@ def model_state(spec: ModelSpec, cache_dir: Path | None = None) -> ModelState:
         path = Path(pkgutil.resolve_name(spec.resolver)(spec.name))
     except ModelNotFound as error:
         return ModelState("not-added", reason=str(error))
-    except Exception as error:  # a plug-in's resolver is foreign code: its fault must not take a list down
+    except (
+        BaseException
+    ) as error:  # a plug-in's resolver is foreign code: its fault must not take a list down
+        if not is_plugins_fault(error):
+            raise
         return ModelState("broken", reason=f"{spec.resolver} failed: {type(error).__name__}: {error}")
     if path.exists():
         return ModelState("ready", path)

@@ -159,8 +159,8 @@ class PluginContract(ContractSuite, kit=True):
         How to fix: correct the path, ``package.module:attribute``; import the engine where a missing one gives a clear
         ``BackendUnavailable``.
         """
-        from sage_infer.backends import load_object
         from sage_infer.discovery.readiness import missing_requirements
+        from sage_infer.factories import load_object
 
         for kind in _KINDS:
             for entry in getattr(registry, kind)():
@@ -178,8 +178,8 @@ class PluginContract(ContractSuite, kit=True):
 
         How to fix: reckon with the arguments alone; the model's files may not be there, and options may be missing.
         """
-        from sage_infer.backends import load_object
         from sage_infer.discovery.readiness import missing_requirements
+        from sage_infer.factories import load_object
 
         for entry in registry.backends():
             spec = entry.spec

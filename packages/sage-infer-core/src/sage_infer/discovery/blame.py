@@ -1,0 +1,45 @@
+"""Whose code an unexpected error came from."""
+
+from __future__ import annotations
+
+import traceback
+
+from sage_infer.discovery.kinds import KINDS
+from sage_infer.discovery.registry import Plugin, discover
+from sage_infer.errors import PluginFailed
+
+__all__ = ["plugin_failure"]
+
+_PATHS = ("factory", "prepare", "memory", "tokenizer", "read_recording", "resolver", "app", "settings")
+
+
+def plugin_failure(error: BaseException) -> PluginFailed | None:
+    """The error as that of the plug-in that raised it; None where the last of our frames is the core's.
+
+    A frame belongs to a plug-in whose module, or a module of whose specs, lies in the same top-level package.
+    """
+    owners = _owners()
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if top == "sage_infer":
+            return None
+        if top in owners:
+            place = f"{frame.f_globals['__name__']}.{frame.f_code.co_name}()"
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            return PluginFailed(
+                f"{owners[top]}: {place} failed: {text}; report it to its authors (--debug shows the traceback)"
+            )
+    return None
+
+
+def _owners() -> dict[str, Plugin]:
+    """Plug-ins by the top-level packages of their code."""
+    registry = discover()
+    owners = {plugin.location.partition(":")[0].partition(".")[0]: plugin for plugin in registry.plugins}
+    for kind in KINDS:
+        for entry in registry.entries(kind):
+            for name in _PATHS:
+                path = getattr(entry.spec, name, None)
+                if path:
+                    owners.setdefault(path.partition(":")[0].partition(".")[0], entry.plugin)
+    return owners

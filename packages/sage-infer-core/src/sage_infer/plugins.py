@@ -1,0 +1,173 @@
+"""Find and open what plug-ins bring besides backends: KV stores and codecs, transports, executors, detectors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from sage_infer.discovery import KINDS, KindName, PluginInfo, discover, plugin_info
+from sage_infer.errors import BackendUnavailable, ConfigError, InvalidRequest
+from sage_infer.factories import call_factory
+
+if TYPE_CHECKING:
+    from sage_infer.contracts import Executor, HardwareDetector, KVFormatCodec, KVStore, Transport
+    from sage_infer.schemas import KVCacheSchema, TransportSettings
+
+__all__ = [
+    "check_shape",
+    "find_plugin",
+    "kv_codec",
+    "list_plugins",
+    "open_detector",
+    "open_executor",
+    "open_store",
+    "open_transport",
+    "require_ready",
+]
+
+
+def list_plugins(kind: KindName | None = None) -> list[PluginInfo]:
+    """Everything that plug-ins bring, or all of one kind, with its state. No engine is imported."""
+    return plugin_info(discover()) if kind is None else plugin_info(discover(), [kind])
+
+
+def find_plugin(name: str, kind: KindName | None = None) -> PluginInfo:
+    """The thing of this name, whatever its state.
+
+    Raises:
+        BackendUnavailable: no plug-in registers the name; the message names the nearest one that exists.
+        InvalidRequest: things of several kinds have the name, and ``kind`` is None.
+    """
+    rows = [row for row in list_plugins(kind) if kind is None or row.kind in (kind, "plugin")]
+    found = [row for row in rows if row.name == name]
+    found = [row for row in found if row.kind != "plugin"] or found
+    kinds = sorted({row.kind for row in found})
+    if len(kinds) > 1:
+        raise InvalidRequest(f"{name!r} is the name of a {' and of a '.join(kinds)}; say which with --kind")
+    if found:
+        return found[0]
+    known = sorted({row.name for row in rows})
+    near = difflib.get_close_matches(name, known, n=1)
+    noun = "plug-in" if kind is None else KINDS[kind].noun
+    hint = f"did you mean {near[0]!r}?" if near else f"installed: {', '.join(known) or 'none'}"
+    shown = "sage infer plugin list" + (f" --kind {kind}" if kind else "")
+    raise BackendUnavailable(f"no {noun} {name!r}; {hint} (`{shown}` shows all)")
+
+
+def require_ready(info: PluginInfo) -> Any:
+    """The spec of something that can be opened here.
+
+    Raises:
+        BackendUnavailable: it is not ready; the message says why, and what to do.
+    """
+    if info.state == "ready" and info.spec is not None:
+        return info.spec
+    noun = "plug-in" if info.kind == "plugin" else KINDS[info.kind].noun
+    steps = "; ".join(map(str, info.missing)) or info.fix
+    fix = f"; to fix: {steps}" if steps else ""
+    raise BackendUnavailable(f"{noun} {info.name!r} is not ready ({info.state}): {info.reason}{fix}")
+
+
+def open_store(name: str, *, schema: KVCacheSchema, model_id: str, **options: Any) -> KVStore:
+    """Open a KV store for the KV of one model; the caller closes it.
+
+    Raises:
+        BackendUnavailable: unknown, not ready on this machine, or its code failed.
+        ConfigError: an option that the store does not have.
+    """
+    from sage_infer.contracts import KVStore
+
+    store: KVStore = _open("store", name, KVStore, options, schema=schema, model_id=model_id)
+    return store
+
+
+def open_transport(name: str, *, settings: TransportSettings | None = None, **options: Any) -> Transport:
+    """Open a transport; the caller closes it. Without ``settings``, those of the configuration apply.
+
+    Raises:
+        BackendUnavailable: unknown, not ready on this machine, or its code failed.
+        ConfigError: an option that the transport does not have, or a wrong configuration.
+    """
+    from sage_infer.contracts import Transport
+
+    if settings is None:
+        from sage_infer.config import load_config
+
+        settings = load_config().config.transport.settings()
+    transport: Transport = _open("transport", name, Transport, options, settings=settings)
+    return transport
+
+
+def open_executor(name: str, **options: Any) -> Executor:
+    """Open an executor; the caller closes it.
+
+    Raises:
+        BackendUnavailable: unknown, not ready on this machine, or its code failed.
+        ConfigError: an option that the executor does not have.
+    """
+    from sage_infer.contracts import Executor
+
+    executor: Executor = _open("executor", name, Executor, options)
+    return executor
+
+
+def open_detector(name: str) -> HardwareDetector:
+    """Make a hardware detector.
+
+    Raises:
+        BackendUnavailable: unknown, not ready on this machine, or its code failed.
+    """
+    from sage_infer.contracts import HardwareDetector
+
+    detector: HardwareDetector = _open("detector", name, HardwareDetector, {})
+    return detector
+
+
+def kv_codec(format_id: str) -> KVFormatCodec:
+    """The codec of a private KV format, chosen by ``KVCacheSchema.format_id``.
+
+    Raises:
+        BackendUnavailable: no installed codec reads the format, it is not ready, or its code failed.
+        ConfigError: several codecs read it; the message names their wheels.
+    """
+    from sage_infer.contracts import KVFormatCodec
+
+    rows = [row for row in list_plugins("format") if row.kind == "format" and row.state != "disabled"]
+    found = [row for row in rows if any(fnmatchcase(format_id, pattern) for pattern in row.spec.format_ids)]
+    if not found:
+        known = sorted({pattern for row in rows for pattern in row.spec.format_ids})
+        raise BackendUnavailable(
+            f"no KV format codec reads {format_id!r}; installed codecs read: {', '.join(known) or 'nothing'}"
+        )
+    if len({row.name for row in found}) > 1:
+        names = " and ".join(row.title for row in found)
+        raise ConfigError(f"{format_id!r} is read by {names}; switch all but one off with SAGE_INFER_DISABLE")
+    codec: KVFormatCodec = _open("format", found[0].name, KVFormatCodec, {})
+    return codec
+
+
+def _open(kind: KindName, name: str, contract: type[Any], options: dict[str, Any], **fixed: Any) -> Any:
+    info = find_plugin(name, kind)
+    spec = require_ready(info)
+    made = call_factory(spec.factory, what=info.title, options=options, **fixed)
+    check_shape(made, contract, f"{info.title}: {spec.factory}")
+    return made
+
+
+def check_shape(made: object, contract: Callable[..., Any], what: str) -> None:
+    """Refuse an object that lacks members of its contract.
+
+    Raises:
+        BackendUnavailable: it names the members.
+    """
+    wanted = sorted(getattr(contract, "__protocol_attrs__", ())) or [
+        name for name in dir(contract) if not name.startswith("_")
+    ]
+    lacking = [member for member in wanted if not hasattr(made, member)]
+    if lacking:
+        name = getattr(contract, "__name__", "contract")
+        raise BackendUnavailable(
+            f"{what} returned a {type(made).__name__}, which is no {name}: it lacks {', '.join(lacking)}"
+        )
