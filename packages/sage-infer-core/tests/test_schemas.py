@@ -56,6 +56,8 @@ def values(kind: Any, check: Any) -> st.SearchStrategy[Any]:
     if get_origin(kind) is tuple:
         item = values(get_args(kind)[0], check.check)
         return st.lists(item, min_size=check.min_items, max_size=4, unique=check.unique).map(tuple)
+    if isinstance(check, checks.JsonWithin):
+        return st.dictionaries(st.text(max_size=6), json_values, max_size=3)
     if get_origin(kind) is Mapping:
         return st.dictionaries(st.text(max_size=6), values(get_args(kind)[1], check.check), max_size=3)
     if attrs.has(kind):
@@ -255,7 +257,7 @@ def wrong_values(kind: Any, check: Any) -> list[Any]:
         too_few = [[]] if check.min_items else []
         nested = [[value] for value in wrong_values(get_args(kind)[0], check.check)]
         return [*too_few, *nested, "text", 3, None, {"a": 1}]
-    assert isinstance(check, checks.Entries)
+    assert isinstance(check, checks.Entries | checks.JsonWithin)
     return ["text", 3, None, ["a"]]
 
 
@@ -395,3 +397,41 @@ def test_rules_across_fields(cls: type, data: dict[str, Any], message: str) -> N
     )
     with pytest.raises(SchemaError, match=message):
         from_dict(geometry | data, cls)
+
+
+DEEP: dict[str, Any] = {}
+for _ in range(100):
+    DEEP = {"properties": {"a": DEEP}}
+
+
+@pytest.mark.parametrize(
+    ("cls", "data", "message"),
+    [
+        (GuidedDecoding, {"json_schema": DEEP}, r"\$\.json_schema: must be at most 64 levels deep"),
+        (GuidedDecoding, {"json_schema": {"enum": list(range(30_000))}}, "at most 20000 values"),
+        (GuidedDecoding, {"json_schema": {"enum": ["x" * 200_000, "y" * 200_000]}}, "characters in all"),
+        (GuidedDecoding, {"json_schema": {"x" * 300_000: 1}}, "characters in all"),
+        (
+            GuidedDecoding,
+            {"regex": "a" * 20_000},
+            r"\$\.regex: must have at most 16384 characters, got 20000",
+        ),
+        (GuidedDecoding, {"grammar": "a" * 200_000}, "at most 131072 characters"),
+        (GuidedDecoding, {"choice": [str(i) for i in range(5000)]}, "at most 4096 items, got 5000"),
+        (
+            GuidedDecoding,
+            {"choice": [str(i) * 15_000 for i in range(10)]},
+            "at most 131072 characters in all",
+        ),
+        (GuidedDecoding, {"choice": ["a", "a"]}, "must not name an item twice"),
+        (SamplingParams, {"stop": ["a"] * 65}, "at most 64 items"),
+        (SamplingParams, {"stop": ["a" * 2000]}, r"\$\.stop\[0\]: must have at most 1024 characters"),
+        (SamplingParams, {"stop_token_ids": list(range(5000))}, "at most 4096 items"),
+    ],
+)
+def test_what_is_dear_to_compile_has_a_limited_size(cls: type, data: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchemaError, match=message) as caught:
+        cls(**data)
+    assert len(str(caught.value)) < 500
+    with pytest.raises(SchemaError, match=message):
+        from_dict(data, cls)

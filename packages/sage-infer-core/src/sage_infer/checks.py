@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from attrs import Attribute, field, frozen
@@ -24,6 +24,7 @@ __all__ = [
     "Instance",
     "Integer",
     "Json",
+    "JsonWithin",
     "Number",
     "Text",
     "as_frozenset",
@@ -36,7 +37,13 @@ _SHOWN = 60  # characters of an offending value that a message repeats
 
 
 def shown(value: object) -> str:
-    text = repr(value)
+    """A value and its type for a message; of a long value only the beginning is looked at."""
+    if isinstance(value, str | bytes):
+        text = repr(value[:_SHOWN]) if len(value) > _SHOWN else repr(value)
+    elif isinstance(value, Sequence | Mapping) and len(value) > _SHOWN:
+        text = f"{len(value)} items"
+    else:
+        text = repr(value)
     return (text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…") + f" ({type(value).__name__})"
 
 
@@ -142,18 +149,23 @@ class Text(_Validator):
     pattern: str | None = None
     min_length: int = 0
     hint: str = ""
+    max_length: int | None = None
 
     def problems(self, value: object, path: str) -> Iterable[Problem]:
         if not isinstance(value, str):
             yield Problem(path, f"must be a string, got {shown(value)}")
         elif len(value) < self.min_length:
             yield Problem(path, f"must have at least {self.min_length} character(s), got {shown(value)}")
+        elif self.max_length is not None and len(value) > self.max_length:
+            yield Problem(path, f"must have at most {self.max_length} characters, got {len(value)}")
         elif self.pattern is not None and re.fullmatch(self.pattern, value) is None:
             yield Problem(path, f"must be {self.hint or 'a match of ' + self.pattern}, got {shown(value)}")
 
     def json_schema(self) -> dict[str, Any]:
         pattern = None if self.pattern is None else f"^(?:{self.pattern})$"
-        return _without_none({"minLength": self.min_length or None, "pattern": pattern})
+        return _without_none(
+            {"minLength": self.min_length or None, "maxLength": self.max_length, "pattern": pattern}
+        )
 
 
 @frozen
@@ -203,6 +215,7 @@ class Each(_Validator):
     check: Check
     min_items: int = 0
     unique: bool = False
+    max_items: int | None = None
 
     def problems(self, value: object, path: str) -> Iterable[Problem]:
         if not isinstance(value, tuple | frozenset):
@@ -210,6 +223,9 @@ class Each(_Validator):
             return
         if len(value) < self.min_items:
             yield Problem(path, f"must have at least {self.min_items} item(s), got {len(value)}")
+        if self.max_items is not None and len(value) > self.max_items:
+            yield Problem(path, f"must have at most {self.max_items} items, got {len(value)}")
+            return
         for index, item in enumerate(value):
             yield from self.check.problems(item, f"{path}[{index}]")
         if self.unique and _has_repeats(value):
@@ -219,6 +235,8 @@ class Each(_Validator):
         schema: dict[str, Any] = {"items": self.check.json_schema()} if self.check.json_schema() else {}
         if self.min_items:
             schema["minItems"] = self.min_items
+        if self.max_items is not None:
+            schema["maxItems"] = self.max_items
         if self.unique:
             schema["uniqueItems"] = True
         return schema
@@ -268,6 +286,49 @@ class Json(_Validator):
 
 
 @frozen
+class JsonWithin(_Validator):
+    """A mapping of JSON data of limited size, which is looked at before anything that takes longer.
+
+    ``max_characters`` are those of all keys and strings together; lists and mappings are ``max_depth`` deep at most.
+    """
+
+    max_values: int
+    max_depth: int
+    max_characters: int
+
+    def problems(self, value: object, path: str) -> Iterable[Problem]:
+        excess = self._excess(value)
+        if excess:
+            yield Problem(path, excess)
+        else:
+            yield from Entries(Json()).problems(value, path)
+
+    def _excess(self, value: object) -> str:
+        values = characters = 0
+        open_values: list[tuple[object, int]] = [(value, 1)]
+        while open_values:
+            item, depth = open_values.pop()
+            values += 1
+            if isinstance(item, str):
+                characters += len(item)
+            elif isinstance(item, Mapping | list | tuple):
+                if depth > self.max_depth:
+                    return f"must be at most {self.max_depth} levels deep"
+                if len(item) + values + len(open_values) > self.max_values:
+                    return f"must have at most {self.max_values} values"
+                if isinstance(item, Mapping):
+                    characters += sum(len(key) for key in item if isinstance(key, str))
+                    item = item.values()
+                open_values += [(member, depth + 1) for member in item]
+            if characters > self.max_characters:
+                return f"must have at most {self.max_characters} characters in all"
+        return ""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {}
+
+
+@frozen
 class optional(_Validator):
     """``None``, or what ``check`` wants."""
 
@@ -281,6 +342,10 @@ class optional(_Validator):
 
 
 def _has_repeats(value: Collection[object]) -> bool:
+    try:
+        return len(set(value)) < len(value)
+    except TypeError:  # members that cannot be hashed, of which there are few
+        pass
     seen: list[object] = []
     for item in value:
         if item in seen:

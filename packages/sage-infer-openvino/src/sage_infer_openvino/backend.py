@@ -103,9 +103,12 @@ class OpenVINOBackend:
 
     async def close(self) -> None:
         self._closed = True
-        engine, self._engine, self._loaded = self._engine, None, None
+        engine, loaded = self._engine, self._loaded
+        self._engine = self._loaded = None
         if engine is not None:
             await asyncio.to_thread(engine.close)
+        if loaded is not None:
+            await asyncio.to_thread(loaded.grammars.close)
 
     async def health(self) -> Health:
         if self._closed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,10 +42,8 @@ class LoadedDecoder:
     max_sequence_length: int
 
     async def compile_grammar(self, params: SamplingParams) -> GrammarMatcher | None:
-        """What ``params.guided`` means for this model. Compiled in a thread: a large schema takes its time."""
-        return (
-            None if params.guided is None else await asyncio.to_thread(self.grammars.compile, params.guided)
-        )
+        """What ``params.guided`` means for this model. A large schema takes its time."""
+        return None if params.guided is None else await self.grammars.compiled(params.guided)
 
     def start_engine(self, settings: DecoderSettings) -> DecoderEngine:
         return DecoderEngine(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import attrs
 import pytest
 from openvino_toy import EOS, VOCABULARY, Toy, deltas, run, toy_tokenizer
 from sage_infer.contracts import collect_text
@@ -15,6 +16,8 @@ from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import DecodeState, GuidedDecoding, SamplingParams
 from sage_infer.schemas.codec import from_json, to_json
 from sage_infer_openvino.engine.grammar import GrammarCompiler, GrammarMatcher
+from sage_infer_openvino.engine.grammar_form import CompileError
+from sage_infer_openvino.engine.grammar_trial import Trial
 from sage_infer_openvino.models.tokenizer import TextTokenizer, TokenizerMeta
 
 PROMPT = [5, 6, 7]
@@ -159,8 +162,9 @@ def test_a_constraint_that_fails_midway_ends_its_request_only(monkeypatch: pytes
 
 
 def test_masks() -> None:
-    factory = GrammarCompiler(toy_tokenizer(), VOCABULARY)
-    grammar = factory.compile(GuidedDecoding(regex="ab?"))
+    compiler = GrammarCompiler(toy_tokenizer(), VOCABULARY)
+    grammar = compiler.compile(GuidedDecoding(regex="ab?"))
+    compiler.close()
     assert grammar.allowed(VOCABULARY).nonzero()[0].tolist() == [ord("a")]
     other = grammar.copy()
     assert not grammar.accept(ord("a"))
@@ -169,12 +173,139 @@ def test_masks() -> None:
     assert other.allowed(VOCABULARY).nonzero()[0].tolist() == [ord("a")]
 
 
-def test_compiled_constraints_are_kept_for_a_while() -> None:
-    factory = GrammarCompiler(toy_tokenizer(), VOCABULARY)
-    for i in range(70):
-        factory.compile(GuidedDecoding(regex=f"{i}"))
-        factory.compile(GuidedDecoding(regex="0"))
-    assert len(factory._kept) == 64
+def test_compiled_constraints_are_kept_by_their_size(compiler: GrammarCompiler) -> None:
+    long = "a" * 10_000
+    for i in range(150):
+        compiler.compile(GuidedDecoding(regex=f"{i}{long}"))
+        compiler.compile(GuidedDecoding(regex="0"))
+    assert sum(len(text) for _, text in compiler._kept) <= 2**20
+    assert ("regex", "0") in compiler._kept
+    assert len(compiler._kept) > 50
+
+
+@pytest.fixture
+def compiler() -> Iterator[GrammarCompiler]:
+    compiler = GrammarCompiler(toy_tokenizer(), VOCABULARY)
+    yield compiler
+    compiler.close()
+
+
+def chain(links: int) -> dict[str, Any]:
+    links_ = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(links)}
+    return {"$defs": links_ | {f"d{links}": {"type": "string"}}, "$ref": "#/$defs/d0"}
+
+
+def rules(count: int) -> str:
+    lines = [f'r{i}: "a" r{i + 1}' for i in range(count)]
+    return "\n".join(["start: r0", *lines, f'r{count}: "b"'])
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        GuidedDecoding(json_schema=chain(5000)),
+        GuidedDecoding(grammar=rules(6000)),
+        GuidedDecoding(grammar=rules(3000)),
+    ],
+    ids=["chain of references", "chain of rules", "half as long"],
+)
+def test_what_crashes_the_compiler_is_one_requests_error(
+    compiler: GrammarCompiler, constraint: GuidedDecoding
+) -> None:
+    """Each of these is a stack overflow in llguidance."""
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match="too complex to compile"):
+            compiler.compile(constraint)
+    assert compiler.compile(GuidedDecoding(regex="ab")).allowed(VOCABULARY).any()
+
+
+def test_what_takes_the_compiler_too_long_is_given_up() -> None:
+    tokenizer = toy_tokenizer()
+    trial = Trial(tokenizer.to_json(), VOCABULARY, list(tokenizer.eos_token_ids), cpu_s=0.02)
+    keys = {f"key{i}": {"type": "string", "pattern": f"^[a-z]{{1,{i + 1}}}$"} for i in range(900)}
+    try:
+        with pytest.raises(CompileError, match=r"took more than 0\.02 s"):
+            trial.run("json_schema", json.dumps({"type": "object", "properties": keys}))
+        assert trial.run("regex", "a")
+    finally:
+        trial.close()
+
+
+def test_the_child_ends_with_the_compiler(compiler: GrammarCompiler) -> None:
+    compiler.compile(GuidedDecoding(regex="a"))
+    assert compiler._trial is not None
+    child = compiler._trial._child
+    assert child is not None
+    assert child.poll() is None
+    compiler.close()
+    assert child.poll() is not None
+    compiler.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["path", "password", "binary", "byte", "uri-reference", "iri", "regex", "x-own"]
+)
+def test_formats_that_are_not_known_are_annotations(compiler: GrammarCompiler, name: str) -> None:
+    text = {"type": "string", "format": name}
+    schema = {
+        "type": "object",
+        "properties": {
+            "format": text,
+            "list": {"type": "array", "items": text},
+            "fixed": {"const": {"format": name}},
+        },
+        "required": ["format", "list", "fixed"],
+    }
+    matcher = compiler.compile(GuidedDecoding(json_schema=schema))
+    answer = '{"format": "x y", "list": ["\u00e9"], "fixed": {"format": "' + name + '"}}'
+    assert accepts(matcher, answer)
+
+
+def accepts(matcher: GrammarMatcher, text: str) -> bool:
+    """Whether a text, a byte a token as the toy's vocabulary has it, follows the constraint and may end."""
+    for byte in text.encode():
+        if not matcher.allowed(VOCABULARY)[byte]:
+            return False
+        matcher.accept(byte)
+    return bool(matcher.allowed(VOCABULARY)[EOS])
+
+
+NAMED = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+OTHER = {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "follows"),
+    [
+        (NAMED, '{"a": 1}', True),
+        (NAMED, '{"a": 1, "type": "Math"}', False),
+        ({**NAMED, "additionalProperties": True}, '{"a": 1, "type": "Math"}', True),
+        ({**NAMED, "additionalProperties": {"type": "boolean"}}, '{"a": 1, "x": true}', True),
+        ({"type": "object"}, '{"x": 1}', True),
+        ({"$ref": "#/$defs/n", "$defs": {"n": NAMED}}, '{"a": 1, "x": 1}', False),
+        ({"allOf": [NAMED, OTHER]}, '{"a": 1, "b": 2}', True),
+        ({"anyOf": [NAMED, OTHER]}, '{"b": 1, "c": 2}', False),
+    ],
+)
+def test_objects_are_closed_unless_their_schema_says_otherwise(
+    compiler: GrammarCompiler, schema: dict[str, Any], text: str, follows: bool
+) -> None:
+    assert accepts(compiler.compile(GuidedDecoding(json_schema=schema)), text) == follows
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "eos"),
+    [(VOCABULARY - 2, (EOS,)), (VOCABULARY, (EOS, VOCABULARY + 5)), (VOCABULARY, (EOS, -1))],
+)
+def test_tokens_beyond_the_embedding_and_ends_beyond_both(vocab_size: int, eos: tuple[int, ...]) -> None:
+    tokenizer = TextTokenizer(
+        toy_tokenizer()._tokenizer, attrs.evolve(toy_tokenizer().meta, eos_token_ids=eos)
+    )
+    compiler = GrammarCompiler(tokenizer, vocab_size)
+    matcher = compiler.compile(GuidedDecoding(regex="ab"))
+    compiler.close()
+    assert matcher.allowed(vocab_size).nonzero()[0].tolist() == [ord("a")]
+    assert len(matcher.allowed(vocab_size)) == vocab_size
 
 
 def test_a_model_without_an_end_cannot_be_guided() -> None:

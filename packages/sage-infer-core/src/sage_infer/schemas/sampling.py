@@ -9,11 +9,10 @@ from attrs import field, frozen
 
 from sage_infer.checks import (
     Each,
-    Entries,
     Flag,
     Instance,
     Integer,
-    Json,
+    JsonWithin,
     Number,
     Text,
     as_optional_tuple,
@@ -25,11 +24,19 @@ from sage_infer.schemas.base import schema
 
 __all__ = ["GuidedDecoding", "SamplingParams"]
 
+_SCHEMA_VALUES, _SCHEMA_DEPTH, _SCHEMA_CHARACTERS = 20_000, 64, 262_144
+_REGEX_CHARACTERS = 16_384
+_GRAMMAR_CHARACTERS = 131_072
+_CHOICES, _CHOICE_CHARACTERS = 4_096, 16_384
+_STOPS, _STOP_CHARACTERS, _STOP_IDS = 64, 1_024, 4_096
+
 
 @schema("1.0")
 @frozen(kw_only=True)
 class GuidedDecoding:
     """A constraint on the output; exactly one field is set.
+
+    Each has a limited size, since a small text can take an engine minutes to compile.
 
     Attributes:
         json_schema: output is JSON that fits this JSON Schema.
@@ -38,13 +45,26 @@ class GuidedDecoding:
         choice: output is one of these strings.
     """
 
-    json_schema: Mapping[str, Any] | None = field(default=None, validator=optional(Entries(Json())))
-    regex: str | None = field(default=None, validator=optional(Text(min_length=1)))
-    grammar: str | None = field(default=None, validator=optional(Text(min_length=1)))
+    json_schema: Mapping[str, Any] | None = field(
+        default=None, validator=optional(JsonWithin(_SCHEMA_VALUES, _SCHEMA_DEPTH, _SCHEMA_CHARACTERS))
+    )
+    regex: str | None = field(
+        default=None, validator=optional(Text(min_length=1, max_length=_REGEX_CHARACTERS))
+    )
+    grammar: str | None = field(
+        default=None, validator=optional(Text(min_length=1, max_length=_GRAMMAR_CHARACTERS))
+    )
     choice: tuple[str, ...] | None = field(
         default=None,
         converter=as_optional_tuple,
-        validator=optional(Each(Text(min_length=1), min_items=1, unique=True)),
+        validator=optional(
+            Each(
+                Text(min_length=1, max_length=_CHOICE_CHARACTERS),
+                min_items=1,
+                unique=True,
+                max_items=_CHOICES,
+            )
+        ),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -53,6 +73,10 @@ class GuidedDecoding:
             found = ", ".join(given) or "none"
             message = f"exactly one of json_schema, regex, grammar, choice must be set, got {found}"
             raise SchemaError("GuidedDecoding", [Problem("$", message)])
+        characters = sum(map(len, self.choice or ()))
+        if characters > _GRAMMAR_CHARACTERS:
+            message = f"must have at most {_GRAMMAR_CHARACTERS} characters in all, got {characters}"
+            raise SchemaError("GuidedDecoding", [Problem("$.choice", message)])
 
 
 @schema("1.0")
@@ -92,8 +116,14 @@ class SamplingParams:
     n: int = field(default=1, validator=Integer(ge=1, le=1024))
     max_tokens: int | None = field(default=None, validator=optional(Integer(ge=1)))
     min_tokens: int = field(default=0, validator=Integer(ge=0))
-    stop: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
-    stop_token_ids: tuple[int, ...] = field(default=(), converter=as_tuple, validator=Each(Integer(ge=0)))
+    stop: tuple[str, ...] = field(
+        default=(),
+        converter=as_tuple,
+        validator=Each(Text(min_length=1, max_length=_STOP_CHARACTERS), max_items=_STOPS),
+    )
+    stop_token_ids: tuple[int, ...] = field(
+        default=(), converter=as_tuple, validator=Each(Integer(ge=0), max_items=_STOP_IDS)
+    )
     ignore_eos: bool = field(default=False, validator=Flag())
     skip_special_tokens: bool = field(default=True, validator=Flag())
     logprobs: int | None = field(default=None, validator=optional(Integer(ge=0, le=100)))

@@ -1,15 +1,16 @@
 """Guided decoding: which tokens may come next, by llguidance.
 
-The first guided request takes a moment, because the vocabulary is made into a tree for it. Grammars are compiled in
-milliseconds, and kept.
+The first guided request takes a moment, because the vocabulary is made into a tree for it, here and in the
+child process that tries constraints. Most constraints are compiled in milliseconds, and kept.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections import OrderedDict
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import llguidance
 import numpy as np
@@ -17,13 +18,13 @@ import numpy.typing as npt
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import GuidedDecoding
 
+from sage_infer_openvino.engine.grammar_form import CompileError, first_line, matcher_of, vocabulary_of
+from sage_infer_openvino.engine.grammar_trial import Trial
 from sage_infer_openvino.models.tokenizer import TextTokenizer
 
 __all__ = ["GrammarMatcher", "GrammarCompiler"]
 
-_KEPT = 64  # compiled constraints
-# How json.dumps writes it, which is what models have seen most. Free white space would let a model write nothing else.
-_JSON_FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_KEPT_CHARACTERS = 1 << 20  # of compiled constraints, as a measure of the memory that they take
 
 
 class GrammarMatcher:
@@ -33,19 +34,19 @@ class GrammarMatcher:
         self._matcher = matcher
 
     def allowed(self, vocab_size: int) -> npt.NDArray[np.bool_]:
-        """Which tokens may come next, ``[vocab_size]``. Where the output may end, the end-of-sequence ones are among
-        them.
+        """Which tokens may come next, ``[vocab_size]``. Where the output may end, the end-of-sequence ones
+        are among them.
 
         Raises:
             InvalidRequest: the constraint turns out to be too complex, or a token was not one of the allowed.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise InvalidRequest(f"the constraint cannot be followed: {_first_line(self._matcher)}")
+            raise InvalidRequest(f"the constraint cannot be followed: {first_line(self._matcher)}")
         return np.unpackbits(bits, count=vocab_size, bitorder="little").view(np.bool_)
 
     def accept(self, token: int) -> bool:
-        """Go on by a token; whether the output is complete, so that nothing can come after it."""
+        """Advance by a token; whether the output is complete, so that nothing can come after it."""
         self._matcher.consume_token(token)
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
@@ -54,65 +55,92 @@ class GrammarMatcher:
 
 
 class GrammarCompiler:
-    """Compiles constraints for one model's vocabulary. Safe to use from several threads; may take a second."""
+    """Compiles constraints for one model's vocabulary. Safe to use from several threads; may take seconds."""
 
     def __init__(self, tokenizer: TextTokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
+        # Some published models have more tokens than rows of the embedding, or end-of-sequence ids outside both.
+        self._n_vocab = max(vocab_size, tokenizer.vocab_size)
+        self._eos = [index for index in tokenizer.eos_token_ids if 0 <= index < self._n_vocab]
+        self._compiling = threading.Lock()
+        # A thread of its own: a constraint that takes long must not keep one that others wait for.
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sage-grammar")
         self._lock = threading.Lock()
         self._vocabulary: llguidance.LLTokenizer | None = None
-        self._kept: OrderedDict[str, GrammarMatcher] = OrderedDict()
+        self._trial: Trial | None = None
+        self._kept: OrderedDict[tuple[str, str], GrammarMatcher] = OrderedDict()
+        self._kept_characters = 0
 
     def compile(self, constraint: GuidedDecoding) -> GrammarMatcher:
         """A constraint at its beginning; each completion needs its own copy.
 
         Raises:
-            InvalidRequest: it is malformed or impossible.
-            UnsupportedFeature: llguidance does not implement a part of it, or there is no end-of-sequence token.
+            InvalidRequest: it is malformed, impossible or too complex.
+            UnsupportedFeature: llguidance does not implement a part of it, or there is no end-of-sequence
+                token.
         """
-        grammar = _grammar(constraint)
+        name = _as_text(constraint)
+        found = self._find(name)
+        if found is None:
+            with self._compiling:
+                found = self._find(name) or self._compiled(*name)
+                self._keep(name, found)
+        return found.copy()
+
+    async def compiled(self, constraint: GuidedDecoding) -> GrammarMatcher:
+        """``compile`` without blocking the event loop; what is kept comes without waiting."""
+        found = self._find(_as_text(constraint))
+        if found is not None:
+            return found.copy()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self.compile, constraint)
+
+    def close(self) -> None:
+        """End the child process. Safe to call twice."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        with self._compiling:
+            if self._trial is not None:
+                self._trial.close()
+
+    def _find(self, name: tuple[str, str]) -> GrammarMatcher | None:
         with self._lock:
-            if grammar not in self._kept:
-                self._kept[grammar] = self._compiled(grammar)
-                if len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(grammar)
-            return self._kept[grammar].copy()
+            if name not in self._kept:
+                return None
+            self._kept.move_to_end(name)
+            return self._kept[name]
 
-    def _compiled(self, grammar: str) -> GrammarMatcher:
-        if not self._tokenizer.eos_token_ids:
+    def _keep(self, name: tuple[str, str], matcher: GrammarMatcher) -> None:
+        with self._lock:
+            if name not in self._kept:
+                self._kept[name] = matcher
+                self._kept_characters += len(name[1])
+            while self._kept_characters > _KEPT_CHARACTERS:
+                (_, text), _ = self._kept.popitem(last=False)
+                self._kept_characters -= len(text)
+
+    def _compiled(self, kind: str, text: str) -> GrammarMatcher:
+        if not self._eos:
             raise UnsupportedFeature("guided decoding needs a model with an end-of-sequence token")
-        if self._vocabulary is None:
-            self._vocabulary = llguidance.LLTokenizer(
-                self._tokenizer.to_json(),
-                n_vocab=self._vocab_size,
-                eos_token=list(self._tokenizer.eos_token_ids),
-            )
-        matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
-        if matcher.is_error():
-            reason = _first_line(matcher)
-            error = UnsupportedFeature if "Unimplemented" in reason else InvalidRequest
-            raise error(f"the constraint cannot be compiled: {reason}")
-        return GrammarMatcher(matcher)
+        if self._trial is None:
+            self._trial = Trial(self._tokenizer.to_json(), self._n_vocab, self._eos)
+        try:
+            form = self._trial.run(kind, text)
+            if self._vocabulary is None:
+                self._vocabulary = vocabulary_of(self._tokenizer.to_json(), self._n_vocab, self._eos)
+            return GrammarMatcher(matcher_of(self._vocabulary, form))
+        except CompileError as error:
+            if error.is_unsupported:
+                raise UnsupportedFeature(f"the constraint is not supported: {error}") from error
+            raise InvalidRequest(f"the constraint cannot be compiled: {error}") from error
 
 
-def _grammar(constraint: GuidedDecoding) -> str:
-    """The constraint in llguidance's own form."""
+def _as_text(constraint: GuidedDecoding) -> tuple[str, str]:
+    """Kind and text of a constraint."""
     match constraint:
         case GuidedDecoding(json_schema=schema) if schema is not None:
-            return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_JSON_FORM)
+            return "json_schema", json.dumps(schema)
         case GuidedDecoding(regex=str(regex)):
-            return llguidance.LLMatcher.grammar_from_regex(regex)
+            return "regex", regex
         case GuidedDecoding(grammar=str(text)):
-            try:
-                return llguidance.grammar_from("grammar", text)
-            except ValueError as error:
-                raise InvalidRequest(f"the grammar is neither Lark nor GBNF: {error}") from error
+            return "grammar", text
         case _:
-            return llguidance.grammar_from("choice", json.dumps(constraint.choice, ensure_ascii=False))
-
-
-def _first_line(matcher: llguidance.LLMatcher) -> str:
-    """The reason on one line: the first says what, and those of a regular expression's error say where."""
-    lines = [line.strip() for line in matcher.get_error().partition("<state>")[0].splitlines()]
-    return "; ".join(line for line in lines if line and not line.startswith("^"))[:300]
+            return "choice", json.dumps(constraint.choice, ensure_ascii=False)

@@ -1,0 +1,129 @@
+"""Constraints in llguidance's own form, and whether they can be compiled. Imports nothing of the engine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import llguidance
+
+__all__ = ["CompileError", "first_line", "llguidance_form", "matcher_of", "vocabulary_of"]
+
+# How json.dumps writes it, which is what models have seen most. Free white space would let a model write nothing else.
+_JSON_FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_DATA = ("const", "enum", "default", "examples")  # keywords whose values are data, not schemas
+_OPENED = ("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames")
+_UNKNOWN_FORMAT = re.compile(r"Unknown format: ([^\s\"']+)")
+_MOST_FORMATS = 64
+
+
+class CompileError(Exception):
+    """The constraint is malformed or impossible; ``is_unsupported`` where only llguidance does not implement
+    it.
+    """
+
+    def __init__(self, reason: str, *, is_unsupported: bool = False) -> None:
+        super().__init__(reason)
+        self.is_unsupported = is_unsupported
+
+
+def vocabulary_of(tokenizer_json: str, n_vocab: int, eos_token_ids: list[int]) -> llguidance.LLTokenizer:
+    """The vocabulary that constraints are compiled for; takes about a second for 50,000 tokens."""
+    return llguidance.LLTokenizer(tokenizer_json, n_vocab=n_vocab, eos_token=eos_token_ids)
+
+
+def matcher_of(vocabulary: llguidance.LLTokenizer, form: str) -> llguidance.LLMatcher:
+    """
+    Raises:
+        CompileError: there can be none.
+    """
+    matcher = llguidance.LLMatcher(vocabulary, form, log_level=0)
+    if matcher.is_error():
+        reason = first_line(matcher)
+        raise CompileError(reason, is_unsupported="Unimplemented" in reason)
+    return matcher
+
+
+def llguidance_form(kind: str, text: str, vocabulary: llguidance.LLTokenizer) -> str:
+    """A constraint (``json_schema``, ``regex``, ``grammar`` or ``choice``, as JSON where it is data) in its
+    form.
+
+    Raises:
+        CompileError: it is malformed.
+    """
+    match kind:
+        case "json_schema":
+            return _schema_form(json.loads(text), vocabulary)
+        case "regex":
+            return llguidance.LLMatcher.grammar_from_regex(text)
+        case "grammar":
+            try:
+                return llguidance.grammar_from("grammar", text)
+            except ValueError as error:
+                raise CompileError(f"the grammar is neither Lark nor GBNF: {error}") from error
+        case _:
+            return llguidance.grammar_from("choice", text)
+
+
+def _schema_form(schema: Any, vocabulary: llguidance.LLTokenizer) -> str:
+    """Formats that llguidance does not know are annotations (JSON Schema 2020-12, 7.2.1) and left out."""
+    if not _composes(schema):
+        schema = _closed(schema)
+    for _ in range(_MOST_FORMATS):
+        form = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_JSON_FORM)
+        matcher = llguidance.LLMatcher(vocabulary, form, log_level=0)
+        unknown = _UNKNOWN_FORMAT.search(matcher.get_error()) if matcher.is_error() else None
+        if unknown is None:
+            return form
+        schema = _without_format(schema, unknown[1])
+    raise CompileError(f"the schema has more than {_MOST_FORMATS} formats that are not known")
+
+
+def _composes(schema: Any) -> bool:
+    """Whether objects are put together from several schemas, none of which may then forbid the others'
+    properties.
+    """
+    if isinstance(schema, list):
+        return any(map(_composes, schema))
+    if not isinstance(schema, Mapping):
+        return False
+    together = schema.get("allOf")
+    if isinstance(together, list) and len(together) > 1:
+        return True
+    if isinstance(schema.get("properties"), Mapping) and ("$ref" in schema or "allOf" in schema):
+        return True
+    return any(_composes(value) for key, value in schema.items() if key not in _DATA)
+
+
+def _closed(schema: Any) -> Any:
+    """Objects with properties take no others, unless their schema says so: engines of this field do that, as
+    models would else fill in anything."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {key: value if key in _DATA else _closed(value) for key, value in schema.items()}
+    properties = schema.get("properties")
+    if isinstance(properties, Mapping) and properties and not any(key in schema for key in _OPENED):
+        found["additionalProperties"] = False
+    return found
+
+
+def _without_format(schema: Any, name: str) -> Any:
+    if isinstance(schema, list):
+        return [_without_format(item, name) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        key: value if key in _DATA else _without_format(value, name)
+        for key, value in schema.items()
+        if not (key == "format" and value == name)
+    }
+
+
+def first_line(matcher: llguidance.LLMatcher) -> str:
+    """The reason on one line: the first says what, and those of a regular expression's error say where."""
+    lines = [line.strip() for line in matcher.get_error().partition("<state>")[0].splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith("^"))[:300]

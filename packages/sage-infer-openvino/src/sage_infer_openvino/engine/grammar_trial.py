@@ -1,0 +1,154 @@
+"""Constraints are tried in a child process first, which may crash or be stopped where the engine must not.
+
+A text of a few kilobytes can overflow the stack of llguidance's compiler or keep it busy for minutes.
+``Trial.run`` sends a constraint to the child; what it survives within its time is compiled in this process.
+
+The child's side is this module as a program. Messages are JSON with their length in front, both ways.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from typing import IO, Any
+
+from sage_infer_openvino.engine.grammar_form import (
+    CompileError,
+    llguidance_form,
+    matcher_of,
+    vocabulary_of,
+)
+
+__all__ = ["CPU_S", "Trial"]
+
+CPU_S = 0.5  # of the child's processor time for one constraint; a busy machine does not shorten it
+_WALL_S = 60.0
+_STACK_BYTES = 4 << 20  # half of what the threads of this process have
+_MEMORY_BYTES = 2 << 30
+_LENGTH = struct.Struct("<I")
+
+
+class Trial:
+    """A child process for one vocabulary, started when it is first needed. One thread uses it at a time."""
+
+    def __init__(
+        self, tokenizer_json: str, n_vocab: int, eos_token_ids: list[int], *, cpu_s: float = CPU_S
+    ) -> None:
+        self._cpu_s = cpu_s
+        self._hello = {"tokenizer": tokenizer_json, "n_vocab": n_vocab, "eos": eos_token_ids, "cpu_s": cpu_s}
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def run(self, kind: str, text: str) -> str:
+        """The constraint in llguidance's form, once the child has compiled it and taken a first step.
+
+        Raises:
+            CompileError: it cannot be compiled, or crashed the child or took it too long.
+        """
+        child = self._started()
+        answer = self._ask(child, {"kind": kind, "text": text})
+        if answer is None:
+            code = child.wait()
+            self._child = None
+            too_long = code in (-signal.SIGPROF, -signal.SIGKILL)
+            what = f"took more than {self._cpu_s:g} s to compile" if too_long else "is too complex to compile"
+            raise CompileError(f"the constraint {what}; make it smaller")
+        if "error" in answer:
+            raise CompileError(answer["error"], is_unsupported=answer["is_unsupported"])
+        form: str = answer["form"]
+        return form
+
+    def close(self) -> None:
+        """End the child. Safe to call twice."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.communicate()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._child.poll() is not None:
+            command = [sys.executable, "-m", "sage_infer_openvino.engine.grammar_trial"]
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            if self._ask(self._child, self._hello) is None:
+                code = self._child.wait()
+                self._child = None
+                raise CompileError(f"the compiler of constraints did not start (exit status {code})")
+        return self._child
+
+    @staticmethod
+    def _ask(child: subprocess.Popen[bytes], message: dict[str, Any]) -> dict[str, Any] | None:
+        """The child's answer; None where it ended instead."""
+        assert child.stdin is not None
+        assert child.stdout is not None
+        too_late = threading.Timer(_WALL_S, child.kill)
+        too_late.start()
+        try:
+            _send(child.stdin, message)
+            return _receive(child.stdout)
+        except OSError:
+            return None
+        finally:
+            too_late.cancel()
+
+
+def _send(pipe: IO[bytes], message: dict[str, Any]) -> None:
+    data = json.dumps(message).encode()
+    pipe.write(_LENGTH.pack(len(data)) + data)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> dict[str, Any] | None:
+    head = pipe.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    data = pipe.read(length)
+    if len(data) < length:
+        return None
+    message: dict[str, Any] = json.loads(data)
+    return message
+
+
+def main() -> None:
+    """The child: it ends with its parent, whose end closes the pipe."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the parent's
+    threading.stack_size(_STACK_BYTES)
+    thread = threading.Thread(target=_answer_all)
+    thread.start()
+    thread.join()
+
+
+def _answer_all() -> None:
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    hello = _receive(requests)
+    if hello is None:
+        return
+    vocabulary = vocabulary_of(hello["tokenizer"], hello["n_vocab"], hello["eos"])
+    _send(answers, {})
+    while (request := _receive(requests)) is not None:
+        signal.setitimer(
+            signal.ITIMER_PROF, hello["cpu_s"]
+        )  # its signal ends the process, whatever code runs
+        try:
+            form = llguidance_form(request["kind"], request["text"], vocabulary)
+            matcher = matcher_of(vocabulary, form)
+            matcher.compute_bitmask()
+            matcher.deep_copy()
+            answer: dict[str, Any] = {"form": form}
+        except CompileError as error:
+            answer = {"error": str(error), "is_unsupported": error.is_unsupported}
+        except RecursionError:
+            answer = {"error": "the constraint is nested too deeply", "is_unsupported": False}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _send(answers, answer)
+
+
+if __name__ == "__main__":
+    main()
