@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import kit_broken.disaggregation
-import kit_broken.llm  # noqa: F401
+import kit_broken.llm
+import kit_broken.requests  # noqa: F401
 import pytest
 import sage_infer_testing.loop
 from kit_broken.mistakes import MISTAKES, Mistake

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 from typing import Any
 
 import attrs
@@ -107,3 +108,45 @@ class WorksAfterClose(ReferenceEmbedder):
     def words(self, *args: Any) -> list[str]:
         self.state = "ok"
         return super().words(*args)
+
+
+@embedder("test_embed_takes_one_text_or_a_list")
+class OneTextOnly(ReferenceEmbedder):
+    async def embed(self, texts: Any, **options: Any) -> EmbeddingResult:
+        return await self.embed_batch([texts if isinstance(texts, str) else texts[0]], **options)
+
+
+@embedder("test_batch_size_changes_no_vector")
+class KeepsTheFirstBatch(ReferenceEmbedder):
+    async def embed_batch(self, texts: Any, batch_size: int = 32, **options: Any) -> EmbeddingResult:
+        return await super().embed_batch(texts[:batch_size], batch_size, **options)
+
+
+@embedder("test_abort_ends_a_call")
+class HearsNoAbort(ReferenceEmbedder):
+    async def abort(self, request_id: str) -> None:
+        """Does nothing."""
+
+
+@embedder("test_deadline_ends_a_call")
+class HasTime(ReferenceEmbedder):
+    async def compute(self, batches: int, request_id: Any, options: Any) -> None:
+        await super().compute(batches, request_id, None)
+
+
+@embedder("test_every_call_refuses_unknown_options")
+class RanksWithAnything(ReferenceEmbedder):
+    async def rerank(self, *args: Any, options: Any = None, **more: Any) -> Any:
+        return await super().rerank(*args, **more)
+
+
+@embedder("test_a_result_is_a_sequence_of_vectors")
+class ResultOfDoubles(ReferenceEmbedder):
+    async def embed(self, texts: Any, **options: Any) -> Any:
+        result = await super().embed(texts, **options)
+
+        class Doubles(EmbeddingResult):
+            def __iter__(self) -> Any:
+                return iter([array.array("d", vector) for vector in self.vectors])
+
+        return Doubles(model_id=result.model_id, dim=result.dim, data=result.data, usage=result.usage)

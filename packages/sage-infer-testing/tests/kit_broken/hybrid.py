@@ -94,3 +94,32 @@ class EndlessMemory(ReferenceHybrid):
 class NeverCloses(ReferenceHybrid):
     async def close(self) -> None:
         """Goes on."""
+
+
+@hybrid("test_models_are_named_by_position_too")
+class NamesModelsByKeyword(ReferenceHybrid):
+    async def generate(
+        self, prompts: Any, params: Any, some: Any = None, *, model: Any = None, **more: Any
+    ) -> Any:
+        return await super().generate(prompts, params, model, **more)
+
+    async def embed(self, texts: Any, some: Any = None, *, model: Any = None, **more: Any) -> Any:
+        return await super().embed([texts] * 2 if isinstance(texts, str) else texts, model, **more)
+
+
+@hybrid("test_unknown_options_are_refused_by_name")
+class DropsOptions(ReferenceHybrid):
+    async def chat(self, *args: Any, options: Any = None, **more: Any) -> Any:
+        return await super().chat(*args, **more)
+
+
+@hybrid("test_a_model_is_registered_before_start")
+class RegistersWhenAwaited(ReferenceHybrid):
+    async def load_model(self, model: ModelDescriptor) -> None:  # type: ignore[override]
+        await super().load_model(model)
+
+
+@hybrid("test_loads_and_unloads")
+class LoadsTwice(ReferenceHybrid):
+    def load_model(self, model: ModelDescriptor) -> Any:
+        return self.open(model)

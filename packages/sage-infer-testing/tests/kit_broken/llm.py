@@ -506,13 +506,6 @@ class InventsText(ReferenceLLM):
         return await super().detokenize([abs(token) % 90 for token in token_ids])
 
 
-REFUSALS = {
-    "logprobs": "logprobs", "seed": "seeds", "parallel_sampling": "several_completions", "penalties": "penalties",
-    "min_p": "min_p", "guided_choice": "guided_decoding", "lora": "adapters", "priority": "priorities",
-    "deadline": "deadlines", "multimodal": "media", "chat": "chats", "prefill_decode": "prefill",
-}  # fmt: skip
-
-
 @found_by("test_names_what_a_profile_asks_too_much")
 class RefusesProfilesVaguely(ReferenceLLM):
     def load_quant_profile(self, profile: Any) -> None:
@@ -525,6 +518,11 @@ class ForgetsItsProfile(ReferenceLLM):
         """Takes it, and says nothing of it."""
 
 
+@found_by(
+    "test_refuses_media", "test_refuses_chats", "test_refuses_prefill", "test_refuses_quant_profiles",
+    "test_parameters_that_are_not_claimed_are_refused_by_name", "test_an_unknown_parameter_is_refused_by_name",
+    "test_options_that_are_not_claimed_are_refused_by_name", "test_an_unknown_option_is_refused_by_name",
+)  # fmt: skip
 class AcceptsAnything(ReferenceLLM):
     """Claims little and refuses nothing."""
 
@@ -539,8 +537,3 @@ class AcceptsAnything(ReferenceLLM):
 
     def load_quant_profile(self, profile: Any) -> None:
         """Takes it."""
-
-
-found_by(*[f"test_refuses_{what}" for what in REFUSALS.values()], "test_refuses_quant_profiles")(
-    AcceptsAnything
-)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator
 from typing import Any
 
 from sage_infer.contracts import EngineStats, Health, ModelStatus
@@ -12,6 +12,13 @@ from sage_infer.schemas import EmbeddingResult, HybridCapabilityDescriptor, Mode
 
 from kit_reference.embedding import ReferenceEmbedder
 from kit_reference.llm import ReferenceLLM
+
+
+class Registered(Awaitable[None]):
+    """Nothing to wait for."""
+
+    def __await__(self) -> Generator[None]:
+        yield
 
 
 class ReferenceHybrid:
@@ -91,7 +98,7 @@ class ReferenceHybrid:
             raise InvalidRequest(f"{model.model_id!r} is registered already; unload it first")
         if self.state == "new":
             self.models[model.model_id] = model
-            return asyncio.sleep(0)
+            return Registered()
         return self.open(model)
 
     async def open(self, model: ModelDescriptor) -> None:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sage_infer.contracts import BufferedTokenStream, Health, as_prompts, request_ids
+from sage_infer.contracts import BufferedTokenStream, Health, ProgressReport, as_prompts, request_ids
 from sage_infer.errors import (
     CapabilityMismatch,
     EngineDead,
@@ -82,10 +82,15 @@ class ReferenceLLM(Chats, HandsOver, Reports):
         self.state = "new"
         self.task: asyncio.Task[None] | None = None
         self.work = asyncio.Event()
+        self.progress: ProgressReport = lambda stage, share: None
 
     # --- life
 
+    def on_progress(self, report: ProgressReport) -> None:
+        self.progress = report
+
     async def start(self) -> None:
+        self.progress("reading the model", 0.5)
         self.state = "ok"
         self.cache.generation = time.time_ns()
         self.task = asyncio.get_running_loop().create_task(self.run())

@@ -3,5 +3,6 @@
 import pytest
 
 pytest.register_assert_rewrite(*[f"{__name__}.{kit}" for kit in (
-    "embedding", "generation", "hardware", "hybrid", "kv_store", "lifecycle", "plugin", "recordings", "transport",
+    "embedding", "embedding_calls", "executor", "generation", "hardware", "hybrid", "kv", "lifecycle", "options",
+    "plugin", "recordings", "reporting", "transport",
 )])  # fmt: skip

@@ -15,7 +15,8 @@ from sage_infer.schemas import EmbeddingResult, RerankResult
 from sage_infer.specs import ServedType
 
 from sage_infer_testing.features import unless_claimed, when_claimed
-from sage_infer_testing.kits.lifecycle import CapabilitySuite
+from sage_infer_testing.kits.embedding_calls import EmbeddingCallTests
+from sage_infer_testing.kits.reporting import ReportTests
 
 __all__ = ["EmbeddingBackendContract"]
 
@@ -26,7 +27,7 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(map(operator.mul, one, other)) / norm if norm else 0.0
 
 
-class EmbeddingBackendContract(CapabilitySuite, kit=True):
+class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
     """Everything that an ``EmbeddingBackend`` promises.
 
     An instance claims ``embed``, ``rerank`` or both; the tests of what it does not claim are skipped.
@@ -63,6 +64,13 @@ class EmbeddingBackendContract(CapabilitySuite, kit=True):
         "Bananas are rich in potassium.",
         "The recipe needs two eggs and some flour.",
     )
+
+    async def ask(self, backend: Any, *, options: Any = None) -> None:
+        """One text, or one document to rank."""
+        if backend.get_capability().supports("embed"):
+            await backend.embed(self.texts[0], options=options)
+        else:
+            await backend.rerank(self.query, self.documents[:1], options=options)
 
     def too_long(self, backend: Any) -> str:
         """A text over the limit in any vocabulary: a word is a token at least."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar
 
 import pytest
 from sage_infer.contracts import HybridInferenceBackend, ModelStatus
-from sage_infer.errors import EngineDead, ModelNotFound, OutOfMemory, RequestCancelled
+from sage_infer.errors import EngineDead, InvalidRequest, ModelNotFound, OutOfMemory, RequestCancelled
 from sage_infer.schemas import HybridCapabilityDescriptor, ModelDescriptor, RequestOptions
 from sage_infer.schemas.codec import from_json, to_json
 from sage_infer.specs import ServedType
 
 from sage_infer_testing.kits.lifecycle import LifecycleSuite
+from sage_infer_testing.kits.options import UnheardOptions, refused_by_name
 from sage_infer_testing.reading import greedy, read
 from sage_infer_testing.waiting import eventually
 
@@ -142,6 +144,34 @@ class HybridBackendContract(LifecycleSuite, kit=True):
         stream = await backend.chat([{"role": "user", "content": "Hello"}], greedy(4), model=model)
         assert len((await read(stream)).token_ids) == 4
 
+    async def test_models_are_named_by_position_too(self, backend: Any) -> None:
+        """``model`` is the last positional argument of every call, and a single text is a list of one.
+
+        How to fix: copy the signatures from ``HybridInferenceBackend``; hand texts on to the backend's ``embed``.
+        """
+        if self.llm:
+            (stream,) = await backend.generate(self.prompts[0], greedy(2), self.llm)
+            assert len((await read(stream)).token_ids) == 2
+        if self.embedder:
+            assert len(await backend.embed(self.texts[0], self.embedder)) == 1
+
+    async def test_unknown_options_are_refused_by_name(self, backend: Any) -> None:
+        """An option of a later version is refused by its name in every call, and never dropped.
+
+        How to fix: check the options against the table of ``sage_infer.sdk`` before the call is handed on.
+        """
+        unheard, chat = UnheardOptions(unheard_of="x"), [{"role": "user", "content": "Hello"}]
+        calls: list[Awaitable[Any]] = []
+        if self.llm:
+            calls += [
+                backend.generate(self.prompts[0], greedy(1), model=self.llm, options=unheard),
+                backend.chat(chat, greedy(1), model=self.llm, options=unheard),
+            ]
+        if self.embedder:
+            calls.append(backend.embed(self.texts, model=self.embedder, options=unheard))
+        problems = [await refused_by_name(call, "unheard_of") for call in calls]
+        assert not any(problems), "; ".join(filter(None, problems))
+
     async def test_embeds_in_order(self, backend: Any) -> None:
         """``embed`` gives a vector a text, in order, from the named model.
 
@@ -169,13 +199,15 @@ class HybridBackendContract(LifecycleSuite, kit=True):
             assert vector == pytest.approx(expected, abs=1e-3), "embedding beside generation differs"
 
     async def test_a_late_embedding_is_cancelled(self, backend: Any) -> None:
-        """A call of ``embed`` that misses its ``deadline`` ends with ``RequestCancelled``; one in time is answered.
+        """A call of ``embed`` that misses its ``deadline`` ends with ``RequestCancelled`` by it; one in time is
+        answered.
 
         How to fix: end the call after that many seconds, and free what it holds in the model's backend.
         """
         model = self.need(self.embedder, "embedder")
-        with pytest.raises(RequestCancelled):
+        with pytest.raises(RequestCancelled) as caught:
             await backend.embed(list(self.texts) * 64, model=model, options=RequestOptions(deadline=1e-6))
+        assert caught.value.by == "deadline", f"the error says by={caught.value.by!r}"
         result = await backend.embed(self.texts, model=model, options=RequestOptions(deadline=600.0))
         assert len(result.vectors) == len(self.texts)
 
@@ -218,8 +250,28 @@ class HybridBackendContract(LifecycleSuite, kit=True):
         await backend.load_model(spare)
         assert backend.get_model_status(spare.model_id).state == "ready"
         assert loaded(), f"{spare.model_id!r} is ready, and not among loaded_models"
+        with pytest.raises(InvalidRequest):
+            await backend.load_model(spare)
         await backend.unload_model(spare.model_id)
         assert not loaded(), f"{spare.model_id!r} is still loaded"
+
+    async def test_a_model_is_registered_before_start(self) -> None:
+        """Before ``start`` the call of ``load_model`` alone registers the model; the result need not be awaited.
+
+        How to fix: let ``load_model`` be a plain method that registers, and return an awaitable that is no coroutine:
+        Python warns of coroutines that nobody awaits.
+        """
+        spare: ModelDescriptor = self.need(self.spare, "spare")
+        backend = self.make_backend()
+        try:
+            result = backend.load_model(spare)
+            registered = {model.model_id for model in backend.list_models()}
+            is_coroutine = inspect.iscoroutine(result)
+            await result
+        finally:
+            await backend.close()
+        assert spare.model_id in registered, f"{spare.model_id!r} is not among {sorted(registered)}"
+        assert not is_coroutine, "load_model returned a coroutine, which must be awaited"
 
     async def test_unloading_lets_requests_finish(self, backend: Any) -> None:
         """A request that runs while its model is unloaded finishes normally.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sage_infer_testing.kits.generation.cancellation import CancellationTests
 from sage_infer_testing.kits.generation.chat import ChatTests
 from sage_infer_testing.kits.generation.concurrency import ConcurrencyTests
+from sage_infer_testing.kits.generation.events import EventTests
 from sage_infer_testing.kits.generation.limits import LimitTests
 from sage_infer_testing.kits.generation.quantization import QuantizationTests
 from sage_infer_testing.kits.generation.refusals import RefusalTests
@@ -29,6 +30,7 @@ class InferenceBackendContract(
     ConcurrencyTests,
     CancellationTests,
     TransferTests,
+    EventTests,
     kit=True,
 ):
     """Everything that an ``InferenceBackend`` promises.

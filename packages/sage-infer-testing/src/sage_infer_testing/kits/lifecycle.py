@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pytest
-from sage_infer.contracts import EngineStats, Health, Lifecycle
+from sage_infer.contracts import EngineStats, Health, Lifecycle, ProgressReporting
 from sage_infer.schemas import CapabilityDescriptor
 from sage_infer.schemas.codec import from_json, to_json
 
@@ -13,6 +13,9 @@ from sage_infer_testing.kits.opening import BackendSuite
 from sage_infer_testing.shape import shape_problems
 
 __all__ = ["CapabilitySuite", "LifecycleSuite"]
+
+_COUNTS = ("running", "waiting", "finished", "prompt_tokens", "output_tokens", "prefix_hit_tokens",
+           "waiting_prompt_tokens", "running_context_tokens", "oldest_wait_s", "steps")  # fmt: skip
 
 
 class LifecycleSuite(BackendSuite, kit=True):
@@ -33,8 +36,8 @@ class LifecycleSuite(BackendSuite, kit=True):
     async def test_is_healthy(self, backend: Any) -> None:
         """A started instance reports ``ok``.
 
-        How to fix: ``health`` returns ``Health(status="ok")`` from the end of ``start`` on, and must not run a request
-        to find out.
+        How to fix: ``health`` returns ``Health(status="ok")`` from the end of ``start`` on, and must not run a
+        request to find out.
         """
         health = await backend.health()
         assert isinstance(health, Health), f"health() gave a {type(health).__name__}"
@@ -48,9 +51,36 @@ class LifecycleSuite(BackendSuite, kit=True):
         """
         stats = backend.stats()
         assert isinstance(stats, EngineStats), f"stats() gave a {type(stats).__name__}"
-        for name in ("running", "waiting", "finished", "prompt_tokens", "output_tokens", "prefix_hit_tokens"):
+        for name in _COUNTS:
             assert getattr(stats, name) >= 0, f"stats().{name} is {getattr(stats, name)}"
         assert 0 <= stats.kv_blocks_free <= stats.kv_blocks_total, stats
+        assert 0 <= stats.kv_blocks_cached <= stats.kv_blocks_free, stats
+        assert stats.step_s is None or stats.step_s >= 0, f"stats().step_s is {stats.step_s}"
+
+    async def test_progress_is_reported_during_start(self) -> None:
+        """A backend with ``on_progress`` reports stages, and shares of 0 to 1, until ``start`` returns and not after.
+
+        How to fix: call ``report(stage, share)`` while loading, with share None where it is not known; keep nothing
+        running that reports after ``start``.
+        """
+        backend = self.make_backend()
+        if not hasattr(backend, "on_progress"):
+            pytest.skip("the backend has no on_progress")
+        problems = shape_problems(backend, ProgressReporting)
+        reports: list[tuple[str, float | None]] = []
+        try:
+            assert not problems, f"not a ProgressReporting: {'; '.join(problems)}"
+            backend.on_progress(lambda stage, share: reports.append((stage, share)))
+            await backend.start()
+            during = list(reports)
+            await backend.health()
+        finally:
+            await backend.close()
+        assert during, "start() reported nothing"
+        assert all(stage for stage, _ in during), f"a report without a stage: {during}"
+        wrong = [share for _, share in during if share is not None and not 0 <= share <= 1]
+        assert not wrong, f"shares outside of 0 to 1: {wrong}"
+        assert reports == during, f"reported after start() had returned: {reports[len(during) :]}"
 
     async def test_close_without_start_is_safe(self) -> None:
         """``close`` on an instance that was never started does nothing: it is what ``open_backend`` calls when
@@ -86,6 +116,10 @@ class LifecycleSuite(BackendSuite, kit=True):
 
 class CapabilitySuite(LifecycleSuite, kit=True):
     """Tests of what an instance with one model says of itself."""
+
+    async def ask(self, backend: Any, *, options: Any = None) -> None:
+        """A small request with these options, to its end; each kind of backend has its own."""
+        raise NotImplementedError(f"{type(self).__name__} has no request to send")
 
     def test_capability_survives_json(self, backend: Any) -> None:
         """``get_capability`` returns a descriptor that reads back from JSON as it was.

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 from sage_infer.contracts import InferenceBackend
 from sage_infer.schemas import QuantizationProfile, SamplingParams
 
-from sage_infer_testing.kits.lifecycle import CapabilitySuite
+from sage_infer_testing.kits.options import OptionTests
+from sage_infer_testing.kits.reporting import ReportTests
 from sage_infer_testing.reading import Output, generate_one, greedy
 
 __all__ = ["GenerationSuite"]
 
 
-class GenerationSuite(CapabilitySuite, kit=True):
+class GenerationSuite(OptionTests, ReportTests, kit=True):
     """Base of the generation tests, with what a vendor can set.
 
     Attributes:
@@ -26,8 +27,9 @@ class GenerationSuite(CapabilitySuite, kit=True):
             not claim ``prefill_decode`` (which tells them).
         max_queue: most requests that the instance accepts, running and waiting, before ``Overloaded``; None where
             there is no such limit or it is too high to reach in a test.
-        tool_answer: an answer with one tool call in the model's form, the function's name and its arguments, where the
-            backend claims ``tool_calls``.
+        tool_answer: an answer with one tool call in the model's form, the function's name and its arguments,
+            where the backend claims ``tool_calls``.
+        template_variables: variables that the model's chat template takes, where ``template_variables`` is claimed.
         quant_profile: a profile that the backend can do with the model, where it claims ``quant_profile``.
         grammar: a guided-decoding grammar in the backend's dialect whose only outputs are "yes" and "no".
     """
@@ -46,8 +48,13 @@ class GenerationSuite(CapabilitySuite, kit=True):
     prompt_token_ids: ClassVar[Sequence[int] | None] = None
     max_queue: ClassVar[int | None] = None
     tool_answer: ClassVar[tuple[str, str, Mapping[str, Any]] | None] = None
+    template_variables: ClassVar[Mapping[str, Any]] = {"enable_thinking": False}
     quant_profile: ClassVar[QuantizationProfile | None] = None
     grammar: ClassVar[str] = 'root ::= "yes" | "no"'
+
+    async def ask(self, backend: Any, *, options: Any = None) -> None:
+        """Two tokens for the first prompt."""
+        await generate_one(backend, self.prompts[0], greedy(2), options=options)
 
     async def greedy_output(self, backend: Any, prompt: Any = None, **more: Any) -> Output:
         """Greedy output of ``max_output`` tokens for a prompt, the first one if none is given."""

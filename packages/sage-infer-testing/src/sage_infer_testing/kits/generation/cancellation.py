@@ -25,6 +25,16 @@ async def first_delta(stream: TokenStream) -> None:
         break
 
 
+async def ended_by(what: str, reading: Awaitable[Any]) -> None:
+    """Fail unless the reader gets ``RequestCancelled`` by this."""
+    __tracebackhide__ = True
+    with pytest.raises(RequestCancelled) as caught:
+        await reading
+    assert caught.value.by == what, (
+        f"cancelled by {what}, and the error says {caught.value.by!r}: {caught.value}"
+    )
+
+
 class CancellationTests(GenerationSuite, kit=True):
     """Capacity comes back, however a request is given up."""
 
@@ -59,7 +69,8 @@ class CancellationTests(GenerationSuite, kit=True):
         await self.frees(backend, first_delta)
 
     async def test_cancel_frees_the_request(self, backend: Any) -> None:
-        """``cancel`` stops the request; reading on raises ``RequestCancelled``, and ``finish_reason`` is ``cancelled``.
+        """``cancel`` stops the request; reading on raises ``RequestCancelled``, and ``finish_reason`` is
+        ``cancelled``.
 
         How to fix: ``cancel`` must return at once, end the stream with ``RequestCancelled`` and free the request.
         """
@@ -67,8 +78,7 @@ class CancellationTests(GenerationSuite, kit=True):
         async def cancel(stream: TokenStream) -> None:
             stream.cancel()
             stream.cancel()
-            with pytest.raises(RequestCancelled):
-                await read(stream)
+            await ended_by("caller", read(stream))
 
         stream = await self.frees(backend, cancel)
         assert stream.finish_reason == "cancelled", f"finish_reason is {stream.finish_reason!r}"
@@ -84,8 +94,7 @@ class CancellationTests(GenerationSuite, kit=True):
             reading = asyncio.ensure_future(read(stream))
             await asyncio.sleep(0)
             await backend.abort(stream.request_id)
-            with pytest.raises(RequestCancelled):
-                await reading
+            await ended_by("caller", reading)
 
         stream = await self.frees(backend, abort)
         assert stream.finish_reason == "cancelled", f"finish_reason is {stream.finish_reason!r}"
@@ -137,8 +146,7 @@ class CancellationTests(GenerationSuite, kit=True):
         async with other:
             await backend.abort(request_id)
             for stream in parts:
-                with pytest.raises(RequestCancelled):
-                    await read(stream)
+                await ended_by("caller", read(stream))
             assert other.finish_reason is None, f"{other.request_id} was ended too"
         await self.idle(backend, free_blocks=before.kv_blocks_free)
 
@@ -172,23 +180,24 @@ class CancellationTests(GenerationSuite, kit=True):
 
     @when_claimed("deadline")
     async def test_deadline_ends_the_request(self, backend: Any) -> None:
-        """A request past its deadline ends with ``RequestCancelled`` and is freed; one in time is not touched.
+        """A request past its deadline ends with ``RequestCancelled`` by ``deadline``; one in time is not touched.
 
-        How to fix: look at the deadlines of waiting and running requests in every step.
+        How to fix: look at the deadlines of waiting and running requests in every step, and say ``by="deadline"``.
         """
         before = await self.idle(backend)
-        with pytest.raises(RequestCancelled):
-            await generate_one(
-                backend, self.prompts[0], self.endless(backend), options=RequestOptions(deadline=0.001)
-            )
+        late = RequestOptions(deadline=0.001)
+        await ended_by(
+            "deadline", generate_one(backend, self.prompts[0], self.endless(backend), options=late)
+        )
         await self.idle(backend, free_blocks=before.kv_blocks_free)
         patient = RequestOptions(deadline=10 * self.timeout_s)
         await generate_one(backend, self.prompts[0], greedy(2), options=patient)
 
     async def test_close_ends_open_requests(self) -> None:
-        """``close`` ends open streams with ``RequestCancelled``; no reader waits for ever.
+        """``close`` ends open streams with ``RequestCancelled`` by ``close``; no reader waits for ever.
 
-        How to fix: in ``close`` stop the scheduler, then end every stream that is still open.
+        How to fix: in ``close`` stop the scheduler, then end every stream that is still open, and say
+        ``by="close"``: such a request is worth trying on another instance.
         """
         backend = await self._started()
         try:
@@ -197,5 +206,4 @@ class CancellationTests(GenerationSuite, kit=True):
             await asyncio.sleep(0)
         finally:
             await backend.close()
-        with pytest.raises(RequestCancelled):
-            await reading
+        await ended_by("close", reading)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from sage_infer.contracts import ChatAnswer, ToolCalling
-from sage_infer.errors import InvalidRequest
+from sage_infer.errors import InvalidRequest, UnsupportedFeature
 
-from sage_infer_testing.features import when_claimed
+from sage_infer_testing.features import unless_claimed, when_claimed
 from sage_infer_testing.kits.generation.base import GenerationSuite
 from sage_infer_testing.reading import generate_one, greedy
 from sage_infer_testing.shape import shape_problems
@@ -52,11 +52,47 @@ class ChatTests(GenerationSuite, kit=True):
     async def test_malformed_chat_is_refused(self, backend: Any) -> None:
         """No messages, or a message without a role, is an ``InvalidRequest``.
 
-        How to fix: check the messages before the template, and turn the template's own errors into ``InvalidRequest``.
+        How to fix: check the messages before the template, and turn the template's own errors into
+        ``InvalidRequest``.
         """
         for wrong in ([], [{"content": "Hello"}], [{"role": "user"}]):
             with pytest.raises(InvalidRequest):
                 await backend.render_chat(wrong)
+
+    @when_claimed("chat", "template_variables")
+    async def test_template_variables_are_taken(self, backend: Any) -> None:
+        """``template_variables`` reach the template: the prompt is rendered with them.
+
+        How to fix: pass the mapping on to the template as variables of its own; set the kit's
+        ``template_variables`` to some that the model's template reads.
+        """
+        messages = [{"role": "user", "content": "Hello"}]
+        prompt = await backend.render_chat(messages, template_variables=dict(self.template_variables))
+        assert prompt.text or prompt.token_ids, f"rendered {prompt}"
+
+    @when_claimed("chat")
+    @unless_claimed("template_variables")
+    async def test_template_variables_are_refused(self, backend: Any) -> None:
+        """``template_variables`` that are not claimed are refused by name; none, and an empty mapping, are not.
+
+        How to fix: raise ``UnsupportedFeature`` in ``render_chat`` where the mapping is not empty.
+        """
+        messages = [{"role": "user", "content": "Hello"}]
+        with pytest.raises(UnsupportedFeature, match="template_variables"):
+            await backend.render_chat(messages, template_variables={"enable_thinking": False})
+        await backend.render_chat(messages, template_variables={})
+
+    @when_claimed("chat")
+    @unless_claimed("multimodal")
+    async def test_media_in_a_message_are_refused(self, backend: Any) -> None:
+        """A message with an image part is ``UnsupportedFeature`` for a backend that reads text only.
+
+        How to fix: look at the parts of each message's content before the template drops them.
+        """
+        image = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGODlhAQABAAAAACw="}}
+        parts = [{"type": "text", "text": "What is this?"}, image]
+        with pytest.raises(UnsupportedFeature):
+            await backend.render_chat([{"role": "user", "content": parts}])
 
     @when_claimed("tool_calls")
     async def test_tool_calls_are_read_out_of_an_answer(self, backend: Any) -> None:

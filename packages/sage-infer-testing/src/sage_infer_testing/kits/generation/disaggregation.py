@@ -12,6 +12,7 @@ from sage_infer.schemas.codec import from_json, to_json
 
 from sage_infer_testing.features import when_claimed
 from sage_infer_testing.kits.generation.base import GenerationSuite
+from sage_infer_testing.kits.options import UnheardOptions, refused_by_name
 from sage_infer_testing.reading import Output, generate_one, greedy, read
 
 __all__ = ["DisaggregationTests"]
@@ -64,8 +65,8 @@ class DisaggregationTests(GenerationSuite, kit=True):
     async def test_state_survives_json(self, backend: Any) -> None:
         """A state that went through JSON is equal, and decodes to the same output.
 
-        How to fix: put only numbers, strings, lists and maps into ``DecodeState``; keep the engine's objects under the
-        request id in the instance.
+        How to fix: put only numbers, strings, lists and maps into ``DecodeState``; keep the engine's objects under
+        the request id in the instance.
         """
         expected = await self.greedy_output(backend)
         state = await self.prefilled(backend, greedy(self.max_output))
@@ -78,8 +79,8 @@ class DisaggregationTests(GenerationSuite, kit=True):
     async def test_state_describes_the_request(self, backend: Any) -> None:
         """The state has the prompt's tokens, one output token, the parameters, and chunks that cover the prompt.
 
-        How to fix: list the KV that was computed as ``KVChunk``s in token order, without gaps, from token 0 to at least
-        the prompt's last but one.
+        How to fix: list the KV that was computed as ``KVChunk``s in token order, without gaps, from token 0 to at
+        least the prompt's last but one.
         """
         params = greedy(self.max_output)
         result = await backend.prefill(
@@ -156,6 +157,42 @@ class DisaggregationTests(GenerationSuite, kit=True):
         await self.idle(backend, free_blocks=before.kv_blocks_free)
         with pytest.raises(InvalidRequest):
             await self.decoded(backend, state)
+
+    @when_claimed("prefill_decode")
+    async def test_a_hold_ends_by_itself(self, backend: Any) -> None:
+        """KV that nobody decodes is freed ``hold_s`` seconds after ``prefill``; ``decode`` is then
+        ``InvalidRequest``.
+
+        How to fix: note when each hold ends, and free those that are over in the engine's loop, also while it is
+        idle.
+        """
+        before = await self.idle(backend)
+        result = await backend.prefill(
+            self.prompts[0], request_id=self.new_id(), params=greedy(4), hold_s=0.05
+        )
+        await self.idle(backend, free_blocks=before.kv_blocks_free)
+        (state,) = result.states
+
+        with pytest.raises(InvalidRequest):
+            await self.decoded(backend, state)
+
+    @when_claimed("prefill_decode")
+    async def test_unknown_options_are_refused_in_both_phases(self, backend: Any) -> None:
+        """``prefill`` and ``decode`` refuse an unknown option as ``generate`` does.
+
+        How to fix: check ``options`` in both, before anything else.
+        """
+        unheard = UnheardOptions(unheard_of="x")
+        problem = await refused_by_name(
+            backend.prefill(self.prompts[0], request_id=self.new_id(), params=greedy(4), options=unheard),
+            "unheard_of",
+        )
+        assert not problem, f"prefill: {problem}"
+        state = await self.prefilled(backend, greedy(4))
+        problem = await refused_by_name(
+            backend.decode(state, request_id=state.request_id, options=unheard), "unheard_of"
+        )
+        assert not problem, f"decode: {problem}"
 
     @when_claimed("prefill_decode")
     async def test_decode_frees_the_kv(self, backend: Any) -> None:

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import attrs
 import pytest
 from sage_infer.errors import UnsupportedFeature
-from sage_infer.schemas import (
-    GuidedDecoding,
-    MediaItem,
-    Prompt,
-    QuantizationProfile,
-    RequestOptions,
-    SamplingParams,
-)
+from sage_infer.schemas import GuidedDecoding, MediaItem, Prompt, QuantizationProfile, SamplingParams
+from sage_infer.sdk import FEATURE_OF
 
 from sage_infer_testing.features import unless_claimed
 from sage_infer_testing.kits.generation.base import GenerationSuite
-from sage_infer_testing.reading import greedy
+from sage_infer_testing.kits.options import refused_by_name
+from sage_infer_testing.reading import generate_one, greedy
 
 __all__ = ["RefusalTests"]
 
+_VALUES: Mapping[str, Any] = {
+    "min_p": 0.1, "repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.5, "seed": 1, "n": 2,
+    "logprobs": 1, "adapter": "some-adapter",
+}  # fmt: skip
 _PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+
+
+@attrs.frozen(kw_only=True)
+class UnheardParams(SamplingParams):
+    """Sampling of a later version: with a field that no backend of today knows."""
+
+    unheard_of: float = 0.0
 
 
 class RefusalTests(GenerationSuite, kit=True):
     """One test for each feature that may be left unclaimed."""
 
+    def by_claim(self, backend: Any, *, claimed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Name and parameters for each field whose feature the backend claims, or does not claim."""
+        guided = {
+            "json_schema": {"type": "object"}, "regex": "[0-9]+", "grammar": self.grammar, "choice": ("yes", "no"),
+        }  # fmt: skip
+        for table, values in ((FEATURE_OF[SamplingParams], _VALUES), (FEATURE_OF[GuidedDecoding], guided)):
+            for name, feature in table.items():
+                if feature is None or bool(backend.get_capability().supports(feature)) is not claimed:
+                    continue
+                value: Any = values[name]
+                yield name, {"guided": GuidedDecoding(**{name: value})} if values is guided else {name: value}
+
     async def refused(
-        self, backend: Any, params: Mapping[str, Any], *, prompt: Any = None, **options: Any
+        self, backend: Any, params: Mapping[str, Any], *, prompt: Any = None, name: str = "", **options: Any
     ) -> None:
         """Fail unless the request is refused with ``UnsupportedFeature`` and nothing was started."""
         __tracebackhide__ = True
@@ -38,8 +57,9 @@ class RefusalTests(GenerationSuite, kit=True):
         streams: list[Any] = []
         try:
             streams = await backend.generate(prompt or self.prompts[0], asked, **options)
-        except UnsupportedFeature:
-            pass
+        except UnsupportedFeature as error:
+            if name not in str(error):
+                pytest.fail(f"the message does not name {name}: {error}")
         else:
             for stream in streams:
                 stream.cancel()
@@ -50,86 +70,40 @@ class RefusalTests(GenerationSuite, kit=True):
             f"a refused request was started: {before}, then {after}"
         )
 
-    @unless_claimed("logprobs")
-    async def test_refuses_logprobs(self, backend: Any) -> None:
-        """``logprobs`` that is not claimed is refused.
+    async def test_parameters_that_are_not_claimed_are_refused_by_name(self, backend: Any) -> None:
+        """Each field of ``SamplingParams`` and ``GuidedDecoding`` whose feature is not claimed is refused by name.
 
-        How to fix: raise ``UnsupportedFeature`` in ``generate`` where ``params.logprobs`` is not None.
+        How to fix: call ``sage_infer.sdk.check_claims(features, backend=…, params=params)`` first. Free output would
+        look like a valid answer.
         """
-        await self.refused(backend, {"logprobs": 1})
+        for name, params in self.by_claim(backend, claimed=False):
+            await self.refused(backend, params, name=name)
 
-    @unless_claimed("seed")
-    async def test_refuses_seeds(self, backend: Any) -> None:
-        """A seed is refused where the backend cannot reproduce.
+    async def test_parameters_that_are_claimed_are_accepted(self, backend: Any) -> None:
+        """Each field of ``SamplingParams`` and ``GuidedDecoding`` whose feature is claimed is accepted.
 
-        How to fix: raise ``UnsupportedFeature`` in ``generate`` where ``params.seed`` is not None.
+        How to fix: honour the parameter, or do not claim its feature.
         """
-        await self.refused(backend, {"temperature": 1.0, "seed": 1})
+        for name, params in self.by_claim(backend, claimed=True):
+            if name == "adapter":
+                continue  # the kit knows no adapter that is there
+            asked = SamplingParams(**{"temperature": 0.0, "max_tokens": 2, **params})
+            try:
+                await generate_one(backend, self.prompts[0], asked)
+            except UnsupportedFeature as error:
+                pytest.fail(f"claimed, and yet refused: {name} ({error})")
 
-    @unless_claimed("parallel_sampling")
-    async def test_refuses_several_completions(self, backend: Any) -> None:
-        """``n=2`` that is not claimed is refused.
+    async def test_an_unknown_parameter_is_refused_by_name(self, backend: Any) -> None:
+        """A field that a later version of ``SamplingParams`` adds is refused where it is set, and nowhere else.
 
-        How to fix: raise ``UnsupportedFeature`` in ``generate`` where ``params.n`` is over 1.
+        How to fix: refuse by an allow-list, as ``sage_infer.sdk.check_claims`` does.
         """
-        await self.refused(backend, {"n": 2, "temperature": 1.0})
-
-    @unless_claimed("penalties")
-    async def test_refuses_penalties(self, backend: Any) -> None:
-        """Penalties that are not claimed are refused, each of the three.
-
-        How to fix: raise ``UnsupportedFeature`` where ``repetition_penalty`` is not 1, or one of the others is not 0.
-        """
-        for penalty in ({"repetition_penalty": 1.2}, {"presence_penalty": 0.5}, {"frequency_penalty": 0.5}):
-            await self.refused(backend, penalty)
-
-    @unless_claimed("min_p")
-    async def test_refuses_min_p(self, backend: Any) -> None:
-        """``min_p`` that is not claimed is refused.
-
-        How to fix: raise ``UnsupportedFeature`` in ``generate`` where ``params.min_p`` is over 0.
-        """
-        await self.refused(backend, {"min_p": 0.1, "temperature": 1.0})
-
-    @unless_claimed("guided_json", "guided_regex", "guided_grammar", "guided_choice")
-    async def test_refuses_guided_decoding(self, backend: Any) -> None:
-        """Each kind of constraint that is not claimed is refused: free output would look like a valid answer.
-
-        How to fix: raise ``UnsupportedFeature`` for every field of ``params.guided`` that the engine cannot enforce.
-        """
-        constraints: dict[str, dict[str, Any]] = {
-            "guided_json": {"json_schema": {"type": "object"}},
-            "guided_regex": {"regex": "[0-9]+"},
-            "guided_grammar": {"grammar": self.grammar},
-            "guided_choice": {"choice": ("yes", "no")},
-        }
-        for feature, constraint in constraints.items():
-            if not backend.get_capability().supports(feature):
-                await self.refused(backend, {"guided": GuidedDecoding(**constraint)})
-
-    @unless_claimed("lora")
-    async def test_refuses_adapters(self, backend: Any) -> None:
-        """An adapter is refused where LoRA is not claimed.
-
-        How to fix: raise ``UnsupportedFeature`` in ``generate`` where ``params.adapter`` is not None.
-        """
-        await self.refused(backend, {"adapter": "some-adapter"})
-
-    @unless_claimed("priority")
-    async def test_refuses_priorities(self, backend: Any) -> None:
-        """A priority other than 0 is refused where the queue does not honour it.
-
-        How to fix: raise ``UnsupportedFeature`` in ``generate`` where ``priority`` is not 0.
-        """
-        await self.refused(backend, {}, options=RequestOptions(priority=1))
-
-    @unless_claimed("deadline")
-    async def test_refuses_deadlines(self, backend: Any) -> None:
-        """A deadline is refused where the backend does not end requests at it.
-
-        How to fix: raise ``UnsupportedFeature`` in ``generate`` where ``deadline`` is not None.
-        """
-        await self.refused(backend, {}, options=RequestOptions(deadline=60.0))
+        plain = greedy(2)
+        fields = {a.name: getattr(plain, a.name) for a in attrs.fields(SamplingParams)}
+        asked = UnheardParams(**fields, unheard_of=0.5)
+        problem = await refused_by_name(backend.generate(self.prompts[0], asked), "unheard_of")
+        assert not problem, problem
+        await generate_one(backend, self.prompts[0], UnheardParams(**fields))
 
     @unless_claimed("multimodal")
     async def test_refuses_media(self, backend: Any) -> None:
