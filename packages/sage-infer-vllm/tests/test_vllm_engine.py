@@ -108,10 +108,19 @@ def test_the_capability_is_read_from_the_engine(live: Any) -> None:
     schema = capability.kv_schema
     assert (schema.dtype, schema.num_layers, schema.num_heads, schema.head_dim) == ("fp32", 30, 3, 64)
     assert schema.page_size == config.cache_config.block_size
-    assert schema.format_id.endswith("-cpu_attn")
+    assert schema.format_id.endswith(f"-cpu_attn-{isa_of(schema.page_size)}")
+    assert schema == live.backend.get_kv_schema()
     assert capability.kv_cache_capacity_gb == pytest.approx(0.75, rel=0.02)
     assert {"chat", "lora", "prefix_caching", "guided_json", "priority"} <= set(capability.features)
     assert "sleep" not in capability.features
+
+
+def isa_of(page_size: int) -> str:
+    """The instruction set that vLLM's kernels use here, whatever this version calls its function's arguments."""
+    import torch
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+    return str(_get_attn_isa(torch.float32, page_size, 64))
 
 
 def test_steps_and_batches_are_those_of_vllms_own_server(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +184,8 @@ def test_statistics_come_from_the_engine(live: Any) -> None:
 
 def test_a_chat_is_answered(live: Any) -> None:
     backend = live.backend
-    prompt = backend.render_chat([{"role": "user", "content": "What is the capital of France?"}])
+    content = [{"type": "text", "text": "What is the capital of France?"}]
+    prompt = live.run(backend.render_chat([{"role": "user", "content": content}]))
     answer = live.run(text_of(backend, prompt, SamplingParams(temperature=0, max_tokens=16)))
     assert "Paris" in answer
 
@@ -187,15 +197,14 @@ def test_tool_calls_are_parsed_and_the_template_gets_the_tools(live: Any) -> Non
             "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}},
         }
     ]
-    answer = live.backend.parse_tool_calls(
-        'Let me look.<tool_call>{"name": "clock", "arguments": {"zone": "UTC"}}</tool_call>', tools=tools
-    )
+    text = 'Let me look.<tool_call>{"name": "clock", "arguments": {"zone": "UTC"}}</tool_call>'
+    answer = live.run(live.backend.parse_tool_calls(text, tools=tools))
     assert answer.content == "Let me look."
     (call,) = answer.tool_calls
     assert (call.name, json.loads(call.arguments)) == ("clock", {"zone": "UTC"})
     broken = "<tool_call>{not JSON</tool_call>"
-    assert live.backend.parse_tool_calls(broken).content == broken
-    assert live.backend.render_chat([{"role": "user", "content": "hi"}], tools=tools).text
+    assert live.run(live.backend.parse_tool_calls(broken)).content == broken
+    assert live.run(live.backend.render_chat([{"role": "user", "content": "hi"}], tools=tools)).text
     with pytest.raises(UnsupportedFeature, match=r"vLLM has no tool parser 'nobody'; it has .*hermes"):
         live.backend._running.compat.tool_parser("nobody", live.backend._running.tokenizer)
 

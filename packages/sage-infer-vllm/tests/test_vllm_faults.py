@@ -156,9 +156,12 @@ def test_a_start_that_is_given_up_leaves_nothing(live: Any, clean: None) -> None
     async def main() -> None:
         backend, loading = live.make(), asyncio.Event()
         loop = asyncio.get_running_loop()
-        backend.on_progress = lambda stage, share: (
-            loop.call_soon_threadsafe(loading.set) if stage == "loading weights" else None
-        )
+
+        def report(stage: str, share: float | None) -> None:
+            if stage == "loading weights":
+                loop.call_soon_threadsafe(loading.set)
+
+        backend.on_progress(report)
         starting = asyncio.ensure_future(backend.start())
         await loading.wait()
         starting.cancel()
@@ -208,8 +211,9 @@ def test_presets_reach_the_engine_or_are_refused(live: Any, clean: None) -> None
         reading = asyncio.ensure_future(length(stream))
         await asyncio.sleep(0)
         await backend.close()
-        with pytest.raises(RequestCancelled):
+        with pytest.raises(RequestCancelled) as caught:
             await reading
+        assert caught.value.by == "close"
 
     live.run(main())
     with pytest.raises(CapabilityMismatch, match="keeps no KV in int8; it has fp8"):

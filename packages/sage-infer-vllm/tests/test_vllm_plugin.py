@@ -137,7 +137,11 @@ def test_work_before_start_is_refused() -> None:
         with pytest.raises(EngineDead):
             await backend.prefill("a", request_id="r")
         with pytest.raises(EngineDead):
-            backend.render_chat([{"role": "user", "content": "a"}])
+            await backend.render_chat([{"role": "user", "content": "a"}])
+        with pytest.raises(EngineDead):
+            backend.describe()
+        report = backend.report()
+        assert (report.state, report.seq, report.running) == ("starting", 1, 0)
         await backend.abort("unknown")
 
     run(main())
@@ -215,7 +219,7 @@ def test_prepare_reports_its_end(tmp_path: Path) -> None:
 
 
 def test_an_adapter_folder_must_be_one(tmp_path: Path) -> None:
-    from sage_infer_vllm.engine.running import adapter_folder
+    from sage_infer_vllm.engine.opening import adapter_folder
 
     with pytest.raises(ModelNotFound, match=r"adapter 'x': .* has no adapter_config\.json"):
         adapter_folder("x", str(tmp_path))

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
-from sage_infer.schemas import ModelDescriptor
+from sage_infer.errors import EngineDead, InvalidRequest, RequestCancelled, UnsupportedFeature
+from sage_infer.schemas import ModelDescriptor, RequestOptions
 from sage_infer_testing.loop import LoopThread
+from sage_infer_testing.waiting import eventually
 from sage_infer_vllm.embedding_backend import VLLMEmbeddingBackend
 from vllm_toys import have_vllm
 
@@ -37,7 +38,7 @@ def test_vectors_are_those_of_the_model(loop: Any, minilm: ModelDescriptor, live
         try:
             capability = backend.get_capability()
             assert capability.backend_name == "vllm-embedding"
-            assert capability.features == ("embed",)
+            assert set(capability.features) == {"embed", "priority", "deadline", "reports"}
             assert (backend.get_embedding_dim(), backend.get_max_length()) == (
                 384,
                 capability.max_sequence_length,
@@ -49,8 +50,11 @@ def test_vectors_are_those_of_the_model(loop: Any, minilm: ModelDescriptor, live
                 await backend.embed_batch(["a", "word " * 400])
             with pytest.raises(UnsupportedFeature, match="reranking needs a cross-encoder"):
                 await backend.rerank("a", ["b"])
+            with pytest.raises(UnsupportedFeature, match=r"does not support options\.tenant"):
+                await backend.embed("a", options=RequestOptions(tenant="t"))
+            assert len(await backend.embed(["a", "b"], options=RequestOptions(priority=-1))) == 2
             stats = backend.stats()
-            assert (stats.running, stats.waiting, stats.finished) == (0, 0, 4)
+            assert (stats.running, stats.waiting, stats.finished) == (0, 0, 6)
             return result.vectors
         finally:
             await backend.close()
@@ -93,7 +97,7 @@ def test_scores_are_those_of_the_cross_encoder(
         backend = VLLMEmbeddingBackend(model, **OPTIONS)
         await backend.start()
         try:
-            assert backend.get_capability().features == ("rerank",)
+            assert "rerank" in backend.get_capability().features
             result = await backend.rerank(query, documents)
             assert [hit.index for hit in result.hits] == sorted(range(3), key=lambda i: -expected[i])
             for hit in result.hits:
@@ -101,14 +105,26 @@ def test_scores_are_those_of_the_cross_encoder(
             assert len((await backend.rerank(query, documents, top_n=1)).hits) == 1
             with pytest.raises(InvalidRequest, match="top_n must be ≥ 1"):
                 await backend.rerank(query, documents, top_n=0)
-            with pytest.raises(UnsupportedFeature, match="it is a reranker"):
+            with pytest.raises(UnsupportedFeature, match="is a reranker and has no embeddings"):
                 await backend.embed("a")
+            aborted = asyncio.ensure_future(backend.rerank(query, documents * 50, request_id="r"))
+            await eventually(
+                lambda: backend.stats().waiting_prompt_tokens > 0, "the call does not begin", within_s=20
+            )
+            await backend.abort("r")
+            with pytest.raises(RequestCancelled, match="r was aborted"):
+                await aborted
+            assert len(backend._running.requests) == 0
+            with pytest.raises(RequestCancelled) as late:
+                await backend.rerank(query, documents * 50, options=RequestOptions(deadline=0.001))
+            assert late.value.by == "deadline"
             closing = asyncio.ensure_future(backend.rerank(query, documents * 50))
             await asyncio.sleep(0)
         finally:
             await backend.close()
-        with pytest.raises(Exception, match="closed"):
+        with pytest.raises(RequestCancelled, match="closed") as caught:
             await closing
+        assert caught.value.by == "close"
 
     loop(main())
 

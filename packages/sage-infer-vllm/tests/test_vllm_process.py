@@ -215,13 +215,12 @@ def test_a_worker_reports_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
             made.determine_available_memory()
     assert stages == ["load_model", "determine_available_memory"]
     assert listener.failures == [("ValueError", "no memory")]
-    assert made.sage_kv_facts() == {
-        "layers": [
-            {"kind": "SimpleNamespace", "block_size": 16, "num_heads": 2, "head_dim": 8, "dtype": "bfloat16",
-             "page_bytes": 1024}
-        ],
-        "backend": "TOY", "shape": [], "stride": [], "tensor_dtype": "",
+    layer = {
+        "kind": "SimpleNamespace", "block_size": 16, "num_heads": 2, "head_dim": 8, "value_dim": 8, "window": None,
+        "chunk": None, "tokens_per_entry": 1.0, "dtype": "bfloat16", "page_bytes": 1024, "state_bytes": 0,
+        "replicated": False, "backend": "TOY", "isa": "vec", "shape": [], "stride": [],
     }  # fmt: skip
+    assert made.sage_kv_facts() == {"layers": [layer] * 3, "bytes": 0, "rope_halves": [], "rope_dims": []}
     with pytest.raises(AttributeError, match="no attribute 'Other'"):
         _ = worker.Other
     monkeypatch.delattr(worker, "Worker", raising=False)

@@ -41,9 +41,12 @@ class ToyWorker:
         spec = SimpleNamespace(
             block_size=16, num_kv_heads=2, head_size=8, dtype="torch.bfloat16", page_size_bytes=1024
         )
-        group = SimpleNamespace(backend=SimpleNamespace(get_name=lambda: "TOY"))
+        group = SimpleNamespace(
+            backend=SimpleNamespace(get_name=lambda: "TOY"), metadata_builders=[SimpleNamespace(isa="vec")],
+            layer_names=["layers.0.attn", "layers.10.attn", "layers.2.attn"],
+        )  # fmt: skip
         self.model_runner = SimpleNamespace(
-            get_kv_cache_spec=lambda: {"layer.0": spec}, attn_groups=[[group]]
+            get_kv_cache_spec=lambda: dict.fromkeys(group.layer_names, spec), attn_groups=[[group]]
         )
 
     def load_model(self) -> str:

@@ -43,7 +43,7 @@ class Live:
 
     def __init__(self, model: ModelDescriptor, **options: Any) -> None:
         self.model, self.options = model, {**OPTIONS, **options}
-        self.stages: list[tuple[str, float]] = []
+        self.stages: list[tuple[str, float | None]] = []
         self._loop = LoopThread("vllm-live")
         self._backend: VLLMBackend | None = None
 
@@ -64,7 +64,7 @@ class Live:
     def use(self, backend: VLLMBackend) -> None:
         """Start this one in the place of the last."""
         self.stop()
-        backend.on_progress = lambda stage, share: self.stages.append((stage, share))
+        backend.on_progress(lambda stage, share: self.stages.append((stage, share)))
         self.run(backend.start())
         self._backend = backend
 

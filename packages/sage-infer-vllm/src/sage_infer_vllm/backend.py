@@ -23,8 +23,10 @@ from sage_infer.schemas import (
     ModelDescriptor,
     Prompt,
     QuantizationProfile,
+    RequestOptions,
     SamplingParams,
 )
+from sage_infer.sdk.claims import check_claims
 
 from sage_infer_vllm.base import BaseVLLMBackend
 from sage_infer_vllm.engine.running import Running
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["VLLMBackend"]
 
 FEATURES = (
-    "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline",
-    "guided_json", "guided_regex", "guided_grammar", "guided_choice", "quant_profile", "tokenize",
+    "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline", "cache_salt",
+    "guided_json", "guided_regex", "guided_grammar", "guided_choice", "quant_profile", "tokenize", "reports",
 )  # fmt: skip
 
 
@@ -90,9 +92,13 @@ class VLLMBackend(BaseVLLMBackend):
         return FEATURES
 
     def get_kv_schema(self) -> KVCacheSchema:
-        schema = self._ready().capability.kv_schema
+        running = self._ready()
+        schema = running.capability.kv_schema
         if schema is None:
-            raise UnsupportedFeature(f"model {self.model.model_id!r} keeps no KV cache")
+            raise UnsupportedFeature(
+                f"the KV cache of model {self.model.model_id!r} has no schema: "
+                f"{running.undescribed or 'the model keeps none'}"
+            )
         return schema
 
     def load_quant_profile(self, profile: QuantizationProfile) -> None:
@@ -117,14 +123,17 @@ class VLLMBackend(BaseVLLMBackend):
         params: SamplingParams,
         *,
         request_id: str | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
+        options: RequestOptions | None = None,
     ) -> list[TokenStream]:
-        running = await self._available()
+        running, options = await self._available(), options or RequestOptions()
+        given = as_prompts(prompts)
+        check_claims(
+            running.capability.features, backend=self.name, params=params, options=options, prompts=given
+        )
         check_params(params, max_logprobs=running.max_logprobs)
         adapter = running.adapter(params.adapter)
         found = await tokenize(
-            running.tokenizer, prompts, vocab_size=running.vocab_size, limit=running.max_sequence_length
+            running.tokenizer, given, vocab_size=running.vocab_size, limit=running.max_sequence_length
         )
         self._ready()  # it may have been closed while a long prompt was tokenized
         ids = request_ids(f"req-{uuid.uuid4().hex}" if request_id is None else request_id, len(found))
@@ -133,10 +142,13 @@ class VLLMBackend(BaseVLLMBackend):
         try:
             for part, prompt in zip(ids, found, strict=True):
                 delivery = running.requests.add(
-                    part, prompt_tokens=len(prompt.token_ids), logprobs=params.logprobs, deadline=deadline
+                    part,
+                    prompt_tokens=len(prompt.token_ids),
+                    logprobs=params.logprobs,
+                    deadline=options.deadline,
                 )
                 started.append(delivery)
-                await self._submit(running, delivery, prompt, params, adapter, priority)
+                await self._submit(running, delivery, prompt, params, adapter, options)
         except BaseException:
             for delivery in started:
                 delivery.stream.cancel()
@@ -151,7 +163,7 @@ class VLLMBackend(BaseVLLMBackend):
         prompt: TokenizedPrompt,
         params: SamplingParams,
         adapter: Any,
-        priority: int,
+        options: RequestOptions,
     ) -> None:
         compat, llm = running.compat, running.engine.llm
         room = running.max_sequence_length - len(prompt.token_ids)
@@ -159,10 +171,13 @@ class VLLMBackend(BaseVLLMBackend):
             sampling = engine_params(compat, params, room=room)
             collector = await llm.add_request(
                 delivery.request_id,
-                compat.tokens_input(prompt.token_ids, prompt=prompt.text),
+                compat.tokens_input(
+                    prompt.token_ids, prompt=prompt.text, cache_salt=options.cache_salt or None
+                ),
                 sampling,
                 lora_request=adapter,
-                priority=priority,
+                trace_headers=options.trace or None,
+                priority=options.priority,
             )
         except compat.EngineDeadError as error:
             raise running.dead() from error
@@ -173,39 +188,40 @@ class VLLMBackend(BaseVLLMBackend):
         if delivery.stream.finish_reason is not None:  # cancelled while it was handed over
             await compat.abort_now(llm, collector)
 
-    def render_chat(
+    async def render_chat(
         self,
         messages: Sequence[ChatMessage],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
-        tokenizer = self._ready().tokenizer
-        return render_chat(tokenizer, messages, tools=tools, add_generation_prompt=add_generation_prompt)
-
-    def tokenize(self, prompt: PromptLike) -> list[int]:
-        running = self._ready()
-        return tokens_of(
-            running.tokenizer, as_prompts(prompt)[0], "the prompt", vocab_size=running.vocab_size
+        return render_chat(
+            self._ready().tokenizer,
+            messages,
+            tools=tools,
+            template_variables=template_variables,
+            add_generation_prompt=add_generation_prompt,
         )
 
-    def detokenize(self, token_ids: Sequence[int]) -> str:
+    async def tokenize(self, prompt: PromptLike) -> list[int]:
+        running, given = self._ready(), as_prompts(prompt)
+        check_claims(running.capability.features, backend=self.name, prompts=given)
+        return await tokens_of(running.tokenizer, given[0], "the prompt", vocab_size=running.vocab_size)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
         running = self._ready()
         return text_of(running.tokenizer, token_ids, vocab_size=running.vocab_size)
 
-    def parse_tool_calls(self, text: str, *, tools: Sequence[Mapping[str, Any]] | None = None) -> ChatAnswer:
+    async def parse_tool_calls(
+        self, text: str, *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> ChatAnswer:
         running = self._ready()
         if running.parse_tools is None:
             raise UnsupportedFeature(
                 "the engine was opened without a tool parser; set the option tool_parser (hermes, llama3_json, …)"
             )
         return running.parse_tools(text, tools)
-
-    async def abort(self, request_id: str) -> None:
-        running = self._running
-        if running is not None:
-            running.requests.abort(request_id)
-            await running.requests.settled()
 
     # --- prefill and decode apart
 
@@ -215,12 +231,16 @@ class VLLMBackend(BaseVLLMBackend):
         *,
         request_id: str,
         params: SamplingParams | None = None,
+        options: RequestOptions | None = None,
+        hold_s: float | None = None,
     ) -> PrefillResult:
         self._ready()
         raise UnsupportedFeature(
             "vLLM holds no KV between two calls of one engine; use generate, or two engines with a KV connector"
         )
 
-    async def decode(self, state: DecodeState, *, request_id: str) -> DecodeResult:
+    async def decode(
+        self, state: DecodeState, *, request_id: str, options: RequestOptions | None = None
+    ) -> DecodeResult:
         self._ready()
         raise UnsupportedFeature("vLLM cannot continue a state of prefill; use generate")

@@ -6,15 +6,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sage_infer.contracts import EngineStats, Health
+from sage_infer.contracts import EngineStats, Health, ProgressReport
 from sage_infer.errors import EngineDead, RequestCancelled, SageInferError, UnsupportedFeature
-from sage_infer.models.prepared import Progress
-from sage_infer.schemas import CapabilityDescriptor, ModelDescriptor
+from sage_infer.schemas import CapabilityDescriptor, InstanceDescriptor, InstanceReport, ModelDescriptor
 
 from sage_infer_vllm.engine.capability import Service
-from sage_infer_vllm.engine.running import Running, import_compat, open_model
+from sage_infer_vllm.engine.opening import import_compat, open_model
+from sage_infer_vllm.engine.reporting import Reporter
+from sage_infer_vllm.engine.running import Running
 from sage_infer_vllm.installed import check_installed
-from sage_infer_vllm.models.kv_schema import cache_arguments
+from sage_infer_vllm.models.kv_options import cache_arguments
 from sage_infer_vllm.models.quantization import NONE, Quantization
 from sage_infer_vllm.platform import UPSTREAM, Platform
 from sage_infer_vllm.settings import VLLMSettings
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["BaseVLLMBackend"]
 
 
-def _ignore(stage: str, share: float) -> None:
-    """Where nobody wants to know."""
+def _ignore(stage: str, share: float | None) -> None:
+    """The progress of a start that nobody watches."""
 
 
 class BaseVLLMBackend:
@@ -36,7 +37,6 @@ class BaseVLLMBackend:
         platform: the table of the vendor's vLLM; subclasses set it.
         runner: which of vLLM's runners serves the model.
         model: what the backend was opened with.
-        on_progress: called with stage and share (0 to 1) while the model starts, from another thread; set it before.
     """
 
     platform: ClassVar[Platform] = UPSTREAM
@@ -46,7 +46,7 @@ class BaseVLLMBackend:
         self, model: ModelDescriptor, settings: VLLMSettings, kv_schema: Mapping[str, Any] | None
     ) -> None:
         self.model = model
-        self.on_progress: Progress = _ignore
+        self._progress: ProgressReport = _ignore
         self._settings = settings
         self._kv_schema = kv_schema
         self._quantization: Quantization = NONE
@@ -56,6 +56,8 @@ class BaseVLLMBackend:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: SageInferError | None = None
         self._closed = False
+        self._sleeping = False
+        self._reporter = Reporter(self.name, model)
 
     @property
     def name(self) -> str:
@@ -68,6 +70,9 @@ class BaseVLLMBackend:
 
     # --- life cycle
 
+    def on_progress(self, report: ProgressReport) -> None:
+        self._progress = report
+
     async def start(self) -> None:
         self._check_open()
         if self._running is None:
@@ -76,6 +81,8 @@ class BaseVLLMBackend:
             await self._start()
 
     async def _start(self) -> None:
+        self._sleeping = False
+        self._reporter.new_generation()
         running = await open_model(
             self.model,
             Service(
@@ -84,7 +91,7 @@ class BaseVLLMBackend:
             self._settings,
             kv_schema=self._kv_schema,
             quantization=self._quantization,
-            on_progress=self.on_progress,
+            on_progress=self._progress,
         )
         if self._closed:  # meanwhile
             await running.close()
@@ -101,7 +108,16 @@ class BaseVLLMBackend:
         if running is not None:
             await _end(running)
 
+    async def abort(self, request_id: str) -> None:
+        running = self._running
+        if running is not None:
+            running.requests.abort(request_id)
+            await running.requests.settled()
+
     async def health(self) -> Health:
+        return self._health()
+
+    def _health(self) -> Health:
         if self._closed:
             return Health(status="dead", reason="the backend was closed")
         if self._restarting is not None:
@@ -122,6 +138,12 @@ class BaseVLLMBackend:
         """Read from the engine's own configuration and its worker's KV cache; nothing here is a constant."""
         return self._ready().capability
 
+    def describe(self) -> InstanceDescriptor:
+        return self._reporter.describe(self._ready())
+
+    def report(self) -> InstanceReport:
+        return self._reporter.report(self.stats(), self._health(), sleeping=self._sleeping)
+
     # --- sleeping
 
     async def sleep(self, level: int = 1) -> None:
@@ -136,6 +158,7 @@ class BaseVLLMBackend:
                 "this engine cannot sleep; on a CUDA platform open it with engine_options={enable_sleep_mode: true}"
             )
         await running.engine.llm.sleep(level)
+        self._sleeping = True
 
     async def wake(self) -> None:
         """Undo ``sleep``.
@@ -147,6 +170,7 @@ class BaseVLLMBackend:
         if not running.capability.supports("sleep"):
             raise UnsupportedFeature("this engine cannot sleep, so there is nothing to wake")
         await running.engine.llm.wake_up()
+        self._sleeping = False
 
     # --- starting again
 
@@ -201,6 +225,8 @@ class BaseVLLMBackend:
 
 async def _end(running: Running) -> None:
     running.requests.fail_all(
-        lambda request_id: RequestCancelled(f"request {request_id} ended as the backend was closed")
+        lambda request_id: RequestCancelled(
+            f"request {request_id} ended as the backend was closed", by="close"
+        )
     )
     await running.close()

@@ -5,6 +5,7 @@ Imported when an engine starts and never before. Tried with vLLM 0.28, 0.30 and 
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 
 # Usage statistics go to vllm.ai unless switched off; whoever wants to send them sets the variable. Logs belong on
@@ -38,7 +39,8 @@ __all__ = [
     "AsyncLLM", "EngineDeadError", "LoRARequest", "PoolingParams", "PoolingRequestOutput",
     "RequestOutput", "RequestOutputKind", "SamplingParams", "StructuredOutputsParams", "VLLMClientError", "abort_now",
     "active_platform_plugins", "attach", "cache_dtypes", "current_platform", "engine_config", "engine_pids",
-    "max_model_len", "shut_down", "stat_logger", "tokens_input", "tool_parser", "version", "warm_up",
+    "max_model_len", "shut_down", "stat_logger", "tokens_input", "tool_parser", "torch_version", "total_kv_heads",
+    "traces", "version", "warm_up",
 ]  # fmt: skip
 
 
@@ -59,6 +61,10 @@ def engine_config(arguments: Mapping[str, Any]) -> Any:
 
 def version() -> str:
     return str(vllm.__version__)
+
+
+def torch_version() -> str:
+    return importlib.metadata.version("torch")
 
 
 def attach(collector: Any, put: Callable[[Any], None]) -> None:
@@ -126,6 +132,16 @@ async def warm_up(llm: AsyncLLM) -> None:
 def abort_now(llm: AsyncLLM, collector: Any) -> Any:
     """Abort the request behind a collector, as an awaitable."""
     return llm.abort(collector.request_id, internal=True)
+
+
+def total_kv_heads(llm: AsyncLLM) -> int:
+    """KV heads of the model over all tensor-parallel ranks."""
+    return int(llm.vllm_config.model_config.get_total_num_kv_heads())
+
+
+def traces(llm: AsyncLLM) -> bool:
+    """Whether the engine exports traces; otherwise it drops the trace context of requests."""
+    return llm.observability_config.otlp_traces_endpoint is not None
 
 
 def max_model_len(llm: AsyncLLM) -> int:

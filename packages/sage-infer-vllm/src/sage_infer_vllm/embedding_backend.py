@@ -5,12 +5,20 @@ from __future__ import annotations
 import array
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sage_infer.contracts import Truncation, check_texts
-from sage_infer.errors import InvalidRequest, RequestCancelled, SageInferError, UnsupportedFeature
-from sage_infer.schemas import EmbeddingResult, ModelDescriptor, RerankHit, RerankResult, Usage
+from sage_infer.contracts import TextLike, Truncation, as_texts, check_texts
+from sage_infer.errors import InvalidRequest, SageInferError, UnsupportedFeature
+from sage_infer.schemas import (
+    EmbeddingResult,
+    ModelDescriptor,
+    RequestOptions,
+    RerankHit,
+    RerankResult,
+    Usage,
+)
+from sage_infer.sdk.claims import check_claims
 
 from sage_infer_vllm.base import BaseVLLMBackend
 from sage_infer_vllm.engine.running import Running
@@ -47,14 +55,14 @@ class VLLMEmbeddingBackend(BaseVLLMBackend):
             eager=eager, engine_options=engine_options or {},
         )  # fmt: skip
         super().__init__(model, settings, None)
-        self._slots = asyncio.Semaphore(max_queue)
 
     @property
     def name(self) -> str:
         return f"{self.platform.backend_name}-embedding"
 
     def served_features(self, engine: VLLMEngine) -> Sequence[str]:
-        return [name for name, task in (("embed", "embed"), ("rerank", "classify")) if task in engine.tasks]
+        tasks = [name for name, task in (("embed", "embed"), ("rerank", "classify")) if task in engine.tasks]
+        return [*tasks, "priority", "deadline", "reports"]
 
     # --- what the model is
 
@@ -66,21 +74,52 @@ class VLLMEmbeddingBackend(BaseVLLMBackend):
 
     # --- embedding
 
-    async def embed(self, text: str | Sequence[int], *, truncate: Truncation = "error") -> EmbeddingResult:
-        return await self.embed_batch([text], truncate=truncate)
+    async def embed(
+        self,
+        texts: TextLike | Sequence[TextLike],
+        *,
+        truncate: Truncation = "error",
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
+    ) -> EmbeddingResult:
+        return await self._embed(as_texts(texts), self._settings.max_queue, truncate, request_id, options)
 
     async def embed_batch(
-        self, texts: Sequence[str | Sequence[int]], *, truncate: Truncation = "error"
+        self,
+        texts: Sequence[TextLike],
+        batch_size: int = 32,
+        *,
+        truncate: Truncation = "error",
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
     ) -> EmbeddingResult:
-        running = await self._available()
+        if batch_size < 1:
+            raise InvalidRequest(f"batch_size must be ≥ 1, got {batch_size}")
+        return await self._embed(texts, batch_size, truncate, request_id, options)
+
+    async def _embed(
+        self,
+        texts: Sequence[TextLike],
+        batch_size: int,
+        truncate: Truncation,
+        request_id: str | None,
+        options: RequestOptions | None,
+    ) -> EmbeddingResult:
+        running, options = await self._available(), options or RequestOptions()
         if not running.capability.supports("embed"):
-            raise UnsupportedFeature(f"model {self.model.model_id!r} gives no embeddings; it is a reranker")
+            raise UnsupportedFeature(f"model {self.model.model_id!r} is a reranker and has no embeddings")
+        check_claims(running.capability.features, backend=self.name, options=options)
         check_texts(texts, truncate)
-        tokenized = await asyncio.to_thread(
-            tokenize_texts, running.tokenizer, texts, limit=running.max_sequence_length, cut=truncate == "end",
-            vocab_size=running.vocab_size,
-        )  # fmt: skip
-        vectors = await self._run(running, "embed", tokenized)
+
+        def tokenized() -> list[TokenizedText]:
+            return tokenize_texts(
+                running.tokenizer, texts, limit=running.max_sequence_length, cut=truncate == "end",
+                vocab_size=running.vocab_size,
+            )  # fmt: skip
+
+        vectors, tokens = await self._run(
+            running, "embed", tokenized, len(texts), batch_size, request_id, options
+        )
         data = array.array("f")
         for vector in vectors:
             data.frombytes(vector.float().contiguous().numpy().tobytes())
@@ -88,61 +127,88 @@ class VLLMEmbeddingBackend(BaseVLLMBackend):
             model_id=self.model.model_id,
             dim=self.get_embedding_dim(),
             data=memoryview(data),
-            usage=Usage(prompt_tokens=sum(len(text.token_ids) for text in tokenized)),
+            usage=Usage(prompt_tokens=tokens),
         )
 
-    async def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> RerankResult:
-        running = await self._available()
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
+    ) -> RerankResult:
+        running, options = await self._available(), options or RequestOptions()
         if not running.capability.supports("rerank"):
             raise UnsupportedFeature(
                 f"model {self.model.model_id!r} is an embedding model; reranking needs a cross-encoder"
             )
+        check_claims(running.capability.features, backend=self.name, options=options)
         if top_n is not None and top_n < 1:
             raise InvalidRequest(f"top_n must be ≥ 1, got {top_n}")
         check_texts([query, *documents], "error")
-        pairs = await asyncio.to_thread(
-            tokenize_pairs, running.tokenizer, query, documents, limit=running.max_sequence_length
+
+        def tokenized() -> list[TokenizedText]:
+            return tokenize_pairs(running.tokenizer, query, documents, limit=running.max_sequence_length)
+
+        found, tokens = await self._run(
+            running, "classify", tokenized, len(documents), self._settings.max_queue, request_id, options
         )
-        scores = [float(score.flatten()[0]) for score in await self._run(running, "classify", pairs)]
+        scores = [float(score.flatten()[0]) for score in found]
         order = sorted(range(len(scores)), key=lambda index: -scores[index])
         return RerankResult(
             model_id=self.model.model_id,
             hits=tuple(RerankHit(index=index, score=scores[index]) for index in order[:top_n]),
-            usage=Usage(prompt_tokens=sum(len(pair.token_ids) for pair in pairs)),
+            usage=Usage(prompt_tokens=tokens),
         )
 
     # --- the engine
 
-    async def _run(self, running: Running, task: str, texts: Sequence[TokenizedText]) -> list[Any]:
-        """The pooler's output for each text, in their order; the first error ends the others."""
-        tasks = [asyncio.ensure_future(self._pool(running, task, text)) for text in texts]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for unfinished in tasks:
-                unfinished.cancel()
+    async def _run(
+        self,
+        running: Running,
+        task: str,
+        tokenized: Callable[[], list[TokenizedText]],
+        count: int,
+        batch_size: int,
+        request_id: str | None,
+        options: RequestOptions,
+    ) -> tuple[list[Any], int]:
+        """The pooler's output of each text, in their order, and the texts' tokens."""
+        call_id = f"pool-{uuid.uuid4().hex}" if request_id is None else request_id
+        with running.requests.call(call_id, texts=count, deadline=options.deadline) as call:
+            texts = await asyncio.to_thread(tokenized)
 
-    async def _pool(self, running: Running, task: str, text: TokenizedText) -> Any:
-        compat, request_id = running.compat, f"pool-{uuid.uuid4().hex}"
+            async def compute(index: int, text: TokenizedText) -> Any:
+                return await self._pool(running, task, text, f"{call_id}/{index}", options)
+
+            found = await call.run(
+                texts, lambda text: len(text.token_ids), compute,
+                at_once=min(batch_size, self._settings.max_queue),
+            )  # fmt: skip
+            return found, sum(len(text.token_ids) for text in texts)
+
+    async def _pool(
+        self, running: Running, task: str, text: TokenizedText, request_id: str, options: RequestOptions
+    ) -> Any:
+        compat = running.compat
         params = compat.PoolingParams(task=task)
         if text.second_from is not None:
             params.extra_kwargs = {"compressed_token_type_ids": text.second_from}
-        async with self._slots:
-            with running.requests.pooled(request_id):
-                try:
-                    async for output in running.engine.llm.encode(
-                        compat.tokens_input(text.token_ids), params, request_id
-                    ):
-                        if output.finished:
-                            return output.outputs.data
-                except asyncio.CancelledError:
-                    if self._closed:
-                        raise RequestCancelled("the request ended as the backend was closed") from None
-                    if running.stopped:
-                        raise running.dead() from None
-                    raise
-                except compat.EngineDeadError as error:
-                    raise running.dead() from error
-                except (compat.VLLMClientError, ValueError) as error:
-                    raise InvalidRequest(f"vLLM refuses the text: {str(error).splitlines()[0]}") from error
+        outputs = running.engine.llm.encode(
+            compat.tokens_input(text.token_ids),
+            params,
+            request_id,
+            trace_headers=options.trace or None,
+            priority=options.priority,
+        )
+        try:
+            async for output in outputs:
+                if output.finished:
+                    return output.outputs.data
+        except compat.EngineDeadError as error:
+            raise running.dead() from error
+        except (compat.VLLMClientError, ValueError) as error:
+            raise InvalidRequest(f"vLLM refuses the text: {str(error).splitlines()[0]}") from error
         raise SageInferError("vLLM ended the request without a result; send it again")

@@ -13,10 +13,12 @@ from sage_infer.schemas import ModelDescriptor
 
 from sage_infer_vllm.platform import Platform
 
-__all__ = ["CPU_KV_GB", "VLLMSettings", "engine_arguments", "visible_devices"]
+__all__ = ["CPU_KV_GB", "VLLMSettings", "engine_arguments", "engine_environment", "visible_devices"]
 
 CPU_KV_GB = 2.0
 """KV cache on a CPU where nobody says how much: vLLM itself would take most of the machine's memory."""
+
+_CPU_KV_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 _OURS = {
     "model": "the model that the backend is opened with",
@@ -76,7 +78,7 @@ def engine_arguments(
     batches = [n for n in (settings.max_batch_size, model.max_batch_size) if n is not None]
     fraction = settings.memory_fraction or platform.memory_fraction
     kv_gb = settings.kv_cache_gb
-    if kv_gb is None and device == "cpu" and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+    if kv_gb is None and device == "cpu" and _CPU_KV_VARIABLE not in os.environ:
         kv_gb = CPU_KV_GB
     wanted: dict[str, Any] = {
         "dtype": settings.dtype,
@@ -106,6 +108,20 @@ def engine_arguments(
             "max_lora_rank": settings.max_adapter_rank,
         }
     return {**arguments, **settings.engine_options}
+
+
+def engine_environment(
+    settings: VLLMSettings, platform: Platform, model: ModelDescriptor, device: str
+) -> dict[str, str | None]:
+    """Environment variables of an engine, None for those that it must not see.
+
+    On a CPU, vLLM's variable for the size of the KV cache would override the option ``kv_cache_gb``.
+
+    Raises:
+        InvalidRequest: as for ``visible_devices``.
+    """
+    hidden = {_CPU_KV_VARIABLE: None} if device == "cpu" and settings.kv_cache_gb is not None else {}
+    return {**visible_devices(platform, model, device), **hidden}
 
 
 def visible_devices(platform: Platform, model: ModelDescriptor, device: str) -> dict[str, str]:

@@ -49,17 +49,17 @@ def capability_of(
     settings: VLLMSettings,
     quantization: Quantization,
 ) -> CapabilityDescriptor:
-    """The descriptor of a running engine; ``schema`` is null for one without KV."""
+    """The descriptor of a running engine; ``schema`` is None for one without KV, and where none describes it."""
     config, platform = engine.config, service.platform
     dtypes = [str(dtype).removeprefix("torch.") for dtype in compat.current_platform.supported_dtypes]
     precisions = platform.precisions or tuple(_PRECISIONS[dtype] for dtype in dtypes if dtype in _PRECISIONS)
-    blocks = config.cache_config.num_gpu_blocks or 0
     features = [*service.features(engine)]
     if service.runner == "generate":
-        features += ["chat"] if getattr(tokenizer, "chat_template", None) else []
+        features += ["chat", "template_variables"] if getattr(tokenizer, "chat_template", None) else []
         features += ["prefix_caching"] if config.cache_config.enable_prefix_caching else []
         features += ["lora"] if settings.adapters else []
         features += ["tool_calls"] if settings.tool_parser else []
+    features += ["trace"] if compat.traces(engine.llm) else []
     if compat.current_platform.is_sleep_mode_available() and config.model_config.enable_sleep_mode:
         features.append("sleep")
     return CapabilityDescriptor(
@@ -68,7 +68,9 @@ def capability_of(
         hardware_backend=platform.hardware_backend or str(compat.current_platform.device_name).lower(),
         max_batch_size=config.scheduler_config.max_num_seqs,
         max_sequence_length=compat.max_model_len(engine.llm),
-        kv_cache_capacity_gb=None if schema is None else blocks * schema.bytes_per_page / 2**30,
+        kv_cache_capacity_gb=engine.kv_bytes / 2**30
+        if service.runner == "generate" and engine.kv_bytes
+        else None,
         supported_precisions=precisions,
         kv_schema=schema,
         quant_profile_id=quantization.profile_id,

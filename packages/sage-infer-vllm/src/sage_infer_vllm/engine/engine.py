@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from attrs import define, field, frozen
+from sage_infer.contracts import ProgressReport
 from sage_infer.errors import BackendUnavailable
-from sage_infer.models.prepared import Progress
 
 from sage_infer_vllm import compat
 from sage_infer_vllm.engine import worker
@@ -44,7 +44,8 @@ class VLLMEngine:
         llm: vLLM's ``AsyncLLM``.
         counters: filled by vLLM after each step.
         processes: the engine's process group.
-        kv: what the worker says of its KV cache (``worker.kv_facts``).
+        kv: what the first worker says of its KV cache (``kv_facts``).
+        kv_bytes: size of the KV cache over all workers.
         tasks: what vLLM says the model is for (``generate``, ``embed``, ``classify``, …).
         stopped: why the engine ended, once it has; empty while it lives.
     """
@@ -53,6 +54,7 @@ class VLLMEngine:
     counters: EngineCounters
     processes: EngineProcesses
     kv: Mapping[str, Any]
+    kv_bytes: int
     tasks: tuple[str, ...]
     stopped: str = ""
     _on_death: Callable[[], None] | None = field(default=None, init=False)
@@ -92,14 +94,15 @@ class VLLMEngine:
 async def start_engine(
     arguments: Callable[[str], Mapping[str, Any]],
     platform: Platform,
-    environment: Callable[[str], Mapping[str, str]],
-    progress: Progress,
+    environment: Callable[[str], Mapping[str, str | None]],
+    progress: ProgressReport,
     *,
     warm_up: bool,
 ) -> VLLMEngine:
     """Start vLLM with the engine arguments that ``arguments(device type)`` gives.
 
-    ``environment(device type)`` is set for the engine's processes. Cancelling it, as Ctrl-C does, ends them.
+    ``environment(device type)`` holds while the engine is configured, and for its processes. Cancelling this, as
+    Ctrl-C does, ends them.
 
     Raises:
         BackendUnavailable, ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: vLLM did not start.
@@ -125,14 +128,21 @@ async def start_engine(
         await asyncio.to_thread(_shut_down, started.llm, started.processes)
         raise
     progress("ready", 1.0)
-    return VLLMEngine(started.llm, started.counters, started.processes, answers[0], tuple(tasks))
+    return VLLMEngine(
+        started.llm,
+        started.counters,
+        started.processes,
+        answers[0],
+        sum(answer["bytes"] for answer in answers),
+        tuple(tasks),
+    )
 
 
 def _start(
     arguments: Callable[[str], Mapping[str, Any]],
     platform: Platform,
-    environment: Callable[[str], Mapping[str, str]],
-    progress: Progress,
+    environment: Callable[[str], Mapping[str, str | None]],
+    progress: ProgressReport,
     before: set[int | None],
 ) -> _Started:
     device = str(compat.current_platform.device_type)
@@ -148,17 +158,13 @@ def _start(
     progress("starting the engine", 0.02)
     with Listener(on_stage) as listener:
         try:
-            config = compat.engine_config(wanted)
-            variables = {
-                **environment(device),
-                ADDRESS: listener.address,
-                worker.BASE: config.parallel_config.worker_cls,
-            }
-            config.parallel_config.worker_cls = worker.CLASS
-            with _environment(variables), engine_start():
-                llm = compat.AsyncLLM.from_vllm_config(
-                    config, stat_loggers=[compat.stat_logger(counters.record)], disable_log_stats=False
-                )
+            with engine_start(), _environment({**environment(device), ADDRESS: listener.address}):
+                config = compat.engine_config(wanted)
+                base, config.parallel_config.worker_cls = config.parallel_config.worker_cls, worker.CLASS
+                with _environment({worker.BASE: base}):
+                    llm = compat.AsyncLLM.from_vllm_config(
+                        config, stat_loggers=[compat.stat_logger(counters.record)], disable_log_stats=False
+                    )
         except Exception as error:
             raised = error
         else:
@@ -214,15 +220,19 @@ def _shut_down(llm: Any, processes: EngineProcesses) -> None:
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Variables for the processes that are started meanwhile."""
+def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Variables for the engine's configuration and the processes that start meanwhile; None unsets one."""
     before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+    _set(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -18,6 +18,8 @@ class EngineCounters:
     """Filled by the stat logger that the engine calls after each step.
 
     Attributes:
+        steps: engine steps since the start.
+        step_s: seconds between the last two steps without idle time between them; None before there were two.
         running: sequences in the batch after the last step.
         waiting: requests that had not begun then.
         kv_usage: share of the KV blocks in use then, 0 to 1.
@@ -28,6 +30,8 @@ class EngineCounters:
         preemptions: times that a running request lost its KV blocks to another one.
     """
 
+    steps: int = 0
+    step_s: float | None = None
     running: int = 0
     waiting: int = 0
     kv_usage: float = 0.0
@@ -37,10 +41,12 @@ class EngineCounters:
     cache_hits: int = 0
     preemptions: int = 0
     _recent: deque[tuple[float, int, int]] = field(factory=deque)
+    _last_step: float | None = None
 
     def record(self, scheduler: Any, iteration: Any) -> None:
         """Take the statistics of one engine step; either may be None."""
         if scheduler is not None:
+            self._count_step(busy=scheduler.num_running_reqs > 0)
             self.running, self.waiting = scheduler.num_running_reqs, scheduler.num_waiting_reqs
             self.waiting += getattr(scheduler, "num_skipped_waiting_reqs", 0)
             self.kv_usage = scheduler.kv_cache_usage
@@ -56,8 +62,17 @@ class EngineCounters:
             self._recent.append((time.monotonic(), prompt, output))
             self._forget()
 
+    def _count_step(self, *, busy: bool) -> None:
+        now = time.monotonic()
+        self.steps += 1
+        if self._last_step is not None:
+            self.step_s = now - self._last_step
+        # The time until the next step is the next step's own only while requests run.
+        self._last_step = now if busy else None
+
     def clear(self) -> None:
         """Begin to count from here."""
+        self.steps, self.step_s, self._last_step = 0, None, None
         self.prompt_tokens = self.output_tokens = self.cache_queries = self.cache_hits = self.preemptions = 0
         self._recent.clear()
 

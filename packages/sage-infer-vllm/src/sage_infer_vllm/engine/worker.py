@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from sage_infer_vllm.engine.kv_facts import kv_facts
 from sage_infer_vllm.engine.news import tell, tell_failure
 
 __all__ = ["BASE", "CLASS", "STAGES"]
@@ -44,32 +45,6 @@ def _reporting(base: type[Any]) -> type[Any]:
     methods: dict[str, Any] = {name: wrap(name) for name in STAGES}
     reporting = type("Worker", (base,), {**methods, "sage_kv_facts": kv_facts, "__module__": __name__})
     return reporting
-
-
-def kv_facts(worker: Any) -> dict[str, Any]:
-    """What the worker's KV cache is, in plain data: the specs of its layers and the first layer's tensor."""
-    runner = worker.model_runner
-    specs = runner.get_kv_cache_spec()
-    tensors = [tensor for tensor in getattr(runner, "kv_caches", ()) if hasattr(tensor, "shape")]
-    layers = [
-        {
-            "kind": type(spec).__name__,
-            "block_size": int(spec.block_size),
-            "num_heads": int(getattr(spec, "num_kv_heads", 0)),
-            "head_dim": int(getattr(spec, "head_size", 0)),
-            "dtype": str(getattr(spec, "dtype", "")).removeprefix("torch."),
-            "page_bytes": int(spec.page_size_bytes),
-        }
-        for spec in specs.values()
-    ]
-    groups = [group for groups in getattr(runner, "attn_groups", ()) for group in groups]
-    return {
-        "layers": layers,
-        "backend": groups[0].backend.get_name() if groups else "",
-        "shape": [int(n) for n in tensors[0].shape] if tensors else [],
-        "stride": [int(n) for n in tensors[0].stride()] if tensors else [],
-        "tensor_dtype": str(tensors[0].dtype).removeprefix("torch.") if tensors else "",
-    }
 
 
 def __getattr__(name: str) -> Any:

@@ -1,157 +1,234 @@
-"""The KV cache's form: what a user may ask for in vLLM's words, and the running engine's cache as a schema."""
+"""The running engine's KV cache as a schema, or the reason why no schema describes it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sage_infer.errors import CapabilityMismatch, InvalidRequest
-from sage_infer.schemas import KVCacheSchema
+from sage_infer.errors import SchemaError
+from sage_infer.schemas import KVCacheSchema, KVGroup
 
-from sage_infer_vllm.platform import Platform
+__all__ = ["KV_DTYPES", "describe_kv"]
 
-__all__ = ["cache_arguments", "known_cache_dtypes", "kv_schema_of"]
-
-_PRESETS = {
-    "fp16": ("fp16", ("float16",)),
-    "bf16": ("bf16", ("bfloat16",)),
-    "fp8": ("fp8_e4m3", ("fp8", "fp8_e4m3")),
-    "int8": ("int8", ("int8_per_token_head",)),
-    "int4": ("int4", ("int4_per_token_head",)),
-}
-"""Preset → dtype of the schemas, and vLLM's names for it, the most usual first."""
-
-_DTYPES = {
+KV_DTYPES = {
     "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "fp8_e4m3", "float8_e4m3fn": "fp8_e4m3",
     "float8_e5m2": "fp8_e5m2", "int8": "int8",
 }  # fmt: skip
-_FULL = {"fp32", "fp16", "bf16"}
+"""Names of torch's types → dtypes of the schemas."""
+
+_FLOATS = {"fp32", "fp16", "bf16"}
 _SCALES: Mapping[str, dict[str, Any]] = {
     "tensor": {"scale_dtype": "fp32", "scale_granularity": "tensor"},
     "token_head": {"scale_dtype": "fp32", "scale_granularity": "token_head"},
 }
+_PAGED = {
+    "FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "SlidingWindowMLASpec", "ChunkedLocalAttentionSpec",
+}  # fmt: skip
+_STATE = "MambaSpec"
+_NO_KV = "EncoderOnlyAttentionSpec"
+# Kernels of vLLM's CPU attention that keep a head's keys of a page as [dim, token], as was probed.
+_TRANSPOSED_KEYS = {"vec", "vec16"}
 
 
-def cache_arguments(
-    kv_schema: Mapping[str, Any] | None, platform: Platform, supported: Sequence[str] | None
-) -> dict[str, Any]:
-    """The option ``kv_schema`` (``preset``, ``page_size``) as vLLM's ``kv_cache_dtype`` and ``block_size``.
+class _Undescribed(Exception):
+    """No schema describes this cache; the text says why."""
 
-    ``supported`` are the cache dtypes of the platform as vLLM names them; None where they are not known yet, so
-    that only the table of the platform can refuse.
 
-    Raises:
-        CapabilityMismatch: the platform has no such KV cache; the message names those that it has.
-        InvalidRequest: the option has an unknown key or a value that is no page size.
+def describe_kv(
+    facts: Mapping[str, Any], *, cache_dtype: str, version: str, ranks: int, total_heads: int
+) -> tuple[KVCacheSchema | None, str]:
+    """The KV cache that a worker reports (``kv_facts``) as a schema that is exact to the byte.
+
+    Args:
+        cache_dtype: vLLM's ``kv_cache_dtype`` in force.
+        version: vLLM's.
+        ranks: tensor-parallel ranks.
+        total_heads: the model's KV heads over all ranks.
+
+    Returns:
+        The schema, and an empty text; or None, and the reason. A model without KV has neither.
     """
-    wanted = dict(kv_schema or {})
-    preset, page_size = wanted.pop("preset", None), wanted.pop("page_size", None)
-    if wanted:
-        raise InvalidRequest(f"kv_schema has no key {next(iter(wanted))!r}; it has preset and page_size")
-    arguments: dict[str, Any] = {}
-    if preset is not None:
-        arguments["kv_cache_dtype"] = _cache_dtype(preset, platform, supported)
-    if page_size is not None:
-        if isinstance(page_size, bool) or not isinstance(page_size, int) or page_size < 1:
-            raise InvalidRequest(f"kv_schema.page_size must be a number of tokens ≥ 1, got {page_size!r}")
-        if platform.block_sizes and page_size not in platform.block_sizes:
-            sizes = ", ".join(map(str, platform.block_sizes))
-            raise CapabilityMismatch(
-                f"{platform.backend_name} has KV pages of {sizes} tokens, not {page_size}; leave page_size out"
-            )
-        arguments["block_size"] = page_size
-    return arguments
-
-
-def _cache_dtype(preset: str, platform: Platform, supported: Sequence[str] | None) -> str:
-    if preset not in _PRESETS:
-        raise CapabilityMismatch(f"no KV preset {preset!r}; choose one of {', '.join(_PRESETS)}")
-    dtype, names = _PRESETS[preset]
-    if platform.kv_dtypes is not None:
-        if dtype in platform.kv_dtypes:
-            return platform.kv_dtypes[dtype]
-        has = [name for name, (known, _) in _PRESETS.items() if known in platform.kv_dtypes]
-        raise CapabilityMismatch(_refusal(platform.backend_name, preset, has))
-    if supported is None:
-        return names[0]
-    for name in names:
-        if name in supported:
-            return name
-    if dtype in _FULL:
-        # The platform keeps KV in the model's own precision, and "auto" says so; start() compares afterwards.
-        return "auto"
-    has = [name for name, (_, choices) in _PRESETS.items() if set(choices) & set(supported)]
-    raise CapabilityMismatch(_refusal("vLLM's attention on this platform", preset, has))
-
-
-def _refusal(who: str, preset: str, has: Sequence[str]) -> str:
-    able = ", ".join(has) if has else "none"
-    return (
-        f"{who} keeps no KV in {preset}; it has {able}, and the model's own precision where none is asked for"
-    )
-
-
-def known_cache_dtypes(attention: Any) -> list[str]:
-    """Cache dtypes of an attention backend's class."""
-    return [str(name) for name in getattr(attention, "supported_kv_cache_dtypes", ())]
-
-
-def kv_schema_of(facts: Mapping[str, Any], *, cache_dtype: str, version: str) -> KVCacheSchema | None:
-    """The KV cache that a worker has told of (``worker.kv_facts``), checked to the byte; None where there is none.
-
-    Raises:
-        CapabilityMismatch: layers differ, or a layer's bytes are not those of its numbers.
-    """
-    layers = [layer for layer in facts["layers"] if layer["num_heads"] and layer["head_dim"]]
+    layers = [layer for layer in facts["layers"] if layer["kind"] != _NO_KV]
     if not layers:
-        return None
-    first = layers[0]
-    if any(layer != first for layer in layers):
-        raise CapabilityMismatch(
-            f"the model's {len(layers)} layers keep KV in different forms, which a KVCacheSchema cannot describe"
-        )
-    dtype, scales = _dtype_of(first["dtype"], cache_dtype)
+        return None, ""
+    try:
+        return _schema(layers, facts, cache_dtype, version, ranks, total_heads), ""
+    except _Undescribed as reason:
+        return None, str(reason)
+    except SchemaError as error:
+        return None, f"vLLM's KV cache makes no schema: {error.problems[0]}"
+
+
+def _schema(
+    layers: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    cache_dtype: str,
+    version: str,
+    ranks: int,
+    total_heads: int,
+) -> KVCacheSchema:
+    for layer in layers:
+        if layer["kind"] not in {*_PAGED, _STATE}:
+            raise _Undescribed(f"vLLM keeps layers as {layer['kind']}, which no schema describes")
+        if layer["tokens_per_entry"] != 1:
+            raise _Undescribed(
+                f"vLLM keeps one entry for {layer['tokens_per_entry']:g} tokens, and a schema has one per token"
+            )
+    paged = [layer for layer in layers if layer["kind"] != _STATE]
+    if not paged:
+        raise _Undescribed("the model keeps a state per sequence and no KV per token")
+    first = next((layer for layer in paged if _attention(layer) == ("full", None)), paged[0])
+    shards = {_shards(layer, ranks, total_heads) for layer in paged}
+    if len(shards) > 1:
+        raise _Undescribed("tensor-parallel ranks split the KV heads of some layers and replicate others'")
+    (split,) = shards
+    numbers = _numbers(first, cache_dtype, split)
+    dtype, scales = _dtype_of(first, cache_dtype)
+    orders = {_orders(layer) for layer in paged}
+    if len(orders) > 1:
+        raise _Undescribed("layers lay the axes of a page out in different orders")
+    ((axis_order, key_axis_order),) = orders
     schema = KVCacheSchema(
-        dtype=dtype,  # type: ignore[arg-type]  # the mapping's values are KVDtypes
-        page_size=first["block_size"],
+        **{**numbers, "dtype": dtype},
         num_layers=len(layers),
-        num_heads=first["num_heads"],
-        head_dim=first["head_dim"],
-        axis_order=axis_order(facts["shape"], facts["stride"], first),
-        format_id=f"vllm-{version}-{facts['backend'] or 'unknown'}".lower(),
+        axis_order=axis_order,
+        key_axis_order=key_axis_order,
+        format_id=_format_id(layers, version),
+        shards=split,
+        groups=_groups(layers, numbers, cache_dtype, split, ranks),
+        **_rope(facts, first["head_dim"]),
         **scales,
     )
-    if schema.bytes_per_page != first["page_bytes"] * len(layers):
-        raise CapabilityMismatch(
-            f"vLLM keeps a KV page in {first['page_bytes']} bytes a layer where {dtype} means "
-            f"{schema.bytes_per_page // len(layers)}"
-        )
+    _check_bytes(schema, layers, split)
     return schema
 
 
-def _dtype_of(torch_dtype: str, cache_dtype: str) -> tuple[str, dict[str, Any]]:
+def _numbers(layer: Mapping[str, Any], cache_dtype: str, shards: int) -> dict[str, Any]:
+    """A layer's own numbers, by the names that ``KVGroup`` and ``KVCacheSchema`` share."""
+    dim, value_dim = layer["head_dim"], layer["value_dim"]
+    return {
+        "page_size": layer["block_size"],
+        "num_heads": layer["num_heads"] * shards,
+        "head_dim": dim,
+        "value_dim": None if value_dim == dim else value_dim,
+        "dtype": _dtype_of(layer, cache_dtype)[0],
+    }
+
+
+def _attention(layer: Mapping[str, Any]) -> tuple[str, int | None]:
+    """Kind and window of a layer. vLLM can keep all tokens of a layer that sees a window; the model decides here."""
+    if layer["window"] is not None:
+        return "sliding", layer["window"]
+    if layer["chunk"] is not None:
+        return "chunked", layer["chunk"]
+    return ("state", None) if layer["kind"] == _STATE else ("full", None)
+
+
+def _shards(layer: Mapping[str, Any], ranks: int, total_heads: int) -> int:
+    """Ranks that the layer's heads are split over; MLA's one head is replicated."""
+    if layer["num_heads"] == 1 and layer["value_dim"] == 0:
+        return 1
+    per_rank: int = layer["num_heads"]
+    return min(ranks, max(total_heads // per_rank, 1))
+
+
+def _groups(
+    layers: Sequence[Mapping[str, Any]],
+    numbers: Mapping[str, Any],
+    cache_dtype: str,
+    shards: int,
+    ranks: int,
+) -> tuple[KVGroup, ...]:
+    """Layers of one form together; empty where all hold full attention with the schema's numbers."""
+    members: dict[tuple[Any, ...], list[int]] = {}
+    for index, layer in enumerate(layers):
+        kind, window = _attention(layer)
+        if kind == "state":
+            own: dict[str, Any] = {
+                "kind": kind, "state_bytes": layer["state_bytes"] * (1 if layer["replicated"] else ranks),
+            }  # fmt: skip
+        else:
+            given = _numbers(layer, cache_dtype, shards)
+            if given["value_dim"] is None and numbers["value_dim"] is not None:
+                given["value_dim"] = given["head_dim"]
+            own = {"kind": kind, "window": window}
+            own |= {name: value for name, value in given.items() if value != numbers[name]}
+        members.setdefault(tuple(sorted(own.items())), []).append(index)
+    if list(members) == [(("kind", "full"), ("window", None))]:
+        return ()
+    return tuple(KVGroup(layers=tuple(indices), **dict(own)) for own, indices in members.items())
+
+
+def _check_bytes(schema: KVCacheSchema, layers: Sequence[Mapping[str, Any]], shards: int) -> None:
+    """The schema's bytes are those of the engine, layer by layer."""
+    groups = schema.groups or (KVGroup(layers=tuple(range(len(layers)))),)
+    for group in groups:
+        layer = layers[group.layers[0]]
+        if group.kind == "state":
+            continue
+        expected = schema.of_group(group).bytes_per_page // len(group.layers)
+        found = layer["page_bytes"] * shards
+        if expected != found:
+            raise _Undescribed(
+                f"vLLM keeps a page of {layer['block_size']} tokens in {found} bytes a layer, where "
+                f"{schema.of_group(group).dtype} means {expected}"
+            )
+
+
+def _dtype_of(layer: Mapping[str, Any], cache_dtype: str) -> tuple[str, dict[str, Any]]:
     """Dtype of the schemas and the scales that go with it."""
+    torch_dtype = layer["dtype"]
+    dtype = KV_DTYPES.get(torch_dtype)
+    if dtype in _FLOATS:  # also a layer that a quantized cache leaves out
+        return dtype, {}
     if "int4" in cache_dtype:
         return "int4", _SCALES["token_head"]
     if cache_dtype == "fp8_e5m2":
         return "fp8_e5m2", _SCALES["tensor"]
-    dtype = _DTYPES.get(torch_dtype)
     if dtype is None:
-        raise CapabilityMismatch(f"KV of vLLM's type {torch_dtype} ({cache_dtype}) has no schema")
-    if dtype in _FULL:
-        return dtype, {}
+        raise _Undescribed(f"no schema has KV of vLLM's type {torch_dtype} ({cache_dtype})")
     return dtype, _SCALES["token_head" if "per_token_head" in cache_dtype else "tensor"]
 
 
-def axis_order(shape: Sequence[int], stride: Sequence[int], layer: Mapping[str, Any]) -> tuple[str, ...]:
-    """Order of the axes inside one page, slowest first, from the shape and strides of a layer's tensor.
+def _format_id(layers: Sequence[Mapping[str, Any]], version: str) -> str:
+    """Names what decides the bytes besides the schema's numbers: vLLM's version, its kernels and their ISA."""
+    kernels = dict.fromkeys(
+        "-".join(filter(None, (layer["backend"] or "unknown", layer["isa"]))) for layer in layers
+    )
+    return f"vllm-{version}-{'+'.join(kernels)}".lower()
 
-    Every layer has a tensor of its own, so ``layer`` comes first. A last axis of twice the head size, as on the CPU,
-    is a page's keys and values of one head one after the other.
+
+def _rope(facts: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    halves, dims = facts["rope_halves"], facts["rope_dims"]
+    if not halves:
+        return {"rope": "none"}
+    if len(halves) > 1 or len(dims) > 1:
+        raise _Undescribed("the model's rotary embeddings differ in form from layer to layer")
+    rotated = {"rope_dim": dims[0]} if 0 < dims[0] < head_dim else {}
+    return {"rope": "half" if halves[0] else "interleaved", **rotated}
+
+
+def _orders(layer: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Order of the axes inside one page, slowest first, and the keys' own order where it differs.
+
+    Every layer has a tensor of its own, so ``layer`` comes first. Shapes of no known kind are taken for vLLM's most
+    usual one; ``format_id`` keeps them apart.
     """
-    heads, tokens, dim = layer["num_heads"], layer["block_size"], layer["head_dim"]
-    if list(shape[1:]) == [heads, tokens, 2 * dim]:
-        return ("layer", "head", "kv", "token", "dim")
+    shape, stride = layer["shape"], layer["stride"]
+    heads, tokens, dim, value_dim = (
+        layer["num_heads"],
+        layer["block_size"],
+        layer["head_dim"],
+        layer["value_dim"],
+    )
+    if value_dim == 0 and heads == 1:
+        return ("layer", "kv", "head", "token", "dim"), None
+    if list(shape[1:]) == [heads, tokens, dim + value_dim]:
+        if layer["backend"] == "CPU_ATTN":  # a head's keys of the page, then its values
+            transposed = ("layer", "head", "kv", "dim", "token") if layer["isa"] in _TRANSPOSED_KEYS else None
+            return ("layer", "head", "kv", "token", "dim"), transposed
+        outer = ("head", "token") if stride[1] >= stride[2] else ("token", "head")
+        return ("layer", *outer, "kv", "dim"), None
     names = {"kv": 2, "token": tokens, "head": heads, "dim": dim}
     found: dict[str, int] = {}
     for size, step in zip(shape, stride, strict=True):
@@ -159,5 +236,5 @@ def axis_order(shape: Sequence[int], stride: Sequence[int], layer: Mapping[str, 
         if name is not None:
             found[name] = step
     if set(found) != set(names):
-        return ("layer", "kv", "token", "head", "dim")
-    return ("layer", *sorted(found, key=lambda name: -found[name]))
+        return ("layer", "kv", "token", "head", "dim"), None
+    return ("layer", *sorted(found, key=lambda name: -found[name])), None

@@ -11,36 +11,45 @@ from sage_infer.schemas import Prompt
 
 __all__ = ["render_chat"]
 
+_NO_VARIABLES = {
+    "conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
+    "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+    "tokenizer_kwargs", "processor_kwargs",
+}  # fmt: skip
+"""Arguments of transformers' ``apply_chat_template`` that are not variables of a template."""
+
 
 def render_chat(
     tokenizer: Any,
     messages: Sequence[ChatMessage],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    template_variables: Mapping[str, Any] | None = None,
     add_generation_prompt: bool = True,
 ) -> Prompt:
     """The chat as text that needs no further special tokens.
 
     Raises:
-        UnsupportedFeature: the model has no chat template.
-        InvalidRequest: no messages, one without a role, a user's without content, or the template refuses them.
+        UnsupportedFeature: the model has no chat template, or a message has media.
+        InvalidRequest: no messages, one without a role, a user's without content, a template variable of a name that
+            is taken, or the template refuses them.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise UnsupportedFeature("the model has no chat template; give the prompt as text")
+        raise UnsupportedFeature("the model has no chat template; pass the prompt as text")
     if not messages:
         raise InvalidRequest("no messages; expected at least one")
-    for index, message in enumerate(messages):
-        role = message.get("role")
-        if not isinstance(role, str) or not role:
-            raise InvalidRequest(f"message {index} has no role; expected system, user, assistant or tool")
-        if role == "user" and message.get("content") is None:
-            raise InvalidRequest(f"message {index} of the user has no content")
+    variables = dict(template_variables or {})
+    taken = sorted(_NO_VARIABLES & set(variables))
+    if taken:
+        raise InvalidRequest(f"template_variables cannot set {', '.join(taken)}; these names are taken")
+    conversation = [_message(index, message) for index, message in enumerate(messages)]
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
+            conversation,
             tools=[dict(tool) for tool in tools] if tools else None,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
+            **variables,
         )
     except Exception as error:  # a template is a program over the caller's data, and can fail in any way
         what = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -48,3 +57,23 @@ def render_chat(
             f"the model's chat template fails on these messages ({what}); check each message's role and content"
         ) from error
     return Prompt(text=str(text), add_special_tokens=False)
+
+
+def _message(index: int, message: ChatMessage) -> dict[str, Any]:
+    """The message with its text parts joined, as templates of text models want it."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise InvalidRequest(f"message {index} has no role; expected system, user, assistant or tool")
+    if role == "user" and content is None:
+        raise InvalidRequest(f"message {index} of the user has no content")
+    if isinstance(content, str) or not isinstance(content, Sequence):
+        return dict(message)
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text":
+            raise UnsupportedFeature(
+                f"message {index} has a content part of type {kind!r}; this backend reads parts of type text only"
+            )
+        texts.append(str(part.get("text", "")))
+    return {**message, "content": "\n".join(texts)}

@@ -20,8 +20,8 @@ class Delivery:
     whatever reason.
     """
 
-    __slots__ = ("_cached", "_ended", "_first", "_prompt", "_queue_s", "_started", "collector", "lengths",
-                 "logprobs", "reason", "request_id", "stream")  # fmt: skip
+    __slots__ = ("_cached", "_ended", "_first", "_queue_s", "collector", "lengths", "logprobs", "prompt_tokens",
+                 "reason", "request_id", "started", "stream")  # fmt: skip
 
     def __init__(
         self,
@@ -39,11 +39,21 @@ class Delivery:
         self.lengths: dict[int, int] = {}
         self.reason: FinishReason = "stop"
         self._ended: Callable[[Delivery], None] | None = ended
-        self._prompt = prompt_tokens
+        self.prompt_tokens = prompt_tokens
         self._cached = 0
         self._queue_s = 0.0
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
         self._first = 0.0
+
+    @property
+    def has_output(self) -> bool:
+        """Whether the first token has come."""
+        return self._first > 0
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the prompt and of the output so far."""
+        return self.prompt_tokens + sum(self.lengths.values())
 
     def take(self, output: Any) -> None:
         """An output of the engine: one step's tokens of one or more completions, or the error that ended it."""
@@ -77,7 +87,7 @@ class Delivery:
 
     def usage(self) -> Usage:
         return Usage(
-            prompt_tokens=self._prompt,
+            prompt_tokens=self.prompt_tokens,
             completion_tokens=sum(self.lengths.values()),
             cached_tokens=self._cached,
         )
@@ -86,11 +96,11 @@ class Delivery:
         now = time.perf_counter()
         first = self._first or now
         gaps = max(self.lengths.values(), default=0) - 1
-        ttft = first - self._started
+        ttft = first - self.started
         return Timing(
             queue_s=min(self._queue_s, ttft),
             ttft_s=ttft,
-            total_s=now - self._started,
+            total_s=now - self.started,
             inter_token_s=(now - first) / gaps if gaps > 0 else None,
         )
 

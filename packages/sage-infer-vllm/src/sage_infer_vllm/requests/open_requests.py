@@ -11,6 +11,7 @@ from typing import Any
 from sage_infer.errors import InvalidRequest, Overloaded, RequestCancelled, SageInferError
 
 from sage_infer_vllm.requests.delivery import Delivery
+from sage_infer_vllm.requests.pooling import PoolingCall
 
 __all__ = ["OpenRequests"]
 
@@ -26,13 +27,21 @@ class OpenRequests:
         self._abort = abort
         self._open: dict[str, Delivery | None] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
-        self._pooled: set[asyncio.Task[Any]] = set()
+        self._calls: dict[str, PoolingCall] = {}
         self._waiters: list[asyncio.Future[None]] = []
         self._failed: Callable[[str], SageInferError] | None = None
         self._last_end, self._end_interval = time.perf_counter(), 1.0
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._open) + sum(call.texts for call in self._calls.values())
+
+    def deliveries(self) -> list[Delivery]:
+        """The open requests that have a stream."""
+        return [delivery for delivery in self._open.values() if delivery is not None]
+
+    def calls(self) -> list[PoolingCall]:
+        """The open calls of the pooling runner."""
+        return list(self._calls.values())
 
     def reserve(self, ids: Sequence[str]) -> None:
         """Take these ids, all or none.
@@ -44,17 +53,13 @@ class OpenRequests:
         """
         for request_id in ids:
             self._check(request_id)
-            if request_id in self._open:
-                raise InvalidRequest(f"request id {request_id!r} is in use; ids must be unique")
+            self._check_unique(request_id)
         if len(ids) > self._max_open:
             raise InvalidRequest(
                 f"{len(ids)} prompts in one call, and the limit is {self._max_open} (max_queue)"
             )
-        if len(self._open) + len(ids) > self._max_open:
-            raise Overloaded(
-                f"{len(self._open)} requests are open, and the limit is {self._max_open}; try again later",
-                retry_after=min(max(self._end_interval, _RETRY_S[0]), _RETRY_S[1]),
-            )
+        if len(self) + len(ids) > self._max_open:
+            raise self._overloaded()
         self._open.update(dict.fromkeys(ids))
 
     def release(self, ids: Sequence[str]) -> None:
@@ -64,22 +69,32 @@ class OpenRequests:
                 del self._open[request_id]
 
     @contextmanager
-    def pooled(self, request_id: str) -> Iterator[None]:
-        """A request without a stream is open in this block; ``fail_all`` cancels the task that runs it.
+    def call(self, request_id: str, *, texts: int, deadline: float | None) -> Iterator[PoolingCall]:
+        """A call of the pooling runner is open in this block; ``abort``, the deadline and ``fail_all`` stop it.
 
         Raises:
+            InvalidRequest: the id is in use.
+            Overloaded: too many texts are open.
             SageInferError: all have failed already.
         """
         self._check(request_id)
-        task = asyncio.current_task()
-        assert task is not None, "used in a coroutine"
-        self._open[request_id] = None
-        self._pooled.add(task)
+        self._check_unique(request_id)
+        if len(self) and len(self) + texts > self._max_open:
+            raise self._overloaded()
+        call, timer = PoolingCall(request_id, texts), None
+        if deadline is not None:
+            late = RequestCancelled(
+                f"request {request_id} did not end within its {deadline:g} s", by="deadline"
+            )
+            timer = asyncio.get_running_loop().call_later(deadline, call.stop, late)
+        self._calls[request_id] = call
         try:
-            yield
+            yield call
         finally:
-            self._pooled.discard(task)
-            self._forget_id(request_id)
+            if timer is not None:
+                timer.cancel()
+            del self._calls[request_id]
+            self._count_end(texts if call.begun else 0)
 
     def add(
         self, request_id: str, *, prompt_tokens: int, logprobs: int | None, deadline: float | None
@@ -96,7 +111,9 @@ class OpenRequests:
             request_id, prompt_tokens=prompt_tokens, logprobs=logprobs, cancel=self._cancelled, ended=ended
         )
         if deadline is not None:
-            late = RequestCancelled(f"request {request_id} did not end within its {deadline:g} s")
+            late = RequestCancelled(
+                f"request {request_id} did not end within its {deadline:g} s", by="deadline"
+            )
             timer = asyncio.get_running_loop().call_later(deadline, self._stop, delivery, late)
         self._open[request_id] = delivery
         return delivery
@@ -104,9 +121,11 @@ class OpenRequests:
     def abort(self, request_id: str) -> None:
         """End a request and its parts with ``RequestCancelled``; unknown ids are ignored."""
         parts = f"{request_id}/"
-        for delivery in self._deliveries():
+        for delivery in self.deliveries():
             if delivery.request_id == request_id or delivery.request_id.startswith(parts):
                 self._stop(delivery, RequestCancelled(f"request {delivery.request_id} was aborted"))
+        if request_id in self._calls:
+            self._calls[request_id].stop(RequestCancelled(f"request {request_id} was aborted"))
 
     def fail_all(self, error: Callable[[str], SageInferError]) -> None:
         """End every request with ``error(request id)``, and refuse with it those that come late.
@@ -114,10 +133,10 @@ class OpenRequests:
         One whose text is still being tokenized is such a one: an engine that has stopped would never answer it.
         """
         self._failed = error
-        for delivery in self._deliveries():
+        for delivery in self.deliveries():
             self._stop(delivery, error(delivery.request_id))
-        for task in self._pooled:
-            task.cancel()
+        for call in self.calls():
+            call.stop(error(call.request_id))
 
     async def settled(self) -> None:
         """Wait until the engine has been told of every request that ended early."""
@@ -134,8 +153,15 @@ class OpenRequests:
         if self._failed is not None:
             raise self._failed(request_id)
 
-    def _deliveries(self) -> list[Delivery]:
-        return [delivery for delivery in self._open.values() if delivery is not None]
+    def _check_unique(self, request_id: str) -> None:
+        if request_id in self._open or request_id in self._calls:
+            raise InvalidRequest(f"request id {request_id!r} is in use; ids must be unique")
+
+    def _overloaded(self) -> Overloaded:
+        return Overloaded(
+            f"{len(self)} requests are open, and the limit is {self._max_open}; try again later",
+            retry_after=min(max(self._end_interval, _RETRY_S[0]), _RETRY_S[1]),
+        )
 
     def _cancelled(self, delivery: Delivery) -> None:
         """The stream's reader has gone."""
@@ -155,11 +181,11 @@ class OpenRequests:
             task.exception()  # a dead engine has nothing left to abort
 
     def _ended(self, delivery: Delivery) -> None:
-        self._forget_id(delivery.request_id)
+        del self._open[delivery.request_id]
+        self._count_end(1)
 
-    def _forget_id(self, request_id: str) -> None:
-        del self._open[request_id]
-        self.finished += 1
+    def _count_end(self, requests: int) -> None:
+        self.finished += requests
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attrs import frozen
-from sage_infer.contracts import PromptLike, as_prompts
-from sage_infer.errors import InvalidRequest, UnsupportedFeature
+from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import Prompt
 
 __all__ = ["TokenizedPrompt", "text_of", "tokenize", "tokens_of"]
@@ -23,25 +22,20 @@ class TokenizedPrompt:
 
 
 async def tokenize(
-    tokenizer: Any, prompts: PromptLike | Sequence[PromptLike], *, vocab_size: int, limit: int
+    tokenizer: Any, prompts: Sequence[Prompt], *, vocab_size: int, limit: int
 ) -> list[TokenizedPrompt]:
     """Every prompt's token ids.
 
     Raises:
         InvalidRequest: there are no prompts; one is empty, leaves no room for output within ``limit`` tokens, or
             has a token id outside the vocabulary.
-        UnsupportedFeature: a prompt has media.
     """
-    found = as_prompts(prompts)
-    if not found:
+    if not prompts:
         raise InvalidRequest("no prompts; expected at least one")
     tokenized = []
-    for index, prompt in enumerate(found):
-        which = "prompt" if len(found) == 1 else f"prompt {index}"
-        if len(prompt.text or "") <= _INLINE_CHARACTERS:
-            ids = tokens_of(tokenizer, prompt, which, vocab_size=vocab_size)
-        else:
-            ids = await asyncio.to_thread(tokens_of, tokenizer, prompt, which, vocab_size=vocab_size)
+    for index, prompt in enumerate(prompts):
+        which = "prompt" if len(prompts) == 1 else f"prompt {index}"
+        ids = await tokens_of(tokenizer, prompt, which, vocab_size=vocab_size)
         if len(ids) >= limit:
             raise InvalidRequest(
                 f"{which} has {len(ids)} tokens, and the limit is {limit} for prompt and output together; shorten it"
@@ -50,19 +44,20 @@ async def tokenize(
     return tokenized
 
 
-def tokens_of(tokenizer: Any, prompt: Prompt, which: str, *, vocab_size: int) -> list[int]:
+async def tokens_of(tokenizer: Any, prompt: Prompt, which: str, *, vocab_size: int) -> list[int]:
     """One prompt's token ids, however many they are. ``which`` names it in errors.
 
     Raises:
         InvalidRequest: there are none, or one is outside the vocabulary.
-        UnsupportedFeature: it has media.
     """
-    if prompt.media:
-        raise UnsupportedFeature(f"{which} has media, and this backend reads text only")
     if prompt.token_ids is not None:
         ids = list(prompt.token_ids)
     else:
-        ids = list(tokenizer.encode(prompt.text or "", add_special_tokens=prompt.add_special_tokens))
+        text = prompt.text or ""
+        if len(text) <= _INLINE_CHARACTERS:
+            ids = _encode(tokenizer, text, prompt.add_special_tokens)
+        else:
+            ids = await asyncio.to_thread(_encode, tokenizer, text, prompt.add_special_tokens)
     if not ids:
         raise InvalidRequest(f"{which} has no tokens; expected some text")
     _check_range(ids, which, vocab_size)
@@ -81,6 +76,10 @@ def text_of(tokenizer: Any, token_ids: Sequence[int], *, vocab_size: int) -> str
     return str(
         tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     )
+
+
+def _encode(tokenizer: Any, text: str, add_special_tokens: bool) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
 
 def _check_range(ids: Sequence[int], which: str, vocab_size: int) -> None:

@@ -1,0 +1,120 @@
+"""What a worker's KV cache is, read from its model runner as plain data. Runs in vLLM's worker processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["kv_facts"]
+
+_SPECS = "vllm.v1.kv_cache_interface"
+
+
+def kv_facts(worker: Any) -> dict[str, Any]:
+    """The form of each layer's KV cache in the order of the layers, the bytes of the whole, and how keys are rotated.
+
+    ``kind`` is the name of vLLM's class of the layer's specification; a vendor's subclass counts as what it is
+    derived from. ``isa`` is the instruction set that vLLM's CPU kernels lay a page out for.
+    """
+    runner = worker.model_runner
+    blocks, groups = _block_sizes(runner), _attention_groups(runner)
+    context = getattr(getattr(runner, "compilation_config", None), "static_forward_context", {})
+    layers, storages = [], {}
+    for name, spec in sorted(runner.get_kv_cache_spec().items(), key=lambda item: _place(item[0])):
+        tensors = list(_tensors(getattr(context.get(name), "kv_cache", None)))
+        storages.update({_storage(tensor).data_ptr(): _storage(tensor).nbytes() for tensor in tensors})
+        layers.append({**_layer(spec, blocks.get(name)), **_attention(groups.get(name)), **_form(tensors)})
+    return {"layers": layers, "bytes": sum(storages.values()), **_rotation(runner)}
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Where a layer comes in the model, from a name such as ``model.layers.3.self_attn.attn``."""
+    number = re.search(r"\.(\d+)(\.|$)", name)
+    return (int(number[1]) if number else -1, name)
+
+
+def _block_sizes(runner: Any) -> dict[str, int]:
+    """Tokens in a block of each layer, after vLLM has made the blocks of hybrid models equal in bytes."""
+    found = {}
+    for group in getattr(getattr(runner, "kv_cache_config", None), "kv_cache_groups", ()):
+        own = getattr(group.kv_cache_spec, "kv_cache_specs", {})
+        for name in group.layer_names:
+            found[name] = int(own.get(name, group.kv_cache_spec).block_size)
+    return found
+
+
+def _attention_groups(runner: Any) -> dict[str, Any]:
+    groups = [group for groups in getattr(runner, "attn_groups", ()) for group in groups]
+    return {name: group for group in groups for name in group.layer_names}
+
+
+def _layer(spec: Any, block_size: int | None) -> dict[str, Any]:
+    if block_size is not None and block_size != spec.block_size:
+        spec = dataclasses.replace(spec, block_size=block_size)
+    shapes = getattr(spec, "shapes", ())
+    state = sum(
+        math.prod(shape) * dtype.itemsize
+        for shape, dtype in zip(shapes, getattr(spec, "dtypes", ()), strict=True)
+    )
+    heads, dim = int(getattr(spec, "num_kv_heads", 0)), int(getattr(spec, "head_size", 0))
+    page = spec.page_size_bytes if shapes else getattr(spec, "unpadded_page_size_bytes", spec.page_size_bytes)
+    return {
+        "kind": _kind(type(spec)),
+        "block_size": int(spec.block_size),
+        "num_heads": heads,
+        "head_dim": dim,
+        "value_dim": int(getattr(spec, "head_size_v", dim)),
+        "window": getattr(spec, "sliding_window", None),
+        "chunk": getattr(spec, "attention_chunk_size", None),
+        "tokens_per_entry": float(getattr(spec, "tokens_per_state", 1)) if heads else 1.0,
+        "dtype": str(getattr(spec, "dtype", "")).removeprefix("torch."),
+        "page_bytes": int(page),
+        "state_bytes": int(state),
+        "replicated": bool(getattr(spec, "tp_replicated", False)),
+    }
+
+
+def _kind(spec: type[Any]) -> str:
+    return next((cls.__name__ for cls in spec.__mro__ if cls.__module__ == _SPECS), spec.__name__)
+
+
+def _attention(group: Any) -> dict[str, str]:
+    if group is None:
+        return {"backend": "", "isa": ""}
+    builders = group.metadata_builders
+    return {
+        "backend": str(group.backend.get_name()),
+        "isa": str(getattr(builders[0], "isa", "")) if builders else "",
+    }
+
+
+def _form(tensors: list[Any]) -> dict[str, list[int]]:
+    if len(tensors) != 1:  # a state has several, and no axes that a schema names
+        return {"shape": [], "stride": []}
+    return {"shape": [int(n) for n in tensors[0].shape], "stride": [int(n) for n in tensors[0].stride()]}
+
+
+def _tensors(cache: Any) -> Iterator[Any]:
+    if isinstance(cache, list | tuple):
+        for entry in cache:
+            yield from _tensors(entry)
+    elif hasattr(cache, "untyped_storage") and cache.numel():
+        yield cache
+
+
+def _storage(tensor: Any) -> Any:
+    return tensor.untyped_storage()
+
+
+def _rotation(runner: Any) -> dict[str, list[Any]]:
+    """What the model's rotary embeddings say of themselves: whether they pair halves, and how much they rotate."""
+    model = getattr(runner, "model", None)
+    modules = model.modules() if model is not None else ()
+    found = [m for m in modules if hasattr(m, "is_neox_style") and hasattr(m, "rotary_dim")]
+    return {
+        "rope_halves": sorted({bool(module.is_neox_style) for module in found}),
+        "rope_dims": sorted({int(module.rotary_dim) for module in found}),
+    }

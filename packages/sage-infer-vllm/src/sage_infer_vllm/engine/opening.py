@@ -1,0 +1,183 @@
+"""Opens a model on vLLM: converts its files where needed, starts the engine, and reads what the engine can do."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from sage_infer.contracts import ProgressReport
+from sage_infer.errors import BackendUnavailable, CapabilityMismatch, EngineDead, ModelNotFound
+from sage_infer.schemas import ModelDescriptor
+
+from sage_infer_vllm.engine.capability import Service, capability_of
+from sage_infer_vllm.engine.running import Running
+from sage_infer_vllm.models.kv_options import cache_arguments
+from sage_infer_vllm.models.kv_schema import KV_DTYPES, describe_kv
+from sage_infer_vllm.models.prepare import loadable_folder
+from sage_infer_vllm.models.quantization import Quantization
+from sage_infer_vllm.requests.open_requests import OpenRequests
+from sage_infer_vllm.settings import VLLMSettings, engine_arguments, engine_environment
+
+if TYPE_CHECKING:
+    from sage_infer_vllm.engine.engine import VLLMEngine
+
+__all__ = ["adapter_folder", "import_compat", "open_model"]
+
+_CONVERTED = 0.3  # share of the whole that converting a GGUF file gets
+
+
+async def open_model(
+    model: ModelDescriptor,
+    service: Service,
+    settings: VLLMSettings,
+    *,
+    kv_schema: Mapping[str, Any] | None,
+    quantization: Quantization,
+    on_progress: ProgressReport,
+) -> Running:
+    """Convert the model where that is needed, start vLLM with it, and read what the engine is.
+
+    Raises:
+        BackendUnavailable, ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: it cannot be opened.
+    """
+    platform, converted = service.platform, 0.0
+
+    def convert(stage: str, share: float) -> None:
+        nonlocal converted
+        converted = _CONVERTED
+        on_progress(stage, _CONVERTED * share)
+
+    def progress(stage: str, share: float | None) -> None:
+        on_progress(stage, None if share is None else converted + (1 - converted) * share)
+
+    adapters = {name: adapter_folder(name, path) for name, path in settings.adapters.items()}
+    folder = await asyncio.to_thread(
+        loadable_folder, model.model_path, cache_dir=settings.cache_dir, progress=convert
+    )
+    progress("importing vLLM", 0.0)
+    compat = await asyncio.to_thread(import_compat)
+    from sage_infer_vllm.engine.engine import start_engine  # it has vLLM at its top
+
+    if quantization.max_sequence_length is not None:
+        limits = [
+            n for n in (settings.max_sequence_length, quantization.max_sequence_length) if n is not None
+        ]
+        settings = attrs.evolve(settings, max_sequence_length=min(limits))
+    wanted_kv = dict(kv_schema or {})
+    if quantization.kv_preset is not None:
+        wanted_kv["preset"] = quantization.kv_preset
+
+    def arguments(device: str) -> dict[str, Any]:
+        supported = compat.cache_dtypes(device)
+        found = engine_arguments(settings, platform, model, str(folder), device=device, runner=service.runner)
+        if quantization.method is not None:
+            found["quantization"] = quantization.method
+        return {**found, **cache_arguments(wanted_kv, platform, supported)}
+
+    engine = await start_engine(
+        arguments,
+        platform,
+        lambda device: engine_environment(settings, platform, model, device),
+        progress,
+        warm_up=service.runner == "generate",
+    )
+    try:
+        return _read(service, engine, compat, settings, wanted_kv, quantization, adapters)
+    except BaseException:
+        await engine.close()
+        raise
+
+
+def _read(
+    service: Service,
+    engine: VLLMEngine,
+    compat: Any,
+    settings: VLLMSettings,
+    wanted_kv: Mapping[str, Any],
+    quantization: Quantization,
+    adapters: Mapping[str, Path],
+) -> Running:
+    config = engine.config
+    schema, undescribed = None, ""
+    if service.runner == "generate":
+        schema, undescribed = describe_kv(
+            engine.kv,
+            cache_dtype=str(config.cache_config.cache_dtype),
+            version=compat.version(),
+            ranks=config.parallel_config.tensor_parallel_size,
+            total_heads=compat.total_kv_heads(engine.llm),
+        )
+    _check_kv(wanted_kv, engine.kv)
+    tokenizer = engine.llm.get_tokenizer()
+    capability = capability_of(
+        service, engine, compat, tokenizer, schema, settings=settings, quantization=quantization
+    )
+    requests = OpenRequests(settings.max_queue, lambda collector: compat.abort_now(engine.llm, collector))
+    lora = {
+        name: compat.LoRARequest(name, number, str(path))
+        for number, (name, path) in enumerate(adapters.items(), 1)
+    }
+    parse_tools = (
+        None if settings.tool_parser is None else compat.tool_parser(settings.tool_parser, tokenizer)
+    )
+    running = Running(engine, compat, capability, tokenizer, requests, lora, parse_tools, undescribed)
+
+    def died() -> None:
+        requests.fail_all(
+            lambda request_id: EngineDead(
+                f"{engine.stopped} while request {request_id} ran; open the backend again"
+            )
+        )
+
+    engine.watch(died)
+    return running
+
+
+def _check_kv(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """The engine has the KV cache that was asked for, and not one that vLLM chose instead."""
+    layers = [layer for layer in facts["layers"] if layer["num_heads"]]
+    preset, page_size = wanted.get("preset"), wanted.get("page_size")
+    dtypes = {KV_DTYPES.get(layer["dtype"], layer["dtype"]) for layer in layers}
+    if preset in ("fp16", "bf16") and dtypes - {preset}:
+        raise CapabilityMismatch(
+            f"KV was asked for in {preset}, and vLLM keeps it in the model's {', '.join(sorted(dtypes))} here; "
+            f"set the option dtype to {'float16' if preset == 'fp16' else 'bfloat16'}, or leave the preset out"
+        )
+    sizes = {layer["block_size"] for layer in layers}
+    if page_size is not None and sizes - {page_size}:
+        raise CapabilityMismatch(
+            f"KV pages of {page_size} tokens were asked for, and vLLM made "
+            f"{', '.join(map(str, sorted(sizes)))}; leave page_size out"
+        )
+
+
+def import_compat() -> Any:
+    """The module that imports vLLM.
+
+    Raises:
+        BackendUnavailable: vLLM cannot be imported.
+    """
+    try:
+        return importlib.import_module("sage_infer_vllm.compat")
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        hint = ""
+        if "torchvision" in what:
+            hint = "; with a CPU build of torch: pip uninstall torchvision torchaudio torchcodec"
+        raise BackendUnavailable(f"vLLM cannot be imported ({what}){hint}") from error
+
+
+def adapter_folder(name: str, path: str) -> Path:
+    """The folder of a LoRA adapter.
+
+    Raises:
+        ModelNotFound: there is no adapter in PEFT's format.
+    """
+    folder = Path(path).expanduser().resolve()
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelNotFound(f"adapter {name!r}: {folder} has no adapter_config.json; expected a PEFT folder")
+    return folder

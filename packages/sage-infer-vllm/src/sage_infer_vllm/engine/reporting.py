@@ -1,0 +1,69 @@
+"""Identity and load of an instance, as routers read them."""
+
+from __future__ import annotations
+
+import platform
+import time
+import uuid
+from typing import Literal
+
+from sage_infer.contracts import EngineStats, Health
+from sage_infer.schemas import InstanceDescriptor, InstanceReport, ModelDescriptor
+
+from sage_infer_vllm.engine.running import Running
+
+__all__ = ["Reporter"]
+
+_State = Literal["starting", "ready", "degraded", "draining", "sleeping", "dead"]
+_STATES: dict[str, _State] = {
+    "ok": "ready", "starting": "starting", "degraded": "degraded", "draining": "draining", "dead": "dead",
+}  # fmt: skip
+"""Status of a health → state of a report."""
+
+_SHARED = (
+    "running", "waiting", "waiting_prompt_tokens", "running_context_tokens", "oldest_wait_s", "steps", "step_s",
+    "kv_blocks_total", "kv_blocks_free", "kv_blocks_cached", "finished", "prompt_tokens", "output_tokens",
+    "prefix_hit_tokens", "extensions",
+)  # fmt: skip
+
+
+class Reporter:
+    """Makes the descriptor and the reports of one backend object.
+
+    The instance id lasts as long as the object; each start of its engine is a new generation.
+    """
+
+    def __init__(self, backend: str, model: ModelDescriptor) -> None:
+        self._model_id = model.model_id
+        self._instance_id = f"{backend}-{uuid.uuid4().hex[:12]}"
+        self._generation = time.time_ns()
+        self._seq = 0
+
+    def new_generation(self) -> None:
+        """The engine starts, for the first time or again."""
+        self._generation, self._seq = max(time.time_ns(), self._generation + 1), 0
+
+    def describe(self, running: Running) -> InstanceDescriptor:
+        """The identity of the instance that runs now. It has no key space: its KV cannot be exchanged."""
+        return InstanceDescriptor(
+            instance_id=self._instance_id,
+            generation=self._generation,
+            model_ids=(self._model_id,),
+            capability=running.capability,
+            adapters=tuple(running.adapters),
+            host=platform.node(),
+            versions={"vllm": running.compat.version(), "torch": running.compat.torch_version()},
+        )
+
+    def report(self, stats: EngineStats, health: Health, *, sleeping: bool) -> InstanceReport:
+        """The load now."""
+        self._seq += 1
+        state = _STATES[health.status]
+        return InstanceReport(
+            instance_id=self._instance_id,
+            generation=self._generation,
+            seq=self._seq,
+            taken_at=time.monotonic(),
+            state="sleeping" if sleeping and state == "ready" else state,
+            **{name: getattr(stats, name) for name in _SHARED},
+        )

@@ -1,0 +1,47 @@
+"""The load that open requests are, in tokens: what vLLM's own statistics do not say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from attrs import frozen
+
+from sage_infer_vllm.requests.delivery import Delivery
+from sage_infer_vllm.requests.pooling import PoolingCall
+
+__all__ = ["Load", "load_of"]
+
+
+@frozen(kw_only=True)
+class Load:
+    """Gauges of ``EngineStats`` by the same names."""
+
+    waiting_prompt_tokens: int = 0
+    running_context_tokens: int = 0
+    oldest_wait_s: float = 0.0
+
+
+def load_of(deliveries: Iterable[Delivery], calls: Iterable[PoolingCall], *, waiting: int) -> Load:
+    """The load of requests and calls, of which ``waiting`` have not begun.
+
+    A prompt counts as waiting until its first token: vLLM does not say how much of it is computed. Of the requests
+    without a token those that came last are taken for the ones that wait.
+    """
+    prompts, context, starts = 0, 0, []
+    for delivery in deliveries:
+        if delivery.has_output:
+            context += delivery.context_tokens
+        else:
+            prompts += delivery.prompt_tokens
+            starts.append(delivery.started)
+    for call in calls:
+        prompts += call.tokens
+        starts += [call.started] * call.texts
+    starts.sort(reverse=True)
+    oldest = starts[min(waiting, len(starts)) - 1] if waiting and starts else None
+    return Load(
+        waiting_prompt_tokens=prompts,
+        running_context_tokens=context,
+        oldest_wait_s=0.0 if oldest is None else max(time.perf_counter() - oldest, 0.0),
+    )
