@@ -1,11 +1,11 @@
-"""Run a task of this repository on a machine that has Python and nothing else.
+"""Run a task of this repository; requires only Python.
 
     python3 dev.py demo      a real LLM and a real embedding model answer through the contract
     python3 dev.py test      all tests (arguments go to pytest)
     python3 dev.py alone     each wheel, installed alone, passes its own tests
     python3 dev.py lint | types | imports | wheels
 
-Makes a virtual environment in .venv, installs hatch there, and lets hatch install the rest and run the task.
+Creates a virtual environment in .venv, installs hatch there, and lets hatch install the rest and run the task.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REGISTRY_HELP = (
 
 def main() -> int:
     if sys.version_info < (3, 11):
-        return fail(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
+        return fail(f"Python 3.11 or newer is required, this is {sys.version.split()[0]}")
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         return 0 if len(sys.argv) > 1 else 2
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def step(what: str, command: list[str]) -> bool:
-    """Run a command quietly, showing that it is alive; its output is shown if it fails."""
+    """Run a command quietly with a progress line; print its output only on failure."""
     started = time.monotonic()
     finished = threading.Event()
     ticker = threading.Thread(target=tick, args=(what, started, finished))
@@ -64,7 +64,7 @@ def step(what: str, command: list[str]) -> bool:
 
 
 def tick(what: str, started: float, finished: threading.Event) -> None:
-    """Count seconds on a terminal; elsewhere one line is enough."""
+    """Count seconds on a terminal; print a single line elsewhere."""
     if not sys.stderr.isatty():
         print(f"{what} …", file=sys.stderr)
         return

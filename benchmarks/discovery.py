@@ -1,9 +1,9 @@
-"""What listing backends costs, beside a bare typer program and beside ``llm plugins``, and what a plug-in adds.
+"""Cost of listing backends, compared with a bare typer program and ``llm plugins``, and cost per plug-in.
 
     hatch run bench:discovery [--rounds 10] [--json results.json]
 
-Every round runs each command once, in turn, as a whole process, and reads the CPU time (user + system) that the
-operating system counted for it. Ratios are taken round by round, so that a noisy machine hits both sides alike.
+Every round runs each command once, as a whole process, and reads the CPU time (user + system) from the
+operating system. Ratios are taken per round, so that noise affects both sides equally.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def cpu_seconds(command: list[str], **environment: str) -> float:
 
 
 def make_plugins(folder: Path, count: int) -> Path:
-    """A folder that, on PYTHONPATH, looks like ``count`` installed plug-in wheels."""
+    """A folder that simulates ``count`` installed plug-in wheels on PYTHONPATH."""
     site = folder / f"plugins-{count}"
     site.mkdir()
     for i in range(count):
@@ -87,7 +87,7 @@ def main() -> None:
         home = {"XDG_CONFIG_HOME": name}
         readings: dict[str, list[float]] = {label: [] for label in commands}
         by_count: dict[int, list[float]] = {count: [] for count in COUNTS}
-        for round_number in range(-1, options.rounds):  # round -1 warms the caches and is not counted
+        for round_number in range(-1, options.rounds):  # round -1 is an uncounted warm-up
             for label, command in commands.items():
                 seconds = cpu_seconds(command, **home)
                 if round_number >= 0:
@@ -106,7 +106,7 @@ def main() -> None:
     for label in ("typer hello", "llm plugins"):
         ratios[label] = [a / b for a, b in zip(ours, readings[label], strict=True)]
         print(f"  to {label:<23}{spread(ratios[label])}")
-    print("\nand with further plug-ins installed, CPU ms each")
+    print("\nwith further plug-ins installed, CPU ms per plug-in")
     marginal = {}
     for count in COUNTS[1:]:
         marginal[count] = [1000 * (a - b) / count for a, b in zip(by_count[count], by_count[0], strict=True)]

@@ -1,11 +1,11 @@
-"""The embedded encoder beside sentence-transformers (torch) on one model: texts/s, and how alike the vectors are.
+"""Compare the embedded encoder with sentence-transformers (torch): texts/s, and similarity of the vectors.
 
     hatch run bench-embedding:embedding [--rounds 7] [--json results.json] [--model FOLDER]
 
-Both compute all-MiniLM-L6-v2 in float32 with the CPU threads that they choose themselves. Every text has exactly 16,
-128 or 256 tokens, special ones included, so that neither pads. Each engine stays loaded in a process of its own; in
-a round both run every length once, one after the other, first one of them and then the other, and ratios are taken
-round by round, so that a noisy machine hits both alike.
+Both compute all-MiniLM-L6-v2 in float32 with their default number of CPU threads. Every text has exactly 16,
+128 or 256 tokens including special ones, so that neither pads. Each engine stays loaded in its own process; in
+a round both run every length once, in alternating order, and ratios are taken
+per round, so that noise affects both equally.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CONTENDERS: dict[str, Callable[[str], Embed]] = {OURS: sage_infer, THEIRS: sente
 
 
 def make_texts(model: str) -> dict[int, list[str]]:
-    """Random words that are one token each, so that a text has as many tokens as it should."""
+    """Random one-token words, so that a text has an exact number of tokens."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
@@ -81,7 +81,7 @@ def work(name: str, model: str) -> None:
     """Answers each line of standard input, ``{"texts": […], "vectors": file or null}``, with the seconds it took."""
     import numpy as np
 
-    out, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints, the answers stay clean
+    out, sys.stdout = sys.stdout, sys.stderr  # keep library output out of the answers
     embed = CONTENDERS[name](model)
     print("ready", file=out, flush=True)
     for line in sys.stdin:
@@ -95,7 +95,7 @@ def work(name: str, model: str) -> None:
 
 
 class Worker:
-    """One engine, loaded, in a process of its own."""
+    """One loaded engine in its own process."""
 
     def __init__(self, name: str, model: str) -> None:
         self.name = name
@@ -120,7 +120,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name} ended with {self.process.wait()}; what it said is above")
+            raise SystemExit(f"{self.name} exited with {self.process.wait()}; its output is above")
         return line
 
 
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write all readings here")
-    parser.add_argument("--model", help="a sentence-transformers folder; the sample model where left out")
+    parser.add_argument("--model", help="a sentence-transformers folder; default: the sample model")
     parser.add_argument("--worker", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:

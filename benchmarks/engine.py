@@ -1,10 +1,10 @@
-"""The embedded engine beside other CPU engines: tokens/s at 1, 8 and 32 requests, and TTFT of a long prompt.
+"""Compare the embedded engine with other CPU engines: tokens/s at 1, 8 and 32 requests, and TTFT of a long prompt.
 
     hatch run bench:engine [--rounds 5] [--json results.json] [--only NAME …] [--vllm-python PYTHON]
 
-Every engine gets the same weights, SmolLM2-135M in Q8_0 (made here from the sample model, and read exactly by all),
-the same token ids as prompts, greedy decoding and no prefix cache. A round runs every engine once, in turn, each in
-a process of its own; ratios are taken round by round, so that a noisy machine hits all alike.
+Every engine gets the same weights, SmolLM2-135M in Q8_0 (converted from the sample model, and read exactly by all),
+the same token ids as prompts, greedy decoding and no prefix cache. A round runs every engine once, each in
+its own process; ratios are taken per round, so that noise affects all equally.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Reading = dict[str, float]
 
 
 def make_prompts(count: int, length: int, seed: int) -> Prompts:
-    """Random token ids: no two prompts share a prefix, and every engine sees the same ones."""
+    """Random token ids without shared prefixes, identical for every engine."""
     numbers = random.Random(seed)
     return [[numbers.randrange(1000, 40000) for _ in range(length)] for _ in range(count)]
 
 
 def measure(run: Callable[[Prompts, int], int]) -> Reading:
-    """``run(prompts, tokens)`` generates for all prompts at once and returns how many tokens came."""
-    # Warm up kernels, threads and memory: some engines touch their KV cache at the start, some when it is first used.
+    """``run(prompts, tokens)`` generates for all prompts simultaneously and returns the number of tokens."""
+    # Warm up kernels, threads and memory: some engines touch their KV cache at startup, others on first use.
     run(make_prompts(max(CONCURRENCY), PROMPT_TOKENS, seed=0), OUTPUT_TOKENS)
     reading: Reading = {}
     for count in CONCURRENCY:
@@ -46,7 +46,7 @@ def measure(run: Callable[[Prompts, int], int]) -> Reading:
         tokens = run(prompts, OUTPUT_TOKENS)
         reading[f"tok/s @{count}"] = tokens / (time.perf_counter() - started)
         if tokens != count * OUTPUT_TOKENS:
-            raise SystemExit(f"{tokens} tokens came, expected {count * OUTPUT_TOKENS}")
+            raise SystemExit(f"{tokens} tokens generated, expected {count * OUTPUT_TOKENS}")
     times = []
     for attempt in range(3):
         started = time.perf_counter()
@@ -83,7 +83,7 @@ def ours(gguf: str, **options: Any) -> Reading:
 
 
 def vllm(gguf: str) -> Reading:
-    """vLLM reads no GGUF on CPUs: its adapter makes a float32 folder of the same weights."""
+    """vLLM does not read GGUF on CPUs: its adapter writes a float32 folder with the same weights."""
     dtype = "bfloat16" if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else "float32"
     return through_contract(
         "vllm", gguf, dtype=dtype, max_batch_size=32, max_sequence_length=2048, eager=True
@@ -146,14 +146,14 @@ def llama_cpp(gguf: str, **options: Any) -> Reading:
 
 
 def fast_precision() -> str:
-    """What ``openvino_genai`` computes in by itself: bf16 where the CPU does, else f32."""
+    """Default precision of ``openvino_genai``: bf16 if the CPU supports it, else f32."""
     import openvino as ov
 
     return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
 def ours_like_genai(gguf: str) -> Reading:
-    """The numbers that ``openvino_genai`` computes with: it rounds activations where the CPU multiplies 8 bits by 8."""
+    """Settings equivalent to ``openvino_genai``, which quantizes activations on CPUs with 8-bit products."""
     return ours(gguf, precision=fast_precision(), kv_precision="u8", dynamic_quantization=True)
 
 
@@ -178,7 +178,7 @@ CONTENDERS: dict[str, Callable[[str], Reading]] = {
 
 
 def make_q8_0(target: Path) -> None:
-    """The sample model with every matrix in Q8_0, so that all engines hold the same numbers."""
+    """The sample model with every matrix in Q8_0, so that all engines have the same weights."""
     from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
     from gguf.quants import dequantize, quantize
     from sage_infer.discovery import model_specs
@@ -217,7 +217,7 @@ def run_worker(name: str, gguf: Path, python: str) -> Reading:
 
 
 def table(readings: dict[str, list[Reading]]) -> str:
-    """Medians a contender, and the ratios of ``BASE`` to each, round by round, as Markdown."""
+    """Medians per engine, and the ratios of ``BASE`` to each per round, as Markdown."""
     columns = list(next(iter(readings.values()))[0])
     lines = [f"| engine | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for name, rounds in readings.items():
@@ -234,7 +234,7 @@ def table(readings: dict[str, list[Reading]]) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the figures were taken on."""
+    """The machine and versions of the measurement."""
     from importlib.metadata import version
 
     import openvino as ov
@@ -255,12 +255,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all readings here")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=None)
     parser.add_argument(
-        "--vllm-python", help="interpreter of an environment with sage-infer-vllm, to have vLLM run as well"
+        "--vllm-python", help="interpreter of an environment with sage-infer-vllm, to include vLLM"
     )
     parser.add_argument("--worker", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--gguf", help=argparse.SUPPRESS)
     parser.add_argument(
-        "--table", type=Path, help="print the table of results written by --json, and measure nothing"
+        "--table", type=Path, help="print the table from results written by --json, without measuring"
     )
     options = parser.parse_args()
     if options.table:
@@ -272,7 +272,7 @@ def main() -> None:
     names = options.only or [name for name in CONTENDERS if name != VLLM or options.vllm_python]
     if VLLM in names and not options.vllm_python:
         parser.error(
-            "vLLM runs in an environment of its own: give --vllm-python, as `hatch env find vllm.0.32` knows it"
+            "vLLM needs its own environment: set --vllm-python to the path from `hatch env find vllm.0.32`"
         )
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder) / "smollm2-135m-q8_0.gguf"

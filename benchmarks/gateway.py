@@ -1,14 +1,14 @@
-"""What the gateway costs a request: CPU and added time to the first token, beside other people's gateways.
+"""Cost of the gateway per request: CPU and added time to the first token, compared with other gateways.
 
     hatch run python benchmarks/gateway.py [--rounds 5] [--json results.json] [--only ours,relay]
 
-Every gateway gets the same requests from the same client, 16 at a time, in turns. What is behind it answers a chat at
-once (one JSON answer), or with 32 chunks, one in 2 ms. For the others that is a bare uvloop server behind HTTP; ours
-calls its backend in its own process, so there it is a backend that gives its tokens at the same times. ``relay`` is a
-bare TCP relay on uvloop: the floor for anything in Python that passes bytes on. CPU is that of the gateway's processes
-by /proc; the first token's time is that through the gateway minus that from the server behind it.
+Every gateway gets the same requests from the same client, 16 concurrently, in turn. Its backend answers a chat
+immediately (one JSON answer), or with 32 chunks, one per 2 ms. For the others this is a bare uvloop server over HTTP;
+ours calls an in-process backend that emits tokens at the same times. ``relay`` is a bare TCP relay on uvloop: the lower
+bound for forwarding bytes in Python. CPU is that of the gateway's processes from /proc; the added time is the time to
+the first token through the gateway minus that of the server behind it.
 
-vllm-router and LiteLLM are installed into environments of their own, below the user's cache folder.
+vllm-router and LiteLLM are installed into separate environments below the user's cache folder.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ WHOLE = json.dumps(
 READY = b'{"object": "list", "data": [{"id": "mock", "object": "model", "created": 1, "owned_by": "x"}]}'
 
 
-# --- what is behind a gateway
+# --- backends behind a gateway
 
 
 class Steps:
-    """Calls what is registered once a step, like an engine that computes a token of every sequence at a time."""
+    """Calls registered callbacks once per step, like an engine that computes one token per sequence."""
 
     def __init__(self) -> None:
         self.live: set[Callable[[], None]] = set()
@@ -76,7 +76,7 @@ class Steps:
 
 
 class Upstream(asyncio.Protocol):
-    """A server as bare as can be. It tells streams by a word in the body."""
+    """A minimal server. A word in the body marks a streaming request."""
 
     steps: Steps
 
@@ -130,7 +130,7 @@ async def serve_upstream(port: int) -> None:
 
 
 async def serve_ours(port: int) -> None:
-    """The gateway over a backend that gives its tokens as ``Upstream`` does."""
+    """The gateway over a backend that emits tokens like ``Upstream``."""
     from sage_infer.contracts import BufferedTokenStream, Health, ModelStatus
     from sage_infer.schemas import ModelDescriptor, Timing, TokenDelta, Usage
     from sage_infer_serve import GatewaySettings, running_gateway
@@ -169,7 +169,7 @@ async def serve_ours(port: int) -> None:
         async def health(self) -> Health:
             return Health(status="ok")
 
-    backend: Any = Backend()  # as much of the contract as is called here
+    backend: Any = Backend()  # the parts of the contract that are called here
     async with running_gateway(backend, GatewaySettings(port=port)):
         await asyncio.Event().wait()
 
@@ -214,7 +214,7 @@ async def serve_relay(port: int, upstream: int) -> None:
 
 
 class Client(asyncio.Protocol):
-    """One connection that asks again and again."""
+    """One connection that sends requests in a loop."""
 
     def __init__(self, port: int, stream: bool, count: int) -> None:
         fields = {"stream": True, "max_tokens": CHUNKS} if stream else {"max_tokens": 1}
@@ -259,7 +259,7 @@ class Client(asyncio.Protocol):
 
 
 async def load(port: int, stream: bool, count: int) -> list[float]:
-    """Times to the first token of ``count`` requests, 16 at once."""
+    """Times to the first token of ``count`` requests, 16 concurrently."""
     loop = asyncio.get_running_loop()
     each = max(1, count // AT_ONCE)
     clients = [
@@ -274,7 +274,7 @@ async def load(port: int, stream: bool, count: int) -> list[float]:
 
 
 def environment(name: str, requirement: str) -> Path:
-    """The ``bin`` folder of an environment with one program, made where it is missing."""
+    """The ``bin`` folder of an environment with one program, created if missing."""
     folder = Path(platformdirs.user_cache_dir("sage-infer")) / "bench-gateway" / name
     if not (folder / "installed").exists():
         print(f"installing {requirement} …", file=sys.stderr)
@@ -287,7 +287,7 @@ def environment(name: str, requirement: str) -> Path:
 
 
 def command(name: str, port: int, upstream: int, folder: Path) -> list[str]:
-    """How to start a gateway at ``port``."""
+    """The command that starts a gateway at ``port``."""
     url, listen = f"http://127.0.0.1:{upstream}", ["--host", "127.0.0.1", "--port", str(port)]
     if name == "vllm-router":
         program = environment("vllm-router", "vllm-router") / "vllm-router"
@@ -296,7 +296,7 @@ def command(name: str, port: int, upstream: int, folder: Path) -> list[str]:
         config = folder / "litellm.yaml"
         settings = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": "none"}
         models = [{"model_name": MODEL, "litellm_params": settings}]
-        keyless = {"dangerously_permit_weak_or_unset_master_key": True}  # as ours is asked
+        keyless = {"dangerously_permit_weak_or_unset_master_key": True}  # like ours
         config.write_text(json.dumps({"model_list": models, "general_settings": keyless}))
         program = environment("litellm", "litellm[proxy]") / "litellm"
         return [str(program), "--config", str(config), *listen, "--telemetry", "False"]
@@ -340,7 +340,7 @@ def measure(names: Sequence[str], rounds: int, seconds: float, folder: Path) -> 
 
 
 def warm_up(port: int) -> None:
-    """Until it answers, as some listen before they do."""
+    """Wait until it answers, as some listen before they are ready."""
     until = time.monotonic() + 60
     while True:
         try:
@@ -381,7 +381,7 @@ def report(readings: Readings) -> None:
 
 
 def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Round by round: both met the same machine."""
+    """Ratios per round, under the same machine load."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True) if b]
     return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})" if ratios else "-"
 
@@ -391,7 +391,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of one reading")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of one measurement")
     parser.add_argument(
         "--only", default="ours,relay,vllm-router,litellm", help="gateways, separated by commas"
     )

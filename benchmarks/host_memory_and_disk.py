@@ -1,14 +1,14 @@
-"""What ``sage infer hal profile --measure`` says of memory and disk, beside Debian's likwid-bench and fio.
+"""Compare ``sage infer hal profile --measure`` with Debian's likwid-bench (memory) and fio (disk).
 
     hatch run bench:hal [--rounds 8] [--json results.json]
 
 Debian has no ``stream``; its package ``likwid`` has STREAM's copy as the kernels ``copy_mem_…`` of likwid-bench, with
-stores that bypass the caches, as the C library's memcpy has for blocks of this size. Every round runs ours and the
-peer after each other, with the same number of threads, block size, requests under way and size of pages, the first of
-them in turn. Both pass over memory ten times, as STREAM does, in each of three placements, and give the best of them:
-which pages a process was given makes more of a difference than the pass. Each side waits before each of its turns
-at the disk: virtual disks let whoever has rested be faster for a while, so that who reads fast would write slowly after
-it. Ratios are taken round by round, so that a noisy machine hits both sides alike. Needs: apt-get install fio likwid.
+stores that bypass the caches, like the C library's memcpy for blocks of this size. Every round runs ours and the
+peer after each other, with the same number of threads, block size, queue depth and page size, in
+alternating order. Both pass over memory ten times, like STREAM, in each of three placements, and report the best:
+the physical pages of a process matter more than the pass. Each side pauses before using
+the disk: virtual disks allow bursts after a pause, so a fast read would slow the write after
+it. Ratios are taken per round, so that noise affects both sides equally. Requires: apt-get install fio likwid.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from sage_infer_host.disk_speed import BLOCK, BLOCKS_UNDER_WAY, MOST, PAGE, PAGE
 from sage_infer_host.memory_speed import PASSES, PLACEMENTS, measure_memory
 
 Reading = dict[str, float]
-SECONDS = 1.2  # of each of fio's runs, as ours
+SECONDS = 1.2  # duration of each fio run, like ours
 REST_S = 4.0
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # for fio's buffers, as ours are in huge pages
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # fio's buffers in huge pages, like ours
 
 
 def kernel() -> str:
-    """likwid-bench's copy for what this processor has."""
+    """likwid-bench's copy kernel for this processor."""
     flags = Path("/proc/cpuinfo").read_text()
     return "copy_mem_avx512" if "avx512f" in flags else "copy_mem_avx" if " avx " in flags else "copy_mem_sse"
 
@@ -50,7 +50,7 @@ def likwid_memory() -> Reading:
     threads = len(os.sched_getaffinity(0))
     command = ["likwid-bench", "-t", kernel(), "-w", f"N:{512 * threads}MB:{threads}", "-i", str(PASSES)]
     rates = []
-    for _ in range(PLACEMENTS):  # each process has one, and prints the mean of its passes
+    for _ in range(PLACEMENTS):  # each process has one placement and prints the mean of its passes
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         match = re.search(r"^MByte/s:\s+([\d.]+)", printed, re.MULTILINE)
         if match is None:
@@ -73,10 +73,10 @@ DISK = ("disk write, GB/s", "disk read, GB/s", "disk 4 KiB reads/s", "disk 4 KiB
 
 
 def fio_disk(folder: Path) -> Reading:
-    """The same four, on a file that is as large as it could be made in the same time.
+    """The same four figures, on a file as large as ours.
 
-    As ours, the file has its length before, but no blocks: new blocks are slower to write, and writes that make a file
-    longer wait for each other.
+    Like ours, the file has its final length but no blocks: new blocks are slower to write, and writes that extend a
+    file wait for each other.
     """
     path = folder / f".fio-{os.getpid()}"
     jobs = (("write", BLOCK, BLOCKS_UNDER_WAY), ("read", BLOCK, BLOCKS_UNDER_WAY),
@@ -108,7 +108,7 @@ def fio_disk(folder: Path) -> Reading:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk that is measured")
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="folder on the measured disk")
     parser.add_argument("--json", type=Path, help="write all readings here")
     options = parser.parse_args()
     missing = [tool for tool in ("fio", "likwid-bench") if shutil.which(tool) is None]

@@ -1,9 +1,9 @@
-"""What waiting costs on the embedded engine: cached prefixes, long prompts beside streams, a cold start.
+"""Latency of the embedded engine: cached prefixes, long prompts beside streams, cold start.
 
     hatch run python benchmarks/latency.py [--rounds 5] [--json results.json]
 
-Every figure is a ratio of two readings of one round, except the cold start, which is a process measured from outside:
-from the command to its first token, and its largest resident set.
+Every figure is a ratio of two readings of one round, except the cold start, which measures a process from outside:
+time from the command to the first token, and peak resident set.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sage_infer import SamplingParams, open_backend
 from sage_infer.contracts import InferenceBackend, TokenStream
 
 PREFIX, LONG, STREAMS = 1000, 4000, 8
-WARM_UP = 16  # tokens of a stream that are not counted
+WARM_UP = 16  # uncounted tokens per stream
 ALONE_S = 6.0
 Readings = dict[str, list[float]]
 
@@ -44,7 +44,7 @@ async def drain(stream: TokenStream) -> list[int]:
 
 
 async def prefix_cache(backend: InferenceBackend, seed: int, readings: Readings) -> None:
-    """The same 1,000 tokens twice, with another question behind them."""
+    """The same 1,000 tokens twice, followed by different questions."""
     prefix = random_prompt(PREFIX, seed)
     ttft, cached = [], []
     for question in (random_prompt(8, seed + 1), random_prompt(8, seed + 2)):
@@ -60,7 +60,7 @@ async def prefix_cache(backend: InferenceBackend, seed: int, readings: Readings)
 
 
 class Reader:
-    """Reads a stream and notes when each token came. ``going`` is set once its own prefill is past."""
+    """Reads a stream and records token times. ``going`` is set after its own prefill."""
 
     def __init__(self, stream: TokenStream) -> None:
         self.going = asyncio.Event()
@@ -74,7 +74,7 @@ class Reader:
                 self.going.set()
 
     def stop(self) -> list[float]:
-        """Ends the request; the times between its tokens, in seconds."""
+        """End the request; returns the times between its tokens, in seconds."""
         self._task.cancel()
         return [later - earlier for earlier, later in itertools.pairwise(self._times[WARM_UP:])]
 
@@ -84,7 +84,7 @@ def percentile_99(values: list[float]) -> float:
 
 
 async def fairness(backend: InferenceBackend, seed: int, readings: Readings) -> None:
-    """Eight streams alone, then the same while a prompt of 4,000 tokens is prefilled."""
+    """Eight streams alone, then the same during the prefill of a 4,000-token prompt."""
     p99 = []
     for disturbed in (False, True):
         prompts = [random_prompt(38, seed + i) for i in range(STREAMS)]
@@ -105,7 +105,7 @@ async def fairness(backend: InferenceBackend, seed: int, readings: Readings) -> 
 
 
 def cold_start(readings: Readings) -> None:
-    """``sage infer generate`` in a new process, to its first letter on stdout."""
+    """``sage infer generate`` in a new process, up to the first output on stdout."""
     command = [
         Path(sys.executable).with_name("sage"),
         "infer",

@@ -1,11 +1,11 @@
-"""Chat streams beside bursts of embedding: one process with time_slice and with mps, and two servers side by side.
+"""Chat streams with concurrent embedding bursts: one process with time_slice or mps, and two separate servers.
 
     hatch run python benchmarks/mixed_traffic.py [--rounds 3] [--json results.json]
 
-A round measures, in turn: 16 streams alone, 512 texts alone, and both at once in each way. Ratios are taken within a
-round: the inter-token p99 of the streams to that of the streams alone, and texts/s to those of embedding alone. With
+A round measures 16 streams alone, 512 texts alone, and both together in each setup. Ratios are taken within a
+round: inter-token p99 relative to the streams alone, and texts/s relative to embedding alone. With
 weights of 3 for the LLM and 1 for the encoder, the encoder's fair share is a quarter. After the first round, once every
-block of the KV cache has been used, what the process holds is compared with the memory plan.
+KV block has been used, the memory of the process is compared with the memory plan.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ async def p99_of_streams(generate: Callable[[list[int]], Awaitable[Any]], during
 
 
 async def rate(embed: Embed, seed: int) -> float:
-    """Texts a second of one burst."""
+    """Texts per second of one burst."""
     burst, started = texts(seed), time.perf_counter()
     await embed(burst)
     return len(burst) / (time.perf_counter() - started)
 
 
 async def one_process(mode: Any, seed: int) -> tuple[float, float, HybridBackend]:
-    """Inter-token p99 and texts/s of both at once; the instance is left open."""
+    """Inter-token p99 and texts/s of both together; the instance stays open."""
     hybrid = HybridBackend(
         llm_config={"model": "smollm2-135m", "options": OPTIONS},
         embedding_config="minilm",
@@ -104,8 +104,8 @@ def greedy() -> SamplingParams:
 
 
 async def memory_of(hybrid: HybridBackend) -> dict[str, float]:
-    """What the plan says and what is held, after sequences that fill the KV cache and texts of full length."""
-    tokens = int(KV_GB * 2**30 / KV_BYTES_OF_TOKEN) // 2  # of each of two sequences, which are there at once
+    """Planned and measured memory, after sequences that fill the KV cache and texts of full length."""
+    tokens = int(KV_GB * 2**30 / KV_BYTES_OF_TOKEN) // 2  # of each of two concurrent sequences
     numbers = random.Random(2)
     prompts = [[numbers.randrange(1000, 40000) for _ in range(tokens - 400)] for _ in range(2)]
     params = SamplingParams(temperature=0, max_tokens=360, ignore_eos=True)
@@ -115,14 +115,14 @@ async def memory_of(hybrid: HybridBackend) -> dict[str, float]:
     plan = hybrid.memory_plan()
     return {
         "planned, MB": plan.used("cpu") / 1e6,
-        "held without pages of files, MB": (hybrid.measured_devices()["cpu"] or 0) / 1e6,
+        "held without file pages, MB": (hybrid.measured_devices()["cpu"] or 0) / 1e6,
         "RSS of the whole process, MB": resident_bytes("VmRSS") / 1e6,
-        "of it pages of files, MB": resident_bytes("RssFile") / 1e6,
+        "of it file pages, MB": resident_bytes("RssFile") / 1e6,
     }
 
 
 def resident_bytes(which: str) -> int:
-    """Of this process: all its pages (``VmRSS``), or those of libraries and mapped weights (``RssFile``)."""
+    """Resident bytes of this process: all (``VmRSS``), or libraries and mapped weights (``RssFile``)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
 
@@ -143,7 +143,7 @@ async def embedding_alone(seed: int) -> float:
 
 
 def encoder_server(inbox: Any, outbox: Any) -> None:
-    """A process of its own that embeds whatever comes, as another server on the machine would."""
+    """A separate process that embeds all requests, like another server on the machine."""
 
     async def serve() -> None:
         async with open_backend("openvino-embedding", model="minilm", serves="embedding") as backend:

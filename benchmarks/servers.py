@@ -1,4 +1,4 @@
-"""Servers that benchmarks start and ask."""
+"""Servers started by benchmarks."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def running(
     path: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[int]:
-    """A server in a process group of its own; gives its process id, which is the group's, too.
+    """Run a server in its own process group; yields its process id, which is also the group id.
 
-    It has started once it takes connections, or answers at ``path`` where that is given. On leaving it is asked to end,
-    and its group is killed. ``environment`` is added to this process's own.
+    It has started once it accepts connections, or answers at ``path`` if given. On exit it is terminated,
+    and its group is killed. ``environment`` is added to the environment of this process.
     """
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -1,12 +1,12 @@
-"""Half an hour of mixed traffic at 80 % load: nothing that the gateway's process holds may go on growing.
+"""Half an hour of mixed traffic at 80 % load: no resource of the gateway process may keep growing.
 
     hatch run python benchmarks/soak.py [--minutes 30] [--load 0.8] [--json results.json]
 
-Starts `sage infer serve` with SmolLM2 and MiniLM. Closed loops find what the machine takes: of chat beside embedding,
+Starts `sage infer serve` with SmolLM2 and MiniLM. Closed loops find the machine's capacity: of chat beside embedding,
 and of embedding beside ``load`` of that chat. Open loops then send ``load`` of both rates at random times, while other
-clients hang up in the middle of their streams and some send what is no request. /metrics is read all along. Exits
-with 1 where a request failed, the resident set of the last quarter is above that of the second one by more than
-``growth_mb``, or file descriptors, tasks or open requests are more after the traffic than before.
+clients disconnect mid-stream and some send invalid requests. /metrics is sampled throughout. Exits
+with 1 if a request failed, if the resident set of the last quarter exceeds that of the second by more than
+``growth_mb``, or if file descriptors, tasks or open requests increased.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from sage_infer_serve.bench.workload import Lengths, Workload, arrivals
 from servers import free_port
 
 LLM, ENCODER = "smollm2-135m", "minilm"
-# A KV cache so small that all of it is in use within a minute: memory that is touched late is no leak.
+# A KV cache small enough to be fully used within a minute: memory touched late is not a leak.
 MODELS = [{"model": LLM, "options": {"kv_cache_gb": 0.125}}, {"model": ENCODER}]
-AT_ONCE = {LLM: 12, ENCODER: 16}  # so many that none of them ever waits for a request
+AT_ONCE = {LLM: 12, ENCODER: 16}  # enough to keep the server saturated
 LENGTHS = Lengths(scale=0.1)
 GAUGES = {
     "resident MB": "process_resident_memory_bytes",
@@ -81,7 +81,7 @@ async def sample(client: Client) -> Sample:
 
 
 async def idle(client: Client) -> Sample:
-    """A sample once no request is open and the connections of those before are gone."""
+    """A sample taken when no request is open and earlier connections are closed."""
     until, last = time.perf_counter() + 30, await sample(client)
     while time.perf_counter() < until:
         await asyncio.sleep(0.5)
@@ -93,7 +93,7 @@ async def idle(client: Client) -> Sample:
 
 
 class Traffic:
-    """Chat and embedding, as fast as the server takes it or at given rates."""
+    """Chat and embedding traffic, at full speed or at given rates."""
 
     def __init__(self, url: str) -> None:
         self.server = Server.parse(url)
@@ -107,9 +107,9 @@ class Traffic:
         self.ends[outcome.error or "answered"] += 1
 
     async def capacity(self, seconds: float, load: float) -> dict[str, float]:
-        """Requests a second of each model."""
+        """Requests per second of each model."""
         found = dict(await asyncio.gather(*(self._closed(name, seconds) for name in self.workloads)))
-        # Fewer streams than a closed loop keeps open leave embedding other slices.
+        # With fewer streams than a closed loop, embedding gets different slices.
         chat = self._open(LLM, load * found[LLM], seconds)
         _, embedding = await asyncio.gather(chat, self._closed(ENCODER, seconds))
         return {**found, **dict([embedding])}
@@ -139,7 +139,7 @@ class Traffic:
             client.close()
 
     async def misbehave(self, seconds: float) -> None:
-        """Every other second somebody hangs up in the middle of an answer, or sends what is no request."""
+        """Every other second a client disconnects mid-answer or sends an invalid request."""
         until, turn = time.perf_counter() + seconds, 0
         messages = [{"role": "user", "content": "Tell a story."}]
         body = json.dumps({"model": LLM, "stream": True, "max_tokens": 200, "messages": messages}).encode()
@@ -163,7 +163,7 @@ async def soak(url: str, minutes: float, load: float) -> dict[str, Any]:
     traffic, client = Traffic(url), Client(Server.parse(url))
     seconds = 60 * minutes
     find_s = min(120.0, seconds / 2)
-    say(f"finding what the machine takes, for {find_s:.0f} s")
+    say(f"measuring capacity for {find_s:.0f} s")
     capacity = await traffic.capacity(find_s / 2, load)
     before = await idle(client)
     rates = {name: load * rate for name, rate in capacity.items()}
@@ -193,7 +193,7 @@ async def soak(url: str, minutes: float, load: float) -> dict[str, Any]:
 
 
 def problems(result: dict[str, Any], growth_mb: float) -> list[str]:
-    """What must not be, a line each."""
+    """Failed checks, one line each."""
     found = [f"{count} requests: {end}" for end, count in result["ends"].items() if end != "answered"]
     resident = [sample["resident MB"] for sample in result["samples"]]
     quarter = max(1, len(resident) // 4)
@@ -238,10 +238,8 @@ def bar(text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--load", type=float, default=0.8, help="share of what the machine takes")
-    parser.add_argument(
-        "--growth-mb", type=float, default=8, help="what the resident set may grow by at most"
-    )
+    parser.add_argument("--load", type=float, default=0.8, help="share of the machine's capacity")
+    parser.add_argument("--growth-mb", type=float, default=8, help="maximum growth of the resident set")
     parser.add_argument("--json", type=Path, help="write all samples here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as url:

@@ -1,8 +1,8 @@
-"""Thousands of requests that stop, end and are given up at random: each ends exactly once, and nothing is left behind.
+"""Thousands of requests that stop, finish or are abandoned at random: each ends exactly once and frees its resources.
 
     hatch run python benchmarks/stress.py [--requests 2000] [--at-once 64] [--backend openvino] [--json results.json]
 
-Exits with 1 where a request did not end as it should, a KV block is missing at the end, or memory went on growing.
+Exits with 1 if a request ended incorrectly, a KV block was not freed, or memory kept growing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sage_infer import SamplingParams, open_backend
 from sage_infer.contracts import InferenceBackend, TokenStream
 
 STOPS = (" the", " and", ".", "\n", " of")
-GROWTH_MB = 32.0  # what the second half of the requests may add to the resident set
+GROWTH_MB = 32.0  # maximum growth in the second half of the requests
 
 
 def resident_mb() -> float:
@@ -43,7 +43,7 @@ def random_request(numbers: random.Random) -> tuple[list[int], SamplingParams]:
 
 
 async def read(stream: TokenStream, give_up_after: int | None) -> str:
-    """How the request ended; checks what its stream said of it."""
+    """How the request ended; also checks the stream's own account."""
     count = 0
     async for delta in stream:
         count += len(delta.token_ids)
@@ -77,7 +77,7 @@ async def run(backend: InferenceBackend, requests: int, at_once: int) -> dict[st
     await asyncio.gather(*(client() for _ in range(at_once)))
     after = backend.stats()
     while after.running or after.waiting or after.finished - before.finished < requests:
-        await asyncio.sleep(0.01)  # what was given up last is still on its way out of the engine
+        await asyncio.sleep(0.01)  # the engine is still aborting the last abandoned requests
         after = backend.stats()
         if time.perf_counter() - started > 3600:
             break

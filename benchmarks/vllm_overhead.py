@@ -1,9 +1,9 @@
-"""What the contract costs on vLLM: the adapter and raw ``AsyncLLM`` in turn, in one process and one engine.
+"""Cost of the contract on vLLM: the adapter and raw ``AsyncLLM`` alternate in one process and one engine.
 
     python benchmarks/vllm_overhead.py [--model NAME] [--pairs 5] [--concurrency 1 8 32] [--json FILE]
 
-Every pair runs the same work through both, with prompts that no run has seen, and changes who goes first. Ratios are
-taken within a pair. CPU time is that of this process alone, which is where the adapter runs; the engine's own
+Every pair runs the same work through both, with new prompts and alternating order. Ratios are
+taken within a pair. CPU time is that of this process only, in which the adapter runs; the engine's own
 processes do the same work in both.
 """
 
@@ -26,7 +26,7 @@ from sage_infer.cli.options import parse_options
 
 PROMPT_TOKENS = 32
 Generate = Callable[[list[int], int], Awaitable[tuple[float, int]]]
-"""Generates for a prompt that many tokens; gives the time of the first one, and how many came."""
+"""Generate that many tokens for a prompt; returns the time of the first one and the number of tokens."""
 
 
 @frozen
@@ -111,7 +111,7 @@ async def measure(args: argparse.Namespace) -> list[Pair]:
         def prompts(count: int) -> list[list[int]]:
             return [[draw.randrange(100, 20_000) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
 
-        for way in ways.values():  # so that no run pays for what happens once
+        for way in ways.values():  # exclude one-time costs
             await run(way, prompts(max(args.concurrency)), 8)
         pairs = []
         for number in range(args.pairs):
@@ -142,8 +142,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all runs to this file")
     args = parser.parse_args()
     pairs = asyncio.run(measure(args))
-    print(f"\n{args.pairs} pairs, {args.tokens} tokens a request: median (min to max)")
-    print("| concurrency | raw tok/s | throughput ratio | TTFT ratio | CPU added, µs a token |")
+    print(f"\n{args.pairs} pairs, {args.tokens} tokens per request: median (min to max)")
+    print("| concurrency | raw tok/s | throughput ratio | TTFT ratio | CPU added, µs per token |")
     print("|---:|---:|---|---|---|")
     for concurrency in args.concurrency:
         rows = [pair for pair in pairs if pair.concurrency == concurrency]

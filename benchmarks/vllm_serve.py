@@ -1,10 +1,10 @@
-"""Our gateway over the vLLM adapter beside `vllm serve`: throughput and TTFT by vLLM's own benchmark client.
+"""Compare our gateway over the vLLM adapter with `vllm serve`: throughput and TTFT by vLLM's own benchmark client.
 
     python benchmarks/vllm_serve.py [--rounds 4] [--concurrency 1 16 64] [--json results.json]
 
-For an environment with sage-infer-vllm, sage-infer-hybrid, sage-infer-serve and a build of vLLM. Both servers run at
-once on the same engine settings and are asked in turn, who goes first changing by round; the one that is not asked
-does nothing. Ratios are taken within a round. Every run has new prompts, and neither keeps a prefix cache.
+Requires an environment with sage-infer-vllm, sage-infer-hybrid, sage-infer-serve and vLLM. Both servers run
+simultaneously with the same engine settings and are measured in alternating order, while the other one
+is idle. Ratios are taken within a round. Every run has new prompts, and neither uses a prefix cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LENGTH, SEQUENCES, KV_GB = 2048, 64, 1
 START_S = 300.0
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": str(KV_GB), "VLLM_LOGGING_LEVEL": "WARNING"}
 Reading = dict[str, float]
-# `vllm bench serve` without the command, which asks for the version of a distribution named vllm and fails on others.
+# `vllm bench serve` without its command line, which requires a distribution named exactly vllm.
 CLIENT = """
 from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -143,7 +143,7 @@ def table(readings: dict[str, list[dict[str, Reading]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--rounds", type=int, default=4, help="an even number, so that both go first equally often"
+        "--rounds", type=int, default=4, help="an even number, so that each goes first equally often"
     )
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--json", type=Path, help="write all readings here")

@@ -1,4 +1,4 @@
-"""The soak of `benchmarks/soak.py`, shortened: real engines, real sockets, and nothing that goes on growing."""
+"""The soak of `benchmarks/soak.py`, shortened: real engines, real sockets, and no resource that keeps growing."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python tools/alone.py [PACKAGE …]
 
-"Alone" is the wheel with what it requires; other wheels of this repository come only if it requires them. The
-tests are copied elsewhere first, so that nothing is imported from the source tree.
+"Alone" means the wheel and its requirements; other wheels of this repository are installed only if required. The
+tests are copied to another folder first, so that nothing is imported from the source tree.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def passes(package: Path, wheels: Path, folder: Path) -> bool:
     shutil.copytree(package / "tests", folder / "tests")
     shutil.copy(package / "README.md", folder)  # its examples are tested too
     (folder / "pytest.ini").write_text(PYTEST_INI)
-    # What the tests start must come from this environment too.
+    # Programs started by the tests must come from this environment too.
     environment = {**os.environ, "PATH": f"{folder / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     command = [str(python), "-m", "pytest", "-q", "tests"]
     done = subprocess.run(

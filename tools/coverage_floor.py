@@ -2,7 +2,7 @@
 
     python tools/coverage_floor.py [PACKAGE …]
 
-Without names every package is checked whose tests can all run in the default environment.
+Without names, all packages whose tests run completely in the default environment are checked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import coverage
 
 FLOOR = 90.0
 ELSEWHERE = {"sage-infer-vllm": "hatch run vllm.0.32:floor"}
-"""Packages whose tests need an engine that the default environment does not have, and what checks them."""
+"""Packages whose tests need an engine missing from the default environment, and the task that checks them."""
 
 
 def main(names: list[str]) -> int:

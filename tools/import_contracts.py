@@ -1,4 +1,4 @@
-"""Write which wheel may import which, as contracts of import-linter in pyproject.toml, for every folder of packages/.
+"""Generate import-linter contracts between wheels in pyproject.toml, for every folder of packages/.
 
     python tools/import_contracts.py [--check]
 
@@ -32,7 +32,7 @@ WHEELS = {
     "sage_infer_kunlunxin": _VENDOR,
     "sage_llm": ("sage_infer_planning", "sage_infer_serve"),
 }
-"""What a wheel may import besides the core, which every wheel may."""
+"""Wheels that a wheel may import in addition to the core."""
 
 HEAVY = (
     "numpy", "openvino", "sentence_transformers", "tokenizers", "torch", "transformers", "vllm",  # engines, arrays
