@@ -20,6 +20,7 @@ from typing import Any
 
 from sage_infer import SamplingParams, open_backend
 from sage_infer.contracts import InferenceBackend, TokenStream
+from sage_infer.schemas import RequestOptions
 
 STOPS = (" the", " and", ".", "\n", " of")
 GROWTH_MB = 32.0  # maximum growth in the second half of the requests
@@ -66,7 +67,9 @@ async def run(backend: InferenceBackend, requests: int, at_once: int) -> dict[st
     async def client() -> None:
         while next(left) < requests:
             prompt, params = random_request(numbers)
-            (stream,) = await backend.generate([prompt], params, priority=numbers.randrange(-1, 2))
+            (stream,) = await backend.generate(
+                [prompt], params, options=RequestOptions(priority=numbers.randrange(-1, 2))
+            )
             give_up_after = numbers.randrange(1, 20) if numbers.random() < 0.3 else None
             ends[await read(stream, give_up_after)] += 1
             done = ends.total()

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 from sage_infer.contracts import TokenStream
-from sage_infer.schemas import ModelDescriptor, SamplingParams, TokenDelta
+from sage_infer.schemas import ModelDescriptor, RequestOptions, SamplingParams, TokenDelta
 from sage_infer_openvino import backend as backend_module
 from sage_infer_openvino import loading
 from sage_infer_openvino.backend import OpenVINOBackend
@@ -137,8 +137,12 @@ class Toy:
         self.runner.gate.set()
         await self.backend.close()
 
-    async def generate(self, prompt: Any, params: SamplingParams, **options: Any) -> TokenStream:
-        (stream,) = await self.backend.generate(prompt, params, **options)
+    async def generate(
+        self, prompt: Any, params: SamplingParams, *, request_id: str | None = None, **options: Any
+    ) -> TokenStream:
+        (stream,) = await self.backend.generate(
+            prompt, params, request_id=request_id, options=RequestOptions(**options)
+        )
         return stream
 
     async def in_step(self) -> None:

@@ -65,12 +65,12 @@ def test_32_concurrent_prompts_get_what_each_gets_alone(
 
 def test_chat_answers(backend: OpenVINOBackend) -> None:
     async def main() -> None:
-        prompt = backend.render_chat([{"role": "user", "content": "What is the capital of France?"}])
+        prompt = await backend.render_chat([{"role": "user", "content": "What is the capital of France?"}])
         assert isinstance(prompt, Prompt)
         (stream,) = await backend.generate(prompt, SamplingParams(temperature=0.0, max_tokens=32))
         assert "Paris" in await collect_text(stream)
         assert stream.finish_reason == "stop"
-        bare = backend.render_chat([{"role": "user", "content": "Hi"}], add_generation_prompt=False)
+        bare = await backend.render_chat([{"role": "user", "content": "Hi"}], add_generation_prompt=False)
         assert not (bare.text or "").endswith("assistant\n")
 
     run(main())
@@ -260,7 +260,7 @@ def test_a_prefix_that_was_computed_before_is_not_computed_again(backend: OpenVI
 
 def test_guided_answers(backend: OpenVINOBackend) -> None:
     async def main() -> None:
-        prompt = backend.render_chat(
+        prompt = await backend.render_chat(
             [{"role": "user", "content": "Where is the Eiffel tower? Answer in JSON."}]
         )
         city = {

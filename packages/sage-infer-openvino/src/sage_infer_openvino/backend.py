@@ -16,7 +16,6 @@ from sage_infer.contracts import (
     PrefillResult,
     PromptLike,
     TokenStream,
-    as_prompts,
 )
 from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import (
@@ -26,14 +25,17 @@ from sage_infer.schemas import (
     ModelDescriptor,
     Prompt,
     QuantizationProfile,
+    RequestOptions,
     SamplingParams,
     Timing,
     Usage,
 )
+from sage_infer.sdk import check_claims
 
 from sage_infer_openvino.device import hardware_of
 from sage_infer_openvino.engine.engine import DecoderEngine
 from sage_infer_openvino.engine.kv_schema import check_page_size, wanted_precision
+from sage_infer_openvino.engine.requests import check_request_id, checked_hold
 from sage_infer_openvino.engine.sequence import EngineRequest
 from sage_infer_openvino.loading import LoadedDecoder, load_model
 from sage_infer_openvino.models.weight_format import WeightFormat
@@ -45,8 +47,7 @@ __all__ = ["OpenVINOBackend"]
 FEATURES = (
     "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline",
     "guided_json", "guided_regex", "guided_grammar", "guided_choice", "prefill_decode", "kv_export", "kv_import",
-    "quant_profile",
-    "tokenize",
+    "quant_profile", "tokenize",
 )  # fmt: skip
 
 
@@ -69,6 +70,7 @@ class OpenVINOBackend:
         max_batch_size: int = 32,
         max_sequence_length: int | None = None,
         max_queue: int = 1024,
+        hold_s: float = 600.0,
         step_tokens: int = 512,
         decode_slowdown: float = 2.5,
         prefix_caching: bool = True,
@@ -82,7 +84,7 @@ class OpenVINOBackend:
             weight_format=weight_format, precision=precision,
             kv_precision=wanted_precision(kv_schema, kv_precision),
             dynamic_quantization=dynamic_quantization, kv_cache_gb=kv_cache_gb,
-            max_batch_size=max_batch_size, max_sequence_length=max_sequence_length, max_queue=max_queue,
+            max_batch_size=max_batch_size, max_sequence_length=max_sequence_length, max_queue=max_queue, hold_s=hold_s,
             step_tokens=step_tokens, decode_slowdown=decode_slowdown, prefix_caching=prefix_caching,
             device=device, threads=threads, cache_dir=cache_dir,
         )  # fmt: skip
@@ -133,11 +135,14 @@ class OpenVINOBackend:
             supported_precisions=loaded.runner.supported_precisions,
             kv_schema=loaded.states.schema,
             quant_profile_id=self._quant_profile_id,
-            features=(
-                *FEATURES,
-                *(("chat",) if loaded.tokenizer.chat_template is not None else ()),
-                *(("prefix_caching",) if self._settings.prefix_caching else ()),
-            ),
+            features=self._features(loaded),
+        )
+
+    def _features(self, loaded: LoadedDecoder) -> tuple[str, ...]:
+        return (
+            *FEATURES,
+            *(("chat", "template_variables") if loaded.tokenizer.chat_template is not None else ()),
+            *(("prefix_caching",) if self._settings.prefix_caching else ()),
         )
 
     def get_kv_schema(self) -> KVCacheSchema:
@@ -159,15 +164,13 @@ class OpenVINOBackend:
         params: SamplingParams,
         *,
         request_id: str | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
+        options: RequestOptions | None = None,
     ) -> list[TokenStream]:
         engine, loaded = self._ready()
+        self._check_claims(loaded, params, options)
         request_id = f"req-{uuid.uuid4().hex}" if request_id is None else request_id
         grammar = await loaded.compile_grammar(params)
-        requests = loaded.requests.from_prompts(
-            prompts, params, request_id, priority=priority, deadline=deadline, grammar=grammar
-        )
+        requests = loaded.requests.from_prompts(prompts, params, request_id, options=options, grammar=grammar)
         streams: list[TokenStream] = []
         for request in requests:
             request.stream = _stream(engine, request)
@@ -175,23 +178,26 @@ class OpenVINOBackend:
         engine.submit(requests)
         return streams
 
-    def render_chat(
+    async def render_chat(
         self,
         messages: Sequence[ChatMessage],
         *,
-        tools: Sequence[Mapping[str, object]] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
-        tokenizer = self._ready()[1].tokenizer
-        text = tokenizer.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
-        return Prompt(text=text, add_special_tokens=False)
+        return await self._ready()[1].texts.render_chat(
+            messages,
+            tools=tools,
+            template_variables=template_variables,
+            add_generation_prompt=add_generation_prompt,
+        )
 
-    def tokenize(self, prompt: PromptLike) -> list[int]:
-        (one,) = as_prompts(prompt)
-        return list(self._ready()[1].requests.tokens_of(one))
+    async def tokenize(self, prompt: PromptLike) -> list[int]:
+        return await self._ready()[1].texts.tokenize(prompt)
 
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        return self._ready()[1].requests.text_of(token_ids)
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await self._ready()[1].texts.detokenize(token_ids)
 
     async def abort(self, request_id: str) -> None:
         engine = self._engine
@@ -206,15 +212,19 @@ class OpenVINOBackend:
         *,
         request_id: str,
         params: SamplingParams | None = None,
+        options: RequestOptions | None = None,
+        hold_s: float | None = None,
     ) -> PrefillResult:
         engine, loaded = self._ready()
         params = params or SamplingParams()
+        hold_s = self._settings.hold_s if hold_s is None else checked_hold(hold_s)
+        self._check_claims(loaded, params, options)
         if params.n != 1:
             raise UnsupportedFeature(f"prefill makes one state a prompt, and n is {params.n}; use generate")
         grammar = await loaded.compile_grammar(params)
-        requests = loaded.requests.from_prompts(prompts, params, request_id, grammar=grammar)
+        requests = loaded.requests.from_prompts(prompts, params, request_id, options=options, grammar=grammar)
         engine.check_room(requests)
-        done = [_hold(request) for request in requests]
+        done = [_hold(request, hold_s) for request in requests]
         engine.submit(requests)
         try:
             await asyncio.gather(*done)
@@ -236,8 +246,12 @@ class OpenVINOBackend:
         )
         return PrefillResult(states=states, usage=usage, timing=timing)
 
-    async def decode(self, state: DecodeState, *, request_id: str) -> DecodeResult:
+    async def decode(
+        self, state: DecodeState, *, request_id: str, options: RequestOptions | None = None
+    ) -> DecodeResult:
         engine, loaded = self._ready()
+        check_request_id(request_id)
+        self._check_claims(loaded, state.params, options)
         loaded.states.check(state)
         if state.finish_reason is not None:  # prefill ended it: there is nothing to compute
             request = loaded.states.restore(
@@ -254,7 +268,9 @@ class OpenVINOBackend:
 
         try:
             await engine.call(
-                lambda: engine.resume(loaded.states.find(engine, state), request_id, stream, loop)
+                lambda: engine.resume(
+                    loaded.states.find(engine, state), request_id, stream, loop, options=options
+                )
             )
         except asyncio.CancelledError:
             stream.cancel()
@@ -273,8 +289,10 @@ class OpenVINOBackend:
 
     async def import_kv(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
         engine, loaded = self._ready()
+        self._check_claims(loaded, state.params, None)
         loaded.states.check(state)
         request = loaded.states.restore(state, loaded.requests, await loaded.compile_grammar(state.params))
+        request.hold_s = self._settings.hold_s
         blocks = await asyncio.to_thread(loaded.states.verified, state, buffers)
         if state.finish_reason is None:
             try:
@@ -283,6 +301,11 @@ class OpenVINOBackend:
                 engine.cancel(request.request_id, request)
                 raise
         return loaded.states.arrived(state)
+
+    def _check_claims(
+        self, loaded: LoadedDecoder, params: SamplingParams, options: RequestOptions | None
+    ) -> None:
+        check_claims(self._features(loaded), backend="the openvino backend", params=params, options=options)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -299,13 +322,13 @@ def _stream(engine: DecoderEngine, request: EngineRequest) -> BufferedTokenStrea
     return BufferedTokenStream(request.request_id, lambda: engine.cancel(request.request_id, request))
 
 
-def _hold(request: EngineRequest) -> asyncio.Future[None]:
-    """Make a request stop after its first token; the future is done then."""
+def _hold(request: EngineRequest, hold_s: float) -> asyncio.Future[None]:
+    """Make a request stop after its first token, and be held for ``hold_s`` seconds; the future is done then."""
     held: asyncio.Future[None] = request.loop.create_future()
 
     def on_held(error: BaseException | None) -> None:
         if not held.done():
             held.set_result(None) if error is None else held.set_exception(error)
 
-    request.hold, request.on_held = True, on_held
+    request.hold, request.hold_s, request.on_held = True, hold_s, on_held
     return held

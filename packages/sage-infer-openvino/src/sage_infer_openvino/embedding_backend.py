@@ -8,18 +8,21 @@ from typing import Literal
 
 from attrs import field, frozen
 from sage_infer.checks import Choice, Integer, Text, optional
-from sage_infer.contracts import EngineStats, Health, Truncation, check_texts
+from sage_infer.contracts import EngineStats, Health, TextLike, Truncation, as_texts, check_texts
 from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import (
     CapabilityDescriptor,
     EmbeddingResult,
     ModelDescriptor,
+    RequestOptions,
     RerankHit,
     RerankResult,
     Usage,
 )
+from sage_infer.sdk import check_claims
 
 from sage_infer_openvino.device import DEVICE, hardware_of
+from sage_infer_openvino.encoder.calls import OpenCall, OpenCalls
 from sage_infer_openvino.encoder.encoder import Encoder, EncoderInput
 from sage_infer_openvino.encoder.queue import EncoderQueue, Rows
 
@@ -72,6 +75,7 @@ class OpenVINOEmbeddingBackend:
         if self._reranks and (prompt is not None or prompt_name is not None):
             raise InvalidRequest("a reranker takes no prompt; leave prompt and prompt_name out")
         self._queue: EncoderQueue | None = None
+        self._calls = OpenCalls()
         self._closed = False
 
     async def start(self) -> None:
@@ -129,8 +133,12 @@ class OpenVINOEmbeddingBackend:
             max_batch_size=max(self._settings.token_budget // limit, 1),
             max_sequence_length=limit,
             supported_precisions=self._ready().encoder.supported_precisions,
-            features=("rerank",) if self._reranks else ("embed",),
+            features=self._features,
         )
+
+    @property
+    def _features(self) -> tuple[str, ...]:
+        return ("rerank" if self._reranks else "embed", "deadline")
 
     def get_embedding_dim(self) -> int:
         worker = self._ready()
@@ -140,38 +148,74 @@ class OpenVINOEmbeddingBackend:
     def get_max_length(self) -> int:
         return self._ready().encoder.max_sequence_length
 
-    async def embed(self, text: str | Sequence[int], *, truncate: Truncation = "error") -> EmbeddingResult:
-        return await self.embed_batch([text], truncate=truncate)
+    async def embed(
+        self,
+        texts: TextLike | Sequence[TextLike],
+        *,
+        truncate: Truncation = "error",
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
+    ) -> EmbeddingResult:
+        return await self._embed(as_texts(texts), None, truncate, request_id, options)
 
     async def embed_batch(
-        self, texts: Sequence[str | Sequence[int]], *, truncate: Truncation = "error"
+        self,
+        texts: Sequence[TextLike],
+        batch_size: int = 32,
+        *,
+        truncate: Truncation = "error",
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
+    ) -> EmbeddingResult:
+        _check_batch_size(batch_size)
+        return await self._embed(texts, batch_size, truncate, request_id, options)
+
+    async def _embed(
+        self,
+        texts: Sequence[TextLike],
+        at_once: int | None,
+        truncate: Truncation,
+        request_id: str | None,
+        options: RequestOptions | None,
     ) -> EmbeddingResult:
         worker = self._ready()
         self._check_embeds()
+        self._check_claims(options)
         check_texts(texts, truncate)
         if not texts:
             return self._result(worker, memoryview(b""), 0)
-        inputs = await _tokenized(
-            lambda: worker.encoder.tokenize(texts, truncate=truncate == "end"), sum(map(len, texts))
-        )
-        vectors = await _computed(worker, inputs)
+        with self._calls.open(request_id, options) as call:
+            inputs = await _tokenized(
+                lambda: worker.encoder.tokenize(texts, truncate=truncate == "end"), sum(map(len, texts))
+            )
+            vectors = await _computed(worker, call, inputs, at_once)
         return self._result(worker, vectors.data, sum(map(len, inputs)))
 
-    async def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> RerankResult:
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
+    ) -> RerankResult:
         """As the contract says. A pair over ``get_max_length()`` is cut from its longer text's end until it fits."""
         worker = self._ready()
         if not self._reranks:
             raise UnsupportedFeature(
                 f"model {self.model.model_id!r} is an embedding model; reranking needs a cross-encoder"
             )
+        self._check_claims(options)
         _check_rerank(query, documents, top_n)
         if not documents:
             return RerankResult(model_id=self.model.model_id, hits=(), usage=Usage(prompt_tokens=0))
-        inputs = await _tokenized(
-            lambda: worker.encoder.tokenize_pairs(query, documents),
-            sum(len(query) + len(d) for d in documents),
-        )
-        scores = (await _computed(worker, inputs))[:, 0].tolist()
+        with self._calls.open(request_id, options) as call:
+            inputs = await _tokenized(
+                lambda: worker.encoder.tokenize_pairs(query, documents),
+                sum(len(query) + len(d) for d in documents),
+            )
+            scores = (await _computed(worker, call, inputs))[:, 0].tolist()
         hits = [RerankHit(index=index, score=score) for index, score in enumerate(scores)]
         hits.sort(key=lambda hit: hit.score, reverse=True)
         return RerankResult(
@@ -179,6 +223,12 @@ class OpenVINOEmbeddingBackend:
             hits=tuple(hits[:top_n]),
             usage=Usage(prompt_tokens=sum(map(len, inputs))),
         )
+
+    async def abort(self, request_id: str) -> None:
+        self._calls.abort(request_id)
+
+    def _check_claims(self, options: RequestOptions | None) -> None:
+        check_claims(self._features, backend="the openvino-embedding backend", options=options)
 
     def _result(self, worker: EncoderQueue, data: memoryview, tokens: int) -> EmbeddingResult:
         return EmbeddingResult(
@@ -213,8 +263,16 @@ async def _tokenized(tokenize: Callable[[], list[EncoderInput]], characters: int
     return tokenize() if characters <= _INLINE else await asyncio.to_thread(tokenize)
 
 
-async def _computed(worker: EncoderQueue, inputs: list[EncoderInput]) -> Rows:
-    return await asyncio.wrap_future(worker.submit(inputs))
+async def _computed(
+    worker: EncoderQueue, call: OpenCall, inputs: list[EncoderInput], at_once: int | None = None
+) -> Rows:
+    call.check()  # it may have been ended while its texts were tokenized
+    return await call.wait(worker.submit(inputs, at_once=at_once))
+
+
+def _check_batch_size(size: object) -> None:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise InvalidRequest(f"batch_size must be a number of texts, at least 1, got {size!r}")
 
 
 def _check_rerank(query: object, documents: Sequence[object], top_n: object) -> None:

@@ -19,6 +19,7 @@ from sage_infer_openvino.engine.paged_runner import PagedRunner
 from sage_infer_openvino.engine.requests import RequestFactory
 from sage_infer_openvino.engine.sampler import Sampler
 from sage_infer_openvino.models.prepare import prepare_decoder
+from sage_infer_openvino.models.text_codec import DecoderTexts
 from sage_infer_openvino.models.tokenizer import TextTokenizer
 from sage_infer_openvino.settings import DecoderSettings
 
@@ -36,6 +37,7 @@ class LoadedDecoder:
 
     runner: PagedRunner
     tokenizer: TextTokenizer
+    texts: DecoderTexts
     requests: RequestFactory
     states: StateKeeper
     grammars: GrammarCompiler
@@ -103,12 +105,12 @@ def assemble(
     max_sequence_length: int,
 ) -> LoadedDecoder:
     """What the engine runs on, of a runner and a tokenizer."""
+    texts = DecoderTexts(tokenizer, runner.vocab_size)
     return LoadedDecoder(
         runner=runner,
         tokenizer=tokenizer,
-        requests=RequestFactory(
-            model_id, tokenizer, vocab_size=runner.vocab_size, max_sequence_length=max_sequence_length
-        ),
+        texts=texts,
+        requests=RequestFactory(texts, max_sequence_length=max_sequence_length),
         states=StateKeeper(
             model_id=model_id,
             fingerprint=fingerprint,

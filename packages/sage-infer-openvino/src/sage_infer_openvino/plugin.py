@@ -31,6 +31,7 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "max_batch_size": "sequences that run at once, 32 by default",
                 "max_sequence_length": "prompt and output in tokens; the model's own limit where left out",
                 "max_queue": "open requests before new ones are refused, 1024 by default",
+                "hold_s": "seconds that a prefilled request waits for decode before its KV is freed, 600 by default",
                 "step_tokens": "tokens computed in one step, 512 by default; smaller is fairer, larger is faster",
                 "decode_slowdown": "how many times longer a step may take for prompts while others read along, 2.5 "
                 "by default",

@@ -25,6 +25,7 @@ class DecoderSettings:
     max_batch_size: int = field(validator=Integer(ge=1))
     max_sequence_length: int | None = field(validator=optional(Integer(ge=2)))
     max_queue: int = field(validator=Integer(ge=1))
+    hold_s: float = field(validator=Number(gt=0))
     prefix_caching: bool = field(validator=Flag())
     step_tokens: int = field(validator=Integer(ge=16))
     decode_slowdown: float = field(validator=Number(gt=1))

@@ -24,7 +24,7 @@ from sage_infer.errors import (
     SchemaError,
     UnsupportedFeature,
 )
-from sage_infer.schemas import EmbeddingResult, ModelDescriptor
+from sage_infer.schemas import EmbeddingResult, ModelDescriptor, RequestOptions
 from sage_infer_openvino.backend import OpenVINOBackend
 from sage_infer_openvino.embedding_backend import OpenVINOEmbeddingBackend
 from sage_infer_openvino.encoder.encoder import Encoder, EncoderInput
@@ -182,6 +182,53 @@ def test_cancelled_calls_leave_nothing(minilm_dir: Path, gate: Gate) -> None:
     run(main())
 
 
+def test_abort_and_deadlines_end_calls(minilm_dir: Path, gate: Gate) -> None:
+    async def main() -> None:
+        async with opened(minilm_dir) as backend:
+            first = asyncio.ensure_future(backend.embed("first", request_id="first"))
+            await gate.in_step()
+            aborted = asyncio.ensure_future(backend.embed(["a", "b"], request_id="x"))
+            await eventually(lambda: backend.stats().waiting == 1)
+            with pytest.raises(InvalidRequest, match="'x' is in use"):
+                await backend.embed("again", request_id="x")
+            await backend.abort("x")
+            await backend.abort("unknown")
+            with pytest.raises(RequestCancelled, match="request x was aborted") as caught:
+                await aborted
+            assert caught.value.by == "caller"
+            for seconds in (-1.0, 0.05):
+                with pytest.raises(RequestCancelled, match="missed its deadline") as caught:
+                    await backend.embed_batch(["late"], options=RequestOptions(deadline=seconds))
+                assert caught.value.by == "deadline"
+            gate.open.set()
+            assert len(await first) == 1
+            assert len(await backend.embed("x", request_id="x", options=RequestOptions(deadline=60))) == 1
+            assert sum(gate.batches) == 2  # nothing of what was ended was computed
+            with pytest.raises(UnsupportedFeature, match=r"options.priority \(feature priority\)"):
+                await backend.embed("x", options=RequestOptions(priority=1))
+            with pytest.raises(InvalidRequest, match="request_id must be a string"):
+                await backend.embed("x", request_id="")
+
+    run(main())
+
+
+def test_batch_size_limits_what_is_computed_together(minilm_dir: Path, gate: Gate) -> None:
+    async def main() -> None:
+        async with opened(minilm_dir) as backend:
+            gate.open.set()
+            free = rows(await backend.embed(TEXTS))
+            assert max(gate.batches) > 3
+            gate.batches.clear()
+            assert np.abs(rows(await backend.embed_batch(TEXTS, 3)) - free).max() < 1e-5
+            assert max(gate.batches) == 3
+            assert sum(gate.batches) == len(TEXTS)
+            for wrong in (0, -1, True, "3"):
+                with pytest.raises(InvalidRequest, match="batch_size must be a number of texts"):
+                    await backend.embed_batch(TEXTS, wrong)  # type: ignore[arg-type]
+
+    run(main())
+
+
 def test_one_wrong_call_does_not_harm_those_beside_it(minilm_dir: Path, gate: Gate) -> None:
     async def main() -> None:
         async with opened(minilm_dir, max_sequence_length=16) as backend:
@@ -206,7 +253,7 @@ def test_one_wrong_call_does_not_harm_those_beside_it(minilm_dir: Path, gate: Ga
 @pytest.mark.parametrize(
     ("texts", "truncate", "says"),
     [
-        ("one string", "error", "use embed"),
+        ("one string", "error", "pass it in a list"),
         (["fine", ""], "error", "text 1 is empty"),
         (["fine", []], "error", "text 1 is empty"),
         ([3], "error", "text 0 must be a string or a list of token ids, got int"),
@@ -317,13 +364,18 @@ def test_rerank_orders_as_the_cross_encoder_scores(tmp_path: Path, name: str) ->
     async def main() -> None:
         async with reranker(tmp_path, name) as backend:
             assert isinstance(backend, EmbeddingBackend)
-            assert backend.get_capability().features == ("rerank",)
+            assert backend.get_capability().features == ("rerank", "deadline")
             result = await backend.rerank(QUERY, DOCUMENTS)
             assert [hit.index for hit in result.hits] == order
             for hit in result.hits:
                 assert hit.score == pytest.approx(scores[hit.index], abs=5e-6)
             assert result.usage.prompt_tokens > 30
             assert [hit.index for hit in (await backend.rerank(QUERY, DOCUMENTS, top_n=2)).hits] == order[:2]
+            late = RequestOptions(deadline=0.0)
+            with pytest.raises(RequestCancelled, match="request r missed its deadline"):
+                await backend.rerank(QUERY, DOCUMENTS, request_id="r", options=late)
+            with pytest.raises(UnsupportedFeature, match="feature tenant"):
+                await backend.rerank(QUERY, DOCUMENTS, options=RequestOptions(tenant="t"))
             assert len((await backend.rerank(QUERY, DOCUMENTS, top_n=99)).hits) == len(DOCUMENTS)
             assert (await backend.rerank(QUERY, [])).hits == ()
 

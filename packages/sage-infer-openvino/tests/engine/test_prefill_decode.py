@@ -17,7 +17,7 @@ from sage_infer.errors import (
     RequestCancelled,
     UnsupportedFeature,
 )
-from sage_infer.schemas import DecodeState, ModelDescriptor, SamplingParams
+from sage_infer.schemas import DecodeState, ModelDescriptor, RequestOptions, SamplingParams
 from sage_infer.schemas.codec import from_json, to_json
 
 PROMPT = list(range(30, 40))
@@ -245,6 +245,101 @@ def test_held_sequences_that_need_more_give_way_to_each_other() -> None:
     run(main())
 
 
+# --- options and the end of a hold
+
+
+def test_a_hold_ends_and_frees_its_blocks_and_decode_says_so() -> None:
+    async def main() -> None:
+        async with Toy(hold_s=0.05) as toy:
+            state = await prefill(toy)  # by the backend's own limit
+            asked = await toy.backend.prefill(PROMPT, request_id="long", params=greedy(3), hold_s=60)
+            await toy.idle(free=toy.runner.num_blocks - 3)
+            with pytest.raises(InvalidRequest, match=r"'a' was held here for 0.05 s.*longer hold_s"):
+                await decode(toy, state)
+            assert await decode(toy, asked.states[0]) == toy_greedy(PROMPT, 3)
+            await toy.idle()
+            again = await toy.backend.prefill(PROMPT, request_id="a", params=greedy(3), hold_s=60)
+            assert await decode(toy, again.states[0]) == toy_greedy(PROMPT, 3)
+            for wrong in (0, -1.0, float("nan"), "5", True):
+                with pytest.raises(InvalidRequest, match="hold_s must be a number of seconds above 0"):
+                    await toy.backend.prefill(PROMPT, request_id="a", hold_s=wrong)  # type: ignore[arg-type]
+
+    run(main())
+
+
+def test_imported_kv_is_held_no_longer_than_the_backend_allows() -> None:
+    async def main() -> None:
+        async with Toy() as here, Toy(hold_s=0.05) as there:
+            state, buffers = await moved(here)
+            arrived = await there.backend.import_kv(state, buffers)
+            await there.idle()
+            with pytest.raises(InvalidRequest, match=r"was held here for 0\.05 s"):
+                await decode(there, arrived)
+
+    run(main())
+
+
+def test_deadlines_of_prefill_and_decode_are_each_their_own() -> None:
+    async def main() -> None:
+        async with Toy() as toy:
+            with pytest.raises(RequestCancelled, match="missed its deadline") as caught:
+                await toy.backend.prefill(PROMPT, request_id="a", options=RequestOptions(deadline=0.0))
+            assert caught.value.by == "deadline"
+            soon = RequestOptions(deadline=0.2)
+            result = await toy.backend.prefill(PROMPT, request_id="a", params=greedy(12), options=soon)
+            await asyncio.sleep(0.3)  # prefill's deadline has passed, and it had ended in time
+            stream = (
+                await toy.backend.decode(
+                    result.states[0], request_id="b", options=RequestOptions(deadline=0.0)
+                )
+            ).stream
+            with pytest.raises(RequestCancelled, match="missed its deadline"):
+                await deltas(stream)
+            await toy.idle()
+
+    run(main())
+
+
+def test_decode_takes_its_turn_by_its_own_priority() -> None:
+    async def main() -> None:
+        async with Toy(max_batch_size=1) as toy:
+            held = await prefill(toy)
+            toy.runner.gate.clear()
+            running = await toy.generate([1], greedy(3))
+            await toy.in_step()
+            waiting = await toy.generate([2], greedy(3))
+            urgent = RequestOptions(priority=-1)
+            decoding = asyncio.ensure_future(toy.backend.decode(held, request_id="b", options=urgent))
+            await asyncio.sleep(0)  # now its command waits for the step to end
+            before = len(toy.runner.steps)
+            toy.runner.gate.set()
+            assert await tokens((await decoding).stream) == toy_greedy(PROMPT, 12)
+            await asyncio.gather(tokens(running), tokens(waiting))
+            steps = [step[0] for step in toy.runner.steps[before:]]
+            assert steps[3] == (1, len(PROMPT))  # after the running one's three
+            assert steps[14] == (1, 0)  # the waiting one's first
+
+    run(main())
+
+
+def test_every_entry_point_refuses_what_is_not_claimed() -> None:
+    async def main() -> None:
+        async with Toy() as toy:
+            state = await prefill(toy)
+            options = RequestOptions(session="s", chain="c")
+            says = r"options.session \(feature session\), options.chain \(feature chain\)"
+            for call in (
+                toy.backend.generate(PROMPT, greedy(1), options=options),
+                toy.backend.prefill(PROMPT, request_id="x", options=options),
+                toy.backend.decode(state, request_id="x", options=options),
+            ):
+                with pytest.raises(UnsupportedFeature, match=says):
+                    await call
+            assert await decode(toy, state) == toy_greedy(PROMPT, 12)
+
+    run(main())
+
+
 # --- to another instance
 
 
@@ -364,7 +459,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
                 (here, attrs.evolve(state, prompt_token_ids=[1] * 300), InvalidRequest, "300 tokens"),
                 (here, wrong_token, InvalidRequest, "token id 5000"),
                 (here, attrs.evolve(state, output_token_ids=(1, 2)), InvalidRequest, "2 tokens of output"),
-                (here, attrs.evolve(state, params=guided), UnsupportedFeature, "adapters"),
+                (here, attrs.evolve(state, params=guided), UnsupportedFeature, "feature lora"),
                 (here, attrs.evolve(state, first_logprobs={"x": 1}), InvalidRequest, "first_logprobs"),
             ]
             for toy, wrong, error, says in cases:

@@ -25,9 +25,7 @@ def test_renderings_equal_transformers(entry: dict[str, Any]) -> None:
                 REFERENCE["chats"][case["chat"]],
                 tools=[REFERENCE["tool"]] * 2 if case["tools"] else None,
                 add_generation_prompt=case["prompt"],
-                bos_token="<s>",
-                eos_token="</s>",
-                **thinking,
+                variables={"bos_token": "<s>", "eos_token": "</s>", **thinking},
             )
 
         if case["text"] is None:

@@ -132,7 +132,7 @@ def test_the_stateful_form_runs_too(tiny_gguf: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("precision", HERE)
 def test_openvino_recognizes_the_parts(tiny_gguf: Callable[..., Path], precision: str) -> None:
     """Rotary embedding, norm and attention become one operation each, and quantized weights are not unpacked
-    in memory.
+    in memory where it computes in f32 or bf16.
 
     Where the rotary embedding is not recognized, bf16 rounds its angles, and answers decay with the length of
     the text.
@@ -149,7 +149,7 @@ def test_openvino_recognizes_the_parts(tiny_gguf: Callable[..., Path], precision
         for node, kind in zip(compiled.get_runtime_model().get_ops(), kinds, strict=True)
         if kind == "FullyConnected"
     ]
-    assert weights == ["u4"] * len(weights)
+    assert set(weights) == {"f16" if precision == "f16" else "u4"}  # in f16 it does unpack them
 
 
 def test_wrong_shapes_and_formats_are_refused(tiny_gguf: Callable[..., Path]) -> None:

@@ -111,7 +111,9 @@ def test_what_templates_use() -> None:
     assert text == '<s>[{"name": "<f>", "é": 1}]\n'
     assert len(templated("{{ strftime_now('%Y') }}").render_chat(messages)) == 4
     assert (
-        templated("{% for m in messages %}{% break %}{% endfor %}ok{{ flag }}").render_chat(messages, flag=1)
+        templated("{% for m in messages %}{% break %}{% endfor %}ok{{ flag }}").render_chat(
+            messages, variables={"flag": 1}
+        )
         == "ok1"
     )
     with pytest.raises(InvalidRequest, match="refuses these messages: only one user"):
@@ -214,3 +216,25 @@ def test_hugging_face_folder(tiny_gguf: Write, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ModelFileError, match=r"tokenizer\.json: not found"):
         TextTokenizer.from_folder(tmp_path)
+
+
+def test_messages_and_variables_that_a_template_cannot_take() -> None:
+    tokenizer = templated("{{ messages[0].content }}{{ mood }}")
+    hi = {"role": "user", "content": "hi"}
+    for messages, variables, error, says in (
+        ([], {}, InvalidRequest, "messages is empty"),
+        ([{"content": "x"}], {}, InvalidRequest, "message 0 must be a mapping with a role"),
+        ([hi, {"role": "user"}], {}, InvalidRequest, "message 1 is a user's and has no content"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            {},
+            UnsupportedFeature,
+            "feature multimodal",
+        ),
+        ([{"role": "user", "content": [{"type": "text"}]}], {}, InvalidRequest, "content part without text"),
+        ([hi], {"messages": [], "tools": 1, "mood": ""}, InvalidRequest, "must not have messages, tools;"),
+    ):
+        with pytest.raises(error, match=says):
+            tokenizer.render_chat(messages, variables=variables)
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert tokenizer.render_chat([{**hi, "content": parts}], variables={"mood": "!", "self": 1}) == "a\nb!"

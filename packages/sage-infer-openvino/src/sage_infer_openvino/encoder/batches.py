@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from itertools import count
 from typing import Generic, TypeVar
 
-from attrs import define, field
+from attrs import define
 
 __all__ = ["BatchLine"]
 
@@ -24,7 +24,8 @@ _LONGER_SHARE = 8  # and may be longer than the text whose turn it is by this pa
 class _Waiting(Generic[CallT]):
     call: CallT
     keys: list[_Key]  # rising; those at the end may be gone already
-    left: int = field()
+    left: int
+    limit: int | None = None
 
 
 class BatchLine(Generic[CallT]):
@@ -45,13 +46,16 @@ class BatchLine(Generic[CallT]):
     def __bool__(self) -> bool:
         return bool(self._texts)
 
-    def add(self, call: CallT, lengths: Iterable[int]) -> None:
-        """A call with texts of these lengths; :meth:`next_batch` gives ``(call, index)`` for each, once."""
+    def add(self, call: CallT, lengths: Iterable[int], *, limit: int | None = None) -> None:
+        """A call with texts of these lengths; :meth:`next_batch` gives ``(call, index)`` for each, once.
+
+        A batch has at most ``limit`` texts of the call.
+        """
         ticket = next(self._tickets)
         keys = sorted((length, ticket, index) for index, length in enumerate(lengths))
         if keys:
             self._texts = sorted(self._texts + keys)
-            self._waiting[ticket] = _Waiting(call, keys, len(keys))
+            self._waiting[ticket] = _Waiting(call, keys, len(keys), limit)
             self._turns.append(ticket)
 
     def discard(self, call: CallT) -> None:
@@ -68,10 +72,15 @@ class BatchLine(Generic[CallT]):
         start = end
         width = max(lead[0], self._texts[end - 1][0]) if end else lead[0]
         padding = width - lead[0]
+        taken = Counter([lead[1]])
         while start and (len(batch) + 1) * width <= self._budget:
             padding += width - self._texts[start - 1][0]
             if padding > self._budget // _PADDING_SHARE:
                 break
+            ticket = self._texts[start - 1][1]
+            if taken[ticket] == self._waiting[ticket].limit:
+                break
+            taken[ticket] += 1
             start -= 1
             batch.append(self._texts[start])
         del self._texts[start:end]

@@ -64,8 +64,10 @@ class EncoderQueue:
         with self._changed:
             return sum(not call.begun for call in self._open)
 
-    def submit(self, inputs: Sequence[EncoderInput]) -> Future[Rows]:
+    def submit(self, inputs: Sequence[EncoderInput], *, at_once: int | None = None) -> Future[Rows]:
         """Queue a call of one input at least; its rows come in order. Its future may be cancelled at any time.
+
+        At most ``at_once`` of its inputs are computed in one batch.
 
         Raises:
             EngineDead: the encoder has stopped.
@@ -84,7 +86,7 @@ class EncoderQueue:
                 )
             self._open.add(call)
             self._texts += len(inputs)
-            self._line.add(call, map(len, inputs))
+            self._line.add(call, map(len, inputs), limit=at_once)
             self._changed.notify()
         call.future.add_done_callback(lambda _: self._forget(call))
         return call.future
@@ -106,7 +108,7 @@ class EncoderQueue:
     # --- in the thread
 
     def _run(self) -> None:
-        reason: SageInferError = RequestCancelled("the backend was closed")
+        reason: SageInferError = RequestCancelled("the backend was closed", by="close")
         try:
             while batch := self._next_batch():
                 self._compute(batch)

@@ -74,6 +74,10 @@ class StateKeeper:
                 f"the state is of model {state.model_id!r} in another form than here; "
                 "prefill and decode need the same backend, weights and weight_format"
             )
+        if state.kv_schema is None:
+            raise CapabilityMismatch(
+                f"the state of request {state.request_id!r} names no KV, and decode needs it; prefill it here"
+            )
         fit = state.kv_schema.compatible_with(self.schema)
         if not fit.identical:
             what = fit.reason or "needs conversion of " + ", ".join(fit.conversions)

@@ -24,12 +24,14 @@ from sage_infer.errors import (
     RequestCancelled,
     SageInferError,
 )
+from sage_infer.schemas import RequestOptions
 
 from sage_infer_openvino.engine.block_pool import BlockPool
 from sage_infer_openvino.engine.outbox import Outbox
 from sage_infer_openvino.engine.pacing import Pacer
 from sage_infer_openvino.engine.paged_runner import PagedRunner
 from sage_infer_openvino.engine.request_queue import RequestQueue
+from sage_infer_openvino.engine.requests import due_at
 from sage_infer_openvino.engine.sampler import Sampler
 from sage_infer_openvino.engine.scheduler import BlockKeys, Scheduler
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
@@ -39,6 +41,7 @@ __all__ = ["DecoderEngine"]
 
 T = TypeVar("T")
 
+_LET_GO = 1024  # ends of holds that are remembered, for a message
 _SMALLEST_CHUNK = 16  # prompt tokens that a step takes however slow they are
 
 
@@ -72,6 +75,7 @@ class DecoderEngine:
         self._outbox = Outbox()
         self._requests: dict[str, EngineRequest] = {}
         self._held: dict[str, EngineRequest] = {}
+        self._let_go: dict[str, float] = {}  # holds that ended lately, with their length in seconds
         self._finished = 0
         self._thread = threading.Thread(target=self._run, name="sage-openvino-engine", daemon=True)
         self._thread.start()
@@ -92,7 +96,8 @@ class DecoderEngine:
         def command() -> None:
             request = self._requests.get(request_id)
             if request is not None and who in (request, request.stream):
-                self._end(request, RequestCancelled(f"request {request_id} was cancelled by its caller"))
+                message = f"request {request_id} was cancelled by its caller"
+                self._end(request, RequestCancelled(message, by="caller"))
 
         self._queue.tell(command)
 
@@ -165,7 +170,7 @@ class DecoderEngine:
     # --- in the engine thread
 
     def _run(self) -> None:
-        reason: SageInferError = RequestCancelled("the backend was closed")
+        reason: SageInferError = RequestCancelled("the backend was closed", by="close")
         try:
             busy = False
             while self._queue.run_commands(wait_s=None if busy else self._patience()):
@@ -183,11 +188,12 @@ class DecoderEngine:
     def _patience(self) -> float:
         """How long to wait for a command when nothing runs.
 
-        Requests that wait nevertheless want blocks that are held for a ``decode``; only their deadline can come
-        without a command.
+        Requests that wait nevertheless want blocks that are held for a ``decode``; only their deadline, or the end
+        of a hold, can come without a command.
         """
-        deadlines = [r.deadline for r in self._requests.values() if r.deadline is not None]
-        return min(deadlines) - time.perf_counter() + 0.001 if deadlines else math.inf
+        ends = [r.deadline for r in self._requests.values() if r.deadline is not None]
+        ends += [r.held_until for r in self._held.values()]
+        return min(ends, default=math.inf) - time.perf_counter() + 0.001
 
     def _accept(self, requests: list[EngineRequest]) -> None:
         for request in requests:
@@ -199,7 +205,14 @@ class DecoderEngine:
         now = time.perf_counter()
         late = [r for r in self._requests.values() if r.deadline is not None and r.deadline < now]
         for request in late:
-            self._end(request, RequestCancelled(f"request {request.request_id} missed its deadline"))
+            message = f"request {request.request_id} missed its deadline"
+            self._end(request, RequestCancelled(message, by="deadline"))
+        for request in [r for r in self._held.values() if r.held_until < now]:
+            self._let_go[request.request_id] = request.hold_s
+            if len(self._let_go) > _LET_GO:
+                del self._let_go[next(iter(self._let_go))]
+            message = f"request {request.request_id} was held for {request.hold_s:g} s, and nobody decoded it"
+            self._end(request, RequestCancelled(message, by="deadline"))
 
     def _execute(self, step: list[tuple[SequenceState, int]]) -> None:
         decoding = sum(count == 1 for _, count in step)
@@ -221,8 +234,15 @@ class DecoderEngine:
                     self._end(request, None)
             elif request.hold:
                 self._scheduler.set_aside(sequence)
-                self._held[request.request_id] = request
+                self._hold(request)
                 self._outbox.held(request)
+
+    def _hold(self, request: EngineRequest) -> None:
+        """Keep a request and its blocks for ``decode``. Its deadline was prefill's; ``hold_s`` counts from now."""
+        self._held[request.request_id] = request
+        self._let_go.pop(request.request_id, None)
+        request.deadline = None
+        request.held_until = time.perf_counter() + request.hold_s
 
     def _end(self, request: EngineRequest, error: SageInferError | None) -> None:
         for sequence in request.sequences:
@@ -256,7 +276,7 @@ class DecoderEngine:
     def _deliver(self) -> None:
         for request in self._outbox.send():
             if self._requests.get(request.request_id) is request:
-                self._end(request, RequestCancelled("its event loop was closed"))
+                self._end(request, RequestCancelled("its event loop was closed", by="caller"))
 
     def _stop(self, reason: SageInferError) -> None:
         for command in self._queue.stop(reason):
@@ -270,7 +290,7 @@ class DecoderEngine:
     def _abort(self, request_id: str) -> None:
         prefix = request_id + "/"
         for other in [i for i in self._requests if i == request_id or i.startswith(prefix)]:
-            self._end(self._requests[other], RequestCancelled(f"request {other} was aborted"))
+            self._end(self._requests[other], RequestCancelled(f"request {other} was aborted", by="caller"))
 
     def held(self, request_id: str) -> EngineRequest:
         """A request whose prefill is done and whose decode has not begun.
@@ -278,6 +298,11 @@ class DecoderEngine:
         Raises:
             InvalidRequest: there is none of this id.
         """
+        if request_id in self._let_go:
+            raise InvalidRequest(
+                f"request {request_id!r} was held here for {self._let_go[request_id]:g} s, and its KV was then freed; "
+                "prefill it again, with a longer hold_s if decode takes longer to come"
+            )
         if request_id not in self._held:
             raise InvalidRequest(
                 f"no prefilled request {request_id!r} is held here; it was decoded, aborted, or never prefilled here"
@@ -290,8 +315,12 @@ class DecoderEngine:
         request_id: str,
         stream: BufferedTokenStream,
         loop: asyncio.AbstractEventLoop,
+        *,
+        options: RequestOptions | None = None,
     ) -> None:
         """Let a held request go on under another id, its first token going to ``stream`` (of ``loop``) first.
+
+        Priority and deadline are those of ``options``; without any, the priority is prefill's.
 
         Raises:
             InvalidRequest: the new id is in use.
@@ -300,6 +329,8 @@ class DecoderEngine:
         del self._held[request.request_id], self._requests[request.request_id]
         request.request_id, request.stream, request.loop = request_id, stream, loop
         request.hold, request.on_held, request.siblings = False, None, []
+        if options is not None:
+            request.priority, request.deadline = options.priority, due_at(options)
         request.clock.restart()
         self._requests[request_id] = request
         if request.first_delta is not None:
@@ -320,7 +351,8 @@ class DecoderEngine:
         self._queue.open(request.request_id)
         (sequence,) = request.sequences
         sequence.blocks = self.pool.take(len(blocks))
-        self._requests[request.request_id] = self._held[request.request_id] = request
+        self._requests[request.request_id] = request
+        self._hold(request)
         for block, data in zip(sequence.blocks, blocks, strict=True):
             self.runner.write_block(block, data)
         self._scheduler.computed(sequence, sequence.prompt_length)

@@ -95,7 +95,13 @@ class PagedRunner:
         cache_dir: str | Path | None = None,
     ) -> None:
         self._core = ov.Core()
-        self.supported_precisions = check_precision(self._core, device, precision)
+        self._device, self._precision = device, precision
+        # Whether f16 is of use is known only where it was tried, in warm_up.
+        self.supported_precisions = tuple(
+            name
+            for name in check_precision(self._core, device, precision)
+            if name != "fp16" or precision == "f16"
+        )
         if isinstance(model, str | Path):
             model = self._core.read_model(str(model))
         to_paged_attention(model)
@@ -194,12 +200,21 @@ class PagedRunner:
         return logits.reshape(len(batch), self.vocab_size)
 
     def warm_up(self) -> None:
-        """Computes a few tokens into the first blocks, before anybody uses these.
+        """Computes a few tokens into the first blocks, before anybody uses these, and checks the result.
 
         OpenVINO packs the weights at the first product of few rows: a request with a cached prefix would pay for it.
+
+        Raises :class:`CapabilityMismatch` where the logits are not finite: OpenVINO 2026.4 lists f16 on CPUs with
+        AVX512-FP16, and its attention computes NaN there for two tokens of a sequence or more.
         """
         count = min(_WARM_UP_TOKENS, self.num_blocks * self.block_size)
-        self.step([SequenceSlice([0] * count, 0, range(-(-count // self.block_size)))])
+        logits = self.step([SequenceSlice([0] * count, 0, range(-(-count // self.block_size)))])
+        if not np.isfinite(logits).all():
+            name = self._core.get_property(self._device, "FULL_DEVICE_NAME")
+            raise CapabilityMismatch(
+                f"OpenVINO {ov.get_version()} computes no finite numbers with precision={self._precision} "
+                f"of this model on {self._device} ({name}); set precision to f32, or to bf16 where the device has it"
+            )
 
     def read_block(self, block_id: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
         """A copy of one block, ``[block_nbytes]``: layer 0's key bytes, its value bytes, layer 1's key bytes,

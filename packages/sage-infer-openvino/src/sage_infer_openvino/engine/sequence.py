@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -82,8 +83,9 @@ class EngineRequest:
     """One prompt with its ``n`` sequences, and the stream that its consumer reads.
 
     ``loop`` is the consumer's event loop; everything that touches ``stream`` runs there. With ``hold`` the
-    sequence stops after its first token and keeps its blocks, for ``decode`` to go on with; ``on_held`` is then
-    called in ``loop``, with the error where prefill ended in one. ``siblings`` are all requests of the same call.
+    sequence stops after its first token and keeps its blocks for ``hold_s`` seconds, for ``decode`` to go on with;
+    ``on_held`` is then called in ``loop``, with the error where prefill ended in one. ``siblings`` are all requests
+    of the same call.
     """
 
     request_id: str
@@ -95,6 +97,8 @@ class EngineRequest:
     seed: int = field(factory=lambda: secrets.randbits(63))
     stream: BufferedTokenStream | None = None
     hold: bool = False
+    hold_s: float = math.inf
+    held_until: float = math.inf  # on time.perf_counter's clock
     on_held: Callable[[BaseException | None], None] | None = None
     siblings: list[EngineRequest] = field(factory=list, repr=False)
     sequences: list[SequenceState] = field(factory=list, repr=False)

@@ -20,7 +20,10 @@ import jinja2.parser
 import jinja2.sandbox
 from sage_infer.errors import InvalidRequest, ModelFileError
 
-__all__ = ["ChatTemplate"]
+__all__ = ["RESERVED_VARIABLES", "ChatTemplate"]
+
+RESERVED_VARIABLES = ("messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now")
+"""Names that callers' variables must not have: what a template reads under them comes from elsewhere."""
 
 
 class ChatTemplate:
@@ -45,18 +48,21 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt's text. Raises :class:`InvalidRequest` when the template refuses the messages, or fails
-        on them.
+        """The prompt's text; ``variables`` are further ones that the template reads.
+
+        Raises :class:`InvalidRequest` when the template refuses the messages, or fails on them.
         """
         try:
             return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=list(tools) if tools else None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **variables,
+                {
+                    "documents": None,
+                    **(variables or {}),
+                    "messages": [dict(message) for message in messages],
+                    "tools": list(tools) if tools else None,
+                    "add_generation_prompt": add_generation_prompt,
+                }
             )
         except _Refused as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error

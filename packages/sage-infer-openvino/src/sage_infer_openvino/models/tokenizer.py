@@ -15,7 +15,8 @@ import attrs
 from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
 from tokenizers import Tokenizer
 
-from sage_infer_openvino.models.chat_template import ChatTemplate
+from sage_infer_openvino.models.chat_messages import plain_messages
+from sage_infer_openvino.models.chat_template import RESERVED_VARIABLES, ChatTemplate
 from sage_infer_openvino.models.detokenizer import IncrementalDetokenizer, TokenBytes
 from sage_infer_openvino.models.gguf.file import GgufFile
 from sage_infer_openvino.models.gguf.tokenizer import build_tokenizer, end_of_generation_ids
@@ -160,25 +161,30 @@ class TextTokenizer:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The model's own prompt for a chat; encode it with ``add_special=False``.
 
-        ``variables`` reach the template as they are (``enable_thinking=False`` is one that some models know).
-        Raises :class:`UnsupportedFeature` when the model has no template, and :class:`InvalidRequest` when it
-        refuses the messages.
+        ``variables`` reach the template as they are (``enable_thinking`` is one that some models know).
+        Raises :class:`UnsupportedFeature` when the model has no template or the messages have media, and
+        :class:`InvalidRequest` when they are not messages, the template refuses them, or a variable has a
+        reserved name.
         """
         if self.chat_template is None:
             raise UnsupportedFeature(
                 "this model has no chat template; send a prompt, or use an instruction-tuned model"
             )
-        if not messages:
-            raise InvalidRequest("messages is empty, expected at least one message")
+        reserved = sorted(set(variables or ()) & set(RESERVED_VARIABLES))
+        if reserved:
+            raise InvalidRequest(
+                f"template_variables must not have {', '.join(reserved)}; pass messages, tools and "
+                "add_generation_prompt as arguments of their own"
+            )
         return self.chat_template.render(
-            messages,
+            plain_messages(messages),
             tools=tools,
             add_generation_prompt=add_generation_prompt,
-            **{**self.meta.special_tokens, **variables},
+            variables={**self.meta.special_tokens, **(variables or {})},
         )
 
 
