@@ -6,7 +6,8 @@ from typing import Any
 
 import kit_broken.disaggregation
 import kit_broken.llm
-import kit_broken.requests  # noqa: F401
+import kit_broken.requests
+import kit_broken.resuming  # noqa: F401
 import pytest
 import sage_infer_testing.loop
 from kit_broken.mistakes import MISTAKES, Mistake

@@ -40,6 +40,7 @@ from kit_reference.chat import Chats
 from kit_reference.handover import HandsOver
 from kit_reference.reporting import PrefixCache, Reports
 from kit_reference.request import LIMIT, PAGES_PER_SEQUENCE, SCHEMA, TOKEN_BYTES, Request
+from kit_reference.resuming import Resumes
 from kit_reference.sampling import VOCABULARY, Sequence_, pick, tokenize
 
 __all__ = ["ALL_FEATURES", "ReferenceLLM"]
@@ -49,12 +50,13 @@ ALL_FEATURES = (
     "penalties", "min_p", "guided_json", "guided_regex", "guided_grammar", "guided_choice", "lora", "priority",
     "deadline", "tenant", "session", "service_class", "slo", "chain", "cache_salt", "retention", "trace",
     "prefix_caching", "prefill_decode", "kv_export", "kv_import", "kv_events", "reports", "quant_profile",
+    "resume",
 )  # fmt: skip
 BATCH = 4
 CACHED = 64  # blocks of the prefix cache
 
 
-class ReferenceLLM(Chats, HandsOver, Reports):
+class ReferenceLLM(Chats, HandsOver, Reports, Resumes):
     """The engine. ``features`` is what it claims; ``queue`` how many requests it accepts."""
 
     name = "reference"
@@ -244,7 +246,7 @@ class ReferenceLLM(Chats, HandsOver, Reports):
         self.counts["prefix_hit_tokens"] += request.cached
         for sequence in request.sequences:
             sequence.pages = [self.free.pop() for _ in range(PAGES_PER_SEQUENCE)]
-            for token in request.prompt:
+            for token in (*request.prompt, *sequence.output):
                 self.compute(sequence, token)
 
     def slot(self, sequence: Sequence_, position: int) -> memoryview:

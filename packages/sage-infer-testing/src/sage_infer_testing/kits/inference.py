@@ -9,6 +9,7 @@ from sage_infer_testing.kits.generation.events import EventTests
 from sage_infer_testing.kits.generation.limits import LimitTests
 from sage_infer_testing.kits.generation.quantization import QuantizationTests
 from sage_infer_testing.kits.generation.refusals import RefusalTests
+from sage_infer_testing.kits.generation.resuming import ResumingTests
 from sage_infer_testing.kits.generation.sampling import SamplingTests
 from sage_infer_testing.kits.generation.stopping import StoppingTests
 from sage_infer_testing.kits.generation.streaming import StreamingTests
@@ -31,6 +32,7 @@ class InferenceBackendContract(
     CancellationTests,
     TransferTests,
     EventTests,
+    ResumingTests,
     kit=True,
 ):
     """Everything that an ``InferenceBackend`` promises.

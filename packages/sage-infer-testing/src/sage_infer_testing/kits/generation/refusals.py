@@ -132,6 +132,16 @@ class RefusalTests(GenerationSuite, kit=True):
         with pytest.raises(UnsupportedFeature):
             await backend.prefill(self.prompts[0], request_id=self.new_id(), params=greedy(2))
 
+    @unless_claimed("resume")
+    async def test_refuses_resume(self, backend: Any) -> None:
+        """``resume`` is refused, or not there, where it is not claimed.
+
+        How to fix: raise ``UnsupportedFeature`` from ``resume`` whatever the states, or claim the feature.
+        """
+        if hasattr(backend, "resume"):
+            with pytest.raises(UnsupportedFeature):
+                await backend.resume([], request_id=self.new_id())
+
     @unless_claimed("quant_profile")
     def test_refuses_quant_profiles(self, backend: Any) -> None:
         """``load_quant_profile`` is refused where it is not claimed.
