@@ -104,7 +104,8 @@ def _created(
     if serves is not None and serves not in spec.serves:
         raise BackendUnavailable(f"backend {name!r} serves {', '.join(sorted(spec.serves))}, not {serves}")
     if isinstance(model, str):
-        model = resolve_model(model, model_type=_model_type(spec, serves))
+        any_format = spec.sizes is not None
+        model = resolve_model(model, model_type=_model_type(spec, serves), any_format=any_format)
     if model is None:
         if "hybrid" not in spec.serves:
             raise InvalidRequest(f"backend {name!r} runs one model; name it (`sage infer model list`)")

@@ -34,6 +34,7 @@ __all__ = [
     "ExecutorSpec",
     "KVFormatSpec",
     "KVStoreSpec",
+    "ModelSizes",
     "ModelSpec",
     "Need",
     "ServedType",
@@ -112,6 +113,25 @@ class EngineMemory:
 
 
 @frozen(kw_only=True)
+class ModelSizes:
+    """Sizes of a model in a plug-in's own file format, from which its memory is planned.
+
+    Attributes:
+        weight_bytes: bytes of the weights when loaded.
+        kv_bytes_per_token: bytes of KV that a token takes; 0 for a model without KV.
+        activation_bytes: bytes of intermediate results while it computes.
+        max_sequence_length: longest sequence in tokens; None where it has no limit or keeps no KV.
+        embedding_dim: length of its vectors; None for a model that does not embed.
+    """
+
+    weight_bytes: int = field(validator=Integer(ge=0))
+    kv_bytes_per_token: float = field(default=0.0, validator=Number(ge=0))
+    activation_bytes: int = field(default=0, validator=Integer(ge=0))
+    max_sequence_length: int | None = field(default=None, validator=optional(Integer(ge=1)))
+    embedding_dim: int | None = field(default=None, validator=optional(Integer(ge=1)))
+
+
+@frozen(kw_only=True)
 class BackendSpec(_FactorySpec):
     """An engine that ``open_backend`` can open.
 
@@ -134,6 +154,9 @@ class BackendSpec(_FactorySpec):
             make what the engine caches; ``progress(stage, share)`` reports 0 to 1. None where there is nothing.
         memory: called as ``memory(model=ModelDescriptor, options=Mapping, hardware="cpu")`` to plan memory; gives an
             ``EngineMemory``, without the engine's libraries and the model's files. None for one with the usual values.
+        sizes: called as ``sizes(model=ModelDescriptor)`` for a backend that reads a file format of its own; returns
+            ``ModelSizes``, or raises ``ModelFileError`` for a file that is not of that format. None where models are
+            GGUF files or Hugging Face folders, whose headers the planner reads.
         tokenizer: called as ``tokenizer(model=ModelDescriptor)``; returns a ``TextCodec`` without loading weights. None
             where tokenizing needs the started engine.
         options: what ``open_backend(…, **options)`` takes, with a sentence on each.
@@ -152,6 +175,7 @@ class BackendSpec(_FactorySpec):
     install_for: Mapping[str, str] = field(factory=dict, validator=Entries(Text(min_length=1)))
     prepare: str | None = field(default=None, validator=optional(_PATH))
     memory: str | None = field(default=None, validator=optional(_PATH))
+    sizes: str | None = field(default=None, validator=optional(_PATH))
     tokenizer: str | None = field(default=None, validator=optional(_PATH))
     options: Mapping[str, str] = field(factory=dict, validator=Entries(Text()))
     limits: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))

@@ -258,8 +258,17 @@ class HybridBackend:
             available_memory_gb=sum(max(plan.free(device), 0) for device in devices) / GIB,
         )
 
+    def plan(self) -> MemoryPlan:
+        """Memory per model and device once every registered model is loaded. Nothing is loaded.
+
+        Raises:
+            OutOfMemory: they do not fit together; the message says by how much.
+        """
+        self._host.check_open()
+        return self._host.plan()
+
     def memory_plan(self) -> MemoryPlan:
-        """Who has what of which device, of the models that are loaded."""
+        """Memory per model and device, of the models that are loaded."""
         return self._host.memory.plan()
 
     def measured_bytes(self) -> dict[str, int | None]:

@@ -1,4 +1,4 @@
-"""What is said of a model that a hybrid instance serves."""
+"""Configuration of one model of a hybrid instance."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
-from sage_infer.checks import Each, Entries, Json, Number, Text, as_tuple, optional
+from sage_infer.checks import Each, Entries, Integer, Json, Number, Text, as_tuple, optional
 from sage_infer.errors import InvalidRequest
-from sage_infer.schemas import ModelDescriptor
+from sage_infer.quantization import as_quant_profile
+from sage_infer.schemas import ModelDescriptor, QuantizationProfile
 
 __all__ = ["ModelConfig", "as_config"]
 
@@ -18,30 +19,45 @@ def _is_model(instance: object, attribute: Any, value: Any) -> None:
         raise InvalidRequest(f"model must be a name, a path or a ModelDescriptor, got {value!r}")
 
 
+def _as_profile(value: Any) -> QuantizationProfile | None:
+    return None if value is None else as_quant_profile(value)
+
+
 @frozen(kw_only=True)
 class ModelConfig:
     """A model and how to run it.
 
     Attributes:
         model: a name or path that ``resolve_model`` takes, or a descriptor.
+        model_id: name that requests use; the name of the model where None. A mapping with ``model_id`` and without
+            ``model`` names the model by its id.
         backend: name of an installed backend; None for the configuration's own for this kind of model.
         aliases: further names that requests may use.
         options: for the backend, as ``sage infer backend show`` lists them.
         weight: its share of compute and of left-over memory, against the others' weights; 3 for models that generate
             and 1 for others where None.
+        device_ids: devices to run it on, divided over all of them; empty leaves the choice to the planner.
+        memory_fraction: share of each device's memory that it may have, above 0 to 1; None for as much as it needs.
+        quant_profile: quantization to load it with: a profile, its fields, or a JSON or YAML file.
     """
 
     model: str | ModelDescriptor = field(validator=_is_model)
+    model_id: str | None = field(default=None, validator=optional(Text(min_length=1)))
     backend: str | None = field(default=None, validator=optional(Text(min_length=1)))
     aliases: tuple[str, ...] = field(
         default=(), converter=as_tuple, validator=Each(Text(min_length=1), unique=True)
     )
     options: Mapping[str, Any] = field(factory=dict, validator=Entries(Json()))
     weight: float | None = field(default=None, validator=optional(Number(gt=0)))
+    device_ids: tuple[int, ...] = field(
+        default=(), converter=as_tuple, validator=Each(Integer(ge=0), unique=True)
+    )
+    memory_fraction: float | None = field(default=None, validator=optional(Number(gt=0, le=1)))
+    quant_profile: QuantizationProfile | None = field(default=None, converter=_as_profile)
 
 
 def as_config(value: str | ModelDescriptor | Mapping[str, Any] | ModelConfig, where: str) -> ModelConfig:
-    """A configuration from what a caller gave as ``where``.
+    """A configuration from what a caller passed as ``where``.
 
     Raises:
         InvalidRequest: it is none, or has a key that is not known.
@@ -54,7 +70,7 @@ def as_config(value: str | ModelDescriptor | Mapping[str, Any] | ModelConfig, wh
         raise InvalidRequest(f"{where} must name a model or be a mapping with a key model, got {value!r}")
     known = [attribute.name for attribute in ModelConfig.__attrs_attrs__]
     unknown = [str(key) for key in value if key not in known]
-    if unknown or "model" not in value:
-        problem = f"has no key {unknown[0]!r}" if unknown else "lacks the key model"
+    if unknown or not ("model" in value or "model_id" in value):
+        problem = f"has no key {unknown[0]!r}" if unknown else "lacks the key model or model_id"
         raise InvalidRequest(f"{where} {problem}; it takes {', '.join(known)}")
-    return ModelConfig(**value)
+    return ModelConfig(**{"model": value.get("model_id"), **value})

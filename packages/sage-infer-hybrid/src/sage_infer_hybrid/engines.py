@@ -8,19 +8,27 @@ from typing import Any
 from attrs import define, evolve, field
 from sage_infer.backends import create_backend, find_backend
 from sage_infer.config import load_config
-from sage_infer.errors import BackendUnavailable
+from sage_infer.errors import BackendUnavailable, InvalidRequest, UnsupportedFeature
 from sage_infer.factories import call_path
-from sage_infer.names import GENERATING
+from sage_infer.models import is_model_name, resolve_model
+from sage_infer.names import GENERATING, ModelType
 from sage_infer.schemas import ModelDescriptor
-from sage_infer.specs import BackendSpec, EngineMemory
+from sage_infer.specs import BackendSpec, EngineMemory, ModelSizes
 from sage_infer_planning.estimate import GIB, Demand
 from sage_infer_planning.memory_planner import Device, Share
-from sage_infer_planning.placement import FRACTION_OPTION, KV_OPTION, candidates, demand_of, kind_of
+from sage_infer_planning.placement import (
+    FRACTION_OPTION,
+    KV_OPTION,
+    SPREAD_OPTION,
+    candidates,
+    demand_of,
+    kind_of,
+)
 
 from sage_infer_hybrid.config import ModelConfig
 from sage_infer_hybrid.loaded import default_weight
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "described"]
 
 
 @define
@@ -29,6 +37,7 @@ class Engine:
 
     config: ModelConfig
     model: ModelDescriptor
+    sizes: ModelSizes | None = field(default=None, init=False, eq=False)
     _demand: Demand | None = field(default=None, init=False, eq=False)
 
     @property
@@ -37,9 +46,7 @@ class Engine:
 
     @property
     def backend_name(self) -> str:
-        settings = load_config().config.inference
-        default = settings.backend if self._generates else settings.embedding_backend
-        return self.config.backend or default
+        return self.config.backend or _default_backend(self.model.model_type)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -57,17 +64,33 @@ class Engine:
         return self.model.model_type in GENERATING
 
     def demand(self, devices: Sequence[Device]) -> Demand:
-        """What it wants of memory, reckoned once.
+        """The memory that it needs, estimated once.
 
         Raises:
             BackendUnavailable: there is no such backend.
             ModelFileError: the model's files do not say how large it is.
+            InvalidRequest: it names devices that do not exist.
+            UnsupportedFeature: it is to be divided over devices, and the backend cannot.
         """
         if self._demand is None:
-            names = candidates(self.model, self._spec(), devices)
-            self._demand = demand_of(
-                self.model, self.memory(kind_of(names[0])), self.options, names, devices, weight=self.weight
+            spec = self._spec()
+            names = candidates(self.model, spec, devices)
+            self.sizes = self._sizes()
+            demand = demand_of(
+                self.model,
+                self.memory(kind_of(names[0])),
+                self.options,
+                names,
+                devices,
+                weight=self.weight,
+                sizes=self.sizes,
             )
+            if demand.spread > 1 and SPREAD_OPTION not in spec.options:
+                raise UnsupportedFeature(
+                    f"backend {spec.name!r} cannot divide model {self.model.model_id!r} over {demand.spread} devices; "
+                    "name one device, or use another backend"
+                )
+            self._demand = evolve(demand, fraction=self.config.memory_fraction)
         return self._demand
 
     def memory(self, hardware: str) -> EngineMemory:
@@ -75,7 +98,7 @@ class Engine:
         info = find_backend(self.backend_name)
         spec = self._spec()
         if spec.memory is None:
-            return EngineMemory()
+            return self._with_profile(EngineMemory())
         try:
             found = call_path(
                 spec.memory, what=info.title, model=self.model, options=self.options, hardware=hardware
@@ -88,28 +111,107 @@ class Engine:
             raise BackendUnavailable(
                 f"{info.title}: {spec.memory} returned a {type(found).__name__}, not an EngineMemory"
             )
+        return self._with_profile(found)
+
+    def _with_profile(self, memory: EngineMemory) -> EngineMemory:
+        """The engine's use of memory with the bits of the model's profile, where these are fewer."""
+        profile = self.config.quant_profile
+        if profile is None:
+            return memory
+        most, kv = memory.most_weight_bits, max(profile.kv_bits_prefill, profile.kv_bits_decode)
+        bits = profile.weight_bits if most is None else min(most, profile.weight_bits)
+        least = None if memory.least_weight_bits is None else min(memory.least_weight_bits, bits)
+        return evolve(memory, most_weight_bits=bits, least_weight_bits=least, kv_bits=min(memory.kv_bits, kv))
+
+    def _sizes(self) -> ModelSizes | None:
+        """Sizes that the backend itself reads from its own file format; None where it has none."""
+        info, spec = find_backend(self.backend_name), self._spec()
+        if spec.sizes is None:
+            return None
+        found = call_path(spec.sizes, what=info.title, model=self.model)
+        if not isinstance(found, ModelSizes):
+            raise BackendUnavailable(
+                f"{info.title}: {spec.sizes} returned a {type(found).__name__}, not ModelSizes"
+            )
         return found
 
     def create(self, shares: Sequence[Share], devices: Sequence[Device]) -> Any:
-        """The backend, not started, on the devices and with the memory that the plan has for it."""
+        """The backend, not started, on the devices and with the memory that the plan has for it.
+
+        Raises:
+            UnsupportedFeature, CapabilityMismatch: it cannot use the quantization profile.
+        """
         first, options, model, spec = shares[0], self.options, self.model, self._spec()
         kind = kind_of(first.device)
         if first.kv and KV_OPTION in spec.options:
             options.setdefault(KV_OPTION, first.kv / GIB)
-        if kind != "cpu":
-            if (
-                FRACTION_OPTION in spec.options
-            ):  # an engine asks whether so much is free, whatever its KV cache
+        if kind == "cpu":
+            model = evolve(model, device_ids=())  # main memory is one device
+        else:
+            if len(shares) > 1:
+                options.setdefault(SPREAD_OPTION, len(shares))
+            if FRACTION_OPTION in spec.options:
+                # An engine asks whether so much is free, whatever its KV cache.
                 total = min(device.total for device in devices if device.name == first.device)
                 options.setdefault(FRACTION_OPTION, round(first.total / total, 3))
             if sum(kind_of(device.name) == kind for device in devices) > len(shares):
                 numbers = tuple(int(share.device.partition(":")[2]) for share in shares)
                 model = evolve(model, device_ids=numbers)
         serves: Any = model.model_type
-        return create_backend(self.backend_name, model=model, serves=serves, **options)
+        backend = create_backend(self.backend_name, model=model, serves=serves, **options)
+        profile = self.config.quant_profile
+        if profile is not None:
+            if not hasattr(backend, "load_quant_profile"):
+                raise UnsupportedFeature(f"backend {spec.name!r} has no quantization profiles; leave it out")
+            backend.load_quant_profile(profile)
+        return backend
 
     def _spec(self) -> BackendSpec:
         spec = find_backend(self.backend_name).spec
         if spec is None:
             raise BackendUnavailable(f"backend {self.backend_name!r} cannot be used; `sage infer doctor`")
         return spec
+
+
+def described(config: ModelConfig, kind: ModelType | None) -> ModelDescriptor:
+    """The model of a configuration, with its files found; ``kind`` is what it must be.
+
+    Raises:
+        ModelNotFound, ModelFileError: there are no files, or no model in them.
+        InvalidRequest: it is of another kind.
+    """
+    model = config.model
+    if isinstance(model, str):
+        spec = _spec_of(config, kind)
+        any_format = spec is not None and spec.sizes is not None
+        if any_format and kind is None and spec is not None and len(spec.serves) == 1:
+            (kind,) = spec.serves  # type: ignore[assignment]  # a backend with sizes serves models
+        model = resolve_model(model, model_type=kind, any_format=any_format)
+    elif kind is not None and model.model_type != kind:
+        raise InvalidRequest(f"model {model.model_id!r} is of type {model.model_type}, expected {kind}")
+    elif is_model_name(model.model_path):
+        found = resolve_model(model.model_path, model_type=model.model_type)
+        model = evolve(
+            model,
+            model_path=found.model_path,
+            embedding_dim=model.embedding_dim or found.embedding_dim,
+            pooling_type=model.pooling_type or found.pooling_type,
+        )
+    return evolve(
+        model, model_id=config.model_id or model.model_id, device_ids=config.device_ids or model.device_ids
+    )
+
+
+def _spec_of(config: ModelConfig, kind: ModelType | None) -> BackendSpec | None:
+    """The spec of the configuration's backend; None where it cannot be known yet, or there is none."""
+    if config.backend is None and kind is None:
+        return None
+    try:
+        return find_backend(config.backend or _default_backend(kind or "llm")).spec
+    except BackendUnavailable:  # creating the backend refuses it by name
+        return None
+
+
+def _default_backend(kind: ModelType) -> str:
+    settings = load_config().config.inference
+    return settings.backend if kind in GENERATING else settings.embedding_backend

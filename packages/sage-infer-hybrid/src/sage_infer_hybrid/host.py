@@ -10,17 +10,16 @@ from typing import Any, Literal
 from attrs import evolve, fields
 from sage_infer.contracts import EngineStats, ProgressReporting
 from sage_infer.errors import BackendUnavailable, EngineDead, InvalidRequest, OutOfMemory, Overloaded
-from sage_infer.models import resolve_model
 from sage_infer.names import ModelType
 from sage_infer.schemas import HardwareProfile
 from sage_infer.schemas.capability import SharingMode
 from sage_infer_planning.estimate import Demand
-from sage_infer_planning.memory_planner import Share
+from sage_infer_planning.memory_planner import MemoryPlan, Share
 from sage_infer_planning.registry import ModelEntry, ModelRegistry
 from sage_infer_planning.router import ModelRouter
 
 from sage_infer_hybrid.config import ModelConfig
-from sage_infer_hybrid.engines import Engine
+from sage_infer_hybrid.engines import Engine, described
 from sage_infer_hybrid.loaded import LoadedModel
 from sage_infer_hybrid.memory import InstanceMemory
 
@@ -81,11 +80,7 @@ class ModelHost:
     # --- models
 
     def register(self, config: ModelConfig, kind: ModelType | None) -> ModelEntry:
-        model = config.model
-        if isinstance(model, str):
-            model = resolve_model(model, model_type=kind)
-        elif kind is not None and model.model_type != kind:
-            raise InvalidRequest(f"model {model.model_id!r} is of type {model.model_type}, expected {kind}")
+        model = described(config, kind)
         known = self._engines.get(model.model_id)
         if known is not None and (known.config, known.model) == (config, model):
             entry = self.registry.find(model.model_id)
@@ -160,7 +155,7 @@ class ModelHost:
         Raises:
             OutOfMemory: they do not fit together.
         """
-        coming = [entry for entry in self.registry.entries() if entry.state == "registered"]
+        coming = self._registered()
         for entry in coming:
             self._demand(entry)
         self.coming.update(entry.descriptor.model_id for entry in coming)
@@ -234,16 +229,33 @@ class ModelHost:
             self._starting = None
         measured = None if before is None or after is None else max(after - before, 0)
         features = frozenset(backend.get_capability().features)
-        self.loaded[model_id] = LoadedModel(entry, backend, shares, engine.weight, features, measured)
+        self.loaded[model_id] = LoadedModel(
+            entry, backend, shares, engine.weight, engine.config.memory_fraction, features, measured
+        )
         self.registry.move(entry, "ready")
 
     def _planned(self, entry: ModelEntry) -> tuple[Share, ...]:
-        names = [e for e in self.registry.entries() if e.descriptor.model_id in self.coming]
-        coming = [self._demand(e) for e in names if e.state == "registered"]
+        names = [e for e in self._registered() if e.descriptor.model_id in self.coming]
+        coming = [self._demand(e) for e in names]
         return self.memory.shares_for(self._demand(entry), coming)
 
+    def plan(self) -> MemoryPlan:
+        """The plan of the loaded models and of those that are registered.
+
+        Raises:
+            OutOfMemory: they do not fit together.
+        """
+        return self.memory.plan_with([self._demand(entry) for entry in self._registered()])
+
+    def _registered(self) -> list[ModelEntry]:
+        return [entry for entry in self.registry.entries() if entry.state == "registered"]
+
     def _demand(self, entry: ModelEntry) -> Demand:
-        return self._engines[entry.descriptor.model_id].demand(self.memory.devices)
+        engine = self._engines[entry.descriptor.model_id]
+        demand = engine.demand(self.memory.devices)
+        if engine.sizes is not None and entry.descriptor.embedding_dim is None:
+            entry.descriptor = evolve(entry.descriptor, embedding_dim=engine.sizes.embedding_dim)
+        return demand
 
     @staticmethod
     def _tell(entry: ModelEntry, stage: str, share: float | None) -> None:

@@ -21,6 +21,7 @@ class LoadedModel:
     Attributes:
         shares: what it has of each of its devices, at least one.
         weight: its share of compute and of left-over memory, against the others'.
+        fraction: share of its devices' memory that it may have; None without a limit.
         features: what its backend claims.
         measured: bytes of main memory that loading it took, None where that is not known.
         calls: under way, other than streams that have begun.
@@ -31,6 +32,7 @@ class LoadedModel:
     backend: Any
     shares: tuple[Share, ...]
     weight: float
+    fraction: float | None = None
     features: frozenset[str] = frozenset()
     measured: int | None = None
     calls: int = 0

@@ -50,15 +50,23 @@ class InstanceMemory:
     def shares_for(self, demand: Demand, coming: Sequence[Demand]) -> tuple[Share, ...]:
         """What a model gets beside those that are loaded, and those that are ``coming`` after it.
 
-        What the loaded ones hold beyond their plan, as measured now, is not given again.
+        Raises:
+            OutOfMemory: they do not fit.
+        """
+        return self.plan_with([demand, *coming]).shares_of(demand.model_id)
+
+    def plan_with(self, coming: Sequence[Demand]) -> MemoryPlan:
+        """The plan with further models beside those that are loaded.
+
+        What the loaded ones hold beyond their plan, as measured now, is not allocated again.
 
         Raises:
             OutOfMemory: they do not fit.
         """
         plan, measured = self.plan(), self.measured()
         left = [less(d, (measured[d.name] or 0) - plan.used(d.name)) for d in plan.devices]
-        met = [demand_met(model.shares, model.weight) for model in self._loaded.values()]
-        return plan_memory(left, [*met, demand, *coming], self._mode).shares_of(demand.model_id)
+        met = [demand_met(m.shares, m.weight, m.fraction) for m in self._loaded.values()]
+        return plan_memory(left, [*met, *coming], self._mode)
 
     def held(self) -> int | None:
         """Bytes that this process holds now; the first time is taken to be before anything is loaded."""

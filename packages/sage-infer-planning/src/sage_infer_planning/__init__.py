@@ -6,12 +6,12 @@ from sage_infer.lazy import lazy_exports
 
 __all__ = [
     "Demand", "Device", "MemoryPlan", "ModelEntry", "ModelRegistry", "ModelRouter", "ModelShape", "Share", "Workload",
-    "candidates", "demand_met", "demand_of", "devices_of", "estimate_demand", "less", "plan_memory", "read_shape",
-    "shape_of_config",
+    "candidates", "demand_met", "demand_of", "demand_of_sizes", "devices_of", "estimate_demand", "less", "plan_memory",
+    "read_shape", "shape_of_config",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from sage_infer_planning.estimate import Demand, Workload, estimate_demand
+    from sage_infer_planning.estimate import Demand, Workload, demand_of_sizes, estimate_demand
     from sage_infer_planning.memory_planner import (
         Device,
         MemoryPlan,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sage_infer_planning.router import ModelRouter
 
 _NAMES = {
-    "estimate": ("Demand", "Workload", "estimate_demand"),
+    "estimate": ("Demand", "Workload", "demand_of_sizes", "estimate_demand"),
     "memory_planner": ("Device", "MemoryPlan", "Share", "demand_met", "devices_of", "less", "plan_memory"),
     "model_shape": ("ModelShape", "read_shape", "shape_of_config"),
     "placement": ("candidates", "demand_of"),

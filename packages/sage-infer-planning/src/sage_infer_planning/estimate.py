@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from attrs import evolve, frozen
+from sage_infer.specs import ModelSizes
 
 from sage_infer_planning.model_shape import ModelShape
 
-__all__ = ["GIB", "Demand", "Workload", "estimate_demand"]
+__all__ = ["GIB", "Demand", "Workload", "demand_of_sizes", "estimate_demand"]
 
 GIB = 2**30
 
@@ -53,6 +54,7 @@ class Demand:
         spread: number of devices that it is divided over.
         weight_bits: bits that a weight has; None where that is not known.
         max_sequence_length: tokens that ``kv_least`` is for; None where it is what the user said.
+        fraction: share of each device's memory that it may have, 0 to 1; None for what it needs.
     """
 
     model_id: str
@@ -66,6 +68,7 @@ class Demand:
     spread: int = 1
     weight_bits: float | None = None
     max_sequence_length: int | None = None
+    fraction: float | None = None
 
     @property
     def has_choice(self) -> bool:
@@ -110,4 +113,21 @@ def estimate_demand(model_id: str, shape: ModelShape, run: Workload) -> Demand:
         overhead=run.overhead_bytes,
         weight_bits=bits,
         max_sequence_length=length if per_token and run.kv_bytes is None else None,
+    )
+
+
+def demand_of_sizes(model_id: str, sizes: ModelSizes, run: Workload) -> Demand:
+    """The demand of a model whose plug-in says its sizes, which are those after loading."""
+    limit = sizes.max_sequence_length
+    length = min(run.max_sequence_length or limit or 0, limit or run.max_sequence_length or 0)
+    one = int(sizes.kv_bytes_per_token * length)
+    wanted = one * run.max_batch_size if run.kv_bytes is None else run.kv_bytes
+    return Demand(
+        model_id=model_id,
+        weights=sizes.weight_bytes,
+        kv_least=one if run.kv_bytes is None else run.kv_bytes,
+        kv_wanted=wanted,
+        activations=sizes.activation_bytes,
+        overhead=run.overhead_bytes,
+        max_sequence_length=length if one and run.kv_bytes is None else None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import evolve, field, frozen
 from sage_infer.errors import OutOfMemory
@@ -85,8 +85,8 @@ def plan_memory(devices: Sequence[Device], demands: Iterable[Demand], mode: Shar
     """A plan with every model on one device, or on as many as it is spread over, none over its usable memory.
 
     Models that have no choice come first, then the largest, each on the devices with the most room left; then what is
-    left over becomes KV, in proportion to the models' weights, as far as they want it. ``exclusive`` gives a device to
-    one model alone.
+    left over becomes KV, in proportion to the models' weights, as far as they want it. A model with a ``fraction`` gets
+    at most so much of each of its devices. ``exclusive`` gives a device to one model alone.
 
     Raises:
         OutOfMemory: there is no such plan; the message says which model is over by how much, and what would fit.
@@ -97,13 +97,19 @@ def plan_memory(devices: Sequence[Device], demands: Iterable[Demand], mode: Shar
         if mode == "exclusive":
             allowed = [device for device in allowed if not placed[device.name]]
         part = demand.part
+        if part.fraction is not None:
+            fitting = [d for d in allowed if part.fraction <= _fraction_left(placed[d.name])]
+            if len(fitting) < demand.spread <= len(allowed):
+                raise OutOfMemory(_no_fraction(demand, allowed, placed))
+            allowed = fitting
         best = sorted(allowed, key=lambda d: _room(d, placed[d.name], mode), reverse=True)[: demand.spread]
         if len(best) < demand.spread:
             raise OutOfMemory(_no_device(demand, devices, mode))
         for device in best:
-            if _cost([*placed[device.name], part], mode) > device.usable:
+            here = _within_fraction(part, device)
+            if _cost([*placed[device.name], here], mode) > device.usable:
                 raise OutOfMemory(_refusal(demand, device, placed[device.name], mode))
-            placed[device.name].append(part)
+            placed[device.name].append(here)
     shares = [share for device in devices for share in _divided(device, placed[device.name], mode)]
     # A model's devices each hold the KV of the same tokens.
     kv = {share.model_id: min(s.kv for s in shares if s.model_id == share.model_id) for share in shares}
@@ -119,6 +125,34 @@ def _cost(demands: Sequence[Demand], mode: SharingMode) -> int:
 
 def _room(device: Device, demands: Sequence[Demand], mode: SharingMode) -> int:
     return device.usable - _cost(demands, mode)
+
+
+def _fraction_left(demands: Sequence[Demand]) -> float:
+    return 1 + 1e-9 - sum(d.fraction or 0.0 for d in demands)
+
+
+def _within_fraction(part: Demand, device: Device) -> Demand:
+    """What a model gets of a device at most, where it has a fraction of its memory.
+
+    Raises:
+        OutOfMemory: it does not run with that little.
+    """
+    if part.fraction is None:
+        return part
+    budget = int(part.fraction * device.total * (1 - RESERVE))
+    if part.least > budget:
+        hints = [*_lighter(part, part.least - budget), *_shorter(part, part.least - budget)]
+        hint = (
+            f"; what would fit: {'; '.join(hints)}"
+            if hints
+            else "; raise the fraction, or use a smaller model"
+        )
+        raise OutOfMemory(
+            f"{_needs(part)}, and memory_fraction {part.fraction:g} of {device.name} is {_gib(budget)}: "
+            f"{_gib(part.least - budget)} too little{hint}"
+        )
+    rest = part.least - part.kv_least
+    return evolve(part, kv_wanted=max(part.kv_least, min(part.kv_wanted, budget - rest)))
 
 
 def _divided(device: Device, demands: Sequence[Demand], mode: SharingMode) -> list[Share]:
@@ -153,6 +187,19 @@ def _needs(demand: Demand) -> str:
     return (
         f"model {demand.model_id!r} needs {_gib(part.least)}{where} (weights {_gib(part.weights)}, KV of one sequence "
         f"{_gib(part.kv_least)}, activations {_gib(part.activations)}, engine {_gib(part.overhead)})"
+    )
+
+
+def _no_fraction(demand: Demand, devices: Sequence[Device], placed: Mapping[str, Sequence[Demand]]) -> str:
+    taken = []
+    for device in devices:
+        others = ", ".join(
+            f"{d.model_id!r} {d.fraction:g}" for d in placed[device.name] if d.fraction is not None
+        )
+        taken.append(f"{device.name} ({others})" if others else device.name)
+    return (
+        f"model {demand.model_id!r} has memory_fraction {demand.fraction:g}, too much beside the others on "
+        f"{'; '.join(taken)}: the fractions of one device must not add up to more than 1"
     )
 
 
@@ -204,7 +251,7 @@ def _shorter(part: Demand, short: int) -> Iterator[str]:
         yield f"a KV cache of {_gib(part.kv_least - short)}"
 
 
-def demand_met(shares: Sequence[Share], weight: float) -> Demand:
+def demand_met(shares: Sequence[Share], weight: float, fraction: float | None = None) -> Demand:
     """A loaded model as a demand that only its own devices meet, and exactly with what it has."""
     first, spread = shares[0], len(shares)
     return Demand(
@@ -217,6 +264,7 @@ def demand_met(shares: Sequence[Share], weight: float) -> Demand:
         weight=weight,
         devices=tuple(share.device for share in shares),
         spread=spread,
+        fraction=fraction,
     )
 
 

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from attrs import evolve
+from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import ModelDescriptor
-from sage_infer.specs import BackendSpec, EngineMemory
+from sage_infer.specs import BackendSpec, EngineMemory, ModelSizes
 
-from sage_infer_planning.estimate import GIB, Demand, Workload, estimate_demand
+from sage_infer_planning.estimate import GIB, Demand, Workload, demand_of_sizes, estimate_demand
 from sage_infer_planning.memory_planner import Device
 from sage_infer_planning.model_shape import read_shape
 
-__all__ = ["FRACTION_OPTION", "KV_OPTION", "candidates", "demand_of", "kind_of"]
+__all__ = ["FRACTION_OPTION", "KV_OPTION", "SPREAD_OPTION", "candidates", "demand_of", "kind_of"]
 
 KV_OPTION, FRACTION_OPTION = "kv_cache_gb", "memory_fraction"
-_SPREAD_OPTION = "tensor_parallel"
+SPREAD_OPTION = "tensor_parallel"
 _KV_ON_CPU = GIB  # what a model gets of main memory unless more is asked for: a machine has other uses for it
 
 
@@ -29,15 +30,16 @@ def demand_of(
     devices: Sequence[Device],
     *,
     weight: float,
+    sizes: ModelSizes | None = None,
 ) -> Demand:
     """The demand of a model that may be on the devices ``names``.
 
-    ``memory_gb`` of its descriptor counts instead of what its files tell about its weights.
+    ``memory_gb`` of its descriptor counts instead of what its files say about its weights; ``sizes`` are those
+    of a file format that only its backend reads. A model that names several devices is divided over them.
     """
     on_cpu = names == ("cpu",)
-    spread = (
-        1 if on_cpu else _whole(options, _SPREAD_OPTION) or 1
-    )  # main memory is one device, however it is used
+    # Main memory is one device, however it is used.
+    spread = 1 if on_cpu else _whole(options, SPREAD_OPTION) or len(model.device_ids) or 1
     asked = _number(options, KV_OPTION)
     length = _whole(options, "max_sequence_length") or model.max_sequence_length
     run = Workload(
@@ -58,6 +60,8 @@ def demand_of(
             kv_least=run.kv_bytes or 0,
             kv_wanted=run.kv_bytes or 0,
         )
+    elif sizes is not None:
+        demand = demand_of_sizes(model.model_id, sizes, run)
     else:
         demand = estimate_demand(model.model_id, read_shape(Path(model.model_path)), run)
     demand = evolve(demand, weight=weight, devices=names, spread=spread)
@@ -90,11 +94,30 @@ def _whole(options: Mapping[str, Any], name: str) -> int | None:
 
 
 def candidates(model: ModelDescriptor, spec: BackendSpec, devices: Sequence[Device]) -> tuple[str, ...]:
-    """Devices that the backend can use: accelerators of its kinds where there are any, else main memory."""
+    """Devices that the backend can use: accelerators of its kinds where there are any, else main memory.
+
+    Main memory is device 0 of a backend that runs there.
+
+    Raises:
+        InvalidRequest: the model names devices that do not exist for this backend.
+    """
     fast = [d.name for d in devices if kind_of(d.name) in spec.hardware - {"cpu"}]
-    if model.device_ids:
-        fast = [name for name in fast if int(name.partition(":")[2]) in model.device_ids]
-    return tuple(fast) or ("cpu",)
+    if not model.device_ids:
+        return tuple(fast) or ("cpu",)
+    chosen = tuple(name for name in fast if _number_of(name) in model.device_ids)
+    known = {_number_of(name) for name in fast} or {0}
+    if unknown := [number for number in model.device_ids if number not in known]:
+        there = ", ".join(fast) or "0, which is main memory"
+        raise InvalidRequest(
+            f"model {model.model_id!r} names device {', '.join(map(str, unknown))}, and backend {spec.name!r} can use: "
+            f"{there}; name one of these, or leave device_ids out"
+        )
+    return chosen or ("cpu",)
+
+
+def _number_of(device: str) -> int:
+    """0 of ``cuda:0``."""
+    return int(device.partition(":")[2])
 
 
 def kind_of(device: str) -> str:

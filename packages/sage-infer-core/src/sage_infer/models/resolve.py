@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from sage_infer.specs import ModelSpec
 if TYPE_CHECKING:
     from sage_infer.config import LoadedConfig
 
-__all__ = ["ModelNotAdded", "resolve_model"]
+__all__ = ["ModelNotAdded", "is_model_name", "resolve_model"]
 
 _FORMS = "a folder, a .gguf file, owner/name (Hugging Face) or modelscope:owner/name"
 _WHAT_TAKES = {
@@ -34,6 +34,7 @@ _ARTICLE = {
     "reranker": "a reranker",
     "multimodal": "a multimodal model",
 }
+_ADDRESSES = ("http:", "https:", "replica:")  # of a model that a replica has loaded
 _TRUE = ("1", "true", "yes", "on")
 _SHOWN = 200  # characters of a name that a message repeats
 
@@ -47,14 +48,19 @@ class ModelNotAdded(ModelNotFound):
 
 
 def resolve_model(
-    name: str, *, model_type: ModelType | None = None, offline: bool | None = None
+    name: str,
+    *,
+    model_type: ModelType | None = None,
+    offline: bool | None = None,
+    any_format: bool = False,
 ) -> ModelDescriptor:
     """Find a model's files.
 
     ``name`` is, in this order: an existing folder or GGUF file; an alias of the configuration; a name that
     a plug-in brings; ``modelscope:owner/name``; a Hugging Face id, ``owner/name``, looked up in the cache
     and then downloaded with progress bars. ``model_type`` is what the caller needs. ``offline`` forbids the
-    network; None leaves that to the configuration and HF_HUB_OFFLINE.
+    network; None leaves that to the configuration and HF_HUB_OFFLINE. ``any_format`` also takes files that
+    are neither GGUF nor a Hugging Face folder, for a backend with a format of its own.
 
     Raises:
         ModelNotFound: nothing of that name, or it cannot be had now.
@@ -72,7 +78,8 @@ def resolve_model(
         raise InvalidRequest(
             f"a model name must not be empty; it is {_FORMS}, or a name of `sage infer model list`"
         )
-    files = _find(name, model_type, offline, loaded, loaded.config.models.aliases)
+    inspect = _inspect_any if any_format else inspect_model
+    files = _find(name, model_type, offline, loaded, loaded.config.models.aliases, inspect)
     kind = _kind(name, files, model_type)
     return ModelDescriptor(
         model_id=_model_id(name, files.path),
@@ -84,12 +91,22 @@ def resolve_model(
     )
 
 
+def is_model_name(text: str) -> bool:
+    """Whether a text names a model rather than a path or an address of one."""
+    return not text.startswith(_ADDRESSES) and _existing(text) is None and not _looks_like_path(text)
+
+
 def _find(
-    name: str, wanted: ModelType | None, offline: bool, loaded: LoadedConfig, aliases: Mapping[str, str]
+    name: str,
+    wanted: ModelType | None,
+    offline: bool,
+    loaded: LoadedConfig,
+    aliases: Mapping[str, str],
+    inspect: Callable[[Path], ModelFiles],
 ) -> ModelFiles:
     path = _existing(name)
     if path is not None:
-        return inspect_model(path)
+        return inspect(path)
     if name in aliases:
         # Without itself, so that two aliases that name each other end in an error and not in a loop.
         others = {alias: target for alias, target in aliases.items() if alias != name}
@@ -98,7 +115,7 @@ def _find(
         if _looks_like_path(target) or _existing(beside) is not None:
             target = beside
         try:
-            return _find(target, wanted, offline, loaded, others)
+            return _find(target, wanted, offline, loaded, others, inspect)
         except ModelNotFound as error:
             if isinstance(error, ModelNotAdded):
                 raise
@@ -108,12 +125,20 @@ def _find(
         repo_id = name.removeprefix(modelscope_hub.PREFIX)
         if not hf_hub.is_repo_id(repo_id):
             raise ModelNotFound(f"{name!r} is not a ModelScope id; it has the form modelscope:owner/name")
-        return inspect_model(modelscope_hub.fetch(repo_id, offline=offline))
+        return inspect(modelscope_hub.fetch(repo_id, offline=offline))
     if _looks_like_path(name):
         raise ModelNotFound(f"no such file or folder: {_short(name)}{_beside(name)}")
     if hf_hub.is_repo_id(name):
-        return inspect_model(hf_hub.fetch(name, offline=offline))
+        return inspect(hf_hub.fetch(name, offline=offline))
     return _from_plugin(name, wanted, aliases)
+
+
+def _inspect_any(path: Path) -> ModelFiles:
+    """What a path holds; the path alone where only its backend can read it."""
+    try:
+        return inspect_model(path)
+    except ModelFileError:
+        return ModelFiles(path=path, model_type=None)
 
 
 def _from_plugin(name: str, wanted: ModelType | None, aliases: Mapping[str, str]) -> ModelFiles:
@@ -145,7 +170,9 @@ def _kind(name: str, files: ModelFiles, wanted: ModelType | None) -> ModelType:
     if files.model_type is None:
         if wanted is None:
             raise ModelFileError(
-                f"{files.path / 'config.json'} does not tell what kind of model it is: "
+                f"{files.path} does not tell what kind of model it is; say so: llm, embedding or reranker"
+                if not (files.path / "config.json").is_file()
+                else f"{files.path / 'config.json'} does not tell what kind of model it is: "
                 "its 'architectures' names none that is known"
             )
         return wanted
