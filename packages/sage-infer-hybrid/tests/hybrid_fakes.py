@@ -174,7 +174,11 @@ class Engines:
             factory="hybrid_fakes:FakeEngine",
             serves={"llm", "embedding", "reranker"},
             hardware={"cpu", "cuda"},
-            options={"kv_cache_gb": "size of the KV cache", "memory_fraction": "share of the device"},
+            options={
+                "kv_cache_gb": "size of the KV cache",
+                "memory_fraction": "share of the device",
+                "tensor_parallel": "devices that share the model",
+            },
         )
         found = SimpleNamespace(spec=spec)
         patch.setattr(engines, "create_backend", self.create)

@@ -19,6 +19,7 @@ _FIELDS = (
     "factory",
     "prepare",
     "memory",
+    "sizes",
     "tokenizer",
     "read_recording",
     "resolver",
