@@ -126,7 +126,9 @@ def on_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAGE_INFER_CONFIG", str(tmp_path / "sage_infer.yaml"))
 
 
-def test_scenario_2_several_devices_planned_before_anything_starts(sample_models: None, on_vllm: None) -> None:
+def test_scenario_2_several_devices_planned_before_anything_starts(
+    sample_models: None, on_vllm: None
+) -> None:
     backend = HybridBackend(
         llm_config={
             "model_id": "Qwen/Qwen2.5-72B-Instruct",

@@ -465,8 +465,8 @@ def test_other_modes_do_not_slice(engines: Engines, mode: Any) -> None:
     ("options", "message"),
     [
         ({"sharing_mode": "turns"}, "sharing_mode must be one of exclusive, mps, time_slice"),
-        ({"llm_config": {"modle": "x"}}, "llm_config has no key 'modle'; it takes model, backend"),
-        ({"llm_config": {}}, "llm_config lacks the key model"),
+        ({"llm_config": {"modle": "x"}}, "llm_config has no key 'modle'; it takes model, model_id"),
+        ({"llm_config": {}}, "llm_config lacks the key model or model_id"),
         ({"llm_config": 7}, "llm_config must name a model or be a mapping"),
         ({"llm_config": ENCODER}, "'vec' is of type embedding, expected llm"),
         ({"llm_config": {"model": 7}}, "model must be a name, a path or a ModelDescriptor, got 7"),

@@ -10,7 +10,17 @@ from sage_infer.errors import PluginFailed
 
 __all__ = ["plugin_failure"]
 
-_PATHS = ("factory", "prepare", "memory", "sizes", "tokenizer", "read_recording", "resolver", "app", "settings")
+_PATHS = (
+    "factory",
+    "prepare",
+    "memory",
+    "sizes",
+    "tokenizer",
+    "read_recording",
+    "resolver",
+    "app",
+    "settings",
+)
 
 
 def plugin_failure(error: BaseException) -> PluginFailed | None:
