@@ -23,10 +23,12 @@ import pytest
 from sage_infer import CONTRACT_VERSION, errors, hookspecs
 from sage_infer.cli.commands import COMMANDS, HINTS
 from sage_infer.cli.main import _BUG, _INTERRUPTED
+from sage_infer.config import config_template
 from sage_infer.config.environment import variables
-from sage_infer.config.settings import Config, keys
+from sage_infer.config.loading import SECTION_WHEELS, installed_config_class
+from sage_infer.config.settings import keys
 from sage_infer.contracts import InferenceBackend
-from sage_infer.discovery import Registry, State
+from sage_infer.discovery import Registry, State, discover
 from sage_infer.errors import SageInferError
 from sage_infer.factories import load_object
 from sage_infer.models import ModelRow
@@ -166,7 +168,7 @@ def test_commands_exist(page: Path) -> None:
 def test_variables_exist(page: Path) -> None:
     others = {"SAGE_INFER_CONFIG", "SAGE_INFER_DISABLE", "SAGE_INFER_DEBUG", "SAGE_INFER_CONTRACT"}
     named = set(re.findall(r"SAGE_INFER_[A-Z_]*[A-Z]", page.read_text("utf-8")))
-    assert not named - others - set(variables()), "no such environment variable"
+    assert not named - others - set(variables(installed_config_class())), "no such environment variable"
 
 
 @every_page
@@ -264,13 +266,23 @@ def test_state_tables() -> None:
 
 
 def test_configuration_table() -> None:
-    defaults = attrs.asdict(Config())
+    config = installed_config_class()
+    defaults = attrs.asdict(config())
     expected = [
         [f"{section}.{key}", json.dumps(defaults[section][key])]
-        for section in keys()
-        for key in keys()[section]
+        for section in keys(config)
+        for key in keys(config)[section]
     ]
     assert [row[:2] for row in table("guide.md", "key", "default")] == expected
+
+
+def test_the_configuration_file_has_every_section() -> None:
+    assert (ROOT / "config" / "sage_infer.yaml").read_text("utf-8") == config_template()
+
+
+def test_sections_of_wheels_are_attributed_to_them() -> None:
+    found = {entry.name: entry.plugin.distribution for entry in discover().config()}
+    assert found == SECTION_WHEELS
 
 
 def test_command_table() -> None:

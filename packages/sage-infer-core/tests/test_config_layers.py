@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sage_infer.config import Config, InvalidConfig, LoadedConfig, load_config
+from sage_infer.config.loading import installed_config_class
 from sage_infer.config.settings import keys
 from sage_infer.errors import ConfigError
 
@@ -37,7 +38,7 @@ def problems(text: str | None = None, environ: dict[str, str] | None = None, **f
 
 def test_defaults() -> None:
     loaded = load()
-    assert loaded.config == Config()
+    assert loaded.config == installed_config_class()()
     assert loaded.path is None
     assert loaded.origin("inference.backend") == "default"
     assert loaded.config.inference.backend == "openvino"
@@ -62,7 +63,7 @@ def test_each_layer_wins_over_the_one_below() -> None:
 
 
 def test_a_flag_that_was_not_given_changes_nothing() -> None:
-    assert load(None, {}, inference__backend=None).config == Config()
+    assert load(None, {}, inference__backend=None).config == installed_config_class()()
 
 
 def test_flag_names_say_what_the_user_typed() -> None:
@@ -105,9 +106,11 @@ def test_disable_variable_adds_to_the_list() -> None:
 
 
 def test_empty_sections_and_collections_mean_nothing() -> None:
-    assert load("inference:\nmodels:\n  aliases:\nplugins:\n  disabled:\n").config == Config()
-    assert load("# only a comment\n").config == Config()
-    assert load("", {"SAGE_INFER_INFERENCE_MODEL": "  "}).config == Config()
+    assert (
+        load("inference:\nmodels:\n  aliases:\nplugins:\n  disabled:\n").config == installed_config_class()()
+    )
+    assert load("# only a comment\n").config == installed_config_class()()
+    assert load("", {"SAGE_INFER_INFERENCE_MODEL": "  "}).config == installed_config_class()()
 
 
 def test_anchors_and_merges() -> None:
@@ -142,7 +145,11 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
 def test_rows_show_every_key_once_with_its_origin() -> None:
     rows = load("models:\n  aliases: {a: b}\n", {"SAGE_INFER_KV_SCHEMA_PAGE_SIZE": "32"}).rows()
     names = [name for name, _, _ in rows]
-    assert len(names) == len(set(names)) == sum(len(section) for section in keys().values())
+    assert (
+        len(names)
+        == len(set(names))
+        == sum(len(section) for section in keys(installed_config_class()).values())
+    )
     assert ("models.aliases.a", "b", "file sage_infer.yaml:2") in rows
     assert ("kv_schema.page_size", 32, "environment SAGE_INFER_KV_SCHEMA_PAGE_SIZE") in rows
 

@@ -112,19 +112,23 @@ def model_config(text: str, flag: str) -> dict[str, Any]:
 
 def configured_models(loaded: LoadedConfig) -> dict[str, Any]:
     """The models of the section ``serve``, or the configuration's default ones."""
+    from sage_infer_serve.config import Serve
+
     config = loaded.config
-    if config.serve.models:
-        return {"models": list(config.serve.models)}
+    models = loaded.section(Serve).models
+    if models:
+        return {"models": list(models)}
     return {"llm_config": config.inference.model, "embedding_config": config.inference.embedding_model}
 
 
 def _run(loaded: LoadedConfig, models: dict[str, Any], *, insecure: bool, as_json: bool) -> None:
     from attrs import evolve
 
+    from sage_infer_serve.config import Serve
     from sage_infer_serve.server import check_settings, listen, new_loop
     from sage_infer_serve.settings import GatewaySettings
 
-    settings = GatewaySettings.from_config(loaded.config.serve, insecure=insecure)
+    settings = GatewaySettings.from_config(loaded.section(Serve), insecure=insecure)
     if settings.keys_file is not None:
         settings = evolve(settings, keys_file=str(loaded.path_value("serve.keys_file", settings.keys_file)))
     keys = check_settings(settings)
@@ -138,7 +142,7 @@ def _run(loaded: LoadedConfig, models: dict[str, Any], *, insecure: bool, as_jso
         provider = Tracing.export_by_otlp()
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(_serve(settings, keys, listener, models, loaded.config.serve.sharing, as_json))
+            runner.run(_serve(settings, keys, listener, models, loaded.section(Serve).sharing, as_json))
     finally:
         listener.close()
         if provider is not None:

@@ -68,11 +68,14 @@ def _path(file: Path | None) -> Path:
     from sage_infer.config import load_config
     from sage_infer.errors import InvalidRequest
 
+    from sage_infer_serve.config import Serve
+
     if file is not None:
         return file.expanduser()
     loaded = load_config()
-    if loaded.config.serve.keys_file is None:
+    keys_file = loaded.section(Serve).keys_file
+    if keys_file is None:
         raise InvalidRequest(
             "no keys file: name one with --file, or as `serve.keys_file` in the configuration"
         )
-    return loaded.path_value("serve.keys_file", loaded.config.serve.keys_file)
+    return loaded.path_value("serve.keys_file", keys_file)

@@ -1,6 +1,6 @@
 """What this wheel brings to sage-infer. Imports nothing of the server."""
 
-from sage_infer import CommandSpec, hookimpl
+from sage_infer import CommandSpec, ConfigSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
 
@@ -35,4 +35,15 @@ def sage_infer_commands() -> list[CommandSpec]:
             summary="Revoke an API key.",
             group=_KEYS,
         ),
+    ]
+
+
+@hookimpl
+def sage_infer_config() -> list[ConfigSpec]:
+    return [
+        ConfigSpec(
+            name="serve",
+            settings="sage_infer_serve.config:Serve",
+            template="sage_infer_serve.config:TEMPLATE",
+        )
     ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from attrs import asdict, field, frozen
 from sage_infer.checks import Flag
-from sage_infer.config.settings import Serve
+
+from sage_infer_serve.config import Serve
 
 __all__ = ["GatewaySettings"]
 

@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING
 from sage_infer.lazy import lazy_exports
 
 __all__ = [
-    "Config", "Inference", "InvalidConfig", "KVSettings", "LoadedConfig", "Models", "Plugins", "Serve", "Transport",
+    "Config", "Inference", "InvalidConfig", "KVSettings", "LoadedConfig", "Models", "Plugins", "Transport",
     "config_template", "disabled_plugins", "find_config_file", "load_config", "write_template",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from sage_infer.config.disabled import disabled_plugins
     from sage_infer.config.document import InvalidConfig
-    from sage_infer.config.layers import LoadedConfig, load_config
+    from sage_infer.config.layers import LoadedConfig
+    from sage_infer.config.loading import load_config
     from sage_infer.config.search import find_config_file
-    from sage_infer.config.settings import Config, Inference, KVSettings, Models, Plugins, Serve, Transport
+    from sage_infer.config.settings import Config, Inference, KVSettings, Models, Plugins, Transport
     from sage_infer.config.template import config_template, write_template
 
-_SETTINGS = ("Config", "Inference", "KVSettings", "Models", "Plugins", "Serve", "Transport")
+_SETTINGS = ("Config", "Inference", "KVSettings", "Models", "Plugins", "Transport")
 __getattr__ = lazy_exports(__name__, {
-    "InvalidConfig": "document", "LoadedConfig": "layers", "load_config": "layers", "disabled_plugins": "disabled",
+    "InvalidConfig": "document", "LoadedConfig": "layers", "load_config": "loading", "disabled_plugins": "disabled",
     "find_config_file": "search", "config_template": "template", "write_template": "template",
     **dict.fromkeys(_SETTINGS, "settings"),
 })  # fmt: skip

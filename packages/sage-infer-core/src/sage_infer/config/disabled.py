@@ -39,9 +39,13 @@ def disabled_plugins(
         listed = _listed(text)
         if listed is not None:
             return frozenset(named) | frozenset(listed)
-    from sage_infer.config.layers import load_config
+    from sage_infer.config.layers import read_layers
+    from sage_infer.config.settings import config_class
 
-    return frozenset(load_config(file, environ=environ).config.plugins.disabled)
+    # Sections of plug-ins are not known yet, and mistakes in others are for ``load_config`` to report.
+    return frozenset(
+        read_layers(config_class(()), file, environ=environ, only="plugins").config.plugins.disabled
+    )
 
 
 def _listed(text: str) -> list[str] | None:

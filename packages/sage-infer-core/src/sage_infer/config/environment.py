@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from sage_infer.config.document import InvalidConfig, parse_scalar
 from sage_infer.config.search import CONFIG_VARIABLE, DISABLE_VARIABLE
-from sage_infer.config.settings import keys
+from sage_infer.config.settings import Config, keys
 
 __all__ = ["PREFIX", "variable_name", "variables", "variables_given"]
 
@@ -21,13 +21,20 @@ def variable_name(section: str, key: str) -> str:
     return f"{PREFIX}{section}_{key}".upper()
 
 
-@cache
-def variables() -> Mapping[str, tuple[str, str]]:
+def variables(config: type[Config] = Config) -> Mapping[str, tuple[str, str]]:
     """Section and key of every variable, by the variable's name."""
-    return {variable_name(section, key): (section, key) for section in keys() for key in keys()[section]}
+    return _variables(cast(Hashable, config))
 
 
-def variables_given(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, Any]], list[str], list[str]]:
+@cache
+def _variables(config: Any) -> Mapping[str, tuple[str, str]]:
+    known = keys(config)
+    return {variable_name(section, key): (section, key) for section in known for key in known[section]}
+
+
+def variables_given(
+    environ: Mapping[str, str], config: type[Config] = Config
+) -> tuple[dict[str, dict[str, Any]], list[str], list[str]]:
     """``{section: {key: value}}`` that ``environ`` sets, problems, warnings. Empty variables set nothing."""
     data: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
@@ -35,27 +42,26 @@ def variables_given(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, Any
     for name, text in sorted(environ.items()):
         if not name.startswith(PREFIX) or not text.strip() or name in _OTHERS:
             continue
-        if name not in variables():
-            warnings.append(f"environment variable {name} is not one of sage-infer's{_nearest(name)}")
+        if name not in variables(config):
+            warnings.append(f"environment variable {name} is not one of sage-infer's{_nearest(name, config)}")
             continue
-        section, key = variables()[name]
+        section, key = variables(config)[name]
         try:
-            data.setdefault(section, {})[key] = _value(text.strip(), section, key)
+            data.setdefault(section, {})[key] = _value(text.strip(), keys(config)[section][key].type)
         except InvalidConfig as error:
             problems += [f"environment {name}: {problem}" for problem in error.problems]
     return data, problems, warnings
 
 
-def _value(text: str, section: str, key: str) -> Any:
-    kind = keys()[section][key].type
+def _value(text: str, kind: Any) -> Any:
     if kind is str or set(get_args(kind)) == {str, type(None)}:
         # Text as it is: a model called 1e5, or a path with ": " in it, needs no YAML quotes in a shell.
         return None if text in ("null", "~") and kind is not str else text
     return parse_scalar(text)
 
 
-def _nearest(name: str) -> str:
+def _nearest(name: str, config: type[Config]) -> str:
     # Without the prefix: what all have in common would make anything look near.
-    known = [other.removeprefix(PREFIX) for other in (*variables(), *_OTHERS)]
+    known = [other.removeprefix(PREFIX) for other in (*variables(config), *_OTHERS)]
     near = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=1)
     return f"; did you mean {PREFIX}{near[0]}?" if near else " and is ignored"

@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, TypeVar, get_origin
 
 import attrs
 from attrs import field, frozen
@@ -18,8 +18,9 @@ from sage_infer.config.settings import Config, keys
 from sage_infer.errors import ConfigError, SchemaError
 from sage_infer.schemas.codec import from_dict
 
-__all__ = ["LoadedConfig", "load_config"]
+__all__ = ["LoadedConfig", "read_layers"]
 
+SectionT = TypeVar("SectionT")
 Data = dict[str, dict[str, Any]]
 DEFAULT = "default"
 
@@ -59,6 +60,18 @@ class LoadedConfig:
         """Every key with its value and origin, mappings entry by entry: for ``sage infer config show``."""
         return [(key, value, self._origins.get(key, DEFAULT)) for key, value in self._values()]
 
+    def section(self, kind: type[SectionT]) -> SectionT:
+        """A plug-in's section, by the class of its settings.
+
+        Raises:
+            ConfigError: no installed plug-in brings the section.
+        """
+        for section in attrs.fields(type(self.config)):
+            value = getattr(self.config, section.name)
+            if type(value) is kind:
+                return value
+        raise ConfigError(f"no installed plug-in brings the section of {kind.__module__}.{kind.__qualname__}")
+
     def path_value(self, key: str, value: str) -> Path:
         """A path that the configuration holds: one from the file is relative to the file's folder."""
         path = Path(value).expanduser()
@@ -67,7 +80,7 @@ class LoadedConfig:
         return path.absolute()
 
     def _values(self) -> Iterator[tuple[str, Any]]:
-        for section in attrs.fields(Config):
+        for section in attrs.fields(type(self.config)):
             values = getattr(self.config, section.name)
             for key in attrs.fields(type(values)):
                 value = getattr(values, key.name)
@@ -78,36 +91,34 @@ class LoadedConfig:
                     yield name, value
 
 
-def load_config(
+def read_layers(
+    kind: type[Config],
     path: Path | str | None = None,
     *,
     flags: Mapping[str, object] | None = None,
     flag_names: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
+    absent: Mapping[str, str] | None = None,
+    unusable: Mapping[str, str] | None = None,
+    only: str | None = None,
 ) -> LoadedConfig:
-    """Read the configuration that applies here.
+    """Read the configuration that applies here into an object of class ``kind``, which has the sections.
 
-    ``path`` is the file to read; without it the usual places are searched; finding none is fine. ``flags``
-    are values from the command line by key (``{"inference.backend": "vllm"}``), None meaning not given;
-    ``flag_names`` says what the user typed for a key (``{"inference.embedding_backend": "--backend"}``)
-    where that is not the key's last word.
-
-    A mapping (options, aliases) is merged entry by entry, everything else is replaced by the higher layer;
-    SAGE_INFER_DISABLE adds to ``plugins.disabled``.
-
-    Raises:
-        ConfigError: the file cannot be found or read.
-        InvalidConfig: something is wrong; it holds every problem of every layer with its file and line,
-            variable or flag.
+    Arguments and errors are those of ``load_config``. ``absent`` are sections that are ignored with a warning,
+    ``unusable`` sections that are an error, each with the reason. With ``only``, no other section is read.
     """
     environ = os.environ if environ is None else environ
     problems: list[str] = []
-    merged = _Layers()
+    warned: list[str] = []
+    merged = _Layers(kind)
     file = find_config_file(path, environ)
     if file is not None:
-        _add_file(file, merged, problems)
+        _add_file(file, merged, problems, warned, absent or {}, unusable or {}, only)
 
-    given, wrong, warnings = variables_given(environ)
+    if only is not None:
+        prefix = variable_name(only, "")
+        environ = {n: v for n, v in environ.items() if n.startswith(prefix) or n == DISABLE_VARIABLE}
+    given, wrong, warnings = variables_given(environ, kind)
     problems += wrong
     _add(given, merged, problems, lambda path: f"environment {variable_name(*_section_and_key(path))}")
 
@@ -118,13 +129,14 @@ def load_config(
         raise InvalidConfig(problems)
 
     merged.disable(split_names(environ.get(DISABLE_VARIABLE, "")))
-    return LoadedConfig(from_dict(merged.data, Config), file, tuple(warnings), origins=merged.origins)
+    return LoadedConfig(from_dict(merged.data, kind), file, (*warned, *warnings), origins=merged.origins)
 
 
 class _Layers:
     """Layers laid over each other, with the origin of every value that is on top."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Config]) -> None:
+        self.kind = kind
         self.data: Data = {}
         self.origins: dict[str, str] = {}
 
@@ -159,7 +171,15 @@ class _Layers:
         self.origins = {k: o for k, o in self.origins.items() if k != name and not k.startswith(name + ".")}
 
 
-def _add_file(file: Path, merged: _Layers, problems: list[str]) -> None:
+def _add_file(
+    file: Path,
+    merged: _Layers,
+    problems: list[str],
+    warned: list[str],
+    absent: Mapping[str, str],
+    unusable: Mapping[str, str],
+    only: str | None,
+) -> None:
     try:
         document = parse(read_text(file))
     except InvalidConfig as error:
@@ -170,9 +190,19 @@ def _add_file(file: Path, merged: _Layers, problems: list[str]) -> None:
         return
     data = {} if document.data is None else document.data
     if not isinstance(data, dict):
-        sections = ", ".join(section.name for section in attrs.fields(Config))
+        sections = ", ".join(section.name for section in attrs.fields(merged.kind))
         problems.append(f"{file}:1: the top level must be a mapping of sections ({sections})")
         return
+    if only is not None:
+        data = {only: data[only]} if only in data else {}
+    for section in [name for name in data if name not in keys(merged.kind)]:
+        place = f"{file}:{document.line(f'$.{section}')}"
+        if section in absent:
+            warned.append(f"{place}: section {section} is ignored: {absent[section]}")
+            del data[section]
+        elif section in unusable:
+            problems.append(f"{place}: section {section} cannot be read: {unusable[section]}")
+            del data[section]
     _add(
         data, merged, problems,
         origin=lambda path: f"file {file}:{document.line(path)}",
@@ -190,9 +220,9 @@ def _add(
     order: Callable[[str], int] = lambda _: 0,
 ) -> None:
     """Check a layer by itself (every key has a default, so a part is a whole) and lay it on top."""
-    layer = _without_empty(layer)
+    layer = _without_empty(layer, keys(merged.kind))
     try:
-        from_dict(layer, Config)
+        from_dict(layer, merged.kind)
     except SchemaError as error:
         where = place or origin
         found = sorted(error.problems, key=lambda problem: order(problem.path))
@@ -201,15 +231,15 @@ def _add(
         merged.add(layer, origin)
 
 
-def _without_empty(layer: dict[Any, Any]) -> dict[Any, Any]:
+def _without_empty(layer: dict[Any, Any], known_keys: Mapping[str, Mapping[str, Any]]) -> dict[Any, Any]:
     """Drop sections, lists and mappings left empty (``aliases:`` with all its entries commented out)."""
     kept = {}
     for name, values in layer.items():
-        if name in keys() and values is None:
+        if name in known_keys and values is None:
             continue
-        if name in keys() and isinstance(values, dict):
+        if name in known_keys and isinstance(values, dict):
             collections = {
-                k for k, known in keys()[name].items() if get_origin(known.type) in (Mapping, tuple)
+                k for k, known in known_keys[name].items() if get_origin(known.type) in (Mapping, tuple)
             }
             values = {k: v for k, v in values.items() if v is not None or k not in collections}
         kept[name] = values

@@ -1,12 +1,12 @@
-"""What can be configured. ``sage_infer.yaml`` beside this file explains every key to its user."""
+"""What can be configured in the core. ``sage_infer.yaml`` beside this file explains every key to its user."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
-from attrs import Attribute, asdict, field, fields_dict, frozen, resolve_types
+from attrs import Attribute, asdict, field, fields_dict, frozen, make_class, resolve_types
 
 from sage_infer.checks import (
     Choice,
@@ -16,16 +16,14 @@ from sage_infer.checks import (
     Instance,
     Integer,
     Json,
-    Number,
     Text,
     as_tuple,
     optional,
 )
-from sage_infer.schemas.capability import SharingMode
 from sage_infer.schemas.kv import KV_PRESETS
 from sage_infer.schemas.transport import TRANSPORT_PRESETS, Objective, TransportSettings
 
-__all__ = ["Config", "Inference", "KVSettings", "Models", "Plugins", "Serve", "Transport", "keys"]
+__all__ = ["Config", "Inference", "KVSettings", "Models", "Plugins", "Transport", "config_class", "keys"]
 
 _KV_NAMES: tuple[Any, ...] = tuple(KV_PRESETS)
 _TRANSPORT_NAMES: tuple[Any, ...] = tuple(TRANSPORT_PRESETS)
@@ -95,44 +93,35 @@ class Models:
 
 
 @frozen(kw_only=True)
-class Serve:
-    """The gateway of ``sage infer serve``: what it serves and where, who may ask, and how much."""
-
-    models: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
-    sharing: str = field(default="time_slice", validator=Choice(get_args(SharingMode)))
-    host: str = field(default="127.0.0.1", validator=Text(min_length=1))
-    port: int = field(default=8000, validator=Integer(ge=0, le=65535))
-    keys_file: str | None = field(default=None, validator=optional(Text(min_length=1)))
-    strict: bool = field(default=False, validator=Flag())
-    cors_origins: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
-    max_body_bytes: int = field(default=16 * 2**20, validator=Integer(ge=1024))
-    max_open_requests: int = field(default=512, validator=Integer(ge=1))
-    max_idle_connections: int = field(default=1024, validator=Integer(ge=1))
-    max_connections_per_peer: int | None = field(default=None, validator=optional(Integer(ge=1)))
-    header_timeout_s: float = field(default=10.0, validator=Number(gt=0))
-    body_timeout_s: float = field(default=30.0, validator=Number(gt=0))
-    request_timeout_s: float = field(default=600.0, validator=Number(gt=0))
-    write_timeout_s: float = field(default=30.0, validator=Number(gt=0))
-    drain_timeout_s: float = field(default=30.0, validator=Number(ge=0))
-    log_requests: bool = field(default=False, validator=Flag())
-    tracing: bool = field(default=False, validator=Flag())
-
-
-@frozen(kw_only=True)
 class Config:
-    """The whole configuration, one attribute for each section of the file."""
+    """The sections of the file that the core reads, one attribute each; ``config_class`` adds those of plug-ins."""
 
     inference: Inference = field(factory=Inference, validator=Instance(Inference))
     kv_schema: KVSettings = field(factory=KVSettings, validator=Instance(KVSettings))
     transport: Transport = field(factory=Transport, validator=Instance(Transport))
     plugins: Plugins = field(factory=Plugins, validator=Instance(Plugins))
     models: Models = field(factory=Models, validator=Instance(Models))
-    serve: Serve = field(factory=Serve, validator=Instance(Serve))
 
 
 @cache
-def keys() -> Mapping[str, Mapping[str, Attribute[Any]]]:
+def config_class(sections: tuple[tuple[str, type], ...]) -> type[Config]:
+    """``Config`` with further sections: pairs of a name and an ``attrs`` class whose fields all have defaults."""
+    if not sections:
+        return Config
+    added: dict[str, Any] = {
+        name: field(factory=kind, validator=Instance(kind), type=kind, kw_only=True)
+        for name, kind in sections
+    }
+    return make_class("Config", added, bases=(Config,), frozen=True, kw_only=True)
+
+
+def keys(config: type[Config] = Config) -> Mapping[str, Mapping[str, Attribute[Any]]]:
     """Section → key → its field, with annotations resolved to types."""
-    sections = fields_dict(resolve_types(Config))
+    return _keys(cast(Hashable, config))
+
+
+@cache
+def _keys(config: Any) -> Mapping[str, Mapping[str, Attribute[Any]]]:
+    sections = fields_dict(resolve_types(config))
     kinds: dict[str, Any] = {name: section.type for name, section in sections.items()}
     return {name: fields_dict(resolve_types(kind)) for name, kind in kinds.items()}

@@ -7,6 +7,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from sage_infer.config.loading import section_templates
 from sage_infer.config.search import FILE_NAME
 from sage_infer.errors import ConfigError
 
@@ -14,8 +15,11 @@ __all__ = ["config_template", "write_template"]
 
 
 def config_template() -> str:
-    """Text of a ``sage_infer.yaml`` with every key, its default and what it means."""
-    return files("sage_infer.config").joinpath(FILE_NAME).read_text(encoding="utf-8")
+    """Text of a ``sage_infer.yaml`` with every key, its default and what it means: the core's sections, then those of
+    installed plug-ins.
+    """
+    core = files("sage_infer.config").joinpath(FILE_NAME).read_text(encoding="utf-8")
+    return "\n".join([core, *section_templates()])
 
 
 def write_template(path: Path | str, force: bool = False) -> Path:

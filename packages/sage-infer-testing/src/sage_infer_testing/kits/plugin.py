@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 from sage_infer import CONTRACT_VERSION, hookspecs
-from sage_infer.discovery import Registry
+from sage_infer.discovery import KINDS, Registry
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.specs import EngineMemory
 
@@ -24,7 +24,6 @@ from sage_infer_testing.suite import ContractSuite
 
 __all__ = ["PluginContract"]
 
-_KINDS = ("backends", "detectors", "kv_stores", "transports", "executors", "models", "commands")
 _PROBE = """
 import json, sys
 import sage_infer.discovery, sage_infer.specs, sage_infer.hookspecs
@@ -137,12 +136,15 @@ class PluginContract(ContractSuite, kit=True):
         How to fix: the message is the one that ``sage infer backend list`` shows for the plug-in.
         """
         faults = []
-        for kind in _KINDS:
-            entries = getattr(registry, kind)()
+        for kind in KINDS:
+            entries = registry.entries(kind)
             faults += [entry.fault.reason for entry in entries if entry.fault is not None]
-        faults += [p.fault.reason for p in registry.plugins if p.fault is not None]
+        for plugin_ in registry.plugins:
+            faults += [
+                fault.reason for fault in (plugin_.fault, *plugin_.hook_faults.values()) if fault is not None
+            ]
         assert not faults, "; ".join(faults)
-        assert any(getattr(registry, kind)() for kind in _KINDS), f"{self.module} brings nothing"
+        assert any(registry.entries(kind) for kind in KINDS), f"{self.module} brings nothing"
 
     def test_hooks_repeat_themselves(self, plugin: Any) -> None:
         """Calling a hook twice gives equal specs: what is installed does not depend on who asks first.
@@ -159,17 +161,17 @@ class PluginContract(ContractSuite, kit=True):
         How to fix: correct the path, ``package.module:attribute``; import the engine where a missing one gives a clear
         ``BackendUnavailable``.
         """
+        from sage_infer.discovery.paths import dotted_paths
         from sage_infer.discovery.readiness import missing_requirements
         from sage_infer.factories import load_object
 
-        for kind in _KINDS:
-            for entry in getattr(registry, kind)():
+        for kind in KINDS:
+            for entry in registry.entries(kind):
                 spec = entry.spec
                 if missing_requirements(getattr(spec, "requires", {})):
                     continue
-                for field in ("factory", "app", "prepare", "memory", "resolver"):
-                    path = getattr(spec, field, None)
-                    if path is not None:
+                for field, path in dotted_paths(spec).items():
+                    if field != "template":
                         found = load_object(path, what=f"{spec.name!r}")
                         assert callable(found), f"{field} {path} of {spec.name!r} is a {type(found).__name__}"
 
@@ -197,9 +199,9 @@ class PluginContract(ContractSuite, kit=True):
 
         How to fix: rename one of them; fill in ``summary`` with one line.
         """
-        for kind in _KINDS:
-            specs = [entry.spec for entry in getattr(registry, kind)()]
+        for kind in KINDS:
+            specs = [entry.spec for entry in registry.entries(kind)]
             twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
             assert not twice, f"{kind}: {', '.join(twice)} is returned more than once"
-            bare = [spec.name for spec in specs if not spec.summary]
+            bare = [spec.name for spec in specs if not getattr(spec, "summary", "a section has none")]
             assert not bare, f"{kind}: {', '.join(bare)} has no summary"
