@@ -180,7 +180,7 @@ class Engines:
                 "tensor_parallel": "devices that share the model",
             },
         )
-        found = SimpleNamespace(spec=spec)
+        found = SimpleNamespace(spec=spec, title="backend 'fake'")
         patch.setattr(engines, "create_backend", self.create)
         patch.setattr(engines, "find_backend", lambda name: found)
 

@@ -286,7 +286,7 @@ def test_closing_while_a_model_loads_frees_it(engines: Engines) -> None:
         engines.changes["llm"] = {"gate": gate}
         instance = hybrid(LLM)
         starting = asyncio.ensure_future(instance.start())
-        await until(lambda: instance.get_model_status("llm").state == "loading", "not loading")
+        await until(lambda: "llm" in engines.made, "not loading")
         await instance.close()
         gate.set()
         with pytest.raises(EngineDead, match="closed"):

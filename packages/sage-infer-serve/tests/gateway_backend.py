@@ -70,12 +70,21 @@ class EchoBackend:
         self.feeding: set[asyncio.Future[None]] = set()
         self.cancelled = 0
         self.state = "ready"
+        self.stage = ""
+        self.share: float | None = None
         self.status = Health(status="ok")
+        self.start_gate: asyncio.Event | None = None
+        self.start_error: SageInferError | None = None
         self.embedding_gate: asyncio.Event | None = None
         self.embedding_cancelled = 0
         self.aborted: list[str] = []
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        if self.start_gate is not None:
+            await self.start_gate.wait()
+        if self.start_error is not None:
+            raise self.start_error
+        self.state = "ready"
 
     async def close(self) -> None:
         for stream in list(self.open.values()):
@@ -233,7 +242,7 @@ class EchoBackend:
     def get_model_status(self, model_id: str) -> ModelStatus:
         if model_id not in TYPES:
             raise ModelNotFound(f"no model {model_id!r}; there are: {', '.join(TYPES)}")
-        return ModelStatus(model_id=model_id, state=self.state, since=0.0)  # type: ignore[arg-type]
+        return ModelStatus(model_id=model_id, state=self.state, since=0.0, stage=self.stage, share=self.share)  # type: ignore[arg-type]
 
     def get_hybrid_capability(self) -> HybridCapabilityDescriptor:
         return HybridCapabilityDescriptor(

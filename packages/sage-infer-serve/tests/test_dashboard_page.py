@@ -202,7 +202,9 @@ def test_models_memory_and_queue(backend: DashboardBackend) -> None:
         "vectors": ModelStatus(
             model_id="vectors", state="failed", since=now - 120, reason="the weights are cut off"
         ),
-        "scores": ModelStatus(model_id="scores", state="loading", since=now - 5),
+        "scores": ModelStatus(
+            model_id="scores", state="loading", since=now - 5, stage="reading weights", share=0.4
+        ),
     }
     backend.plan = Plan(
         devices=(
@@ -217,7 +219,6 @@ def test_models_memory_and_queue(backend: DashboardBackend) -> None:
     backend.measured = {"echo": 11 * GIB, "vectors": None}
 
     def act(driver: Any, gateway: Any) -> None:
-        gateway.gateway.service.loading["scores"] = ("reading weights", 0.4)
         until(driver, shows("reading weights 40%", "#models"))
         models = text_of(driver, "#models")
         assert "the weights are cut off" in models

@@ -62,13 +62,11 @@ def test_metrics(backend: EchoBackend, served: Served) -> None:
 
 def test_dashboard_state(backend: EchoBackend, served: Served) -> None:
     served.chat(stream=True)
-    served.call(served.gateway.service.on_progress, "echo", "reading", 0.4)
-    backend.state = "loading"
+    backend.state, backend.stage, backend.share = "loading", "reading", 0.4
     state = served.get("/dashboard/state").data
     assert state["health"] == {"status": "ok", "reason": ""}
     assert [m["id"] for m in state["models"]] == ["echo", "vectors", "scores"]
     assert state["models"][0]["loading"] == {"stage": "reading", "share": 0.4}
-    assert state["models"][1]["loading"] is None
     assert state["memory"] is None
     assert state["queue"] == {
         "open": 0, "limit": 512, "running": 0, "waiting": 0, "kv_blocks_total": 64, "kv_blocks_free": 64,

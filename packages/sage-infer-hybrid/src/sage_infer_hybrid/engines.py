@@ -9,7 +9,7 @@ from attrs import define, evolve, field
 from sage_infer.backends import create_backend, find_backend
 from sage_infer.config import load_config
 from sage_infer.errors import BackendUnavailable, InvalidRequest, UnsupportedFeature
-from sage_infer.factories import call_path
+from sage_infer.factories import call_path, load_object
 from sage_infer.models import is_model_name, resolve_model
 from sage_infer.names import GENERATING, ModelType
 from sage_infer.schemas import ModelDescriptor
@@ -134,6 +134,11 @@ class Engine:
                 f"{info.title}: {spec.sizes} returned a {type(found).__name__}, not ModelSizes"
             )
         return found
+
+    def import_code(self) -> None:
+        """Import the backend's libraries, which may take seconds; the event loop's thread need not wait for it."""
+        info, spec = find_backend(self.backend_name), self._spec()
+        load_object(spec.factory, what=info.title)
 
     def create(self, shares: Sequence[Share], devices: Sequence[Device]) -> Any:
         """The backend, not started, on the devices and with the memory that the plan has for it.

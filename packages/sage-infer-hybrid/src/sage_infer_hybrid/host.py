@@ -155,6 +155,7 @@ class ModelHost:
         Raises:
             OutOfMemory: they do not fit together.
         """
+        await asyncio.to_thread(lambda: self.memory.devices)  # asking the machine takes time
         coming = self._registered()
         for entry in coming:
             self._demand(entry)
@@ -212,9 +213,11 @@ class ModelHost:
         model_id, engine = entry.descriptor.model_id, self._engines[entry.descriptor.model_id]
         backend = None
         try:
+            self._tell(entry, "loading", None)
+            await asyncio.to_thread(engine.import_code)
+            self.check_open()
             before = self.memory.held()
             backend = self._starting = engine.create(shares, self.memory.devices)
-            self._tell(entry, "loading", None)
             if isinstance(backend, ProgressReporting):
                 backend.on_progress(lambda stage, share: self._tell(entry, stage, share))
             await backend.start()

@@ -17,7 +17,7 @@ from sage_infer.contracts import HybridInferenceBackend
 from sage_infer.errors import SageInferError
 
 from sage_infer_serve.http.auth import APIKey
-from sage_infer_serve.http.errors import HTTPError, as_http_error, limited, wrong_request
+from sage_infer_serve.http.errors import HTTPError, as_http_error, limited, unavailable, wrong_request
 from sage_infer_serve.http.exchange import Exchange, Receive, Scope, Send
 from sage_infer_serve.http.origins import Origins
 from sage_infer_serve.openai.schema import Decoder
@@ -30,6 +30,7 @@ __all__ = ["Gateway"]
 
 log = logging.getLogger("sage_infer.serve")
 
+_LOADING_S = 2.0  # after which it is worth asking again
 _CLIENT_GONE = 499  # nginx's status for it, in metrics and logs only
 
 
@@ -102,9 +103,9 @@ class Gateway:
     async def _work(self, exchange: Exchange, handler: Handler) -> None:
         """Run what takes an engine's time, within the limits."""
         if self.service.draining:
-            error = limited("the server is shutting down; ask another one", 1.0, code="shutting_down")
-            error.status, error.kind = 503, "server_error"
-            raise error
+            raise unavailable("the server is shutting down; ask another one", 1.0, code="shutting_down")
+        if self.service.loading:
+            raise unavailable("models are being loaded; /health says how far", _LOADING_S, code="loading")
         limit = self.service.settings.max_open_requests
         if len(self.service.open) >= limit:
             raise limited(f"{limit} requests are open already; try again", 1.0, code="overloaded")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from sage_infer.cli.output import AsJson, note, print_json, print_table, progress_bar
+from sage_infer.cli.output import AsJson, note, print_json, print_table
 
 if TYPE_CHECKING:
     from sage_infer.config import LoadedConfig
@@ -132,7 +132,9 @@ def _run(loaded: LoadedConfig, models: dict[str, Any], *, insecure: bool, as_jso
     if settings.keys_file is not None:
         settings = evolve(settings, keys_file=str(loaded.path_value("serve.keys_file", settings.keys_file)))
     keys = check_settings(settings)
-    listener = listen(settings)  # now, so that a port that is taken is known before models are loaded
+    listener = listen(
+        settings
+    )  # first, so that a port that is taken is known before models are found and loaded
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("sage_infer.serve").setLevel(logging.INFO)
     provider = None
@@ -158,16 +160,16 @@ async def _serve(
     as_json: bool,
 ) -> None:
     from sage_infer_serve.server import run_until_signal
+    from sage_infer_serve.watch.loading import start_with_progress
 
     backend = _hybrid_backend({**models, "sharing_mode": sharing})
     try:
-        with progress_bar() as report:
-            backend.on_progress = lambda model, stage, share: report(f"{model}: {stage}", share)
-            await backend.start()
-        backend.on_progress = None
-        # What is loaded stays: a collection that looks at all of it again would hold every stream up.
-        gc.collect()
-        gc.freeze()
+
+        async def load() -> None:
+            await start_with_progress(backend)
+            # What is loaded stays: a collection that looks at all of it again would stall every stream.
+            gc.collect()
+            gc.freeze()
 
         def on_ready(url: str) -> None:
             if as_json:
@@ -184,7 +186,9 @@ async def _serve(
                 else "stopping"
             )
 
-        await run_until_signal(backend, settings, keys, listener, on_ready=on_ready, on_drain=on_drain)
+        await run_until_signal(
+            backend, settings, keys, listener, load=load, on_ready=on_ready, on_drain=on_drain
+        )
     finally:
         await backend.close()
 

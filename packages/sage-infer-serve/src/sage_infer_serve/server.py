@@ -8,9 +8,10 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from sage_infer.contracts import HybridInferenceBackend
@@ -119,14 +120,19 @@ async def run_until_signal(
     keys: Iterable[APIKey],
     listener: socket.socket,
     *,
+    load: Callable[[], Coroutine[Any, Any, None]],
     on_ready: Callable[[str], None],
     on_drain: Callable[[int], None],
 ) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends open requests at once.
+    """Listen, start the backend, and serve until SIGTERM or SIGINT; a second one ends open requests immediately.
 
-    ``on_ready`` gets the address when it can be asked, ``on_drain`` the number of open requests at each signal.
+    ``load`` starts the backend. Until it has, requests for work are answered with 503, and a signal cancels it.
+    ``on_ready`` receives the address once requests are accepted, ``on_drain`` the number of open requests at each
+    signal.
     """
     running = _make(backend, settings, keys, listener)
+    service = running.gateway.service
+    service.loading = True
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -138,7 +144,20 @@ async def run_until_signal(
     try:
         serving = asyncio.ensure_future(running.serve())
         await running.listening(serving)
-        on_ready(running.url)
+        loading = asyncio.ensure_future(load())
+        await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            try:
+                loading.result()
+            except BaseException:
+                running.drain()
+                await serving
+                raise
+            service.loading = False
+            on_ready(running.url)
+        else:  # a signal came first
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
         await serving
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -32,7 +32,7 @@ class Service:
         tracing: None unless the settings ask for traces.
         started: time of creation, in seconds since the epoch.
         draining: whether new work is rejected, because the server is shutting down.
-        loading: stage and completed share of each model that is being loaded, for the dashboard.
+        loading: whether work is rejected because the backend has not started yet.
         open: requests that an engine works on.
     """
 
@@ -50,7 +50,7 @@ class Service:
         self.tracing = Tracing() if settings.tracing else None
         self.started = time.time()
         self.draining = False
-        self.loading: dict[str, tuple[str, float]] = {}
+        self.loading = False
         self.open: set[Exchange] = set()
         self._decoders = decoders
         self._types: dict[str, ModelType] = {}
@@ -81,10 +81,6 @@ class Service:
 
     def is_text_only(self, name: str) -> bool:
         return self.type_of(name) != "multimodal"
-
-    def on_progress(self, model_id: str, stage: str, share: float) -> None:
-        """For the backend to call while it loads a model."""
-        self.loading[model_id] = stage, share
 
     def end_all(self) -> None:
         """End every open request with an error, because the time for shutdown is over."""

@@ -61,12 +61,15 @@ def spinner(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, float], None]]:
-    """Gives ``report(stage, share)``: a bar a stage on a terminal's stderr, a line a stage elsewhere."""
+def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
+    """Yields ``report(stage, share)``: one bar per stage on a terminal's stderr, one line per stage elsewhere.
+
+    A share of None stands for one that is not known.
+    """
     if not sys.stderr.isatty():
         stages: set[str] = set()
 
-        def report_line(stage: str, share: float) -> None:
+        def report_line(stage: str, share: float | None) -> None:
             if stage not in stages:
                 stages.add(stage)
                 note(f"{stage} …")
@@ -80,13 +83,14 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         tasks: dict[str, TaskID] = {}
 
-        def report_bar(stage: str, share: float) -> None:
+        def report_bar(stage: str, share: float | None) -> None:
             if stage not in tasks:
                 for other in tasks.values():
-                    progress.update(other, completed=1.0)
-                tasks[stage] = progress.add_task(stage, total=1.0)
-            progress.update(tasks[stage], completed=share)
+                    progress.update(other, total=1.0, completed=1.0)
+                tasks[stage] = progress.add_task(stage, total=None)
+            if share is not None:
+                progress.update(tasks[stage], total=1.0, completed=share)
 
         yield report_bar
         for task in tasks.values():
-            progress.update(task, completed=1.0)
+            progress.update(task, total=1.0, completed=1.0)

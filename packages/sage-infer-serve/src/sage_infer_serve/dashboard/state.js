@@ -45,8 +45,9 @@ export function showModels(state) {
     const cell = make("td", {}, pill);
     if (model.loading) {
       const { stage, share } = model.loading;
-      const bar = make("progress", { max: "1", value: share, "aria-label": `${model.id}: ${stage}` });
-      cell.append(make("div", { class: "quiet" }, `${stage} ${number(share * 100)}%`), bar);
+      const known = share !== null;
+      const bar = make("progress", { max: "1", "aria-label": `${model.id}: ${stage}`, ...(known ? { value: share } : {}) });
+      cell.append(make("div", { class: "quiet" }, known ? `${stage} ${number(share * 100)}%` : stage), bar);
     }
     if (model.reason) cell.append(make("div", { class: `break ${MOOD[model.state] === "bad" ? "bad" : "quiet"}` }, model.reason));
     const name = make("td", {}, make("strong", {}, model.id));

@@ -22,7 +22,15 @@ from sage_infer.errors import (
     UnsupportedFeature,
 )
 
-__all__ = ["HTTPError", "as_http_error", "error_body", "limited", "unauthorized", "wrong_request"]
+__all__ = [
+    "HTTPError",
+    "as_http_error",
+    "error_body",
+    "limited",
+    "unauthorized",
+    "unavailable",
+    "wrong_request",
+]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -80,6 +88,13 @@ def limited(message: str, retry_after: float, *, code: str) -> HTTPError:
         (b"retry-after-ms", str(max(1, math.ceil(retry_after * 1000))).encode()),
     )
     return HTTPError(429, message, kind="rate_limit_error", code=code, headers=headers)
+
+
+def unavailable(message: str, retry_after: float, *, code: str) -> HTTPError:
+    """503 with the headers of ``limited``."""
+    error = limited(message, retry_after, code=code)
+    error.status, error.kind = 503, _SERVER
+    return error
 
 
 def as_http_error(error: SageInferError) -> HTTPError:

@@ -39,14 +39,13 @@ async def state(service: Service) -> dict[str, Any]:
 
 def _model(service: Service, model_id: str, model_type: str) -> dict[str, Any]:
     status = service.backend.get_model_status(model_id)
-    loading = service.loading.get(model_id) if status.state == "loading" else None
     return {
         "id": model_id,
         "type": model_type,
         "state": status.state,
         "since": status.since,
         "reason": status.reason,
-        "loading": None if loading is None else {"stage": loading[0], "share": loading[1]},
+        "loading": {"stage": status.stage, "share": status.share} if status.state == "loading" else None,
     }
 
 

@@ -7,6 +7,7 @@ import msgspec
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.service import Service
 from sage_infer_serve.watch.dashboard_state import state
+from sage_infer_serve.watch.loading import progress_text
 from sage_infer_serve.watch.prometheus import CONTENT_TYPE, exposition
 
 __all__ = ["dashboard_state", "health", "metrics", "ready"]
@@ -15,10 +16,20 @@ _encode = msgspec.json.encode
 
 
 async def health(service: Service, exchange: Exchange) -> None:
-    """200 while anything answers, 503 when nothing does any more: restart me."""
+    """200 while any model answers; 503 while models are loaded for the first time, and when none answers any more."""
     found = await service.backend.health()
-    answer = {"status": found.status, "reason": found.reason}
-    await exchange.respond(_encode(answer), status=503 if found.status == "dead" else 200)
+    status, reason = found.status, found.reason
+    if service.loading or status == "starting":
+        answer = {"status": "loading", "reason": _loading(service) or reason}
+    else:
+        answer = {"status": status, "reason": reason}
+    await exchange.respond(_encode(answer), status=503 if answer["status"] in ("loading", "dead") else 200)
+
+
+def _loading(service: Service) -> str:
+    """The models that are being loaded, and how far each is."""
+    each = (service.backend.get_model_status(m.model_id) for m in service.backend.list_models())
+    return ", ".join(progress_text(status) for status in each if status.state == "loading")
 
 
 async def ready(service: Service, exchange: Exchange) -> None:
@@ -28,6 +39,8 @@ async def ready(service: Service, exchange: Exchange) -> None:
     reason = ""
     if service.draining:
         reason = "shutting down"
+    elif service.loading:
+        reason = _loading(service) or "models are being loaded"
     elif not found.ok:
         reason = found.reason or found.status
     elif not any(state in ("ready", "sleeping") for state in states):
