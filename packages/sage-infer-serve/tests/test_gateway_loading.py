@@ -115,7 +115,7 @@ def test_it_answers_while_models_are_loaded_and_works_afterwards(
 
 
 def test_a_signal_ends_loading(backend: EchoBackend) -> None:
-    assert serve(backend, lambda ask, gate: None) == []
+    assert serve(backend, lambda ask, gate: ask("GET", "/health") and None) == []
 
 
 def test_a_load_that_fails_ends_the_server(backend: EchoBackend) -> None:
