@@ -132,3 +132,20 @@ def gguf(tmp_path: Path) -> Path:
     path = tmp_path / "toy.gguf"
     path.write_bytes(head + struct.pack("<IQ", 8, 5) + b"llama")
     return path
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
+    (folder / "modules.json").write_text("[]")
+    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    return folder
+
+
+@pytest.fixture
+def cross_encoder(encoder: Path) -> Path:
+    (encoder / "modules.json").unlink()
+    (encoder / "config.json").write_text('{"architectures": ["BertForSequenceClassification"]}')
+    return encoder

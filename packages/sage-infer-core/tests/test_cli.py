@@ -310,16 +310,6 @@ def test_chat_that_outgrows_the_model_is_told_and_goes_on(sage: Sage, gguf: Path
     assert done.stdout == "ba\n"
 
 
-@pytest.fixture
-def encoder(tmp_path: Path) -> Path:
-    folder = tmp_path / "encoder"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
-    (folder / "modules.json").write_text("[]")
-    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    return folder
-
-
 def test_embed_compares_texts(sage: Sage, encoder: Path) -> None:
     done = sage("infer", "embed", "ab", "cd", "a longer text " * 5, "-m", str(encoder))
     assert done.returncode == 0, done.stderr
@@ -328,13 +318,6 @@ def test_embed_compares_texts(sage: Sage, encoder: Path) -> None:
     result = sage.json("infer", "embed", "ab", "-m", str(encoder))
     assert (result["dim"], len(result["vectors"])) == (2, 1)
     assert sage("infer", "embed", "ab", "-m", str(encoder)).returncode == 0
-
-
-@pytest.fixture
-def cross_encoder(encoder: Path) -> Path:
-    (encoder / "modules.json").unlink()
-    (encoder / "config.json").write_text('{"architectures": ["BertForSequenceClassification"]}')
-    return encoder
 
 
 def test_rerank_sorts_documents(sage: Sage, cross_encoder: Path) -> None:

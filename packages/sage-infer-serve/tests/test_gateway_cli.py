@@ -50,6 +50,11 @@ def test_models_from_the_configuration(tmp_path: Path) -> None:
         "embedding_config": "minilm",
     }
     file = tmp_path / "sage_infer.yaml"
+    file.write_text("inference:\n  quant_profile: eight.yaml\n")
+    assert configured_models(load_config(file, environ={}))["llm_config"] == {
+        "model": "smollm2-135m",
+        "quant_profile": str(tmp_path / "eight.yaml"),
+    }
     file.write_text("serve:\n  models: [a, {model: b, backend: vllm}]\n")
     assert configured_models(load_config(file, environ={})) == {
         "models": ["a", {"model": "b", "backend": "vllm"}]

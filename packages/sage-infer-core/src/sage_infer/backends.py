@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, overload
 
-from sage_infer.contracts import EmbeddingBackend, HybridInferenceBackend, InferenceBackend
+from sage_infer.contracts import EmbeddingBackend, HybridInferenceBackend, InferenceBackend, ProgressReporting
+from sage_infer.contracts.reporting import ProgressReport
 from sage_infer.discovery import BackendInfo, backend_info, discover
-from sage_infer.errors import BackendUnavailable, InvalidRequest
+from sage_infer.errors import BackendUnavailable, InvalidRequest, UnsupportedFeature
 from sage_infer.factories import blame, call_factory
 from sage_infer.models import resolve_model
 from sage_infer.plugins import require_ready
+from sage_infer.quantization import QuantProfileLike, as_quant_profile
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.specs import BackendSpec, ServedType
 
@@ -42,44 +44,85 @@ def find_backend(name: str) -> BackendInfo:
 
 @overload
 def open_backend(
-    name: str, *, model: str | ModelDescriptor, serves: Literal["llm"], **options: Any
+    name: str,
+    *,
+    model: str | ModelDescriptor,
+    serves: Literal["llm"],
+    quant_profile: QuantProfileLike | None = None,
+    on_progress: ProgressReport | None = None,
+    **options: Any,
 ) -> AbstractAsyncContextManager[InferenceBackend]: ...
 @overload
 def open_backend(
-    name: str, *, model: str | ModelDescriptor, serves: Literal["embedding", "reranker"], **options: Any
+    name: str,
+    *,
+    model: str | ModelDescriptor,
+    serves: Literal["embedding", "reranker"],
+    quant_profile: QuantProfileLike | None = None,
+    on_progress: ProgressReport | None = None,
+    **options: Any,
 ) -> AbstractAsyncContextManager[EmbeddingBackend]: ...
 @overload
 def open_backend(
-    name: str, *, model: str | ModelDescriptor | None = None, serves: Literal["hybrid"], **options: Any
+    name: str,
+    *,
+    model: str | ModelDescriptor | None = None,
+    serves: Literal["hybrid"],
+    quant_profile: QuantProfileLike | None = None,
+    on_progress: ProgressReport | None = None,
+    **options: Any,
 ) -> AbstractAsyncContextManager[HybridInferenceBackend]: ...
 @overload
 def open_backend(
-    name: str, *, model: str | ModelDescriptor | None = None, serves: None = None, **options: Any
+    name: str,
+    *,
+    model: str | ModelDescriptor | None = None,
+    serves: None = None,
+    quant_profile: QuantProfileLike | None = None,
+    on_progress: ProgressReport | None = None,
+    **options: Any,
 ) -> AbstractAsyncContextManager[Any]: ...
 def open_backend(
-    name: str, *, model: str | ModelDescriptor | None = None, serves: ServedType | None = None, **options: Any
+    name: str,
+    *,
+    model: str | ModelDescriptor | None = None,
+    serves: ServedType | None = None,
+    quant_profile: QuantProfileLike | None = None,
+    on_progress: ProgressReport | None = None,
+    **options: Any,
 ) -> AbstractAsyncContextManager[Any]:
     """Open a backend with a model; the backend is started on entry and closed on exit.
 
     ``model`` is anything that ``resolve_model`` takes; a backend that serves hybrid does without. ``options`` go to
     the backend (``sage infer backend show`` lists them). ``serves`` says which contract the caller wants, for the type
-    checker and for an early error.
+    checker and for an early error. ``quant_profile`` is a profile, its fields, or a JSON or YAML file with them, and
+    is applied before the start. ``on_progress(stage, share)`` is called while a ``ProgressReporting`` backend loads,
+    from any thread.
 
     Raises:
         BackendUnavailable: unknown, not ready on this machine, it serves something else, or its code failed; the
             message names the wheel, the function and the error.
         ConfigError: an option that the backend does not have.
         ModelNotFound, ModelFileError: the model is not there or cannot be read.
-        InvalidRequest: no model for a backend that needs one.
+        InvalidRequest: no model for a backend that needs one, or a profile that cannot be read.
+        UnsupportedFeature, CapabilityMismatch: the backend has no quantization profiles, or cannot use this one.
     """
-    return _opened(name, model, serves, options)
+    return _opened(name, model, serves, quant_profile, on_progress, options)
 
 
 @asynccontextmanager
 async def _opened(
-    name: str, model: str | ModelDescriptor | None, serves: ServedType | None, options: dict[str, Any]
+    name: str,
+    model: str | ModelDescriptor | None,
+    serves: ServedType | None,
+    quant_profile: QuantProfileLike | None,
+    on_progress: ProgressReport | None,
+    options: dict[str, Any],
 ) -> AsyncIterator[Any]:
-    info, backend = _created(name, model, serves, options)
+    info, backend = _created(name, model, serves, quant_profile, options)
+    if on_progress is not None and isinstance(backend, ProgressReporting):
+        with blame(f"{info.title}: on_progress() failed"):
+            backend.on_progress(on_progress)
     try:
         with blame(f"{info.title} failed to start"):
             await backend.start()
@@ -90,14 +133,23 @@ async def _opened(
 
 
 def create_backend(
-    name: str, *, model: str | ModelDescriptor | None = None, serves: ServedType | None = None, **options: Any
+    name: str,
+    *,
+    model: str | ModelDescriptor | None = None,
+    serves: ServedType | None = None,
+    quant_profile: QuantProfileLike | None = None,
+    **options: Any,
 ) -> Any:
     """The backend object, not started. Raises as ``open_backend`` does."""
-    return _created(name, model, serves, options)[1]
+    return _created(name, model, serves, quant_profile, options)[1]
 
 
 def _created(
-    name: str, model: str | ModelDescriptor | None, serves: ServedType | None, options: dict[str, Any]
+    name: str,
+    model: str | ModelDescriptor | None,
+    serves: ServedType | None,
+    quant_profile: QuantProfileLike | None,
+    options: dict[str, Any],
 ) -> tuple[BackendInfo, Any]:
     info = find_backend(name)
     spec = require_ready(info)
@@ -106,11 +158,17 @@ def _created(
     if isinstance(model, str):
         any_format = spec.sizes is not None
         model = resolve_model(model, model_type=_model_type(spec, serves), any_format=any_format)
-    if model is None:
-        if "hybrid" not in spec.serves:
-            raise InvalidRequest(f"backend {name!r} runs one model; name it (`sage infer model list`)")
-        return info, call_factory(spec.factory, what=info.title, options=options)
-    return info, call_factory(spec.factory, what=info.title, options=options, model=model)
+    profile = None if quant_profile is None else as_quant_profile(quant_profile)
+    if model is None and "hybrid" not in spec.serves:
+        raise InvalidRequest(f"backend {name!r} runs one model; name it (`sage infer model list`)")
+    fixed = {} if model is None else {"model": model}
+    backend = call_factory(spec.factory, what=info.title, options=options, **fixed)
+    if profile is not None:
+        if not hasattr(backend, "load_quant_profile"):
+            raise UnsupportedFeature(f"backend {name!r} does not support quantization profiles; leave it out")
+        with blame(f"{info.title}: load_quant_profile() failed"):
+            backend.load_quant_profile(profile)
+    return info, backend
 
 
 def _model_type(spec: BackendSpec, serves: ServedType | None) -> Any:

@@ -6,19 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sage_infer.errors import InvalidRequest
+from sage_infer.errors import InvalidRequest, SchemaError
 from sage_infer.schemas import QuantizationProfile
 from sage_infer.schemas.codec import from_dict
 
-__all__ = ["as_quant_profile"]
+__all__ = ["QuantProfileLike", "as_quant_profile"]
+
+QuantProfileLike = str | Path | Mapping[str, Any] | QuantizationProfile
+"""A profile, its fields, or a file with them."""
 
 
-def as_quant_profile(source: str | Path | Mapping[str, Any] | QuantizationProfile) -> QuantizationProfile:
+def as_quant_profile(source: QuantProfileLike) -> QuantizationProfile:
     """A profile as it is, from its fields, or from a JSON or YAML file with them.
 
     Raises:
         InvalidRequest: the file cannot be read, or is neither JSON nor YAML.
-        SchemaError: the fields do not fit ``QuantizationProfile``.
+        SchemaError: the fields do not fit ``QuantizationProfile``; the message names the file and each field.
     """
     if isinstance(source, QuantizationProfile):
         return source
@@ -34,4 +37,7 @@ def as_quant_profile(source: str | Path | Mapping[str, Any] | QuantizationProfil
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InvalidRequest(f"the quantization profile {path} is neither JSON nor YAML: {reason}") from None
-    return from_dict(data, QuantizationProfile)
+    try:
+        return from_dict(data, QuantizationProfile)
+    except SchemaError as error:
+        raise SchemaError(f"quantization profile {path}", error.problems) from None

@@ -5,7 +5,7 @@ import struct
 import uuid
 
 from sage_infer.contracts import BufferedTokenStream, EngineStats, Health, as_prompts, request_ids
-from sage_infer.errors import InvalidRequest, UnsupportedFeature
+from sage_infer.errors import CapabilityMismatch, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import (
     CapabilityDescriptor,
     EmbeddingResult,
@@ -41,6 +41,21 @@ class Base:
 
 
 class ToyBackend(Base):
+    profile = None
+    report = staticmethod(lambda stage, share: None)
+
+    def load_quant_profile(self, profile):
+        if profile.weight_bits < 8:
+            raise CapabilityMismatch(f"weight_bits must be 8 or more, got {profile.weight_bits}")
+        self.profile = profile
+
+    def on_progress(self, report):
+        self.report = report
+
+    async def start(self):
+        self.report("reading", None)
+        self.report("packing", 0.25)
+
     def get_kv_schema(self):
         return KVCacheSchema.from_preset("fp16", num_layers=1, num_heads=1, head_dim=1)
 
@@ -73,7 +88,8 @@ class ToyBackend(Base):
         ):
             stream = BufferedTokenStream(name, lambda: None)
             1 / (prompt.text != "crash")
-            text = prompt.text[::-1][: params.max_tokens]
+            head = f"[{self.profile.profile_id}] " if self.profile else ""
+            text = head + prompt.text[::-1][: params.max_tokens]
             for index in range(params.n):
                 for at, letter in enumerate(text):
                     best = ((ord(letter), letter, 0.0),)

@@ -163,13 +163,8 @@ class Engine:
                 numbers = tuple(int(share.device.partition(":")[2]) for share in shares)
                 model = evolve(model, device_ids=numbers)
         serves: Any = model.model_type
-        backend = create_backend(self.backend_name, model=model, serves=serves, **options)
         profile = self.config.quant_profile
-        if profile is not None:
-            if not hasattr(backend, "load_quant_profile"):
-                raise UnsupportedFeature(f"backend {spec.name!r} has no quantization profiles; leave it out")
-            backend.load_quant_profile(profile)
-        return backend
+        return create_backend(self.backend_name, model=model, serves=serves, quant_profile=profile, **options)
 
     def _spec(self) -> BackendSpec:
         spec = find_backend(self.backend_name).spec

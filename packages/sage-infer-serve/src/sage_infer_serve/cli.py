@@ -118,7 +118,11 @@ def configured_models(loaded: LoadedConfig) -> dict[str, Any]:
     models = loaded.section(Serve).models
     if models:
         return {"models": list(models)}
-    return {"llm_config": config.inference.model, "embedding_config": config.inference.embedding_model}
+    llm: Any = config.inference.model
+    if config.inference.quant_profile is not None:
+        profile = loaded.path_value("inference.quant_profile", config.inference.quant_profile)
+        llm = {"model": llm, "quant_profile": str(profile)}
+    return {"llm_config": llm, "embedding_config": config.inference.embedding_model}
 
 
 def _run(loaded: LoadedConfig, models: dict[str, Any], *, insecure: bool, as_json: bool) -> None:

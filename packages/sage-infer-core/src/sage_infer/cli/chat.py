@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sage_infer.cli.options import Backend, BackendOptions, KVSchema, Model, llm_settings
-from sage_infer.cli.output import note, spinner
+from sage_infer.cli.options import Backend, BackendOptions, KVSchema, Model, QuantProfile, llm_settings
+from sage_infer.cli.output import loading, note
 
 if TYPE_CHECKING:
     from sage_infer.contracts import ChatMessage, InferenceBackend
@@ -30,13 +30,14 @@ def chat(
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="Makes sampling reproducible.")] = None,
     kv_schema: KVSchema = None,
+    quant_profile: QuantProfile = None,
     options: BackendOptions = None,
 ) -> None:
     """Chat with a model; answers are printed as they come."""
     from sage_infer.schemas import SamplingParams
 
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
-    name, engine, arguments = llm_settings(model, backend, kv_schema, options)
+    name, engine, arguments = llm_settings(model, backend, kv_schema, quant_profile, options)
     asyncio.run(_chat(name, engine, system, params, arguments))
 
 
@@ -49,9 +50,9 @@ async def _chat(
     from sage_infer.errors import InvalidRequest
 
     async with AsyncExitStack() as stack:
-        with spinner(f"loading {model} on {backend}"):
+        with loading(model, backend) as progress:
             engine = await stack.enter_async_context(
-                open_backend(backend, model=model, serves="llm", **options)
+                open_backend(backend, model=model, serves="llm", on_progress=progress, **options)
             )
         interactive = sys.stdin.isatty()
         if interactive:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sage_infer.cli.options import Backend, BackendOptions, Model, parse_options, read_texts
-from sage_infer.cli.output import AsJson, print_json, print_table, spinner
+from sage_infer.cli.options import Backend, BackendOptions, Model, QuantProfile, parse_options, read_texts
+from sage_infer.cli.output import AsJson, loading, print_json, print_table
 
 if TYPE_CHECKING:
     from sage_infer.schemas import EmbeddingResult
@@ -28,6 +28,7 @@ def embed(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut texts over the limit instead of failing.")
     ] = False,
+    quant_profile: QuantProfile = None,
     options: BackendOptions = None,
     as_json: AsJson = False,
 ) -> None:
@@ -40,6 +41,7 @@ def embed(
         flags=flags, flag_names=dict(zip(flags, ("--model", "--backend"), strict=True))
     ).config.inference
     arguments = {**settings.embedding_options, **parse_options(options)}
+    arguments |= {} if quant_profile is None else {"quant_profile": quant_profile}
     name, engine = settings.embedding_model, settings.embedding_backend
     result = asyncio.run(_embed(lines, name, engine, truncate, arguments))
     if as_json:
@@ -56,9 +58,9 @@ async def _embed(
     from sage_infer.backends import open_backend
 
     async with AsyncExitStack() as stack:
-        with spinner(f"loading {model} on {backend}"):
+        with loading(model, backend) as progress:
             engine = await stack.enter_async_context(
-                open_backend(backend, model=model, serves="embedding", **options)
+                open_backend(backend, model=model, serves="embedding", on_progress=progress, **options)
             )
         return await engine.embed_batch(texts, truncate="end" if truncate else "error")
 

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sage_infer.cli.options import Backend, BackendOptions, KVSchema, Model, llm_settings, read_texts
-from sage_infer.cli.output import AsJson, note, print_json, spinner
+from sage_infer.cli.options import (
+    Backend,
+    BackendOptions,
+    KVSchema,
+    Model,
+    QuantProfile,
+    llm_settings,
+    read_texts,
+)
+from sage_infer.cli.output import AsJson, loading, note, print_json
 
 if TYPE_CHECKING:
     from sage_infer.contracts import InferenceBackend, TokenStream
@@ -42,6 +50,7 @@ def generate(
         Path | None, typer.Option(help="Answer with JSON that fits this schema (a file).")
     ] = None,
     kv_schema: KVSchema = None,
+    quant_profile: QuantProfile = None,
     options: BackendOptions = None,
     as_json: AsJson = False,
 ) -> None:
@@ -54,7 +63,7 @@ def generate(
         max_tokens=max_tokens, logprobs=logprobs, guided=guided,
     )  # fmt: skip
     texts = read_texts(prompts, "prompt")
-    name, engine, arguments = llm_settings(model, backend, kv_schema, options)
+    name, engine, arguments = llm_settings(model, backend, kv_schema, quant_profile, options)
     asyncio.run(_generate(texts, params, name, engine, system, raw, arguments, as_json))
 
 
@@ -73,9 +82,9 @@ async def _generate(
     from sage_infer.backends import open_backend
 
     async with AsyncExitStack() as stack:
-        with spinner(f"loading {model} on {backend}"):
+        with loading(model, backend) as progress:
             engine = await stack.enter_async_context(
-                open_backend(backend, model=model, serves="llm", **options)
+                open_backend(backend, model=model, serves="llm", on_progress=progress, **options)
             )
         prompts = [await as_chat_prompt(engine, text, system, raw) for text in texts]
         streams = await engine.generate(prompts, params)

@@ -14,6 +14,7 @@ __all__ = [
     "BackendOptions",
     "KVSchema",
     "Model",
+    "QuantProfile",
     "llm_settings",
     "parse_options",
     "read_file",
@@ -38,10 +39,23 @@ KVSchema = Annotated[
 ]
 
 
+QuantProfile = Annotated[
+    Path | None,
+    typer.Option("--quant-profile", metavar="FILE", help="Quantization profile, in YAML or JSON."),
+]
+
+
+_ARGUMENTS = ("name", "model", "serves", "on_progress")  # of ``open_backend`` itself
+
+
 def llm_settings(
-    model: str | None, backend: str | None, kv_schema: str | None, options: Iterable[str] | None
+    model: str | None,
+    backend: str | None,
+    kv_schema: str | None,
+    quant_profile: Path | None,
+    options: Iterable[str] | None,
 ) -> tuple[str, str, dict[str, Any]]:
-    """Model, backend and the backend's options, from flags, environment, file and defaults.
+    """Model, backend and further arguments of ``open_backend``, from flags, environment, file and defaults.
 
     A KV schema that was asked for goes to the backend as its option ``kv_schema``; one that has no such option
     refuses it, so that it is never dropped silently.
@@ -51,11 +65,15 @@ def llm_settings(
     flags = {"inference.model": model, "inference.backend": backend, **_parse_kv_schema(kv_schema)}
     names = {"inference.model": "--model", "inference.backend": "--backend"}
     names |= dict.fromkeys(flags.keys() - names.keys(), "--kv-schema")
-    config = load_config(flags=flags, flag_names=names).config
+    flags["inference.quant_profile"] = None if quant_profile is None else str(quant_profile)
+    loaded = load_config(flags=flags, flag_names=names)
+    config = loaded.config
     wanted = {"preset": config.kv_schema.preset, **config.kv_schema.overrides}
     kv = {key: value for key, value in wanted.items() if value is not None}
     settings = config.inference
     arguments = {**settings.options, **({"kv_schema": kv} if kv else {}), **parse_options(options)}
+    if settings.quant_profile is not None:
+        arguments["quant_profile"] = loaded.path_value("inference.quant_profile", settings.quant_profile)
     return settings.model, settings.backend, arguments
 
 
@@ -81,6 +99,10 @@ def parse_options(options: Iterable[str] | None) -> dict[str, Any]:
         key, equals, text = option.partition("=")
         if not equals or not key:
             raise InvalidRequest(f"--option wants KEY=VALUE, got {option!r}")
+        if key in _ARGUMENTS:
+            raise InvalidRequest(
+                f"{key!r} is not an option of a backend; see --help for the flag that sets it"
+            )
         try:
             parsed[key] = json.loads(text)
         except ValueError:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["AsJson", "note", "print_json", "print_table", "progress_bar", "spinner"]
+__all__ = ["AsJson", "loading", "note", "print_json", "print_table", "progress_bar"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -48,16 +48,28 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextmanager
-def spinner(text: str) -> Iterator[None]:
-    """Show that something is under way, on a terminal's stderr; one line elsewhere."""
+def loading(model: str, backend: str) -> Iterator[Callable[[str, float | None], None]]:
+    """Yields ``report(stage, share)`` for a model that is being loaded: a bar on a terminal's stderr, without a
+    percentage while no share is known; one line elsewhere.
+    """
+    text = f"loading {model} on {backend}"
     if not sys.stderr.isatty():
         note(f"{text} …")
-        yield
+        yield lambda stage, share: None
         return
     from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
-    with Console(stderr=True).status(text):
-        yield
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(escape(text), total=None)
+
+        def report(stage: str, share: float | None) -> None:
+            total = None if share is None else 1.0
+            progress.update(task, description=escape(f"{text}: {stage}"), total=total, completed=share or 0.0)
+
+        yield report
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sage_infer.cli.embed import short
-from sage_infer.cli.options import Backend, BackendOptions, parse_options, read_texts
-from sage_infer.cli.output import AsJson, print_json, print_table, spinner
+from sage_infer.cli.options import Backend, BackendOptions, QuantProfile, parse_options, read_texts
+from sage_infer.cli.output import AsJson, loading, print_json, print_table
 
 if TYPE_CHECKING:
     from sage_infer.schemas import RerankResult
@@ -25,6 +25,7 @@ def rerank(
     model: Annotated[str | None, typer.Option("--model", "-m", help="A reranker; as for embed.")] = None,
     backend: Backend = None,
     top_n: Annotated[int | None, typer.Option("--top-n", "-n", min=1, help="Show the best N only.")] = None,
+    quant_profile: QuantProfile = None,
     options: BackendOptions = None,
     as_json: AsJson = False,
 ) -> None:
@@ -38,7 +39,8 @@ def rerank(
     flags = {"inference.embedding_backend": backend}
     settings = load_config(flags=flags, flag_names={"inference.embedding_backend": "--backend"}).config
     engine = settings.inference.embedding_backend
-    result = asyncio.run(_rerank(query, lines, model, engine, top_n, parse_options(options)))
+    arguments = parse_options(options) | ({} if quant_profile is None else {"quant_profile": quant_profile})
+    result = asyncio.run(_rerank(query, lines, model, engine, top_n, arguments))
     if as_json:
         from sage_infer.schemas.codec import to_dict
 
@@ -56,8 +58,8 @@ async def _rerank(
     from sage_infer.backends import open_backend
 
     async with AsyncExitStack() as stack:
-        with spinner(f"loading {model} on {backend}"):
+        with loading(model, backend) as progress:
             engine = await stack.enter_async_context(
-                open_backend(backend, model=model, serves="reranker", **options)
+                open_backend(backend, model=model, serves="reranker", on_progress=progress, **options)
             )
         return await engine.rerank(query, documents, top_n=top_n)

@@ -24,8 +24,11 @@ SectionT = TypeVar("SectionT")
 Data = dict[str, dict[str, Any]]
 DEFAULT = "default"
 
-# Options mean something to one backend only; they go when a higher layer names another one.
-_OPTIONS_OF = {"backend": "options", "embedding_backend": "embedding_options"}
+# Options mean something to one backend only, a profile to one model; they go when a higher layer names another one.
+_OPTIONS_OF = (
+    ("backend", "options"), ("backend", "quant_profile"), ("model", "quant_profile"),
+    ("embedding_backend", "embedding_options"),
+)  # fmt: skip
 
 
 @frozen
@@ -143,7 +146,7 @@ class _Layers:
     def add(self, layer: Data, origin: Callable[[str], str]) -> None:
         for section, values in layer.items():
             below = self.data.setdefault(section, {})
-            for backend, options in _OPTIONS_OF.items():
+            for backend, options in _OPTIONS_OF:
                 if section == "inference" and backend in values:
                     before = below.get(backend, keys()[section][backend].default)
                     if values[backend] != before:

@@ -34,12 +34,14 @@ class Inference:
     """Which backend and model answer where a command names none.
 
     ``options`` belong to ``backend``, ``embedding_options`` to ``embedding_backend``: a layer that names
-    another backend starts without the options of the layers below it.
+    another backend starts without the options of the layers below it. ``quant_profile`` belongs to ``model`` on
+    ``backend`` in the same way.
     """
 
     backend: str = field(default="openvino", validator=Text(min_length=1))
     model: str = field(default="smollm2-135m", validator=Text(min_length=1))
     options: Mapping[str, Any] = field(factory=dict, validator=Entries(Json()))
+    quant_profile: str | None = field(default=None, validator=optional(Text(min_length=1)))
     embedding_backend: str = field(default="openvino-embedding", validator=Text(min_length=1))
     embedding_model: str = field(default="minilm", validator=Text(min_length=1))
     embedding_options: Mapping[str, Any] = field(factory=dict, validator=Entries(Json()))
