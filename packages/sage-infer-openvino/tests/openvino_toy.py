@@ -117,12 +117,16 @@ class Toy:
         self.limit = limit
 
     async def __aenter__(self) -> Toy:
-        def load(model: ModelDescriptor, settings: DecoderSettings) -> loading.LoadedDecoder:
+        def load(
+            model: ModelDescriptor, settings: DecoderSettings, *, instance_id: str, report: Any
+        ) -> loading.LoadedDecoder:
             return loading.assemble(
                 self.runner,  # type: ignore[arg-type]  # has what is used of it
                 toy_tokenizer(),
                 model_id=model.model_id,
                 fingerprint="toy-weights",
+                weights_id="toy-source",
+                instance_id=instance_id,
                 max_sequence_length=min(self.limit, self.runner.num_blocks * BLOCK),
             )
 

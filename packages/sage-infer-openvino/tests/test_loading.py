@@ -68,7 +68,9 @@ def test_schemas_of_known_layouts_are_exact(form: KVLayout, nbytes: int) -> None
     schema = kv_schema_of(form, 30, 30 * nbytes)
     assert schema.bytes_per_page == 30 * nbytes
     assert (schema.page_size, schema.num_heads, schema.head_dim) == (32, 3, 64)
-    assert schema.format_id == "openvino-2026.4"
+    assert schema.format_id == (
+        "openvino-2026.4" if form.key_type == "u8" else ""
+    )  # pages of floats are plain
 
 
 def test_layouts_without_a_schema_are_refused() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal
 
 from sage_infer.contracts import (
@@ -13,7 +13,10 @@ from sage_infer.contracts import (
     DecodeResult,
     EngineStats,
     Health,
+    KVEvents,
+    KVSnapshot,
     PrefillResult,
+    ProgressReport,
     PromptLike,
     TokenStream,
 )
@@ -21,6 +24,8 @@ from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import (
     CapabilityDescriptor,
     DecodeState,
+    InstanceDescriptor,
+    InstanceReport,
     KVCacheSchema,
     ModelDescriptor,
     Prompt,
@@ -33,13 +38,16 @@ from sage_infer.schemas import (
 from sage_infer.sdk import check_claims
 
 from sage_infer_openvino.device import hardware_of
+from sage_infer_openvino.engine.decode_state import kv_prompt
 from sage_infer_openvino.engine.engine import DecoderEngine
+from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.kv_schema import check_page_size, wanted_precision
 from sage_infer_openvino.engine.requests import check_request_id, checked_hold
 from sage_infer_openvino.engine.sequence import EngineRequest
-from sage_infer_openvino.loading import LoadedDecoder, load_model
+from sage_infer_openvino.loading import LoadedDecoder, load_model, no_progress
 from sage_infer_openvino.models.weight_format import WeightFormat
 from sage_infer_openvino.quant_profile import with_profile
+from sage_infer_openvino.reporting import Reporter
 from sage_infer_openvino.settings import DecoderSettings
 
 __all__ = ["OpenVINOBackend"]
@@ -47,12 +55,13 @@ __all__ = ["OpenVINOBackend"]
 FEATURES = (
     "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline",
     "guided_json", "guided_regex", "guided_grammar", "guided_choice", "prefill_decode", "kv_export", "kv_import",
-    "quant_profile", "tokenize",
+    "quant_profile", "tokenize", "reports",
 )  # fmt: skip
 
 
 class OpenVINOBackend:
-    """``InferenceBackend`` (``KVTransfer``, ``Tokenizing``) on OpenVINO's kernels, scheduler and KV blocks are ours.
+    """``InferenceBackend`` (with ``KVTransfer``, ``Tokenizing``, ``InstanceReporting``, ``KVEventSource``,
+    ``ProgressReporting``) on OpenVINO's kernels, scheduler and KV blocks are ours.
 
     See ``sage infer backend show openvino`` for the options.
     """
@@ -92,16 +101,29 @@ class OpenVINOBackend:
         self._loaded: LoadedDecoder | None = None
         self._engine: DecoderEngine | None = None
         self._closed = False
+        self._reporter = Reporter("openvino")
+        self._on_progress: ProgressReport = no_progress
 
     # --- life cycle
+
+    def on_progress(self, report: ProgressReport) -> None:
+        self._on_progress = report
 
     async def start(self) -> None:
         self._check_open()
         if self._engine is None:
-            loaded = await asyncio.to_thread(load_model, self.model, self._settings)
+            loaded = await asyncio.to_thread(
+                load_model,
+                self.model,
+                self._settings,
+                instance_id=self._reporter.instance_id,
+                report=self._on_progress,
+            )
             self._check_open()  # it may have been closed meanwhile
             check_page_size(self._kv_schema, loaded.runner.block_size)
-            self._loaded, self._engine = loaded, loaded.start_engine(self._settings)
+            engine = loaded.start_engine(self._settings, self._reporter.generation)
+            self._loaded, self._engine = loaded, engine
+            self._reporter.started(self.model.model_id, self.get_capability(), loaded.states.key_space)
 
     async def close(self) -> None:
         self._closed = True
@@ -113,6 +135,9 @@ class OpenVINOBackend:
             await asyncio.to_thread(loaded.grammars.close)
 
     async def health(self) -> Health:
+        return self._health()
+
+    def _health(self) -> Health:
         if self._closed:
             return Health(status="dead", reason="the backend was closed")
         if self._engine is None:
@@ -142,7 +167,7 @@ class OpenVINOBackend:
         return (
             *FEATURES,
             *(("chat", "template_variables") if loaded.tokenizer.chat_template is not None else ()),
-            *(("prefix_caching",) if self._settings.prefix_caching else ()),
+            *(("prefix_caching", "cache_salt", "kv_events") if self._settings.prefix_caching else ()),
         )
 
     def get_kv_schema(self) -> KVCacheSchema:
@@ -155,6 +180,29 @@ class OpenVINOBackend:
             )
         self._settings = with_profile(self._settings, profile)
         self._quant_profile_id = profile.profile_id
+
+    # --- reports
+
+    def describe(self) -> InstanceDescriptor:
+        self._check_open()
+        return self._reporter.describe()
+
+    def report(self) -> InstanceReport:
+        return self._reporter.report(self.stats(), self._health())
+
+    async def kv_snapshot(self) -> KVSnapshot:
+        return self._events().snapshot()
+
+    def kv_events(self, since: int) -> AsyncIterator[KVEvents]:
+        return self._events().events(since)
+
+    def _events(self) -> KVEventLog:
+        events = self._ready()[0].events
+        if events is None:
+            raise UnsupportedFeature(
+                "the openvino backend has KV events only with prefix_caching; set it to true"
+            )
+        return events
 
     # --- generation
 
@@ -296,7 +344,7 @@ class OpenVINOBackend:
         blocks = await asyncio.to_thread(loaded.states.verified, state, buffers)
         if state.finish_reason is None:
             try:
-                await engine.call(lambda: engine.adopt(request, blocks))
+                await engine.call(lambda: engine.adopt(request, blocks, len(kv_prompt(state))))
             except asyncio.CancelledError:
                 engine.cancel(request.request_id, request)
                 raise

@@ -8,11 +8,21 @@ from typing import Literal
 
 from attrs import field, frozen
 from sage_infer.checks import Choice, Integer, Text, optional
-from sage_infer.contracts import EngineStats, Health, TextLike, Truncation, as_texts, check_texts
+from sage_infer.contracts import (
+    EngineStats,
+    Health,
+    ProgressReport,
+    TextLike,
+    Truncation,
+    as_texts,
+    check_texts,
+)
 from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import (
     CapabilityDescriptor,
     EmbeddingResult,
+    InstanceDescriptor,
+    InstanceReport,
     ModelDescriptor,
     RequestOptions,
     RerankHit,
@@ -25,6 +35,7 @@ from sage_infer_openvino.device import DEVICE, hardware_of
 from sage_infer_openvino.encoder.calls import OpenCall, OpenCalls
 from sage_infer_openvino.encoder.encoder import Encoder, EncoderInput
 from sage_infer_openvino.encoder.queue import EncoderQueue, Rows
+from sage_infer_openvino.reporting import Reporter
 
 __all__ = ["OpenVINOEmbeddingBackend"]
 
@@ -77,6 +88,11 @@ class OpenVINOEmbeddingBackend:
         self._queue: EncoderQueue | None = None
         self._calls = OpenCalls()
         self._closed = False
+        self._reporter = Reporter("openvino-embedding")
+        self._on_progress: ProgressReport | None = None
+
+    def on_progress(self, report: ProgressReport) -> None:
+        self._on_progress = report
 
     async def start(self) -> None:
         self._check_open()
@@ -84,6 +100,7 @@ class OpenVINOEmbeddingBackend:
             encoder = await asyncio.to_thread(self._load)
             self._check_open()  # it may have been closed meanwhile
             self._queue = EncoderQueue(encoder, self._settings.token_budget, self._settings.max_queue)
+            self._reporter.started(self.model.model_id, self.get_capability())
 
     def _load(self) -> Encoder:
         settings, model = self._settings, self.model
@@ -97,6 +114,7 @@ class OpenVINOEmbeddingBackend:
             max_sequence_length=min((limit for limit in limits if limit is not None), default=None),
             prompt=settings.prompt,
             prompt_name=settings.prompt_name,
+            report=self._on_progress,
         )
 
     async def close(self) -> None:
@@ -106,6 +124,9 @@ class OpenVINOEmbeddingBackend:
             await asyncio.to_thread(worker.close)
 
     async def health(self) -> Health:
+        return self._health()
+
+    def _health(self) -> Health:
         if self._closed:
             return Health(status="dead", reason="the backend was closed")
         if self._queue is None:
@@ -122,7 +143,18 @@ class OpenVINOEmbeddingBackend:
             waiting=worker.waiting,
             finished=worker.finished,
             prompt_tokens=worker.tokens,
+            waiting_prompt_tokens=worker.waiting_tokens,
+            oldest_wait_s=worker.oldest_wait_s,
+            steps=worker.steps,
+            step_s=worker.step_s,
         )
+
+    def describe(self) -> InstanceDescriptor:
+        self._check_open()
+        return self._reporter.describe()
+
+    def report(self) -> InstanceReport:
+        return self._reporter.report(self.stats(), self._health())
 
     def get_capability(self) -> CapabilityDescriptor:
         limit = self.get_max_length()
@@ -138,7 +170,7 @@ class OpenVINOEmbeddingBackend:
 
     @property
     def _features(self) -> tuple[str, ...]:
-        return ("rerank" if self._reranks else "embed", "deadline")
+        return ("rerank" if self._reranks else "embed", "deadline", "reports")
 
     def get_embedding_dim(self) -> int:
         worker = self._ready()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from attrs import frozen
 from platformdirs import user_cache_dir
+from sage_infer.contracts import ProgressReport
 from sage_infer.models.prepared import Progress
 from sage_infer.schemas import ModelDescriptor, SamplingParams
 
 from sage_infer_openvino.engine.decode_state import StateKeeper
 from sage_infer_openvino.engine.engine import DecoderEngine
 from sage_infer_openvino.engine.grammar import GrammarCompiler, GrammarMatcher
+from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.kv_schema import kv_schema_of
 from sage_infer_openvino.engine.paged_runner import PagedRunner
 from sage_infer_openvino.engine.requests import RequestFactory
@@ -23,7 +24,7 @@ from sage_infer_openvino.models.text_codec import DecoderTexts
 from sage_infer_openvino.models.tokenizer import TextTokenizer
 from sage_infer_openvino.settings import DecoderSettings
 
-__all__ = ["LoadedDecoder", "assemble", "default_cache_dir", "load_model", "prepare"]
+__all__ = ["LoadedDecoder", "assemble", "default_cache_dir", "load_model", "no_progress", "prepare"]
 
 
 def default_cache_dir() -> Path:
@@ -47,7 +48,8 @@ class LoadedDecoder:
         """What ``params.guided`` means for this model. A large schema takes its time."""
         return None if params.guided is None else await self.grammars.compiled(params.guided)
 
-    def start_engine(self, settings: DecoderSettings) -> DecoderEngine:
+    def start_engine(self, settings: DecoderSettings, generation: int) -> DecoderEngine:
+        """``generation`` is that of the instance's KV events."""
         return DecoderEngine(
             self.runner,
             Sampler(self.tokenizer),
@@ -57,10 +59,21 @@ class LoadedDecoder:
             decode_slowdown=settings.decode_slowdown,
             max_queue=settings.max_queue,
             block_keys=self.states.block_keys if settings.prefix_caching else None,
+            events=KVEventLog(generation) if settings.prefix_caching else None,
         )
 
 
-def load_model(model: ModelDescriptor, settings: DecoderSettings) -> LoadedDecoder:
+def no_progress(stage: str, share: float | None) -> None:
+    """A ``ProgressReport`` that nobody reads."""
+
+
+def load_model(
+    model: ModelDescriptor,
+    settings: DecoderSettings,
+    *,
+    instance_id: str,
+    report: ProgressReport = no_progress,
+) -> LoadedDecoder:
     """Prepare the model if that has not been done, compile it, and allocate its KV cache.
 
     Raises:
@@ -72,7 +85,9 @@ def load_model(model: ModelDescriptor, settings: DecoderSettings) -> LoadedDecod
         model.model_path,
         cache_dir=cache_dir,
         weight_format=settings.weight_format,
+        progress=lambda stage, share: None if stage == "ready" else report(stage, share),
     )
+    report("compiling", None)
     with ThreadPoolExecutor(1) as pool:
         tokenizer = pool.submit(prepared.load_tokenizer)  # one core's work, while OpenVINO compiles
         runner = PagedRunner(
@@ -84,6 +99,7 @@ def load_model(model: ModelDescriptor, settings: DecoderSettings) -> LoadedDecod
             dynamic_quantization=settings.dynamic_quantization,
             threads=settings.threads,
         )
+        report("warming up", None)
         runner.warm_up()
     limits = [prepared.config.max_sequence_length, runner.num_blocks * runner.block_size]
     limits += [n for n in (settings.max_sequence_length, model.max_sequence_length) if n is not None]
@@ -92,6 +108,8 @@ def load_model(model: ModelDescriptor, settings: DecoderSettings) -> LoadedDecod
         tokenizer.result(),
         model_id=model.model_id,
         fingerprint=prepared.fingerprint,
+        weights_id=prepared.weights_id,
+        instance_id=instance_id,
         max_sequence_length=min(limits),
     )
 
@@ -102,6 +120,8 @@ def assemble(
     *,
     model_id: str,
     fingerprint: str,
+    weights_id: str,
+    instance_id: str,
     max_sequence_length: int,
 ) -> LoadedDecoder:
     """What the engine runs on, of a runner and a tokenizer."""
@@ -114,7 +134,8 @@ def assemble(
         states=StateKeeper(
             model_id=model_id,
             fingerprint=fingerprint,
-            instance_id=f"openvino-{uuid.uuid4().hex[:12]}",
+            weights_id=weights_id,
+            instance_id=instance_id,
             schema=kv_schema_of(runner.kv_layout, runner.num_layers, runner.block_nbytes),
             eos_token_ids=frozenset(tokenizer.eos_token_ids),
         ),

@@ -18,6 +18,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             requires=_REQUIRES,
             prepare="sage_infer_openvino.loading:prepare",
             memory="sage_infer_openvino.memory:decoder_memory",
+            tokenizer="sage_infer_openvino.models.model_files:open_texts",
             summary="embedded engine: paged KV and continuous batching on OpenVINO kernels",
             options={
                 "weight_format": "int8 (default; a file's own 4- and 8-bit blocks stay as they are), int4, exact, "

@@ -192,7 +192,7 @@ def test_a_second_prompt_that_begins_alike_computes_only_its_end() -> None:
             stats = toy.backend.stats()
             assert (stats.prompt_tokens, stats.prefix_hit_tokens) == (50 + 7, 52)
             await toy.idle()
-            assert toy.backend.stats().extensions["kv_blocks_cached"] == 13 + 3
+            assert toy.backend.stats().kv_blocks_cached == 13 + 3
 
     run(main())
 
@@ -219,7 +219,7 @@ def test_without_prefix_caching_nothing_is_kept() -> None:
                 assert await tokens(stream) == toy_greedy(range(50), 6)
                 assert stream.usage is not None
                 assert stream.usage.cached_tokens == 0
-            assert toy.backend.stats().extensions["kv_blocks_cached"] == 0
+            assert toy.backend.stats().kv_blocks_cached == 0
 
     run(main())
 
@@ -553,7 +553,7 @@ def test_closing_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         toy, loading, go_on = Toy(), threading.Event(), threading.Event()
 
-        def slow(*_: object) -> None:
+        def slow(*_: Any, **__: Any) -> None:
             loading.set()
             assert go_on.wait(10)
 

@@ -442,12 +442,18 @@ def test_states_that_do_not_fit_are_refused() -> None:
             wrong_token = attrs.evolve(state, output_token_ids=(5000,))
             cases: list[tuple[Toy, DecodeState, type[Exception], str]] = [
                 (other, state, CapabilityMismatch, "of model 'toy', and 'other' is loaded here"),
-                (here, attrs.evolve(state, extensions={}), CapabilityMismatch, "in another form"),
                 (
                     here,
-                    attrs.evolve(state, extensions={"openvino": 1}),
+                    attrs.evolve(state, weights_id="b"),
                     CapabilityMismatch,
-                    "in another form",
+                    "weights b, and those here are",
+                ),
+                (here, attrs.evolve(state, kv_schema=None, chunks=()), CapabilityMismatch, "names no KV"),
+                (
+                    here,
+                    attrs.evolve(state, kv_tokens=11),
+                    InvalidRequest,
+                    "KV of 11 tokens, and its prompt has 10",
                 ),
                 (
                     here,

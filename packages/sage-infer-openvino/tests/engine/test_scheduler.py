@@ -23,8 +23,8 @@ LOOP.close()
 ARRIVALS = itertools.count()
 
 
-def block_keys(tokens: Sequence[int]) -> list[bytes]:
-    return [bytes(tokens[: i + BLOCK]) for i in range(0, len(tokens) - BLOCK + 1, BLOCK)]
+def block_keys(tokens: Sequence[int], salt: bytes = b"") -> list[bytes]:
+    return [salt + bytes(tokens[: i + BLOCK]) for i in range(0, len(tokens) - BLOCK + 1, BLOCK)]
 
 
 def make(prompt: int, output: int, priority: int = 0, first: int = 0) -> SequenceState:

@@ -15,7 +15,8 @@ from sage_infer.errors import ModelFileError, SageInferError, UnsupportedFeature
 from sage_infer_openvino.models.decoder_weights import DecoderConfig, GroupedWeight
 from sage_infer_openvino.models.gguf.file import GgufFile
 from sage_infer_openvino.models.gguf.model import GgufModel, gguf_name
-from sage_infer_openvino.models.prepare import find_model_file, prepare_decoder
+from sage_infer_openvino.models.model_files import find_model_file
+from sage_infer_openvino.models.prepare import prepare_decoder
 
 Write = Callable[..., Path]
 

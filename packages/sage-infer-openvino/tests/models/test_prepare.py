@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from gguf.constants import GGMLQuantizationType as GgmlType
 from sage_infer.errors import ConfigError, InvalidRequest, ModelFileError, ModelNotFound
 from sage_infer_openvino.engine.paged_runner import PagedRunner, SequenceSlice
 from sage_infer_openvino.models.gguf.model import GgufModel
-from sage_infer_openvino.models.prepare import find_model_file, prepare_decoder
+from sage_infer_openvino.models.model_files import find_model_file
+from sage_infer_openvino.models.prepare import prepare_decoder
 
 Write = Callable[..., Path]
 
@@ -52,6 +55,29 @@ def test_changed_files_are_prepared_again_and_the_old_form_removed(tiny_gguf: Wr
     assert not first.folder.exists()
     # The same weights, so that KV computed before is still right.
     assert second.fingerprint == first.fingerprint
+    assert second.weights_id == first.weights_id
+
+
+def test_the_weights_id_is_of_the_source_alone(tiny_gguf: Write, tmp_path: Path) -> None:
+    """Whatever form they are prepared in, and whatever else the file says; the rule as the module states it."""
+    path, cache = tiny_gguf(GgmlType.Q4_1), tmp_path / "cache"
+    forms = [prepare_decoder(path, cache_dir=cache, weight_format=form) for form in ("exact", "int8")]
+    file = GgufModel(path).file
+    lines = [
+        f"{name}\t{tensor.type.name}\t{','.join(map(str, tensor.shape))}\t"
+        + xxhash.xxh3_128_hexdigest(path.read_bytes()[tensor.offset : tensor.offset + tensor.nbytes])
+        + "\n"
+        for name, tensor in file.tensors.items()
+    ]
+    expected = hashlib.blake2b("".join(sorted(lines)).encode(), digest_size=16).hexdigest()
+    assert {form.weights_id for form in forms} == {expected}
+    renamed = tiny_gguf(
+        GgmlType.Q4_1, name="renamed.gguf", metadata={"tokenizer.chat_template": "{{ messages }}"}
+    )
+    other = tiny_gguf(GgmlType.Q8_0, name="other.gguf")
+    ids = [prepare_decoder(p, cache_dir=cache).weights_id for p in (renamed, other)]
+    assert ids[0] == expected
+    assert ids[1] != expected
 
 
 def test_what_a_path_means(tiny_gguf: Write, tmp_path: Path) -> None:

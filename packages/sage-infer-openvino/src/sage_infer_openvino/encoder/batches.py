@@ -46,6 +46,11 @@ class BatchLine(Generic[CallT]):
     def __bool__(self) -> bool:
         return bool(self._texts)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all that waits."""
+        return sum(length for length, _, _ in self._texts)
+
     def add(self, call: CallT, lengths: Iterable[int], *, limit: int | None = None) -> None:
         """A call with texts of these lengths; :meth:`next_batch` gives ``(call, index)`` for each, once.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import attrs
 import numpy as np
 import numpy.typing as npt
+from sage_infer.contracts import ProgressReport
 from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
 from tokenizers import Tokenizer
 
@@ -38,9 +39,10 @@ class Encoder:
     ``folder`` is a Hugging Face or sentence-transformers folder; ``reranker`` makes it a cross-encoder;
     ``precision`` is what products are computed in (``f32``, ``bf16``); ``max_sequence_length`` makes the model's own
     limit smaller. What goes before each text is ``prompt``, or the model's prompt called ``prompt_name``, or its
-    default one. Raises :class:`ModelFileError` and :class:`UnsupportedFeature`, each naming the file,
-    :class:`CapabilityMismatch` for a precision that the device lacks, and :class:`InvalidRequest` for a prompt that the
-    model does not have.
+    default one. ``report`` is called with each stage of loading.
+
+    Raises :class:`ModelFileError` and :class:`UnsupportedFeature`, each naming the file, :class:`CapabilityMismatch`
+    for a precision that the device lacks, and :class:`InvalidRequest` for a prompt that the model does not have.
     """
 
     def __init__(
@@ -54,7 +56,10 @@ class Encoder:
         max_sequence_length: int | None = None,
         prompt: str | None = None,
         prompt_name: str | None = None,
+        report: ProgressReport | None = None,
     ) -> None:
+        report = report or (lambda stage, share: None)
+        report("reading", None)
         folder = Path(folder)
         self.config = read_encoder_config(folder, reranker=reranker)
         self.dimension = self.config.dimension
@@ -68,6 +73,7 @@ class Encoder:
         self.supported_precisions = check_precision(core, device, precision)
         properties = latency_properties(device, precision, threads)
         model = build_bert(self.config, SafetensorsFolder(folder))
+        report("compiling", None)
         try:
             self._request = compile_model(core, model, device, properties).create_infer_request()
         except RuntimeError as error:

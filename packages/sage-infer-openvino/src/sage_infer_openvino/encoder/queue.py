@@ -27,6 +27,7 @@ class _Call:
     rows: Rows
     left: int
     future: Future[Rows] = field(factory=Future)
+    accepted: float = field(factory=time.perf_counter)
 
     @property
     def begun(self) -> bool:
@@ -44,7 +45,8 @@ class EncoderQueue:
         self._max_queue = max_queue
         self._texts = 0  # in the open calls
         self._text_s = 0.0  # time per text, a running mean
-        self.finished = self.tokens = 0
+        self.finished = self.tokens = self.steps = 0
+        self.step_s: float | None = None
         self.stopped: SageInferError | None = None
         self._closing = False
         self._open: set[_Call] = set()
@@ -63,6 +65,19 @@ class EncoderQueue:
     def waiting(self) -> int:
         with self._changed:
             return sum(not call.begun for call in self._open)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of the texts that have not been computed."""
+        with self._changed:
+            return self._line.tokens
+
+    @property
+    def oldest_wait_s(self) -> float:
+        """Seconds that the longest waiting call has waited; 0 where none waits."""
+        with self._changed:
+            accepted = [call.accepted for call in self._open if not call.begun]
+        return time.perf_counter() - min(accepted) if accepted else 0.0
 
     def submit(self, inputs: Sequence[EncoderInput], *, at_once: int | None = None) -> Future[Rows]:
         """Queue a call of one input at least; its rows come in order. Its future may be cancelled at any time.
@@ -134,7 +149,9 @@ class EncoderQueue:
     def _compute(self, batch: list[tuple[_Call, int]]) -> None:
         started = time.perf_counter()
         rows = self.encoder.compute([call.inputs[index] for call, index in batch])
-        self._text_s += 0.1 * ((time.perf_counter() - started) / len(batch) - self._text_s)
+        self.step_s = time.perf_counter() - started
+        self.steps += 1
+        self._text_s += 0.1 * (self.step_s / len(batch) - self._text_s)
         if self._closing:
             return
         for row, (call, index) in zip(rows, batch, strict=True):

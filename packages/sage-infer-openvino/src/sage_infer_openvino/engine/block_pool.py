@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 __all__ = ["BlockPool"]
 
@@ -11,11 +12,12 @@ class BlockPool:
     """Blocks are found by the key of their content, and shared; what is found is never written again.
 
     A block that nobody holds keeps its content, and its key, until it is taken for something else: least recently
-    given back first.
+    given back first. ``on_removed`` is then called with the key.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, on_removed: Callable[[bytes], None] | None = None) -> None:
         self.total = total
+        self._on_removed = on_removed
         self._holders = [0] * total
         self._empty = list(range(total - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()  # free, and found by key; next to be taken first
@@ -38,7 +40,10 @@ class BlockPool:
         del self._empty[len(self._empty) - len(taken) :]
         while len(taken) < count:
             block, _ = self._cached.popitem(last=False)
-            del self._block_of[self._key_of.pop(block)]
+            key = self._key_of.pop(block)
+            del self._block_of[key]
+            if self._on_removed is not None:
+                self._on_removed(key)
             taken.append(block)
         for block in taken:
             self._holders[block] = 1
@@ -57,11 +62,16 @@ class BlockPool:
         self._holders[block] += 1
         self._cached.pop(block, None)
 
-    def publish(self, block: int, key: bytes) -> None:
-        """Let a held block be found; it is full and will not be written again."""
-        if key not in self._block_of and block not in self._key_of:
-            self._block_of[key] = block
-            self._key_of[block] = key
+    def publish(self, block: int, key: bytes) -> bool:
+        """Let a held block be found; it is full and will not be written again.
+
+        False where it is found already, or another one of the same content is.
+        """
+        if key in self._block_of or block in self._key_of:
+            return False
+        self._block_of[key] = block
+        self._key_of[block] = key
+        return True
 
     def give_back(self, blocks: list[int]) -> None:
         """Let go of a sequence's blocks; its last ones will be the first to be taken."""

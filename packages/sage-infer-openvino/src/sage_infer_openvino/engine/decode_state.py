@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import attrs
-import xxhash
-from sage_infer.contracts import block_keys
+from sage_infer.contracts import block_keys, key_space, partial_key
 from sage_infer.errors import CapabilityMismatch, InvalidRequest, KVCorrupt
 from sage_infer.schemas import DecodeState, KVCacheSchema, KVChunk, KVLocation, TokenLogprob
+from sage_infer.sdk import checksum, verify
 
 from sage_infer_openvino.engine.completion import append_token
 from sage_infer_openvino.engine.engine import DecoderEngine
@@ -19,25 +18,32 @@ from sage_infer_openvino.engine.grammar import GrammarMatcher
 from sage_infer_openvino.engine.requests import RequestFactory
 from sage_infer_openvino.engine.sequence import EngineRequest
 
-__all__ = ["StateKeeper", "checksum"]
+__all__ = ["StateKeeper", "kv_prompt"]
 
 
 @attrs.frozen(kw_only=True)
 class StateKeeper:
     """Makes and reads the states of one instance.
 
-    ``fingerprint`` is of the weights in the form that they are computed with; ``schema`` is the KV cache's.
+    ``fingerprint`` is of the weights in the form that they are computed with, ``weights_id`` of those in the source
+    files; ``schema`` is the KV cache's.
     """
 
     model_id: str
     fingerprint: str
+    weights_id: str
     instance_id: str
     schema: KVCacheSchema
     eos_token_ids: frozenset[int]
 
-    def block_keys(self, tokens: Sequence[int]) -> list[bytes]:
+    @property
+    def key_space(self) -> str:
+        """What instances whose unsalted blocks are named alike have in common."""
+        return key_space(self.fingerprint, self.schema)
+
+    def block_keys(self, tokens: Sequence[int], salt: bytes) -> list[bytes]:
         """Names of full blocks, those of ``KVChunk.chunk_id`` and of every ``KVStore``."""
-        return list(block_keys(self.fingerprint, self.schema, tokens))
+        return list(block_keys(self.fingerprint, self.schema, tokens, salt=salt))
 
     def of(self, request: EngineRequest) -> DecodeState:
         """The state of a request after prefill. KV is there for the prompt, not yet for the first token."""
@@ -52,27 +58,31 @@ class StateKeeper:
             params=request.params,
             seed=request.seed,
             kv_schema=self.schema,
-            chunks=() if sequence.finish_reason else self._chunks(request.request_id, request.prompt),
+            chunks=()
+            if sequence.finish_reason
+            else self._chunks(request.request_id, request.prompt, request.salt),
             finish_reason=sequence.finish_reason,
             first_logprobs=_to_json(delta.logprobs[0]) if delta is not None and delta.logprobs else None,
-            extensions={"openvino": {"fingerprint": self.fingerprint}},
+            extensions={"openvino": {"fingerprint": self.fingerprint, "salted": bool(request.salt)}},
+            weights_id=self.weights_id,
+            first_text=None if delta is None else delta.text,
         )
 
     def check(self, state: DecodeState) -> None:
         """Refuse a state that this instance cannot continue.
 
         Raises:
-            CapabilityMismatch: of another model, other weights or another KV form.
+            CapabilityMismatch: of another model, other weights or another KV form. Whose engine made it, and in
+                which form that one computes with the weights, does not matter.
         """
         if state.model_id != self.model_id:
             raise CapabilityMismatch(
                 f"the state is of model {state.model_id!r}, and {self.model_id!r} is loaded here"
             )
-        ours = state.extensions.get("openvino")
-        if not isinstance(ours, dict) or ours.get("fingerprint") != self.fingerprint:
+        if state.weights_id and self.weights_id and state.weights_id != self.weights_id:
             raise CapabilityMismatch(
-                f"the state is of model {state.model_id!r} in another form than here; "
-                "prefill and decode need the same backend, weights and weight_format"
+                f"the state is of model {state.model_id!r} with the weights {state.weights_id}, and those here are "
+                f"{self.weights_id}; prefill and decode need the same model files"
             )
         if state.kv_schema is None:
             raise CapabilityMismatch(
@@ -124,6 +134,8 @@ class StateKeeper:
             )
         request.first_delta = delta
         request.hold = True
+        if not self.names_as_here(state):
+            request.salt, request.is_private = secrets.token_bytes(16), True
         return request
 
     def leaving(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
@@ -137,17 +149,23 @@ class StateKeeper:
     def verified(self, state: DecodeState, buffers: Sequence[memoryview]) -> list[memoryview]:
         """The buffers as bytes, each checked against its chunk, and the chunks against the prompt.
 
+        Chunks of an engine that computes as this one does have the names that they would have here; others' names
+        are not known.
+
         Raises:
             KVCorrupt: a buffer is missing, of the wrong size, or not what was exported for this prompt.
+            InvalidRequest: ``kv_tokens`` of the state are not tokens of its prompt.
         """
-        ours = () if state.finish_reason else self._chunks(state.request_id, state.prompt_token_ids)
+        named = self.names_as_here(state)
+        ours = () if state.finish_reason else self._chunks(state.request_id, kv_prompt(state))
         if not len(ours) == len(state.chunks) == len(buffers):
             raise KVCorrupt(
                 f"{len(buffers)} buffers arrived for {len(state.chunks)} KV chunks of a prompt that has {len(ours)}"
             )
         blocks = [memoryview(buffer).cast("B") for buffer in buffers]
         for i, (chunk, own, block) in enumerate(zip(state.chunks, ours, blocks, strict=True)):
-            if (chunk.chunk_id, chunk.token_start) != (own.chunk_id, own.token_start):
+            is_named = not named or chunk.chunk_id == own.chunk_id
+            if not is_named or (chunk.token_start, chunk.token_end) != (own.token_start, own.token_end):
                 raise KVCorrupt(
                     f"KV chunk {i} is not the KV of this prompt's tokens from {own.token_start} on"
                 )
@@ -155,27 +173,36 @@ class StateKeeper:
                 raise KVCorrupt(
                     f"KV chunk {i} has {block.nbytes} bytes, expected {own.nbytes}; send it again"
                 )
-            if chunk.checksum != checksum(block):
+            if chunk.checksum is None or not verify(block, chunk.checksum):
                 raise KVCorrupt(f"KV chunk {i} does not match its checksum; send it again")
         return blocks
 
     def arrived(self, state: DecodeState) -> DecodeState:
         """The state of a request whose KV was brought here."""
-        chunks = () if state.finish_reason else self._chunks(state.request_id, state.prompt_token_ids)
+        chunks = [
+            attrs.evolve(chunk, location=self._location(state.request_id, i), checksum=None)
+            for i, chunk in enumerate(state.chunks)
+        ]
         return attrs.evolve(state, instance_id=self.instance_id, chunks=chunks)
 
-    def _chunks(self, request_id: str, prompt: tuple[int, ...]) -> list[KVChunk]:
+    def names_as_here(self, state: DecodeState) -> bool:
+        """Whether the state's chunks have the names, without a salt, that they would have here."""
+        made = state.extensions.get("openvino")
+        return (
+            isinstance(made, dict) and made.get("fingerprint") == self.fingerprint and not made.get("salted")
+        )
+
+    def _location(self, request_id: str, index: int) -> KVLocation:
+        return KVLocation(tier="dram", uri=f"engine://{self.instance_id}/{request_id}/{index}")
+
+    def _chunks(self, request_id: str, prompt: tuple[int, ...], salt: bytes = b"") -> list[KVChunk]:
         schema, size = self.schema, self.schema.page_size
-        keys = [key.hex() for key in self.block_keys(prompt)]
-        rest = prompt[len(keys) * size :]
-        if rest:  # the last block is not full, so the chain does not name it
-            parent = bytes.fromhex(keys[-1]) if keys else self.fingerprint.encode()
-            keys.append(
-                hashlib.blake2b(parent + struct.pack(f"<{len(rest)}q", *rest), digest_size=16).hexdigest()
-            )
+        keys = self.block_keys(prompt, salt)
+        if len(prompt) % size:
+            keys.append(partial_key(self.fingerprint, schema, prompt, salt=salt))
         return [
             KVChunk(
-                chunk_id=key,
+                chunk_id=key.hex(),
                 request_id=request_id,
                 layer_start=0,
                 layer_end=schema.num_layers,
@@ -183,14 +210,24 @@ class StateKeeper:
                 token_end=min((i + 1) * size, len(prompt)),
                 kv_schema=schema,
                 nbytes=schema.bytes_per_page,
-                location=KVLocation(tier="dram", uri=f"engine://{self.instance_id}/{request_id}/{i}"),
+                location=self._location(request_id, i),
             )
             for i, key in enumerate(keys)
         ]
 
 
-def checksum(buffer: memoryview) -> str:
-    return f"xxh3-64:{xxhash.xxh3_64_hexdigest(buffer)}"
+def kv_prompt(state: DecodeState) -> tuple[int, ...]:
+    """The tokens of the prompt whose KV the state's chunks hold.
+
+    Raises:
+        InvalidRequest: the state says more tokens than its prompt has, or none.
+    """
+    prompt, count = state.prompt_token_ids, state.kv_tokens
+    if count is not None and not 0 < count <= len(prompt):
+        raise InvalidRequest(
+            f"the state of request {state.request_id!r} has KV of {count} tokens, and its prompt has {len(prompt)}"
+        )
+    return prompt[:count]
 
 
 def _to_json(logprob: TokenLogprob) -> dict[str, Any]:

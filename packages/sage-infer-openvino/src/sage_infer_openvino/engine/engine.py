@@ -27,6 +27,8 @@ from sage_infer.errors import (
 from sage_infer.schemas import RequestOptions
 
 from sage_infer_openvino.engine.block_pool import BlockPool
+from sage_infer_openvino.engine.kv_events import KVEventLog
+from sage_infer_openvino.engine.load import load_of
 from sage_infer_openvino.engine.outbox import Outbox
 from sage_infer_openvino.engine.pacing import Pacer
 from sage_infer_openvino.engine.paged_runner import PagedRunner
@@ -59,24 +61,29 @@ class DecoderEngine:
         max_queue: int,
         decode_slowdown: float = 2.5,
         block_keys: BlockKeys | None = None,
+        events: KVEventLog | None = None,
     ) -> None:
         self.runner = runner
-        self.pool = BlockPool(runner.num_blocks)
+        self.events = events
+        self.pool = BlockPool(runner.num_blocks, None if events is None else events.removed)
         self._scheduler = Scheduler(
             self.pool,
             block_size=runner.block_size,
             max_batch_size=max_batch_size,
             step_tokens=step_tokens,
             block_keys=block_keys,
+            events=events,
         )
         self._stepper = Stepper(runner, sampler, frozenset(eos_token_ids), self._scheduler.computed)
         self._pacer = Pacer(decode_slowdown, smallest=_SMALLEST_CHUNK)
         self._queue = RequestQueue(max_queue)
         self._outbox = Outbox()
         self._requests: dict[str, EngineRequest] = {}
+        self._arriving: dict[int, EngineRequest] = {}  # on their way to the engine thread
         self._held: dict[str, EngineRequest] = {}
         self._let_go: dict[str, float] = {}  # holds that ended lately, with their length in seconds
-        self._finished = 0
+        self._finished = self._steps = 0
+        self._step_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="sage-openvino-engine", daemon=True)
         self._thread.start()
 
@@ -88,7 +95,14 @@ class DecoderEngine:
             InvalidRequest: a request of that id is open.
             Overloaded: the queue is full.
         """
-        self._queue.submit([request.request_id for request in requests], lambda: self._accept(requests))
+        arriving = {id(request): request for request in requests}
+        self._arriving.update(arriving)
+        try:
+            self._queue.submit([request.request_id for request in requests], lambda: self._accept(requests))
+        except SageInferError:
+            for key in arriving:
+                del self._arriving[key]
+            raise
 
     def cancel(self, request_id: str, who: EngineRequest | BufferedTokenStream) -> None:
         """End the request that ``who`` is or reads, unless it has ended; another one of that id is left alone."""
@@ -126,22 +140,23 @@ class DecoderEngine:
             await self.call(lambda: self._abort(request_id))
 
     def stats(self) -> EngineStats:
-        running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        load = load_of(self._scheduler, list(self._arriving.values()))
         return EngineStats(
-            running=running,
-            # Requests that are on their way to the engine thread wait, too.
-            waiting=max(waiting, self._queue.open_requests - running - len(self._held)),
+            running=load.running,
+            waiting=load.waiting,
             kv_blocks_total=self.pool.total,
             kv_blocks_free=self.pool.free,
             finished=self._finished,
             prompt_tokens=self._stepper.prompt_tokens,
             output_tokens=self._stepper.output_tokens,
             prefix_hit_tokens=self._scheduler.prefix_hit_tokens,
-            extensions={
-                "preemptions": self._scheduler.preemptions,
-                "held": len(self._held),
-                "kv_blocks_cached": self.pool.cached,
-            },
+            waiting_prompt_tokens=load.waiting_prompt_tokens,
+            running_context_tokens=load.running_context_tokens,
+            oldest_wait_s=load.oldest_wait_s,
+            steps=self._steps,
+            step_s=self._step_s,
+            kv_blocks_cached=self.pool.cached,
+            extensions={"preemptions": self._scheduler.preemptions, "held": len(self._held)},
         )
 
     def check_room(self, requests: list[EngineRequest]) -> None:
@@ -150,7 +165,7 @@ class DecoderEngine:
         Raises:
             OutOfMemory: there are too few blocks, even if nobody else held one.
         """
-        blocks = self._scheduler.blocks_for(request.prompt for request in requests)
+        blocks = self._scheduler.blocks_for(requests)
         if blocks > self.pool.total:
             raise OutOfMemory(
                 f"the KV of these {len(requests)} prompts takes {blocks} blocks together, and there are "
@@ -200,6 +215,7 @@ class DecoderEngine:
             self._requests[request.request_id] = request
             for sequence in request.sequences:
                 self._scheduler.add(sequence)
+            del self._arriving[id(request)]
 
     def _expire(self) -> None:
         now = time.perf_counter()
@@ -219,7 +235,9 @@ class DecoderEngine:
         started = time.perf_counter()
         new, failed = self._stepper.run(step)
         prompt_tokens = sum(count for _, count in step) - decoding
-        self._pacer.ran(decoding, prompt_tokens, time.perf_counter() - started)
+        self._step_s = time.perf_counter() - started
+        self._steps += 1
+        self._pacer.ran(decoding, prompt_tokens, self._step_s)
         for request, error in failed.items():
             self._end(request, error)
         for sequence, delta in new:
@@ -274,6 +292,8 @@ class DecoderEngine:
         return True
 
     def _deliver(self) -> None:
+        if self.events is not None:
+            self.events.flush()
         for request in self._outbox.send():
             if self._requests.get(request.request_id) is request:
                 self._end(request, RequestCancelled("its event loop was closed", by="caller"))
@@ -284,6 +304,8 @@ class DecoderEngine:
         for request in list(self._requests.values()):
             self._end(request, reason)
         self._deliver()
+        if self.events is not None:
+            self.events.close()
 
     # --- in the engine thread, through call()
 
@@ -325,6 +347,13 @@ class DecoderEngine:
         Raises:
             InvalidRequest: the new id is in use.
         """
+        if options is not None:
+            salt = options.cache_salt.encode()
+            if salt and salt != request.salt and not request.is_private:
+                raise InvalidRequest(
+                    f"request {request.request_id!r} was prefilled with another cache_salt; decode it with that one, "
+                    "or without any"
+                )
         self._queue.rename(request.request_id, request_id)
         del self._held[request.request_id], self._requests[request.request_id]
         request.request_id, request.stream, request.loop = request_id, stream, loop
@@ -338,8 +367,8 @@ class DecoderEngine:
         for sequence in request.sequences:
             self._scheduler.add(sequence)
 
-    def adopt(self, request: EngineRequest, blocks: list[memoryview]) -> None:
-        """Hold a request whose KV comes from elsewhere; ``blocks`` are the bytes of its blocks.
+    def adopt(self, request: EngineRequest, blocks: list[memoryview], kv_tokens: int) -> None:
+        """Hold a request whose KV comes from elsewhere; ``blocks`` are the bytes of the blocks of so many tokens.
 
         Raises:
             InvalidRequest: its id is in use.
@@ -355,4 +384,4 @@ class DecoderEngine:
         self._hold(request)
         for block, data in zip(sequence.blocks, blocks, strict=True):
             self.runner.write_block(block, data)
-        self._scheduler.computed(sequence, sequence.prompt_length)
+        self._scheduler.computed(sequence, kv_tokens)

@@ -56,7 +56,10 @@ def check_page_size(kv_schema: Mapping[str, Any] | None, page_size: int) -> None
 
 
 def kv_schema_of(layout: KVLayout, num_layers: int, block_nbytes: int) -> KVCacheSchema:
-    """What the schema can say of a layout, checked to the byte; ``format_id`` stands for the rest.
+    """What the schema can say of a layout, checked to the byte.
+
+    Pages of floats are plain: layer by layer the keys, then the values, ``[head, token, dim]``. Where scales lie, no
+    schema says: ``format_id`` stands for that.
 
     Raises:
         CapabilityMismatch: OpenVINO keeps these blocks in a form that the schema cannot describe.
@@ -89,7 +92,7 @@ def kv_schema_of(layout: KVLayout, num_layers: int, block_nbytes: int) -> KVCach
         num_layers=num_layers,
         num_heads=heads,
         head_dim=head_dim,
-        format_id=f"openvino-{layout.openvino_version}",
+        format_id=f"openvino-{layout.openvino_version}" if scales else "",
         **scales,
     )
     if schema.bytes_per_page != block_nbytes:

@@ -57,10 +57,6 @@ class RequestQueue:
         self._commands.put(command)
 
     @property
-    def open_requests(self) -> int:
-        return len(self._ids)
-
-    @property
     def stopped(self) -> SageInferError | None:
         return self._stopped
 

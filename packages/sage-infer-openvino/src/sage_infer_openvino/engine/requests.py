@@ -51,6 +51,7 @@ class RequestFactory:
         ]
         for request in requests:
             request.siblings = requests
+            request.salt = options.cache_salt.encode()
         return requests
 
     def from_state(self, state: DecodeState, grammar: GrammarMatcher | None = None) -> EngineRequest:

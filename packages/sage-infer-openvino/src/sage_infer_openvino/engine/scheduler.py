@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from sage_infer_openvino.engine.block_pool import BlockPool
-from sage_infer_openvino.engine.sequence import SequenceState
+from sage_infer_openvino.engine.kv_events import KVEventLog
+from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 
 __all__ = ["BlockKeys", "Scheduler"]
 
-BlockKeys = Callable[[Sequence[int]], list[bytes]]
-"""Keys of the full blocks of a token sequence, each standing for the block and all before it."""
+BlockKeys = Callable[[Sequence[int], bytes], list[bytes]]
+"""Keys of the full blocks of a token sequence under a salt, each standing for the block and all before it."""
 
 
 class Scheduler:
@@ -36,6 +37,7 @@ class Scheduler:
         max_batch_size: int,
         step_tokens: int,
         block_keys: BlockKeys | None = None,
+        events: KVEventLog | None = None,
     ) -> None:
         self.pool = pool
         self.block_size = block_size
@@ -46,6 +48,7 @@ class Scheduler:
         self.preemptions = 0
         self.prefix_hit_tokens = 0
         self._block_keys = block_keys
+        self._events = events
 
     def add(self, sequence: SequenceState) -> None:
         bisect.insort(self.waiting, sequence, key=_turn)
@@ -61,12 +64,13 @@ class Scheduler:
             if sequence in queue:
                 queue.remove(sequence)
 
-    def blocks_for(self, prompts: Iterable[Sequence[int]]) -> int:
-        """Blocks that these prompts take together. Unlike the rest, safe to call from any thread."""
+    def blocks_for(self, requests: Iterable[EngineRequest]) -> int:
+        """Blocks that these requests' prompts take together. Unlike the rest, safe to call from any thread."""
         shared: set[bytes] = set()
         own = 0
-        for prompt in prompts:
-            keys = self._block_keys(prompt[:-1]) if self._block_keys is not None else []
+        for request in requests:
+            prompt = request.prompt
+            keys = self._block_keys(prompt[:-1], request.salt) if self._block_keys is not None else []
             shared.update(keys)
             own += -(-len(prompt) // self.block_size) - len(keys)
         return own + len(shared)
@@ -117,7 +121,9 @@ class Scheduler:
         if sequence.computed // self.block_size > full:
             keys = self._keys(sequence)
             for i in range(full, min(sequence.computed // self.block_size, len(keys))):
-                self.pool.publish(sequence.blocks[i], keys[i])
+                if self.pool.publish(sequence.blocks[i], keys[i]) and self._events is not None:
+                    tokens = tuple(sequence.tokens[i * self.block_size : (i + 1) * self.block_size])
+                    self._events.stored(keys[i], keys[i - 1] if i else None, tokens, sequence.request.salt)
 
     def _advance(
         self, sequences: Iterable[SequenceState], budget: int, step: list[tuple[SequenceState, int]]
@@ -153,7 +159,7 @@ class Scheduler:
 
     def _keys(self, sequence: SequenceState) -> list[bytes]:
         if self._block_keys is not None and len(sequence.keys) < len(sequence.tokens) // self.block_size:
-            sequence.keys = self._block_keys(sequence.tokens)
+            sequence.keys = self._block_keys(sequence.tokens, sequence.request.salt)
         return sequence.keys
 
     def _shareable(self, sequence: SequenceState) -> list[bytes]:

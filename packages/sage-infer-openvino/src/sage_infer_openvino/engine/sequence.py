@@ -96,6 +96,8 @@ class EngineRequest:
     deadline: float | None = None  # on time.perf_counter's clock
     seed: int = field(factory=lambda: secrets.randbits(63))
     stream: BufferedTokenStream | None = None
+    salt: bytes = b""  # only requests of equal salt share KV
+    is_private: bool = False  # its salt is drawn here: KV of a foreign engine is shared with nobody
     hold: bool = False
     hold_s: float = math.inf
     held_until: float = math.inf  # on time.perf_counter's clock

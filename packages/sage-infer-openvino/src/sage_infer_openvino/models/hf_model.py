@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ class HfModel:
         self._tensors = SafetensorsFolder(self.folder)
         self._prefix = next((p for p in _PREFIXES if p + _GLOBAL_NAMES["embed"] in self._tensors), "model.")
         self.config = self._config()
+
+    def tensors(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
+        """Every tensor of the folder: its name, type, shape and bytes."""
+        return self._tensors.tensors()
 
     def weight(self, name: str) -> DenseWeight:
         """The weight of that canonical name (see ``decoder_weights``), as a view of the file where it is stored so."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from sage_infer.errors import ModelFileError, ModelNotFound
+from sage_infer.errors import ModelFileError
 from sage_infer.models.prepared import PreparedCache, Progress
 
 from sage_infer_openvino.models.decoder_graph import build_decoder
@@ -21,13 +21,15 @@ from sage_infer_openvino.models.decoder_weights import DecoderConfig
 from sage_infer_openvino.models.gguf.file import part_paths
 from sage_infer_openvino.models.gguf.model import GgufModel
 from sage_infer_openvino.models.hf_model import HfModel
+from sage_infer_openvino.models.model_files import find_model_file
 from sage_infer_openvino.models.tokenizer import TextTokenizer
 from sage_infer_openvino.models.weight_format import WeightFormat
+from sage_infer_openvino.models.weights_id import weights_id_of
 from sage_infer_openvino.ov_runtime import ov
 
-__all__ = ["PREPARED_VERSION", "PreparedDecoder", "find_model_file", "prepare_decoder"]
+__all__ = ["PREPARED_VERSION", "PreparedDecoder", "prepare_decoder"]
 
-PREPARED_VERSION = 2
+PREPARED_VERSION = 3
 """Raise it whenever what is written below changes meaning: older entries are then made again."""
 
 _SOURCE_FILES = ("*.json", "*.jinja", "*.safetensors")
@@ -46,6 +48,9 @@ class PreparedDecoder:
     """SHA-256 of the weights in this form and what the config says to compute with them: models with equal
     ones compute equal KV on equal OpenVINO versions, wherever their files came from.
     """
+
+    weights_id: str
+    """Hash of the weights as they are in the source files; see ``models.weights_id``."""
 
     def load_tokenizer(self) -> TextTokenizer:
         return TextTokenizer.load(self.folder)
@@ -95,6 +100,9 @@ def prepare_decoder(
             raise OSError(f"OpenVINO stopped writing ({error})") from error
         tokenizer.save(folder)
         (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1), encoding="utf-8")
+        report("checking", 0.85)
+        source_facts = {"weights_id": weights_id_of(model.tensors())}
+        (folder / "source.json").write_text(json.dumps(source_facts), encoding="utf-8")
         report("checking", 0.9)
 
     cache = PreparedCache(cache_dir)
@@ -104,28 +112,6 @@ def prepare_decoder(
     )
     report("ready", 1.0)
     return _open(folder, weight_format)
-
-
-def find_model_file(path: str | Path) -> Path:
-    """The absolute GGUF file (of several parts the first) or Hugging Face folder that ``path`` means.
-
-    Raises :class:`ModelNotFound` when there is nothing, and :class:`ModelFileError` when a folder holds
-    neither or several.
-    """
-    path = Path(path).expanduser().resolve()
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise ModelNotFound(f"{path}: no such file or folder; expected a .gguf file or a Hugging Face folder")
-    if (path / "config.json").is_file():
-        return path
-    found = sorted(path.glob("*.gguf"))
-    if found and set(found) <= set(part_paths(found[0])):
-        return found[0]
-    names = ", ".join(file.name for file in found)
-    if found:
-        raise ModelFileError(f"{path}: holds several models ({names}); name one of the files")
-    raise ModelFileError(f"{path}: holds neither a config.json nor a .gguf file; expected one model")
 
 
 def _fingerprints(source: Path) -> list[list[Any]]:
@@ -152,6 +138,7 @@ def _open(folder: Path, weight_format: WeightFormat) -> PreparedDecoder:
         config = DecoderConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         weights = manifest["files"]["model.bin"]["sha256"]
+        weights_id = json.loads((folder / "source.json").read_text(encoding="utf-8"))["weights_id"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelFileError(
             f"{folder}: the prepared model is not readable ({error!r}); delete this folder and try again"
@@ -163,4 +150,5 @@ def _open(folder: Path, weight_format: WeightFormat) -> PreparedDecoder:
         config=config,
         weight_format=weight_format,
         fingerprint=_fingerprint(weights, config),
+        weights_id=weights_id,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class _Entry:
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    end: int
 
 
 class SafetensorsFolder:
@@ -96,6 +98,11 @@ class SafetensorsFolder:
         values: npt.NDArray[Any] = np.frombuffer(entry.map, dtype, count, entry.offset).reshape(entry.shape)
         return DenseWeight(values, kind)
 
+    def tensors(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
+        """Every tensor: its name, its dtype as the file spells it, shape and bytes."""
+        for name, entry in self._entries.items():
+            yield name, entry.dtype, entry.shape, memoryview(entry.map)[entry.offset : entry.end]
+
     def _entry(self, name: str) -> _Entry:
         try:
             return self._entries[name]
@@ -124,16 +131,20 @@ class SafetensorsFolder:
             header.pop("__metadata__", None)
             entries = {
                 name: _Entry(
-                    path, data, info["dtype"], tuple(info["shape"]), 8 + length + info["data_offsets"][0]
+                    path,
+                    data,
+                    info["dtype"],
+                    tuple(info["shape"]),
+                    8 + length + info["data_offsets"][0],
+                    8 + length + int(info["data_offsets"][1]),
                 )
                 for name, info in header.items()
             }
-            ends = {name: 8 + length + int(info["data_offsets"][1]) for name, info in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ModelFileError(
                 f"{path}: its header is not that of a safetensors file: {error!r}"
             ) from error
-        expected = max(ends.values(), default=8 + length)
+        expected = max((entry.end for entry in entries.values()), default=8 + length)
         if expected > size:
             raise ModelFileError(
                 f"{path}: truncated: its tensors end at byte {expected:,}, but the file has {size:,} "
@@ -141,9 +152,9 @@ class SafetensorsFolder:
             )
         for name, entry in entries.items():
             nbytes = int(np.prod(entry.shape, dtype=np.int64)) * _SIZES.get(entry.dtype, 0)
-            if entry.dtype in _SIZES and ends[name] - entry.offset != nbytes:
+            if entry.dtype in _SIZES and entry.end - entry.offset != nbytes:
                 raise ModelFileError(
-                    f"{path}: tensor {name} has {ends[name] - entry.offset} bytes, expected {nbytes} "
+                    f"{path}: tensor {name} has {entry.end - entry.offset} bytes, expected {nbytes} "
                     "for its shape"
                 )
         self._entries.update(entries)

@@ -8,6 +8,7 @@ here.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ class GgufModel:
             heads = self.config.num_heads if kind == "q" else self.config.num_kv_heads
             return map_rows(weight, lambda rows: _unpermute(rows, heads))
         return weight
+
+    def tensors(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
+        """Every tensor of the file: its name, type, shape and bytes."""
+        for tensor in self.file.tensors.values():
+            yield tensor.name, tensor.type.name, tensor.shape, self.file.raw(tensor).data
 
     def _tensor(self, name: str) -> GgufTensor:
         try:

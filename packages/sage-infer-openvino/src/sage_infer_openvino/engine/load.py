@@ -1,0 +1,48 @@
+"""How much there is to do: gauges of a scheduler, read from any thread while the engine works on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from attrs import frozen
+
+from sage_infer_openvino.engine.scheduler import Scheduler
+from sage_infer_openvino.engine.sequence import EngineRequest
+
+__all__ = ["Load", "load_of"]
+
+
+@frozen(kw_only=True)
+class Load:
+    """The gauges of ``EngineStats`` that are sums over sequences."""
+
+    running: int
+    waiting: int
+    waiting_prompt_tokens: int
+    running_context_tokens: int
+    oldest_wait_s: float
+
+
+def load_of(scheduler: Scheduler, arriving: Collection[EngineRequest]) -> Load:
+    """The load now; ``arriving`` are requests that the engine thread has not taken yet.
+
+    That thread may change the scheduler meanwhile, so the numbers are of about the same moment.
+    """
+    running, waiting = list(scheduler.running), list(scheduler.waiting)
+    to_prefill = sum(
+        len(sequence.tokens) - sequence.computed
+        for sequence in (*running, *waiting)
+        # Completions after the first share its prompt; a preempted one computes its own tokens again.
+        if sequence.output_length == 0 and (sequence.index == 0 or sequence.computed)
+    )
+    to_prefill += sum(len(request.prompt) for request in arriving)
+    requests = [*(sequence.request for sequence in waiting), *arriving]
+    arrivals = [request.clock.accepted for request in requests if request.clock.started is None]
+    return Load(
+        running=len(running),
+        waiting=len(waiting) + sum(len(request.sequences) for request in arriving),
+        waiting_prompt_tokens=to_prefill,
+        running_context_tokens=sum(sequence.computed for sequence in running),
+        oldest_wait_s=max(time.perf_counter() - min(arrivals), 0.0) if arrivals else 0.0,
+    )

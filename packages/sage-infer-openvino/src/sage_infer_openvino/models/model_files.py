@@ -1,0 +1,64 @@
+"""Which files a model path means, and a model's tokenizer without its weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sage_infer.errors import ModelFileError, ModelNotFound
+from sage_infer.schemas import ModelDescriptor
+
+from sage_infer_openvino.models.gguf.file import GgufFile, part_paths
+from sage_infer_openvino.models.text_codec import DecoderTexts
+from sage_infer_openvino.models.tokenizer import TextTokenizer
+
+__all__ = ["find_model_file", "open_texts"]
+
+
+def find_model_file(path: str | Path) -> Path:
+    """The absolute GGUF file (of several parts the first) or Hugging Face folder that ``path`` means.
+
+    Raises :class:`ModelNotFound` when there is nothing, and :class:`ModelFileError` when a folder holds
+    neither or several.
+    """
+    path = Path(path).expanduser().resolve()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ModelNotFound(f"{path}: no such file or folder; expected a .gguf file or a Hugging Face folder")
+    if (path / "config.json").is_file():
+        return path
+    found = sorted(path.glob("*.gguf"))
+    if found and set(found) <= set(part_paths(found[0])):
+        return found[0]
+    names = ", ".join(file.name for file in found)
+    if found:
+        raise ModelFileError(f"{path}: holds several models ({names}); name one of the files")
+    raise ModelFileError(f"{path}: holds neither a config.json nor a .gguf file; expected one model")
+
+
+def open_texts(model: ModelDescriptor) -> DecoderTexts:
+    """The model's tokenizer and chat template (``BackendSpec.tokenizer``); no weights are read.
+
+    Raises:
+        ModelNotFound, ModelFileError: there is no model, or its tokenizer cannot be read.
+    """
+    source = find_model_file(model.model_path)
+    if source.is_file():
+        file = GgufFile(source)
+        embedding = file.tensors.get("token_embd.weight")
+        tokenizer = TextTokenizer.from_gguf(file)
+        return DecoderTexts(tokenizer, tokenizer.vocab_size if embedding is None else embedding.shape[0])
+    tokenizer = TextTokenizer.from_folder(source)
+    return DecoderTexts(tokenizer, _vocab_size(source) or tokenizer.vocab_size)
+
+
+def _vocab_size(folder: Path) -> int | None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelFileError(
+            f"{folder / 'config.json'}: not readable as a model's config: {error!r}"
+        ) from error
+    return size if isinstance(size, int) else None
