@@ -6,7 +6,16 @@ import sys
 from typing import Any
 
 import pytest
-from kit_broken import detectors, embedding, hybrid, stores, transports  # noqa: F401 - register their mistakes
+from kit_broken import (  # noqa: F401 - they register their mistakes
+    detectors,
+    embedding,
+    executors,
+    hybrid,
+    mapped_stores,
+    moving,
+    stores,
+    transports,
+)
 from kit_broken.suites import FOUND_BY
 from kit_runs import run_module
 

@@ -1,17 +1,30 @@
 """The other kits pass on their reference implementations."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from kit_reference.codec import PRIVATE, ReferenceCodec
 from kit_reference.detector import ReferenceDetector, ReferenceMeter
 from kit_reference.embedding import ReferenceEmbedder
+from kit_reference.endpoint import CAPACITY, ReferenceEndpoint
+from kit_reference.executor import ReferenceExecutor, toy_spec
 from kit_reference.hybrid import ReferenceHybrid
+from kit_reference.mapped_store import ReferenceMappedStore
 from kit_reference.store import ReferenceStore
-from kit_reference.transport import FileTransport
-from sage_infer.schemas import ModelDescriptor
+from kit_reference.tiered_store import ReferenceTieredStore
+from kit_reference.transport import FileTransport, ReferenceTransport
+from sage_infer.schemas import ModelDescriptor, ReplicaSpec
 from sage_infer_testing import (
     EmbeddingBackendContract,
+    ExecutorContract,
     HardwareDetectorContract,
     HybridBackendContract,
+    KVEndpointContract,
+    KVFormatCodecContract,
     KVStoreContract,
+    MappedKVStoreContract,
     PluginContract,
+    TieredKVStoreContract,
 )
 
 
@@ -49,6 +62,52 @@ class TestHybridWithNothingSet(HybridBackendContract):
 class TestStore(KVStoreContract):
     def open_store(self, capacity_blocks: int) -> ReferenceStore:
         return ReferenceStore(self.model_id, self.kv_schema, capacity_blocks)
+
+
+class TestStoreThatRoundsUp(KVStoreContract):
+    exact_capacity = False
+    policy = "unknown"
+    examples = 5
+
+    def open_store(self, capacity_blocks: int) -> ReferenceStore:
+        return ReferenceStore(self.model_id, self.kv_schema, -(-capacity_blocks // 4) * 4)
+
+
+class TestMappedStore(MappedKVStoreContract):
+    def open_store(self, capacity_blocks: int) -> ReferenceMappedStore:
+        return ReferenceMappedStore(self.model_id, self.kv_schema, capacity_blocks)
+
+
+class TestTieredStore(TieredKVStoreContract):
+    def open_store(self, capacity_blocks: int) -> ReferenceTieredStore:
+        return ReferenceTieredStore(self.model_id, self.kv_schema, capacity_blocks)
+
+
+class TestEndpoint(KVEndpointContract):
+    capacity_bytes = CAPACITY
+
+    def make_endpoint(self) -> ReferenceEndpoint:
+        return ReferenceEndpoint()
+
+    def make_transport(self) -> ReferenceTransport:
+        return ReferenceTransport()
+
+
+class TestCodec(KVFormatCodecContract):
+    kv_schema = PRIVATE
+
+    def make_codec(self) -> ReferenceCodec:
+        return ReferenceCodec()
+
+
+class TestExecutor(ExecutorContract):
+    unsupported: ClassVar[Mapping[str, Any]] = {"server": "some.module:serve", "gpus": 1.0}
+
+    def make_executor(self) -> ReferenceExecutor:
+        return ReferenceExecutor()
+
+    def make_spec(self, replica_id: str) -> ReplicaSpec:
+        return toy_spec(replica_id)
 
 
 class TestTransport(FileTransport):

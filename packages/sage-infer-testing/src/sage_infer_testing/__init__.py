@@ -4,29 +4,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 __all__ = [
-    "ContractSuite", "EmbeddingBackendContract", "HardwareDetectorContract", "HybridBackendContract",
-    "InferenceBackendContract", "KVStoreContract", "PluginContract", "RecordingContract", "TransportContract",
-    "VLLMPlatformContract", "xfail",
+    "ContractSuite", "EmbeddingBackendContract", "ExecutorContract", "HardwareDetectorContract",
+    "HybridBackendContract", "InferenceBackendContract", "KVEndpointContract", "KVFormatCodecContract",
+    "KVStoreContract", "MappedKVStoreContract", "PluginContract", "RecordingContract", "TieredKVStoreContract",
+    "TransportContract", "VLLMPlatformContract", "xfail",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from sage_infer_testing.kits.embedding import EmbeddingBackendContract
+    from sage_infer_testing.kits.executor import ExecutorContract
     from sage_infer_testing.kits.hardware import HardwareDetectorContract
     from sage_infer_testing.kits.hybrid import HybridBackendContract
     from sage_infer_testing.kits.inference import InferenceBackendContract
-    from sage_infer_testing.kits.kv_store import KVStoreContract
+    from sage_infer_testing.kits.kv.codec import KVFormatCodecContract
+    from sage_infer_testing.kits.kv.endpoint import KVEndpointContract
+    from sage_infer_testing.kits.kv.mapped import MappedKVStoreContract
+    from sage_infer_testing.kits.kv.store import KVStoreContract
+    from sage_infer_testing.kits.kv.tiered import TieredKVStoreContract
+    from sage_infer_testing.kits.kv.transport import TransportContract
     from sage_infer_testing.kits.plugin import PluginContract
     from sage_infer_testing.kits.recordings import RecordingContract
-    from sage_infer_testing.kits.transport import TransportContract
     from sage_infer_testing.kits.vllm_platform import VLLMPlatformContract
     from sage_infer_testing.suite import ContractSuite, xfail
 
 _HOMES = {
-    "ContractSuite": "suite", "EmbeddingBackendContract": "kits.embedding",
+    "ContractSuite": "suite", "EmbeddingBackendContract": "kits.embedding", "ExecutorContract": "kits.executor",
     "HardwareDetectorContract": "kits.hardware", "HybridBackendContract": "kits.hybrid",
-    "InferenceBackendContract": "kits.inference", "KVStoreContract": "kits.kv_store",
-    "PluginContract": "kits.plugin", "RecordingContract": "kits.recordings",
-    "TransportContract": "kits.transport", "VLLMPlatformContract": "kits.vllm_platform", "xfail": "suite",
+    "InferenceBackendContract": "kits.inference", "KVEndpointContract": "kits.kv.endpoint",
+    "KVFormatCodecContract": "kits.kv.codec", "KVStoreContract": "kits.kv.store",
+    "MappedKVStoreContract": "kits.kv.mapped", "PluginContract": "kits.plugin",
+    "RecordingContract": "kits.recordings", "TieredKVStoreContract": "kits.kv.tiered",
+    "TransportContract": "kits.kv.transport", "VLLMPlatformContract": "kits.vllm_platform", "xfail": "suite",
 }  # fmt: skip
 
 

@@ -109,3 +109,42 @@ class OtherSchema(ReferenceStore):
     @property
     def schema(self) -> Any:
         return attrs.evolve(self._schema, format_id="mine")
+
+
+@store("test_match_keys_walks_the_keys")
+class CountsHeldKeys(ReferenceStore):
+    def match_keys(self, keys: Any) -> int:
+        return sum(self.contains(keys))
+
+
+@store("test_contains_is_no_look_up")
+class CountsGlances(ReferenceStore):
+    def contains(self, keys: Any) -> list[bool]:
+        self.hits += 1
+        return super().contains(keys)
+
+
+@store("test_least_recently_used_makes_room")
+class TakesGlancesForUses(ReferenceStore):
+    def contains(self, keys: Any) -> list[bool]:
+        for key in filter(self.blocks.__contains__, keys):
+            self.blocks.move_to_end(key)
+        return super().contains(keys)
+
+
+@store("test_leases_end_by_themselves")
+class LeasesForEver(ReferenceStore):
+    def pin(self, keys: Any, *, lease_s: Any = None) -> list[bool]:
+        return super().pin(keys)
+
+
+@store("test_a_lease_holds_until_its_end")
+class LeasesAreNoPins(ReferenceStore):
+    def pin(self, keys: Any, *, lease_s: Any = None) -> list[bool]:
+        return super().pin(keys) if lease_s is None else self.contains(keys)
+
+
+@store("test_a_store_full_of_pins_takes_nothing")
+class HidesWhatItDrops(ReferenceStore):
+    def stats(self) -> Any:
+        return attrs.evolve(super().stats(), dropped=0)

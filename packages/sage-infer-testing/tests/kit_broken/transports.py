@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 from kit_reference.transport import FileTransport, ReferenceTransport
-from sage_infer.errors import InvalidRequest, SageInferError
+from sage_infer.errors import InvalidRequest, SageInferError, UnsupportedFeature
 
 from kit_broken.suites import suite
 
@@ -84,3 +84,57 @@ class WantsSteps(ReferenceTransport):
         if not plan.steps:
             raise InvalidRequest("no steps")
         return await super().execute(plan, **options)
+
+
+@transport("test_a_chunk_without_a_checksum_is_refused", "test_an_unknown_checksum_is_refused")
+class MovesUnverifiedChunks(ReferenceTransport):
+    def check(self, step: Any) -> None:
+        """Moves it."""
+
+    def verify(self, step: Any, data: bytes) -> None:
+        if (step.chunk.checksum or "").startswith("xxh3-64:"):
+            super().verify(step, data)
+
+
+@transport("test_an_unknown_checksum_is_refused")
+class BlamesTheCallerForChecksums(ReferenceTransport):
+    def check(self, step: Any) -> None:
+        try:
+            super().check(step)
+        except UnsupportedFeature as error:
+            raise InvalidRequest(str(error)) from None
+
+
+@transport("test_each_step_is_told_as_it_ends")
+class TellsDoneStepsOnly(ReferenceTransport):
+    async def execute(self, plan: Any, *, on_step: Any = None) -> Any:
+        def tell(index: int, status: Any) -> None:
+            if on_step and status == "done":
+                on_step(index, status)
+
+        return await super().execute(plan, on_step=tell)
+
+
+@transport("test_each_step_is_told_as_it_ends")
+class TellsBeforehand(ReferenceTransport):
+    async def execute(self, plan: Any, *, on_step: Any = None) -> Any:
+        for index in range(len(plan.steps)) if on_step else ():
+            on_step(index, "done")
+        return await super().execute(plan)
+
+
+@transport("test_reports_are_well_formed")
+class TimesDoneStepsOnly(ReferenceTransport):
+    async def execute(self, plan: Any, **options: Any) -> Any:
+        report = await super().execute(plan, **options)
+        return attrs.evolve(report, step_seconds=report.step_seconds[1:])
+
+
+@transport("test_regions_can_be_registered")
+class RegistersOnce(ReferenceTransport):
+    regions = 0
+
+    def register(self, region: memoryview) -> None:
+        self.regions += 1
+        if self.regions > 1:
+            raise InvalidRequest("this region is registered already")

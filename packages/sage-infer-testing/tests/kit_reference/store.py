@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from sage_infer.contracts import KVStoreStats, block_keys
 from sage_infer.errors import InvalidRequest
@@ -18,7 +19,7 @@ class ReferenceStore:
 
     def __init__(self, model_id: str, schema: KVCacheSchema, capacity: int) -> None:
         self.model_id, self._schema, self.capacity = model_id, schema, capacity
-        self.blocks: OrderedDict[bytes, bytes] = OrderedDict()
+        self.blocks: OrderedDict[bytes, Any] = OrderedDict()  # oldest use first
         self.pins: defaultdict[bytes, list[float]] = defaultdict(list)  # when each pin of a block ends
         self.hits = self.misses = self.evictions = self.dropped = 0
         self.lock = threading.RLock()
@@ -51,7 +52,7 @@ class ReferenceStore:
         with self.lock:
             for key, buffer in zip(keys, out, strict=True):
                 if key in self.blocks:
-                    buffer[:] = self.blocks[key]
+                    buffer[:] = self.load(key)
                     self.blocks.move_to_end(key)
             return [key in self.blocks for key in keys]
 
@@ -60,12 +61,25 @@ class ReferenceStore:
         with self.lock:
             fresh = set(keys)
             for key, block in zip(keys, blocks, strict=True):
-                if key in self.blocks or len(self.blocks) < self.capacity or self.evict(1, keep=fresh):
-                    self.blocks[key] = bytes(block)
+                if key in self.blocks:
                     self.blocks.move_to_end(key)
+                elif self.has_room() or self.evict(1, keep=fresh):
+                    self.keep(key, block)
             held = sum(key in self.blocks for key in keys)
             self.dropped += len(keys) - held
             return held
+
+    def has_room(self) -> bool:
+        return len(self.blocks) < self.capacity
+
+    def keep(self, key: bytes, block: memoryview) -> None:
+        self.blocks[key] = bytes(block)
+
+    def load(self, key: bytes) -> Any:
+        return self.blocks[key]
+
+    def forget(self, key: bytes) -> None:
+        del self.blocks[key]
 
     def pin(self, keys: Sequence[bytes], *, lease_s: float | None = None) -> list[bool]:
         with self.lock:
@@ -87,7 +101,7 @@ class ReferenceStore:
         with self.lock:
             loose = [key for key in self.blocks if not self.is_pinned(key) and key not in keep][:count]
             for key in loose:
-                del self.blocks[key]
+                self.forget(key)
             self.evictions += len(loose)
             return len(loose)
 
@@ -95,8 +109,9 @@ class ReferenceStore:
         with self.lock:
             return KVStoreStats(
                 blocks=len(self.blocks), capacity_blocks=self.capacity,
-                bytes_used=sum(map(len, self.blocks.values())), pinned_blocks=sum(map(self.is_pinned, list(self.pins))),
-                hits=self.hits, misses=self.misses, evictions=self.evictions, dropped=self.dropped,
+                bytes_used=len(self.blocks) * self.schema.bytes_per_page,
+                pinned_blocks=sum(map(self.is_pinned, list(self.pins))), hits=self.hits, misses=self.misses,
+                evictions=self.evictions, dropped=self.dropped,
             )  # fmt: skip
 
     def close(self) -> None:

@@ -4,5 +4,5 @@ import pytest
 
 pytest.register_assert_rewrite(*[f"{__name__}.{kit}" for kit in (
     "embedding", "embedding_calls", "executor", "generation", "hardware", "hybrid", "kv", "lifecycle", "options",
-    "plugin", "recordings", "reporting", "transport",
+    "plugin", "recordings", "reporting",
 )])  # fmt: skip

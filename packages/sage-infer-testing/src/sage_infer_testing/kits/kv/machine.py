@@ -89,6 +89,12 @@ def explore(suite: Any, examples: int) -> None:
                 f"match() of {blocks} blocks gave {found} tokens, {length * page} are held"
             )
 
+        @rule(blocks=_BLOCKS)
+        def contains(self, blocks: list[int]) -> None:
+            keys = self.keys(blocks)
+            found = self.store.contains(keys)
+            assert found == [key in self.held for key in keys], f"contains() returned {found}"
+
         @invariant()
         def stats_agree(self) -> None:
             stats = self.store.stats()

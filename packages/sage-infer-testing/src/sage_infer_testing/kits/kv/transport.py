@@ -4,106 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import attrs
 import pytest
 from sage_infer.contracts import Transport
-from sage_infer.errors import InvalidRequest
-from sage_infer.schemas import (
-    KVCacheSchema,
-    KVChunk,
-    KVLocation,
-    TransportPlan,
-    TransportReport,
-    TransportStep,
-)
-from sage_infer.sdk import checksum
+from sage_infer.errors import InvalidRequest, UnsupportedFeature
+from sage_infer.schemas import TransportPlan, TransportReport
+from sage_infer.schemas.codec import from_json, to_json
 
+from sage_infer_testing.kits.kv.transport_base import SIZES, TransportSuite
 from sage_infer_testing.shape import shape_problems
-from sage_infer_testing.suite import ContractSuite
 
 __all__ = ["TransportContract"]
 
-_SIZES = (64, 100_000, 1, 9_000)
 _YIELDS = 6  # how many turns of the event loop a plan gets before it is cancelled
 
 
-class TransportContract(ContractSuite, kit=True):
-    """Everything that a ``Transport`` promises. Override the four methods below.
-
-    ``make_transport`` gives the transport; ``place`` puts bytes where it can fetch them; ``target`` names a place
-    where it can put some; ``contents`` reads them there. ``folder`` is empty at the start of each test.
-    """
-
-    unreachable: ClassVar[KVLocation] = KVLocation(tier="remote", uri="nowhere-kit://host/chunk")
-
-    def make_transport(self) -> Transport:
-        """The transport."""
-        pytest.fail(f"{type(self).__name__} must override make_transport()")
-
-    def place(self, data: bytes, name: str, folder: Path) -> KVLocation:
-        """Put ``data`` where the transport can fetch it."""
-        pytest.fail(f"{type(self).__name__} must override place(data, name, folder)")
-
-    def target(self, nbytes: int, name: str, folder: Path) -> KVLocation:
-        """A place for ``nbytes`` where nothing is yet."""
-        pytest.fail(f"{type(self).__name__} must override target(nbytes, name, folder)")
-
-    def contents(self, location: KVLocation) -> bytes | None:
-        """What is there now; None where nothing is, or nothing was ever written."""
-        pytest.fail(f"{type(self).__name__} must override contents(location)")
-
-    def checksum(self, data: bytes) -> str:
-        """``KVChunk.checksum`` of some bytes: the xxh3-64 that every transport verifies."""
-        return checksum(data)
-
-    # --- what tests use
-
-    @pytest.fixture
-    def transport(self) -> Iterator[Any]:
-        """A transport, closed after the test."""
-        made = self.make_transport()
-        yield made
-        self.run(made.close())
-
-    def data(self, size: int, name: str) -> bytes:
-        """Bytes that belong to a name."""
-        return hashlib.shake_128(name.encode()).digest(size)
-
-    def step(self, size: int, name: str, folder: Path, **changes: Any) -> TransportStep:
-        """A step that moves the bytes of ``name``; ``changes`` replace its fields."""
-        data = self.data(size, name)
-        schema = KVCacheSchema(dtype="int8", page_size=size, num_layers=1, num_heads=1, head_dim=1,
-                               scale_dtype="fp32", scale_granularity="tensor")  # fmt: skip
-        chunk = KVChunk(
-            chunk_id=hashlib.blake2b(name.encode(), digest_size=16).hexdigest(), request_id="kit", layer_start=0,
-            layer_end=1, token_start=0, token_end=size, kv_schema=schema, nbytes=size, checksum=self.checksum(data),
-        )  # fmt: skip
-        fields: Mapping[str, Any] = {
-            "chunk": chunk, "nbytes": size, "source": None, "target": None, **changes,
-        }  # fmt: skip
-        source = fields["source"] or self.place(data, f"{name}.source", folder)
-        target = fields["target"] or self.target(size, f"{name}.target", folder)
-        return TransportStep(**{**fields, "source": source, "target": target})
-
-    def steps(self, folder: Path, sizes: tuple[int, ...] = _SIZES) -> tuple[TransportStep, ...]:
-        """Steps of different sizes, the later ones more urgent."""
-        return tuple(self.step(size, f"c{i}", folder, priority=-i) for i, size in enumerate(sizes))
-
-    def arrived(self, step: TransportStep, index: int) -> bool:
-        """Whether a step's bytes are at its target; fails where something else is."""
-        __tracebackhide__ = True
-        found = self.contents(step.target)
-        expected = self.data(step.chunk.nbytes, f"c{index}")
-        assert found is None or found == expected, (
-            f"step {index} left {len(found or b'')} other bytes at {step.target}"
-        )
-        return found is not None
-
-    # --- tests
+class TransportContract(TransportSuite, kit=True):
+    """Everything that a ``Transport`` promises. Override the four methods of ``TransportSuite``."""
 
     def test_has_the_shape_of_its_protocol(self, transport: Any) -> None:
         """Every method of ``Transport`` is there with its parameters.
@@ -133,12 +53,12 @@ class TransportContract(ContractSuite, kit=True):
         assert isinstance(report, TransportReport), f"execute() gave a {type(report).__name__}"
         assert report.plan_id == "kit-plan", f"the report is of {report.plan_id!r}"
         assert report.statuses == ("done",) * len(steps), f"{report.statuses}, {report.errors}"
-        assert report.moved_bytes == sum(_SIZES), (
-            f"{sum(_SIZES)} bytes moved, the report says {report.moved_bytes}"
+        assert report.moved_bytes == sum(SIZES), (
+            f"{sum(SIZES)} bytes moved, the report says {report.moved_bytes}"
         )
         for i, step in enumerate(steps):
             assert self.arrived(step, i), f"step {i} is done, and nothing is at {step.target}"
-            assert self.contents(step.source) == self.data(_SIZES[i], f"c{i}"), (
+            assert self.contents(step.source) == self.data(SIZES[i], f"c{i}"), (
                 f"the source of step {i} has changed"
             )
 
@@ -157,16 +77,14 @@ class TransportContract(ContractSuite, kit=True):
         How to fix: verify on arrival, before the chunk can be seen under its target's name.
         """
         steps = list(self.steps(tmp_path))
-        damaged = bytearray(self.data(_SIZES[1], "c1"))
-        damaged[_SIZES[1] // 2] ^= 1
-        steps[1] = self.step(
-            _SIZES[1], "c1", tmp_path, source=self.place(bytes(damaged), "damaged", tmp_path)
-        )
+        damaged = bytearray(self.data(SIZES[1], "c1"))
+        damaged[SIZES[1] // 2] ^= 1
+        steps[1] = self.step(SIZES[1], "c1", tmp_path, source=self.place(bytes(damaged), "damaged", tmp_path))
         report = await transport.execute(TransportPlan.from_steps("kit-damaged", tuple(steps)))
         assert report.statuses == ("done", "failed", "done", "done"), f"{report.statuses}, {report.errors}"
         assert len(report.errors) == 1, f"one message a failed step, got {report.errors}"
         assert not self.arrived(steps[1], 1), "a damaged chunk is at its target"
-        assert report.moved_bytes == sum(_SIZES) - _SIZES[1], (
+        assert report.moved_bytes == sum(SIZES) - SIZES[1], (
             f"moved_bytes counts what did not arrive: {report}"
         )
 
@@ -176,7 +94,7 @@ class TransportContract(ContractSuite, kit=True):
         How to fix: turn the I/O error into a failed step with a message that names the source.
         """
         steps = list(self.steps(tmp_path))
-        steps[0] = self.step(_SIZES[0], "c0", tmp_path, source=self.target(_SIZES[0], "not-there", tmp_path))
+        steps[0] = self.step(SIZES[0], "c0", tmp_path, source=self.target(SIZES[0], "not-there", tmp_path))
         report = await transport.execute(TransportPlan.from_steps("kit-missing", tuple(steps)))
         assert report.statuses == ("failed", "done", "done", "done"), f"{report.statuses}, {report.errors}"
         assert not self.arrived(steps[0], 0), "something is at the target of a step without a source"
@@ -191,6 +109,82 @@ class TransportContract(ContractSuite, kit=True):
         with pytest.raises(InvalidRequest):
             await transport.execute(TransportPlan.from_steps("kit-far", (good, bad)))
         assert not self.arrived(good, 0), "a step of a refused plan was carried out"
+
+    async def test_a_chunk_without_a_checksum_is_refused(self, transport: Any, tmp_path: Path) -> None:
+        """A step whose chunk has no checksum is ``InvalidRequest``, and nothing is moved.
+
+        How to fix: look at all chunks before the first one moves; what cannot be verified must not arrive.
+        """
+        good, bad = self.step(64, "c0", tmp_path), self.step(64, "c1", tmp_path)
+        bad = attrs.evolve(bad, chunk=attrs.evolve(bad.chunk, checksum=None))
+        with pytest.raises(InvalidRequest):
+            await transport.execute(TransportPlan.from_steps("kit-bare", (good, bad)))
+        assert not self.arrived(good, 0), "a step of a refused plan was carried out"
+
+    async def test_an_unknown_checksum_is_refused(self, transport: Any, tmp_path: Path) -> None:
+        """A checksum of an algorithm that nobody knows is ``UnsupportedFeature`` that names it; nothing is moved.
+
+        How to fix: verify ``xxh3-64`` with ``sage_infer.sdk.verify``, and refuse every other algorithm.
+        """
+        good, bad = self.step(64, "c0", tmp_path), self.step(64, "c1", tmp_path)
+        bad = attrs.evolve(bad, chunk=attrs.evolve(bad.chunk, checksum="kit-sum:0123456789abcdef"))
+        with pytest.raises(UnsupportedFeature, match="kit-sum"):
+            await transport.execute(TransportPlan.from_steps("kit-unknown", (good, bad)))
+        assert not self.arrived(good, 0), "a step of a refused plan was carried out"
+
+    async def test_each_step_is_told_as_it_ends(self, transport: Any, tmp_path: Path) -> None:
+        """``on_step`` is called once for each step, in the event loop, with the status that the report has.
+
+        How to fix: call it when the step has ended and its chunk can be read at the target; from a thread use
+        ``loop.call_soon_threadsafe``, and return from ``execute`` after the last call.
+        """
+        steps = list(self.steps(tmp_path))
+        steps[0] = self.step(SIZES[0], "c0", tmp_path, source=self.target(SIZES[0], "not-there", tmp_path))
+        told: dict[int, str] = {}
+        loop = asyncio.get_running_loop()
+
+        def on_step(index: int, status: str) -> None:
+            assert asyncio.get_running_loop() is loop, "on_step was called outside of the event loop"
+            assert index not in told, f"step {index} ended twice"
+            assert status != "done" or self.arrived(steps[index], index), (
+                f"step {index} is done and not there"
+            )
+            told[index] = status
+
+        plan = TransportPlan.from_steps("kit-steps", tuple(steps))
+        report = await transport.execute(plan, on_step=on_step)
+        assert [told.get(index) for index in range(len(steps))] == list(report.statuses), (
+            f"on_step said {told}, the report {report.statuses}"
+        )
+
+    async def test_reports_are_well_formed(self, transport: Any, tmp_path: Path) -> None:
+        """A report has one message for each failed step, and seconds for each step or for none.
+
+        How to fix: collect ``errors`` and ``step_seconds`` in the plan's order; leave ``step_seconds`` empty where
+        steps are not measured, and count each further attempt in ``retries``.
+        """
+        steps = list(self.steps(tmp_path))
+        steps[2] = self.step(SIZES[2], "c2", tmp_path, source=self.target(SIZES[2], "not-there", tmp_path))
+        report = await transport.execute(TransportPlan.from_steps("kit-report", tuple(steps)))
+        assert len(report.errors) == report.statuses.count("failed") == 1, (
+            f"{report.statuses}, {report.errors}"
+        )
+        assert report.errors[0], "the message of a failed step is empty"
+        assert len(report.step_seconds) in (0, len(steps)), f"{len(steps)} steps, {report.step_seconds}"
+        assert all(0 <= seconds <= report.elapsed_s for seconds in report.step_seconds), (
+            f"a step took longer than the plan's {report.elapsed_s} s: {report.step_seconds}"
+        )
+        assert report.retries >= 0, f"retries is {report.retries}"
+        assert from_json(to_json(report), TransportReport) == report
+
+    def test_regions_can_be_registered(self, transport: Any) -> None:
+        """``register`` takes a region of memory, twice too.
+
+        How to fix: return immediately where no registration is needed.
+        """
+        region = memoryview(bytearray(4096))
+        for _ in range(2):
+            transport.register(region)
 
     async def test_cancelling_leaves_no_partial_chunk(self, transport: Any, tmp_path: Path) -> None:
         """A plan that is cancelled leaves each target whole or untouched, and the transport usable.

@@ -1,0 +1,1 @@
+"""The kits for KV: stores, endpoints, codecs and transports."""
