@@ -9,7 +9,9 @@ from kit_reference.embedding import ReferenceEmbedder
 from kit_reference.hybrid import ReferenceHybrid
 from kit_reference.llm import ALL_FEATURES, ReferenceLLM
 from kit_reference.request import Request
-from sage_infer.schemas import ModelDescriptor, Usage
+from kit_reference.store import ReferenceStore
+from kit_reference.transport import ReferenceTransport
+from sage_infer.schemas import KVCacheSchema, ModelDescriptor, TransportSettings, Usage
 
 
 class ToyLLM(ReferenceLLM):
@@ -63,3 +65,16 @@ class ToyEmbedder(ReferenceEmbedder):
 class ToyHybrid(ReferenceHybrid):
     def __init__(self, model: ModelDescriptor) -> None:
         super().__init__()
+
+
+def open_store(schema: KVCacheSchema, model_id: str, *, capacity_blocks: int) -> ReferenceStore:
+    return ReferenceStore(model_id, schema, capacity_blocks)
+
+
+def open_leaking_store(schema: KVCacheSchema, model_id: str, *, capacity_blocks: int) -> ReferenceStore:
+    """Holds twice of what it was told."""
+    return ReferenceStore(model_id, schema, 2 * capacity_blocks)
+
+
+def open_transport(settings: TransportSettings) -> ReferenceTransport:
+    return ReferenceTransport()

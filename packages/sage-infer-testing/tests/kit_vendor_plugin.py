@@ -1,6 +1,6 @@
 """The plug-in of the vendor in ``kit_vendor``."""
 
-from sage_infer import BackendSpec, hookimpl
+from sage_infer import BackendSpec, DetectorSpec, KVStoreSpec, TransportSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
 
@@ -19,3 +19,31 @@ def sage_infer_backends() -> list[BackendSpec]:
             summary="toy",
         ),
     ]  # fmt: skip
+
+
+@hookimpl
+def sage_infer_kv_stores() -> list[KVStoreSpec]:
+    return [
+        KVStoreSpec(name="toy-store", factory="kit_vendor:open_store", summary="toy"),
+        KVStoreSpec(name="toy-leaking", factory="kit_vendor:open_leaking_store", summary="toy"),
+    ]
+
+
+@hookimpl
+def sage_infer_transports() -> list[TransportSpec]:
+    return [
+        TransportSpec(name="toy-files", factory="kit_vendor:open_transport", schemes={"file"}, summary="toy"),
+        TransportSpec(name="toy-rdma", factory="kit_vendor:open_transport", schemes={"rdma"}, summary="toy"),
+    ]
+
+
+@hookimpl
+def sage_infer_detectors() -> list[DetectorSpec]:
+    return [
+        DetectorSpec(
+            name="toy-eye",
+            factory="kit_reference.detector:ReferenceDetector",
+            hardware={"cpu"},
+            summary="toy",
+        )
+    ]

@@ -12,7 +12,13 @@ from xml.etree import ElementTree
 import pytest
 import typer
 from rich.console import Console
-from sage_infer.errors import BackendUnavailable, InvalidRequest, ModelNotFound, SageInferError
+from sage_infer.errors import (
+    BackendUnavailable,
+    InvalidRequest,
+    ModelNotFound,
+    SageInferError,
+    UnsupportedFeature,
+)
 from sage_infer_testing import cli, plugin
 from sage_infer_testing.results import ContractReport, TestResult
 from sage_infer_testing.runner import run_contract
@@ -31,9 +37,57 @@ def sage(*arguments: str) -> Any:
 
 
 def test_plugin_names_the_command() -> None:
-    (spec,) = plugin.sage_infer_commands()
-    assert spec.path == "infer backend test"
-    assert spec.app == "sage_infer_testing.cli:test"
+    specs = {spec.path: spec.app for spec in plugin.sage_infer_commands()}
+    assert specs == {
+        "infer backend test": "sage_infer_testing.cli:test",
+        "infer plugin test": "sage_infer_testing.cli:test_plugin",
+    }
+
+
+def sage_plugin(*arguments: str) -> Any:
+    app = typer.Typer()
+    app.command()(cli.test_plugin)
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("name", "select", "suite"),
+    [
+        ("toy-store", "TestStore and test_has_the_shape", "TestStore"),
+        ("toy-files", "moves or TestTransport and test_has_the_shape", "TestTransport"),
+        ("toy-eye", "survives_json", "TestDetector"),
+        ("toy-embedder", "embed_gives or TestEmbedding and test_has_the_shape", "TestEmbedding"),
+    ],
+)
+def test_things_of_other_kinds_run_the_kit_of_their_kind(name: str, select: str, suite: str) -> None:
+    report = json.loads(sage_plugin(name, "-k", f"{select} or hooks_return", "--json").stdout)
+    assert report["ok"] is True
+    suites = {test["suite"] for test in report["tests"]}
+    assert suites == {"TestPlugin", suite}
+    assert report["passed"] >= 2
+
+
+def test_a_store_that_breaks_its_contract_fails() -> None:
+    result = sage_plugin("toy-leaking", "-k", "TestStore")
+    assert result.exit_code == 1
+    assert "failed TestStore::" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("toy-rdma",), UnsupportedFeature, "subclass sage_infer_testing.TransportContract"),
+        (("toy-eye", "--option", "a=1"), InvalidRequest, "a detector takes no options"),
+        (("toy-eye", "-m", "talker"), InvalidRequest, "a detector is tested without a model"),
+        (("toy-store", "--kind", "executor"), BackendUnavailable, "no executor 'toy-store'"),
+        (("toy-store", "--set", "losless=false"), InvalidRequest, "the kit has no setting losless"),
+    ],
+)
+def test_things_that_cannot_be_tested_so_are_refused(
+    arguments: tuple[str, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        raise sage_plugin(*arguments).exception
 
 
 def test_an_llm_passes_and_the_table_says_so(tmp_path: Path) -> None:

@@ -163,8 +163,9 @@ class Engine:
                 numbers = tuple(int(share.device.partition(":")[2]) for share in shares)
                 model = evolve(model, device_ids=numbers)
         serves: Any = model.model_type
-        profile = self.config.quant_profile
-        return create_backend(self.backend_name, model=model, serves=serves, quant_profile=profile, **options)
+        if self.config.quant_profile is not None:
+            options["quant_profile"] = self.config.quant_profile
+        return create_backend(self.backend_name, model=model, serves=serves, **options)
 
     def _spec(self) -> BackendSpec:
         spec = find_backend(self.backend_name).spec

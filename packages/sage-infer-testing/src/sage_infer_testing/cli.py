@@ -1,17 +1,21 @@
-"""``sage infer backend test``"""
+"""``sage infer backend test`` and ``sage infer plugin test``"""
 
 # ruff: noqa: PT028 - the function is a command that is called test, and no test
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from sage_infer.cli.options import BackendOptions, Model, parse_options
 from sage_infer.cli.output import AsJson, print_json
+from sage_infer.cli.plugin import KindOption, parse_kind
 
-__all__ = ["test"]
+if TYPE_CHECKING:
+    from sage_infer_testing.target import Target
+
+__all__ = ["test", "test_plugin"]
 
 
 def test(
@@ -32,14 +36,54 @@ def test(
     as_json: AsJson = False,
 ) -> None:
     """Run the contract kit against an installed backend. Exits with 0 if nothing failed."""
+    from sage_infer_testing.target import find_targets
+
+    target = find_targets(name, model, parse_options(option), parse_options(setting))
+    _run(target, select, junit, details, as_json)
+
+
+def test_plugin(
+    name: Annotated[str, typer.Argument(help="Name of a backend, detector, store, transport, …")],
+    kind: KindOption = None,
+    model: Model = None,
+    option: BackendOptions = None,
+    select: Annotated[
+        str, typer.Option("-k", metavar="EXPR", help="Only tests that fit, as in pytest -k.")
+    ] = "",
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE for the kit, such as lossless=false.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
+    details: Annotated[
+        bool, typer.Option("--details", help="Print pytest's report of each failure.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the contract kit of its kind against something installed. Exits with 0 if nothing failed."""
+    from sage_infer.errors import InvalidRequest
+    from sage_infer.plugins import find_plugin, require_ready
+
+    from sage_infer_testing.target import find_part, find_targets
+
+    info = find_plugin(name, parse_kind(kind))
+    require_ready(info)
+    options, settings = parse_options(option), parse_options(setting)
+    if info.kind == "backend" or info.kind == "plugin":
+        target = find_targets(name, model, options, settings)
+    elif model is not None:
+        raise InvalidRequest(f"a {info.kind} is tested without a model; leave --model out")
+    else:
+        target = find_part(name, info.kind, options, settings)
+    _run(target, select, junit, details, as_json)
+
+
+def _run(target: Target, select: str, junit: Path | None, details: bool, as_json: bool) -> None:
     from rich.console import Console
 
     from sage_infer_testing.runner import run_contract
     from sage_infer_testing.table import live, print_report
-    from sage_infer_testing.target import find_targets
 
-    target = find_targets(name, model, parse_options(option), parse_options(setting))
-    with live(f"testing {name}", Console(stderr=True)) as listener:
+    with live(f"testing {target.backend}", Console(stderr=True)) as listener:
         report = run_contract(target, select=select, junit=junit, listener=listener)
     if as_json:
         print_json(report.as_dict())

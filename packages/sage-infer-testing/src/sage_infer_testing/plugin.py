@@ -1,4 +1,4 @@
-"""What this wheel plugs into sage-infer: the command ``sage infer backend test``."""
+"""What this wheel plugs into sage-infer: the commands ``sage infer backend test`` and ``sage infer plugin test``."""
 
 from sage_infer import CommandSpec, hookimpl
 
@@ -12,5 +12,10 @@ def sage_infer_commands() -> list[CommandSpec]:
             path="infer backend test",
             app="sage_infer_testing.cli:test",
             summary="Run the contract kit against an installed backend",
-        )
+        ),
+        CommandSpec(
+            path="infer plugin test",
+            app="sage_infer_testing.cli:test_plugin",
+            summary="Run the contract kit of its kind against anything installed",
+        ),
     ]

@@ -56,7 +56,9 @@ def print_report(report: ContractReport, console: Console | None = None) -> None
     if not console.is_terminal:
         console = Console(file=console.file, width=_WIDTH)
     table = Table(
-        title=f"{escape(report.backend)} with {escape(report.model)}", title_justify="left", box=None
+        title=escape(report.backend) + (f" with {escape(report.model)}" if report.model else ""),
+        title_justify="left",
+        box=None,
     )
     table.add_column("test", no_wrap=True)
     table.add_column("outcome")

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
+from sage_infer.discovery import KindName
 from sage_infer.errors import BackendUnavailable, InvalidRequest
 from sage_infer.names import ModelType
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.schemas.codec import from_dict, to_dict
 
-__all__ = ["ENVIRONMENT_KEY", "Target", "find_targets"]
+from sage_infer_testing.parts import part_kits
+
+__all__ = ["ENVIRONMENT_KEY", "Target", "find_part", "find_targets"]
 
 ENVIRONMENT_KEY = "SAGE_INFER_TESTING_TARGET"
 
@@ -22,18 +25,28 @@ _KINDS = {"llm": "llm", "multimodal": "llm", "embedding": "embedding", "reranker
 
 @frozen(kw_only=True)
 class Target:
-    """A backend, the models to open it with (by what it then serves), and how to run the kit."""
+    """A thing that a plug-in brings, and how to run the kit.
+
+    Attributes:
+        backend: name of the thing, most often a backend.
+        module: the plug-in's module.
+        models: the models to open a backend with, by what it then serves; empty for other kinds.
+        kind: what it is, as in ``sage infer plugin list``.
+    """
 
     backend: str
     module: str
-    models: Mapping[str, ModelDescriptor]
+    models: Mapping[str, ModelDescriptor] = field(factory=dict)
+    kind: KindName = "backend"
     options: Mapping[str, Any] = field(factory=dict)
     settings: Mapping[str, Any] = field(factory=dict)
 
     def to_json(self) -> str:
         """Text that ``from_json`` reads in the test process."""
         models = {kind: to_dict(model) for kind, model in self.models.items()}
-        plain = {"backend": self.backend, "module": self.module, "options": dict(self.options)}
+        plain = {
+            "backend": self.backend, "module": self.module, "kind": self.kind, "options": dict(self.options),
+        }  # fmt: skip
         return json.dumps({**plain, "settings": dict(self.settings), "models": models})
 
     @classmethod
@@ -43,7 +56,7 @@ class Target:
         return cls(**data)
 
     def suites(self) -> dict[str, type]:
-        """A test class for the plug-in, and one for each kind of model, by class name.
+        """A test class for the plug-in, and one for each kind of model or for the kind of thing, by class name.
 
         Raises:
             InvalidRequest: a setting that no kit has.
@@ -60,6 +73,9 @@ class Target:
             "hybrid": ("TestHybrid", HybridBackendContract),
         }
         suites = {"TestPlugin": self._suite("TestPlugin", PluginContract, {"module": self.module})}
+        if self.kind != "backend":
+            for name, kit, fixed in part_kits(self.kind, self.backend, self.options):
+                suites[name] = self._suite(name, kit, fixed)
         for kind, model in self.models.items():
             name, kit = kits[kind]
             fixed = {
@@ -83,6 +99,23 @@ class Target:
         settings = {key: value for key, value in self.settings.items() if hasattr(kit, key)}
         home = "sage_infer_testing.installed"
         return type(kit)(name, (kit,), {"__module__": home, "__qualname__": name, **settings, **fixed})
+
+
+def find_part(name: str, kind: KindName, options: Mapping[str, Any], settings: Mapping[str, Any]) -> Target:
+    """Something other than a backend.
+
+    Raises:
+        BackendUnavailable: it is not there or not ready.
+        InvalidRequest: a setting that no kit has, or options for a kind without.
+        UnsupportedFeature: what the kit needs around it is not known.
+    """
+    from sage_infer.plugins import find_plugin, require_ready
+
+    info = find_plugin(name, kind)
+    require_ready(info)
+    target = Target(backend=name, module=info.plugin.location, kind=kind, options=options, settings=settings)
+    target.suites()
+    return target
 
 
 def find_targets(
