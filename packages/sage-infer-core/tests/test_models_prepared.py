@@ -4,6 +4,7 @@ once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -40,7 +41,8 @@ def test_built_once(tmp_path: Path) -> None:
     assert first == again
     assert build.calls == 1
     assert first.name.startswith("my_model_Q4-")
-    assert sorted(path.name for path in first.iterdir()) == ["graph.xml", "manifest.json", "weights.bin"]
+    names = sorted(path.name for path in first.iterdir())
+    assert names == ["compared.json", "graph.xml", "manifest.json", "weights.bin"]
     other = PreparedCache(tmp_path / "new" / "cache").get_or_build(
         "my model/Q4", {**IDENTITY, "model": "b"}, build
     )
@@ -151,3 +153,36 @@ def test_processes_that_prepare_at_once_share_one_entry(tmp_path: Path) -> None:
     assert found.pop().split()[1] == "100000"
     assert len(list(tmp_path.glob("m-*"))) == 1
     assert not list(tmp_path.glob(".*.new-*"))
+
+
+def test_a_flipped_bit_is_noticed_though_size_and_time_stay(tmp_path: Path) -> None:
+    build, cache = Builder(), PreparedCache(tmp_path)
+    weights = cache.get_or_build("m", IDENTITY, build) / "weights.bin"
+    before, data = weights.stat(), bytearray(weights.read_bytes())
+    data[100] ^= 4
+    weights.write_bytes(data)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    cache.get_or_build("m", IDENTITY, build)
+    assert build.calls == 2
+    assert weights.read_bytes()[100] == 100
+
+
+def test_files_that_did_not_change_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, cache = Builder(), PreparedCache(tmp_path)
+    entry = cache.get_or_build("m", IDENTITY, build)
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr("sage_infer.models.wholeness._sha256", counted)
+    cache.get_or_build("m", IDENTITY, build)
+    assert read == []
+    os.utime(entry / "graph.xml")
+    cache.get_or_build("m", IDENTITY, build)
+    cache.get_or_build("m", IDENTITY, build)
+    assert read == [entry / "graph.xml"]
+    assert build.calls == 1

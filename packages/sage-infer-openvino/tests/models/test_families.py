@@ -242,7 +242,12 @@ REFUSED: list[tuple[str, dict[str, Any], type[SageInferError], str]] = [
     ("ministral", {"layer_types": ["chunked_attention"] * 3}, ModelFileError, "layer_types is"),
     ("ministral", {"layer_types": ["full_attention"]}, ModelFileError, "for every layer"),
     ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, UnsupportedFeature, "'dynamic'"),
-    ("llama", {"rope_scaling": {"rope_type": "linear"}}, ModelFileError, "'linear' has factor None"),
+    (
+        "llama",
+        {"rope_scaling": {"rope_type": "linear"}},
+        ModelFileError,
+        "factor of rotary scaling 'linear' is None",
+    ),
     (
         "llama",
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0}},

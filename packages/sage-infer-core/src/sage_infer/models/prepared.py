@@ -1,9 +1,10 @@
 """A cache of models in an engine's own form: one folder an entry, whole or absent, shared by processes.
 
 An entry is written into a folder beside its place, flushed to disk, and renamed, so that no crash leaves half
-of one under its name. Its manifest holds every file's size, SHA-256 and modification time. Opening an entry
-compares sizes and times, and reads a file again to check its hash only when its time is not the recorded one;
-what does not match is rebuilt. A lock file an entry keeps two processes from preparing the same model twice.
+of one under its name. Its manifest holds every file's size and SHA-256. A file is read and its hash compared when it
+is not known to be whole: when size, times (of modification, and of the inode's change, which nobody sets) or inode
+are not those at which it was last compared. What does not match is rebuilt. A lock file per entry keeps two processes
+from preparing the same model twice.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -20,6 +20,7 @@ from typing import Any
 
 from sage_infer.errors import ConfigError
 from sage_infer.models.file_lock import file_lock
+from sage_infer.models.wholeness import describe, files_match, flush, read_json
 
 __all__ = ["PreparedCache", "Progress"]
 
@@ -27,7 +28,6 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and how much of the whole is done, 0 to 1."""
 
 _MANIFEST = "manifest.json"
-_CHUNK = 1 << 20
 
 
 class PreparedCache:
@@ -81,17 +81,18 @@ class PreparedCache:
         new.mkdir()
         try:
             build(new)
-            files = {path.name: _describe(path) for path in sorted(new.iterdir())}
+            files = {path.name: describe(path) for path in sorted(new.iterdir())}
             manifest = new / _MANIFEST
             manifest.write_text(
                 json.dumps({"identity": identity, "files": files}, indent=1), encoding="utf-8"
             )
-            _flush(manifest)
-            _flush(new)
+            flush(manifest)
+            flush(new)
             if entry.exists():
                 _discard(entry)
             new.rename(entry)
-            _flush(self.root)
+            flush(self.root)
+            files_match(entry, files)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
@@ -102,54 +103,15 @@ def _is_whole(entry: Path, identity: Mapping[str, Any]) -> bool:
     if manifest is None or manifest["identity"] != json.loads(json.dumps(identity)):
         return False
     try:
-        return all(_matches(entry / name, facts) for name, facts in manifest["files"].items())
+        return files_match(entry, manifest["files"])
     except (OSError, KeyError, TypeError, AttributeError):
         return False
 
 
-def _matches(path: Path, facts: Mapping[str, Any]) -> bool:
-    stat = path.stat()
-    if stat.st_size != facts["size"]:
-        return False
-    return bool(stat.st_mtime_ns == facts["mtime_ns"]) or _sha256(path) == facts["sha256"]
-
-
 def _read_manifest(entry: Path) -> dict[str, Any] | None:
-    try:
-        data = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    whole = (
-        isinstance(data, dict)
-        and isinstance(data.get("identity"), dict)
-        and isinstance(data.get("files"), dict)
-    )
+    data = read_json(entry / _MANIFEST)
+    whole = isinstance(data.get("identity"), dict) and isinstance(data.get("files"), dict)
     return data if whole else None
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    _flush(path)
-    stat = path.stat()
-    return {"size": stat.st_size, "sha256": _sha256(path), "mtime_ns": stat.st_mtime_ns}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """To the disk itself. Folders cannot be flushed on every system; there it is left to the file system."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _discard(entry: Path) -> None:

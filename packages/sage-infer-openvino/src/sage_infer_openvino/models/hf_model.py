@@ -1,7 +1,8 @@
 """A decoder from a Hugging Face folder: ``config.json`` and safetensors, whole or sharded.
 
 Fields of ``config.json``: transformers' configuration classes, in the spelling of version 4 (``rope_theta``,
-``rope_scaling``) and of version 5 (``rope_parameters``). Of a model that also sees or hears, the text part is read.
+``rope_scaling``) and of version 5 (``rope_parameters``). Of a model that also sees or hears, the text part
+is read.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ from sage_infer_openvino.models.families import (
     rows_of,
     unrotated_layers,
     windows_of,
+)
+from sage_infer_openvino.models.file_checks import (
+    check_config,
+    check_finite,
+    check_kinds,
+    checked_number,
+    special_token_id,
 )
 from sage_infer_openvino.models.safetensors_file import SafetensorsFolder
 
@@ -57,9 +65,11 @@ class HfModel:
         if not isinstance(self._raw, dict):
             raise ModelFileError(f"{path}: expected a JSON object, got {type(self._raw).__name__}")
         where = str(path)
+        check_kinds(self._raw, where)
         self.family = hf_family(self._raw.get("model_type"), self._raw.get("architectures") or [], where)
         if isinstance(text := self._raw.get("text_config"), dict):
             self._raw = {**self._raw, **text}
+            check_kinds(self._raw, where)
         self._raw = {**self.family.defaults, **self._raw}
         refuse(self.family, self._raw, where)
         self._tensors = SafetensorsFolder(self.folder)
@@ -71,9 +81,12 @@ class HfModel:
         return self._tensors.tensors()
 
     def weight(self, name: str) -> DenseWeight:
-        """The weight of that canonical name (see ``decoder_weights``), as a view of the file where it is stored so."""
+        """The weight of that canonical name (see ``decoder_weights``), as a view of the file where it is
+        stored so.
+        """
         tensor = hf_name(name, self.family, self._prefix)
         weight = self._tensors.weight(tensor)
+        check_finite(weight, tensor, str(self.folder))
         kind = name.split(".")[2] if name.startswith("layers.") else name
         part = rows_of(kind, self.family.tensors, self.config)
         if part is not None:
@@ -98,17 +111,24 @@ class HfModel:
         head_dim = self._integer("head_dim", hidden // heads)
         has_head = _PREFIXES[self._prefix] in tensors
         tied = bool(raw.get("tie_word_embeddings", False)) or not has_head
+        embed = tensors.shape(hf_name("embed", family, self._prefix))
+        if len(embed) != 2:
+            raise ModelFileError(f"{self.folder}: the embedding has the shape {embed}, expected two numbers")
         eos = raw.get("eos_token_id")
         rope, local = self._ropes()
-        theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-        part = float(rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0)
+        theta = self._checked(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0, "rope_theta", gt=1)
+        part = self._checked(
+            rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0,
+            "partial_rotary_factor", gt=0,
+        )  # fmt: skip
         rotary_dim = int(head_dim * part)
         scaling = self._rope_scaling(rope, rotary_dim, theta, length)
+        length = self._stretched(rope, length)
         windows = windows_of(family, raw, layers, length, str(self.folder))
         local_theta = (
             local.get("rope_theta") or raw.get("rope_local_base_freq") or family.local_theta or theta
         )
-        return DecoderConfig(
+        config = DecoderConfig(
             architecture=family.key,
             name=Path(str(raw.get("_name_or_path") or self.folder.name)).name,
             num_layers=layers,
@@ -117,14 +137,16 @@ class HfModel:
             num_kv_heads=self._integer("num_key_value_heads", heads),
             head_dim=head_dim,
             intermediate_size=self._integer("intermediate_size"),
-            vocab_size=tensors.shape(hf_name("embed", family, self._prefix))[0],
+            vocab_size=embed[0],
             max_sequence_length=min(length, scaling.limit or length),
-            rms_eps=self._float("rms_norm_eps", 1e-6),
+            rms_eps=self._float("rms_norm_eps", 1e-6, ge=0),
             rope_theta=theta,
             rope_factors=scaling.factors,
             rope_scale=scaling.scale,
             rotary_dim=None if rotary_dim == head_dim else rotary_dim,
-            local_rope_theta=float(local_theta) if windows and family.local_rotary else None,
+            local_rope_theta=self._checked(local_theta, "rope_theta of layers with a window", gt=1)
+            if windows and family.local_rotary
+            else None,
             unrotated_layers=unrotated_layers(family, raw, layers),
             windows=windows,
             attention_scale=self._attention_scale(head_dim),
@@ -136,16 +158,25 @@ class HfModel:
             if family.scales_embedding
             else self._float("embedding_multiplier", 1.0),
             residual_scale=self._float("residual_multiplier", 1.0),
-            logit_scale=1 / self._float("logits_scaling", 1.0),
-            logit_cap=self._float("final_logit_softcapping", 0.0) or None,
+            logit_scale=1 / self._float("logits_scaling", 1.0, gt=0),
+            logit_cap=self._float("final_logit_softcapping", 0.0, ge=0) or None,
             tied_embeddings=tied,
             attention_bias=hf_name("layers.0.q.bias", family, self._prefix) in tensors,
             output_bias=hf_name("layers.0.o.bias", family, self._prefix) in tensors,
             mlp_bias=hf_name("layers.0.gate.bias", family, self._prefix) in tensors,
-            bos_token_id=raw.get("bos_token_id"),
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
-            pad_token_id=raw.get("pad_token_id"),
+            bos_token_id=self._token_id("bos_token_id", raw.get("bos_token_id"), embed[0]),
+            eos_token_ids=tuple(
+                found
+                for value in (eos if isinstance(eos, list) else [eos])
+                if (found := self._token_id("eos_token_id", value, embed[0])) is not None
+            ),
+            pad_token_id=self._token_id("pad_token_id", raw.get("pad_token_id"), embed[0]),
         )
+        check_config(config, str(self.folder))
+        return config
+
+    def _token_id(self, key: str, value: object, vocab_size: int) -> int | None:
+        return special_token_id(value, f"{self.folder / 'config.json'}: {key}", vocab_size)
 
     def _activation(self) -> Activation:
         name = self._raw.get("hidden_activation") or self._raw.get("hidden_act")
@@ -159,21 +190,42 @@ class HfModel:
         return self.family.activations[name]
 
     def _attention_scale(self, head_dim: int) -> float | None:
-        scale = self._float("query_pre_attn_scalar", head_dim) ** -0.5
+        scale = self._float("query_pre_attn_scalar", head_dim, gt=0) ** -0.5
         scale = self._float("attention_multiplier", scale)
         return None if scale == head_dim**-0.5 else scale
 
     def _ropes(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The rotary parameters of layers that see everything, and what is said of those with a window."""
-        rope = self._raw.get("rope_parameters") or self._raw.get("rope_scaling") or {}
+        rope = self._object("rope_parameters") or self._object("rope_scaling")
         if "full_attention" not in rope:
             return rope, {}
-        local = rope.get("sliding_attention") or {}
+        local, everywhere = (rope.get(key) or {} for key in ("sliding_attention", "full_attention"))
+        if not isinstance(local, dict) or not isinstance(everywhere, dict):
+            raise ModelFileError(
+                f"{self.folder / 'config.json'}: rope_parameters has no object for each kind of layer"
+            )
         if local.get("rope_type", "default") != "default":
             raise UnsupportedFeature(
                 f"{self.folder}: rotary scaling {local['rope_type']!r} in layers with a window is not supported"
             )
-        return rope["full_attention"] or {}, local
+        return everywhere, local
+
+    def _stretched(self, rope: dict[str, Any], length: int) -> int:
+        """The context with YaRN: ``factor`` times the original one, which many folders leave in their
+        length.
+        """
+        original = rope.get("original_max_position_embeddings")
+        if rope.get("rope_type", rope.get("type")) != "yarn" or original is None:
+            return length
+        return max(length, int(original * rope["factor"]))
+
+    def _object(self, key: str) -> dict[str, Any]:
+        value = self._raw.get(key) or {}
+        if not isinstance(value, dict):
+            raise ModelFileError(
+                f"{self.folder / 'config.json'}: {key} is {type(value).__name__}, expected an object"
+            )
+        return value
 
     def _rope_scaling(
         self, rope: dict[str, Any], dimensions: int, theta: float, length: int
@@ -182,14 +234,10 @@ class HfModel:
 
         def number(key: str, default: float | None = None) -> float:
             value = rope.get(key)
-            value = default if value is None else value
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                raise ModelFileError(
-                    f"{self.folder}: rotary scaling {kind!r} has {key} {value!r}, expected a number"
-                )
-            return float(value)
+            where = f"{self.folder / 'config.json'}: {key} of rotary scaling {kind!r}"
+            return float(checked_number(default if value is None else value, where, gt=0))
 
-        original = self._raw.get("original_max_position_embeddings") or length
+        original: float = self._integer("original_max_position_embeddings", length)
         scale = None if rope.get("attention_factor") is None else number("attention_factor")
         match kind:
             case "default":
@@ -202,6 +250,7 @@ class HfModel:
                 return rotary.llama3(dimensions, theta, number("factor"), low, high, original)
             case "longrope" | "su" if isinstance(factors := rope.get("short_factor"), list):
                 original = int(number("original_max_position_embeddings", original))
+                factors = [self._checked(factor, "short_factor", gt=0) for factor in factors]
                 return rotary.longrope(factors, number("factor", length / original), original, scale)
             case "yarn" if not rope.get("mscale") and not rope.get("llama_4_scaling_beta"):
                 return rotary.yarn(
@@ -219,21 +268,25 @@ class HfModel:
             "yarn are)"
         )
 
-    def _float(self, key: str, default: float) -> float:
+    def _float(self, key: str, default: float, *, gt: float | None = None, ge: float | None = None) -> float:
         value = self._raw.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ModelFileError(f"{self.folder / 'config.json'}: {key} is {value!r}, expected a number")
-        return float(value)
+        return self._checked(default if value is None else value, key, gt=gt, ge=ge)
 
     def _integer(self, key: str, default: int | None = None) -> int:
         value = self._raw.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise ModelFileError(
-                f"{self.folder / 'config.json'}: {key} is {value!r}, expected a positive integer"
-            )
-        return value
+        return int(self._checked(default if value is None else value, key, gt=0, whole=True))
+
+    def _checked(
+        self,
+        value: object,
+        key: str,
+        *,
+        gt: float | None = None,
+        ge: float | None = None,
+        whole: bool = False,
+    ) -> float:
+        where = f"{self.folder / 'config.json'}: {key}"
+        return float(checked_number(value, where, gt=gt, ge=ge, whole=whole))
 
 
 def hf_name(name: str, family: Family = FAMILIES[0], prefix: str = "model.") -> str:

@@ -18,6 +18,7 @@ from sage_infer.models.prepared import PreparedCache, Progress
 
 from sage_infer_openvino.models.decoder_graph import build_decoder
 from sage_infer_openvino.models.decoder_weights import DecoderConfig
+from sage_infer_openvino.models.file_checks import reading
 from sage_infer_openvino.models.gguf.file import part_paths
 from sage_infer_openvino.models.gguf.model import GgufModel
 from sage_infer_openvino.models.hf_model import HfModel
@@ -85,13 +86,14 @@ def prepare_decoder(
 
     def build(folder: Path) -> None:
         report("reading", 0.0)
-        model = GgufModel(source) if source.is_file() else HfModel(source)
-        tokenizer = (
-            TextTokenizer.from_gguf(model.file)
-            if isinstance(model, GgufModel)
-            else TextTokenizer.from_folder(source)
-        )
-        graph = build_decoder(model, weight_format, lambda done: report("converting", 0.1 + 0.6 * done))
+        with reading(str(source)):
+            model = GgufModel(source) if source.is_file() else HfModel(source)
+            tokenizer = (
+                TextTokenizer.from_gguf(model.file)
+                if isinstance(model, GgufModel)
+                else TextTokenizer.from_folder(source)
+            )
+            graph = build_decoder(model, weight_format, lambda done: report("converting", 0.1 + 0.6 * done))
         report("writing", 0.7)
         try:
             ov.serialize(graph, str(folder / "model.xml"), str(folder / "model.bin"))

@@ -7,6 +7,7 @@ JSON header, and the bytes: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import struct
 from collections.abc import Iterator
@@ -43,6 +44,22 @@ class _Entry:
     shape: tuple[int, ...]
     offset: int
     end: int
+
+
+def _are_sizes(value: object, count: int | None = None) -> bool:
+    """A list of numbers that are not negative."""
+    return (
+        isinstance(value, list)
+        and (count is None or len(value) == count)
+        and all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value)
+    )
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
 
 
 class SafetensorsFolder:
@@ -127,22 +144,21 @@ class SafetensorsFolder:
                 "not safetensors"
             )
         try:
-            header = json.loads(data[8 : 8 + length])
+            header = json.loads(data[8 : 8 + length], object_pairs_hook=_without_repeats)
             header.pop("__metadata__", None)
-            entries = {
-                name: _Entry(
-                    path,
-                    data,
-                    info["dtype"],
-                    tuple(info["shape"]),
-                    8 + length + info["data_offsets"][0],
-                    8 + length + int(info["data_offsets"][1]),
-                )
-                for name, info in header.items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            entries = {}
+            for name, info in header.items():
+                dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+                if not isinstance(dtype, str) or not _are_sizes(shape) or not _are_sizes(offsets, 2):
+                    raise ValueError(
+                        f"tensor {name!r} has dtype {dtype!r}, shape {shape!r}, offsets {offsets!r}"
+                    )
+                begin, end = (8 + length + offset for offset in offsets)
+                entries[name] = _Entry(path, data, dtype, tuple(shape), begin, end)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = str(error)[:200]
             raise ModelFileError(
-                f"{path}: its header is not that of a safetensors file: {error!r}"
+                f"{path}: its header is not that of a safetensors file: {type(error).__name__} {reason}"
             ) from error
         expected = max((entry.end for entry in entries.values()), default=8 + length)
         if expected > size:
@@ -151,7 +167,7 @@ class SafetensorsFolder:
                 "bytes; fetch it again"
             )
         for name, entry in entries.items():
-            nbytes = int(np.prod(entry.shape, dtype=np.int64)) * _SIZES.get(entry.dtype, 0)
+            nbytes = math.prod(entry.shape) * _SIZES.get(entry.dtype, 0)
             if entry.dtype in _SIZES and entry.end - entry.offset != nbytes:
                 raise ModelFileError(
                     f"{path}: tensor {name} has {entry.end - entry.offset} bytes, expected {nbytes} "

@@ -18,12 +18,14 @@ from tokenizers import Tokenizer
 from sage_infer_openvino.models.chat_messages import plain_messages
 from sage_infer_openvino.models.chat_template import RESERVED_VARIABLES, ChatTemplate
 from sage_infer_openvino.models.detokenizer import IncrementalDetokenizer, TokenBytes
+from sage_infer_openvino.models.file_checks import special_token_id
 from sage_infer_openvino.models.gguf.file import GgufFile
-from sage_infer_openvino.models.gguf.tokenizer import build_tokenizer, end_of_generation_ids
+from sage_infer_openvino.models.gguf.tokenizer import build_tokenizer, end_of_generation_ids, special_id
 
 __all__ = ["IncrementalDetokenizer", "TextTokenizer", "TokenizerMeta"]
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_LARGEST_ID = 2**31 - 1  # a folder's model may have more rows than its tokenizer has tokens
 
 
 @attrs.frozen(kw_only=True)
@@ -63,22 +65,22 @@ class TextTokenizer:
 
     @classmethod
     def from_gguf(cls, file: GgufFile | str | Path) -> TextTokenizer:
-        """From a GGUF's metadata. Raises as :func:`~sage_infer_openvino.models.gguf.tokenizer.build_tokenizer`
-        does.
+        """From a GGUF's metadata. Raises as
+        :func:`~sage_infer_openvino.models.gguf.tokenizer.build_tokenizer` does.
         """
         if not isinstance(file, GgufFile):
             file = GgufFile(file)
         tokenizer = build_tokenizer(file)
         special = {}
         for name, key in zip(_SPECIAL_NAMES, ("bos", "eos", "padding", "unknown"), strict=True):
-            index = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+            index = special_id(file, key)
             token = tokenizer.id_to_token(index) if index is not None else None
             if token is not None:
                 special[name] = token
         meta = TokenizerMeta(
             eos_token_ids=end_of_generation_ids(file),
             special_tokens=special,
-            chat_template=file.metadata.get("tokenizer.chat_template"),
+            chat_template=_text(file, "tokenizer.chat_template"),
         )
         return cls(tokenizer, meta)
 
@@ -97,7 +99,12 @@ class TextTokenizer:
         ids: list[int] = []
         for source in (_read_json(folder / "generation_config.json"), _read_json(folder / "config.json")):
             found = source.get("eos_token_id")
-            ids += found if isinstance(found, list) else [] if found is None else [found]
+            where = f"{folder}: eos_token_id"
+            ids += [
+                index
+                for value in (found if isinstance(found, list) else [found])
+                if (index := special_token_id(value, where, _LARGEST_ID)) is not None
+            ]
         if "eos_token" in special and (index := tokenizer.token_to_id(special["eos_token"])) is not None:
             ids.append(index)
         meta = TokenizerMeta(
@@ -137,7 +144,13 @@ class TextTokenizer:
         adds BOS and the like where the model has them. Use ``False`` for the result of :meth:`render_chat`,
         which has its own.
         """
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special).ids
+        except (
+            UnicodeError,
+            TypeError,
+        ) as error:  # surrogates, as a terminal's bytes become that are no UTF-8
+            raise InvalidRequest(f"the text is not valid Unicode: {error}") from error
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -188,6 +201,13 @@ class TextTokenizer:
         )
 
 
+def _text(file: GgufFile, key: str) -> str | None:
+    value = file.metadata.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ModelFileError(f"{file.path}: metadata {key} is a {type(value).__name__}, expected a text")
+    return value
+
+
 def _read_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise ModelFileError(f"{path}: not found; the model's folder needs its tokenizer.json")
@@ -222,7 +242,10 @@ def _token_text(value: Any) -> str | None:
 def _folder_template(folder: Path, config: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            raise ModelFileError(f"{file}: cannot be read as UTF-8: {error}") from error
     template = config.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

@@ -3,7 +3,8 @@
 The ``gguf`` package has a reader too. Ours exists for the files that are *not* well formed: a copy that
 stopped half way must be refused with the sizes it should and does have, and a corrupt count must not be
 looped over. It also reads a vocabulary of 150,000 strings in a tenth of a second instead of seconds. The
-formats of the tensors themselves stay with that package (``gguf_model``). Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+formats of the tensors themselves stay with that package (``gguf_model``). Layout:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 def part_paths(path: Path) -> list[Path]:
     """All files of the model that ``path`` is (the first part of), whether they exist or not.
 
-    llama.cpp's ``gguf-split`` calls them ``NAME-00001-of-0000N.gguf``. Raises :class:`ModelFileError` for a later part.
+    llama.cpp's ``gguf-split`` calls them ``NAME-00001-of-0000N.gguf``. Raises :class:`ModelFileError` for a
+    later part.
     """
     found = _PART.search(path.name)
     if found is None:
@@ -63,10 +65,10 @@ def part_paths(path: Path) -> list[Path]:
 class GgufFile:
     """A GGUF file: ``metadata`` (key → int, float, bool, str or list), and ``tensors`` by name.
 
-    Given the first of several parts, it has the tensors of all, and its own metadata. Files stay memory-mapped as long
-    as the object or an array of :meth:`raw` lives.
-    Raises :class:`ModelFileError` when a file is not a whole, little-endian GGUF of version 2 or 3, or a part is
-    missing.
+    Given the first of several parts, it has the tensors of all, and its own metadata. Files stay
+    memory-mapped as long as the object or an array of :meth:`raw` lives.
+    Raises :class:`ModelFileError` when a file is not a whole, little-endian GGUF of version 2 or 3, or a
+    part is missing.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -35,6 +35,12 @@ from sage_infer_openvino.models.families import (
     unrotated_layers,
     windows_of,
 )
+from sage_infer_openvino.models.file_checks import (
+    check_config,
+    check_finite,
+    checked_number,
+    special_token_id,
+)
 from sage_infer_openvino.models.gguf.file import GgufFile, GgufTensor
 
 __all__ = ["GgufModel"]
@@ -62,6 +68,7 @@ class GgufModel:
         tensor = self._tensor(gguf_name(name, self.family))
         kind = name.split(".")[2] if name.startswith("layers.") else name
         weight = self._decode(tensor, kind)
+        check_finite(weight, tensor.name, self._where)
         if kind in ("q", "k") and self.family.gguf_interleaves:
             heads = self.config.num_heads if kind == "q" else self.config.num_kv_heads
             return map_rows(weight, lambda rows: _unpermute(rows, heads))
@@ -125,37 +132,41 @@ class GgufModel:
             {key: meta.get(self._key(key)) for key in family.refused if self._key(key) in meta},
             self._where,
         )
-        hidden, heads = int(self._number("embedding_length")), int(self._number("attention.head_count"))
-        layers, length = int(self._number("block_count")), int(self._number("context_length"))
-        head_dim = int(self._number("attention.key_length", hidden // heads))
-        if int(self._number("attention.value_length", head_dim)) != head_dim:
+        hidden, heads = self._count("embedding_length"), self._count("attention.head_count")
+        layers, length = self._count("block_count"), self._count("context_length")
+        head_dim = self._count("attention.key_length", hidden // heads)
+        if self._count("attention.value_length", head_dim) != head_dim:
             raise UnsupportedFeature(
                 f"{self.file.path}: keys and values of different width are not supported"
             )
-        rotary_dim = int(self._number("rope.dimension_count", head_dim))
+        rotary_dim = self._count("rope.dimension_count", head_dim)
         if rotary_dim != head_dim and family.gguf_interleaves:
             raise UnsupportedFeature(
                 f"{self.file.path}: rotary embedding of a part of each head is not supported for "
                 f"{meta['general.architecture']}"
             )
-        theta = float(self._number("rope.freq_base", 10000.0))
+        theta = float(self._number("rope.freq_base", 10000.0, gt=1))
         scaling = self._rope_scaling(rotary_dim, theta, length)
         embed = self._tensor("token_embd.weight")
-        ids = [meta.get(f"tokenizer.ggml.{key}") for key in _END_OF_TURN]
+        if len(embed.shape) != 2:
+            raise ModelFileError(
+                f"{self._where}: token_embd.weight has the shape {embed.shape}, expected two numbers"
+            )
+        ids = [self._token_id(key, embed.shape[0]) for key in _END_OF_TURN]
         windows = self._windows(layers, length)
-        local_theta = float(self._number("rope.freq_base_swa", family.local_theta or theta))
+        local_theta = float(self._number("rope.freq_base_swa", family.local_theta or theta, gt=1))
         config = DecoderConfig(
             architecture=family.key,
             name=str(meta.get("general.name", self.file.path.stem)),
             num_layers=layers,
             hidden_size=hidden,
             num_heads=heads,
-            num_kv_heads=int(self._number("attention.head_count_kv", heads)),
+            num_kv_heads=self._count("attention.head_count_kv", heads),
             head_dim=head_dim,
-            intermediate_size=int(self._number("feed_forward_length")),
+            intermediate_size=self._count("feed_forward_length"),
             vocab_size=embed.shape[0],
             max_sequence_length=min(length, scaling.limit or length),
-            rms_eps=float(self._number("attention.layer_norm_rms_epsilon")),
+            rms_eps=float(self._number("attention.layer_norm_rms_epsilon", ge=0)),
             rope_theta=theta,
             rope_factors=scaling.factors,
             rope_scale=scaling.scale,
@@ -172,21 +183,22 @@ class GgufModel:
             if family.scales_embedding
             else self._number("embedding_scale", 1.0),
             residual_scale=self._number("residual_scale", 1.0),
-            logit_scale=1 / self._number("logit_scale", 1.0),
-            logit_cap=self._number("final_logit_softcapping", 0.0) or None,
+            logit_scale=1 / self._number("logit_scale", 1.0, gt=0),
+            logit_cap=self._number("final_logit_softcapping", 0.0, ge=0) or None,
             tied_embeddings="output.weight" not in tensors,
             attention_bias=gguf_name("layers.0.q.bias", family) in tensors,
             output_bias=gguf_name("layers.0.o.bias", family) in tensors,
             mlp_bias=gguf_name("layers.0.gate.bias", family) in tensors,
-            bos_token_id=meta.get("tokenizer.ggml.bos_token_id"),
+            bos_token_id=self._token_id("bos_token_id", embed.shape[0]),
             eos_token_ids=tuple(dict.fromkeys(i for i in ids if i is not None)),
-            pad_token_id=meta.get("tokenizer.ggml.padding_token_id"),
+            pad_token_id=self._token_id("padding_token_id", embed.shape[0]),
         )
         if embed.shape[1] != hidden:
             raise ModelFileError(
                 f"{self.file.path}: token_embd.weight has rows of {embed.shape[1]}, expected "
                 f"embedding_length {hidden}"
             )
+        check_config(config, self._where)
         return config
 
     @property
@@ -196,7 +208,22 @@ class GgufModel:
     def _key(self, key: str) -> str:
         return f"{self.file.metadata['general.architecture']}.{key}"
 
-    def _number(self, key: str, default: float | None = None) -> float:
+    def _count(self, key: str, default: int | None = None) -> int:
+        return int(self._number(key, default, gt=0, whole=True))
+
+    def _token_id(self, key: str, vocab_size: int) -> int | None:
+        key = f"tokenizer.ggml.{key}"
+        return special_token_id(self.file.metadata.get(key), f"{self._where}: metadata {key}", vocab_size)
+
+    def _number(
+        self,
+        key: str,
+        default: float | None = None,
+        *,
+        gt: float | None = None,
+        ge: float | None = None,
+        whole: bool = False,
+    ) -> float:
         key = self._key(key)
         value = self.file.metadata.get(key, default)
         if isinstance(value, list) and len(set(value)) == 1:
@@ -205,9 +232,7 @@ class GgufModel:
             raise UnsupportedFeature(
                 f"{self.file.path}: {key} differs between layers, which is not supported"
             )
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ModelFileError(f"{self.file.path}: metadata {key} is {value!r}, expected a number")
-        return value
+        return checked_number(value, f"{self._where}: metadata {key}", gt=gt, ge=ge, whole=whole)
 
     def _attention_scale(self, layers: int, head_dim: int) -> float | None:
         scalar = self.family.gguf_query_scalars.get(layers, head_dim)
@@ -216,7 +241,10 @@ class GgufModel:
 
     def _windows(self, layers: int, length: int) -> tuple[int, ...] | None:
         pattern = self.file.metadata.get(self._key("attention.sliding_window_pattern"))
-        facts = {**self.family.defaults, "sliding_window": int(self._number("attention.sliding_window", 0))}
+        facts = {
+            **self.family.defaults,
+            "sliding_window": int(self._number("attention.sliding_window", 0, ge=0, whole=True)),
+        }
         if isinstance(pattern, list):
             facts["layer_types"] = ["sliding_attention" if local else "full_attention" for local in pattern]
         elif pattern is not None:
@@ -228,14 +256,14 @@ class GgufModel:
         if "rope_freqs.weight" in tensors:
             return rotary.RopeScaling(self._floats("rope_freqs.weight"))
         if "rope_factors_short.weight" in tensors:
-            original = int(self._number("rope.scaling.original_context_length", length))
+            original = self._count("rope.scaling.original_context_length", length)
             scale = self._number("rope.scaling.attn_factor", 1.0)
             return rotary.longrope(
                 self._floats("rope_factors_short.weight"), length / original, original, scale
             )
-        old_factor = self._number("rope.scale_linear", 1.0)
+        old_factor = self._number("rope.scale_linear", 1.0, gt=0)
         kind = meta.get(self._key("rope.scaling.type"), "none" if old_factor == 1.0 else "linear")
-        factor = self._number("rope.scaling.factor", old_factor)
+        factor = self._number("rope.scaling.factor", old_factor, gt=0)
         if kind == "none":
             return rotary.RopeScaling()
         if kind == "linear":
@@ -245,9 +273,9 @@ class GgufModel:
                 dimensions,
                 theta,
                 factor,
-                self._number("rope.scaling.original_context_length", length),
-                beta_fast=self._number("rope.scaling.yarn_beta_fast", 32.0),
-                beta_slow=self._number("rope.scaling.yarn_beta_slow", 1.0),
+                self._count("rope.scaling.original_context_length", length),
+                beta_fast=self._number("rope.scaling.yarn_beta_fast", 32.0, gt=0),
+                beta_slow=self._number("rope.scaling.yarn_beta_slow", 1.0, gt=0),
             )
             return rotary.RopeScaling(
                 yarn.factors, yarn.scale * self._number("rope.scaling.attn_factor", 1.0)

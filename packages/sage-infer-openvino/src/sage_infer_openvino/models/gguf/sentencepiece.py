@@ -1,8 +1,8 @@
 """SentencePiece's BPE from a GGUF's vocabulary: pieces with scores (``tokenizer.ggml.model`` = ``llama``).
 
-SentencePiece and llama.cpp's ``llm_tokenizer_spm`` join the neighbours whose joint piece has the best score, until none
-has one. As merges that is: every way to cut a piece into two pieces, best score first. What no piece covers becomes its
-UTF-8 bytes. transformers converts such vocabularies in the same way.
+SentencePiece and llama.cpp's ``llm_tokenizer_spm`` join the neighbours whose joint piece has the best score,
+until none has one. As merges that is: every way to cut a piece into two pieces, best score first. What no
+piece covers becomes its UTF-8 bytes. transformers converts such vocabularies in the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ _NORMAL, _UNKNOWN = 1, 2
 
 
 def sentencepiece_tokenizer(file: GgufFile, tokens: list[str]) -> Tokenizer:
-    """The tokenizer without its special tokens. Raises :class:`ModelFileError` when a token has no score or type."""
+    """The tokenizer without its special tokens. Raises :class:`ModelFileError` when a token has no score or
+    type.
+    """
     scores, types = (_numbers(file, f"tokenizer.ggml.{key}", len(tokens)) for key in ("scores", "token_type"))
     vocab = {token: index for index, token in enumerate(tokens)}
     unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == _UNKNOWN), None)

@@ -12,10 +12,11 @@ from typing import Any
 from sage_infer.errors import ModelFileError, UnsupportedFeature
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from sage_infer_openvino.models.file_checks import special_token_id
 from sage_infer_openvino.models.gguf.file import GgufFile
 from sage_infer_openvino.models.gguf.sentencepiece import sentencepiece_tokenizer
 
-__all__ = ["adds_bos", "build_tokenizer", "end_of_generation_ids"]
+__all__ = ["adds_bos", "build_tokenizer", "end_of_generation_ids", "special_id"]
 
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -69,8 +70,9 @@ _END_TEXTS = {
 def build_tokenizer(file: GgufFile) -> Tokenizer:
     """The file's tokenizer, with its special tokens, and BOS or EOS added where the file says so.
 
-    Raises :class:`UnsupportedFeature` for another kind of tokenizer than byte-level or SentencePiece's BPE or an
-    unknown splitting rule, and :class:`ModelFileError` when the vocabulary and the merges do not fit together.
+    Raises :class:`UnsupportedFeature` for another kind of tokenizer than byte-level or SentencePiece's BPE
+    or an unknown splitting rule, and :class:`ModelFileError` when the vocabulary and the merges do not fit
+    together.
     """
     kind, tokens = file.metadata.get("tokenizer.ggml.model"), _strings(file, "tokenizer.ggml.tokens")
     match kind:
@@ -122,14 +124,28 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
 def end_of_generation_ids(file: GgufFile) -> tuple[int, ...]:
     """Ids that end a text or a turn: those that the metadata names, then every whole token known to do so."""
     meta = file.metadata
-    named = [meta.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
-    types = meta.get("tokenizer.ggml.token_type", [])
+    named = [special_id(file, key) for key in ("eos", "eot", "eom")]
+    types = _types(file)
     known = [
         index
         for index, (token, kind) in enumerate(zip(meta.get("tokenizer.ggml.tokens", []), types, strict=False))
         if kind in (_CONTROL, _USER_DEFINED) and token in _END_TEXTS
     ]
     return tuple(dict.fromkeys([index for index in named if index is not None] + known))
+
+
+def special_id(file: GgufFile, key: str) -> int | None:
+    """Id of a special token (``eos``, ``bos``, …); None where the file has none, or one that cannot be."""
+    name = f"tokenizer.ggml.{key}_token_id"
+    count = len(file.metadata.get("tokenizer.ggml.tokens", ()))
+    return special_token_id(file.metadata.get(name), f"{file.path}: metadata {name}", count)
+
+
+def _types(file: GgufFile) -> list[int]:
+    types = file.metadata.get("tokenizer.ggml.token_type", [])
+    if not isinstance(types, list):
+        raise ModelFileError(f"{file.path}: metadata tokenizer.ggml.token_type is not a list of numbers")
+    return types
 
 
 def adds_bos(file: GgufFile) -> bool:
@@ -141,7 +157,7 @@ def adds_bos(file: GgufFile) -> bool:
 
 def _add_whole_tokens(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
     """Tokens that are found whole in a text. They are in the vocabulary already, so no id is added."""
-    types, kept = file.metadata.get("tokenizer.ggml.token_type", []), _keeps_space(file)
+    types, kept = _types(file), _keeps_space(file)
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         whole = [
             AddedToken(
@@ -168,16 +184,11 @@ def _keeps_space(file: GgufFile) -> set[str] | None:
 
 def _add_template(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
     meta = file.metadata
-    before = meta.get("tokenizer.ggml.bos_token_id") if adds_bos(file) else None
-    after = meta.get("tokenizer.ggml.eos_token_id") if meta.get("tokenizer.ggml.add_eos_token") else None
+    before = special_id(file, "bos") if adds_bos(file) else None
+    after = special_id(file, "eos") if meta.get("tokenizer.ggml.add_eos_token") else None
     ids = [index for index in (before, after) if index is not None]
     if not ids:
         return
-    for index in ids:
-        if not 0 <= index < len(tokens):
-            raise ModelFileError(
-                f"{file.path}: a special token id is {index}, but there are {len(tokens)} tokens"
-            )
     single = [
         *([tokens[before]] if before is not None else []),
         "$A",
