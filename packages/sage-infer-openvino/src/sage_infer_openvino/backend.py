@@ -43,6 +43,7 @@ from sage_infer_openvino.engine.engine import DecoderEngine
 from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.kv_schema import check_page_size, wanted_precision
 from sage_infer_openvino.engine.requests import check_request_id, checked_hold
+from sage_infer_openvino.engine.resuming import checked_states
 from sage_infer_openvino.engine.sequence import EngineRequest
 from sage_infer_openvino.loading import LoadedDecoder, load_model, no_progress
 from sage_infer_openvino.models.weight_format import WeightFormat
@@ -55,14 +56,15 @@ __all__ = ["OpenVINOBackend"]
 FEATURES = (
     "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline",
     "guided_json", "guided_regex", "guided_grammar", "guided_choice", "prefill_decode", "kv_export", "kv_import",
-    "quant_profile", "tokenize", "reports",
+    "quant_profile", "tokenize", "reports", "resume",
 )  # fmt: skip
 
 
 class OpenVINOBackend:
-    """``InferenceBackend`` (with ``KVTransfer``, ``Tokenizing``, ``InstanceReporting``, ``KVEventSource``,
-    ``ProgressReporting``) on OpenVINO's kernels, scheduler and KV blocks are ours.
+    """``InferenceBackend`` on OpenVINO's kernels, with our own scheduler and KV blocks.
 
+    It is a ``KVTransfer``, ``Tokenizing``, ``Resuming``, ``InstanceReporting``, ``KVEventSource`` and
+    ``ProgressReporting``.
     See ``sage infer backend show openvino`` for the options.
     """
 
@@ -316,7 +318,7 @@ class OpenVINOBackend:
 
         try:
             await engine.call(
-                lambda: engine.resume(
+                lambda: engine.continue_held(
                     loaded.states.find(engine, state), request_id, stream, loop, options=options
                 )
             )
@@ -324,6 +326,17 @@ class OpenVINOBackend:
             stream.cancel()
             raise
         return DecodeResult(stream=stream)
+
+    async def resume(
+        self, states: Sequence[DecodeState], *, request_id: str, options: RequestOptions | None = None
+    ) -> TokenStream:
+        engine, loaded = self._ready()
+        states = checked_states(states)
+        self._check_claims(loaded, states[0].params, options)
+        request = await loaded.resumed(states, request_id, options)
+        request.stream = _stream(engine, request)
+        engine.submit([request])
+        return request.stream
 
     async def export_kv(self, state: DecodeState) -> tuple[DecodeState, list[memoryview]]:
         engine, loaded = self._ready()

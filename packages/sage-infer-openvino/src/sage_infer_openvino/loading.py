@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from attrs import frozen
 from platformdirs import user_cache_dir
 from sage_infer.contracts import ProgressReport
 from sage_infer.models.prepared import Progress
-from sage_infer.schemas import ModelDescriptor, SamplingParams
+from sage_infer.schemas import DecodeState, ModelDescriptor, RequestOptions, SamplingParams
 
 from sage_infer_openvino.engine.decode_state import StateKeeper
 from sage_infer_openvino.engine.engine import DecoderEngine
@@ -18,7 +20,9 @@ from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.kv_schema import kv_schema_of
 from sage_infer_openvino.engine.paged_runner import PagedRunner
 from sage_infer_openvino.engine.requests import RequestFactory
+from sage_infer_openvino.engine.resuming import replay
 from sage_infer_openvino.engine.sampler import Sampler
+from sage_infer_openvino.engine.sequence import EngineRequest
 from sage_infer_openvino.models.prepare import prepare_decoder
 from sage_infer_openvino.models.text_codec import DecoderTexts
 from sage_infer_openvino.models.tokenizer import TextTokenizer
@@ -47,6 +51,22 @@ class LoadedDecoder:
     async def compile_grammar(self, params: SamplingParams) -> GrammarMatcher | None:
         """What ``params.guided`` means for this model. A large schema takes its time."""
         return None if params.guided is None else await self.grammars.compiled(params.guided)
+
+    async def resumed(
+        self, states: Sequence[DecodeState], request_id: str, options: RequestOptions | None
+    ) -> EngineRequest:
+        """The request of these states (``checked_states``), as it was when its outputs stopped.
+
+        Raises:
+            CapabilityMismatch, InvalidRequest, UnsupportedFeature: as ``Resuming.resume`` says.
+        """
+        for state in states:
+            self.states.check_model(state)
+        grammar = await self.compile_grammar(states[0].params)
+        request = self.requests.from_states(states, request_id, options=options, grammar=grammar)
+        # In a thread: an output of many thousand tokens takes some tenths of a second.
+        await asyncio.to_thread(replay, request, states, self.states.eos_token_ids)
+        return request
 
     def start_engine(self, settings: DecoderSettings, generation: int) -> DecoderEngine:
         """``generation`` is that of the instance's KV events."""

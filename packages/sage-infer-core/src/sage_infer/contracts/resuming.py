@@ -25,15 +25,19 @@ class Resuming(Protocol):
         them, and ``delivered_chars`` is the number of characters of their text that it has. No KV is needed:
         what is not in a cache is computed again. Penalties, constraints, ``min_tokens``, stop strings and
         the random stream continue as if the request had never stopped. The stream's deltas begin after the
-        tokens and characters that were delivered. Its ``usage`` is of the whole request: the original
-        prompt, and the output including the tokens given.
+        tokens and characters that were delivered; the first one may begin with text that was held back. Its
+        ``usage`` is of the whole request: the original prompt, and the output of these completions including
+        the tokens given. Its ``finish_reason`` is that of the lowest index.
 
         Raises:
             InvalidRequest: no states, states of different requests, an index given twice or not below ``n``,
-                a state that has finished, or an output that already reached ``max_tokens``.
+                a state that has finished, or an output that already reached ``max_tokens``; tokens that are
+                not in the vocabulary, break the constraint or end the output (the message names the position);
+                or more characters delivered than the tokens have.
             UnsupportedFeature: the backend does not claim ``resume``, or cannot continue these ``params``
                 exactly.
-            CapabilityMismatch: the state is of another model or of other weights.
+            CapabilityMismatch: the state is of another model or of other weights, or does not fit into
+                ``max_sequence_length``.
             Overloaded, EngineDead: as for ``generate``.
         """
         ...

@@ -43,5 +43,7 @@ def append_token(
             reason = "stop"
         elif reason is not None:
             text += sequence.stop_strings.flush()
+    if sequence.undelivered:
+        text, sequence.undelivered = sequence.undelivered + text, ""
     sequence.finish_reason = reason
     return TokenDelta(text, (token,), sequence.index, (logprob,) if logprob else None, reason)

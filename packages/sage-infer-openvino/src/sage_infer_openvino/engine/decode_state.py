@@ -75,15 +75,7 @@ class StateKeeper:
             CapabilityMismatch: of another model, other weights or another KV form. Whose engine made it, and in
                 which form that one computes with the weights, does not matter.
         """
-        if state.model_id != self.model_id:
-            raise CapabilityMismatch(
-                f"the state is of model {state.model_id!r}, and {self.model_id!r} is loaded here"
-            )
-        if state.weights_id and self.weights_id and state.weights_id != self.weights_id:
-            raise CapabilityMismatch(
-                f"the state is of model {state.model_id!r} with the weights {state.weights_id}, and those here are "
-                f"{self.weights_id}; prefill and decode need the same model files"
-            )
+        self.check_model(state)
         if state.kv_schema is None:
             raise CapabilityMismatch(
                 f"the state of request {state.request_id!r} names no KV, and decode needs it; prefill it here"
@@ -92,6 +84,22 @@ class StateKeeper:
         if not fit.identical:
             what = fit.reason or "needs conversion of " + ", ".join(fit.conversions)
             raise CapabilityMismatch(f"the state's KV does not fit this instance: {what}")
+
+    def check_model(self, state: DecodeState) -> None:
+        """Refuse a state of another model.
+
+        Raises:
+            CapabilityMismatch: its name differs, or its weights as far as both sides know them.
+        """
+        if state.model_id != self.model_id:
+            raise CapabilityMismatch(
+                f"the state is of model {state.model_id!r}, and {self.model_id!r} is loaded here"
+            )
+        if state.weights_id and self.weights_id and state.weights_id != self.weights_id:
+            raise CapabilityMismatch(
+                f"the state is of model {state.model_id!r} with the weights {state.weights_id}, and those here are "
+                f"{self.weights_id}; both instances need the same model files"
+            )
 
     def find(self, engine: DecoderEngine, state: DecodeState) -> EngineRequest:
         """The held request that a state describes. In the engine thread.

@@ -331,7 +331,7 @@ class DecoderEngine:
             )
         return self._held[request_id]
 
-    def resume(
+    def continue_held(
         self,
         request: EngineRequest,
         request_id: str,

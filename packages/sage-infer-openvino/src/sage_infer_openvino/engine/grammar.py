@@ -50,6 +50,11 @@ class GrammarMatcher:
         self._matcher.consume_token(token)
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
+    @property
+    def failed(self) -> bool:
+        """Whether a token was not one of the allowed, or the constraint turned out to be too complex."""
+        return bool(self._matcher.is_error())
+
     def copy(self) -> GrammarMatcher:
         return GrammarMatcher(self._matcher.deep_copy())
 

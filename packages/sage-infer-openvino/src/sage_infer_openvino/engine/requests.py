@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from sage_infer.contracts import PromptLike, as_prompts, request_ids
-from sage_infer.errors import InvalidRequest
+from sage_infer.errors import CapabilityMismatch, InvalidRequest
 from sage_infer.schemas import DecodeState, Prompt, RequestOptions, SamplingParams
 
 from sage_infer_openvino.engine.grammar import GrammarMatcher
@@ -71,6 +71,47 @@ class RequestFactory:
         request.seed = state.seed
         return request
 
+    def from_states(
+        self,
+        states: Sequence[DecodeState],
+        request_id: str,
+        *,
+        options: RequestOptions | None = None,
+        grammar: GrammarMatcher | None = None,
+    ) -> EngineRequest:
+        """The request of these states (``checked_states``), which ``replay`` brings to where its outputs stopped.
+
+        Raises:
+            InvalidRequest: the id is empty, or a token is outside the vocabulary.
+            CapabilityMismatch: this instance has no room for a sequence of this length.
+        """
+        check_request_id(request_id)
+        options = options or RequestOptions()
+        first = states[0]
+        self._texts.check_tokens(first.prompt_token_ids)
+        for state in states:
+            self._check_output(state)
+        request = self._request(
+            request_id, first.prompt_token_ids, first.params, options.priority, due_at(options), grammar,
+            indices=[state.index for state in states],
+        )  # fmt: skip
+        request.seed, request.salt = first.seed, options.cache_salt.encode()
+        return request
+
+    def _check_output(self, state: DecodeState) -> None:
+        for position, token in enumerate(state.output_token_ids):
+            if token >= self._texts.vocab_size:
+                raise InvalidRequest(
+                    f"token {position} of the output of completion {state.index} is {token}, which is not in "
+                    f"the vocabulary of {self._texts.vocab_size} tokens"
+                )
+        length = len(state.prompt_token_ids) + len(state.output_token_ids)
+        if length >= self._limit:
+            raise CapabilityMismatch(
+                f"completion {state.index} has {length} tokens with its prompt, and the limit here is {self._limit} "
+                "with at least one more token; raise max_sequence_length, or resume it elsewhere"
+            )
+
     def _request(
         self,
         request_id: str,
@@ -79,6 +120,7 @@ class RequestFactory:
         priority: int = 0,
         deadline: float | None = None,
         grammar: GrammarMatcher | None = None,
+        indices: Sequence[int] | None = None,
     ) -> EngineRequest:
         request = EngineRequest(
             request_id=request_id,
@@ -104,7 +146,7 @@ class RequestFactory:
                 stop_strings=StopStringDetector(params.stop) if params.stop else None,
                 grammar=grammar.copy() if grammar is not None else None,
             )
-            for index in range(params.n)
+            for index in (range(params.n) if indices is None else indices)
         ]
         return request
 

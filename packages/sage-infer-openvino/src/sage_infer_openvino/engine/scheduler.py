@@ -89,7 +89,7 @@ class Scheduler:
         # Decodes first: they are one token each, and somebody is reading along.
         budget = self._advance([s for s in in_turn if _remaining(s) == 1], self.step_tokens, step)
         # From its second token on: a burst that came together starts together, and decodes in one batch from then on.
-        read_along = any(sequence.output_length > 1 for sequence, _ in step)
+        read_along = any(sequence.new_length > 1 for sequence, _ in step)
         if read_along and budget and beside_decodes is not None:
             prompts = min(len(self.running) + len(self.waiting), self.max_batch_size) - len(step)
             budget = beside_decodes(len(step), prompts, budget)
@@ -146,10 +146,10 @@ class Scheduler:
             self.pool.share(block)
         sequence.blocks += found
         sequence.computed += len(found) * self.block_size
-        if sequence.output_length == 0:
+        if sequence.new_length == 0:
             self.prefix_hit_tokens += len(found) * self.block_size
             if sequence.request.cached_tokens is None:
-                sequence.request.cached_tokens = len(found) * self.block_size
+                sequence.request.cached_tokens = min(len(found) * self.block_size, sequence.prompt_length)
         count = min(_remaining(sequence), budget)
         self._grow(sequence, count)
         step.append((sequence, count))

@@ -25,6 +25,8 @@ class SequenceState:
 
     ``computed`` tokens have their KV in ``blocks``; the rest (a prompt, or one new token) is computed next. It
     falls back to 0 when the sequence is preempted, and everything is computed again.
+
+    A resumed sequence begins with ``given`` output tokens, and its next delta with their ``undelivered`` text.
     """
 
     request: EngineRequest
@@ -39,10 +41,17 @@ class SequenceState:
     keys: list[bytes] = field(factory=list, repr=False)  # of the full blocks of its tokens
     finish_reason: FinishReason | None = None
     grammar: GrammarMatcher | None = None
+    given: int = 0
+    undelivered: str = ""
 
     @property
     def output_length(self) -> int:
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def new_length(self) -> int:
+        """Output tokens without those that it was resumed with."""
+        return self.output_length - self.given
 
 
 @define
@@ -64,7 +73,7 @@ class Clock:
         self.accepted = self.started = self.first_token = self.last_token = time.perf_counter()
 
     def timing(self, longest_output: int) -> Timing:
-        """The request's times if it ends now. ``longest_output`` is in tokens."""
+        """The request's times if it ends now. ``longest_output`` is in tokens chosen here."""
         now = time.perf_counter()
         first, last = self.first_token, self.last_token
         gaps = longest_output - 1
@@ -116,4 +125,4 @@ class EngineRequest:
         )
 
     def timing(self) -> Timing:
-        return self.clock.timing(max(sequence.output_length for sequence in self.sequences))
+        return self.clock.timing(max(sequence.new_length for sequence in self.sequences))

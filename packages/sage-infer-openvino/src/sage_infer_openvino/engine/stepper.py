@@ -45,7 +45,7 @@ class Stepper:
         logits = self.runner.step(slices)
         due: list[int] = []
         for row, (sequence, count) in enumerate(step):
-            if sequence.output_length == 0:
+            if sequence.new_length == 0:
                 self.prompt_tokens += count
             self.computed(sequence, count)
             if sequence.computed == len(sequence.tokens):
