@@ -107,6 +107,7 @@ def test_logic_ids_come_from_the_mapping(tools: Path, sysfs: Path) -> None:
         ("ascend:0", "ascend:1"), ("ascend:1", "ascend:0"),
     ]  # fmt: skip
     assert found.notes == (
+        "NPUs 1, 2, 3, 4 not shown: hidden from this user, or lost from the recording",
         "on the PCI bus, but not shown by the tool: 0000:01:00.0, 0000:41:00.0, 0000:42:00.0, 0000:81:00.0, "
         "0000:82:00.0, 0000:c2:00.0",
     )

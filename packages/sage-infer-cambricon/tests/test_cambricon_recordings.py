@@ -10,6 +10,7 @@ import pytest
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
 from sage_infer_cambricon.recordings import read
+from sage_infer_hal.detection import NO_PROCESSES, UNCOUNTED
 
 DATA = Path(__file__).parent / "data"
 MIB = 2**20
@@ -37,7 +38,7 @@ def test_two_mlu370_x4() -> None:
         (0, "MLU370-X4", "0000:1b:00.0", 23308), (1, "MLU370-X4", "0000:36:00.0", 23308),
     ]  # fmt: skip
     assert found.sources == ("cnmon 5.10.10", "Cambricon driver 5.10.10")
-    assert found.notes == ()
+    assert found.notes == (NO_PROCESSES,)
 
 
 def test_a_mlu370_x8_card_is_two_devices_with_half_of_its_figures() -> None:
@@ -67,14 +68,14 @@ def test_info_of_an_excerpt_says_what_is_missing() -> None:
     found = profile("cnmon-info-excerpt-mlu370-s4-v4.20.18.txt")
     assert devices(found) == [(0, "MLU370-S4", None, 23308)]
     assert found.sources == ("cnmon 4.20.18", "Cambricon driver 4.20.18")
-    assert found.notes == ("card 0: the recording does not show its bus id, its UUID",)
+    assert found.notes == ("card 0: the recording does not show its bus id, its UUID", UNCOUNTED)
 
 
 def test_info_with_uuid_and_pci() -> None:
     found = profile("cnmon-info-excerpt-mlu370-x4-v5.10.22.txt")
     assert devices(found) == [(0, "MLU370-X4", "0000:01:00.0", 23308)]  # and not a process's 15829 MiB
     assert found.accelerators[0].uuid == "77013006-2457-0000-0000-000000000000"
-    assert found.notes == ()
+    assert found.notes == (UNCOUNTED,)
 
 
 def test_rings_join_eight_devices() -> None:
@@ -176,7 +177,8 @@ def test_a_link_table_of_mlus() -> None:
 def test_no_card_is_an_empty_machine() -> None:
     found = read("There is no device.\n", name="none.txt")
     assert (found.accelerators, found.notes) == ((), ("There is no device.",))
-    assert read("\n".join(V5.splitlines()[:6]), name="empty.txt").accelerators == ()
+    with pytest.raises(ToolOutputError, match=r"cnmon 5.10.13, line 6: expected a row of a device"):
+        read("\n".join(V5.splitlines()[:6]), name="empty.txt")
 
 
 def changed(**card: Any) -> str:

@@ -78,15 +78,37 @@ def test_older_names_of_paths_and_cards() -> None:
     }  # fmt: skip
 
 
-def test_an_affinity_of_which_a_cell_is_missing_is_not_guessed() -> None:
-    text = (
-        "\tGPU0\tGPU1\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\n"
-        "GPU0\t X \tSYS\t\t0\t\tN/A\n"
-        "GPU1\tSYS\t X \t0-7\t0\t\tN/A\n"
-    )
-    first, second = read(text, name="x").accelerators
-    assert (first.cpu_affinity, first.numa_node) == (None, None)
+EMPTY_CELL = (
+    "\tGPU0\tGPU1\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\n"
+    "GPU0\t X \tSYS\t\t0\t\tN/A\n"
+    "GPU1\tSYS\t X \t0-7\t0\t\tN/A\n"
+)
+
+
+@pytest.mark.parametrize("table", [EMPTY_CELL, EMPTY_CELL.expandtabs()], ids=["tabs", "blanks"])
+def test_an_affinity_column_may_be_empty(table: str) -> None:
+    first, second = read(table, name="x").accelerators
+    assert (first.cpu_affinity, first.numa_node) == (None, 0)
     assert (second.cpu_affinity, second.numa_node) == ("0-7", 0)
+
+
+def test_an_affinity_is_not_guessed_where_blanks_were_squeezed() -> None:
+    squeezed = "\n".join(" ".join(line.split()) for line in EMPTY_CELL.splitlines())
+    found = read(squeezed, name="x")
+    assert (found.accelerators[0].cpu_affinity, found.accelerators[0].numa_node) == (None, None)
+    assert (found.accelerators[1].cpu_affinity, found.accelerators[1].numa_node) == ("0-7", 0)
+    assert any("rows of GPU0" in note and "affinities are left out" in note for note in found.notes)
+
+
+def test_cells_that_ran_into_each_other_are_taken_apart_where_there_is_one_way() -> None:
+    fused = "      GPU0 GPU1NIC0  CPU Affinity\nGPU0   X   NV18NODE   0-7\nGPU1  NV18X   NODE   0-7\n"
+    found = read(fused, name="x")
+    assert {(x.source, x.target): x.vendor_code for x in found.links} == {
+        ("cuda:0", "cuda:1"): "NV18", ("cuda:0", "nic:0"): "NODE",
+        ("cuda:1", "cuda:0"): "NV18", ("cuda:1", "nic:0"): "NODE",
+    }  # fmt: skip
+    with pytest.raises(ToolOutputError, match="a link code under NIC0"):  # NV1 and 80-7, or NV18 and 0-7
+        read("      GPU0 GPU1 NIC0 CPU Affinity\nGPU0 X SYS NV180-7\n", name="x")
 
 
 def test_a_cut_table_says_so_and_one_gpu_is_a_table() -> None:

@@ -46,10 +46,10 @@ SMI = {
         "GPU-513536b6-7d19-9063-b049-1e69664bb298", "8.0", 31.5,
     ),
     "smi-qx-telegraf-a10g.xml": (
-        "515.105.01", "NVIDIA A10G", 23028, "0000:00:1e.0", "GPU-9a9a6c50-2a47-2f51-a902-b82c3b127e94", None, 31.5,
+        "515.105.01", "NVIDIA A10G", 23028, "0000:00:1e.0", "GPU-9a9a6c50-2a47-2f51-a902-b82c3b127e94", "8.6", 31.5,
     ),
     "smi-qx-telegraf-gtx-1070-ti.xml": (
-        None, "GeForce GTX 1070 Ti", 4096, "0000:01:00.0", "GPU-f9ba66fc-a7f5-94c5-da19-019ef2f9c665", None, None,
+        None, "GeForce GTX 1070 Ti", 4096, "0000:01:00.0", "GPU-f9ba66fc-a7f5-94c5-da19-019ef2f9c665", "6.1", None,
     ),
     "smi-qx-telegraf-gtx-1660-ti.xml": (
         "418.43", "Graphics Device", 5912, "0000:43:00.0", "GPU-304a277d-3545-63b8-3a36-dfde3c992989", "7.5", 15.8,
@@ -144,7 +144,7 @@ def test_a_product_that_is_not_in_the_chip_table_has_no_figures() -> None:
     (gpu,) = profile("smi-qx-telegraf-a10g.xml").accelerators  # not the A10
     assert gpu.peak_tflops == {}
     assert gpu.memory_bandwidth_gbs is None
-    assert gpu.supported_precisions == ()
+    assert (gpu.compute_capability, "fp8_e4m3" in gpu.supported_precisions) == ("8.6", False)
 
 
 # --- nvidia-smi topo -m
@@ -368,11 +368,7 @@ def test_every_recording_has_a_test() -> None:
             "| NVIDIA-SMI 535.54.03  Driver Version: 535.54.03 |\n",
             "does not start a known output of nvidia-smi",
         ),
-        ("No devices were found\n", "does not start a known output of nvidia-smi"),
-        (
-            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
-            "does not start a known output",
-        ),
+        ("hello\n", "does not start a known output of nvidia-smi"),
     ],
 )
 def test_what_is_no_recording_is_refused_by_name(text: str, expected: str) -> None:
@@ -380,6 +376,20 @@ def test_what_is_no_recording_is_refused_by_name(text: str, expected: str) -> No
         read(text, name="x.txt")
     assert str(caught.value).startswith("x.txt: ")
     assert "nvidia-smi -q -x" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No devices were found\n",
+        "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n",
+        "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 550.90\n",
+        "bash: nvidia-smi: command not found\n",
+    ],
+)
+def test_a_failed_nvidia_smi_is_an_error(text: str) -> None:
+    with pytest.raises(ToolOutputError, match=r"^x\.txt: .*nvidia-smi failed"):
+        read(text, name="x.txt")
 
 
 def damaged(name: str, old: str, new: str) -> str:

@@ -220,7 +220,7 @@ KINDS = [
 
 
 def test_a_recording_is_recognised_by_what_it_says() -> None:
-    profile = read_recording(KINDS, text("acme-smi v1.2\n3"), name="rec.txt")
+    profile = read_recording(KINDS, text("acme-smi v1.2\n3\n"), name="rec.txt")
     assert [a.index for a in profile.accelerators] == [3]
     with pytest.raises(
         ToolOutputError, match=r"^rec.txt: line 1, 'hello', does not start a known output of acme-smi"
@@ -236,7 +236,7 @@ def test_what_no_schema_takes_is_the_tools_fault() -> None:
     with pytest.raises(
         ToolOutputError, match=r"rec.txt: impossible values in the output of acme-smi 1.2: .*index"
     ):
-        read_recording(KINDS, text("acme-smi v1.2\n-1"), name="rec.txt")
+        read_recording(KINDS, text("acme-smi v1.2\n-1\n"), name="rec.txt")
 
 
 @given(st.text())

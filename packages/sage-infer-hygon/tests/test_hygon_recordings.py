@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
+from sage_infer_hal.detection import UNCOUNTED
 from sage_infer_hygon.recordings import read
 
 DATA = Path(__file__).parent / "data"
@@ -46,8 +47,9 @@ def test_tables_show_numbers_only(name: str, count: int) -> None:
 
 
 def test_a_divided_card_is_noted() -> None:
-    assert profile("hy-smi-mig-table-bw.txt").notes[1] == (
-        "divided into instances (MIG), which this output does not show: hygon:1"
+    assert profile("hy-smi-mig-table-bw.txt").notes[1:] == (
+        UNCOUNTED,
+        "divided into instances (MIG), which this output does not show: hygon:1",
     )
 
 
@@ -56,7 +58,7 @@ def test_product_names_of_eight() -> None:
     assert [(a.index, a.model) for a in found.accelerators] == [(index, "K100_AI") for index in range(8)]
     assert found.accelerators[0].peak_tflops["int8"].value == 392
     assert found.accelerators[0].compute_capability == "gfx928"
-    assert found.notes == ("this output does not show: memory, bus ids",)
+    assert found.notes == ("this output does not show: memory, bus ids", UNCOUNTED)
 
 
 def test_available_memory_is_not_the_devices_memory() -> None:
@@ -73,7 +75,7 @@ def test_used_memory_is_not_the_devices_memory() -> None:
 def test_csv_counts_cards_from_one() -> None:
     found = profile("rocm-smi-use-memuse-csv-x4-dtk22.10.txt")
     assert [a.index for a in found.accelerators] == [1, 2, 3, 4]
-    assert found.notes[1] == "the first card shown is number 1; HIP counts devices from 0"
+    assert found.notes[1:] == (UNCOUNTED, "the first card shown is number 1; HIP counts devices from 0")
 
 
 def test_json_of_bus_ids_with_serial_and_slot_behind_them() -> None:

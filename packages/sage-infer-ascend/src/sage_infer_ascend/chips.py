@@ -59,13 +59,14 @@ CHIPS = (
     Chip(
         names=("910B4",),
         memory_gib=32,
+        other_sizes=True,
         tflops={"fp16": 280, "bf16": 280},
         precisions=("fp16", "bf16"),
         source=f"{_LLM_CAL}: Atlas 800I A2, community; its 1600 GB/s contradict half of the HBM and are left out",
         confidence="low",
     ),
     Chip(
-        names=(DIE_OF_TWO, "910_9391", "910_9392", "910_9381", "910_9382", "910_9372", "910_9362"),
+        names=(DIE_OF_TWO, "910_9391", "910_9392"),
         memory_gib=64,
         bandwidth_gbs=1600,
         tflops={"fp16": 390, "bf16": 390},
@@ -76,6 +77,7 @@ CHIPS = (
     Chip(
         names=("950PR",),
         memory_gib=128,
+        other_sizes=True,  # 112 GiB besides
         bandwidth_gbs=1600,
         tflops={"fp8_e4m3": 1000},
         source="m.968545.com/doc-view-14099: HiBL 1.0, 128 GB, 1.6 TB/s, FP8 1 PFLOPS",
@@ -84,6 +86,8 @@ CHIPS = (
     Chip(
         names=("310P3",),
         memory_gib=24,
+        ecc_share=0.125,
+        other_sizes=True,  # 48 GiB a chip besides
         bandwidth_gbs=102,
         tflops={"fp16": 70, "int8": 140},
         precisions=("fp16", "int8"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor, HardwareProfile
-from sage_infer_hal.detection import Line, ToolText, build_profile, bus_address, is_masked, mebibytes
+from sage_infer_hal.detection import Line, ToolText, build_profile, bus_address, find_chip, mebibytes
 from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
+from sage_infer_ascend.chips import CHIPS
 from sage_infer_ascend.npu_rows import sources
 
 __all__ = ["NO_NUMBER", "is_details", "read_details"]
@@ -15,7 +16,7 @@ __all__ = ["NO_NUMBER", "is_details", "read_details"]
 _LINE = re.compile(r"\s*([A-Z][^:|]*?)\s*:\s*(.*?)\s*")
 _MARKS = (
     r"^\s*(HBM Capacity\(MB\)|DDR Capacity\(MB\)|PCIe Bus Info|PCI Device ID"
-    r"|Aicore Count|Aicore Usage Rate\(%\))\s*:"
+    r"|Aicore Count|Aicore Usage Rate\(%\)|NPU Name)\s*:"
 )
 _FAMILIES = {"d100": "310", "d500": "310P", "d801": "910", "d802": "910B", "d803": "910C"}
 NO_NUMBER = "the output does not say which NPU it describes; it is shown as number 0"
@@ -69,7 +70,8 @@ def _blocks(text: ToolText) -> list[Block]:
 def _device(text: ToolText, card: Block, block: Block) -> tuple[AcceleratorDescriptor, list[str]]:
     notes: list[str] = []
     index = _index(text, card, block, notes)
-    name = _known(block, "Product Name") or _known(block, "Chip Name")
+    # The product's name is the board's, such as A310-50-C00MM304A1; the chip's is the one of `npu-smi info`.
+    name = _known(block, "Chip Name") or _known(block, "Product Name")
     bus = None
     if "PCIe Bus Info" in block and _known(block, "PCIe Bus Info"):
         line, printed = block["PCIe Bus Info"]
@@ -79,8 +81,10 @@ def _device(text: ToolText, card: Block, block: Block) -> tuple[AcceleratorDescr
     family = _FAMILIES.get((_known(block, "PCI Device ID") or "").lower().removeprefix("0x"))
     if family:
         notes.append(f"Ascend {family} family, by the PCI device id")
-    serial = _known(block, "Serial Number") or ""
+    if _is_a3(block):
+        notes.append(f"a die of an Atlas A3, by its NPU Name {block['NPU Name'][1]}: each card has two")
     memory, note = _memory(text, block)
+    chip = find_chip(CHIPS, f"910_{block['NPU Name'][1]}", memory) if _is_a3(block) else None
     notes += [note] if note else []
     return (
         AcceleratorDescriptor(
@@ -90,9 +94,18 @@ def _device(text: ToolText, card: Block, block: Block) -> tuple[AcceleratorDescr
             index=index,
             pci_address=bus,
             memory_bytes=memory,
-            board=None if is_masked(serial) else serial or None,
+            board=f"NPU {_number(text, card, 'NPU ID')}" if _is_a3(block) else None,
+            **(chip.fields() if chip else {}),
         ),
         notes,
+    )
+
+
+def _is_a3(block: Block) -> bool:
+    """Whether it is a die of an Atlas A3, which are called Ascend910 and told by a number such as 9392."""
+    return (
+        _known(block, "Chip Name") == "Ascend910"
+        and re.fullmatch(r"93\d\d", _known(block, "NPU Name") or "") is not None
     )
 
 
@@ -111,7 +124,7 @@ def _memory(text: ToolText, block: Block) -> tuple[int | None, str]:
 
 def _index(text: ToolText, card: Block, block: Block, notes: list[str]) -> int:
     npu, chip = _number(text, card, "NPU ID"), _number(text, block, "Chip ID")
-    count = _number(text, card, "Chip Count") or 1
+    count = _number(text, card, "Chip Count") or (2 if _is_a3(block) else 1)
     if npu is None:
         notes.append(NO_NUMBER)
         return 0

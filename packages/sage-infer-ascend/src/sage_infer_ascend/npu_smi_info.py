@@ -15,13 +15,15 @@ import re
 from attrs import frozen
 from sage_infer.schemas import HardwareProfile
 from sage_infer_hal.detection import (
+    NO_PROCESSES,
     Line,
     ToolText,
     build_profile,
     bus_address,
+    gap_notes,
     is_masked,
     mebibytes,
-    table_cells,
+    need_rows,
 )
 from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
@@ -66,6 +68,8 @@ def read_info(text: ToolText) -> HardwareProfile:
     """The table alone: without logic ids where the layout has none, without links."""
     rows, notes = read_rows(text)
     devices, more = accelerators(text, rows)
+    if not any(_NO_PROCESSES.search(line.text) for line in text.lines):
+        more.append(NO_PROCESSES)
     return build_profile(devices, sources=sources(text), notes=[*notes, *more])
 
 
@@ -79,11 +83,13 @@ def read_rows(text: ToolText) -> tuple[list[NpuRow], list[str]]:
     notes: list[str] = []
     heading: _Heading | None = None
     first: tuple[Line, list[str]] | None = None
+    closed, has_rules = True, False
     for line in text.lines:
-        cells = table_cells(line.text)
+        cells = text.cells(line)
         if cells is None:
             if first is not None:
                 raise text.error(line, "a second line for the chip above")
+            closed = has_rules = True
             continue
         if any(_NO_PROCESSES.search(cell) for cell in cells):
             break
@@ -97,13 +103,29 @@ def read_rows(text: ToolText) -> tuple[list[NpuRow], list[str]]:
         else:
             row, note = _row(text, heading or _NO_HEADING, first, (line, cells))
             rows.append(row)
+            closed = not has_rules or heading is None
             notes += [note] if note else []
         first = None
     if first is not None:
         raise text.error(first[0], "a second line for this chip")
-    if not rows and heading is None:
-        raise text.error(None, "the table of `npu-smi info` is missing")
-    return rows, notes
+    if not closed:
+        raise text.error(text.lines[-1], "a rule below the last chip: the table is cut")
+    need_rows(text, rows, "a chip")
+    _check_processes(text, rows)
+    return rows, [*notes, *gap_notes([row.npu for row in rows], "NPUs")]
+
+
+def _check_processes(text: ToolText, rows: list[NpuRow]) -> None:
+    """Refuse a table without a chip whose processes are listed below it."""
+    known = {row.npu for row in rows}
+    below = False
+    for line in text.lines:
+        below = below or re.search("process id", line.text, re.IGNORECASE) is not None
+        match = re.search(r"in NPU (\d+)", line.text) or (
+            re.match(r"\s*\|\s*(\d+)\s", line.text) if below else None
+        )
+        if match is not None and int(match[1]) not in known:
+            raise text.error(line, f"NPU {match[1]} in the table above, which its processes are of")
 
 
 def _heading(text: ToolText, line: Line, first: list[str], second: list[str]) -> _Heading:

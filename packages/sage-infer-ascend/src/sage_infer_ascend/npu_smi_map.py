@@ -6,7 +6,7 @@ import re
 
 from attrs import evolve
 from sage_infer.schemas import HardwareProfile
-from sage_infer_hal.detection import Line, ToolText, build_profile
+from sage_infer_hal.detection import UNCOUNTED, Line, ToolText, build_profile, gap_notes, need_rows
 from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
 from sage_infer_ascend.npu_rows import NpuRow, accelerators
@@ -24,7 +24,8 @@ def is_map(text: ToolText) -> bool:
 def read_map(text: ToolText) -> HardwareProfile:
     """Devices with their names."""
     devices, notes = accelerators(text, read_map_rows(text))
-    return build_profile(devices, sources=[text.source], notes=[_LEFT_OUT, *notes])
+    gaps = gap_notes([device.index for device in devices], "NPUs")
+    return build_profile(devices, sources=[text.source], notes=[_LEFT_OUT, UNCOUNTED, *notes, *gaps])
 
 
 def read_map_rows(text: ToolText) -> list[NpuRow]:
@@ -67,6 +68,7 @@ def read_map_rows(text: ToolText) -> list[NpuRow]:
                 name=name,
             )
         )
+    need_rows(text, rows, "a chip")
     return rows
 
 
@@ -107,8 +109,13 @@ def read_list(text: ToolText) -> HardwareProfile:
             raise text.error(line, "an NPU ID before this chip count")
         else:
             cards[-1] = (*cards[-1][:2], value)
+    if total != len(cards):
+        raise text.error(
+            text.lines[-1], f"the {total} cards that the output counts, and it lists {len(cards)}"
+        )
+    lost = next((line for line, _, count in cards if count is None), None)
+    if lost is not None:
+        raise text.error(lost, "a chip count below this NPU ID")
     rows = [NpuRow(line=line, npu=npu, chip=chip) for line, npu, count in cards for chip in range(count or 1)]
     devices, notes = accelerators(text, rows)
-    if total != len(cards):
-        notes.append(f"the output counts {total} cards but lists {len(cards)}")
     return build_profile(devices, sources=[text.source], notes=[f"{_LEFT_OUT}, nor names", *notes])

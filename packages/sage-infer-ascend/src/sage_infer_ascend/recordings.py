@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
-from sage_infer_hal.detection import OutputKind, ToolText, no_card, read_recording
+from sage_infer_hal.detection import OutputKind, ToolText, no_card, read_recording, redacted
 
 from sage_infer_ascend.npu_rows import TOOL, VERSION
 from sage_infer_ascend.npu_smi_details import is_details, read_details
@@ -40,7 +40,7 @@ def read(text: str, *, name: str) -> HardwareProfile:
     failed = output.search(FAILURE)
     if failed is not None:
         raise ToolOutputError(
-            f"{name}: npu-smi failed, line {failed.number}: {failed.text.strip()}; the driver is not loaded, does not "
-            "match the firmware, or the user may not open the device"
+            f"{name}: npu-smi failed, line {failed.number}: {redacted(failed.text.strip())}; the driver is not loaded, "
+            "does not match the firmware, or the user may not open the device"
         )
     return read_recording(_KINDS, output, name=name)

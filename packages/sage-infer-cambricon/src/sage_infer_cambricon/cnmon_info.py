@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
-from sage_infer_hal.detection import Line, ToolText, build_profile, bus_address, is_masked, mebibytes
+from sage_infer_hal.detection import (
+    UNCOUNTED,
+    Line,
+    ToolText,
+    build_profile,
+    bus_address,
+    gap_notes,
+    is_masked,
+    mebibytes,
+)
 from sage_infer_hal.detection.sections import entries
 from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
@@ -39,6 +48,7 @@ def read_info(text: ToolText) -> HardwareProfile:
         devices.append(device)
         if missing:
             notes.append(f"card {index}: the recording does not show {', '.join(missing)}")
+    notes += [UNCOUNTED, *gap_notes(cards, "cards")]
     drivers = {block["Driver"][1] for block in cards.values() if "Driver" in block}
     driver = drivers.pop() if len(drivers) == 1 else None
     return build_profile(devices, sources=sources(text.source, driver), notes=[*notes, *board_notes(devices)])
@@ -55,6 +65,9 @@ def _cards(text: ToolText) -> dict[int, Block]:
             raise text.error(line, f"card {card[1]} once")
         else:
             current = lines[int(card[1])] = []
+    for index, of_card in lines.items():
+        if not of_card:
+            raise text.error(text.lines[-1], f"lines of card {index} below its number")
     return {index: _block(text, of_card) for index, of_card in lines.items()}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
-from sage_infer_hal.detection import ToolText, build_profile, bus_address, json_text, mebibytes
+from sage_infer_hal.detection import ToolText, build_profile, bus_address, json_text, mebibytes, need_rows
 from sage_infer_hal.detection.json_text import integer, items, load
 from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
@@ -31,6 +31,7 @@ def read_json(text: ToolText) -> HardwareProfile:
     """
     data = load(text)
     cards = items(text, data.get("CnmonInfo") if isinstance(data, dict) else None, "CnmonInfo")
+    need_rows(text, cards, "CnmonInfo")
     devices = [_device(text, card) for card in cards]
     return build_profile(devices, sources=["cnmon info -j"], notes=board_notes(devices))
 

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from attrs import frozen
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
 from sage_infer_hal.detection import (
+    NO_PROCESSES,
     Line,
     ToolText,
     build_profile,
     bus_address,
+    gap_notes,
     is_masked,
     mebibytes,
-    table_cells,
+    need_rows,
 )
 from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
@@ -52,14 +54,23 @@ def read_table(text: ToolText) -> HardwareProfile:
     notes: list[str] = []
     heading: _Heading | None = None
     first: tuple[Line, list[str]] | None = None
+    numbers: list[int] = []
+    closed, has_rules, ended = True, False, False
     for line in text.lines:
-        cells = table_cells(line.text)
+        cells = text.cells(line)
         if cells is None:
             if first is not None:
                 raise text.error(line, "a second line for the device above")
+            closed = has_rules = True
+            continue
+        if ended:
+            match = re.match(r"(\d+)\s", cells[0])
+            if match and int(match[1]) not in numbers:
+                raise text.error(line, f"card {match[1]} in the table above, which the process is of")
             continue
         if any(_END.search(cell) for cell in cells):
-            break
+            ended = True
+            continue
         if re.match("CNMON", cells[0]) or (first is None and heading is None and not _has_card(cells)):
             continue
         if first is None:
@@ -70,7 +81,9 @@ def read_table(text: ToolText) -> HardwareProfile:
         elif heading is None:
             raise text.error(line, "the heading with Card and Name above the devices")
         else:
-            device, more = _device(text, heading, first, (line, cells))
+            number, device, more = _device(text, heading, first, (line, cells))
+            numbers.append(number)
+            closed = not has_rules
             devices += [device] if device else []
             notes += more
         first = None
@@ -78,6 +91,11 @@ def read_table(text: ToolText) -> HardwareProfile:
         raise text.error(first[0], "a second line for this device")
     if heading is None:
         raise text.error(None, "the table's heading is missing")
+    if not closed:
+        raise text.error(text.lines[-1], "a rule below the last device: the table is cut")
+    need_rows(text, numbers, "a device")
+    notes += gap_notes(numbers, "cards")
+    notes += [] if ended else [NO_PROCESSES]
     driver = text.search(_DRIVER)
     found = re.search(_DRIVER, driver.text) if driver else None
     return build_profile(
@@ -123,7 +141,7 @@ def _heading(text: ToolText, line: Line, first: list[str], second: list[str]) ->
 
 def _device(
     text: ToolText, heading: _Heading, one: tuple[Line, list[str]], two: tuple[Line, list[str]]
-) -> tuple[AcceleratorDescriptor | None, list[str]]:
+) -> tuple[int, AcceleratorDescriptor | None, list[str]]:
     (first_line, first), (line, second) = one, two
     for place, cells in one, two:
         if len(cells) != heading.cells:
@@ -140,9 +158,9 @@ def _device(
     if not total.isdecimal() and total.lower() not in UNKNOWN_TEXTS - {""} and not is_masked(total):
         raise text.error(line, "memory as used MiB/ total MiB")
     if part is not None:
-        return None, [f"card {index} is divided; its part {part} ({name}) is left out"]
+        return index, None, [f"card {index} is divided; its part {part} ({name}) is left out"]
     memory = mebibytes(int(total)) if total.isdecimal() else None
-    return mlu(index, name, bus=bus, memory_bytes=memory), []
+    return index, mlu(index, name, bus=bus, memory_bytes=memory), []
 
 
 def _card(text: ToolText, line: Line, heading: _Heading, cell: str) -> tuple[int, str | None, str]:

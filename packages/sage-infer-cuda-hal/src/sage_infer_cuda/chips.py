@@ -51,7 +51,7 @@ CHIPS: tuple[Chip, ...] = (
     _chip("L4", "8.9", 24, 300, f"{_SHEETS} L4 datasheet 2023", tflops=_half(121)),
     _chip("L40S", "8.9", 48, 864, f"{_SHEETS} L40S datasheet 2023", tflops=_half(362)),
     _chip("GeForce RTX 4090", "8.9", 24, 1008, f"{_SHEETS} RTX 4090 datasheet 2022", tflops=_half(165)),
-    _chip("H20", "9.0", 96, 4000, f"{_SHEETS} H20", tflops=_half(148)),
+    _chip("H20", "9.0", 96, 4000, f"{_SHEETS} H20", tflops=_half(148), other_sizes=True),
     _chip("H800", "9.0", 80, 3350, f"{_SHEETS} H800", tflops=_H100, confidence="medium"),
     _chip("H100 80GB HBM3", "9.0", 80, 3350, f"{_SHEETS} H100 datasheet; int8 and fp8: {_PAGE}", tflops=_H100),
     _chip("H200", "9.0", 141, 4800, f"{_SHEETS} H200 datasheet; int8 and fp8 as H100", tflops=_H100),
@@ -61,13 +61,23 @@ CHIPS: tuple[Chip, ...] = (
 
 
 def described(
-    device: AcceleratorDescriptor, *, device_id: int | None = None, architecture: str | None = None
+    device: AcceleratorDescriptor,
+    *,
+    device_id: int | None = None,
+    architecture: str | None = None,
+    notes: list[str] | None = None,
 ) -> AcceleratorDescriptor:
-    """The device with the table's figures added; a capability reported by NVML takes precedence."""
+    """The device with the table's figures added; a capability reported by NVML takes precedence.
+
+    Rates are added only if name, memory and capability match the table's row. Contradictions are appended to ``notes``.
+    """
     chip = find_chip(CHIPS, device.model, device.memory_bytes)
-    capability = device.compute_capability or (chip.architecture if chip else None)
-    capability = capability or capability_of(device_id, architecture)
-    more = chip.fields() if chip else {}
+    capability, note = device.compute_capability, ""
+    if capability is None:
+        capability, note = capability_of(device.model, device_id, architecture)
+    if note and notes is not None:
+        notes.append(f"cuda:{device.index} contradicts itself: {note}")
+    more = chip.fields() if chip is not None and chip.architecture == capability else {}
     return evolve(
         device,
         **(more | {"compute_capability": capability, "supported_precisions": precisions_of(capability)}),

@@ -13,10 +13,11 @@ from sage_infer.schemas import (
     HardwareProfile,
     LinkProfile,
 )
-from sage_infer_hal.detection import Line, ToolText, bus_address, is_masked
+from sage_infer_hal.detection import UNCOUNTED, Line, ToolText, bus_address, gap_notes, is_masked
 from sage_infer_hal.detection.profiles import build_profile
 
 from sage_infer_cuda.chips import described
+from sage_infer_cuda.failures import failure_notes, is_failure
 
 __all__ = ["has_listing", "has_remotes", "has_speeds", "read_listing", "read_remotes", "read_speeds"]
 
@@ -63,7 +64,9 @@ def read_listing(text: ToolText) -> HardwareProfile:
                     AcceleratorPartition(index=int(match[2]), profile=match[1], uuid=_uuid(match[3]))
                 )
         devices.append(evolve(gpu.device, partitions=partitions))
-    return build_profile(devices, sources=[f"{text.source} -L"])
+    numbers = [device.index for device in devices]
+    notes = [UNCOUNTED, *gap_notes(numbers, "GPUs"), *failure_notes(text)]
+    return build_profile(devices, sources=[f"{text.source} -L"], notes=notes)
 
 
 def read_speeds(text: ToolText) -> HardwareProfile:
@@ -139,7 +142,11 @@ def _gpus(text: ToolText) -> list[_Gpu]:
     gpus: list[_Gpu] = []
     for line in text.lines:
         match = re.fullmatch(_GPU, line.text)
+        if is_failure(line.text):
+            continue
         if match:
+            if match[3] is None or "(UUID" in match[2]:
+                raise text.error(line, "a GPU's name, and its UUID between parentheses")
             device = AcceleratorDescriptor(
                 hardware_backend="cuda",
                 vendor="NVIDIA",
@@ -180,8 +187,11 @@ def _linked(text: ToolText, pattern: str, what: str) -> tuple[list[_Gpu], list[s
             count = counts.setdefault(gpu.device.model, len(gpu.links))
             if count != len(gpu.links):
                 raise text.error(gpu.line, f"{count} links, like the other {gpu.device.model}")
-    return gpus, []
+    notes = [UNCOUNTED, *gap_notes([gpu.device.index for gpu in gpus], "GPUs"), *failure_notes(text)]
+    return gpus, notes
 
 
 def _uuid(shown: str | None) -> str | None:
-    return shown.strip() if shown and shown.strip() and not is_masked(shown) else None
+    """The UUID; None where somebody put other words in its place."""
+    found = re.fullmatch(r"\s*((?:GPU-|MIG-)?[0-9a-fA-F]{8}-[0-9a-fA-F/-]+|MIG-GPU-\S+)\s*", shown or "")
+    return found[1] if found and not is_masked(found[1]) else None

@@ -15,7 +15,9 @@ from sage_infer_hal.detection import ToolText, bus_address, is_masked, mebibytes
 from sage_infer_hal.detection.profiles import build_profile
 from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
+from sage_infer_cuda.capability import is_unified
 from sage_infer_cuda.chips import described
+from sage_infer_cuda.failures import LOST, failure_notes
 from sage_infer_cuda.pcie import pcie_links
 from sage_infer_cuda.xml_tree import Element, line_error, read_xml
 
@@ -32,8 +34,13 @@ def read_smi_xml(text: ToolText) -> HardwareProfile:
     devices: list[AcceleratorDescriptor] = []
     links: list[LinkProfile] = []
     notes: list[str] = []
-    for index, gpu in enumerate(root.all("gpu")):
-        device = _device(text, gpu, index)
+    gpus = root.all("gpu")
+    for index, gpu in enumerate(gpus):
+        lost = _lost(gpu)
+        if lost is not None:
+            notes.append(f"cuda:{index} is left out: nvidia-smi says {lost.text!r} of its {lost.tag}")
+            continue
+        device = _device(text, gpu, index, notes)
         devices.append(device)
         link = _find(text, gpu, "pci/pci_gpu_link_info")
         if link is not None:
@@ -45,16 +52,28 @@ def read_smi_xml(text: ToolText) -> HardwareProfile:
             )
         if device.model == UNKNOWN_MODEL:
             notes.append(f"cuda:{index} has no product name in the recording")
+        elif device.memory_bytes is None and is_unified(device.model):
+            notes.append(
+                f"cuda:{index} shares the host's memory (unified memory); it has none of its own to show"
+            )
     attached = _number(text, _find(text, root, "attached_gpus"), r"(\d+)", zero=True)
-    if attached is not None and attached != len(devices):
+    if not gpus and attached != 0:
+        raise text.error(None, "at least one element gpu")
+    if attached is not None and attached != len(gpus):
         notes.append(
-            f"the recording reports {attached} attached GPUs but lists {len(devices)}; "
+            f"the recording reports {attached} attached GPUs but lists {len(gpus)}; "
             "indices count the listed ones"
         )
+    notes += failure_notes(text)
     return build_profile(devices, sources=[text.source], links=links, notes=notes)
 
 
-def _device(text: ToolText, gpu: Element, index: int) -> AcceleratorDescriptor:
+def _lost(gpu: Element) -> Element | None:
+    """What nvidia-smi could not ask the GPU for, because it fell off the bus or must be reset."""
+    return next((element for element in gpu.walk() if LOST.fullmatch(element.text)), None)
+
+
+def _device(text: ToolText, gpu: Element, index: int, notes: list[str]) -> AcceleratorDescriptor:
     pci = _find(text, gpu, "pci/pci_bus_id")
     address = _address(text, gpu, gpu.attributes.get("id"))
     if pci is not None and _known(pci) is not None:
@@ -80,6 +99,7 @@ def _device(text: ToolText, gpu: Element, index: int) -> AcceleratorDescriptor:
         ),
         device_id=int(digits[1], 16) if digits else None,
         architecture=_known(_find(text, gpu, "product_architecture")),
+        notes=notes,
     )
 
 
@@ -120,7 +140,7 @@ def _find(text: ToolText, element: Element, path: str) -> Element | None:
 
 def _known(element: Element | None) -> str | None:
     """The element's text; None if it is missing, unknown or redacted."""
-    text = element.text if element is not None else ""
+    text = " ".join(element.text.split()) if element is not None else ""
     return None if text.lower() in UNKNOWN_TEXTS or is_masked(text) else text
 
 

@@ -29,6 +29,9 @@ PATHS: Mapping[str, Mapping[str, Any]] = {
 """Fields of a link, by its path code. A single bridge is one hop; the other codes do not tell the number."""
 
 
+_CODES = rf"X|{'|'.join(PATHS)}|NV[1-9]\d?|N/A"
+
+
 def has_topology(text: ToolText) -> bool:
     """Whether the text has a heading of GPUs."""
     return text.search(_HEADING) is not None
@@ -40,7 +43,7 @@ def read_topology(text: ToolText) -> HardwareProfile:
     Raises:
         ToolOutputError: a row does not match the heading, or has an unknown code.
     """
-    matrix = read_matrix(text, text.lines, _LABEL)
+    matrix = read_matrix(text, text.lines, _LABEL, fused=_CODES)
     if matrix is None:
         raise text.error(None, "a heading with GPU0, GPU1, …")
     unknown = {code for code in matrix.codes.values() if _path(code) is None and code.lower() != "n/a"}
@@ -52,17 +55,13 @@ def read_topology(text: ToolText) -> HardwareProfile:
     def endpoint(label: str) -> str:
         return f"cuda:{label[3:]}" if re.fullmatch(_GPU, label) else f"nic:{label.removeprefix('NIC')}"
 
-    ambiguous = _ambiguous_rows(text)
     gpus = [label for label in matrix.labels if re.fullmatch(_GPU, label)]
     missing = [label for label in matrix.labels if label not in matrix.rows]
     notes = [f"the table has no row for {', '.join(missing)}: it is truncated"] if missing else []
     names = _network_names(text)
     if names:
         notes.append(names)
-    if ambiguous:
-        notes.append(
-            f"cells are missing at the end of the rows of {', '.join(ambiguous)}: affinities are left out"
-        )
+    notes += matrix.notes
     if not gpus or len(missing) == len(matrix.labels):
         raise text.error(None, "rows of GPUs below the heading")
     return build_profile(
@@ -72,8 +71,8 @@ def read_topology(text: ToolText) -> HardwareProfile:
                 vendor="NVIDIA",
                 model=UNKNOWN_MODEL,
                 index=int(label[3:]),
-                numa_node=None if label in ambiguous else matrix.numa_node.get(label),
-                cpu_affinity=None if label in ambiguous else matrix.cpu_affinity.get(label),
+                numa_node=matrix.numa_node.get(label),
+                cpu_affinity=matrix.cpu_affinity.get(label),
             )
             for label in gpus
         ],
@@ -81,18 +80,6 @@ def read_topology(text: ToolText) -> HardwareProfile:
         links=matrix.links(endpoint, _path),
         notes=notes,
     )
-
-
-def _ambiguous_rows(text: ToolText) -> list[str]:
-    """GPUs with fewer affinity cells than the heading has columns: the missing one cannot be determined."""
-    heading = text.search(_HEADING)
-    endings = re.findall(r"CPU Affinity|NUMA Affinity|GPU NUMA ID", heading.text) if heading else []
-    labels = re.findall(rf"(?<!\S)(?:{_LABEL})(?!\S)", heading.text) if heading else []
-    return [
-        words[0]
-        for words in (line.text.split() for line in text.lines if line is not heading)
-        if re.fullmatch(_GPU, words[0]) and 0 < len(words) - 1 - len(labels) < len(endings)
-    ]
 
 
 def _path(code: str) -> Mapping[str, Any] | None:

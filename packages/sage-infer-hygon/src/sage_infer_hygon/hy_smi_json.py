@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from sage_infer.schemas import HardwareProfile
-from sage_infer_hal.detection import Line, ToolText, build_profile, json_text
+from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
+from sage_infer_hal.detection import UNCOUNTED, Line, ToolText, build_profile, gap_notes, json_text, need_rows
 
 from sage_infer_hygon.dcu import describe, refuse_amd, sources
 
@@ -30,6 +31,7 @@ def read_json(text: ToolText) -> HardwareProfile:
     """
     refuse_amd(text, labels=False)
     devices, notes = describe(text, json_facts(text))
+    notes += _gaps(devices)
     return build_profile(
         devices, sources=sources(text), notes=[*notes, *_numbering(devices[0].index if devices else 0)]
     )
@@ -81,10 +83,18 @@ def read_csv(text: ToolText) -> HardwareProfile:
             " ".join(name.split()).lower(): (line, cell.strip())
             for name, cell in zip(heading[1:], cells[1:], strict=True)
         }
+    need_rows(text, cards, "a card")
     devices, notes = describe(text, cards)
+    notes += [UNCOUNTED, *_gaps(devices)]
     return build_profile(
         devices, sources=sources(text), notes=[*notes, *_numbering(devices[0].index if devices else 0)]
     )
+
+
+def _gaps(devices: Sequence[AcceleratorDescriptor]) -> list[str]:
+    """DTK before 23 counts cards from 1."""
+    numbers = [device.index for device in devices]
+    return gap_notes(numbers, "cards", first=min(1, *numbers) if numbers else 0)
 
 
 def _numbering(first: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sage_infer.schemas import HardwareProfile
-from sage_infer_hal.detection import ToolText, build_profile
+from sage_infer_hal.detection import UNCOUNTED, ToolText, build_profile, gap_notes, need_rows
 
 from sage_infer_hygon.dcu import dcu, endpoint, sources
 
@@ -16,7 +16,7 @@ _RULE = re.compile(r"[=\-\s]*")
 _END = re.compile(r"=+\s*End of")
 # A cell below a heading: a number with its unit, or a placeholder for unknown.
 _CELLS = {
-    "temp": r"\d+(\.\d+)?[cC]",
+    "temp": r"\d+(\.\d+)?(°?[cC]|℃)",
     "avgpwr": r"\d+(\.\d+)?W",
     "pwrcap": r"\d+(\.\d+)?W",
     "fan": r"\d+(\.\d+)?%",
@@ -56,7 +56,9 @@ def read_table(text: ToolText) -> HardwareProfile:
             if name == "Mode" and cell.upper() == "MIG":
                 divided.append(endpoint(int(words[0])))
         devices.append(dcu(int(words[0])))
-    notes = ["this output does not show: names, memory, bus ids"] if devices else []
+    need_rows(text, devices, "a device")
+    notes = ["this output does not show: names, memory, bus ids", UNCOUNTED]
+    notes += gap_notes([device.index for device in devices], "devices")
     if divided:
         notes.append(f"divided into instances (MIG), which this output does not show: {', '.join(divided)}")
     return build_profile(devices, sources=sources(text), notes=notes)

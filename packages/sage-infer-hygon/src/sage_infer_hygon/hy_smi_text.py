@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 from sage_infer.schemas import HardwareProfile
-from sage_infer_hal.detection import Line, ToolText, build_profile
+from sage_infer_hal.detection import UNCOUNTED, Line, ToolText, build_profile, gap_notes
 
 from sage_infer_hygon.dcu import describe, refuse_amd, sources
 
 __all__ = ["card_facts", "is_driver", "is_text", "read_driver", "read_text"]
 
 _LINE = re.compile(r"\s*(HCU|DCU|GPU)\[(\d+)\]\s*:\s*(.*)")
+_BEGINS = re.compile(r"\s*(HCU|DCU|GPU)\[")
 _TOPOLOGY = re.compile(r"(\(Topology\) Numa (?:Node|Affinity))\s*:?\s*(-?\d+.*|\S+)", re.IGNORECASE)
 # Keys whose value is a fact of the device; others may be repeated, one line per sensor.
 _KEYS = re.compile(
@@ -32,6 +33,7 @@ def read_text(text: ToolText) -> HardwareProfile:
     """
     refuse_amd(text, labels=any(line.text.lstrip().startswith("GPU[") for line in text.lines))
     devices, notes = describe(text, card_facts(text))
+    notes += [UNCOUNTED, *gap_notes([device.index for device in devices], "devices")]
     return build_profile(devices, sources=sources(text), notes=notes)
 
 
@@ -45,6 +47,8 @@ def card_facts(text: ToolText) -> dict[int, dict[str, tuple[Line | None, str]]]:
     for line in text.lines:
         match = _LINE.match(line.text)
         if match is None:
+            if _BEGINS.match(line.text):
+                raise text.error(line, "a device's number, a colon, a key and its value")
             continue
         said = _TOPOLOGY.fullmatch(match[3].strip())
         key, colon, value = (said[1], ":", said[2]) if said else match[3].partition(":")

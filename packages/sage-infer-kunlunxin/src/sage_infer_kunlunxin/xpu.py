@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from attrs import evolve
 from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor
-from sage_infer_hal.detection import Line, ToolText, bus_address, find_chip, is_masked, mebibytes
+from sage_infer_hal.detection import Line, ToolText, board_names, bus_address, find_chip, is_masked, mebibytes
 from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
 from sage_infer_kunlunxin.chips import CHIPS
 
-__all__ = ["TOOL", "VERSION", "endpoint", "read_bus", "read_total", "refuse_intel", "sources", "xpu"]
+__all__ = [
+    "TOOL",
+    "VERSION",
+    "endpoint",
+    "known_serial",
+    "on_boards",
+    "read_bus",
+    "read_total",
+    "refuse_intel",
+    "sources",
+    "xpu",
+]
 
 TOOL = "xpu-smi"
 VERSION = r"(?:XPU-RT Version|Runtime Version)\s*:\s*(\d\S*)"
@@ -30,9 +43,8 @@ def xpu(
     uuid: str | None = None,
     bus: str | None = None,
     memory_bytes: int | None = None,
-    serial: str | None = None,
 ) -> AcceleratorDescriptor:
-    """A device; ``serial`` is its card's, shared by both devices of a K200."""
+    """A device as ``xpu-smi`` counts devices."""
     chip = None if name is None else find_chip(CHIPS, name, memory_bytes)
     return AcceleratorDescriptor(
         hardware_backend="kunlunxin",
@@ -42,9 +54,20 @@ def xpu(
         uuid=None if uuid is None or is_masked(uuid) else uuid,
         pci_address=bus,
         memory_bytes=memory_bytes,
-        board=None if serial is None or is_masked(serial) or serial.lower() in UNKNOWN_TEXTS else serial,
         **(chip.fields() if chip else {}),
     )
+
+
+def known_serial(printed: str | None) -> str | None:
+    """A card's serial number; None where it is not known or masked."""
+    return None if printed is None or is_masked(printed) or printed.lower() in UNKNOWN_TEXTS else printed
+
+
+def on_boards(
+    devices: Sequence[AcceleratorDescriptor], serials: Sequence[str | None]
+) -> list[AcceleratorDescriptor]:
+    """The devices with a name for the boards that several of them share: a K200 is two devices of one serial number."""
+    return [evolve(d, board=board) for d, board in zip(devices, board_names(serials), strict=True)]
 
 
 def read_bus(text: ToolText, line: Line, printed: str) -> str | None:

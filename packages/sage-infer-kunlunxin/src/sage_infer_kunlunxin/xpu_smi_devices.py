@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
-from sage_infer_hal.detection import ToolText, build_profile
+from sage_infer_hal.detection import ToolText, build_profile, gap_notes, need_rows
 
-from sage_infer_kunlunxin.xpu import endpoint, read_bus, read_total, sources, xpu
+from sage_infer_kunlunxin.xpu import endpoint, known_serial, on_boards, read_bus, read_total, sources, xpu
 
 __all__ = ["is_devices", "read_devices"]
 
@@ -23,13 +23,22 @@ def read_devices(text: ToolText) -> HardwareProfile:
         ToolOutputError: a line does not match the heading.
     """
     heading: list[str] = []
+    serials: list[str | None] = []
+    numbers: list[int] = []
     devices: list[AcceleratorDescriptor] = []
     notes: list[str] = []
-    for line, cells in text.rows():
+    section = 0
+    for line in text.lines:
+        cells = text.cells(line)
+        if cells is None:
+            continue
         if "DevID" in cells:
-            if heading:
-                break  # the next section: video, processes
-            heading = cells
+            section += 1  # the next ones are video and processes
+            heading = heading or cells
+            continue
+        if section > 1:
+            if cells[0].isdecimal() and int(cells[0]) not in numbers:
+                raise text.error(line, f"device {cells[0]} in the section DEVICES above")
             continue
         if not heading or len(cells) != len(heading):
             raise text.error(
@@ -43,11 +52,18 @@ def read_devices(text: ToolText) -> HardwareProfile:
         node = row.get("INODE", "")
         if node.startswith("/dev/xpu") and node != f"/dev/xpu{index}":
             raise text.error(line, f"the device node /dev/xpu{index}")
+        numbers.append(index)
         memory = read_total(text, line, row["Memory"])
         if row["Model"].endswith("-PF"):
             notes.append(
                 f"{endpoint(index)} ({row['Model']}) is divided and only controls its parts; it is left out"
             )
             continue
-        devices.append(xpu(index, row["Model"], bus=bus, memory_bytes=memory, serial=row.get("SN")))
+        devices.append(xpu(index, row["Model"], bus=bus, memory_bytes=memory))
+        serials.append(known_serial(row.get("SN")))
+    need_rows(text, numbers, "a device")
+    notes += gap_notes(numbers, "XPUs")
+    if section < 2:
+        notes.append("the sections below DEVICES are missing: devices at the end may be, too")
+    devices = on_boards(devices, serials)
     return build_profile(devices, sources=sources(text), notes=notes)

@@ -6,9 +6,9 @@ import re
 import shlex
 
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
-from sage_infer_hal.detection import Line, ToolText, build_profile, mebibytes
+from sage_infer_hal.detection import UNCOUNTED, Line, ToolText, build_profile, gap_notes, mebibytes
 
-from sage_infer_kunlunxin.xpu import read_bus, sources, xpu
+from sage_infer_kunlunxin.xpu import known_serial, on_boards, read_bus, sources, xpu
 
 __all__ = ["is_list", "is_machine", "list_devices", "read_list", "read_machine"]
 
@@ -30,8 +30,10 @@ def read_list(text: ToolText) -> HardwareProfile:
     Raises:
         ToolOutputError: a line does not describe a device.
     """
-    notes = ["this output shows neither memory nor bus ids"]
-    return build_profile(list_devices(text), sources=sources(text), notes=notes)
+    devices = list_devices(text)
+    notes = ["this output shows neither memory nor bus ids", UNCOUNTED]
+    notes += gap_notes([device.index for device in devices], "XPUs")
+    return build_profile(devices, sources=sources(text), notes=notes)
 
 
 def list_devices(text: ToolText) -> list[AcceleratorDescriptor]:
@@ -58,10 +60,14 @@ def read_machine(text: ToolText) -> HardwareProfile:
     Raises:
         ToolOutputError: a field is malformed.
     """
-    return build_profile([_device(text, line) for line in text.lines], sources=sources(text))
+    found = [_device(text, line) for line in text.lines]
+    devices = on_boards([device for device, _ in found], [serial for _, serial in found])
+    notes = [UNCOUNTED, *gap_notes([device.index for device in devices], "XPUs")]
+    return build_profile(devices, sources=sources(text), notes=notes)
 
 
-def _device(text: ToolText, line: Line) -> AcceleratorDescriptor:
+def _device(text: ToolText, line: Line) -> tuple[AcceleratorDescriptor, str | None]:
+    """The device and its card's serial number."""
     try:
         fields = shlex.split(line.text)
         quoted = shlex.split(line.text, posix=False)
@@ -74,10 +80,10 @@ def _device(text: ToolText, line: Line) -> AcceleratorDescriptor:
         raise text.error(
             line, f"a number as field {_NUMBER + 1}, used and total MiB as fields {_MEMORY} and {_MEMORY + 1}"
         )
-    return xpu(
+    device = xpu(
         int(fields[_NUMBER]),
         fields[_NAME],
         bus=read_bus(text, line, fields[_BUS]),
         memory_bytes=mebibytes(int(fields[_MEMORY])),
-        serial=fields[_SERIAL],
     )
+    return device, known_serial(fields[_SERIAL])

@@ -5,11 +5,19 @@ from __future__ import annotations
 import re
 
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
-from sage_infer_hal.detection import Line, ToolText, build_profile, bus_address, is_masked, mebibytes
+from sage_infer_hal.detection import (
+    UNCOUNTED,
+    Line,
+    ToolText,
+    build_profile,
+    bus_address,
+    is_masked,
+    mebibytes,
+)
 from sage_infer_hal.detection.sections import entries
 from sage_infer_hal.detection.text import UNKNOWN_TEXTS
 
-from sage_infer_kunlunxin.xpu import sources, xpu
+from sage_infer_kunlunxin.xpu import known_serial, on_boards, sources, xpu
 
 __all__ = ["is_query", "read_query"]
 
@@ -40,11 +48,15 @@ def read_query(text: ToolText) -> HardwareProfile:
     attached = text.search(_ATTACHED)
     counted = re.search(_ATTACHED, attached.text) if attached else None
     total = int(counted[1]) if counted else None
-    devices = [
-        _device(text, line, _block(text, lines), position if total == len(blocks) else None)
-        for position, (line, lines) in enumerate(blocks)
-    ]
-    notes = []
+    described = [(line, _block(text, lines)) for line, lines in blocks]
+    devices = on_boards(
+        [
+            _device(text, line, block, position if total == len(blocks) else None)
+            for position, (line, block) in enumerate(described)
+        ],
+        [known_serial(_known(block, "Serial Number")) for _, block in described],
+    )
+    notes = [] if total is not None else [UNCOUNTED]
     if total is not None and total != len(devices):
         notes.append(f"{total} XPUs are attached, and this output describes {len(devices)}")
     return build_profile(devices, sources=sources(text), notes=notes)
@@ -88,7 +100,6 @@ def _device(text: ToolText, line: Line, block: Block, position: int | None) -> A
         uuid=_known(block, "XPU UUID"),
         bus=bus,
         memory_bytes=memory,
-        serial=_known(block, "Serial Number"),
     )
 
 

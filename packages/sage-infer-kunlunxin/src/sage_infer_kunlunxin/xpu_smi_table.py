@@ -6,7 +6,14 @@ import re
 
 from attrs import frozen
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
-from sage_infer_hal.detection import Line, ToolText, build_profile, table_cells
+from sage_infer_hal.detection import (
+    NO_PROCESSES,
+    Line,
+    ToolText,
+    build_profile,
+    gap_notes,
+    need_rows,
+)
 
 from sage_infer_kunlunxin.xpu import read_bus, read_total, sources, xpu
 
@@ -40,9 +47,11 @@ def read_table(text: ToolText) -> HardwareProfile:
     """
     heading: _Heading | None = None
     devices: list[AcceleratorDescriptor] = []
+    notes = [NO_PROCESSES]
     for group in _groups(text):
         line, cells = group[0]
         if any(cell.startswith("Processes") for cell in cells):
+            notes = []
             break
         if any(map(_is_name_heading, cells)):
             heading = _heading(text, group)
@@ -52,19 +61,26 @@ def read_table(text: ToolText) -> HardwareProfile:
             raise text.error(line, "the heading with XPU and Name above the devices")
     if heading is None:
         raise text.error(None, "the table's heading is missing")
-    notes = ["no devices in the table"] if not devices else []
+    need_rows(text, devices, "a device")
+    notes += gap_notes([device.index for device in devices], "XPUs")
     return build_profile(devices, sources=sources(text), notes=notes)
 
 
 def _groups(text: ToolText) -> list[Group]:
-    """Lines with cells, cut at the rules between them."""
+    """Lines with cells, cut at the rules between them.
+
+    Raises:
+        ToolOutputError: the text ends within a table.
+    """
     groups: list[Group] = [[]]
     for line in text.lines:
-        cells = table_cells(line.text)
+        cells = text.cells(line)
         if cells is not None:
             groups[-1].append((line, cells))
         elif groups[-1]:
             groups.append([])
+    if groups[-1]:
+        raise text.error(groups[-1][-1][0], "a rule below this row: the table is cut")
     return [group for group in groups if group]
 
 

@@ -90,7 +90,7 @@ class AcceleratorDescriptor:
         supported_precisions: precisions that its arithmetic units support.
         peak_tflops: dense peak rate in TFLOP/s (TOP/s for integers) by precision.
         memory_bandwidth_gbs: peak device memory bandwidth in GB/s.
-        board: name or serial number of the board, equal for devices that share one; null where unknown.
+        board: name of the board, equal for devices that share one, and never its serial number; null where unknown.
         cpu_affinity: logical CPUs nearest to it, as a list such as 0-23,48-71; null where unknown.
         partitions: parts that the device is divided into, each addressed by itself; empty where it is whole.
     """

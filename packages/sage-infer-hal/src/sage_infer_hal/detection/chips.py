@@ -12,6 +12,9 @@ from sage_infer.schemas.hardware import Confidence
 
 __all__ = ["Chip", "find_chip"]
 
+_LEAST_SHOWN = 0.91
+"""Tools show up to a tenth less than what is sold: in-band ECC, firmware and spare rows are taken off."""
+
 
 @frozen(kw_only=True)
 class Chip:
@@ -21,7 +24,9 @@ class Chip:
         names: names that tools print for it, compared without case, spaces, ``_`` and ``-``.
         source: where the figures come from.
         confidence: how far to trust them.
-        memory_gib: nominal memory in GiB: a device with far more or less is not this chip; None skips the comparison.
+        memory_gib: nominal memory in GiB: a device with more or less is not this chip; None skips the comparison.
+        ecc_share: share of the nominal memory that error correction hides from tools.
+        other_sizes: whether devices of this name also have other memory sizes: then unknown memory is no match.
         bandwidth_gbs: peak device memory bandwidth in GB/s.
         tflops: dense peak rate in TFLOP/s (TOP/s for integers) by precision.
         precisions: precisions of its arithmetic units; empty if unknown.
@@ -32,6 +37,8 @@ class Chip:
     source: str
     confidence: Confidence
     memory_gib: int | None = None
+    ecc_share: float = 0.0
+    other_sizes: bool = False
     bandwidth_gbs: float | None = None
     tflops: Mapping[Precision, float] = field(factory=dict)
     precisions: tuple[Precision, ...] = ()
@@ -46,6 +53,15 @@ class Chip:
             "memory_bandwidth_gbs": None if self.bandwidth_gbs is None else self._figure(self.bandwidth_gbs),
         }
 
+    def fits(self, memory_bytes: int | None) -> bool:
+        """Whether a device that shows so much memory can be this chip."""
+        if self.memory_gib is None:
+            return True
+        if memory_bytes is None:
+            return not self.other_sizes
+        shown = memory_bytes / (self.memory_gib * 1024**3 * (1 - self.ecc_share))
+        return _LEAST_SHOWN <= shown <= 1.02
+
     def _figure(self, value: float) -> Figure:
         return Figure(value=value, source=self.source, confidence=self.confidence)
 
@@ -53,14 +69,7 @@ class Chip:
 def find_chip(table: Iterable[Chip], name: str, memory_bytes: int | None) -> Chip | None:
     """The chip with exactly this name and a matching memory size; a common prefix is not enough."""
     wanted = _key(name)
-    for chip in table:
-        if wanted in map(_key, chip.names):
-            if chip.memory_gib is None or memory_bytes is None:
-                return chip
-            # Tools show up to a fifth less than the nominal size: ECC, firmware and spare rows are deducted.
-            if 0.8 <= memory_bytes / (chip.memory_gib * 1024**3) <= 1.05:
-                return chip
-    return None
+    return next((chip for chip in table if wanted in map(_key, chip.names) and chip.fits(memory_bytes)), None)
 
 
 def _key(name: str) -> str:

@@ -9,15 +9,16 @@ from typing import Any
 from attrs import field, frozen
 from sage_infer.schemas import LinkProfile
 
+from sage_infer_hal.detection.fused import splits
+from sage_infer_hal.detection.matrix_rows import Heading, read_row
 from sage_infer_hal.detection.text import UNKNOWN_TEXTS, Line, ToolText
 
 __all__ = ["LinkMatrix", "asymmetry_notes", "read_matrix"]
 
 # Headings of more than one word; each is one column.
 _PHRASES = re.compile(r"\b(CPU|NUMA) (Affinity)\b|\b(?:GPU|XPU|NPU|MLU|DCU|HCU) NUMA ID\b", re.IGNORECASE)
-# Columns whose cells may be missing at the end of a row; any other missing cell would shift the rest.
-_MAY_BE_EMPTY = re.compile(r"(CPU|NUMA)_Affinity|\w+_NUMA_ID", re.IGNORECASE)
-_CPU_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/+*]*")
 
 
 @frozen
@@ -29,7 +30,10 @@ class LinkMatrix:
         codes: (row label, column label) → code, without the diagonal.
         rows: labels that have a row of their own; fewer than the columns if the table is truncated.
         cpu_affinity: row label → logical CPUs.
-        numa_node: row label → NUMA node.
+        numa_node: row label → NUMA node, where the table names one.
+        numa_nodes: row label → NUMA nodes as a list, where the table names several.
+        memory_node: row label → NUMA node that the device's own memory is.
+        notes: what a person should know of the table.
     """
 
     labels: tuple[str, ...]
@@ -37,6 +41,9 @@ class LinkMatrix:
     rows: tuple[str, ...]
     cpu_affinity: Mapping[str, str] = field(factory=dict)
     numa_node: Mapping[str, int] = field(factory=dict)
+    numa_nodes: Mapping[str, str] = field(factory=dict)
+    memory_node: Mapping[str, int] = field(factory=dict)
+    notes: tuple[str, ...] = ()
 
     def links(
         self, endpoint: Callable[[str], str], describe: Callable[[str], Mapping[str, Any] | None]
@@ -53,81 +60,125 @@ class LinkMatrix:
 
 
 def read_matrix(
-    text: ToolText, lines: Iterable[Line], label: str, *, diagonal: str = "X", even: bool = False
+    text: ToolText,
+    lines: Iterable[Line],
+    label: str,
+    *,
+    diagonal: str = "X",
+    even: bool = False,
+    fused: str = "",
 ) -> LinkMatrix | None:
     """Read the first matrix in ``lines``; None without a heading of labels.
 
-    ``label`` is the pattern of an endpoint's name (``NPU\\d+``). Columns are matched by order, not by position in the
-    line; the ``diagonal`` marker proves that they are not shifted. ``even`` rejects rows of one kind that differ in
-    length: readers that accept unknown codes need it, as they would not notice a missing cell.
+    ``label`` is the pattern of an endpoint's name (``NPU\\d+``). Columns are separated by tabs if the table has
+    them, and matched by order otherwise; the ``diagonal`` marker proves that they are not shifted. ``even`` rejects
+    rows of one kind that differ in length: readers that accept unknown codes need it, as they would not notice a
+    missing cell. ``fused`` is the pattern of all known codes, by which adjacent cells that ran together are split.
 
     Raises:
         ToolOutputError: a row does not fit the heading.
     """
-    columns: list[str] | None = None
+    heading: Heading | None = None
     codes: dict[tuple[str, str], str] = {}
     rows: list[str] = []
-    affinity: dict[str, str] = {}
-    numa: dict[str, int] = {}
+    ends: dict[str, Mapping[str, str]] = {}
+    ambiguous: list[str] = []
     widths: dict[str, int] = {}
     for line in lines:
-        words = _PHRASES.sub(lambda match: match[0].replace(" ", "_"), line.text).split()
-        if columns is None:
-            if _is_heading(words, label):
-                columns = words
+        if heading is None:
+            heading = _heading(line, label)
             continue
-        if not words or not re.fullmatch(label, words[0]):
+        words = line.text.split()
+        if not re.fullmatch(label, words[0]):
             if rows or "legend" in line.text.lower():
                 break
             continue
-        row, cells = words[0], words[1:]
-        if row in rows:
-            raise text.error(line, f"one row for {row}")
-        labels = [column for column in columns if re.fullmatch(label, column)]
-        needed = max(i for i, column in enumerate(columns) if not _MAY_BE_EMPTY.fullmatch(column)) + 1
-        if not needed <= len(cells) <= len(columns):
-            raise text.error(line, f"{len(columns)} cells under {' '.join(columns)}")
-        width = widths.setdefault(row.rstrip("0123456789"), len(cells))
-        if even and len(cells) != width:
+        name = words[0]
+        if name in rows:
+            raise text.error(line, f"one row for {name}")
+        row = read_row(text, line, heading, fused)
+        width = widths.setdefault(name.rstrip("0123456789"), row.width)
+        if even and row.width != width:
             raise text.error(line, f"{width} cells, as in the rows above")
-        rows.append(row)
-        for column, cell in zip(columns, cells, strict=False):
-            heading_word = column.lower()
-            if column == row:
+        rows.append(name)
+        for column, cell in zip(heading.labels, row.codes, strict=True):
+            if column == name:
                 if cell != diagonal:
-                    raise text.error(line, f"{diagonal} where {row} meets itself")
-            elif column in labels:
-                if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_/+*]*", cell) is None:
-                    raise text.error(line, f"a link code under {column}")
-                codes[row, column] = cell
-            elif heading_word == "cpu_affinity" and cell.lower() not in UNKNOWN_TEXTS:
-                if _CPU_LIST.fullmatch(cell) is None:
-                    raise text.error(line, "a list of CPU numbers under CPU Affinity")
-                affinity[row] = cell
-            elif heading_word == "numa_affinity" and cell.lower() not in UNKNOWN_TEXTS:
-                if cell.isdecimal():
-                    numa[row] = int(cell)
-                elif _CPU_LIST.fullmatch(cell) is None:  # a device between several nodes has no nearest one
-                    raise text.error(line, "a NUMA node under NUMA Affinity")
-    if columns is None:
+                    raise text.error(line, f"{diagonal} where {name} meets itself")
+            elif _CODE.fullmatch(cell) is None:
+                raise text.error(line, f"a link code under {column}")
+            else:
+                codes[name, column] = cell
+        if row.ends is None:
+            ambiguous.append(name)
+        else:
+            ends[name] = _known_ends(text, line, row.ends)
+    if heading is None:
         return None
-    labels = [column for column in columns if re.fullmatch(label, column)]
+    labels = heading.labels
     if len(set(labels)) != len(labels):
-        raise text.error(None, f"the heading of the link table repeats an endpoint: {' '.join(columns)}")
+        raise text.error(None, f"the heading of the link table repeats an endpoint: {' '.join(labels)}")
     strangers = [row for row in rows if row not in labels]
     if strangers:
         raise text.error(None, f"the link table has a row {strangers[0]} but no such column")
-    return LinkMatrix(tuple(labels), codes, tuple(rows), affinity, numa)
-
-
-def _is_heading(words: list[str], label: str) -> bool:
-    """Whether the line is the heading; a row starts with a label too, but its second word is a code."""
-    if not words or not re.fullmatch(label, words[0]):
-        return False
-    return (
-        len(words) == 1
-        or re.fullmatch(rf"{label}|\w+_(Affinity|NUMA_ID)", words[1], re.IGNORECASE) is not None
+    nodes = {row: cells["numa_affinity"] for row, cells in ends.items() if "numa_affinity" in cells}
+    own = {
+        row: value
+        for row, cells in ends.items()
+        for name, value in cells.items()
+        if name.endswith("_numa_id")
+    }
+    lists = {row: value for row, value in nodes.items() if not value.isdecimal()}
+    notes = [
+        f"{row} is near the NUMA nodes {value}; none is taken as the nearest" for row, value in lists.items()
+    ]
+    notes += [f"the memory of {row} is NUMA node {value}" for row, value in own.items() if value.isdecimal()]
+    if ambiguous:
+        notes.append(
+            f"cells are missing at the end of the rows of {', '.join(ambiguous)}, and it is unclear which: "
+            "affinities are left out"
+        )
+    return LinkMatrix(
+        labels,
+        codes,
+        tuple(rows),
+        {row: cells["cpu_affinity"] for row, cells in ends.items() if "cpu_affinity" in cells},
+        {row: int(value) for row, value in nodes.items() if value.isdecimal()},
+        lists,
+        {row: int(value) for row, value in own.items() if value.isdecimal()},
+        tuple(notes),
     )
+
+
+def _heading(line: Line, label: str) -> Heading | None:
+    """The columns; a row starts with a label too, but its second word is a code."""
+    joined = _PHRASES.sub(lambda match: match[0].replace(" ", "_"), line.text.expandtabs())
+    found = [(match[0], match.start()) for match in re.finditer(r"\S+", joined)]
+    labels: list[str] = []
+    while found:
+        word = found[0][0]
+        ways = [[word]] if re.fullmatch(label, word) else splits(word, label)
+        if len(ways) != 1:
+            break
+        labels += ways[0]
+        del found[0]
+    names = [word.lower() for word, _ in found]
+    if not labels or (len(labels) == 1 and found and not re.fullmatch(r"\w+_(affinity|numa_id)", names[0])):
+        return None
+    return Heading(
+        tuple(labels), tuple(names), tuple(start for _, start in found), "\t" in line.text.strip("\t ")
+    )
+
+
+def _known_ends(text: ToolText, line: Line, cells: Mapping[str, str]) -> Mapping[str, str]:
+    known = {name: cell for name, cell in cells.items() if cell.lower() not in UNKNOWN_TEXTS}
+    for name, what in {
+        "cpu_affinity": "a list of CPU numbers under CPU Affinity",
+        "numa_affinity": "a NUMA node under NUMA Affinity",
+    }.items():
+        if name in known and _LIST.fullmatch(known[name]) is None:
+            raise text.error(line, what)
+    return known
 
 
 def asymmetry_notes(links: Iterable[LinkProfile]) -> list[str]:

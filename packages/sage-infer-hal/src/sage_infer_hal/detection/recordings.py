@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 from sage_infer.errors import SchemaError, ToolOutputError
 from sage_infer.schemas import HardwareProfile
 
 from sage_infer_hal.detection.profiles import build_profile
+from sage_infer_hal.detection.redaction import redacted
 from sage_infer_hal.detection.text import ToolText
 
 __all__ = ["OutputKind", "no_card", "read_recording"]
@@ -35,7 +36,7 @@ def no_card(pattern: str, *, shorter_than: float = math.inf) -> OutputKind:
 
     def read(text: ToolText) -> HardwareProfile:
         line = text.search(pattern)
-        return build_profile([], sources=[text.source], notes=[line.text.strip()] if line else [])
+        return build_profile([], sources=[text.source], notes=[redacted(line.text.strip())] if line else [])
 
     return OutputKind(
         command="a message that no card is present",
@@ -47,9 +48,45 @@ def no_card(pattern: str, *, shorter_than: float = math.inf) -> OutputKind:
 def read_recording(kinds: Sequence[OutputKind], text: ToolText, *, name: str) -> HardwareProfile:
     """Read a recording as the first kind that matches; ``name`` is its file name, for messages.
 
+    Lines that a terminal wrapped at its width are joined where the text makes no sense as it is, and a note says so.
+
     Raises:
         ToolOutputError: no kind matches, or the text is malformed.
     """
+    try:
+        return _to_its_end(kinds, text, name)
+    except ToolOutputError:
+        joined = text.unwrapped()
+        if joined is None:
+            raise
+        try:
+            profile = _read(kinds, joined[0], name)
+        except ToolOutputError:
+            pass  # what is wrong with the text as it is says more
+        else:
+            note = f"lines were wrapped at {joined[1]} columns and are joined again"
+            return evolve(profile, notes=(*profile.notes, note))
+        raise
+
+
+def _to_its_end(kinds: Sequence[OutputKind], text: ToolText, name: str) -> HardwareProfile:
+    """Leave out a last line that may be cut, unless it is what a device or a link is known by."""
+    profile = _read(kinds, text, name)
+    if not text.may_end_early or not profile.accelerators:
+        return profile
+    note = "the recording ends within a line, which may be cut"
+    try:
+        shorter = _read(kinds, text.without_last_line(), name)
+    except ToolOutputError:
+        shorter = profile
+    if [a.index for a in shorter.accelerators] != [a.index for a in profile.accelerators]:
+        shorter = profile
+    if len(shorter.links) != len(profile.links):
+        shorter = profile
+    return evolve(shorter, notes=(*shorter.notes, note))
+
+
+def _read(kinds: Sequence[OutputKind], text: ToolText, name: str) -> HardwareProfile:
     known = ", ".join(kind.command for kind in kinds)
     if not text.lines:
         raise ToolOutputError(f"{name}: the recording is empty; expected the output of one of: {known}")
@@ -57,12 +94,15 @@ def read_recording(kinds: Sequence[OutputKind], text: ToolText, *, name: str) ->
     if kind is None:
         first = text.lines[0]
         raise ToolOutputError(
-            f"{name}: line {first.number}, {first.text.strip()[:60]!r}, does not start a known output of {text.tool}; "
-            f"record one of: {known}"
+            f"{name}: line {first.number}, {redacted(first.text.strip())[:60]!r}, does not start a known output of "
+            f"{text.tool}; record one of: {known}"
         )
     try:
         return kind.read(text)
     except SchemaError as error:
-        raise ToolOutputError(f"{name}: impossible values in the output of {text.source}: {error}") from error
+        message = redacted(str(error))
+        raise ToolOutputError(
+            f"{name}: impossible values in the output of {text.source}: {message}"
+        ) from error
     except ToolOutputError as error:
         raise ToolOutputError(f"{name}: {error}") from error

@@ -5,18 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from sage_infer.errors import ToolOutputError
+
+from sage_infer_hal.detection.log_prefixes import without_log_prefixes
+from sage_infer_hal.detection.redaction import redacted
+from sage_infer_hal.detection.wrapped import joined_lines
 
 __all__ = ["Line", "ToolText", "bus_address", "is_masked", "mebibytes", "table_cells"]
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff]")
 _TRANSLATED = str.maketrans({"\xa0": " ", "│": "|", "┃": "|", "║": "|", "：": ":"})
+_ANNOTATION = re.compile(r"\s*(?:←|⬅|<--+|<==+)(?:\s.*)?$")  # a person's remark at the end of a line
 _BUS = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE)
+_FRAME = {"|", "+"}
+_CLOSING = ("|", "+", ">", "}", "]", ")", "=", "-")
 _SHOWN = 60  # characters of an offending text quoted in a message
 
-UNKNOWN_TEXTS = frozenset({"", "-", "--", "na", "n/a", "none", "null", "unknown", "[n/a]", "not supported"})
+UNKNOWN_TEXTS = frozenset({
+    "", "-", "--", "na", "n/a", "none", "null", "unknown", "[n/a]", "not supported", "[not supported]", "unavailable",
+    "insufficient permissions", "[insufficient permissions]", "requested functionality has been deprecated",
+})  # fmt: skip
 """Placeholders that tools print for an unknown value, in lower case."""
 
 
@@ -34,22 +44,35 @@ class ToolText:
 
     Attributes:
         tool: the tool's name, for messages.
-        lines: its non-blank lines, without colours, control characters and foreign line ends.
+        lines: its non-blank lines, without colours, control characters, foreign line ends, log prefixes and remarks
+            after an arrow.
         version: the tool's version as printed; None if it prints none.
+        raw: all lines, including blank ones and trailing blanks.
+        pattern: the pattern that finds the version.
     """
 
     tool: str
     lines: tuple[Line, ...] = field(repr=False)
     version: str | None = None
+    raw: tuple[str, ...] = field(default=(), repr=False, eq=False)
+    pattern: str | None = field(default=None, repr=False, eq=False)
 
     @classmethod
     def of(cls, text: str, *, tool: str, version: str | None = None) -> ToolText:
         """Clean ``text``; ``version`` is a pattern whose first group is the version."""
         plain = _ESCAPES.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).translate(_TRANSLATED)
-        numbered = enumerate((_CONTROL.sub("", line).rstrip() for line in plain.split("\n")), start=1)
+        cleaned = without_log_prefixes([_CONTROL.sub("", line) for line in plain.split("\n")])
+        numbered = enumerate((_ANNOTATION.sub("", line).rstrip() for line in cleaned), start=1)
         lines = tuple(Line(number, line) for number, line in numbered if line.strip())
         match = re.search(version, "\n".join(line.text for line in lines)) if version else None
-        return cls(tool, lines, match[1] if match else None)
+        return cls(tool, lines, match[1] if match else None, tuple(cleaned), version)
+
+    def unwrapped(self) -> tuple[ToolText, int] | None:
+        """The text with the lines that a terminal wrapped joined, and its width; None where none are wrapped."""
+        found = joined_lines(self.raw)
+        if found is None:
+            return None
+        return ToolText.of("\n".join(found[0]), tool=self.tool, version=self.pattern), found[1]
 
     @property
     def source(self) -> str:
@@ -57,11 +80,15 @@ class ToolText:
         return f"{self.tool} {self.version}" if self.version else self.tool
 
     def error(self, line: Line | None, expected: str) -> ToolOutputError:
-        """The error for an unexpected line, or for the whole output if ``line`` is None."""
+        """The error for an unexpected line, or for the whole output if ``line`` is None.
+
+        Serial numbers are redacted.
+        """
+        expected = redacted(expected)
         where = self.source if self.version else f"{self.tool} (no version shown)"
         if line is None:
             return ToolOutputError(f"{where}: {expected}; {_NEXT}")
-        text = line.text.strip()
+        text = redacted(line.text.strip())
         shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
         return ToolOutputError(f"{where}, line {line.number}: expected {expected}, got {shown!r}; {_NEXT}")
 
@@ -69,12 +96,35 @@ class ToolText:
         """The first line that matches the pattern."""
         return next((line for line in self.lines if re.search(pattern, line.text)), None)
 
+    @property
+    def may_end_early(self) -> bool:
+        """Whether the text ends within a line that nothing closes, so that the line may be cut."""
+        last = self.raw[-1].rstrip() if self.raw else ""
+        return bool(last) and not last.endswith(_CLOSING)
+
+    def without_last_line(self) -> ToolText:
+        """The text up to its last line."""
+        return evolve(self, lines=self.lines[:-1], raw=(*self.raw[:-1], ""))
+
     def rows(self) -> Iterator[tuple[Line, list[str]]]:
-        """Lines of tables drawn with ``|``, with their cells."""
+        """Lines of tables drawn with ``|``, with their cells; what is only half a row is not among them."""
         for line in self.lines:
             cells = table_cells(line.text)
             if cells is not None:
                 yield line, cells
+
+    def cells(self, line: Line) -> list[str] | None:
+        """The cells of a line; None for rules and for lines that are no row.
+
+        Raises:
+            ToolOutputError: it is half a row or half a rule: the text was cut there, or a terminal wrapped it.
+        """
+        text = line.text.strip()
+        if (text[:1] in _FRAME and text[-1:] not in _FRAME) or (text[-1:] == "|" and text[:1] not in _FRAME):
+            raise self.error(
+                line, "a row of the table from its first | to its last; this one is cut or wrapped"
+            )
+        return table_cells(text)
 
 
 _NEXT = "record it again unedited, or report it with this tool's version"

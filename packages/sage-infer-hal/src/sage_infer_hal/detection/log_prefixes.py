@@ -1,0 +1,103 @@
+"""What logs put before each line of a tool's output: docker, Kubernetes, syslog, journald and the like."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+__all__ = ["without_log_prefixes"]
+
+_ISO = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?(?:Z|[+-]\d\d:?\d\d))?"
+_SYSLOG = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?"
+_UNIX = r"\d{9,10}\.\d{3,9}"
+_DATE = rf"(?:{_ISO}|{_SYSLOG}|{_UNIX})"
+# The time may be the only thing on a line: the tool printed a blank one.
+_TIME = re.compile(rf"(?:<\d{{1,3}}>(?:1 )?)?(?:{_DATE}|\[ *(?:{_DATE}|\d+\.\d{{6}})\])(?: |$)")
+_AFTER_TIME = (
+    re.compile(r"(?:stdout|stderr) (?P<part>[FP])(?: |$)"),  # containerd and CRI-O
+    # host tag[pid]: of syslog and journald; tag[pid]: where the host is left out
+    re.compile(r"(?P<who>\S+ [A-Za-z][\w./@-]*(?:\[\d+\])?): ?"),
+    re.compile(r"(?P<who>[A-Za-z][\w./@-]*\[\d+\]): ?"),
+    re.compile(r"(?P<who>\S+ [A-Za-z][\w./@-]*) (?:\d+|-) \S+ (?:-|\[[^\]]*\]) ?"),  # RFC 5424
+    re.compile(r"(?:- )?\[?(?:DEBUG|INFO|NOTICE|WARNING|WARN|ERROR)\]?(?:\s*-|:)?(?: [\w.]+:)? ?"),
+)
+_WITHOUT_TIME = (
+    re.compile(r"(?P<who>[A-Za-z][\w.-]*) +\|(?: |$)"),  # docker compose
+    re.compile(r"(?P<who>\[[A-Za-z]+/[\w./-]+\])(?: |$)"),  # kubectl logs --prefix
+    re.compile(r"(?P<who>>)(?: |$)"),  # a quotation
+)
+
+
+def without_log_prefixes(lines: Sequence[str]) -> list[str]:
+    """The lines without the prefix that all of them have; as they are where some have none.
+
+    A prefix is a time, with what a log's format puts after it, or the name of a service or pod. Blank lines need no
+    prefix. Lines stay lines, so that errors name the log's own.
+    """
+    found = _from_json(lines)
+    if found is not None:
+        return found
+    plain = _strip(lines, [_WITHOUT_TIME])
+    timed = [_TIME.match(line) for line in plain]
+    if not any(timed) or not all(match or not line.strip() for match, line in zip(timed, plain, strict=True)):
+        return plain
+    return _strip(
+        [line[match.end() :] if match else "" for match, line in zip(timed, plain, strict=True)],
+        [_AFTER_TIME],
+    )
+
+
+def _strip(lines: Sequence[str], groups: Sequence[Sequence[re.Pattern[str]]]) -> list[str]:
+    """The lines without the first prefix of each group that every line has, from the same sender."""
+    kept = list(lines)
+    for patterns in groups:
+        for pattern in patterns:
+            matches = [pattern.match(line) for line in kept]
+            if _agree(kept, matches):
+                kept = _joined(kept, matches)
+                break
+    return kept
+
+
+def _agree(lines: Sequence[str], matches: Sequence[re.Match[str] | None]) -> bool:
+    found = [match for match in matches if match]
+    senders = {match["who"] for match in found if "who" in match.re.groupindex}
+    whole = all(match or not line.strip() for match, line in zip(matches, lines, strict=True))
+    return bool(found) and whole and len(senders) <= 1
+
+
+def _joined(lines: Sequence[str], matches: Sequence[re.Match[str] | None]) -> list[str]:
+    """What follows the prefixes; a line that containerd cut (``P``) continues on the next."""
+    kept: list[str] = []
+    begun = ""
+    for line, match in zip(lines, matches, strict=True):
+        rest = begun + (line[match.end() :] if match else line)
+        partial = match is not None and match.groupdict().get("part") == "P"
+        kept.append("" if partial else rest)
+        begun = rest if partial else ""
+    if begun:
+        kept[-1] = begun
+    return kept
+
+
+def _from_json(lines: Sequence[str]) -> list[str] | None:
+    """What docker's json-file log and ``journalctl -o json`` hold in each line; None where they are no such log."""
+    filled = [line for line in lines if line.strip()]
+    if not filled or not all(line.startswith("{") and line.rstrip().endswith("}") for line in filled):
+        return None
+    kept = []
+    for line in lines:
+        if not line.strip():
+            kept.append("")
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            return None
+        names = {"log", "time"} if "log" in entry else {"MESSAGE", "__REALTIME_TIMESTAMP"}
+        text = entry.get("log", entry.get("MESSAGE"))
+        if not names <= entry.keys() or not isinstance(text, str):
+            return None
+        kept.append(text.rstrip("\n"))
+    return kept
