@@ -1,6 +1,6 @@
 """What this wheel brings to sage-infer. Imports nothing of the engine."""
 
-from sage_infer import BackendSpec, hookimpl
+from sage_infer import BackendSpec, KVFormatSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
 
@@ -69,5 +69,17 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT, in safetensors with a tokenizer.json, only.",
                 "A reranker cuts a pair of texts that is too long; its contract has no other way.",
             ),
+        ),
+    ]
+
+
+@hookimpl
+def sage_infer_kv_formats() -> list[KVFormatSpec]:
+    return [
+        KVFormatSpec(
+            name="openvino-int8",
+            factory="sage_infer_openvino.kv_format:OpenVINOInt8Codec",
+            format_ids={"openvino-*"},
+            summary="KV pages of 8-bit integers of the backend openvino",
         ),
     ]

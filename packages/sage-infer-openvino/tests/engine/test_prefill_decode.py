@@ -371,6 +371,81 @@ def test_another_instance_goes_on(prompt: list[int], params: dict[str, Any]) -> 
     run(main())
 
 
+def foreign(state: DecodeState) -> DecodeState:
+    """What another engine with the same weights would write: its own names, and no extension of ours."""
+    chunks = [attrs.evolve(chunk, chunk_id=f"{i:032x}") for i, chunk in enumerate(state.chunks)]
+    return attrs.evolve(state, chunks=chunks, extensions={"other": {"x": 1}})
+
+
+@pytest.mark.parametrize("weights_id", ["toy-source", ""])
+def test_kv_of_another_engine_is_taken_and_shared_with_nobody(weights_id: str) -> None:
+    async def main() -> None:
+        async with Toy() as here, Toy() as there:
+            state, buffers = await moved(here)
+            assert state.weights_id == "toy-source"
+            state = attrs.evolve(foreign(state), weights_id=weights_id)
+            arrived = await there.backend.import_kv(state, buffers)
+            assert [chunk.chunk_id for chunk in arrived.chunks] == [c.chunk_id for c in state.chunks]
+            stream = await there.generate(PROMPT, greedy(2))
+            assert await tokens(stream) == toy_greedy(PROMPT, 2)
+            assert stream.usage is not None
+            assert stream.usage.cached_tokens == 0
+            _, again = await there.backend.export_kv(arrived)
+            assert list(map(bytes, again)) == list(map(bytes, buffers))
+            assert await decode(there, arrived) == toy_greedy(PROMPT, 12)
+            await there.idle()
+            wrong = attrs.evolve(state, chunks=state.chunks[::-1])
+            with pytest.raises(KVCorrupt, match="chunk 0 is not the KV of this prompt's tokens"):
+                await there.backend.import_kv(wrong, buffers)
+
+    run(main())
+
+
+@pytest.mark.parametrize("length", [1, 8, 9, 10])
+def test_missing_kv_of_the_prompt_is_computed(length: int) -> None:
+    """Some engines hand over all tokens but the last, which they compute again to choose the next one."""
+
+    async def main() -> None:
+        async with Toy() as here, Toy() as there:
+            state, buffers = await moved(here, prompt=PROMPT[:length])
+            kept = max(length - 1, 1)
+            count = -(-kept // BLOCK)
+            chunks = [attrs.evolve(c, token_end=min(c.token_end, kept)) for c in state.chunks[:count]]
+            partial = attrs.evolve(foreign(state), kv_tokens=kept, chunks=chunks)
+            arrived = await there.backend.import_kv(partial, buffers[:count])
+            assert await decode(there, arrived) == toy_greedy(PROMPT[:length], 12)
+            await there.idle()
+
+    run(main())
+
+
+def test_salted_states_travel_and_stay_apart() -> None:
+    async def main() -> None:
+        async with Toy() as here, Toy() as there:
+            salted = RequestOptions(cache_salt="secret")
+            result = await here.backend.prefill(PROMPT, request_id="a", params=greedy(12), options=salted)
+            plain = await prefill(here, request_id="plain")
+            state, buffers = await here.backend.export_kv(result.states[0])
+            assert "secret" not in to_json(state)
+            assert {c.chunk_id for c in state.chunks}.isdisjoint(c.chunk_id for c in plain.chunks)
+            with pytest.raises(InvalidRequest, match="prefilled with another cache_salt"):
+                await here.backend.decode(
+                    result.states[0], request_id="b", options=RequestOptions(cache_salt="other")
+                )
+            stream = (await here.backend.decode(result.states[0], request_id="b", options=salted)).stream
+            assert await tokens(stream) == toy_greedy(PROMPT, 12)
+            arrived = await there.backend.import_kv(through_json(state), buffers)
+            for salt in ("", "secret"):
+                other = await there.generate(PROMPT, greedy(2), cache_salt=salt)
+                assert await tokens(other) == toy_greedy(PROMPT, 2)
+                assert other.usage is not None
+                assert other.usage.cached_tokens == 0
+            stream = (await there.backend.decode(arrived, request_id="b", options=salted)).stream
+            assert await tokens(stream) == toy_greedy(PROMPT, 12)
+
+    run(main())
+
+
 def test_import_of_a_finished_state_takes_nothing() -> None:
     async def main() -> None:
         async with Toy() as here, Toy() as there:

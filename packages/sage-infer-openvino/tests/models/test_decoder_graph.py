@@ -12,6 +12,7 @@ import pytest
 from gguf.constants import GGMLQuantizationType as GgmlType
 from sage_infer.errors import InvalidRequest, ModelFileError
 from sage_infer_openvino.device import compute_precisions
+from sage_infer_openvino.engine.kv_schema import kv_schema_of
 from sage_infer_openvino.engine.paged_runner import PagedRunner, SequenceSlice
 from sage_infer_openvino.models.decoder_graph import build_decoder, to_paged_attention
 from sage_infer_openvino.models.decoder_weights import DecoderSource
@@ -24,9 +25,11 @@ HERE = compute_precisions(ov.Core(), "CPU")
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 
-def llama(source: DecoderSource, tokens: list[int]) -> Array:
+def llama(source: DecoderSource, tokens: list[int], kv: list[Array] | None = None) -> Array:
     """Logits of every position, ``[tokens, vocab]``, written from the model's definition in NumPy
     (float64).
+
+    ``kv`` takes each layer's keys and values, ``[2, kv heads, tokens, head_dim]``.
     """
     config = source.config
 
@@ -60,6 +63,8 @@ def llama(source: DecoderSource, tokens: list[int]) -> Array:
         q = heads(linear(h, p + "q", config.attention_bias), config.num_heads, True)
         k = heads(linear(h, p + "k", config.attention_bias), config.num_kv_heads, True)
         v = heads(linear(h, p + "v", config.attention_bias), config.num_kv_heads, False)
+        if kv is not None:
+            kv.append(np.stack([k, v])[:, :: config.num_heads // config.num_kv_heads])
         scores = np.where(np.tri(count, dtype=bool), q @ k.swapaxes(1, 2) / np.sqrt(head_dim), -np.inf)
         share = np.exp(scores - scores.max(-1, keepdims=True))
         attended = (share / share.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(count, -1)
@@ -127,6 +132,26 @@ def test_the_stateful_form_runs_too(tiny_gguf: Callable[..., Path]) -> None:
         logits = request.get_tensor("logits").data[0]
         assert np.abs(logits - expected[past : past + len(part)]).max() < 1e-4
         past += len(part)
+
+
+@pytest.mark.parametrize("kv_precision", ["f32", "f16"])
+def test_pages_of_floats_are_plain(tiny_gguf: Callable[..., Path], kv_precision: str) -> None:
+    """The bytes of a block are ``(layer, kv, head, token, dim)``, as the schema without a ``format_id`` says."""
+    source = GgufModel(tiny_gguf(hidden=128, heads=4, kv_heads=2, layers=3))
+    runner = PagedRunner(build_decoder(source, "f32"), 4, kv_precision=kv_precision)
+    schema = kv_schema_of(runner.kv_layout, runner.num_layers, runner.block_nbytes)
+    assert schema.format_id == ""
+    assert schema.axis_order == schema.key_order == ("layer", "kv", "head", "token", "dim")
+    tokens = [index * 7 % 250 for index in range(schema.page_size + 5)]
+    runner.step([SequenceSlice(tokens, 0, [3, 1])])
+    expected: list[Array] = []
+    llama(source, tokens, expected)
+    dtype = {"fp32": np.float32, "fp16": np.float16}[schema.dtype]
+    shape = (schema.num_layers, 2, schema.num_heads, schema.page_size, schema.head_dim)
+    for start, block in ((0, 3), (schema.page_size, 1)):
+        page = runner.read_block(block).view(dtype).reshape(shape)
+        part = np.stack(expected)[:, :, :, start : start + schema.page_size]
+        assert np.abs(page[:, :, :, : part.shape[3]] - part).max() < (1e-4 if dtype is np.float32 else 5e-2)
 
 
 @pytest.mark.parametrize("precision", HERE)

@@ -1,0 +1,99 @@
+"""The pages in which OpenVINO keeps KV as 8-bit integers, to and from plain floats.
+
+A layer's keys are ``[head, token + 8, dim]`` bytes: 8 rows that hold a float32 scale for every channel, then a float32
+zero point for every channel, and a row for each token. Its values are ``[head, token, dim + 8]`` bytes: a scale, a zero
+point, and the token's row. A number is ``(byte - zero point) * scale``; zero points are not rounded. So does OpenVINO
+2026.4 on CPUs; no API promises it, and a test compares it with the pages of a running model.
+"""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+from sage_infer.errors import InvalidRequest
+from sage_infer.schemas import KVCacheSchema
+
+__all__ = ["OpenVINOInt8Codec"]
+
+_SCALES = 8  # bytes of a float32 scale and a float32 zero point
+_SMALLEST_RANGE = 1e-8
+_quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # a page may hold anything
+_Bytes = npt.NDArray[np.uint8]
+_Floats = npt.NDArray[np.float32]
+
+
+class OpenVINOInt8Codec:
+    """A ``KVFormatCodec``. ``pack`` rounds as OpenVINO does, over all tokens of a page, also those not filled yet."""
+
+    def matches(self, schema: KVCacheSchema) -> bool:
+        return schema.format_id.startswith("openvino-") and schema == attrs.evolve(
+            self.plain(schema),
+            dtype="int8",
+            scale_dtype="fp32",
+            scale_granularity="channel",
+            value_scale_granularity="token_head",
+            zero_points=True,
+            format_id=schema.format_id,
+        )
+
+    def plain(self, schema: KVCacheSchema) -> KVCacheSchema:
+        return KVCacheSchema(
+            dtype="fp32",
+            page_size=schema.page_size,
+            num_layers=schema.num_layers,
+            num_heads=schema.num_heads,
+            head_dim=schema.head_dim,
+            rope=schema.rope,
+            rope_dim=schema.rope_dim,
+        )
+
+    @_quiet
+    def unpack(self, page: memoryview, schema: KVCacheSchema, out: memoryview) -> None:
+        keys, values = self._private(page, schema)
+        floats = self._floats(out, schema)
+        shape = (*keys.shape[:2], 2, 1, schema.head_dim)
+        scales = np.ascontiguousarray(keys[:, :, :_SCALES]).view(np.float32).reshape(shape)
+        floats[:, 0] = (keys[:, :, _SCALES:] - scales[:, :, 1]) * scales[:, :, 0]
+        scales = np.ascontiguousarray(values[..., :_SCALES]).view(np.float32)
+        floats[:, 1] = (values[..., _SCALES:] - scales[..., 1:]) * scales[..., :1]
+
+    @_quiet
+    def pack(self, page: memoryview, schema: KVCacheSchema, out: memoryview) -> None:
+        floats = self._floats(page, schema)
+        keys, values = self._private(out, schema)
+        rows, scales = _rounded(floats[:, 0], axis=2)
+        keys[:, :, _SCALES:] = rows
+        keys[:, :, :_SCALES] = scales.view(np.uint8).reshape(keys[:, :, :_SCALES].shape)
+        rows, scales = _rounded(floats[:, 1], axis=3)
+        values[..., _SCALES:] = rows
+        values[..., :_SCALES] = scales.reshape(*values.shape[:3], 2).view(np.uint8)
+
+    def _private(self, page: memoryview, schema: KVCacheSchema) -> tuple[_Bytes, _Bytes]:
+        data = np.frombuffer(_sized(page, schema.bytes_per_page), np.uint8).reshape(schema.num_layers, -1)
+        heads, tokens, dim = schema.num_heads, schema.page_size, schema.head_dim
+        cut = heads * (tokens + _SCALES) * dim
+        return (
+            data[:, :cut].reshape(-1, heads, tokens + _SCALES, dim),
+            data[:, cut:].reshape(-1, heads, tokens, dim + _SCALES),
+        )
+
+    def _floats(self, page: memoryview, schema: KVCacheSchema) -> _Floats:
+        data = np.frombuffer(_sized(page, self.plain(schema).bytes_per_page), np.float32)
+        return data.reshape(schema.num_layers, 2, schema.num_heads, schema.page_size, schema.head_dim)
+
+
+def _rounded(floats: _Floats, axis: int) -> tuple[_Bytes, _Floats]:
+    """Bytes, and scales and zero points of what lies along ``axis``, in the order in which they are stored."""
+    low, high = floats.min(axis, keepdims=True), floats.max(axis, keepdims=True)
+    scale = np.maximum(high - low, np.float32(_SMALLEST_RANGE)) / np.float32(255)
+    zero = -low / scale
+    rows = np.clip(np.rint(floats / scale + zero), 0, 255).astype(np.uint8)
+    return rows, np.ascontiguousarray(np.stack([scale, zero], axis=2 if axis == 2 else -1), np.float32)
+
+
+def _sized(buffer: memoryview, nbytes: int) -> memoryview:
+    data = memoryview(buffer).cast("B")
+    if data.nbytes != nbytes:
+        raise InvalidRequest(f"a KV page of {data.nbytes} bytes, expected {nbytes} by its schema")
+    return data

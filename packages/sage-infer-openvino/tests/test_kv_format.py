@@ -1,0 +1,78 @@
+"""The codec reads and writes what OpenVINO itself keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import pytest
+from sage_infer.contracts import KVFormatCodec
+from sage_infer.errors import InvalidRequest
+from sage_infer_openvino.engine.kv_schema import kv_schema_of
+from sage_infer_openvino.engine.paged_runner import PagedRunner, SequenceSlice
+from sage_infer_openvino.kv_format import OpenVINOInt8Codec
+from sage_infer_openvino.models.decoder_graph import build_decoder
+from sage_infer_openvino.models.gguf.model import GgufModel
+
+TOKENS = [index * 7 % 250 for index in range(32)]
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_pages_equal_those_of_a_running_model(tiny_gguf: Callable[..., Path], heads: int) -> None:
+    codec = OpenVINOInt8Codec()
+    assert isinstance(codec, KVFormatCodec)
+    source = GgufModel(tiny_gguf(hidden=256, heads=4, kv_heads=heads))
+    small, full = (
+        PagedRunner(build_decoder(source, "f32"), 3, kv_precision=kv, threads=1) for kv in ("u8", "f32")
+    )
+    schema = kv_schema_of(small.kv_layout, small.num_layers, small.block_nbytes)
+    assert schema.page_size == len(TOKENS)
+    assert codec.matches(schema)
+    assert codec.plain(schema) == kv_schema_of(full.kv_layout, full.num_layers, full.block_nbytes)
+    for runner in (small, full):
+        runner.step([SequenceSlice(TOKENS, 0, [1])])
+    own, exact = small.read_block(1), full.read_block(1).view(np.float32)
+    plain = np.empty_like(exact)
+    codec.unpack(own.data, schema, plain.data.cast("B"))
+    layer = exact.size // 2
+    # Of the first layer: the next one computes with what was rounded.
+    assert np.abs(plain[:layer] - exact[:layer]).max() < 0.05
+    packed = np.zeros_like(own)
+    codec.pack(exact.data.cast("B"), schema, packed.data)
+    first = own.size // 2
+    off = np.abs(packed[:first].astype(int) - own[:first])
+    assert (off == 0).mean() > 0.98  # a float's last digit may round a byte or a scale the other way
+    again = np.empty_like(exact)
+    codec.unpack(packed.data, schema, again.data.cast("B"))
+    assert np.abs(again - exact).max() < 0.05
+    small.write_block(0, packed.data)
+    expected = next_logits(full, 1)
+    own_error, our_error = (np.abs(next_logits(small, block) - expected).max() for block in (1, 0))
+    assert our_error < 2 * own_error + 0.1
+
+
+def next_logits(runner: PagedRunner, block: int) -> npt.NDArray[np.float32]:
+    """Those of one token more than a full block has."""
+    return runner.step([SequenceSlice([5], len(TOKENS), [block, 2])])[0].copy()
+
+
+def test_what_does_not_fit(tiny_gguf: Callable[..., Path]) -> None:
+    codec = OpenVINOInt8Codec()
+    runner = PagedRunner(build_decoder(GgufModel(tiny_gguf()), "f32"), 1, kv_precision="u8", threads=1)
+    schema = kv_schema_of(runner.kv_layout, runner.num_layers, runner.block_nbytes)
+    for other in (
+        codec.plain(schema),
+        attrs.evolve(schema, format_id="vllm-0.32.0"),
+        attrs.evolve(schema, scale_granularity="token_head"),
+        attrs.evolve(schema, value_dim=16),
+    ):
+        assert not codec.matches(other)
+    page = memoryview(bytearray(schema.bytes_per_page))
+    plain = memoryview(bytearray(codec.plain(schema).bytes_per_page))
+    with pytest.raises(InvalidRequest, match=f"of {len(page) - 1} bytes, expected {len(page)} by its schema"):
+        codec.unpack(page[1:], schema, plain)
+    with pytest.raises(InvalidRequest, match=f"of {len(plain) - 4} bytes"):
+        codec.pack(plain[4:], schema, page)
