@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from attrs import evolve
 from kit_reference.embedding import ReferenceEmbedder
 from kit_reference.hybrid import ReferenceHybrid
 from kit_reference.llm import ALL_FEATURES, ReferenceLLM
 from kit_reference.request import Request
 from kit_reference.store import ReferenceStore
 from kit_reference.transport import ReferenceTransport
+from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema, ModelDescriptor, TransportSettings, Usage
 
 
@@ -78,3 +80,22 @@ def open_leaking_store(schema: KVCacheSchema, model_id: str, *, capacity_blocks:
 
 def open_transport(settings: TransportSettings) -> ReferenceTransport:
     return ReferenceTransport()
+
+
+class ToyCodec:
+    """Pages whose bytes are stored last to first."""
+
+    def matches(self, schema: KVCacheSchema) -> bool:
+        return schema.format_id == "toy-2" and schema.dtype == "bf16"
+
+    def plain(self, schema: KVCacheSchema) -> KVCacheSchema:
+        return evolve(schema, format_id="")
+
+    def unpack(self, page: memoryview, schema: KVCacheSchema, out: memoryview) -> None:
+        size = schema.bytes_per_page
+        if page.nbytes != size or out.nbytes != size:
+            raise InvalidRequest(f"a page has {size} bytes, got {page.nbytes} and room for {out.nbytes}")
+        out[:] = page[::-1]
+
+    def pack(self, page: memoryview, schema: KVCacheSchema, out: memoryview) -> None:
+        self.unpack(page, schema, out)

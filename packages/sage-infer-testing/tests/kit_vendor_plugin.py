@@ -1,6 +1,14 @@
 """The plug-in of the vendor in ``kit_vendor``."""
 
-from sage_infer import BackendSpec, DetectorSpec, KVStoreSpec, TransportSpec, hookimpl
+from sage_infer import (
+    BackendSpec,
+    DetectorSpec,
+    ExecutorSpec,
+    KVFormatSpec,
+    KVStoreSpec,
+    TransportSpec,
+    hookimpl,
+)
 
 SAGE_INFER_CONTRACT = "1.0"
 
@@ -46,4 +54,17 @@ def sage_infer_detectors() -> list[DetectorSpec]:
             hardware={"cpu"},
             summary="toy",
         )
+    ]
+
+
+@hookimpl
+def sage_infer_executors() -> list[ExecutorSpec]:
+    return [ExecutorSpec(name="toy-place", factory="kit_reference.executor:ReferenceExecutor", summary="toy")]
+
+
+@hookimpl
+def sage_infer_kv_formats() -> list[KVFormatSpec]:
+    return [
+        KVFormatSpec(name="toy-form", factory="kit_vendor:ToyCodec", format_ids={"toy-2"}, summary="toy"),
+        KVFormatSpec(name="toy-odd", factory="kit_vendor:ToyCodec", format_ids={"toy-?"}, summary="toy"),
     ]

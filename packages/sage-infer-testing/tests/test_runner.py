@@ -54,12 +54,17 @@ def sage_plugin(*arguments: str) -> Any:
     ("name", "select", "suite"),
     [
         ("toy-store", "TestStore and test_has_the_shape", "TestStore"),
+        ("toy-place", "TestExecutor", "TestExecutor"),
+        ("toy-form", "TestCodec", "TestCodec"),
         ("toy-files", "moves or TestTransport and test_has_the_shape", "TestTransport"),
         ("toy-eye", "survives_json", "TestDetector"),
         ("toy-embedder", "embed_gives or TestEmbedding and test_has_the_shape", "TestEmbedding"),
     ],
 )
-def test_things_of_other_kinds_run_the_kit_of_their_kind(name: str, select: str, suite: str) -> None:
+def test_things_of_other_kinds_run_the_kit_of_their_kind(
+    name: str, select: str, suite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAGE_INFER_INFERENCE_EMBEDDING_BACKEND", "toy")  # the one that toy-place knows
     report = json.loads(sage_plugin(name, "-k", f"{select} or hooks_return", "--json").stdout)
     assert report["ok"] is True
     suites = {test["suite"] for test in report["tests"]}
@@ -77,6 +82,7 @@ def test_a_store_that_breaks_its_contract_fails() -> None:
     ("arguments", "error", "message"),
     [
         (("toy-rdma",), UnsupportedFeature, "subclass sage_infer_testing.TransportContract"),
+        (("toy-odd",), UnsupportedFeature, "subclass sage_infer_testing.KVFormatCodecContract"),
         (("toy-eye", "--option", "a=1"), InvalidRequest, "a detector takes no options"),
         (("toy-eye", "-m", "talker"), InvalidRequest, "a detector is tested without a model"),
         (("toy-store", "--kind", "executor"), BackendUnavailable, "no executor 'toy-store'"),

@@ -60,7 +60,6 @@ def test_plugin(
     as_json: AsJson = False,
 ) -> None:
     """Run the contract kit of its kind against something installed. Exits with 0 if nothing failed."""
-    from sage_infer.errors import InvalidRequest
     from sage_infer.plugins import find_plugin, require_ready
 
     from sage_infer_testing.target import find_part, find_targets
@@ -70,10 +69,8 @@ def test_plugin(
     options, settings = parse_options(option), parse_options(setting)
     if info.kind == "backend" or info.kind == "plugin":
         target = find_targets(name, model, options, settings)
-    elif model is not None:
-        raise InvalidRequest(f"a {info.kind} is tested without a model; leave --model out")
     else:
-        target = find_part(name, info.kind, options, settings)
+        target = find_part(name, info.kind, model, options, settings)
     _run(target, select, junit, details, as_json)
 
 

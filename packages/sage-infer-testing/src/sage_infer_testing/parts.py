@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from sage_infer.discovery import KindName
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
-from sage_infer.schemas import KVLocation
+from sage_infer.schemas import KV_PRESETS, KVCacheSchema, KVLocation, ModelDescriptor, ReplicaSpec
 
 __all__ = ["part_kits"]
 
 Kits = list[tuple[str, type, dict[str, Any]]]
 
 
-def part_kits(kind: KindName, name: str, options: Mapping[str, Any]) -> Kits:
+def part_kits(
+    kind: KindName, name: str, options: Mapping[str, Any], models: Mapping[str, ModelDescriptor]
+) -> Kits:
     """Class name, kit and attributes of each test class for a thing; empty for kinds that ``PluginContract`` covers.
 
     Raises:
         InvalidRequest: options for a kind that takes none.
-        UnsupportedFeature: the kit needs a transport's places, and knows those of files only.
+        UnsupportedFeature: the kit needs a transport's places, and knows those of files only; or a schema in a codec's
+            format, and finds none.
     """
     makers: Mapping[str, Callable[[str, Mapping[str, Any]], Kits]] = {
-        "detector": _detector, "store": _store, "transport": _transport, "executor": _executor, "format": _format,
+        "detector": _detector, "store": _store, "transport": _transport, "format": _format,
     }  # fmt: skip
     if options and kind not in ("store", "transport", "executor"):
         raise InvalidRequest(f"a {kind} takes no options; leave --option out")
+    if kind == "executor":
+        return _executor(name, options, next(iter(models.values())))
     return makers[kind](name, options) if kind in makers else []
 
 
@@ -40,22 +46,34 @@ def _detector(name: str, options: Mapping[str, Any]) -> Kits:
 
 
 def _store(name: str, options: Mapping[str, Any]) -> Kits:
+    from sage_infer.contracts import MappedKVStore, TieredKVStore
     from sage_infer.plugins import open_store
 
-    from sage_infer_testing.kits.kv_store import KVStoreContract
+    from sage_infer_testing.kits.kv.mapped import MappedKVStoreContract
+    from sage_infer_testing.kits.kv.store import KVStoreContract
+    from sage_infer_testing.kits.kv.tiered import TieredKVStoreContract
 
     def opened(self: Any, capacity_blocks: int) -> Any:
         return open_store(
             name, schema=self.kv_schema, model_id=self.model_id, capacity_blocks=capacity_blocks, **options
         )
 
-    return [("TestStore", KVStoreContract, {"open_store": opened})]
+    sample = opened(KVStoreContract, 8)
+    kinds = {"TestMappedStore": (MappedKVStore, MappedKVStoreContract),
+             "TestTieredStore": (TieredKVStore, TieredKVStoreContract)}  # fmt: skip
+    found: Kits = [
+        (title, kit, {"open_store": opened})
+        for title, (protocol, kit) in kinds.items()
+        if isinstance(sample, protocol)
+    ]
+    sample.close()
+    return found or [("TestStore", KVStoreContract, {"open_store": opened})]
 
 
 def _transport(name: str, options: Mapping[str, Any]) -> Kits:
     from sage_infer.plugins import find_plugin, open_transport
 
-    from sage_infer_testing.kits.transport import TransportContract
+    from sage_infer_testing.kits.kv.transport import TransportContract
 
     if "file" not in find_plugin(name, "transport").spec.schemes:
         raise UnsupportedFeature(
@@ -81,9 +99,50 @@ def _transport(name: str, options: Mapping[str, Any]) -> Kits:
     return [("TestTransport", TransportContract, fixed)]
 
 
-def _executor(name: str, options: Mapping[str, Any]) -> Kits:
-    return []
-
-
 def _format(name: str, options: Mapping[str, Any]) -> Kits:
-    return []
+    from sage_infer.factories import call_factory
+    from sage_infer.plugins import find_plugin
+
+    from sage_infer_testing.kits.kv.codec import KVFormatCodecContract
+
+    info = find_plugin(name, "format")
+
+    def make_codec(self: Any) -> Any:
+        return call_factory(info.spec.factory, what=info.title, options={})
+
+    schema = _schema_of(make_codec(None), info.spec.format_ids)
+    if schema is None:
+        raise UnsupportedFeature(
+            f"no simple schema is of a form that codec {name!r} matches; subclass "
+            "sage_infer_testing.KVFormatCodecContract in a test of your own and set kv_schema"
+        )
+    return [("TestCodec", KVFormatCodecContract, {"make_codec": make_codec, "kv_schema": schema})]
+
+
+def _schema_of(codec: Any, format_ids: Iterable[str]) -> KVCacheSchema | None:
+    """A schema that a codec matches, of those that presets make."""
+    exact = sorted(format_id for format_id in format_ids if not set(format_id) & set("*?["))
+    for format_id, preset, page_size in itertools.product(exact, KV_PRESETS, (16, 32)):
+        schema = KVCacheSchema.from_preset(
+            preset, num_layers=2, num_heads=2, head_dim=64, page_size=page_size, format_id=format_id
+        )
+        if codec.matches(schema):
+            return schema
+    return None
+
+
+def _executor(name: str, options: Mapping[str, Any], model: ModelDescriptor) -> Kits:
+    from sage_infer.config import load_config
+    from sage_infer.names import GENERATING
+    from sage_infer.plugins import open_executor
+
+    from sage_infer_testing.kits.executor import ExecutorContract
+
+    settings = load_config().config.inference
+    backend = settings.backend if model.model_type in GENERATING else settings.embedding_backend
+
+    def make_spec(self: Any, replica_id: str) -> ReplicaSpec:
+        return ReplicaSpec(replica_id=replica_id, backend=backend, model=model)
+
+    fixed = {"make_executor": lambda self: open_executor(name, **options), "make_spec": make_spec}
+    return [("TestExecutor", ExecutorContract, fixed)]

@@ -74,9 +74,9 @@ class Target:
         }
         suites = {"TestPlugin": self._suite("TestPlugin", PluginContract, {"module": self.module})}
         if self.kind != "backend":
-            for name, kit, fixed in part_kits(self.kind, self.backend, self.options):
+            for name, kit, fixed in part_kits(self.kind, self.backend, self.options, self.models):
                 suites[name] = self._suite(name, kit, fixed)
-        for kind, model in self.models.items():
+        for kind, model in self.models.items() if self.kind == "backend" else ():
             name, kit = kits[kind]
             fixed = {
                 "backend_name": self.backend,
@@ -101,19 +101,36 @@ class Target:
         return type(kit)(name, (kit,), {"__module__": home, "__qualname__": name, **settings, **fixed})
 
 
-def find_part(name: str, kind: KindName, options: Mapping[str, Any], settings: Mapping[str, Any]) -> Target:
-    """Something other than a backend.
+def find_part(
+    name: str, kind: KindName, model: str | None, options: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Target:
+    """Something other than a backend. An executor runs replicas of the model, or else of a sample model.
 
     Raises:
         BackendUnavailable: it is not there or not ready.
-        InvalidRequest: a setting that no kit has, or options for a kind without.
+        ModelNotFound: the model is not on this machine.
+        InvalidRequest: a setting that no kit has, or options or a model for a kind without.
         UnsupportedFeature: what the kit needs around it is not known.
     """
+    from sage_infer.models import resolve_model
     from sage_infer.plugins import find_plugin, require_ready
 
     info = find_plugin(name, kind)
     require_ready(info)
-    target = Target(backend=name, module=info.plugin.location, kind=kind, options=options, settings=settings)
+    models: dict[str, ModelDescriptor] = {}
+    if kind == "executor":
+        found = resolve_model(model or _DEFAULT_MODELS["embedding"])
+        models[_KINDS[found.model_type]] = found
+    elif model is not None:
+        raise InvalidRequest(f"a {kind} is tested without a model; leave --model out")
+    target = Target(
+        backend=name,
+        module=info.plugin.location,
+        kind=kind,
+        models=models,
+        options=options,
+        settings=settings,
+    )
     target.suites()
     return target
 
