@@ -1,27 +1,22 @@
-"""Make the model folder of this wheel from corpus.txt: a Hugging Face layout whose one tensor is the text's bytes.
+"""Make the model file of this wheel from corpus.txt: a line that names the format, then the text.
 
-python make_model.py
+python make_model.py [CORPUS MODEL.ngram]
 """
 
 from __future__ import annotations
 
-import json
-import struct
+import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FOLDER = HERE / "src" / "ngram_sage" / "model"
+sys.path.insert(0, str(HERE / "src"))
+
+from ngram_sage.model import MAGIC, find  # noqa: E402
 
 
-def main() -> None:
-    text = (HERE / "corpus.txt").read_bytes()
-    tensor = {"dtype": "U8", "shape": [len(text)], "data_offsets": [0, len(text)]}
-    header = json.dumps({"corpus": tensor}).encode()
-    FOLDER.mkdir(exist_ok=True)
-    config = {"architectures": ["NgramForCausalLM"], "model_type": "ngram", "vocab_size": 257}
-    (FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (FOLDER / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + text)
+def main(corpus: str = str(HERE / "corpus.txt"), model: str = str(find("ngram-lighthouse"))) -> None:
+    Path(model).write_bytes(MAGIC + Path(corpus).read_bytes())
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

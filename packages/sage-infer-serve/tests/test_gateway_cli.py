@@ -11,8 +11,9 @@ from sage_infer.config import load_config
 from sage_infer.errors import InvalidRequest
 from sage_infer.factories import load_object
 from sage_infer.schemas import ModelDescriptor
-from sage_infer_serve.cli import _example, configured_models, model_config, named_models
+from sage_infer_serve.cli import _example
 from sage_infer_serve.plugin import sage_infer_commands
+from sage_infer_serve.served_models import configured_models, model_config, named_models
 from typer.testing import CliRunner
 
 

@@ -15,14 +15,14 @@ from sage_infer.errors import RequestCancelled
 from sage_infer.schemas import ModelDescriptor, Prompt, RequestOptions, SamplingParams
 from sage_infer.sdk import check_claims
 
-from ngram_sage.model import VOCABULARY, Ngrams, read_corpus
+from ngram_sage.model import LIMIT, VOCABULARY, Ngrams, read_corpus
 from ngram_sage.sampling import Completion
 
 __all__ = ["NgramBackend"]
 
 Tokens = tuple[int, ...]
 FEATURES = ("streaming", "seed", "parallel_sampling")
-LIMIT, BATCH, QUEUE = 2048, 8, 64  # tokens in a sequence; requests that run at once; open requests
+BATCH, QUEUE = 8, 64  # requests that run at once; open requests
 
 
 class NgramBackend:

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from sage_infer.errors import ModelFileError
+from sage_infer.schemas import ModelDescriptor
+from sage_infer.specs import ModelSizes
 
-__all__ = ["END", "VOCABULARY", "Ngrams", "find", "read_corpus"]
+__all__ = ["END", "LIMIT", "MAGIC", "VOCABULARY", "Ngrams", "find", "read_corpus", "sizes"]
+
+MAGIC = b"ngram 1\n"  # a model file's first line; the rest is the text to count in
+LIMIT = 2048  # tokens in a sequence
+_COUNTED = 9 * 400  # bytes of counts that a byte of text takes, in contexts of up to 8 bytes
 
 END = 256  # the token after a paragraph; all others are bytes
 VOCABULARY = 257
 
 
 def find(name: str) -> Path:
-    """Where the files of this wheel's model are (``ModelSpec.resolver``)."""
-    return Path(__file__).parent / "model"
+    """Where this wheel's model is (``ModelSpec.resolver``)."""
+    return Path(__file__).parent / "lighthouse.ngram"
 
 
-def read_corpus(folder: Path) -> bytes:
-    """The tensor ``corpus`` of a model folder; ``ModelFileError`` where it is missing or damaged."""
-    file = folder / "model.safetensors"
+def read_corpus(file: Path) -> bytes:
+    """The text of a model file; ``ModelFileError`` where it is missing or of another format."""
     try:
         data = file.read_bytes()
-        (length,) = struct.unpack_from("<Q", data)
-        start, end = json.loads(data[8 : 8 + length])["corpus"]["data_offsets"]
-    except (OSError, struct.error, ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{file} holds no n-gram corpus: {error}; run make_model.py again") from None
-    return data[8 + length :][start:end]
+    except OSError as error:
+        raise ModelFileError(f"{file} cannot be read: {error.strerror or error}") from None
+    if not data.startswith(MAGIC):
+        raise ModelFileError(f"{file} is no n-gram model; make one with make_model.py")
+    return data[len(MAGIC) :]
+
+
+def sizes(model: ModelDescriptor) -> ModelSizes:
+    """Memory of a loaded model, from its file (``BackendSpec.sizes``)."""
+    text = read_corpus(Path(model.model_path))
+    return ModelSizes(weight_bytes=_COUNTED * len(text), max_sequence_length=LIMIT)
 
 
 class Ngrams:

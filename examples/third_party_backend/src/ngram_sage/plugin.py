@@ -13,6 +13,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             factory="ngram_sage.backend:NgramBackend",
             serves={"llm"},
             hardware={"cpu"},
+            sizes="ngram_sage.model:sizes",
             summary="n-gram model of bytes, counted from a text when it is opened",
             options={"order": "longest context in bytes, 8 by default"},
             limits=("It continues text in the manner of what it has read, and knows nothing.",),

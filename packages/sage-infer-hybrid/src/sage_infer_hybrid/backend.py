@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from sage_infer.checks import Choice
 from sage_infer.contracts import (
+    ChatAnswer,
     ChatMessage,
     EngineStats,
     Health,
@@ -18,9 +19,10 @@ from sage_infer.contracts import (
     TokenStream,
     Truncation,
 )
-from sage_infer.errors import InvalidRequest, UnsupportedFeature
+from sage_infer.errors import BackendUnavailable, InvalidRequest, UnsupportedFeature
 from sage_infer.names import GENERATING, ModelType
 from sage_infer.schemas import (
+    CapabilityDescriptor,
     EmbeddingResult,
     HardwareProfile,
     HybridCapabilityDescriptor,
@@ -204,6 +206,23 @@ class HybridBackend:
                 raise _no_tokens(loaded)
             return await backend.detokenize(token_ids)
 
+    async def parse_tool_calls(
+        self, text: str, *, model: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> ChatAnswer:
+        """Content and tool calls of a model's answer, by its backend's parser.
+
+        Raises:
+            UnsupportedFeature: the model's backend does not claim ``tool_calls``.
+        """
+        loaded = await self._host.ready(model, GENERATING)
+        with self._host.call(loaded) as backend:
+            if "tool_calls" not in loaded.features:
+                raise UnsupportedFeature(
+                    f"the backend of model {loaded.descriptor.model_id!r} has no parser of tool calls"
+                )
+            answer: ChatAnswer = await backend.parse_tool_calls(text, tools=tools)
+            return answer
+
     async def embed(
         self,
         texts: TextLike | Sequence[TextLike],
@@ -240,6 +259,21 @@ class HybridBackend:
 
     def get_model_status(self, model_id: str) -> ModelStatus:
         return self._host.named(model_id).status
+
+    def get_model_capability(self, model_id: str) -> CapabilityDescriptor:
+        """What a loaded model can do, from its own backend.
+
+        Raises:
+            BackendUnavailable: it is not loaded.
+        """
+        entry = self._host.named(model_id)
+        loaded = self._host.loaded.get(entry.descriptor.model_id)
+        if loaded is None:
+            raise BackendUnavailable(
+                f"model {model_id!r} is {entry.state}, not loaded; call load_model first"
+            )
+        capability: CapabilityDescriptor = loaded.backend.get_capability()
+        return capability
 
     def get_hybrid_capability(self) -> HybridCapabilityDescriptor:
         self._host.check_open()

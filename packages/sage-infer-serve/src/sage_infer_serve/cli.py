@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import re
 import socket
 import sys
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-_BACKEND = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _GIB = 2**30
 
 
@@ -36,6 +34,10 @@ def serve(
     ] = None,
     reranker: Annotated[
         list[str] | None, typer.Option(metavar="NAME[@BACKEND]", help="Reranker; may be given again.")
+    ] = None,
+    quant_profile: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[MODEL=]FILE", help="Quantization profile to load a model with; repeatable."),
     ] = None,
     sharing: Annotated[
         str | None, typer.Option(help="How models share a device: time_slice, mps or exclusive.")
@@ -69,6 +71,8 @@ def serve(
     """
     from sage_infer.config import load_config
 
+    from sage_infer_serve.served_models import configured_models, named_models, with_profiles
+
     flags = {
         "serve.sharing": sharing, "serve.host": host, "serve.port": port, "serve.keys_file": keys_file,
         "serve.strict": strict, "serve.cors_origins": cors_origin, "serve.log_requests": log_requests,
@@ -77,52 +81,9 @@ def serve(
     names = {key: "--" + key.partition(".")[2].replace("_", "-") for key in flags}
     loaded = load_config(flags=flags, flag_names={**names, "serve.cors_origins": "--cors-origin"})
     models = named_models(llm or (), embedding or (), reranker or ()) or configured_models(loaded)
+    if quant_profile:
+        models = with_profiles(models, quant_profile)
     _run(loaded, models, insecure=insecure, as_json=as_json)
-
-
-def named_models(llms: Sequence[str], embeddings: Sequence[str], rerankers: Sequence[str]) -> dict[str, Any]:
-    """Arguments of the hybrid backend for models that flags name."""
-    arguments: dict[str, Any] = {}
-    further: list[Any] = []
-    for kind, names in (("llm", llms), ("embedding", embeddings), ("reranker", rerankers)):
-        configs = [model_config(name, f"--{kind}") for name in names]
-        if configs:
-            arguments[f"{kind}_config"] = configs[0]
-            further += configs[1:]
-    if further:
-        arguments["models"] = further
-    return arguments
-
-
-def model_config(text: str, flag: str) -> dict[str, Any]:
-    """``NAME`` or ``NAME@BACKEND``. A path may have an @ too: what follows the last one must look like a backend.
-
-    Raises:
-        InvalidRequest: the name is missing.
-    """
-    from sage_infer.errors import InvalidRequest
-
-    name, at, backend = text.rpartition("@")
-    if not at or _BACKEND.fullmatch(backend) is None:
-        name, backend = text, ""
-    if not name:
-        raise InvalidRequest(f"{flag} wants NAME or NAME@BACKEND, got {text!r}")
-    return {"model": name, "backend": backend} if backend else {"model": name}
-
-
-def configured_models(loaded: LoadedConfig) -> dict[str, Any]:
-    """The models of the section ``serve``, or the configuration's default ones."""
-    from sage_infer_serve.config import Serve
-
-    config = loaded.config
-    models = loaded.section(Serve).models
-    if models:
-        return {"models": list(models)}
-    llm: Any = config.inference.model
-    if config.inference.quant_profile is not None:
-        profile = loaded.path_value("inference.quant_profile", config.inference.quant_profile)
-        llm = {"model": llm, "quant_profile": str(profile)}
-    return {"llm_config": llm, "embedding_config": config.inference.embedding_model}
 
 
 def _run(loaded: LoadedConfig, models: dict[str, Any], *, insecure: bool, as_json: bool) -> None:
@@ -233,20 +194,23 @@ def _print_url(backend: Any, url: str, keys: Iterable[APIKey]) -> None:
     who = f"API keys: {', '.join(names)}" if names else "no API key required"
     print(f"{url} (dashboard), {url}/v1 (API); {who}; Ctrl-C stops it\n")
     header = ' -H "Authorization: Bearer $KEY"' if names else ""
-    data = _example(backend.list_models())
+    data = _example(backend)
     print(f"curl {url}{data[0]}{header} -H 'Content-Type: application/json' \\\n  -d '{data[1]}'")
 
 
-def _example(models: Sequence[Any]) -> tuple[str, str]:
+def _example(backend: Any) -> tuple[str, str]:
     """A path and a body for the first model."""
     from sage_infer.names import GENERATING
 
+    models = backend.list_models()
     model = next((m for m in models if m.model_type in GENERATING), models[0])
     name = model.model_id
     if model.model_type == "embedding":
         return "/v1/embeddings", f'{{"model": "{name}", "input": "Hello"}}'
     if model.model_type == "reranker":
         return "/v1/rerank", f'{{"model": "{name}", "query": "Hello", "documents": ["Good day", "Goodbye"]}}'
+    if not backend.get_model_capability(name).supports("chat"):
+        return "/v1/completions", f'{{"model": "{name}", "prompt": "Once upon a time"}}'
     return (
         "/v1/chat/completions",
         f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}',

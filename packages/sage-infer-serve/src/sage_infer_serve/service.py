@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
-from sage_infer.contracts import HybridInferenceBackend
+from sage_infer.contracts import HybridInferenceBackend, ModelReporting
 from sage_infer.errors import SageInferError
 from sage_infer.names import ModelType
 
@@ -81,6 +81,15 @@ class Service:
 
     def is_text_only(self, name: str) -> bool:
         return self.type_of(name) != "multimodal"
+
+    def claims(self, model: str, feature: str) -> bool:
+        """Whether a loaded model's backend is known to claim a feature."""
+        if not isinstance(self.backend, ModelReporting):
+            return False
+        try:
+            return self.backend.get_model_capability(model).supports(feature)
+        except SageInferError:
+            return False
 
     def end_all(self) -> None:
         """End every open request with an error, because the time for shutdown is over."""

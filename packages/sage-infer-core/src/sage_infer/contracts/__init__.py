@@ -32,22 +32,25 @@ from sage_infer.contracts.reporting import (
     InstanceReporting,
     Metric,
     MetricsReporting,
+    ModelReporting,
     ProgressReport,
     ProgressReporting,
 )
 from sage_infer.contracts.resuming import Resuming
 from sage_infer.contracts.stream import BufferedTokenStream, TokenStream, collect_text
 from sage_infer.contracts.tokenizing import HybridTokenizing, TextCodec, Tokenizing
-from sage_infer.contracts.tools import ChatAnswer, ToolCall, ToolCalling
+from sage_infer.contracts.tools import ChatAnswer, HybridToolCalling, ToolCall, ToolCalling
 from sage_infer.contracts.transport import StepCallback, Transport
 
 __all__ = [
     "BufferedTokenStream", "ChatAnswer", "ChatMessage", "ClusterReporting", "DecodeResult", "DeviceMemory",
     "EmbeddingBackend", "EngineStats", "Executor", "HardwareDetector", "HardwareMeter", "Health",
-    "HybridInferenceBackend", "HybridTokenizing", "InferenceBackend", "InstanceReporting", "KVEndpoint",
+    "HybridInferenceBackend", "HybridTokenizing", "HybridToolCalling", "InferenceBackend", "InstanceReporting",
+    "KVEndpoint",
     "KVEventSource", "KVEvents", "KVFormatCodec", "KVPlace", "KVSnapshot", "KVStore", "KVStoreEvent",
     "KVStoreStats", "KVStored", "KVTransfer", "Lifecycle", "MappedKVStore", "MemoryPlanning",
-    "MemoryReporting", "MemoryShare", "Metric", "MetricsReporting", "ModelStatus", "ObservableKVStore",
+    "MemoryReporting", "MemoryShare", "Metric", "MetricsReporting", "ModelReporting", "ModelStatus",
+    "ObservableKVStore",
     "PrefillResult", "ProgressReport", "ProgressReporting", "PromptLike", "ReplicaExit", "ReplicaHandle",
     "Resuming", "StepCallback", "TextCodec", "TextLike", "TieredKVStore", "TokenStream", "Tokenizing",
     "ToolCall", "ToolCalling", "Transport", "Truncation", "as_prompts", "as_texts", "block_keys",

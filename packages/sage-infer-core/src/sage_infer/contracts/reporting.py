@@ -9,13 +9,14 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
-from sage_infer.schemas import InstanceDescriptor, InstanceReport
+from sage_infer.schemas import CapabilityDescriptor, InstanceDescriptor, InstanceReport
 
 __all__ = [
     "ClusterReporting",
     "InstanceReporting",
     "Metric",
     "MetricsReporting",
+    "ModelReporting",
     "ProgressReport",
     "ProgressReporting",
 ]
@@ -58,6 +59,20 @@ class MetricsReporting(Protocol):
     """
 
     def metrics(self) -> Iterable[Metric]: ...
+
+
+@runtime_checkable
+class ModelReporting(Protocol):
+    """Additional method of a ``HybridInferenceBackend`` whose models' capabilities are known."""
+
+    def get_model_capability(self, model_id: str) -> CapabilityDescriptor:
+        """What a loaded model can do.
+
+        Raises:
+            ModelNotFound: there is no model of this id or alias.
+            BackendUnavailable: it is not loaded.
+        """
+        ...
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from attrs import frozen
 
-__all__ = ["ChatAnswer", "ToolCall", "ToolCalling"]
+__all__ = ["ChatAnswer", "HybridToolCalling", "ToolCall", "ToolCalling"]
 
 
 @frozen(kw_only=True)
@@ -42,3 +42,17 @@ class ToolCalling(Protocol):
             UnsupportedFeature: the backend does not claim ``tool_calls``.
         """
         ...
+
+
+@runtime_checkable
+class HybridToolCalling(Protocol):
+    """The same method of an instance with several models.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        UnsupportedFeature: the model's backend does not claim ``tool_calls``.
+    """
+
+    async def parse_tool_calls(
+        self, text: str, *, model: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> ChatAnswer: ...

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
-from sage_infer.contracts import BufferedTokenStream, ToolCall
+from sage_infer.contracts import BufferedTokenStream, ChatAnswer, HybridToolCalling, ToolCall
 from sage_infer.schemas import GuidedDecoding, SamplingParams, TokenDelta
 
 from sage_infer_serve.http.errors import wrong_request
@@ -24,6 +25,8 @@ from sage_infer_serve.service import Service
 from sage_infer_serve.work import CHAT, Work
 
 __all__ = ["chat_completions"]
+
+Parse = Callable[[str], Awaitable[ChatAnswer]]
 
 _encode = msgspec.json.encode
 
@@ -49,14 +52,15 @@ async def chat_completions(service: Service, exchange: Exchange) -> None:
             request_id=exchange.request_id,
             options=request_options(service, exchange, request),
         )
-        answer = _Answer(request, model, params, plan, "chatcmpl-" + exchange.request_id)
+        parse = _backends_parser(service, model, plan)
+        answer = _Answer(request, model, params, plan, parse, "chatcmpl-" + exchange.request_id)
         async with stream:
             if request.stream:
                 await _stream(exchange, answer, stream, work)
             else:
                 async for delta in stream:
                     work.tokens(len(delta.token_ids))
-                    answer.take(delta)
+                    await answer.take(delta)
                 work.end(stream.usage, answer.reasons())
                 await exchange.respond(answer.body(usage_dict(stream.usage)))
 
@@ -96,7 +100,7 @@ async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Work) 
                 answer.finished(delta)
                 parts.append(writer.finish(index, answer.reason_of(index)))
         else:
-            parts += answer.chunks(writer, delta)
+            parts += await answer.chunks(writer, delta)
         if parts:
             data = b"".join(parts) if len(parts) > 1 else parts[0]
             if not exchange.write_at_once(data):
@@ -153,11 +157,27 @@ class _Plan:
         self.reads_calls = bool(self.tools) and not self.forced and not self.required
 
 
+def _backends_parser(service: Service, model: str, plan: _Plan) -> Parse | None:
+    """The parser of the model's own backend, which knows its form of tool calls; None where it has none."""
+    backend = service.backend
+    if not plan.reads_calls or not isinstance(backend, HybridToolCalling):
+        return None
+    if not service.claims(model, "tool_calls"):
+        return None
+    return partial(backend.parse_tool_calls, model=model, tools=plan.tools)
+
+
 class _Answer:
     """An answer as it grows: for each completion its text, calls, log probabilities, and why it ended."""
 
     def __init__(
-        self, request: ChatRequest, model: str, params: SamplingParams, plan: _Plan, request_id: str
+        self,
+        request: ChatRequest,
+        model: str,
+        params: SamplingParams,
+        plan: _Plan,
+        parse: Parse | None,
+        request_id: str,
     ) -> None:
         self.id = request_id
         self.created = int(time.time())
@@ -170,13 +190,18 @@ class _Answer:
         self._logs: list[list[Any]] = [[] for _ in range(params.n)]
         self._calls: list[list[dict[str, Any]]] = [[] for _ in range(params.n)]
         self._reasons: list[str | None] = [None] * params.n
-        self._readers = [ToolCallReader(plan.names) for _ in range(params.n)] if plan.reads_calls else []
+        self._parse = parse
+        reads = plan.reads_calls and parse is None
+        self._readers = [ToolCallReader(plan.names) for _ in range(params.n)] if reads else []
         self.is_plain = not (plan.tools or self._logprobs)
 
     # --- growing
 
-    def take(self, delta: TokenDelta) -> tuple[str, list[dict[str, Any]]]:
-        """Add a delta; gives the content and the calls that it brought."""
+    async def take(self, delta: TokenDelta) -> tuple[str, list[dict[str, Any]]]:
+        """Add a delta; returns the content and the calls that it brought.
+
+        A backend's parser needs the whole answer: with one, both come at the end.
+        """
         index = delta.index
         text, calls = delta.text, []
         if self._readers:
@@ -196,12 +221,18 @@ class _Answer:
                 self._texts[index] = []
         if self._plan.forced or self._plan.required:
             text = ""
+        if self._parse is not None:
+            text = ""
+            if delta.finish_reason is not None:
+                answer = await self._parse("".join(self._texts[index]))
+                text, calls = answer.content, self._add_calls(index, answer.tool_calls)
+                self._texts[index] = [text]
         return text, calls
 
     def finished(self, delta: TokenDelta) -> None:
         self._reasons[delta.index] = delta.finish_reason
 
-    def _add_calls(self, index: int, found: list[ToolCall]) -> list[dict[str, Any]]:
+    def _add_calls(self, index: int, found: Iterable[ToolCall]) -> list[dict[str, Any]]:
         known = self._calls[index]
         calls = [
             call_as_dict(call, f"call_{self.id}_{index}_{len(known) + i}") for i, call in enumerate(found)
@@ -228,11 +259,11 @@ class _Answer:
 
     # --- saying it
 
-    def chunks(self, writer: ChunkWriter, delta: TokenDelta) -> list[bytes]:
+    async def chunks(self, writer: ChunkWriter, delta: TokenDelta) -> list[bytes]:
         """Chunks of an answer that has calls or log probabilities."""
         index = delta.index
         first_call = len(self._calls[index])
-        text, calls = self.take(delta)
+        text, calls = await self.take(delta)
         logs = (
             {"content": chat_logprobs(delta.logprobs), "refusal": None}
             if self._logprobs and delta.logprobs

@@ -6,7 +6,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from sage_infer.contracts import MemoryReporting
+from sage_infer.contracts import ClusterReporting, MemoryReporting
 
 from sage_infer_serve.service import Service
 from sage_infer_serve.watch.observe import INTERVAL_S, as_points
@@ -25,6 +25,7 @@ async def state(service: Service) -> dict[str, Any]:
         "health": {"status": health.status, "reason": health.reason},
         "models": [_model(service, m.model_id, m.model_type) for m in service.backend.list_models()],
         "memory": _memory(service.backend) if isinstance(service.backend, MemoryReporting) else None,
+        "cluster": service.backend.cluster() if isinstance(service.backend, ClusterReporting) else None,
         "queue": {
             "open": len(service.open),
             "limit": service.settings.max_open_requests,

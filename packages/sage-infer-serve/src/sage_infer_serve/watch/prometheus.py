@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from sage_infer.contracts import Metric as Sample
+from sage_infer.contracts import MetricsReporting
 
 from sage_infer_serve.service import Service
 from sage_infer_serve.watch.observe import BOUNDS, Histogram
@@ -68,6 +70,8 @@ class _Gateway(Collector):
             errors.add_metric([model], counts.errors)
         yield errors
         yield from self._gauges()
+        if isinstance(self._service.backend, MetricsReporting):
+            yield from _backends_own(self._service.backend.metrics())
 
     def _gauges(self) -> Iterator[Metric]:
         service = self._service
@@ -90,6 +94,20 @@ class _Gateway(Collector):
             state = service.backend.get_model_status(model.model_id).state
             models.add_metric([model.model_id, model.model_type, state], 1)
         yield models
+
+
+def _backends_own(samples: Iterable[Sample]) -> Iterator[Metric]:
+    """Samples of the backend, one family per name, with every label that any of its samples has."""
+    families: dict[str, list[Sample]] = {}
+    for sample in samples:
+        families.setdefault(sample.name, []).append(sample)
+    for name, found in families.items():
+        labels = sorted({label for sample in found for label in sample.labels})
+        kind = CounterMetricFamily if found[0].kind == "counter" else GaugeMetricFamily
+        family = kind(name, found[0].help, labels=labels)
+        for sample in found:
+            family.add_metric([sample.labels.get(label, "") for label in labels], sample.value)
+        yield family
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
