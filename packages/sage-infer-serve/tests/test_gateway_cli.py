@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sage_infer.cli.main import app
@@ -13,7 +14,7 @@ from sage_infer.factories import load_object
 from sage_infer.schemas import ModelDescriptor
 from sage_infer_serve.cli import _example
 from sage_infer_serve.plugin import sage_infer_commands
-from sage_infer_serve.served_models import configured_models, model_config, named_models
+from sage_infer_serve.served_models import configured_models, model_config, named_models, with_profiles
 from typer.testing import CliRunner
 
 
@@ -45,6 +46,21 @@ def test_models_from_flags() -> None:
     }
 
 
+def test_profiles_from_flags() -> None:
+    one = named_models(["a"], ["c"], [])
+    assert with_profiles(one, ["w8.json"])["llm_config"] == {"model": "a", "quant_profile": "w8.json"}
+    several = with_profiles(named_models(["a", "b@vllm"], ["c"], []), ["b=w8.json", "c=w4.json"])
+    assert several == {
+        "llm_config": {"model": "a"},
+        "embedding_config": {"model": "c", "quant_profile": "w4.json"},
+        "models": [{"model": "b", "backend": "vllm", "quant_profile": "w8.json"}],
+    }
+    with pytest.raises(InvalidRequest, match=r"wants MODEL=FILE where several .*; models: a, c, b"):
+        with_profiles(several, ["w8.json"])
+    with pytest.raises(InvalidRequest, match="names 'd'; models: a, c"):
+        with_profiles(one, ["d=w8.json"])
+
+
 def test_models_from_the_configuration(tmp_path: Path) -> None:
     assert configured_models(load_config(environ={})) == {
         "llm_config": "smollm2-135m",
@@ -67,7 +83,10 @@ def test_models_from_the_configuration(tmp_path: Path) -> None:
     [("llm", "/v1/chat/completions"), ("embedding", "/v1/embeddings"), ("reranker", "/v1/rerank")],
 )
 def test_the_example_fits_the_models(kind: str, path: str) -> None:
-    found, body = _example([ModelDescriptor(model_id="m", model_type=kind, model_path="/")])  # type: ignore[arg-type]
+    model = ModelDescriptor(model_id="m", model_type=kind, model_path="/")  # type: ignore[arg-type]
+    claims = SimpleNamespace(supports=lambda feature: True)
+    backend = SimpleNamespace(list_models=lambda: [model], get_model_capability=lambda model_id: claims)
+    found, body = _example(backend)
     assert found == path
     assert json.loads(body)["model"] == "m"
 

@@ -220,7 +220,12 @@ def _example(backend: Any) -> tuple[str, str]:
 def _print_json(backend: Any, url: str) -> None:
     plan, measured = backend.memory_plan(), backend.measured_bytes()
     models = [
-        {"id": m.model_id, "type": m.model_type, "state": backend.get_model_status(m.model_id).state}
+        {
+            "id": m.model_id,
+            "type": m.model_type,
+            "state": backend.get_model_status(m.model_id).state,
+            "quant_profile": backend.get_model_capability(m.model_id).quant_profile_id,
+        }
         for m in backend.list_models()
     ]
     shares = [
