@@ -233,11 +233,12 @@ def test_a_model_that_does_not_fit_when_it_wakes_sleeps_on(engines: Engines) -> 
     run(main())
 
 
-def test_a_sleeping_model_can_be_unloaded_and_a_ready_one_loaded_again_is_itself(engines: Engines) -> None:
+def test_a_sleeping_model_can_be_unloaded_and_a_loaded_one_not_loaded_again(engines: Engines) -> None:
     async def main() -> None:
         instance = hybrid(ENCODER)
         await instance.start()
-        await instance.load_model(ENCODER)
+        with pytest.raises(InvalidRequest, match="'vec' is ready already; unload it first"):
+            await instance.load_model(ENCODER)
         assert len(engines.made["vec"]) == 1
         await instance.sleep_model("vec")
         await instance.unload_model("vec")

@@ -320,11 +320,12 @@ class HybridBackend:
         to load it, and awaiting the result waits until it is loaded.
 
         Raises:
+            InvalidRequest: a model of that id is loaded already, or registered before the start.
             OutOfMemory: it does not fit; the message says by how much, and what would.
             BackendUnavailable: no backend for it is ready.
         """
         self._host.check_open()
-        entry = self._host.register(as_config(model, "model"), None)
+        entry = self._host.add(as_config(model, "model"), may_be_registered=self._started)
         if not self._started:
             return _Done()
         return asyncio.ensure_future(self._host.load(entry, again=True))

@@ -90,6 +90,20 @@ class ModelHost:
         self._engines[model.model_id] = Engine(config, model)
         return entry
 
+    def add(self, config: ModelConfig, *, may_be_registered: bool) -> ModelEntry:
+        """``register``, of a model that is not there yet, or that failed or was unloaded.
+
+        Raises:
+            InvalidRequest: a model of that id is there.
+        """
+        model = described(config, None)
+        known = self.registry.find(model.model_id)
+        if known is not None and not (may_be_registered and known.state in ("registered", "failed")):
+            raise InvalidRequest(
+                f"model {model.model_id!r} is {known.state} already; unload it first, or choose another model_id"
+            )
+        return self.register(evolve(config, model=model), model.model_type)
+
     def named(self, name: str) -> ModelEntry:
         entry = self.router.named(name)
         assert entry is not None
