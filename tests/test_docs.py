@@ -401,13 +401,15 @@ def test_every_example_is_found(site: Site, hook: str) -> None:
 
 
 KITS = """
-import hashlib
 from pathlib import Path
 
-from sage_infer.schemas import KVLocation, ModelDescriptor, TransportSettings
+from sage_infer.schemas import KVCacheSchema, KVLocation, ModelDescriptor, ReplicaSpec, TransportSettings
 from sage_infer_testing import (
-    EmbeddingBackendContract, HardwareDetectorContract, KVStoreContract, PluginContract, TransportContract
+    EmbeddingBackendContract, ExecutorContract, HardwareDetectorContract, KVFormatCodecContract, KVStoreContract,
+    PluginContract, TransportContract
 )
+
+MODEL = ModelDescriptor(model_id="m", model_type="embedding", model_path="/nowhere")
 
 
 class TestBackend(EmbeddingBackendContract):
@@ -416,7 +418,7 @@ class TestBackend(EmbeddingBackendContract):
     def make_backend(self):
         from trigram.backend import TrigramBackend
 
-        return TrigramBackend(ModelDescriptor(model_id="m", model_type="embedding", model_path="/nowhere"))
+        return TrigramBackend(MODEL)
 
 
 class TestDetector(HardwareDetectorContract):
@@ -450,8 +452,28 @@ class TestTransport(TransportContract):
         path = Path(location.uri.removeprefix("file://"))
         return path.read_bytes() if path.exists() else None
 
-    def checksum(self, data):
-        return "sha256:" + hashlib.sha256(data).hexdigest()
+
+class TestCodec(KVFormatCodecContract):
+    kv_schema = KVCacheSchema.from_preset(
+        "fp16", num_layers=2, num_heads=2, head_dim=8, page_size=4, format_id="backwards/1"
+    )
+
+    def make_codec(self):
+        from backwards.codec import Backwards
+
+        return Backwards()
+
+
+class TestExecutor(ExecutorContract):
+    unsupported = {"server": "package.module:serve", "gpus": 1.0, "environment": {"A": "b"}}
+
+    def make_executor(self):
+        from in_process.executor import InProcess
+
+        return InProcess()
+
+    def make_spec(self, replica_id):
+        return ReplicaSpec(replica_id=replica_id, backend="trigram", model=MODEL)
 """
 PLUGIN_KIT = """
 
@@ -468,6 +490,10 @@ def test_every_example_passes_the_contract_kit(tmp_path: Path) -> None:
             (tmp_path / name).write_text(source, "utf-8")
             if name.endswith("/plugin.py"):
                 kits += PLUGIN_KIT.format(number=number, module=name.removesuffix(".py").replace("/", "."))
+    info = tmp_path / "docs_example-1.0.dist-info"  # the executor's replicas run the example backend
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: docs-example\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sage_infer.backends]\nexample = trigram.plugin\n")
     (tmp_path / "test_kits.py").write_text(kits, "utf-8")
     run_pytest(tmp_path, "test_kits.py", path=[tmp_path])
 
@@ -481,11 +507,6 @@ def run_pytest(folder: Path, what: str, path: list[Path]) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, path), given])},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-
-
-def test_example_executor(site: Site) -> None:
-    spec = installed_example(site, "sage_infer_executors")
-    assert callable(load_object(spec.factory, what=spec.name)().replica)
 
 
 def test_example_models(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
