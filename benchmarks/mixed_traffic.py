@@ -31,7 +31,7 @@ STREAMS, TEXTS, WORDS, TOKENS = 16, 512, 24, 4000
 WARM_UP_S, ALONE_S = 4.0, 8.0
 FAIR_SHARE = 0.25
 KV_GB, KV_BYTES_OF_TOKEN = 0.5, 2 * 30 * 3 * 64 * 4  # of SmolLM2 in float32
-OPTIONS = {"kv_cache_gb": KV_GB, "prefix_caching": False}
+OPTIONS: dict[str, Any] = {"kv_cache_gb": KV_GB, "prefix_caching": False}
 Readings = dict[str, list[float]]
 Embed = Callable[[list[str]], Awaitable[Any]]
 
