@@ -228,3 +228,40 @@ def test_main_memory_is_what_the_process_may_use() -> None:
     (device,) = devices_of(HardwareProfile(memory_tiers=(tier,)))
     assert (device.name, device.total) == ("cpu", 8 * GIB)
     assert device.usable < 8 * GIB
+
+
+class TestFractions:
+    """``memory_fraction``: a budget of each device's memory, in which weights and KV must fit."""
+
+    CARD = Device(name="cuda:0", total=20 * GIB, usable=19 * GIB)
+
+    def test_bound_what_a_model_gets(self) -> None:
+        hungry = Demand(model_id="a", weights=2 * GIB, kv_least=GIB, kv_wanted=100 * GIB, fraction=0.5)
+        other = Demand(model_id="b", weights=GIB, kv_wanted=100 * GIB, fraction=0.2)
+        plan = plan_memory([self.CARD], [hungry, other], "mps")
+        assert plan.shares_of("a")[0].total == int(0.5 * 19 * GIB)
+        assert plan.shares_of("b")[0].total == int(0.2 * 19 * GIB)
+
+    def test_that_add_up_to_more_than_one_are_refused(self) -> None:
+        models = [Demand(model_id=i, weights=GIB, fraction=f) for i, f in (("a", 0.7), ("b", 0.4))]
+        with pytest.raises(
+            OutOfMemory, match=r"'b' has memory_fraction 0\.4, too much .* cuda:0 \('a' 0\.7\)"
+        ):
+            plan_memory([self.CARD], models, "time_slice")
+        second = Device(name="cuda:1", total=20 * GIB, usable=19 * GIB)
+        plan = plan_memory([self.CARD, second], models, "time_slice")
+        assert {plan.shares_of(i)[0].device for i in "ab"} == {"cuda:0", "cuda:1"}
+
+    def test_in_which_the_weights_do_not_fit_are_refused_with_what_would(self) -> None:
+        large = Demand(model_id="a", weights=8 * GIB, weight_bits=16, fraction=0.25)
+        with pytest.raises(OutOfMemory, match=r"0\.25 of cuda:0 is 4\.75 GiB: 3\.25 GiB too little; .*8-bit"):
+            plan_memory([self.CARD], [large], "time_slice")
+
+    @pytest.mark.parametrize("fractions", [(0.7, 0.3), (0.1, 0.2, 0.3, 0.4), (1.0,)])
+    def test_that_add_up_to_one_fit(self, fractions: tuple[float, ...]) -> None:
+        models = [
+            Demand(model_id=str(i), weights=1, kv_wanted=GIB * 99, fraction=f)
+            for i, f in enumerate(fractions)
+        ]
+        plan = plan_memory([self.CARD], models, "mps")
+        assert plan.used("cuda:0") <= self.CARD.usable

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
+from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import ModelDescriptor
-from sage_infer.specs import BackendSpec, EngineMemory
+from sage_infer.specs import BackendSpec, EngineMemory, ModelSizes
 from sage_infer_planning.estimate import GIB, Demand
 from sage_infer_planning.memory_planner import Device
 from sage_infer_planning.placement import candidates, demand_of
@@ -89,3 +91,32 @@ def test_devices_are_those_that_the_backend_can_use(model: ModelDescriptor) -> N
     assert names({"cuda", "cpu"}) == ON_CARDS
     assert names({"cuda", "cpu"}, 1) == ("cuda:1",)
     assert names({"ascend", "cpu"}) == ("cpu",)
+
+
+def test_a_model_is_put_on_the_devices_that_it_names(model: ModelDescriptor) -> None:
+    spec = BackendSpec(name="b", factory="m:f", serves={"llm"}, hardware={"cuda", "cpu"})
+    both = [*CARDS, CPU]
+    assert candidates(evolve(model, device_ids=(1,)), spec, both) == ("cuda:1",)
+    assert candidates(evolve(model, device_ids=(0,)), spec, [CPU]) == ON_CPU, "main memory is device 0"
+    with pytest.raises(InvalidRequest, match=r"names device 2, 7, and backend 'b' can use: cuda:0, cuda:1"):
+        candidates(evolve(model, device_ids=(1, 2, 7)), spec, both)
+    with pytest.raises(
+        InvalidRequest, match="names device 1, and backend 'b' can use: 0, which is main memory"
+    ):
+        candidates(evolve(model, device_ids=(1,)), spec, [CPU])
+    assert demand(evolve(model, device_ids=(0, 1)), names=ON_CARDS).spread == 2
+
+
+def test_sizes_of_a_plug_ins_own_format_count_as_they_are(tmp_path: Path) -> None:
+    model = ModelDescriptor(model_id="own", model_type="llm", model_path=str(tmp_path / "own.bin"))
+    sizes = ModelSizes(
+        weight_bytes=3 * GIB, kv_bytes_per_token=1024, activation_bytes=7, max_sequence_length=2048
+    )
+    engine = EngineMemory(least_weight_bits=32, max_batch_size=4, overhead_bytes=5)
+    found = demand_of(model, engine, {}, ON_CARDS, CARDS, weight=1.0, sizes=sizes)
+    assert (found.weights, found.activations, found.overhead) == (3 * GIB, 7, 5)
+    assert (found.kv_least, found.kv_wanted) == (2048 * 1024, 4 * 2048 * 1024)
+    shorter = demand_of(model, engine, {"max_sequence_length": 512}, ON_CARDS, CARDS, weight=1.0, sizes=sizes)
+    assert shorter.kv_least == 512 * 1024
+    no_kv = demand_of(model, engine, {}, ON_CPU, [CPU], weight=1.0, sizes=ModelSizes(weight_bytes=1))
+    assert (no_kv.kv_least, no_kv.kv_wanted) == (0, 0)

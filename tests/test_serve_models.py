@@ -1,4 +1,4 @@
-"""``sage infer serve`` with a plug-in's own model format, and with a quantization profile per model."""
+"""``sage infer serve`` by flags: an LLM with an embedding model, a plug-in's own format, a quantization profile."""
 
 from __future__ import annotations
 
@@ -84,6 +84,26 @@ def refusal(environment: dict[str, str], folder: Path, *arguments: str) -> tuple
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stderr.strip().splitlines()[-1]
+
+
+def test_the_command_for_an_llm_and_an_embedding_model(environment: dict[str, str], tmp_path: Path) -> None:
+    """``sage infer serve --llm … --embedding … --sharing time_slice``, with both engines' progress in the terminal."""
+    for name in ("smollm2-135m", "minilm"):
+        subprocess.run([*SAGE, "infer", "model", "add", name], check=True, capture_output=True)
+    (tmp_path / "sage_infer.yaml").write_text("inference: {options: {kv_cache_gb: 0.1}}\n")
+    arguments = ("--llm", "smollm2-135m", "--embedding", "minilm", "--sharing", "time_slice")
+    with serving(environment, tmp_path, *arguments) as ready:
+        url = ready["url"]
+        message = {"role": "user", "content": "What is the capital of France?"}
+        chat = post(url + "/v1/chat/completions", {"messages": [message], "temperature": 0, "max_tokens": 12})
+        assert "Paris" in chat["choices"][0]["message"]["content"]
+        vectors = post(url + "/v1/embeddings", {"input": ["a", "b"]})
+        assert [len(item["embedding"]) for item in vectors["data"]] == [384, 384]
+        assert vectors["model"] == "minilm"
+        assert {share["model"] for share in ready["memory"]} == {"smollm2-135m", "minilm"}
+    lines = (tmp_path / "errors").read_text().splitlines()
+    for name in ("smollm2-135m", "minilm"):
+        assert any(line.startswith(f"{name}: ") for line in lines), lines
 
 
 def test_a_format_of_its_own_is_served(environment: dict[str, str], model: Path, tmp_path: Path) -> None:
