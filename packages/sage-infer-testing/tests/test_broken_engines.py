@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import kit_broken.disaggregation
-import kit_broken.llm
-import kit_broken.requests
-import kit_broken.resuming  # noqa: F401
 import pytest
 import sage_infer_testing.loop
+from kit_broken import (  # noqa: F401 - they register their mistakes
+    disaggregation,
+    endings,
+    inputs,
+    requests,
+    resuming,
+    sampling,
+    streams,
+)
 from kit_broken.mistakes import MISTAKES, Mistake
 from kit_runs import run_module
 
