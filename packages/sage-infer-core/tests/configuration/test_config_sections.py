@@ -111,7 +111,7 @@ def test_the_template_has_every_section_and_says_which_is_broken(site: Site, loa
     site.add("bad", PLUGIN.format(name="beds", settings="garden:Garden").replace("garden:TEMPLATE", "no:T"))
     load()
     text = config_template()
-    assert text.startswith("# sage-infer: the configuration")
+    assert text.startswith("# sage-infer configuration")
     assert "# section beds: section 'beds' of bad-dist cannot be loaded from no:T" in text
     assert text.endswith("  # Whether hares stay out.\n  fenced: false\n")
     load(text)
