@@ -131,7 +131,7 @@ def test_everything_that_a_backend_lacks_is_a_line_of_its_own(sage: Sage, tmp_pa
 def test_disabled_plugins_are_named(sage: Sage) -> None:
     done = sage("infer", "backend", "list", SAGE_INFER_DISABLE="toy")
     assert "says the prompt backwards" not in done.stdout
-    assert "switched off: toy" in done.stderr
+    assert "disabled: toy" in done.stderr
 
 
 def test_show_names_distribution_options_and_limits(sage: Sage) -> None:
@@ -253,7 +253,7 @@ BAD = {
         "must be one of fp16, bf16, fp8, int8, int4",
     ),
     "unknown KV key": (["-m", "GGUF", "--kv-schema", "preset=int8,pagesize=3"], 2, "page_size"),
-    "option without value": (["-m", "GGUF", "-o", "delay"], 2, "wants KEY=VALUE"),
+    "option without value": (["-m", "GGUF", "-o", "delay"], 2, "must be KEY=VALUE"),
     "unsupported": (["-m", "GGUF", "--json-schema", "SCHEMA"], 4, "no guided decoding"),
     "schema that is no JSON": (["-m", "GGUF", "--json-schema", "TEXT"], 2, "is not JSON"),
     "schema that is no object": (
@@ -264,7 +264,7 @@ BAD = {
     "system message for raw text": (
         ["-m", "GGUF", "--raw", "--system", "x"],
         2,
-        "--system needs a chat model",
+        "--system requires a chat model",
     ),
 }
 
@@ -337,7 +337,7 @@ def test_what_rerank_refuses(sage: Sage, encoder: Path) -> None:
     assert "name one with --model" in sage.fails("infer", "rerank", "q", "d", code=2)
     assert "no document given" in sage.fails("infer", "rerank", "q", "-m", str(encoder), code=2)
     message = sage.fails("infer", "rerank", "q", "d", "-m", str(encoder), code=2)
-    assert "is an embedding model, and a reranker is needed here; `sage infer embed` takes it" in message
+    assert "is an embedding model, but a reranker is required here; `sage infer embed` takes it" in message
 
 
 # --- model, config, doctor

@@ -88,4 +88,4 @@ def test_chat_prompts_and_leaves_at_the_end_of_input(sage: Sage, gguf: Path) -> 
     terminal.read_until("cba")
     terminal.read_until("> ", times=2)
     terminal.type("\x04")
-    assert "/reset forgets" in terminal.finish()
+    assert "/reset clears" in terminal.finish()

@@ -74,7 +74,7 @@ BROKEN = {
     ),
     "forgotten mark and typo": (
         HEAD + "def sage_infer_backend():\n    return []\n",
-        "is no hook; did you mean sage_infer_backends, marked with @sage_infer.hookimpl?",
+        "is not a hook; did you mean sage_infer_backends, marked with @sage_infer.hookimpl?",
     ),
     "no hook": ("x = 1", "bad_module implements no hook"),
     "exits at import": ("import sys\nsys.exit(3)", "import of bad_module failed: SystemExit: 3"),
@@ -115,7 +115,7 @@ def test_another_contract_version_is_incompatible(site: Site, version: str, fix:
     site.add("good", backends("beta"))
     found = rows(site)
     assert found["old"].state == "incompatible"
-    assert found["old"].reason == f"written for contract {version}, this sage-infer-core speaks 1.0"
+    assert found["old"].reason == f"written for contract {version}, but this sage-infer-core supports 1.0"
     assert found["old"].fix == f"pip install --upgrade {fix}"
     assert "alpha" not in found
     assert found["beta"].state == "ready"
@@ -228,7 +228,7 @@ def test_hardware_that_is_there_makes_ready(site: Site, tmp_path: Path) -> None:
 
 def test_detectors_know_where_to_look(site: Site, tmp_path: Path) -> None:
     site.add("npu", backends("alpha", more=", hardware={'npu'}"))
-    assert "no installed detector knows" in rows(site)["alpha"].reason
+    assert "no installed detector can look" in rows(site)["alpha"].reason
     spec = f"DetectorSpec(name='npu', factory='a:b', hardware={{'npu'}}, device_nodes=[{str(tmp_path / 'dev-npu*')!r}])"
     site.add("detector", f"{HEAD}@hookimpl\ndef sage_infer_detectors():\n    return [{spec}]\n")
     assert "looked for" in rows(site)["alpha"].reason

@@ -409,8 +409,8 @@ for _ in range(100):
     [
         (GuidedDecoding, {"json_schema": DEEP}, r"\$\.json_schema: must be at most 64 levels deep"),
         (GuidedDecoding, {"json_schema": {"enum": list(range(30_000))}}, "at most 20000 values"),
-        (GuidedDecoding, {"json_schema": {"enum": ["x" * 200_000, "y" * 200_000]}}, "characters in all"),
-        (GuidedDecoding, {"json_schema": {"x" * 300_000: 1}}, "characters in all"),
+        (GuidedDecoding, {"json_schema": {"enum": ["x" * 200_000, "y" * 200_000]}}, "characters in total"),
+        (GuidedDecoding, {"json_schema": {"x" * 300_000: 1}}, "characters in total"),
         (
             GuidedDecoding,
             {"regex": "a" * 20_000},
@@ -421,9 +421,9 @@ for _ in range(100):
         (
             GuidedDecoding,
             {"choice": [str(i) * 15_000 for i in range(10)]},
-            "at most 131072 characters in all",
+            "at most 131072 characters in total",
         ),
-        (GuidedDecoding, {"choice": ["a", "a"]}, "must not name an item twice"),
+        (GuidedDecoding, {"choice": ["a", "a"]}, "must not repeat an item"),
         (SamplingParams, {"stop": ["a"] * 65}, "at most 64 items"),
         (SamplingParams, {"stop": ["a" * 2000]}, r"\$\.stop\[0\]: must have at most 1024 characters"),
         (SamplingParams, {"stop_token_ids": list(range(5000))}, "at most 4096 items"),

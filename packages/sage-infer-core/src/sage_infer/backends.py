@@ -30,7 +30,7 @@ def find_backend(name: str) -> BackendInfo:
     """The backend of this name, whatever its state.
 
     Raises:
-        BackendUnavailable: no plug-in registers the name; the message names the nearest one that exists.
+        BackendUnavailable: no plug-in registers the name; the message suggests the nearest name.
     """
     rows = list_backends()
     for row in rows:
@@ -93,17 +93,17 @@ def open_backend(
 ) -> AbstractAsyncContextManager[Any]:
     """Open a backend with a model; the backend is started on entry and closed on exit.
 
-    ``model`` is anything that ``resolve_model`` takes; a backend that serves hybrid does without. ``options`` go to
-    the backend (``sage infer backend show`` lists them). ``serves`` says which contract the caller wants, for the type
+    ``model`` is any form that ``resolve_model`` accepts; a hybrid backend needs none. ``options`` go to
+    the backend (``sage infer backend show`` lists them). ``serves`` is the expected contract, for the type
     checker and for an early error. ``quant_profile`` is a profile, its fields, or a JSON or YAML file with them, and
     is applied before the start. ``on_progress(stage, share)`` is called while a ``ProgressReporting`` backend loads,
     from any thread.
 
     Raises:
-        BackendUnavailable: unknown, not ready on this machine, it serves something else, or its code failed; the
+        BackendUnavailable: unknown, not ready on this machine, of another contract, or its code failed; the
             message names the wheel, the function and the error.
-        ConfigError: an option that the backend does not have.
-        ModelNotFound, ModelFileError: the model is not there or cannot be read.
+        ConfigError: an unknown option of the backend.
+        ModelNotFound, ModelFileError: the model is missing or cannot be read.
         InvalidRequest: no model for a backend that needs one, or a profile that cannot be read.
         UnsupportedFeature, CapabilityMismatch: the backend has no quantization profiles, or cannot use this one.
     """
@@ -172,6 +172,6 @@ def _created(
 
 
 def _model_type(spec: BackendSpec, serves: ServedType | None) -> Any:
-    """The one type of model that fits, or None where the files have to tell."""
+    """The one matching type of model, or None if the files must tell."""
     types = {serves} if serves is not None else set(spec.serves)
     return next(iter(types)) if len(types) == 1 and "hybrid" not in types else None

@@ -1,7 +1,7 @@
-"""Field checks: what a value must be, said once and used three ways.
+"""Field checks: one definition of a rule, with three uses.
 
-A check is an attrs validator (direct construction), is run field by field when JSON is read (so that every
-problem is reported at once), and writes its own JSON Schema. Messages name the rule, the value and its type.
+A check is an attrs validator (direct construction), validates each field while JSON is read (so that all
+problems are reported together), and writes its own JSON Schema. Messages name the rule, the value and its type.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
     "optional",
 ]
 
-_SHOWN = 60  # characters of an offending value that a message repeats
+_SHOWN = 60  # characters of an invalid value quoted in a message
 
 
 def shown(value: object) -> str:
-    """A value and its type for a message; of a long value only the beginning is looked at."""
+    """A value and its type for a message, truncated."""
     if isinstance(value, str | bytes):
         text = repr(value[:_SHOWN]) if len(value) > _SHOWN else repr(value)
     elif isinstance(value, Sequence | Mapping) and len(value) > _SHOWN:
@@ -48,7 +48,7 @@ def shown(value: object) -> str:
 
 
 def as_tuple(value: Iterable[Any]) -> tuple[Any, ...]:
-    """Converter: lists and other iterables become tuples; a bare string stays, for the check to reject."""
+    """Converter: lists and other iterables become tuples; a bare string is kept for the check to reject."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         return value  # type: ignore[return-value]  # the field's check says what is wrong with it
     return tuple(value)
@@ -60,7 +60,7 @@ def as_optional_tuple(value: Iterable[Any] | None) -> tuple[Any, ...] | None:
 
 
 def as_frozenset(value: Collection[Any]) -> frozenset[Any]:
-    """Converter: sets and lists become frozensets; a bare string stays, for the check to reject."""
+    """Converter: sets and lists become frozensets; a bare string is kept for the check to reject."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         return value  # type: ignore[return-value]  # the field's check says what is wrong with it
     return frozenset(value)
@@ -70,7 +70,7 @@ class Check(Protocol):
     """One rule about a field's value."""
 
     def problems(self, value: object, path: str) -> Iterable[Problem]:
-        """Every way in which ``value`` breaks the rule; ``path`` is its place, such as ``$.steps[2].bytes``."""
+        """Every way in which ``value`` violates the rule; ``path`` is its location, such as ``$.steps[2].bytes``."""
         ...
 
     def json_schema(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class _Validator:
 
 @frozen
 class Integer(_Validator):
-    """A whole number within inclusive bounds. ``True`` and ``False`` are not numbers here."""
+    """An integer within inclusive bounds. ``True`` and ``False`` are rejected."""
 
     ge: int | None = None
     le: int | None = None
@@ -144,7 +144,7 @@ class Number(_Validator):
 
 @frozen
 class Text(_Validator):
-    """A string, optionally matching a whole-string pattern. ``hint`` says in words what the pattern wants."""
+    """A string, optionally matching a whole-string pattern. ``hint`` describes the pattern in words."""
 
     pattern: str | None = None
     min_length: int = 0
@@ -229,7 +229,7 @@ class Each(_Validator):
         for index, item in enumerate(value):
             yield from self.check.problems(item, f"{path}[{index}]")
         if self.unique and _has_repeats(value):
-            yield Problem(path, "must not name an item twice")
+            yield Problem(path, "must not repeat an item")
 
     def json_schema(self) -> dict[str, Any]:
         schema: dict[str, Any] = {"items": self.check.json_schema()} if self.check.json_schema() else {}
@@ -265,7 +265,7 @@ class Entries(_Validator):
 
 @frozen
 class Json(_Validator):
-    """Anything that JSON can hold."""
+    """Any JSON value."""
 
     def problems(self, value: object, path: str) -> Iterable[Problem]:
         if value is None or isinstance(value, str | bool | int):
@@ -287,9 +287,9 @@ class Json(_Validator):
 
 @frozen
 class JsonWithin(_Validator):
-    """A mapping of JSON data of limited size, which is looked at before anything that takes longer.
+    """A mapping of JSON data of limited size; the size is checked before anything more expensive.
 
-    ``max_characters`` are those of all keys and strings together; lists and mappings are ``max_depth`` deep at most.
+    ``max_characters`` bounds all keys and strings together; ``max_depth`` bounds the nesting of lists and mappings.
     """
 
     max_values: int
@@ -321,7 +321,7 @@ class JsonWithin(_Validator):
                     item = item.values()
                 open_values += [(member, depth + 1) for member in item]
             if characters > self.max_characters:
-                return f"must have at most {self.max_characters} characters in all"
+                return f"must have at most {self.max_characters} characters in total"
         return ""
 
     def json_schema(self) -> dict[str, Any]:
@@ -330,7 +330,7 @@ class JsonWithin(_Validator):
 
 @frozen
 class optional(_Validator):
-    """``None``, or what ``check`` wants."""
+    """``None``, or a value that passes ``check``."""
 
     check: Check
 
@@ -344,7 +344,7 @@ class optional(_Validator):
 def _has_repeats(value: Collection[object]) -> bool:
     try:
         return len(set(value)) < len(value)
-    except TypeError:  # members that cannot be hashed, of which there are few
+    except TypeError:  # unhashable members, of which there are few
         pass
     seen: list[object] = []
     for item in value:

@@ -3,19 +3,19 @@
 SageInferError
 ├── BackendUnavailable      the plug-in is missing, broken, disabled or lacks its hardware
 ├── ModelNotFound           no files for this model name, path or id
-├── InvalidRequest          the caller's input is wrong; sending it again will fail again
-│   ├── SchemaError         data that does not fit a schema (carries every problem)
-│   └── ModelFileError      model files that are there and cannot be read
-├── UnsupportedFeature      valid, but this backend does not do it
-├── CapabilityMismatch      two sides do not fit: profile and platform, KV schema and KV schema
+├── InvalidRequest          the caller's input is wrong; retrying it will fail again
+│   ├── SchemaError         data that does not match a schema (carries every problem)
+│   └── ModelFileError      model files that exist but cannot be read
+├── UnsupportedFeature      valid, but not supported by this backend
+├── CapabilityMismatch      two sides do not match: profile and platform, or two KV schemas
 ├── OutOfMemory             the request or model can never fit, or does not fit now
-├── Overloaded              no room now; carries ``retry_after`` in seconds
-├── RequestCancelled        the request was ended by its caller, its deadline or a shutdown
-├── EngineDead              the engine stopped; every open request ends with this
+├── Overloaded              no capacity now; carries ``retry_after`` in seconds
+├── RequestCancelled        the request was cancelled by its caller, its deadline or a shutdown
+├── EngineDead              the engine stopped; every open request fails with this
 ├── KVCorrupt               a KV block failed its checksum or its header
-├── PluginFailed            a plug-in's code raised an error of its own while it was used
-├── ToolOutputError         a hardware vendor's tool answered, and its answer is not understood
-└── ConfigError             the configuration file, environment or flags are wrong
+├── PluginFailed            a plug-in's code raised an unexpected error
+├── ToolOutputError         a hardware vendor's tool printed something unexpected
+└── ConfigError             the configuration file, environment or flags are invalid
 
 Each message says what happened, what was expected, and what to do next, on one line.
 """
@@ -81,7 +81,7 @@ class InvalidRequest(SageInferError):
 
 
 class Problem(tuple[str, str]):
-    """One thing wrong in a document: its JSON path (``$.a[0].b``) and what is wrong with it."""
+    """One problem in a document: its JSON path (``$.a[0].b``) and a message."""
 
     __slots__ = ()
 
@@ -101,7 +101,7 @@ class Problem(tuple[str, str]):
 
 
 class SchemaError(InvalidRequest, ValueError):
-    """Data does not fit its schema. ``problems`` holds every one that was found, not just the first."""
+    """Data does not match its schema. ``problems`` holds all problems found, not just the first."""
 
     code = "schema_error"
 
@@ -128,21 +128,21 @@ class UnsupportedFeature(SageInferError):
 
 
 class CapabilityMismatch(SageInferError):
-    """Two sides do not fit together, such as a quantization profile and a platform."""
+    """Two sides are incompatible, such as a quantization profile and a platform."""
 
     code = "capability_mismatch"
     exit_code = 4
 
 
 class OutOfMemory(SageInferError):
-    """The model or request needs more memory than there is."""
+    """The model or request needs more memory than available."""
 
     code = "out_of_memory"
     exit_code = 5
 
 
 class Overloaded(SageInferError):
-    """No room for the request now. ``retry_after`` is the suggested wait in seconds."""
+    """No capacity for the request now. ``retry_after`` is the suggested wait in seconds."""
 
     code = "overloaded"
     exit_code = 5
@@ -155,8 +155,8 @@ class Overloaded(SageInferError):
 class RequestCancelled(SageInferError):
     """The request was cancelled before it finished.
 
-    ``by`` says by what: the ``caller`` (``cancel`` or ``abort``), its ``deadline``, or the instance's
-    ``close``. Only the last is worth trying on another instance.
+    ``by`` names the cause: the ``caller`` (``cancel`` or ``abort``), its ``deadline``, or the instance's
+    ``close``. Only for the last is a retry on another instance useful.
     """
 
     code = "request_cancelled"
@@ -167,7 +167,7 @@ class RequestCancelled(SageInferError):
 
 
 class EngineDead(SageInferError):
-    """The engine stopped while requests were open, or is asked for work after it stopped."""
+    """The engine stopped while requests were open, or received work after it stopped."""
 
     code = "engine_dead"
 
@@ -179,7 +179,7 @@ class KVCorrupt(SageInferError):
 
 
 class PluginFailed(SageInferError):
-    """A plug-in's code raised an error of its own while it was used. The message names its wheel; the cause is
+    """A plug-in's code raised an unexpected error while it was used. The message names its wheel; the cause is
     chained.
     """
 
@@ -187,16 +187,16 @@ class PluginFailed(SageInferError):
 
 
 class ToolOutputError(SageInferError):
-    """A hardware vendor's tool failed, or printed what its reader does not understand.
+    """A hardware vendor's tool failed, or printed something that its reader does not understand.
 
-    The message names the tool, its version where it printed one, and the line.
+    The message names the tool, its version if printed, and the line.
     """
 
     code = "tool_output_error"
 
 
 class ConfigError(SageInferError):
-    """The configuration is wrong: the message names the file and line, variable or flag."""
+    """The configuration is invalid: the message names the file and line, variable or flag."""
 
     code = "config_error"
     exit_code = 2

@@ -170,7 +170,7 @@ def test_write_template_does_not_overwrite() -> None:
     assert path.read_text(encoding="utf-8") == config_template()
     path.write_text("changed")
     with pytest.raises(
-        ConfigError, match=r"mine\.yaml exists and was left as it is; `--force` overwrites it"
+        ConfigError, match=r"mine\.yaml already exists; `--force` overwrites it"
     ):
         write_template(path)
     assert path.read_text() == "changed"

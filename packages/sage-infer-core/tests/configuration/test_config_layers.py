@@ -227,8 +227,8 @@ def test_malformed_files(text: str, expected: str) -> None:
 
 def test_repeated_keys_name_both_lines() -> None:
     assert problems("inference:\n  model: a\n  model: b\ninference:\n  model: c\n") == [
-        "sage_infer.yaml:3: model is given twice (first on line 2)",
-        "sage_infer.yaml:4: inference is given twice (first on line 1)",
+        "sage_infer.yaml:3: model is repeated (first on line 2)",
+        "sage_infer.yaml:4: inference is repeated (first on line 1)",
     ]
 
 
@@ -242,7 +242,7 @@ def test_a_variable_that_is_not_yaml() -> None:
     (found,) = problems(None, {"SAGE_INFER_PLUGINS_DISABLED": "[a"})
     assert found.startswith("environment SAGE_INFER_PLUGINS_DISABLED: 1:3: is not YAML")
     (found,) = problems(None, {"SAGE_INFER_INFERENCE_OPTIONS": "{a: 1, a: 2}"})
-    assert found == "environment SAGE_INFER_INFERENCE_OPTIONS: a is given twice (first on line 1)"
+    assert found == "environment SAGE_INFER_INFERENCE_OPTIONS: a is repeated (first on line 1)"
     (found,) = problems(None, {"SAGE_INFER_KV_SCHEMA_PAGE_SIZE": "big"})
     assert found == (
         "environment SAGE_INFER_KV_SCHEMA_PAGE_SIZE: kv_schema.page_size must be an integer, got 'big' (str)"
@@ -253,7 +253,7 @@ def test_an_unknown_variable_is_a_warning() -> None:
     environ = {"SAGE_INFER_INFERENCE_MODLE": "x", "SAGE_INFER_QQQQ": "1", "OTHER": "1"}
     near, far = load(None, environ).warnings
     assert near.endswith(
-        "SAGE_INFER_INFERENCE_MODLE is not one of sage-infer's; did you mean SAGE_INFER_INFERENCE_MODEL?"
+        "SAGE_INFER_INFERENCE_MODLE is not a sage-infer variable; did you mean SAGE_INFER_INFERENCE_MODEL?"
     )
     assert "SAGE_INFER_QQQQ" in far
     assert "did you mean" not in far

@@ -63,7 +63,7 @@ def test_gguf_whose_first_key_is_another_one(tmp_path: Path) -> None:
 def test_what_is_no_gguf(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_text("hello, I am text\n")
-    refused(file, r"is not a GGUF model: it looks like text, and GGUF files start with b'GGUF'")
+    refused(file, r"is not a GGUF model: it looks like text, but GGUF files start with b'GGUF'")
     file.write_bytes(b"PK\x03\x04\xff\xfe\x00")
     refused(file, r"is not a GGUF model: it starts with b'PK\\x03\\x04'")
     file.write_bytes(b"")
@@ -102,7 +102,7 @@ def test_folder_with_one_gguf(tmp_path: Path) -> None:
 def test_folder_with_several_gguf_lists_them(tmp_path: Path) -> None:
     for name in ("a-Q4.gguf", "a-Q8.gguf"):
         gguf(tmp_path / name)
-    refused(tmp_path, r"holds 2 GGUF files; pass one of them by its path: a-Q4\.gguf, a-Q8\.gguf")
+    refused(tmp_path, r"holds 2 GGUF files; pass the path of one of them: a-Q4\.gguf, a-Q8\.gguf")
 
 
 def test_split_gguf_is_one_model(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_other_weights(tmp_path: Path, weights: str) -> None:
 def test_folders_without_a_model(tmp_path: Path) -> None:
     refused(tmp_path, "is an empty folder")
     (tmp_path / "readme.txt").write_text("x")
-    refused(tmp_path, r"holds no model: it has neither a config\.json nor a \.gguf file")
+    refused(tmp_path, r"is not a model: it has neither a config\.json nor a \.gguf file")
     folder(tmp_path, weights="")
     refused(tmp_path, r"has a config\.json but no weights")
 

@@ -140,19 +140,19 @@ def test_what_a_hub_can_answer(hub: type[Hub]) -> None:
         "owner/nothing",
         r"http://127\.0\.0\.1:\d+ has no public model of that name: check it, or set HF_TOKEN",
     )
-    refused("owner/gated", "wants its terms accepted")
+    refused("owner/gated", "requires its terms to be accepted")
     refused("owner/busy", r"answered 418: try again later, set HF_ENDPOINT to a mirror, or copy its folder")
 
 
 def test_gguf_repositories_are_not_fetched_whole(hub: type[Hub]) -> None:
     hub.repositories["owner/quants"] = {"a-Q4.gguf": b"GGUF", "a-Q8.gguf": b"GGUF", "README.md": b""}
-    refused("owner/quants", r"is a choice of 2 GGUF file\(s\): .*`hf download owner/quants a-Q4\.gguf`")
+    refused("owner/quants", r"offers 2 GGUF file\(s\): .*`hf download owner/quants a-Q4\.gguf`")
     assert hub.served == []
 
 
 def test_a_repository_without_a_model(hub: type[Hub]) -> None:
     hub.repositories["owner/data"] = {"README.md": b"hello"}
-    refused("owner/data", r"holds no model", ModelFileError)
+    refused("owner/data", r"is not a model", ModelFileError)
 
 
 def test_no_hub(hub: type[Hub], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -161,7 +161,7 @@ def test_a_resolver(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "finder", raising=False)
     assert resolve_model("found").model_path == str(machine / "f.gguf")
     (machine / "f.gguf").unlink()
-    not_found("found", r"is damaged: finder:find names .*, which does not exist")
+    not_found("found", r"is damaged: finder:find returned .*, which does not exist")
 
 
 def test_a_resolver_that_does_not_find(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_a_resolver_that_does_not_find(machine: Path, monkeypatch: pytest.Monkey
     )
     monkeypatch.syspath_prepend(machine)
     monkeypatch.delitem(sys.modules, "finder", raising=False)
-    not_found("found", "model 'found' is not here: mount the share")
+    not_found("found", "model 'found' is not available: mount the share")
 
 
 def test_unknown_names() -> None:
@@ -198,11 +198,11 @@ def test_any_text_finds_nothing_or_says_so_in_one_line(name: str) -> None:
 
 
 def test_the_wrong_kind_is_said_before_anything_is_fetched() -> None:
-    match = r"^'embedder' is an embedding model, and an llm is needed here; `sage infer embed` takes it$"
+    match = r"^'embedder' is an embedding model, but an llm is required here; `sage infer embed` takes it$"
     not_found("embedder", match, InvalidRequest, model_type="llm")
     not_found(
         "tiny",
-        "'tiny' is an llm, and an embedding model is needed here",
+        "'tiny' is an llm, but an embedding model is required here",
         InvalidRequest,
         model_type="embedding",
     )
@@ -210,7 +210,7 @@ def test_the_wrong_kind_is_said_before_anything_is_fetched() -> None:
 
 def test_the_wrong_kind_on_disk(machine: Path) -> None:
     folder(machine / "r", "BertForSequenceClassification")
-    not_found("r", "'r' is a reranker, and an llm is needed here", InvalidRequest, model_type="llm")
+    not_found("r", "'r' is a reranker, but an llm is required here", InvalidRequest, model_type="llm")
     assert resolve_model("r", model_type="reranker").model_type == "reranker"
 
 

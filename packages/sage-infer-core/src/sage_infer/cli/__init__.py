@@ -1,1 +1,1 @@
-"""The ``sage`` command. A command is a function in a file of its own; nothing is imported before it is called."""
+"""The ``sage`` command. Each command is a function in its own file, imported only when called."""

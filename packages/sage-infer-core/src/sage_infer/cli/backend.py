@@ -26,7 +26,7 @@ def list_(
         print_json([row.as_dict() for row in rows])
         return
     if registry.disabled:
-        note(f"switched off: {', '.join(sorted(registry.disabled))}")
+        note(f"disabled: {', '.join(sorted(registry.disabled))}")
     elif not rows:
         note("no backend is installed; try: pip install sage-infer-openvino")
         return
@@ -48,7 +48,7 @@ def list_(
             print(f"\nto fix {row.name}: {row.fix}")
         if verbose and row.detail:
             print(f"\n{row.name}:\n{row.detail.rstrip()}")
-    # Backends of one plug-in often lack the same.
+    # Backends of one plug-in often lack the same requirements.
     for missing in dict.fromkeys(row.missing for row in rows if row.missing):
         print(f"\nto make {', '.join(row.name for row in rows if row.missing == missing)} ready:")
         for one in missing:
@@ -62,7 +62,7 @@ def show(
         bool, typer.Option("--verbose", "-v", help="Print the traceback of a broken one.")
     ] = False,
 ) -> None:
-    """Everything known of one backend, without importing its engine."""
+    """Show a backend in detail, without importing its engine."""
     from sage_infer.backends import find_backend
     from sage_infer.discovery.distributions import describe_distribution
 

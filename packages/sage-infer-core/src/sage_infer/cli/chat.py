@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["chat"]
 
-_HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
+_HELP = "/reset clears the conversation, /exit (or Ctrl-D) quits, Ctrl-C stops an answer"
 
 
 def chat(
     model: Model = None,
     backend: Backend = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
+    max_tokens: Annotated[int, typer.Option(help="Maximum answer length in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="Makes sampling reproducible.")] = None,
@@ -33,7 +33,7 @@ def chat(
     quant_profile: QuantProfile = None,
     options: BackendOptions = None,
 ) -> None:
-    """Chat with a model; answers are printed as they come."""
+    """Chat with a model; answers are streamed."""
     from sage_infer.schemas import SamplingParams
 
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
@@ -74,8 +74,8 @@ async def _chat(
             try:
                 answer = await _answer(engine, [*messages, question], params)
             except InvalidRequest as error:
-                # Most often the conversation has outgrown the model; it is kept, so that nothing is lost.
-                note(f"error: {error.message}; /reset starts afresh")
+                # Usually the conversation exceeds the model's limit; it is kept, so that nothing is lost.
+                note(f"error: {error.message}; /reset starts a new conversation")
                 continue
             messages += [question, {"role": "assistant", "content": answer}]
 
@@ -86,7 +86,7 @@ async def _answer(engine: InferenceBackend, messages: list[ChatMessage], params:
     (stream,) = await engine.generate(await engine.render_chat(messages), params)
     loop = asyncio.get_running_loop()
     parts: list[str] = []
-    with suppress(NotImplementedError):  # Windows: Ctrl-C leaves the program there
+    with suppress(NotImplementedError):  # Windows: Ctrl-C ends the program there
         loop.add_signal_handler(signal.SIGINT, stream.cancel)
     from sage_infer.errors import RequestCancelled
 
@@ -105,7 +105,7 @@ async def _answer(engine: InferenceBackend, messages: list[ChatMessage], params:
 
 
 def _read_line(interactive: bool) -> str | None:
-    """A line without its end; None at the end of input."""
+    """A line without its line end; None at the end of input."""
     if interactive:
         import readline  # noqa: F401 - importing it gives input() history and editing
 

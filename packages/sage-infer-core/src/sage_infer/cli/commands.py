@@ -1,4 +1,4 @@
-"""The tree of commands: where each one is, and what its line in a help page says."""
+"""The command tree: where each command is, and its line in help pages."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Mapping
 __all__ = ["COMMANDS", "GROUPS", "HINTS"]
 
 GROUPS: Mapping[str, str] = {
-    "infer": "Run models on any engine, and see what is installed.",
-    "infer backend": "Engines: which are installed, ready or missing something.",
-    "infer config": "The configuration and where each value comes from.",
-    "infer model": "Models: what is here, and how to get more.",
-    "infer plugin": "Plug-ins of every kind: what they bring, and whether it works.",
-    "infer schema": "Schemas of everything that crosses a contract.",
+    "infer": "Run models on any engine and inspect the installation.",
+    "infer backend": "Engines and their state.",
+    "infer config": "The configuration and the origin of each value.",
+    "infer model": "Models on this machine and how to fetch more.",
+    "infer plugin": "Plug-ins of every kind and their state.",
+    "infer schema": "Schemas of all data types in the contract.",
 }
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "infer backend list": ("sage_infer.cli.backend:list_", "List backends with their state."),
-    "infer backend show": ("sage_infer.cli.backend:show", "Everything known of one backend."),
+    "infer backend show": ("sage_infer.cli.backend:show", "Show a backend in detail."),
     "infer chat": ("sage_infer.cli.chat:chat", "Chat with a model."),
     "infer config init": (
         "sage_infer.cli.config:init",
         "Write a configuration file with every key explained.",
     ),
-    "infer config show": ("sage_infer.cli.config:show", "Values in force, and where each comes from."),
+    "infer config show": ("sage_infer.cli.config:show", "Show the values in effect and their origins."),
     "infer config validate": ("sage_infer.cli.config:validate", "Check a configuration file."),
-    "infer doctor": ("sage_infer.cli.doctor:doctor", "What is installed, ready, missing, and how to fix it."),
+    "infer doctor": ("sage_infer.cli.doctor:doctor", "Show installed, ready and missing parts, with fixes."),
     "infer embed": ("sage_infer.cli.embed:embed", "Turn texts into vectors and compare them."),
     "infer generate": ("sage_infer.cli.generate:generate", "Answer a prompt."),
-    "infer model add": ("sage_infer.cli.model:add", "Fetch a model and prepare what the engine needs."),
+    "infer model add": ("sage_infer.cli.model:add", "Fetch a model and prepare it for the engines."),
     "infer model list": ("sage_infer.cli.model:list_", "List models by name."),
-    "infer model path": ("sage_infer.cli.model:path", "Print where a model's files are."),
-    "infer plugin list": ("sage_infer.cli.plugin:list_", "List what plug-ins bring, of every kind."),
-    "infer plugin show": ("sage_infer.cli.plugin:show", "Everything known of one thing."),
+    "infer model path": ("sage_infer.cli.model:path", "Print the location of a model's files."),
+    "infer plugin list": ("sage_infer.cli.plugin:list_", "List contents of plug-ins, of every kind."),
+    "infer plugin show": ("sage_infer.cli.plugin:show", "Show one item in detail."),
     "infer rerank": ("sage_infer.cli.rerank:rerank", "Sort documents by relevance to a query."),
     "infer schema dump": ("sage_infer.cli.schema:dump", "Write JSON Schema 2020-12 of the schemas."),
     "infer schema list": ("sage_infer.cli.schema:list_", "List schemas with version and summary."),
@@ -52,4 +52,4 @@ HINTS: Mapping[str, str] = {
     "infer key remove": "sage-infer-serve",
     "llm": "sage-llm",
 }
-"""Commands of other wheels, and the wheel to install where one is missing."""
+"""Commands of other wheels, and the wheel to install if one is missing."""

@@ -13,7 +13,7 @@ __all__ = ["init", "show", "validate"]
 
 
 def show(as_json: AsJson = False) -> None:
-    """Values in force, and where each comes from: default, file, environment or flag."""
+    """Show the values in effect and their origins: default, file, environment or flag."""
     from sage_infer.config import load_config
 
     loaded = load_config()
@@ -30,10 +30,10 @@ def show(as_json: AsJson = False) -> None:
 
 
 def validate(
-    file: Annotated[Path | None, typer.Argument(help="The file; the one in force where left out.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="The file; default: the file in effect.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a configuration file. Every problem is named with its line."""
+    """Check a configuration file and report every problem with its line."""
     from sage_infer.config import load_config
 
     loaded = load_config(file)
@@ -48,8 +48,8 @@ def validate(
 
 
 def init(
-    file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("sage_infer.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    file: Annotated[Path, typer.Argument(help="File to write.")] = Path("sage_infer.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a configuration file with every key explained."""
     from sage_infer.config import write_template

@@ -17,7 +17,7 @@ __all__ = ["doctor"]
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """What is installed, ready and missing, with the command that fixes it. Exits with 1 where something is wrong."""
+    """Show installed, ready and missing parts, with the command that fixes each problem. Exits with 1 on errors."""
     report = _report()
     if as_json:
         print_json(report)
@@ -28,7 +28,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _report() -> dict[str, Any]:
-    """Everything that is looked at, and ``problems``: what to mend, the worst first."""
+    """All checked items, and ``problems``, most severe first."""
     from sage_infer import CONTRACT_VERSION
     from sage_infer.config import load_config
     from sage_infer.discovery import backend_info, discover, plugin_info
@@ -43,7 +43,7 @@ def _report() -> dict[str, Any]:
         config = str(loaded.path) if loaded.path else None
         problems += [_problem("warning", "environment", text) for text in loaded.warnings]
     except ConfigError as error:
-        # The rest cannot be read without a configuration, but this one finding is the whole diagnosis.
+        # Without a configuration nothing else can be read, but this finding is the whole diagnosis.
         return {**_machine(), "contract": CONTRACT_VERSION, "config": None, "distributions": [], "backends": [],
                 "models": [], "problems": [_problem("error", "configuration", error.message)]}  # fmt: skip
     registry = discover()
@@ -61,7 +61,7 @@ def _report() -> dict[str, Any]:
         problems += [_problem("error", where, reason) for reason in wrong_paths(any_row)]
     if not any(row.state == "ready" for row in backends):
         off = ", ".join(sorted(registry.disabled))
-        what = f"none is ready; switched off: {off}" if off else "none is ready"
+        what = f"none is ready; disabled: {off}" if off else "none is ready"
         problems.append(_problem("error", "backends", what, "" if off else "pip install sage-infer-openvino"))
     for model in models:
         if model.state != "ready":
@@ -88,7 +88,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _problems_of(row: PluginInfo) -> list[dict[str, str]]:
-    """What keeps a thing from being ready; nothing for one that is, or is switched off."""
+    """Why an item is not ready; empty for ready or disabled items."""
     if row.state in ("ready", "disabled"):
         return []
     noun = "plug-in" if row.kind == "plugin" else row.kind
@@ -129,7 +129,7 @@ def _print(report: dict[str, Any]) -> None:
             print_table(columns, rows)
             print()
     if not report["problems"]:
-        print("nothing to mend")
+        print("no problems found")
     for problem in report["problems"]:
         fix = f"\n    fix: {problem['fix']}" if problem["fix"] else ""
         print(f"{problem['severity']}: {problem['where']}: {problem['what']}{fix}")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["embed", "short"]
 
-_SHOWN = 5  # numbers of a vector that a person gets to see
+_SHOWN = 5  # numbers of a vector shown in the table
 
 
 def embed(
@@ -26,7 +26,7 @@ def embed(
     model: Model = None,
     backend: Backend = None,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut texts over the limit instead of failing.")
+        bool, typer.Option("--truncate", help="Truncate texts over the limit instead of failing.")
     ] = False,
     quant_profile: QuantProfile = None,
     options: BackendOptions = None,
@@ -85,5 +85,5 @@ def _cosine(a: list[float], b: list[float]) -> float:
 
 
 def short(text: str, width: int = 40) -> str:
-    """The text as it fits into a table's column."""
+    """The text, shortened to fit into a table column."""
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -37,24 +37,24 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")
     ] = False,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    max_tokens: Annotated[int, typer.Option(help="Maximum answer length in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")] = 0,
     min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling reproducible.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given again.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None,
     n: Annotated[int, typer.Option("-n", help="Answers per prompt.")] = 1,
     logprobs: Annotated[int | None, typer.Option(help="Log probabilities of this many alternatives.")] = None,
     json_schema: Annotated[
-        Path | None, typer.Option(help="Answer with JSON that fits this schema (a file).")
+        Path | None, typer.Option(help="Answer with JSON that matches this schema (a file).")
     ] = None,
     kv_schema: KVSchema = None,
     quant_profile: QuantProfile = None,
     options: BackendOptions = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer prompts with a model. One prompt's answer is printed as it comes."""
+    """Answer prompts with a model. The answer to a single prompt is streamed."""
     from sage_infer.schemas import GuidedDecoding, SamplingParams
 
     guided = None if json_schema is None else GuidedDecoding(json_schema=_load_schema(json_schema))
@@ -101,12 +101,12 @@ async def _generate(
 
 
 async def as_chat_prompt(engine: InferenceBackend, text: str, system: str | None, raw: bool) -> str | Prompt:
-    """The text as it is, or as a user's message where the model has a chat template."""
+    """The text itself, or a user message if the model has a chat template."""
     if raw or not engine.get_capability().supports("chat"):
         if system is not None:
             from sage_infer.errors import InvalidRequest
 
-            raise InvalidRequest("--system needs a chat model and no --raw")
+            raise InvalidRequest("--system requires a chat model and no --raw")
         return text
     messages = [{"role": "system", "content": system}] if system is not None else []
     return await engine.render_chat([*messages, {"role": "user", "content": text}])

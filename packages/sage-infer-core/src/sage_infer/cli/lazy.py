@@ -1,4 +1,4 @@
-"""A command group that imports a command only when it is called, and asks plug-ins only when it must."""
+"""A command group that imports commands on call, and queries plug-ins only if needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["LazyGroup", "make_group"]
 
 
 class LazyGroup(TyperGroup):
-    """The commands below ``path`` in the command tree, plug-ins' commands included."""
+    """The commands below ``path`` in the command tree, including those of plug-ins."""
 
     path: ClassVar[str] = ""
 
@@ -57,7 +57,7 @@ class LazyGroup(TyperGroup):
             return None
         known = self.list_commands(ctx)
         near = difflib.get_close_matches(cmd_name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"available: {', '.join(known)}"
         raise InvalidRequest(f"no command {cmd_name!r} in `{ctx.command_path}`; {hint}")
 
 
@@ -73,11 +73,11 @@ def make_group(path: str, summary: str) -> typer.Typer:
 
 
 def _nothing() -> None:
-    """Groups take no options of their own."""
+    """Groups have no options of their own."""
 
 
 def _step(group: str, path: str) -> str:
-    """The word that leads from ``group`` towards ``path``; empty where it does not lead there."""
+    """The next word on the way from ``group`` to ``path``; empty if ``path`` is not below ``group``."""
     prefix = f"{group} " if group else ""
     return path[len(prefix) :].split(" ")[0] if path.startswith(prefix) else ""
 
@@ -93,7 +93,7 @@ def _plugin_commands() -> dict[str, Entry[CommandSpec]]:
 
 
 def _plugin_command(name: str, entry: Entry[CommandSpec]) -> Any:
-    """A plug-in's command, whose mistakes are reported as those of its wheel."""
+    """A plug-in's command, whose errors are attributed to its wheel."""
     what = f"`sage {entry.name}` of {entry.plugin.distribution}"
     found = load_object(entry.spec.app, what=what)
     with blame(f"{what} cannot be used"):

@@ -1,7 +1,7 @@
 """Entry point of ``sage``: parse, run, and turn every error into one line and an exit code.
 
-Exit codes: 0 done; 1 failed; 2 wrong input or configuration; 3 backend or model not there; 4 not supported;
-5 no room; 70 a bug of ours; 130 interrupted.
+Exit codes: 0 success; 1 failure; 2 invalid input or configuration; 3 backend or model not available; 4 not
+supported; 5 no capacity; 70 a bug in sage-infer; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def _root(
 
 
 def main() -> NoReturn:
-    """Run ``sage`` with the process's arguments."""
+    """Run ``sage`` with the arguments of the process."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments or os.environ.get("SAGE_INFER_DEBUG", "") not in ("", "0")
     as_json = "--json" in arguments
-    # `--debug` is taken wherever it stands, because it is added to a command line that has just failed.
+    # `--debug` is accepted anywhere, as users append it to a command line that has just failed.
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         get_command(app).main(arguments, prog_name="sage")
@@ -71,7 +71,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         _fail("interrupted", "interrupted", _INTERRUPTED, as_json)
     except BrokenPipeError:
-        # The reader of our output has gone; do not complain again when Python flushes at exit.
+        # The reader of our output has closed it; avoid a second error when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
@@ -86,12 +86,12 @@ def main() -> NoReturn:
 
 
 def _plugin_failure(error: Exception) -> SageInferError | None:
-    """The error as one of the plug-in whose code raised it; None where it is our own."""
+    """The error attributed to the plug-in whose code raised it; None if it is our own."""
     try:
         from sage_infer.discovery.blame import plugin_failure
 
         return plugin_failure(error)
-    except Exception:  # what went wrong first is what matters
+    except Exception:  # the original error matters more
         return None
 
 

@@ -15,7 +15,7 @@ __all__ = ["add", "list_", "path"]
 
 
 def list_(as_json: AsJson = False) -> None:
-    """List models that have a name, with their state."""
+    """List named models with their state."""
     from sage_infer.models import list_models
 
     rows = list_models()
@@ -36,13 +36,11 @@ def list_(as_json: AsJson = False) -> None:
 
 
 def add(
-    names: Annotated[
-        list[str], typer.Argument(help="Names, as `sage infer model list` shows them, or hub ids.")
-    ],
+    names: Annotated[list[str], typer.Argument(help="Names from `sage infer model list`, or hub ids.")],
     backend: Backend = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch models and prepare what the engines need. Doing it again changes nothing."""
+    """Fetch models and prepare them for the engines. Repeating it changes nothing."""
     with progress_bar() as progress:
         added = [(name, *_add(name, backend, progress)) for name in names]
     if as_json:
@@ -55,7 +53,7 @@ def add(
 def path(
     name: Annotated[str, typer.Argument(help="A name, hub id or path.")], as_json: AsJson = False
 ) -> None:
-    """Print where a model's files are."""
+    """Print the location of a model's files."""
     from sage_infer.models import resolve_model
 
     model = resolve_model(name)
@@ -68,7 +66,7 @@ def path(
 
 
 def _add(name: str, backend: str | None, progress: Callable[[str, float], None]) -> tuple[str, list[str]]:
-    """The model's path, and the backends that it was prepared for."""
+    """The model's path, and the backends that it is prepared for."""
     from sage_infer.backends import find_backend, list_backends
     from sage_infer.discovery import model_specs
     from sage_infer.errors import BackendUnavailable
@@ -76,7 +74,7 @@ def _add(name: str, backend: str | None, progress: Callable[[str, float], None])
     from sage_infer.models import add_model, resolve_model
 
     specs = model_specs()
-    title = Path(name).name  # a path would not leave room for the bar
+    title = Path(name).name  # a full path would leave no room for the bar
     if name in specs:
         add_model(specs[name], progress=lambda stage, share: progress(f"{title}: {stage}", share))
     model = resolve_model(name)

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Model = Annotated[
 ]
 Backend = Annotated[str | None, typer.Option("--backend", "-b", help="Backend to use.")]
 BackendOptions = Annotated[
-    list[str] | None, typer.Option("--option", "-o", help="KEY=VALUE for the backend; may be given again.")
+    list[str] | None, typer.Option("--option", "-o", help="KEY=VALUE for the backend; repeatable.")
 ]
 KVSchema = Annotated[
     str | None,
@@ -57,8 +57,8 @@ def llm_settings(
 ) -> tuple[str, str, dict[str, Any]]:
     """Model, backend and further arguments of ``open_backend``, from flags, environment, file and defaults.
 
-    A KV schema that was asked for goes to the backend as its option ``kv_schema``; one that has no such option
-    refuses it, so that it is never dropped silently.
+    A requested KV schema is passed to the backend as its option ``kv_schema``; a backend without this option
+    rejects it, so that it is never dropped silently.
     """
     from sage_infer.config import load_config
 
@@ -87,7 +87,7 @@ def _parse_kv_schema(text: str | None) -> dict[str, Any]:
 
 
 def parse_options(options: Iterable[str] | None) -> dict[str, Any]:
-    """``key=value`` pairs; values are JSON where they read as such, else strings.
+    """``key=value`` pairs; values are parsed as JSON if possible, else kept as strings.
 
     Raises:
         InvalidRequest: an option without ``=``.
@@ -98,7 +98,7 @@ def parse_options(options: Iterable[str] | None) -> dict[str, Any]:
     for option in options or ():
         key, equals, text = option.partition("=")
         if not equals or not key:
-            raise InvalidRequest(f"--option wants KEY=VALUE, got {option!r}")
+            raise InvalidRequest(f"--option must be KEY=VALUE, got {option!r}")
         if key in _ARGUMENTS:
             raise InvalidRequest(
                 f"{key!r} is not an option of a backend; see --help for the flag that sets it"
@@ -111,10 +111,10 @@ def parse_options(options: Iterable[str] | None) -> dict[str, Any]:
 
 
 def read_texts(texts: list[str] | None, what: str) -> list[str]:
-    """The command's texts; ``-`` or nothing at all reads standard input, a text a line.
+    """The command's texts; ``-`` or no argument reads standard input, one text per line.
 
     Raises:
-        InvalidRequest: there is none.
+        InvalidRequest: there is no text.
     """
     import sys
 

@@ -1,4 +1,4 @@
-"""What commands print: JSON for programs, aligned tables and progress for people."""
+"""Output of commands: JSON for programs, aligned tables and progress for people."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def print_json(data: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Something for a person that is not the command's output."""
+    """A message for people on standard error, apart from the command's output."""
     print(text, file=sys.stderr)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Left-aligned columns; the last one takes what is left of the line. Plain, so that listing stays quick."""
+    """Left-aligned columns; the last one fills the line. Plain text, so that listing stays fast."""
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for index, row in enumerate([columns, *rows]):

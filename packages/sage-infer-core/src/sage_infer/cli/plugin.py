@@ -20,10 +20,10 @@ KindOption = Annotated[
 
 
 def parse_kind(kind: str | None) -> Any:
-    """The kind that a flag names.
+    """The kind named by a flag.
 
     Raises:
-        InvalidRequest: there is no such kind.
+        InvalidRequest: the kind is unknown.
     """
     from sage_infer.discovery import KINDS
     from sage_infer.errors import InvalidRequest
@@ -40,7 +40,7 @@ def list_(
         bool, typer.Option("--verbose", "-v", help="Print tracebacks of broken plug-ins.")
     ] = False,
 ) -> None:
-    """List everything that plug-ins bring, of every kind, with its state. No engine is imported."""
+    """List the contents of all plug-ins, of every kind, with their state. No engine is imported."""
     from sage_infer.plugins import list_plugins
 
     rows = list_plugins(parse_kind(kind))
@@ -48,7 +48,7 @@ def list_(
         print_json([row.as_dict() for row in rows])
         return
     if not rows:
-        note("no plug-in brings anything of that kind" if kind else "no plug-in is installed")
+        note("no plug-in provides this kind" if kind else "no plug-in is installed")
         return
     print_table(
         ("KIND", "NAME", "STATE", "FROM", "SUMMARY"),
@@ -65,14 +65,14 @@ def list_(
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="Name of the thing, or of a plug-in that failed.")],
+    name: Annotated[str, typer.Argument(help="Name of the item, or of a plug-in that failed.")],
     kind: KindOption = None,
     as_json: AsJson = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print the traceback of a broken one.")
     ] = False,
 ) -> None:
-    """Everything known of one thing that a plug-in brings. Its dotted paths are looked up; no engine is imported."""
+    """Show one item of a plug-in in detail. Its dotted paths are checked; no engine is imported."""
     from sage_infer.discovery.distributions import describe_distribution
     from sage_infer.discovery.paths import dotted_paths, wrong_paths
     from sage_infer.plugins import find_plugin

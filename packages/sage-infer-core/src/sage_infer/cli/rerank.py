@@ -18,13 +18,15 @@ __all__ = ["rerank"]
 
 
 def rerank(
-    query: Annotated[str, typer.Argument(help="What the documents should answer.")],
+    query: Annotated[str, typer.Argument(help="The query to rank documents by.")],
     documents: Annotated[
-        list[str] | None, typer.Argument(help="Documents; - reads them from standard input, a line each.")
+        list[str] | None, typer.Argument(help="Documents; - reads them from standard input, one per line.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="A reranker; as for embed.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A reranker; any form as for embed.")
+    ] = None,
     backend: Backend = None,
-    top_n: Annotated[int | None, typer.Option("--top-n", "-n", min=1, help="Show the best N only.")] = None,
+    top_n: Annotated[int | None, typer.Option("--top-n", "-n", min=1, help="Show only the best N.")] = None,
     quant_profile: QuantProfile = None,
     options: BackendOptions = None,
     as_json: AsJson = False,
@@ -34,7 +36,7 @@ def rerank(
     from sage_infer.errors import InvalidRequest
 
     if model is None:
-        raise InvalidRequest("no reranker given; name one with --model (a cross-encoder's folder or hub id)")
+        raise InvalidRequest("no reranker set; name one with --model (a cross-encoder's folder or hub id)")
     lines = read_texts(documents, "document")
     flags = {"inference.embedding_backend": backend}
     settings = load_config(flags=flags, flag_names={"inference.embedding_backend": "--backend"}).config

@@ -29,13 +29,13 @@ def list_(as_json: AsJson = False) -> None:
 
 
 def dump(
-    name: Annotated[str | None, typer.Argument(help="One schema; all where left out.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One schema; default: all.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A folder: write one NAME.json a schema there.")
+        Path | None, typer.Option("--output", "-o", help="A folder: write one NAME.json per schema there.")
     ] = None,
     as_json: AsJson = True,
 ) -> None:
-    """Write JSON Schema 2020-12: one document, or an object of all documents by name."""
+    """Print JSON Schema 2020-12: one document, or an object of all documents by name."""
     from sage_infer.schemas.json_schema import json_schema, json_schemas
 
     documents = json_schemas() if name is None else {name: json_schema(_schema(name))}
@@ -56,11 +56,11 @@ def validate(
     name: Annotated[str, typer.Argument(help="Name of the schema.")],
     document: Annotated[Path, typer.Argument(help="A JSON file, or - for standard input.")],
     tolerant: Annotated[
-        bool, typer.Option("--tolerant", help="Ignore unknown keys, as nodes do on the wire.")
+        bool, typer.Option("--tolerant", help="Ignore unknown keys, as nodes do between each other.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a JSON document; every problem is a line ``$.path: message``."""
+    """Check a JSON document; every problem is one line ``$.path: message``."""
     from sage_infer.errors import SchemaError
     from sage_infer.schemas.codec import from_json
 

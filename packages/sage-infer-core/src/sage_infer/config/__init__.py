@@ -1,6 +1,6 @@
-"""Configuration: defaults < file < environment < flags, each value with where it came from.
+"""Configuration: defaults < file < environment < flags; each value keeps its origin.
 
-Importing this package reads nothing and imports neither yaml nor cattrs: they come with ``load_config``.
+Importing this package reads nothing and imports neither yaml nor cattrs; ``load_config`` imports them.
 """
 
 from typing import TYPE_CHECKING

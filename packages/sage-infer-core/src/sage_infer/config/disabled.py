@@ -1,4 +1,4 @@
-"""Which plug-ins the configuration switches off: cheap, as every command comes here."""
+"""Plug-ins disabled by the configuration. Must be cheap, as every command calls it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["disabled_plugins"]
 
 _DISABLED_VARIABLE = "SAGE_INFER_PLUGINS_DISABLED"
 
-# A line that says `disabled` and switches nothing off; any other one with the word needs a YAML parser.
+# A line with `disabled` that disables nothing; any other line with this word needs a YAML parser.
 _NOTHING_DISABLED = re.compile(r"\s*(#.*|disabled\s*:\s*\[\s*\]\s*(#.*)?)")
 
 
 def disabled_plugins(
     path: Path | str | None = None, environ: Mapping[str, str] | None = None
 ) -> frozenset[str]:
-    """Names that SAGE_INFER_DISABLE, SAGE_INFER_PLUGINS_DISABLED and ``plugins.disabled`` switch off.
+    """Names disabled by SAGE_INFER_DISABLE, SAGE_INFER_PLUGINS_DISABLED and ``plugins.disabled``.
 
-    Looks at nothing else in the file, and parses it only where it may switch something off: a mistake in
-    another section is for ``load_config`` to report.
+    Reads nothing else in the file, and parses it only if it may disable something: ``load_config`` reports
+    mistakes in other sections.
 
     Raises:
-        ConfigError: the file is missing, unreadable or not YAML, or the list is not one of names.
+        ConfigError: the file is missing, unreadable or not YAML, or the value is not a list of names.
     """
     environ = os.environ if environ is None else environ
     named = split_names(environ.get(DISABLE_VARIABLE, ""))
@@ -49,7 +49,7 @@ def disabled_plugins(
 
 
 def _listed(text: str) -> list[str] | None:
-    """``plugins.disabled`` where it is plainly a list of names, else None: ``load_config`` says why."""
+    """``plugins.disabled`` if it is a plain list of names, else None: ``load_config`` reports the reason."""
     from sage_infer.config.document import InvalidConfig, parse
 
     try:

@@ -1,4 +1,4 @@
-"""A YAML text as plain data that still knows the line of every key."""
+"""A YAML text as plain data with the line of every key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Document", "InvalidConfig", "parse", "parse_scalar"]
 
 
 class InvalidConfig(ConfigError):
-    """The configuration is wrong. ``problems`` holds one line for each thing that is, each with its place."""
+    """The configuration is invalid. ``problems`` holds one line per problem, each with its location."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(problems)
@@ -25,7 +25,7 @@ class InvalidConfig(ConfigError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without dates: a name such as ``2025-01-01`` stays the text that the user wrote."""
+    """Safe YAML without dates: a name such as ``2025-01-01`` stays text."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -36,15 +36,15 @@ _Loader.yaml_implicit_resolvers = {
 
 @frozen
 class Document:
-    """Parsed YAML. ``problems`` (``(line, message)``) are what YAML itself would have let pass."""
+    """Parsed YAML. ``problems`` (``(line, message)``) are mistakes that YAML itself accepts."""
 
     data: Any
     root: yaml.Node | None
-    keys: dict[int, Hashable]  # by id of a key's node, what it was read as
+    keys: dict[int, Hashable]  # by id of a key's node: the parsed key
     problems: list[tuple[int, str]]
 
     def line(self, path: str) -> int:
-        """Line of the deepest part of ``path`` (``$.a.b[0]``) that the text has, counted from 1."""
+        """Line of the deepest existing part of ``path`` (``$.a.b[0]``), counted from 1."""
         node, rest, line = self.root, path.removeprefix("$"), 1
         while rest:
             for step, place, child in self._children(node):
@@ -56,7 +56,7 @@ class Document:
         return line
 
     def _children(self, node: yaml.Node | None) -> list[tuple[str, yaml.Node, yaml.Node]]:
-        """Step in a path, node to point at, node to go on with. Longest first: keys have dots."""
+        """Path step, node to report, node to continue with. Longest first: keys contain dots."""
         if isinstance(node, yaml.MappingNode):
             steps = [(f".{self.keys.get(id(key), key.value)}", key, value) for key, value in node.value]
             return sorted(steps, key=lambda step: -len(step[0]))
@@ -80,7 +80,7 @@ def parse(text: str) -> Document:
             problems: list[tuple[int, str]] = []
             keys: dict[int, Hashable] = {}
             _check(root, loader, problems, keys, ())
-            if problems:  # not to be constructed: a recursive value would never end
+            if problems:  # do not construct: a recursive value would never end
                 return Document(None, root, keys, problems)
             return Document(loader.construct_document(root), root, keys, [])
         finally:
@@ -97,7 +97,7 @@ def parse(text: str) -> Document:
         raise InvalidConfig([f"{line}:{column}: is not YAML: {what}"]) from None
     except RecursionError:
         raise InvalidConfig(["1:1: is nested too deeply"]) from None
-    except ValueError as error:  # such as `!!int abc`, which PyYAML does not mark
+    except ValueError as error:  # such as `!!int abc`, which PyYAML does not report as a YAML error
         raise InvalidConfig([f"1:1: is not YAML: {error}"]) from None
 
 
@@ -120,7 +120,7 @@ def _check(
     keys: dict[int, Hashable],
     above: tuple[yaml.Node, ...],
 ) -> None:
-    """Find repeated keys, which YAML forbids and PyYAML accepts, and values that contain themselves."""
+    """Find repeated keys, which YAML forbids but PyYAML accepts, and values that contain themselves."""
     if any(node is other for other in above):
         problems.append((node.start_mark.line + 1, "contains itself through an alias"))
         return
@@ -135,6 +135,6 @@ def _check(
                 name = cast(Hashable, loader.construct_object(key))
                 keys[id(key)] = name
                 if name in seen:
-                    problems.append((line, f"{name} is given twice (first on line {seen[name]})"))
+                    problems.append((line, f"{name} is repeated (first on line {seen[name]})"))
                 seen.setdefault(name, line)
             _check(value, loader, problems, keys, (*above, node))

@@ -35,7 +35,7 @@ def _variables(config: Any) -> Mapping[str, tuple[str, str]]:
 def variables_given(
     environ: Mapping[str, str], config: type[Config] = Config
 ) -> tuple[dict[str, dict[str, Any]], list[str], list[str]]:
-    """``{section: {key: value}}`` that ``environ`` sets, problems, warnings. Empty variables set nothing."""
+    """``{section: {key: value}}`` from ``environ``, problems, warnings. Empty variables are ignored."""
     data: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     warnings: list[str] = []
@@ -43,7 +43,7 @@ def variables_given(
         if not name.startswith(PREFIX) or not text.strip() or name in _OTHERS:
             continue
         if name not in variables(config):
-            warnings.append(f"environment variable {name} is not one of sage-infer's{_nearest(name, config)}")
+            warnings.append(f"environment variable {name} is not a sage-infer variable{_nearest(name, config)}")
             continue
         section, key = variables(config)[name]
         try:
@@ -55,13 +55,13 @@ def variables_given(
 
 def _value(text: str, kind: Any) -> Any:
     if kind is str or set(get_args(kind)) == {str, type(None)}:
-        # Text as it is: a model called 1e5, or a path with ": " in it, needs no YAML quotes in a shell.
+        # Plain text: a model called 1e5, or a path with ": " in it, needs no YAML quotes in a shell.
         return None if text in ("null", "~") and kind is not str else text
     return parse_scalar(text)
 
 
 def _nearest(name: str, config: type[Config]) -> str:
-    # Without the prefix: what all have in common would make anything look near.
+    # Compare without the common prefix, which would make all names look similar.
     known = [other.removeprefix(PREFIX) for other in (*variables(config), *_OTHERS)]
     near = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=1)
     return f"; did you mean {PREFIX}{near[0]}?" if near else " and is ignored"

@@ -1,4 +1,4 @@
-"""Defaults < file < environment < flags, checked layer by layer so that every problem names its own place."""
+"""Defaults < file < environment < flags, checked layer by layer so that every problem names its origin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SectionT = TypeVar("SectionT")
 Data = dict[str, dict[str, Any]]
 DEFAULT = "default"
 
-# Options mean something to one backend only, a profile to one model; they go when a higher layer names another one.
+# Options belong to one backend, a profile to one model; they are dropped when a higher layer names another one.
 _OPTIONS_OF = (
     ("backend", "options"), ("backend", "quant_profile"), ("model", "quant_profile"),
     ("embedding_backend", "embedding_options"),
@@ -33,11 +33,11 @@ _OPTIONS_OF = (
 
 @frozen
 class LoadedConfig:
-    """The configuration, where each value came from, and what looked like a mistake but is none for sure.
+    """The configuration, the origin of each value, and warnings about likely mistakes.
 
     Attributes:
         config: the values.
-        path: the file that was read; None where there is none.
+        path: the file that was read; None without a file.
         warnings: one line each, such as an unknown SAGE_INFER_ variable.
     """
 
@@ -47,7 +47,7 @@ class LoadedConfig:
     _origins: Mapping[str, str] = field(factory=dict, alias="origins")
 
     def origin(self, key: str) -> str:
-        """Where ``key`` (``inference.backend``) came from: default, ``file PATH:LINE``, environment or flag.
+        """Origin of ``key`` (``inference.backend``): default, ``file PATH:LINE``, environment or flag.
 
         Raises:
             ConfigError: there is no such key.
@@ -60,23 +60,23 @@ class LoadedConfig:
         return self._origins.get(key, DEFAULT)
 
     def rows(self) -> list[tuple[str, Any, str]]:
-        """Every key with its value and origin, mappings entry by entry: for ``sage infer config show``."""
+        """Every key with its value and origin, mappings entry by entry, for ``sage infer config show``."""
         return [(key, value, self._origins.get(key, DEFAULT)) for key, value in self._values()]
 
     def section(self, kind: type[SectionT]) -> SectionT:
         """A plug-in's section, by the class of its settings.
 
         Raises:
-            ConfigError: no installed plug-in brings the section.
+            ConfigError: no installed plug-in defines the section.
         """
         for section in attrs.fields(type(self.config)):
             value = getattr(self.config, section.name)
             if type(value) is kind:
                 return value
-        raise ConfigError(f"no installed plug-in brings the section of {kind.__module__}.{kind.__qualname__}")
+        raise ConfigError(f"no installed plug-in defines the section of {kind.__module__}.{kind.__qualname__}")
 
     def path_value(self, key: str, value: str) -> Path:
-        """A path that the configuration holds: one from the file is relative to the file's folder."""
+        """A configured path; relative paths in the file are relative to the file's folder."""
         path = Path(value).expanduser()
         if self.path is not None and self._origins.get(key, "").startswith("file "):
             path = self.path.parent / path
@@ -105,7 +105,7 @@ def read_layers(
     unusable: Mapping[str, str] | None = None,
     only: str | None = None,
 ) -> LoadedConfig:
-    """Read the configuration that applies here into an object of class ``kind``, which has the sections.
+    """Load the effective configuration into an object of class ``kind``, which has the sections.
 
     Arguments and errors are those of ``load_config``. ``absent`` are sections that are ignored with a warning,
     ``unusable`` sections that are an error, each with the reason. With ``only``, no other section is read.
@@ -136,7 +136,7 @@ def read_layers(
 
 
 class _Layers:
-    """Layers laid over each other, with the origin of every value that is on top."""
+    """Merge layers, with the origin of every effective value."""
 
     def __init__(self, kind: type[Config]) -> None:
         self.kind = kind
@@ -222,7 +222,7 @@ def _add(
     place: Callable[[str], str] | None = None,
     order: Callable[[str], int] = lambda _: 0,
 ) -> None:
-    """Check a layer by itself (every key has a default, so a part is a whole) and lay it on top."""
+    """Check a layer alone (every key has a default, so a partial one is complete) and merge it."""
     layer = _without_empty(layer, keys(merged.kind))
     try:
         from_dict(layer, merged.kind)
@@ -235,7 +235,7 @@ def _add(
 
 
 def _without_empty(layer: dict[Any, Any], known_keys: Mapping[str, Mapping[str, Any]]) -> dict[Any, Any]:
-    """Drop sections, lists and mappings left empty (``aliases:`` with all its entries commented out)."""
+    """Drop empty sections, lists and mappings (``aliases:`` with all its entries commented out)."""
     kept = {}
     for name, values in layer.items():
         if name in known_keys and values is None:

@@ -30,19 +30,19 @@ def load_config(
     flag_names: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> LoadedConfig:
-    """Read the configuration that applies here.
+    """Load the effective configuration.
 
-    ``path`` is the file to read; without it the usual places are searched; finding none is fine. ``flags``
-    are values from the command line by key (``{"inference.backend": "vllm"}``), None meaning not given;
-    ``flag_names`` says what the user typed for a key (``{"inference.embedding_backend": "--backend"}``)
-    where that is not the key's last word.
+    ``path`` is the file to read; by default the usual places are searched, and a missing file is fine. ``flags``
+    are values from the command line by key (``{"inference.backend": "vllm"}``), None means not set.
+    ``flag_names`` maps a key to the flag as typed (``{"inference.embedding_backend": "--backend"}``)
+    if it differs from the key's last word.
 
-    A mapping (options, aliases) is merged entry by entry, everything else is replaced by the higher layer;
+    Mappings (options, aliases) are merged entry by entry; a higher layer replaces any other value;
     SAGE_INFER_DISABLE adds to ``plugins.disabled``. A section of a wheel that is not installed is a warning.
 
     Raises:
         ConfigError: the file cannot be found or read.
-        InvalidConfig: something is wrong; it holds every problem of every layer with its file and line,
+        InvalidConfig: something is invalid; it holds every problem of every layer with its file and line,
             variable or flag.
     """
     installed = _installed()

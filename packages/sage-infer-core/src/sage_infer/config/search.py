@@ -1,4 +1,4 @@
-"""Where the configuration file is, and which sections the core reads."""
+"""Location of the configuration file, and the sections that the core reads."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ DISABLE_VARIABLE = "SAGE_INFER_DISABLE"
 FILE_NAME = "sage_infer.yaml"
 
 CORE_SECTIONS = ("inference", "kv_schema", "transport", "plugins", "models")
-"""Sections of the file that the core itself reads; the others come from plug-ins."""
+"""Sections of the file that the core reads; others belong to plug-ins."""
 
 
 def find_config_file(path: Path | str | None = None, environ: Mapping[str, str] | None = None) -> Path | None:
-    """The file that applies: ``path``, SAGE_INFER_CONFIG, ./, ./config/ or the user's configuration folder.
+    """The effective file: ``path``, SAGE_INFER_CONFIG, ./, ./config/ or the user's configuration folder.
 
     Raises:
-        ConfigError: ``path`` or the variable names a file that is not there.
+        ConfigError: ``path`` or the variable names a missing file.
     """
     environ = os.environ if environ is None else environ
     named = os.fspath(path) if path is not None else environ.get(CONFIG_VARIABLE, "")

@@ -1,4 +1,4 @@
-"""What can be configured in the core. ``sage_infer.yaml`` beside this file explains every key to its user."""
+"""Settings of the core. ``sage_infer.yaml`` beside this file explains every key to users."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _TRANSPORT_NAMES: tuple[Any, ...] = tuple(TRANSPORT_PRESETS)
 
 @frozen(kw_only=True)
 class Inference:
-    """Which backend and model answer where a command names none.
+    """Default backend and model of commands that do not name one.
 
     ``options`` belong to ``backend``, ``embedding_options`` to ``embedding_backend``: a layer that names
-    another backend starts without the options of the layers below it. ``quant_profile`` belongs to ``model`` on
+    another backend discards the options of lower layers. ``quant_profile`` belongs to ``model`` on
     ``backend`` in the same way.
     """
 
@@ -49,20 +49,20 @@ class Inference:
 
 @frozen(kw_only=True)
 class KVSettings:
-    """The KV cache. Null means the backend's own choice."""
+    """The KV cache. Null: the backend decides."""
 
     preset: str | None = field(default=None, validator=optional(Choice(_KV_NAMES)))
     page_size: int | None = field(default=None, validator=optional(Integer(ge=1)))
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The fields of ``KVCacheSchema`` that are set beside the preset."""
+        """Fields of ``KVCacheSchema`` set in addition to the preset."""
         return {} if self.page_size is None else {"page_size": self.page_size}
 
 
 @frozen(kw_only=True)
 class Transport:
-    """How KV moves. ``preset`` gives every setting; the others, where not null, replace one of them."""
+    """KV transfer. ``preset`` sets every setting; other fields override one setting each unless null."""
 
     preset: str = field(default="high-bw", validator=Choice(_TRANSPORT_NAMES))
     objective: str | None = field(default=None, validator=optional(Choice(get_args(Objective))))
@@ -72,7 +72,7 @@ class Transport:
     overlap_compute: bool | None = field(default=None, validator=optional(Flag()))
 
     def settings(self) -> TransportSettings:
-        """The preset with what is set here."""
+        """The preset with the overrides of this section."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         del given["preset"]
         return TransportSettings.from_preset(self.preset, **given)
@@ -80,14 +80,14 @@ class Transport:
 
 @frozen(kw_only=True)
 class Plugins:
-    """``disabled`` names what discovery leaves out: plug-ins, distributions, single backends or models."""
+    """``disabled`` lists plug-ins, distributions, single backends or models that discovery skips."""
 
     disabled: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
 
 
 @frozen(kw_only=True)
 class Models:
-    """Names of one's own for models, and where fetched ones are kept (null: the user's cache folder)."""
+    """User-defined model names, and the folder for fetched models (null: the user's cache folder)."""
 
     aliases: Mapping[str, str] = field(factory=dict, validator=Entries(Text(min_length=1)))
     cache_dir: str | None = field(default=None, validator=optional(Text(min_length=1)))

@@ -1,4 +1,4 @@
-"""The commented configuration file that the wheel carries."""
+"""The commented configuration template shipped in the wheel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["config_template", "write_template"]
 
 
 def config_template() -> str:
-    """Text of a ``sage_infer.yaml`` with every key, its default and what it means: the core's sections, then those of
+    """Text of a ``sage_infer.yaml`` with every key, its default and its meaning: the core's sections, then those of
     installed plug-ins.
     """
     core = files("sage_infer.config").joinpath(FILE_NAME).read_text(encoding="utf-8")
@@ -23,10 +23,10 @@ def config_template() -> str:
 
 
 def write_template(path: Path | str, force: bool = False) -> Path:
-    """Write the template to ``path``, whole or not at all.
+    """Write the template to ``path`` atomically.
 
     Raises:
-        ConfigError: the file exists already and ``force`` is not set, or it cannot be written.
+        ConfigError: the file exists and ``force`` is not set, or it cannot be written.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -37,11 +37,11 @@ def write_template(path: Path | str, force: bool = False) -> Path:
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(config_template())
-            os.chmod(aside, 0o644)  # mkstemp's 0600 would keep a service's own user from reading it
+            os.chmod(aside, 0o644)  # mkstemp's 0600 would prevent other users of a service from reading it
             if force:
                 os.replace(aside, path)
             elif not _placed(aside, path):
-                raise ConfigError(f"{path} exists and was left as it is; `--force` overwrites it")
+                raise ConfigError(f"{path} already exists; `--force` overwrites it")
         finally:
             Path(aside).unlink(missing_ok=True)
     except OSError as error:
@@ -50,7 +50,7 @@ def write_template(path: Path | str, force: bool = False) -> Path:
 
 
 def _placed(aside: str, path: Path) -> bool:
-    """Move without overwriting. A hard link does both in one step; some file systems have none."""
+    """Move without overwriting. A hard link does both in one step, where the file system supports it."""
     try:
         os.link(aside, path)
     except FileExistsError:

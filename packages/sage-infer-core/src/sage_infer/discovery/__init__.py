@@ -1,4 +1,4 @@
-"""What is installed: plug-ins, the specs they return, and whether what they bring can be used here."""
+"""Installed plug-ins, the specs they return, and whether their contents can be used on this machine."""
 
 from sage_infer.discovery.faults import Fault
 from sage_infer.discovery.info import BackendInfo, PluginInfo, State, backend_info, plugin_info

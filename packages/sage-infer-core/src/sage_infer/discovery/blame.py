@@ -1,4 +1,4 @@
-"""Whose code an unexpected error came from."""
+"""Attribute unexpected errors to the plug-in whose code raised them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _PATHS = (
 
 
 def plugin_failure(error: BaseException) -> PluginFailed | None:
-    """The error as that of the plug-in that raised it; None where the last of our frames is the core's.
+    """The error attributed to the plug-in that raised it; None if the innermost of our frames is the core's.
 
-    A frame belongs to a plug-in whose module, or a module of whose specs, lies in the same top-level package.
+    A frame belongs to a plug-in if its top-level package holds the plug-in's module or a module of its specs.
     """
     owners = _owners()
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):

@@ -1,4 +1,4 @@
-"""What is known of an installed distribution, for ``show`` and ``doctor``; too slow for the hot path."""
+"""Facts about an installed distribution, for ``show`` and ``doctor``; too slow for the hot path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["DistributionInfo", "describe_distribution"]
 
 
 class DistributionInfo(TypedDict):
-    """``origin`` is where it was installed from (a URL or path), empty for a package index."""
+    """``origin`` is the URL or path that it was installed from, empty for a package index."""
 
     name: str
     version: str
@@ -18,7 +18,7 @@ class DistributionInfo(TypedDict):
 
 
 def describe_distribution(name: str) -> DistributionInfo:
-    """Name, version, place and origin of a distribution; the version is "not installed" where there is none."""
+    """Name, version, location and origin of a distribution; the version is "not installed" if it is missing."""
     # The backport, because the standard library has no `origin` before Python 3.13.
     import importlib_metadata
 

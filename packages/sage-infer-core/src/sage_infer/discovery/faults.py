@@ -1,4 +1,4 @@
-"""What can be wrong with a plug-in, in words."""
+"""Faults of plug-ins, in words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("sage_infer_"
 
 @frozen
 class Fault:
-    """Why a plug-in or one of its specs cannot be used: one line, what to do, and a traceback where there is one."""
+    """Why a plug-in or one of its specs cannot be used: one line, a fix, and a traceback if available."""
 
     kind: Literal["broken", "incompatible"]
     reason: str
@@ -31,13 +31,13 @@ class Fault:
 
 
 def fault_of(what: str, error: BaseException) -> Fault:
-    """The fault that an exception from a plug-in's code is."""
+    """The fault for an exception from a plug-in's code."""
     last_line = traceback.format_exception_only(error)[-1].strip()
     return Fault("broken", f"{what}: {last_line}", detail="".join(traceback.format_exception(error)))
 
 
 def contract_mismatch(module: ModuleType, location: str, distribution: str) -> Fault | None:
-    """Why the contract version that a module states does not fit; None where it does, or states none."""
+    """Why the contract version declared by a module does not match; None if it matches or is not declared."""
     wanted = getattr(module, CONTRACT_ATTRIBUTE, None)
     if wanted is None:
         return None
@@ -52,13 +52,13 @@ def contract_mismatch(module: ModuleType, location: str, distribution: str) -> F
     newer = (major, minor) > (own_major, own_minor)
     return Fault(
         "incompatible",
-        f"written for contract {wanted}, this sage-infer-core speaks {CONTRACT_VERSION}",
+        f"written for contract {wanted}, but this sage-infer-core supports {CONTRACT_VERSION}",
         fix=f"pip install --upgrade {'sage-infer-core' if newer else distribution}",
     )
 
 
 def misnamed_hooks(module: ModuleType) -> Mapping[str, Fault]:
-    """Functions of a plug-in module that look like hooks and will not be called, with the reason, by name."""
+    """Functions of a plug-in module that look like hooks but will not be called, by name, with the reason."""
     found = {}
     for name, value in vars(module).items():
         if not isinstance(value, FunctionType) or value.__module__ != module.__name__:
@@ -77,6 +77,6 @@ def misnamed_hooks(module: ModuleType) -> Mapping[str, Fault]:
             found[name] = Fault("broken", f"{place} implements an unknown hook; {hint}")
         elif near and hook.startswith("sage_infer_"):
             found[name] = Fault(
-                "broken", f"{place} is no hook; did you mean {near[0]}, marked with @sage_infer.hookimpl?"
+                "broken", f"{place} is not a hook; did you mean {near[0]}, marked with @sage_infer.hookimpl?"
             )
     return found

@@ -1,4 +1,4 @@
-"""A row for each thing that plug-ins bring: whether it can be used on this machine, and what would make it so."""
+"""One row per item of the plug-ins: whether it can be used on this machine, and the fix if not."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class PluginInfo:
     """A row of ``sage infer plugin list``.
 
     Attributes:
-        kind: what it is; ``plugin`` for a plug-in module that failed as a whole or in a hook.
-        name: the registered name; of a plug-in that failed, its entry point's.
-        reason: empty for a ready one.
-        fix: a shell command, where there is one.
-        detail: a traceback, where there is one.
-        missing: what a backend with ``needs`` lacks here, requirements and hardware included.
-        spec: None for a plug-in that failed.
+        kind: kind of item; ``plugin`` for a plug-in module that failed as a whole or in a hook.
+        name: the registered name; for a failed plug-in, that of its entry point.
+        reason: empty for ready items.
+        fix: a shell command, if there is one.
+        detail: a traceback, if there is one.
+        missing: missing requirements of a backend with ``needs``, including hardware.
+        spec: None for a failed plug-in.
     """
 
     kind: KindName | Literal["plugin"]
@@ -51,7 +51,7 @@ class PluginInfo:
 
     @property
     def title(self) -> str:
-        """The thing and its wheel, for messages: "backend 'vllm' of sage-infer-vllm"."""
+        """The item and its wheel, for messages: "backend 'vllm' of sage-infer-vllm"."""
         noun = "plug-in" if self.kind == "plugin" else KINDS[self.kind].noun
         return f"{noun} {self.name!r} of {self.plugin.distribution}"
 
@@ -88,7 +88,7 @@ class BackendInfo(PluginInfo):
 
 
 def backend_info(registry: Registry) -> list[BackendInfo]:
-    """Every backend and every plug-in that failed to say its backends, by name. Imports no engine and touches no
+    """Every backend, and every plug-in that failed to list its backends, by name. Imports no engine and touches no
     device.
     """
     rows = [BackendInfo(kind="backend", **_state(entry, registry)) for entry in registry.backends()]
@@ -98,7 +98,7 @@ def backend_info(registry: Registry) -> list[BackendInfo]:
 
 
 def plugin_info(registry: Registry, kinds: Iterable[KindName] = tuple(KINDS)) -> list[PluginInfo]:
-    """Everything of these kinds that plug-ins bring, by kind and name, switched-off things included; plug-ins that
+    """All items of these kinds, by kind and name, including disabled ones; plug-ins that
     failed come first. Imports no engine and touches no device.
     """
     kinds = list(kinds)
@@ -115,7 +115,7 @@ def plugin_info(registry: Registry, kinds: Iterable[KindName] = tuple(KINDS)) ->
     off = [
         PluginInfo(
             kind="plugin", name=plugin.name, state="disabled", plugin=plugin,
-            reason="switched off by SAGE_INFER_DISABLE or plugins.disabled; not imported",
+            reason="disabled by SAGE_INFER_DISABLE or plugins.disabled; not imported",
         )
         for plugin in registry.plugins
         if plugin.disabled
@@ -126,7 +126,7 @@ def plugin_info(registry: Registry, kinds: Iterable[KindName] = tuple(KINDS)) ->
 def _plugin_faults(
     registry: Registry, kinds: Iterable[KindName]
 ) -> list[tuple[KindName | Literal["plugin"], Plugin, Fault]]:
-    """Faults of whole plug-ins, of hooks that no specification has, and of the hooks of these kinds."""
+    """Faults of whole plug-ins, of unknown hooks, and of the hooks of these kinds."""
     hooks: dict[str, KindName] = {kind.hook: name for name, kind in KINDS.items()}
     wanted = set(kinds)
     found: list[tuple[KindName | Literal["plugin"], Plugin, Fault]] = []
@@ -154,7 +154,7 @@ def _state(entry: Entry[Any], registry: Registry) -> dict[str, Any]:
         return {
             **row,
             "state": "disabled",
-            "reason": "switched off by SAGE_INFER_DISABLE or plugins.disabled",
+            "reason": "disabled by SAGE_INFER_DISABLE or plugins.disabled",
         }
     if entry.fault is not None:
         fault = entry.fault
@@ -177,7 +177,7 @@ def _state(entry: Entry[Any], registry: Registry) -> dict[str, Any]:
 
 
 def _with_needs(spec: BackendSpec, registry: Registry) -> dict[str, Any]:
-    """A backend that needs more than distributions lists everything at once: some of it takes a while to get."""
+    """For a backend with ``needs``, list everything that is missing: some of it takes a while to obtain."""
     command = install_command(spec, registry)
     missing = [
         Missing(

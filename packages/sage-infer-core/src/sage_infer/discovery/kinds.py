@@ -1,4 +1,4 @@
-"""The kinds of things that plug-ins bring: one table of the name, the hook and the spec of each."""
+"""The kinds of plug-in contents: one table with name, hook and spec of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KindName = Literal[
 
 @frozen
 class Kind:
-    """``noun`` is how messages name one thing of the kind."""
+    """``noun`` is the word for one item in messages."""
 
     hook: str
     spec: type[Any]

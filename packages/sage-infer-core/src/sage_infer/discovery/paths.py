@@ -1,4 +1,4 @@
-"""Whether the dotted paths in specs lead anywhere, found without importing the modules that they name."""
+"""Check that dotted paths in specs exist, without importing the modules that they name."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def dotted_paths(spec: Any) -> dict[str, str]:
 
 
 def wrong_paths(info: PluginInfo) -> list[str]:
-    """One sentence for each dotted path of a ready thing that does not exist; for one that lacks requirements its
-    modules are not expected to be there.
+    """One sentence per missing dotted path of a ready item; if an item lacks requirements, its
+    modules may be missing.
     """
     if info.spec is None or info.state != "ready":
         return []
@@ -50,7 +50,7 @@ def wrong_paths(info: PluginInfo) -> list[str]:
 
 
 def _wrong(path: str) -> str:
-    """Why a path leads nowhere; empty where it leads somewhere, or only an import could tell."""
+    """Why a path does not exist; empty if it exists, or if only an import could tell."""
     module, _, attribute = path.partition(":")
     try:
         found = importlib.util.find_spec(module)  # imports the packages above the module only
@@ -74,7 +74,7 @@ def _wrong(path: str) -> str:
 
 
 def _names(body: list[ast.stmt]) -> Iterator[str]:
-    """Names that statements bind in their module, whichever branch is taken."""
+    """Names that statements bind in their module, in any branch."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name

@@ -1,4 +1,4 @@
-"""What a thing needs to be opened on this machine, what of it is missing, and what brings it."""
+"""Requirements for opening an item on this machine: which are missing, and how to install them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOT_INSTALLED = "not installed"
 
 @frozen(kw_only=True)
 class Missing:
-    """One thing that keeps a backend from being ready: what, what was found instead, and what brings it."""
+    """One missing requirement of a backend: what, what was found instead, and how to install it."""
 
     what: str
     found: str
@@ -30,7 +30,7 @@ class Missing:
 
 
 def missing_requirements(requires: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Requirements that are not met, each with what was found instead."""
+    """Unmet requirements, each with what was found instead."""
     missing = []
     for names, specifier in requires.items():
         found = [_found(name.strip(), specifier) for name in names.split("|")]
@@ -41,13 +41,13 @@ def missing_requirements(requires: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def unmet_needs(needs: Iterable[Need]) -> list[Missing]:
-    """Needs that this machine does not meet. Looks at files, variables and metadata; imports and runs nothing."""
+    """Unmet needs of this machine. Checks files, variables and metadata; imports and runs nothing."""
     found = [(need, _wrong(need)) for need in needs]
     return [Missing(what=need.what, found=wrong, install=need.install) for need, wrong in found if wrong]
 
 
 def _wrong(need: Need) -> str:
-    """What was found instead; empty where the need is met."""
+    """What was found instead; empty if the need is met."""
     return _no_path(need) or _no_distribution(need) or _no_entry_point(need)
 
 
@@ -59,7 +59,7 @@ def _no_path(need: Need) -> str:
     if any(os.path.exists(os.environ.get(variable) or "") for variable in need.variables):
         return ""
     places = [*need.files, *(f"${variable}" for variable in need.variables)]
-    return f"none of {', '.join(places)} is there" if len(places) > 1 else f"{places[0]} is not there"
+    return f"none of {', '.join(places)} exists" if len(places) > 1 else f"{places[0]} does not exist"
 
 
 def _no_distribution(need: Need) -> str:
@@ -76,7 +76,7 @@ def _no_entry_point(need: Need) -> str:
 
 
 def _found(name: str, specifier: str) -> str:
-    """What is wrong with a distribution; empty where it is installed and its version fits."""
+    """Problem of a distribution; empty if it is installed in a matching version."""
     try:
         installed = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -90,7 +90,7 @@ def _found(name: str, specifier: str) -> str:
 
 
 def install_command(spec: BackendSpec, registry: Registry) -> str:
-    """The plug-in's own command for this machine; empty where it has none."""
+    """The plug-in's own command for this machine, else empty."""
     for hardware, command in spec.install_for.items():
         if hardware == "cpu" or _any_exists(_patterns(spec, {hardware}, registry)):
             return command
@@ -98,20 +98,20 @@ def install_command(spec: BackendSpec, registry: Registry) -> str:
 
 
 def missing_hardware(spec: BackendSpec | DetectorSpec, registry: Registry) -> str:
-    """Why none of a spec's hardware is here; empty where some is."""
+    """Why none of a spec's hardware was found; empty if some was."""
     if "cpu" in spec.hardware:
         return ""
     patterns = _patterns(spec, spec.hardware, registry)
     names = " or ".join(sorted(spec.hardware))
     if not patterns:
-        return f"needs {names}, and no installed detector knows how to look for it"
+        return f"needs {names}, but no installed detector can look for it"
     if _any_exists(patterns):
         return ""
     return f"needs {names}; looked for {', '.join(patterns)} and found none"
 
 
 def _patterns(spec: BackendSpec | DetectorSpec, hardware: Collection[str], registry: Registry) -> list[str]:
-    """Where to look for the hardware: as the backend says, or else as the installed detectors do."""
+    """Where to look for the hardware: as declared by the backend, else by the installed detectors."""
     return list(spec.device_nodes) or [
         pattern
         for detector in registry.detectors()

@@ -1,4 +1,4 @@
-"""Reads the entry points and asks the hooks, each plug-in on its own so that none takes another one down."""
+"""Reads entry points and calls hooks, each plug-in in isolation so that none affects another."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Plugin:
     """One entry point.
 
     Attributes:
-        fault: set where the module cannot be used at all.
-        hook_faults: what is wrong with single hooks, by the function's name; the others work.
+        fault: set if the module cannot be used at all.
+        hook_faults: faults of single hooks, by the function's name; the others work.
     """
 
     entry_point: importlib.metadata.EntryPoint
@@ -63,12 +63,12 @@ class Plugin:
 
     @property
     def location(self) -> str:
-        """The module that the entry point names."""
+        """The module named by the entry point."""
         return self.entry_point.value
 
     @property
     def distribution(self) -> str:
-        """The distribution that it comes from. Reads its metadata, so not for every row of a list."""
+        """Its distribution. Reads metadata, so it is not used for every row of a list."""
         dist = self.entry_point.dist
         return dist.name if dist is not None else "unknown distribution"
 
@@ -78,7 +78,7 @@ class Plugin:
 
 @frozen
 class Entry(Generic[SpecT]):
-    """One name that plug-ins registered. With a fault, or switched off, ``spec`` is only for show."""
+    """One name registered by plug-ins. With a fault, or if disabled, ``spec`` is only for display."""
 
     name: str
     spec: SpecT
@@ -89,7 +89,7 @@ class Entry(Generic[SpecT]):
 
 @define(eq=False, slots=False)
 class Registry:
-    """The plug-ins of one process. Hooks are asked once, when their kind of spec is first wanted."""
+    """The plug-ins of one process. Each hook is called once, when its kind of spec is first needed."""
 
     entry_points: tuple[importlib.metadata.EntryPoint, ...] = field(converter=as_tuple)
     disabled: frozenset[str] = frozenset()
@@ -97,7 +97,7 @@ class Registry:
 
     @cached_property
     def plugins(self) -> list[Plugin]:
-        """Every entry point of the group, imported; those with a fault or switched off included."""
+        """Every entry point of the group, imported; including those with a fault or disabled."""
         plugins = [Plugin(entry_point) for entry_point in self.entry_points]
         for plugin in plugins:
             plugin.disabled = bool(self.disabled) and bool({plugin.name, plugin.distribution} & self.disabled)
@@ -118,14 +118,14 @@ class Registry:
     def _load(self, plugin: Plugin) -> None:
         try:
             module = plugin.entry_point.load()
-        except BaseException as error:  # also SystemExit: a module that exits is its own fault
+        except BaseException as error:  # also SystemExit: a module that exits must not end the process
             if not is_plugins_fault(error):
                 raise
             plugin.fault = fault_of(f"import of {plugin.location} failed", error)
             return
         if not isinstance(module, ModuleType):
             kind = type(module).__name__
-            reason = f"entry point {plugin.name!r} must name a module, and {plugin.location} is a {kind}"
+            reason = f"entry point {plugin.name!r} must name a module, but {plugin.location} is a {kind}"
             plugin.fault = Fault("broken", reason, fix=f"pip install --upgrade {plugin.distribution}")
             return
         mismatch = contract_mismatch(module, plugin.location, plugin.distribution)
@@ -135,10 +135,10 @@ class Registry:
         if module in self._by_module:
             return  # a second entry point for one module adds nothing
         try:
-            # A unique name: two distributions may call their entry points alike, which is no fault.
+            # A unique name: two distributions may use the same entry point name.
             self._manager.register(module, name=f"{plugin.name}={module.__name__}")
         except (pluggy.PluginValidationError, ValueError) as error:
-            plugin.fault = fault_of(f"{plugin.location} does not fit its hooks", error)
+            plugin.fault = fault_of(f"{plugin.location} does not match its hooks", error)
             return
         plugin.hook_faults.update(misnamed_hooks(module))
         if not plugin.hook_faults and not self._manager.get_hookcallers(module):
@@ -149,7 +149,7 @@ class Registry:
         plugin.module = module
         self._by_module[module] = plugin
 
-    # --- what the hooks return
+    # --- results of the hooks
 
     def backends(self) -> list[Entry[BackendSpec]]:
         return self.entries("backend")
@@ -179,11 +179,11 @@ class Registry:
         return self.entries("config")
 
     def entries(self, kind: KindName) -> list[Entry[Any]]:
-        """What plug-ins registered of a kind, by name; without what is switched off."""
+        """What plug-ins registered of a kind, by name, without disabled entries."""
         return [entry for entry in self._catalogue(kind) if not entry.disabled]
 
     def switched_off(self, kind: KindName) -> list[Entry[Any]]:
-        """What plug-ins registered of a kind and ``disabled`` names."""
+        """What plug-ins registered of a kind but ``disabled`` names."""
         return [entry for entry in self._catalogue(kind) if entry.disabled]
 
     def _catalogue(self, kind: KindName) -> list[Entry[Any]]:
@@ -236,9 +236,9 @@ class Registry:
 
 @cache
 def discover() -> Registry:
-    """The plug-ins that are installed, less those that the environment or the configuration switches off.
+    """The installed plug-ins except those disabled by the environment or the configuration.
 
-    Read once a process; ``discover.cache_clear()`` forgets it.
+    Read once per process; ``discover.cache_clear()`` resets it.
 
     Raises:
         ConfigError: the configuration file cannot be read.
@@ -249,12 +249,12 @@ def discover() -> Registry:
 
 
 def model_specs(registry: Registry | None = None) -> Mapping[str, ModelSpec]:
-    """Models that plug-ins know by name."""
+    """Models known to plug-ins, by name."""
     return {entry.name: entry.spec for entry in (registry or discover()).models() if entry.fault is None}
 
 
 def _collided(entries: Collection[Entry[SpecT]]) -> list[Entry[SpecT]]:
-    """The same entries, each refused, each naming all."""
+    """The same entries, each rejected with a fault that names all of them."""
     claimed = sorted({str(entry.plugin) for entry in entries})
     name = next(iter(entries)).name
     if len(claimed) == 1:

@@ -1,4 +1,4 @@
-"""Models by name: from what a user types to files on this machine."""
+"""Models by name: resolve a user's input to local files."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a path holds: which kind of model, and what its files say about it."""
+"""Identify the model at a path and read facts from its files."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class ModelFiles:
 
     Attributes:
         path: the GGUF file, or the folder in Hugging Face layout.
-        model_type: what the files say it is; None where they do not tell.
-        embedding_dim: length of its vectors (embedding models), where the files tell.
-        pooling_type: mean, cls or last (embedding models), where the files tell.
-        max_pair_length: longest pair in tokens (rerankers), where the files tell.
+        model_type: kind of model according to the files; None if they do not tell.
+        embedding_dim: length of its vectors (embedding models), if the files tell.
+        pooling_type: mean, cls or last (embedding models), if the files tell.
+        max_pair_length: longest pair in tokens (rerankers), if the files tell.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class ModelFiles:
 
 
 def inspect_model(path: Path) -> ModelFiles:
-    """Look at a GGUF file or a model folder, reading no weights.
+    """Inspect a GGUF file or a model folder without reading weights.
 
     Raises:
         ModelFileError: there is no model at ``path``, it is incomplete, or there are several to choose from.
@@ -58,7 +58,7 @@ def inspect_model(path: Path) -> ModelFiles:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether there is a model at ``path`` with nothing missing."""
+    """Whether there is a complete model at ``path``."""
     try:
         inspect_model(path)
     except ModelFileError:
@@ -73,21 +73,21 @@ def _gguf_folder(path: Path) -> ModelFiles:
         if shard is None:
             names = ", ".join(file.name for file in files[:8]) + (", …" if len(files) > 8 else "")
             raise ModelFileError(
-                f"{path} holds {len(files)} GGUF files; pass one of them by its path: {names}"
+                f"{path} holds {len(files)} GGUF files; pass the path of one of them: {names}"
             )
         files = [shard]
     if files:
         return ModelFiles(path=files[0], model_type=gguf.model_type(files[0]))
     if next(path.iterdir(), None) is None:
         raise ModelFileError(f"{path} is an empty folder; a model folder has a config.json or one .gguf file")
-    raise ModelFileError(f"{path} holds no model: it has neither a config.json nor a .gguf file")
+    raise ModelFileError(f"{path} is not a model: it has neither a config.json nor a .gguf file")
 
 
 def _folder(path: Path, has_weights: bool) -> ModelFiles:
     config = _json(path / "config.json")
     if not has_weights:
         raise ModelFileError(
-            f"{path} has a config.json but no weights (such as model.safetensors); copy it whole"
+            f"{path} has a config.json but no weights (such as model.safetensors); copy the whole folder"
         )
     _check_weights(path)
     kind = _model_type(path, config)
@@ -111,7 +111,7 @@ def _folder(path: Path, has_weights: bool) -> ModelFiles:
 
 
 def _dense_dim(path: Path) -> int | None:
-    """Length of what the last Dense module of a sentence-transformers folder gives; None without one."""
+    """Output length of the last Dense module of a sentence-transformers folder; None without one."""
     modules = path / "modules.json"
     try:
         listed = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
@@ -126,7 +126,7 @@ def _dense_dim(path: Path) -> int | None:
 
 
 def _model_type(path: Path, config: dict[str, Any]) -> ModelType | None:
-    """The head that the architecture ends in tells; a sentence-transformers folder is what it says it is."""
+    """Derived from the head of the architecture; a sentence-transformers folder is an embedding model."""
     names = config.get("architectures")
     architectures = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     if any(name.endswith("ForSequenceClassification") for name in architectures):
@@ -145,7 +145,7 @@ def _model_type(path: Path, config: dict[str, Any]) -> ModelType | None:
 
 
 def _check_weights(path: Path) -> None:
-    """Every file that the safetensors index names is there, and is not what Git LFS left in its place."""
+    """Check that every file named by the safetensors index exists and is not a Git LFS pointer."""
     index = path / "model.safetensors.index.json"
     if index.is_file():
         weight_map = _json(index).get("weight_map")

@@ -1,4 +1,4 @@
-"""The system's own lock on a file: it lets go when its holder dies, so nothing has to be cleaned up by hand."""
+"""An operating-system file lock: it is released when its holder dies, so no manual cleanup is needed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _POLL_S = 0.1
 
 @contextmanager
 def file_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock that ``path`` stands for; the file is made, and stays.
+    """Hold the lock file ``path``; the file is created and stays.
 
-    ``waiting`` is called again and again while another process holds it.
+    ``waiting`` is called repeatedly while another process holds the lock.
 
     Raises:
         OSError: the file cannot be written.

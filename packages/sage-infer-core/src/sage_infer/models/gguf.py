@@ -1,4 +1,4 @@
-"""The head of a GGUF file: enough to tell a model from anything else, without reading it."""
+"""The start of a GGUF file: enough to recognize a model without reading all of it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["first_shard", "model_type"]
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_STRING = 8  # GGUF's number for a metadata value that is a string
-_HEAD = 512  # bytes read: the header and the first key, which every known writer makes the architecture
+_STRING = 8  # GGUF type id of a string value
+_HEAD = 512  # bytes read: the header and the first key, which all known writers use for the architecture
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 def model_type(path: Path) -> ModelType:
-    """Kind of model that the file says it holds.
+    """Kind of model according to the file.
 
     Raises:
         ModelFileError: it cannot be read, or is not a GGUF file.
@@ -39,20 +39,20 @@ def model_type(path: Path) -> ModelType:
         )
     if not head.startswith(_MAGIC):
         looks = "looks like text" if _is_text(head) else f"starts with {head[:4]!r}"
-        raise ModelFileError(f"{path} is not a GGUF model: it {looks}, and GGUF files start with b'GGUF'")
+        raise ModelFileError(f"{path} is not a GGUF model: it {looks}, but GGUF files start with b'GGUF'")
     if len(head) < 24:
         raise ModelFileError(f"{path} is truncated: {len(head)} bytes; copy or download the model again")
     (version,) = struct.unpack_from("<I", head, 4)
     if version not in _VERSIONS:
         known = " and ".join(map(str, _VERSIONS))
         raise ModelFileError(
-            f"{path} is GGUF version {version}; versions {known} can be read: convert it again"
+            f"{path} is GGUF version {version}; supported versions: {known}: convert it again"
         )
     return "embedding" if "bert" in _architecture(head) else "llm"
 
 
 def first_shard(files: Sequence[Path]) -> Path | None:
-    """The first of ``files`` where they are all the parts of one split model, else None.
+    """The first of ``files`` if they are all parts of one split model, else None.
 
     Raises:
         ModelFileError: they are parts of one model, and some are missing.
@@ -73,7 +73,7 @@ def first_shard(files: Sequence[Path]) -> Path | None:
 
 
 def _architecture(head: bytes) -> str:
-    """Value of ``general.architecture`` where it is the first key, else an empty string."""
+    """Value of ``general.architecture`` if it is the first key, else an empty string."""
     try:
         key, at = _string(head, 24)
         (kind,) = struct.unpack_from("<I", head, at)
@@ -84,7 +84,7 @@ def _architecture(head: bytes) -> str:
 
 def _string(head: bytes, at: int) -> tuple[str, int]:
     (length,) = struct.unpack_from("<Q", head, at)
-    end = at + 8 + min(length, _HEAD)  # a longer one is not in the head, and no offset for struct either
+    end = at + 8 + min(length, _HEAD)  # a longer one exceeds the head, and struct's offset range
     return head[at + 8 : end].decode("utf-8", "replace"), end
 
 

@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model in its metadata, without numpy (format: ggml's docs/gguf.md)."""
+"""Metadata of a GGUF file, read without numpy (format: ggml's docs/gguf.md)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Value = int | float | bool | str
 
 
 def read_metadata(path: Path) -> dict[str, Value]:
-    """Scalars and texts by key. Of a list only its length is told, as ``KEY#``.
+    """Scalars and texts by key. For a list only its length is returned, as ``KEY#``.
 
     Raises:
-        ModelFileError: it cannot be read, or is no GGUF file.
+        ModelFileError: it cannot be read, or is not a GGUF file.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -71,7 +71,7 @@ class _Reader:
         return self._data[start:end].decode("utf-8")
 
     def _text(self) -> tuple[int, int]:
-        """Where a text begins and ends; the reader stands behind it afterwards."""
+        """Start and end of a text; the reader is positioned after it."""
         length = int(self._scalar("<Q"))
         start, self._at = self._at, self._at + length
         if self._at > len(self._data):

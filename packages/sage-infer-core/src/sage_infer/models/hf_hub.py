@@ -13,12 +13,12 @@ __all__ = ["cached", "cached_models", "fetch", "hub_cache", "is_repo_id"]
 
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
-# Copies of the weights for other frameworks, which nothing here reads.
+# Copies of the weights for other frameworks, which are not used.
 _NOT_WANTED = (
     "*.h5", "*.msgpack", "*.ot", "*.tflite", "*.mlmodel", "*.gguf", "*.onnx", "onnx/*", "openvino/*",
     "original/*", "coreml/*",
 )  # fmt: skip
-_TIMEOUT = 10.0  # seconds for the hub to say what it has
+_TIMEOUT = 10.0  # seconds for the hub to list the model's files
 _BESIDE_SAFETENSORS = ("*.bin", "*.pt", "*.pth")
 
 
@@ -31,7 +31,7 @@ def is_repo_id(name: str) -> bool:
 
 
 def hub_cache() -> Path:
-    """The hub library's cache folder, by the library's own rules."""
+    """The hub library's cache folder, by the same rules as the library."""
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(cache).expanduser()
     home = os.environ.get("HF_HOME")
@@ -41,13 +41,13 @@ def hub_cache() -> Path:
 
 
 def cached(repo_id: str) -> Path | None:
-    """The snapshot in the cache, if it holds a whole model. Reads the layout itself, without a library."""
+    """The snapshot in the cache, if it holds a complete model. Reads the layout itself, without a library."""
     folder = _folder(repo_id)
     try:
         revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
         snapshots = [folder / "snapshots" / revision] if revision else []
     except OSError:
-        # Fetched by commit, without a branch: any snapshot will do, the newest first.
+        # Fetched by commit, without a branch: take the newest snapshot.
         snapshots = sorted(
             (folder / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime, reverse=True
         )
@@ -55,7 +55,7 @@ def cached(repo_id: str) -> Path | None:
 
 
 def cached_models() -> Iterator[tuple[str, Path]]:
-    """Id and snapshot of every whole model in the cache."""
+    """Id and snapshot of every complete model in the cache."""
     for folder in sorted(hub_cache().glob("models--*--*")):
         owner, _, name = folder.name.removeprefix("models--").partition("--")
         path = cached(f"{owner}/{name}")
@@ -64,13 +64,13 @@ def cached_models() -> Iterator[tuple[str, Path]]:
 
 
 def fetch(repo_id: str, *, offline: bool) -> Path:
-    """The model's snapshot: from the cache where it is there and whole, else downloaded with progress bars.
+    """The model's snapshot: from the cache if complete, else downloaded with progress bars.
 
     Raises:
-        ModelNotFound: it is not in the cache and cannot be downloaded; the message says why and what to do.
+        ModelNotFound: it is not in the cache and cannot be downloaded; the message gives the cause and the fix.
     """
     found = cached(repo_id)
-    # A download that was cut off may have left small files out of a snapshot whose weights are whole.
+    # An interrupted download may have omitted small files of a snapshot whose weights are complete.
     interrupted = next((_folder(repo_id) / "blobs").glob("*.incomplete"), None) is not None
     if found is not None and (offline or not interrupted):
         return found
@@ -102,15 +102,13 @@ def _download(repo_id: str, offline: bool) -> Path:
     except ModelNotFound:
         raise
     except GatedRepoError:
-        reason = f"{endpoint} wants its terms accepted: accept them there, and set HF_TOKEN"
+        reason = f"{endpoint} requires its terms to be accepted: accept them there, and set HF_TOKEN"
     except RepositoryNotFoundError:
         reason = f"{endpoint} has no public model of that name: check it, or set HF_TOKEN if it is private"
     except HfHubHTTPError as error:
         code = error.response.status_code
         reason = f"{endpoint} answered {code}: try again later, set HF_ENDPOINT to a mirror, or {copy}"
-    except (
-        Exception
-    ) as error:  # its HTTP client's errors come through, and which client it is differs by version
+    except Exception as error:  # errors of its HTTP client pass through, and the client differs by version
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         reason = f"{endpoint} cannot be reached ({said}): set HF_ENDPOINT to a mirror, or {copy}"
     else:
@@ -119,15 +117,15 @@ def _download(repo_id: str, offline: bool) -> Path:
 
 
 def _unwanted(repo_id: str, files: list[str]) -> list[str]:
-    """Patterns of the files that are not worth downloading.
+    """Patterns of files that are not needed.
 
     Raises:
-        ModelNotFound: there are only GGUF files, of which one wants one and not all.
+        ModelNotFound: there are only GGUF files, of which the user must choose one.
     """
     ggufs = [file for file in files if file.endswith(".gguf")]
     if ggufs and "config.json" not in files:
         raise ModelNotFound(
-            f"model {repo_id!r} is a choice of {len(ggufs)} GGUF file(s): fetch one of them with "
+            f"model {repo_id!r} offers {len(ggufs)} GGUF file(s): fetch one of them with "
             f"`hf download {repo_id} {ggufs[0]}` and pass the path that it prints"
         )
     has_safetensors = any(file.endswith(".safetensors") and "/" not in file for file in files)

@@ -19,19 +19,19 @@ __all__ = ["ModelRow", "list_models"]
 
 @frozen(kw_only=True)
 class ModelRow:
-    """A model that has a name here.
+    """A named model.
 
     Attributes:
-        name: what ``--model`` takes.
-        model_type: None where the files do not tell, or are not here.
+        name: name for ``--model``.
+        model_type: None if the files do not tell, or are missing.
         state: ready, not-added or broken.
-        path: its files; None where they are not here.
-        size_bytes: on disk where it is ready, else of the download; None where unknown.
-        license: SPDX identifier, where known.
-        source: where it comes from.
+        path: its files; None if they are missing.
+        size_bytes: size on disk if ready, else of the download; None if unknown.
+        license: SPDX identifier, if known.
+        source: its origin for people.
         origin: plug-in, alias or hub-cache.
         summary: one line about it.
-        reason: why it is broken or not here.
+        reason: why it is broken or missing.
         fix: the command that makes it ready.
     """
 
@@ -53,7 +53,7 @@ class ModelRow:
 
 
 def list_models() -> list[ModelRow]:
-    """Names of plug-ins, aliases of the configuration, whole models in the Hugging Face cache. No network.
+    """Names from plug-ins, aliases of the configuration, complete models in the Hugging Face cache. No network.
 
     Raises:
         ConfigError: the configuration cannot be read.
@@ -63,7 +63,9 @@ def list_models() -> list[ModelRow]:
 
     aliases = load_config().config.models.aliases
     rows = [_alias_row(name, target) for name, target in aliases.items()]
-    rows += [_spec_row(spec) for name, spec in model_specs().items() if name not in aliases]  # aliases win
+    rows += [
+        _spec_row(spec) for name, spec in model_specs().items() if name not in aliases
+    ]  # aliases take precedence
     rows += [_hub_row(repo_id, path) for repo_id, path in hf_hub.cached_models()]
     return sorted(rows, key=lambda row: (row.origin == "hub-cache", row.name))
 

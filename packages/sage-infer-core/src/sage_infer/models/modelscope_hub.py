@@ -15,12 +15,12 @@ PREFIX = "modelscope:"
 
 
 def hub_cache() -> Path:
-    """The library's cache folder, by the library's own rules."""
+    """The library's cache folder, by the same rules as the library."""
     return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope/hub").expanduser()
 
 
 def cached(repo_id: str) -> Path | None:
-    """The model's folder in the cache, if it holds a whole model. The library writes ``.`` as ``___``."""
+    """The model's folder in the cache, if it holds a complete model. The library writes ``.`` as ``___``."""
     for folder in (hub_cache() / "models" / repo_id, hub_cache() / repo_id):
         for path in (folder, folder.with_name(folder.name.replace(".", "___"))):
             if path.is_dir() and is_whole(path):
@@ -29,10 +29,10 @@ def cached(repo_id: str) -> Path | None:
 
 
 def fetch(repo_id: str, *, offline: bool) -> Path:
-    """The model's folder: from the cache where it is there and whole, else downloaded with progress bars.
+    """The model's folder: from the cache if complete, else downloaded with progress bars.
 
     Raises:
-        ModelNotFound: it is not in the cache and cannot be downloaded; the message says why and what to do.
+        ModelNotFound: it is not in the cache and cannot be downloaded; the message gives the cause and the fix.
     """
     found = cached(repo_id)
     if found is not None:
@@ -49,7 +49,7 @@ def fetch(repo_id: str, *, offline: bool) -> Path:
         raise ModelNotFound(f"{looked}; to download it: {install}, or {copy}") from None
     try:
         path = Path(library.snapshot_download(repo_id))
-    except Exception as error:  # what its HTTP client and its own code raise has no common base
+    except Exception as error:  # exceptions of its HTTP client and its own code have no common base class
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelNotFound(
             f"{looked}, and cannot be downloaded ({said}); check the id and the network, or {copy}"

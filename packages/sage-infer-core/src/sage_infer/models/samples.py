@@ -1,6 +1,6 @@
-"""The plug-in of core itself: two sample models that come from wheels of the package registry.
+"""The core's own plug-in: two sample models from wheels of the package registry.
 
-They make the first command work on a machine that reaches a package registry and nothing else.
+They make the first command work on a machine that can only reach a package registry.
 """
 
 from sage_infer.hookspecs import hookimpl

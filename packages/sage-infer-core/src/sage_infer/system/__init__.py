@@ -1,4 +1,4 @@
-"""What the operating system says of this process's machine, and what it lets the process use of it."""
+"""Facts from the operating system: the machine, and the resources that this process may use."""
 
 from sage_infer.system.allowance import usable_cpus, usable_threads
 from sage_infer.system.cgroup import Grant, granted

@@ -1,4 +1,4 @@
-"""What control groups grant this process: memory and CPU time, by version 1, version 2 or both."""
+"""Memory and CPU limits of this process by control groups, version 1, version 2 or both."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Grant", "granted"]
 
 @frozen(kw_only=True)
 class Grant:
-    """Limits on this process; None where there is no limit."""
+    """Limits of this process; None without a limit."""
 
     memory_bytes: int | None = None
     cpus: float | None = None
 
 
 def granted(root: Path) -> Grant:
-    """The tightest limits on the way from this process's control groups up to the root of what is visible."""
+    """The tightest limits from this process's control groups up to the visible root."""
     mounts = parse_mountinfo(text_in(root / "proc/self/mountinfo") or "")
     memory: list[int] = []
     cpus: list[float] = []
@@ -43,7 +43,7 @@ def granted(root: Path) -> Grant:
 
 
 def _memberships(text: str) -> Iterator[tuple[frozenset[str], PurePosixPath]]:
-    """Controllers (none for version 2) and path of each line of /proc/self/cgroup."""
+    """Controllers (none for version 2) and path per line of /proc/self/cgroup."""
     for line in text.splitlines():
         _, _, rest = line.partition(":")
         controllers, colon, path = rest.partition(":")
@@ -52,9 +52,9 @@ def _memberships(text: str) -> Iterator[tuple[frozenset[str], PurePosixPath]]:
 
 
 def _folders(root: Path, mount: Mount, path: PurePosixPath) -> Iterator[Path]:
-    """The group's folder below its mount point, and those above it.
+    """The group's folder below its mount point, and its parents.
 
-    Inside a container the path may lie outside of what is mounted; then the mount point itself is the group.
+    In a container the path may be outside of the mounted tree; then the mount point itself is the group.
     """
     base = root / mount.point.removeprefix("/")
     try:
@@ -70,13 +70,13 @@ def _folders(root: Path, mount: Mount, path: PurePosixPath) -> Iterator[Path]:
 
 
 def _integers(text: str | None) -> list[int]:
-    """The whole numbers that a limit consists of; ``max`` is none."""
+    """The integers of a limit; None for ``max``."""
     words = (text or "").split()
     return [int(word) for word in words] if words and all(word.isdecimal() for word in words) else []
 
 
 def _share(quota_and_period: list[int]) -> list[float]:
-    """CPUs' worth of time, of a quota and its period in microseconds."""
+    """CPUs granted by a quota and its period in microseconds."""
     if len(quota_and_period) != 2 or not all(quota_and_period):
         return []
     quota, period = quota_and_period

@@ -9,7 +9,7 @@ __all__ = ["cpu_list", "cpus_in", "number_in", "text_in"]
 
 
 def text_in(path: Path) -> str | None:
-    """What is in a file, without white space at its ends; None where it cannot be read or says nothing."""
+    """The stripped text of a file; None if it cannot be read or is empty."""
     try:
         return path.read_text("utf-8", errors="replace").strip() or None
     except OSError:
@@ -17,13 +17,13 @@ def text_in(path: Path) -> str | None:
 
 
 def number_in(path: Path) -> int | None:
-    """The whole number in a file; None where there is none."""
+    """The integer in a file; None if there is none."""
     text = text_in(path)
     return int(text) if text is not None and text.removeprefix("-").isdecimal() else None
 
 
 def cpus_in(text: str | None) -> frozenset[int]:
-    """The numbers in a list such as ``0-3,8``, as the kernel writes it; empty for anything else."""
+    """The numbers in a kernel list such as ``0-3,8``; empty for any other text."""
     numbers: set[int] = set()
     for part in (text or "").split(","):
         first, dash, last = part.strip().partition("-")
@@ -34,7 +34,7 @@ def cpus_in(text: str | None) -> frozenset[int]:
 
 
 def cpu_list(cpus: Iterable[int]) -> str | None:
-    """Numbers as a list such as ``0-3,8``; None where there are none."""
+    """Numbers as a list such as ``0-3,8``; None for no numbers."""
     runs: list[list[int]] = []
     for cpu in sorted(set(cpus)):
         if runs and cpu == runs[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""What is mounted where, from /proc/self/mountinfo (its format: proc_pid_mountinfo(5))."""
+"""Mounted file systems, from /proc/self/mountinfo (its format: proc_pid_mountinfo(5))."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Mount", "parse_mountinfo"]
 
 @frozen(kw_only=True)
 class Mount:
-    """One line: device as ``major:minor``, the part of the file system that is mounted, where, and how."""
+    """One line: device as ``major:minor``, mounted part of the file system, mount point, and options."""
 
     device: str
     root: str
@@ -23,7 +23,7 @@ class Mount:
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
-    """The mounts in the order of the file; lines of another form are left out."""
+    """The mounts in the order of the file; malformed lines are skipped."""
     mounts = []
     for line in text.splitlines():
         before, dash, after = line.partition(" - ")
@@ -46,5 +46,5 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 
 def _unescaped(text: str) -> str:
-    """The kernel writes white space and backslashes as octal numbers."""
+    """Decode white space and backslashes, which the kernel writes as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
