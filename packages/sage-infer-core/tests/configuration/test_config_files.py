@@ -169,9 +169,7 @@ def test_write_template_does_not_overwrite() -> None:
     path = write_template("deep/down/mine.yaml")
     assert path.read_text(encoding="utf-8") == config_template()
     path.write_text("changed")
-    with pytest.raises(
-        ConfigError, match=r"mine\.yaml already exists; `--force` overwrites it"
-    ):
+    with pytest.raises(ConfigError, match=r"mine\.yaml already exists; `--force` overwrites it"):
         write_template(path)
     assert path.read_text() == "changed"
     write_template(path, force=True)

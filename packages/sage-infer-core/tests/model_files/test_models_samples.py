@@ -25,7 +25,9 @@ def test_resolvers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert add_model(by("here")) == tmp_path
     assert model_state(by("none")).reason == "m is elsewhere"
     assert model_state(by("bad")).reason == "foreign_finder:bad failed: RuntimeError: oops"
-    assert model_state(by("gone")).reason == "foreign_finder:gone returned /no/such/place, which does not exist"
+    assert (
+        model_state(by("gone")).reason == "foreign_finder:gone returned /no/such/place, which does not exist"
+    )
     assert "foreign_finder:lost failed: AttributeError" in model_state(by("lost")).reason
     assert model_state(ModelSpec(name="m", model_type="llm")).state == "broken"
     with pytest.raises(SageInferError, match="'m' cannot be added: m is elsewhere"):

@@ -43,7 +43,9 @@ def variables_given(
         if not name.startswith(PREFIX) or not text.strip() or name in _OTHERS:
             continue
         if name not in variables(config):
-            warnings.append(f"environment variable {name} is not a sage-infer variable{_nearest(name, config)}")
+            warnings.append(
+                f"environment variable {name} is not a sage-infer variable{_nearest(name, config)}"
+            )
             continue
         section, key = variables(config)[name]
         try:

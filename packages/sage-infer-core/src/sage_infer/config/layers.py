@@ -73,7 +73,9 @@ class LoadedConfig:
             value = getattr(self.config, section.name)
             if type(value) is kind:
                 return value
-        raise ConfigError(f"no installed plug-in defines the section of {kind.__module__}.{kind.__qualname__}")
+        raise ConfigError(
+            f"no installed plug-in defines the section of {kind.__module__}.{kind.__qualname__}"
+        )
 
     def path_value(self, key: str, value: str) -> Path:
         """A configured path; relative paths in the file are relative to the file's folder."""
