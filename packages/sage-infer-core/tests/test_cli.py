@@ -121,7 +121,7 @@ def test_everything_that_a_backend_lacks_is_a_line_of_its_own(sage: Sage, tmp_pa
         in listed
     )
     shown = sage("infer", "backend", "show", "npu", PYTHONPATH=path).stdout
-    assert "driver: /no/such/driver is not there; install the driver\n" in shown
+    assert "driver: /no/such/driver does not exist; install the driver\n" in shown
     assert "torch for it: torch-npu>=2 not installed; pip install torch-npu\n" in shown
     rows = sage.json("infer", "backend", "list", PYTHONPATH=path)
     (row,) = [row for row in rows if row["name"] == "npu"]

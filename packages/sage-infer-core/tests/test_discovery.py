@@ -165,7 +165,7 @@ def test_entry_points_of_two_distributions_may_share_a_name_and_a_module(site: S
 def test_an_entry_point_must_name_a_module(site: Site) -> None:
     site.add("odd", "thing = 5", module="odd_module:thing")
     (site.folder / "odd_module.py").write_text("thing = 5")
-    assert "must name a module, and odd_module:thing is a int" in rows(site)["odd"].reason
+    assert "must name a module, but odd_module:thing is a int" in rows(site)["odd"].reason
 
 
 def test_a_missing_requirement_names_what_was_found_and_the_command(site: Site) -> None:
@@ -253,14 +253,14 @@ def test_needs_are_told_all_at_once_a_line_each(site: Site) -> None:
     )  # fmt: skip
     assert [str(missing) for missing in row.missing] == [
         "no-such-dist>=2: not installed; pip install x[npu]",
-        "driver: /nowhere/driver* is not there; install the driver",
+        "driver: /nowhere/driver* does not exist; install the driver",
         "toolkit: none of /nowhere/kit, $NO_SUCH_KIT is there; install the toolkit",
         "bridge: no-such-bridge>=1 not installed; pip install bridge",
         "plug-in: no distribution has the entry point name of no.group; pip install plug-in",
         "hardware: needs npu; looked for /nowhere/npu* and found none; run it on a machine with npu",
     ]
     assert row.as_dict()["missing"][1] == {
-        "what": "driver", "found": "/nowhere/driver* is not there", "install": "install the driver",
+        "what": "driver", "found": "/nowhere/driver* does not exist", "install": "install the driver",
     }  # fmt: skip
 
 
