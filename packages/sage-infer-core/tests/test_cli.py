@@ -306,7 +306,7 @@ def test_chat_keeps_the_conversation(sage: Sage, gguf: Path) -> None:
 
 def test_chat_that_outgrows_the_model_is_told_and_goes_on(sage: Sage, gguf: Path) -> None:
     done = sage("infer", "chat", "-m", str(gguf), stdin="x" * 300 + "\nab\n")
-    assert "limit is 200; /reset starts afresh" in done.stderr
+    assert "limit is 200; /reset starts a new conversation" in done.stderr
     assert done.stdout == "ba\n"
 
 

@@ -1,10 +1,10 @@
 """A cache of models in an engine's own form: one folder per entry, complete or absent, shared by processes.
 
 An entry is written into a temporary folder next to its destination, flushed to disk, and renamed, so that a crash
-of one under its name. Its manifest holds every file's size and SHA-256. A file is read and its hash compared when it
-is not known to be whole: when size, times (of modification, and of the inode's change, which nobody sets) or inode
-are not those at which it was last compared. What does not match is rebuilt. A lock file per entry keeps two processes
-from preparing the same model twice.
+leaves no partial entry. Its manifest holds every file's size and SHA-256. A file's hash is verified unless the file is
+known to be unchanged: same size, times (of modification, and of the inode's change, which programs cannot set) and
+inode as at the last verification. Mismatches are rebuilt. One lock file per entry keeps two processes from preparing
+the same model twice.
 """
 
 from __future__ import annotations
