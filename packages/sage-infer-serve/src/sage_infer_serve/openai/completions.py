@@ -33,7 +33,7 @@ _encode = msgspec.json.encode
 async def completions(service: Service, exchange: Exchange) -> None:
     request: CompletionRequest = await service.read(exchange, CompletionRequest)
     model = COMPLETION.model(service, request.model)
-    prompts = as_inputs(request.prompt, "prompt")
+    prompts = as_inputs(request.prompt, "prompt", request.n or 1)
     _refuse_what_nothing_does(request, prompts)
     params = sampling_params(
         request,

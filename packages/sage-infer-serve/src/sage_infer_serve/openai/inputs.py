@@ -6,18 +6,25 @@ from typing import Any
 
 from sage_infer_serve.http.errors import wrong_request
 
-__all__ = ["as_inputs"]
+__all__ = ["MOST_INPUTS", "as_inputs"]
+
+MOST_INPUTS = 2048
 
 
-def as_inputs(given: str | list[Any], name: str) -> list[str | list[int]]:
+def as_inputs(given: str | list[Any], name: str, n: int = 1) -> list[str | list[int]]:
     """A list of texts and lists of token ids; a flat list of token ids is one input.
 
     Raises:
-        HTTPError: an input is empty, or token ids and other inputs stand beside each other.
+        HTTPError: an input is empty, token ids and other inputs stand beside each other, or there are too many, ``n``
+            completions of each.
     """
     inputs: list[Any] = [given] if isinstance(given, str) else given
-    if inputs and all(isinstance(item, int) for item in inputs):
+    if inputs and isinstance(inputs[0], int) and all(isinstance(item, int) for item in inputs):
         inputs = [inputs]
+    if len(inputs) * n > MOST_INPUTS:
+        times = f" times n = {n}" if n > 1 else ""
+        message = f"{name}: {len(inputs)} inputs{times} are more than {MOST_INPUTS}; split them into several requests"
+        raise wrong_request(message, name)
     for index, item in enumerate(inputs):
         where = name if isinstance(given, str) else f"{name}[{index}]"
         if isinstance(item, int):

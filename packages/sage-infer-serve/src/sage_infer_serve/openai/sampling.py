@@ -15,6 +15,9 @@ __all__ = ["guided_by", "sampling_params"]
 
 _TOP_P_GREEDY = 1e-9  # OpenAI takes 0, which leaves the likeliest token alone, as this does
 _SEED_MASK = 2**63 - 1
+_KEPT_STOPS = (
+    256  # characters of stop texts up to which parameters are kept: what clients send is kept by size
+)
 
 
 def sampling_params(
@@ -54,7 +57,7 @@ def sampling_params(
         "logprobs": logprobs,
     }
     given = tuple(item for item in values.items() if item[1] is not None)
-    if guided is None:
+    if guided is None and not request.stop_token_ids and sum(map(len, values["stop"] or ())) <= _KEPT_STOPS:
         return _without_guide(given)
     return SamplingParams(guided=guided, **dict(given))
 

@@ -19,11 +19,16 @@ __all__ = [
     "ResponseFormat", "Sampling", "StreamOptions", "TokenizeRequest", "Tool", "decode",
 ]  # fmt: skip
 
+# Bounds on numbers of things, which a body of a few megabytes could otherwise make cost minutes.
+_MESSAGES, _PARTS, _CALLS, _TOOLS = 4096, 1024, 256, 1024
+
 Name = Annotated[str, Meta(min_length=1)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=512)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Tokens = Annotated[list[TokenId], Meta(min_length=1)]
-StopText = Annotated[str, Meta(min_length=1)]
+_TOKENS = 4_194_304  # of one text, in more than any model's context
+Tokens = Annotated[list[TokenId], Meta(min_length=1, max_length=_TOKENS)]
+StopText = Annotated[str, Meta(min_length=1, max_length=1024)]
 JsonObject = dict[str, Any]
 
 
@@ -40,7 +45,7 @@ class Tool(Struct):
 
 
 class FunctionName(Struct):
-    name: Name
+    name: ModelName
 
 
 class NamedTool(Struct):
@@ -49,7 +54,7 @@ class NamedTool(Struct):
 
 
 class CalledFunction(Struct):
-    name: Name
+    name: ModelName
     arguments: str
 
 
@@ -73,9 +78,9 @@ class ContentPart(Struct):
 
 class Message(Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[ContentPart], Meta(min_length=1)] | None = None
+    content: str | Annotated[list[ContentPart], Meta(min_length=1, max_length=_PARTS)] | None = None
     name: str | None = None
-    tool_calls: list[Called] | None = None
+    tool_calls: Annotated[list[Called], Meta(max_length=_CALLS)] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
 
@@ -102,7 +107,7 @@ class Sampling(Struct, kw_only=True):
     vLLM has. Without ``model`` the default one answers.
     """
 
-    model: Name | None = None
+    model: ModelName | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
@@ -119,7 +124,7 @@ class Sampling(Struct, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=4096)] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     guided_json: JsonObject | None = None
@@ -132,21 +137,21 @@ class Sampling(Struct, kw_only=True):
 
 
 class ChatRequest(Sampling, kw_only=True):
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=_MESSAGES)]
     max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     modalities: list[Literal["text", "audio"]] | None = None
-    functions: list[JsonObject] | None = None
+    functions: Annotated[list[JsonObject], Meta(max_length=_TOOLS)] | None = None
     function_call: str | JsonObject | None = None
 
 
 class CompletionRequest(Sampling, kw_only=True):
-    prompt: str | Annotated[list[str | TokenId | Tokens], Meta(min_length=1)]
+    prompt: str | Annotated[list[str | TokenId | Tokens], Meta(min_length=1, max_length=_TOKENS)]
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     echo: bool | None = None
     best_of: Annotated[int, Meta(ge=1, le=20)] | None = None
@@ -156,7 +161,7 @@ class CompletionRequest(Sampling, kw_only=True):
 class EmbeddingRequest(Struct, kw_only=True):
     """``truncate`` is an extension: keep the beginning of texts that are too long, as Jina's API names it."""
 
-    model: Name | None = None
+    model: ModelName | None = None
     input: str | Annotated[list[str | TokenId | Tokens], Meta(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
@@ -171,7 +176,7 @@ class Document(Struct):
 class RerankRequest(Struct, kw_only=True):
     """Jina's form (https://api.jina.ai/redoc#tag/rerank), which Cohere's second version is a part of."""
 
-    model: Name | None = None
+    model: ModelName | None = None
     query: Name
     documents: Annotated[list[Name | Document], Meta(min_length=1, max_length=10_000)]
     top_n: Annotated[int, Meta(ge=1)] | None = None
@@ -181,16 +186,16 @@ class RerankRequest(Struct, kw_only=True):
 class TokenizeRequest(Struct, kw_only=True):
     """vLLM's form: a prompt, or a chat."""
 
-    model: Name | None = None
+    model: ModelName | None = None
     prompt: Name | None = None
-    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
-    tools: list[Tool] | None = None
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=_MESSAGES)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=_TOOLS)] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
 
 class DetokenizeRequest(Struct, kw_only=True):
-    model: Name | None = None
+    model: ModelName | None = None
     tokens: Tokens
 
 

@@ -1,0 +1,60 @@
+"""What one request may ask for has bounds, and they are looked at before anything takes long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gateway_served import Served
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+SAY: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, {"messages": SAY * 5000}, "messages"),
+        (CHAT, {"messages": SAY, "model": "m" * 100_000}, "model"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 2000}]},
+            "content",
+        ),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [CALL] * 1000}]}, "tool_calls"),
+        (CHAT, {"messages": SAY, "tools": [TOOL] * 2000}, "tools"),
+        (CHAT, {"messages": SAY, "stop": "x" * 5000}, "stop"),
+        (CHAT, {"messages": SAY, "stop": ["x"] * 100}, "stop"),
+        (CHAT, {"messages": SAY, "stop_token_ids": [1] * 10_000}, "stop_token_ids"),
+        (CHAT, {"messages": SAY, "guided_choice": [str(i) for i in range(10_000)]}, "guided"),
+        (CHAT, {"messages": SAY, "guided_regex": "a" * 100_000}, "guided"),
+        (CHAT, {"messages": SAY, "guided_grammar": "a" * 1_000_000}, "guided"),
+        (CHAT, {"messages": SAY, "guided_json": {"enum": list(range(50_000))}}, "guided"),
+        (CHAT, {"messages": SAY, "tools": [{"type": "function", "function": {"name": "x" * 1000}}]}, "name"),
+        (COMPLETIONS, {"prompt": ["a"] * 5000}, "prompt"),
+        (COMPLETIONS, {"prompt": ["a"] * 100, "n": 100}, "prompt"),
+        (COMPLETIONS, {"prompt": [[1]] * 5000}, "prompt"),
+        ("/v1/embeddings", {"model": "vectors", "input": ["a"] * 5000}, "input"),
+        ("/v1/rerank", {"model": "scores", "query": "a", "documents": ["a"] * 20_000}, "documents"),
+        ("/tokenize", {"messages": SAY * 5000}, "messages"),
+    ],
+)
+def test_too_many_or_too_long(served: Served, path: str, body: dict[str, Any], param: str) -> None:
+    answer = served.post(path, {"model": "echo", **body})
+    assert answer.status == 400, answer.body[:300]
+    assert param in answer.error["message"] + str(answer.error["param"])
+    assert len(answer.body) < 1000
+    assert served.chat().status == 200
+
+
+def test_what_clients_send_is_not_kept_by_number(served: Served) -> None:
+    """Parameters are kept for the next request that asks for the same, but not those with long texts."""
+    from sage_infer_serve.openai.sampling import _without_guide
+
+    before = _without_guide.cache_info().currsize
+    for i in range(20):
+        assert served.chat(stop=[f"{i}" * 300]).status == 200
+        assert served.chat(stop_token_ids=list(range(i + 1))).status == 200
+    assert _without_guide.cache_info().currsize == before
