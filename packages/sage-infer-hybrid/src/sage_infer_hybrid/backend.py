@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Generator, Mapping, Sequence
 from typing import Any, get_args
 
-from sage_infer.checks import Choice
 from sage_infer.contracts import (
     ChatAnswer,
     ChatMessage,
@@ -33,6 +32,7 @@ from sage_infer.schemas import (
     SamplingParams,
 )
 from sage_infer.schemas.capability import SharingMode
+from sage_infer.sdk.fields import Choice
 from sage_infer_planning.estimate import GIB
 from sage_infer_planning.memory_planner import MemoryPlan
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
-from sage_infer.checks import Each, Entries, Integer, Json, Number, Text, as_tuple, optional
 from sage_infer.errors import InvalidRequest
 from sage_infer.quantization import as_quant_profile
 from sage_infer.schemas import ModelDescriptor, QuantizationProfile
+from sage_infer.sdk.fields import Each, Entries, Integer, Json, Number, Text, as_tuple, optional
 
 __all__ = ["ModelConfig", "as_config"]
 

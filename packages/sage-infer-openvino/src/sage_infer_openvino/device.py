@@ -8,9 +8,9 @@ import re
 from typing import Any
 
 import numpy as np
-from sage_infer.checks import Text
 from sage_infer.errors import CapabilityMismatch, UnsupportedFeature
 from sage_infer.names import Precision
+from sage_infer.sdk.fields import Text
 from sage_infer.system import usable_cpus, usable_threads
 
 from sage_infer_openvino.ov_runtime import ops, ov

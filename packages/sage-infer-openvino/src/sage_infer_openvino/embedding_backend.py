@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from attrs import field, frozen
-from sage_infer.checks import Choice, Integer, Text, optional
 from sage_infer.contracts import (
     EngineStats,
     Health,
@@ -30,6 +29,7 @@ from sage_infer.schemas import (
     Usage,
 )
 from sage_infer.sdk import check_claims
+from sage_infer.sdk.fields import Choice, Integer, Text, optional
 
 from sage_infer_openvino.device import DEVICE, hardware_of
 from sage_infer_openvino.encoder.calls import OpenCall, OpenCalls

@@ -10,8 +10,8 @@ from pathlib import Path
 from attrs import frozen
 from platformdirs import user_cache_dir
 from sage_infer.contracts import ProgressReport
-from sage_infer.models.prepared import Progress
 from sage_infer.schemas import DecodeState, ModelDescriptor, RequestOptions, SamplingParams
+from sage_infer.sdk.prepared import Progress
 
 from sage_infer_openvino.engine.decode_state import StateKeeper
 from sage_infer_openvino.engine.engine import DecoderEngine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from attrs import field, frozen
-from sage_infer.checks import Choice, Flag, Integer, Number, Text, optional
+from sage_infer.sdk.fields import Choice, Flag, Integer, Number, Text, optional
 
 from sage_infer_openvino.device import DEVICE
 from sage_infer_openvino.models.weight_format import WeightFormat

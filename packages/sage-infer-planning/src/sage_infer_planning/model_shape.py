@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 from sage_infer.errors import ModelFileError
-from sage_infer.models.gguf_metadata import read_metadata
+from sage_infer.sdk.gguf import read_metadata
 
 __all__ = ["ModelShape", "read_shape", "shape_of_config"]
 

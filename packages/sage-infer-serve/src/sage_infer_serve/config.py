@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from attrs import field, frozen
-from sage_infer.checks import Choice, Each, Flag, Integer, Json, Number, Text, as_tuple, optional
 from sage_infer.schemas.capability import SharingMode
+from sage_infer.sdk.fields import Choice, Each, Flag, Integer, Json, Number, Text, as_tuple, optional
 
 __all__ = ["TEMPLATE", "Serve"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attrs import asdict, field, frozen
-from sage_infer.checks import Flag
+from sage_infer.sdk.fields import Flag
 
 from sage_infer_serve.config import Serve
 

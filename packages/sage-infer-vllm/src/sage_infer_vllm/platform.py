@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from attrs import field, frozen
-from sage_infer.checks import Each, Entries, Instance, Integer, Number, Text, as_tuple, optional
 from sage_infer.names import hardware_name
+from sage_infer.sdk.fields import Each, Entries, Instance, Integer, Number, Text, as_tuple, optional
 
 __all__ = ["UPSTREAM", "Platform", "QuantizationMethod"]
 

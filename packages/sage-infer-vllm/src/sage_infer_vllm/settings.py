@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from attrs import field, frozen
-from sage_infer.checks import Choice, Entries, Flag, Integer, Number, Text, optional
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import ModelDescriptor
+from sage_infer.sdk.fields import Choice, Entries, Flag, Integer, Number, Text, optional
 
 from sage_infer_vllm.platform import Platform
 

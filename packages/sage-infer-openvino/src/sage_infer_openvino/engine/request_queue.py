@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, SageInferError
+from sage_infer.sdk.admission import RetryEstimate
 
 __all__ = ["Command", "RequestQueue"]
 
 Command = Callable[[], None]
 
 _LONGEST_WAIT_S = 3600.0  # a thread cannot wait for any number of seconds
-_RETRY_S = (0.05, 30.0)
 
 
 class RequestQueue:
@@ -26,7 +25,7 @@ class RequestQueue:
         self._lock = threading.Lock()  # guards the next two
         self._ids: set[str] = set()
         self._stopped: SageInferError | None = None
-        self._last_end, self._end_interval = time.perf_counter(), 1.0
+        self._retry = RetryEstimate()
 
     # --- from any thread
 
@@ -63,8 +62,7 @@ class RequestQueue:
     @property
     def retry_after(self) -> float:
         """Seconds until a request is likely to have ended, by how often they did lately."""
-        shortest, longest = _RETRY_S
-        return min(max(self._end_interval, shortest), longest)
+        return self._retry.retry_after
 
     # --- from the engine thread
 
@@ -87,9 +85,7 @@ class RequestQueue:
 
     def close(self, request_id: str) -> None:
         """Forget an id: its request has ended."""
-        now = time.perf_counter()
-        self._end_interval += 0.1 * (now - self._last_end - self._end_interval)
-        self._last_end = now
+        self._retry.ended()
         with self._lock:
             self._ids.discard(request_id)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 from sage_infer.errors import ModelFileError
-from sage_infer.models.prepared import PreparedCache, Progress
+from sage_infer.sdk.prepared import PreparedCache, Progress
 
 from sage_infer_openvino.models.decoder_graph import build_decoder
 from sage_infer_openvino.models.decoder_weights import DecoderConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sage_infer.errors import ModelFileError, UnsupportedFeature
-from sage_infer.models.prepared import Progress
+from sage_infer.sdk.prepared import Progress
 
 __all__ = ["convert"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from platformdirs import user_cache_dir
 from sage_infer.errors import ModelFileError
-from sage_infer.models.contents import inspect_model
-from sage_infer.models.prepared import PreparedCache, Progress
+from sage_infer.models import inspect_model
 from sage_infer.schemas import ModelDescriptor
+from sage_infer.sdk.prepared import PreparedCache, Progress
 
 __all__ = ["default_cache_dir", "loadable_folder", "prepare"]
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from sage_infer.errors import InvalidRequest, Overloaded, RequestCancelled, SageInferError
+from sage_infer.sdk.admission import RetryEstimate
 
 from sage_infer_vllm.requests.delivery import Delivery
 from sage_infer_vllm.requests.pooling import PoolingCall
 
 __all__ = ["OpenRequests"]
 
-_RETRY_S = (0.1, 30.0)  # shortest and longest wait that is suggested
+_SHORTEST_RETRY_S = 0.1
 
 
 class OpenRequests:
@@ -30,7 +30,7 @@ class OpenRequests:
         self._calls: dict[str, PoolingCall] = {}
         self._waiters: list[asyncio.Future[None]] = []
         self._failed: Callable[[str], SageInferError] | None = None
-        self._last_end, self._end_interval = time.perf_counter(), 1.0
+        self._retry = RetryEstimate(shortest_s=_SHORTEST_RETRY_S)
 
     def __len__(self) -> int:
         return len(self._open) + sum(call.texts for call in self._calls.values())
@@ -160,7 +160,7 @@ class OpenRequests:
     def _overloaded(self) -> Overloaded:
         return Overloaded(
             f"{len(self)} requests are open, and the limit is {self._max_open}; try again later",
-            retry_after=min(max(self._end_interval, _RETRY_S[0]), _RETRY_S[1]),
+            retry_after=self._retry.retry_after,
         )
 
     def _cancelled(self, delivery: Delivery) -> None:
@@ -190,6 +190,4 @@ class OpenRequests:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        now = time.perf_counter()
-        self._end_interval += 0.1 * (now - self._last_end - self._end_interval)
-        self._last_end = now
+        self._retry.ended()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from sage_infer.errors import ConfigError
-from sage_infer.models.prepared import PreparedCache
+from sage_infer.sdk.prepared import PreparedCache
 
 IDENTITY = {"model": "a", "sizes": [1, 2], "pair": ["x", 3]}
 
@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 RACE = """
 import os, sys, time
-from sage_infer.models.prepared import PreparedCache
+from sage_infer.sdk.prepared import PreparedCache
 
 def build(folder):
     (folder / "weights.bin").write_bytes(b"a" * 100_000)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sage_infer.errors import ModelFileError
-from sage_infer.models.gguf_metadata import read_metadata
+from sage_infer.sdk.gguf import read_metadata
 
 CODES = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 7: "<?", 10: "<Q", 11: "<q"}
 Entry = tuple[int, object]
@@ -80,24 +80,27 @@ def test_a_file_that_was_cut_anywhere_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "cut.gguf"
     for length in range(len(whole)):
         file.write_bytes(whole[:length])
-        with pytest.raises(ModelFileError, match="cannot be read as a GGUF file"):
+        with pytest.raises(ModelFileError, match=r"cut\.gguf: (not a GGUF|truncated|the file is empty)"):
             read_metadata(file)
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "message"),
     [
-        gguf({}, magic=b"GGML"),
-        gguf({}, version=9),
-        gguf({})[:16] + struct.pack("<Q", 1) + string("k") + b"c\0\0\0",
+        (gguf({}, magic=b"GGML"), "not a GGUF file"),
+        (gguf({}, version=9), "GGUF version 9 is not supported"),
+        (gguf({})[:16] + struct.pack("<Q", 1) + string("k") + b"c\0\0\0", "unknown value type 99"),
+        (gguf({"k": (9, (99, []))}), "unknown value type 99"),
+        (gguf({})[:16] + struct.pack("<Q", 1) + string("k") + struct.pack("<I", 9)
+         + struct.pack("<IQ", 9, 1) * 20 + struct.pack("<IQ", 4, 0), "nested too deeply"),
     ],
-)
-def test_what_is_no_gguf_file_is_refused(tmp_path: Path, data: bytes) -> None:
+)  # fmt: skip
+def test_what_is_no_gguf_file_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "m.gguf").write_bytes(data)
-    with pytest.raises(ModelFileError, match="cannot be read as a GGUF file"):
+    with pytest.raises(ModelFileError, match=message):
         read_metadata(tmp_path / "m.gguf")
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="cannot be read as a GGUF file"):
+    with pytest.raises(ModelFileError, match=r"none\.gguf: cannot be read: No such file"):
         read_metadata(tmp_path / "none.gguf")

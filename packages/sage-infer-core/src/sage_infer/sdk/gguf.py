@@ -1,0 +1,188 @@
+"""Reads the header of a GGUF file, its metadata and list of tensors, without numpy.
+
+Every length is checked against the file's size: a copy that stopped half way is refused with the sizes that it should
+and does have, and a corrupt count is not looped over. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from sage_infer.errors import ModelFileError
+
+__all__ = ["GgufHeader", "TensorInfo", "read_metadata"]
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_SMALLEST_TENSOR_INFO = 24
+_SMALLEST_FIELD = 13
+_MAX_RANK = 8
+_MAX_DEPTH = 8  # of lists in lists
+
+
+@frozen
+class TensorInfo:
+    """A tensor as the header lists it.
+
+    Attributes:
+        shape: in NumPy order, rows first.
+        type: GGML's number of the tensor's type.
+        offset: bytes from ``GgufHeader.data_start``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+
+
+class GgufHeader:
+    """The header of one file.
+
+    Attributes:
+        path: the file.
+        size: its size in bytes.
+        data: the whole file as a read-only memory map, which lives as long as anything that refers to it.
+        metadata: int, float, bool, str or list by key; without ``lists``, a list is ``KEY#`` with its length.
+        tensors: in the order of the file.
+        data_start: where the tensors' bytes begin.
+
+    Raises:
+        ModelFileError: the file cannot be read, is no little-endian GGUF of version 2 or 3, or ends too soon.
+    """
+
+    def __init__(self, path: str | Path, *, lists: bool = True) -> None:
+        self.path = Path(path)
+        self._lists = lists
+        try:
+            self.size = self.path.stat().st_size
+            if self.size == 0:
+                raise ModelFileError(
+                    f"{self.path}: the file is empty (0 bytes), expected a GGUF model; fetch it again"
+                )
+            with self.path.open("rb") as file:
+                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise ModelFileError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        self._at = 0
+        self.metadata: dict[str, Any] = {}
+        self.tensors: list[TensorInfo] = []
+        self.data_start = 0
+        self._read()
+
+    def _read(self) -> None:
+        if self.data[:4] != b"GGUF":
+            begins = self.data[:8]
+            raise ModelFileError(f"{self.path}: not a GGUF file (begins with {begins!r}, expected b'GGUF')")
+        self._at = 4
+        version = self._scalar("I")
+        if version not in (2, 3):
+            raise ModelFileError(
+                f"{self.path}: GGUF version {version} is not supported (2 and 3, little-endian, are); "
+                "convert it again"
+            )
+        tensor_count, field_count = self._scalar("Q"), self._scalar("Q")
+        self._room(tensor_count * _SMALLEST_TENSOR_INFO + field_count * _SMALLEST_FIELD)
+        for _ in range(field_count):
+            key, kind = self._string(), self._scalar("I")
+            if kind == _ARRAY and not self._lists:
+                self.metadata[f"{key}#"] = self._skip_list()
+            else:
+                self.metadata[key] = self._value(kind)
+        self.tensors = [self._tensor_info() for _ in range(tensor_count)]
+        alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
+            raise ModelFileError(f"{self.path}: general.alignment is {alignment!r}, expected a power of two")
+        self.data_start = -(-self._at // alignment) * alignment
+
+    def _tensor_info(self) -> TensorInfo:
+        name = self._string()
+        rank = self._scalar("I")
+        if rank > _MAX_RANK:
+            raise ModelFileError(
+                f"{self.path}: tensor {name!r} claims {rank} dimensions; the file is corrupt"
+            )
+        shape = tuple(reversed([self._scalar("Q") for _ in range(rank)]))
+        return TensorInfo(name, shape, self._scalar("I"), self._scalar("Q"))
+
+    def _room(self, needed: int) -> None:
+        if self._at + needed > self.size:
+            raise ModelFileError(
+                f"{self.path}: truncated or corrupt inside its metadata: at least {self._at + needed:,} "
+                f"bytes expected, the file has {self.size:,}; fetch it again"
+            )
+
+    def _scalar(self, code: str) -> Any:
+        size = struct.calcsize("<" + code)
+        self._room(size)
+        (value,) = struct.unpack_from("<" + code, self.data, self._at)
+        self._at += size
+        return value
+
+    def _string(self) -> str:
+        length = self._scalar("Q")
+        self._room(length)
+        data = self.data[self._at : self._at + length]
+        self._at += length
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelFileError(
+                f"{self.path}: text at byte {self._at - length:,} is not UTF-8; the file is corrupt"
+            ) from error
+
+    def _value(self, kind: int, depth: int = 0) -> Any:
+        if kind in _SCALARS:
+            return self._scalar(_SCALARS[kind])
+        if kind == _STRING:
+            return self._string()
+        item, length = self._list_head(kind, depth)
+        if item in _SCALARS:
+            self._room(struct.calcsize("<" + _SCALARS[item]) * length)
+            values = list(struct.unpack_from(f"<{length}{_SCALARS[item]}", self.data, self._at))
+            self._at += struct.calcsize("<" + _SCALARS[item]) * length
+            return values
+        self._room(8 * length)
+        return [self._value(item, depth + 1) for _ in range(length)]
+
+    def _skip_list(self, depth: int = 0) -> int:
+        item, length = self._list_head(_ARRAY, depth)
+        if item in _SCALARS:
+            size = struct.calcsize("<" + _SCALARS[item]) * length
+            self._room(size)
+            self._at += size
+            return length
+        self._room(8 * length)
+        for _ in range(length):
+            if item == _STRING:
+                size = self._scalar("Q")
+                self._room(size)
+                self._at += size
+            else:
+                self._skip_list(depth + 1)
+        return length
+
+    def _list_head(self, kind: int, depth: int) -> tuple[int, int]:
+        if kind != _ARRAY or depth > _MAX_DEPTH:
+            what = f"the unknown value type {kind}" if kind != _ARRAY else "lists that are nested too deeply"
+            raise ModelFileError(f"{self.path}: metadata has {what}; the file is corrupt")
+        item, length = self._scalar("I"), self._scalar("Q")
+        if item not in _SCALARS and item not in (_STRING, _ARRAY):
+            raise ModelFileError(
+                f"{self.path}: metadata has the unknown value type {item}; the file is corrupt"
+            )
+        return item, length
+
+
+def read_metadata(path: str | Path) -> dict[str, int | float | bool | str]:
+    """Scalars and texts by key; of a list only its length, as ``KEY#``.
+
+    Raises:
+        ModelFileError: it cannot be read, or is no GGUF file.
+    """
+    return GgufHeader(path, lists=False).metadata
