@@ -21,7 +21,8 @@ from sage_infer_testing.waiting import eventually
 __all__ = ["EventTests"]
 
 _PAGES = 3  # of each prompt here
-_MOST_PROMPTS = 128  # to make an engine evict something
+_DIGITS = 8  # tokens at a prompt's beginning that write its number
+_MOST_TOKENS = 4096  # of KV, to be filled so that an engine evicts something
 
 Held = dict[bytes, tuple[bytes | None, tuple[int, ...]]]
 
@@ -32,14 +33,13 @@ class EventTests(GenerationSuite, kit=True):
     async def fresh_prompt(self, backend: Any, number: int) -> list[int]:
         """Token ids of a few pages that no other prompt begins with."""
         ids = await self.first_prompt_ids(backend)
-        length = min(
-            _PAGES * backend.get_kv_schema().page_size + 1, backend.get_capability().max_sequence_length - 4
-        )
-        base = max(len(ids), 2)
-        digits = [number // base**place % len(ids) for place in range(8)]
-        return [ids[digit] for digit in digits][:length] + [
-            ids[(at * at + number) % len(ids)] for at in range(length - 8)
-        ]
+        size = backend.get_kv_schema().page_size
+        length = min(_PAGES * size + 1, backend.get_capability().max_sequence_length - 4)
+        if length <= size:
+            pytest.skip(f"a page of {size} tokens does not fit into the sequence limit")
+        first = [ids[number // len(ids) ** place % len(ids)] for place in range(_DIGITS)]
+        rest = [ids[(at * at + number) % len(ids)] for at in range(length)]
+        return [*first, *rest][:length]
 
     def pages(self, backend: Any, stored: Iterable[KVStored]) -> Held:
         """Each block with its parent and tokens; fails where a run does not add up."""
@@ -158,16 +158,17 @@ class EventTests(GenerationSuite, kit=True):
 
         How to fix: report the key when the block is taken for something else.
         """
-        total = backend.stats().kv_blocks_total
-        if total > _PAGES * _MOST_PROMPTS:
-            pytest.skip(f"{total} KV blocks are too many to fill in a test")
+        total, size = backend.stats().kv_blocks_total, backend.get_kv_schema().page_size
+        if total * size > _MOST_TOKENS:
+            pytest.skip(f"{total} KV blocks of {size} tokens are too many to fill in a test")
+        prompts = total // _PAGES + 2
         async with self.followed(backend) as (snapshot, events):
-            for number in range(2000, 2000 + _MOST_PROMPTS):
+            for number in range(2000, 2000 + prompts):
                 await generate_one(backend, await self.fresh_prompt(backend, number), greedy(1))
                 if any(event.removed or event.cleared for event in events):
                     break
             else:
-                pytest.fail(f"{_MOST_PROMPTS} prompts of {_PAGES} pages in {total} blocks removed nothing")
+                pytest.fail(f"{prompts} prompts of {_PAGES} pages in {total} blocks removed nothing")
             await self.idle(backend)
             later = await self.caught_up(backend, snapshot, events)
         stored: set[bytes] = set()
