@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from gateway_backend import EchoBackend
-from gateway_served import Served, chat_body, request_bytes
+from gateway_served import Served, chat_body, read_head, request_bytes
 from hypothesis import given
 from hypothesis import strategies as st
-from sage_infer.errors import ConfigError
+from sage_infer.errors import ConfigError, EngineDead
 from sage_infer_serve.http.auth import APIKey, KeyLimits, Keys, add_key, read_keys, remove_key
 from sage_infer_serve.http.errors import HTTPError
 from sage_infer_serve.server import check_settings
@@ -123,6 +123,30 @@ def test_tokens_a_minute() -> None:
         key.admit()
     clock.now += 61
     key.admit()
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+@pytest.mark.parametrize("how", ["hangs up", "engine fails"])
+def test_tokens_are_charged_as_they_are_generated(
+    backend: EchoBackend, serve: Callable[..., Served], is_streamed: bool, how: str
+) -> None:
+    """Who does not wait for the end, or does not get one, has paid for what there was."""
+    digest = hashlib.sha256(b"k").digest()
+    key = APIKey("ann", digest, KeyLimits(tokens_per_minute=1000), Clock())
+    served = serve(backend, keys=[key])
+    body = chat_body(" ".join(["word"] * 3000), stream=is_streamed)
+    request = request_bytes("/v1/chat/completions", body, "Authorization: Bearer k")
+    with served.connect() as connection:
+        if how == "engine fails":
+            backend.fail = EngineDead("killed")
+            connection.sendall(request)
+            read_head(connection)
+        else:
+            connection.sendall(request)
+            served.until(lambda: key._tokens is not None and key._tokens._left < 0, "nothing was charged")
+    served.until(lambda: not served.gateway.service.open, "the request is still open")
+    refused = served.post("/v1/chat/completions", chat_body(), authorization="Bearer k")
+    assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
 
 
 def test_requests_at_once(backend: EchoBackend, serve: Callable[..., Served]) -> None:

@@ -11,6 +11,7 @@ from sage_infer.errors import UnsupportedFeature
 from sage_infer.names import GENERATING, ModelType
 from sage_infer.schemas import SamplingParams, Usage
 
+from sage_infer_serve.http.auth import APIKey
 from sage_infer_serve.http.errors import HTTPError, wrong_request
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.service import Service
@@ -54,6 +55,8 @@ class Operation:
         return next((i for i in fitting if backend.get_model_status(i).state == "ready"), fitting[0])
 
 
+_BYTES_PER_TOKEN = 4
+
 CHAT = Operation("chat", "chat", GENERATING)
 COMPLETION = Operation("text_completion", "complete text", GENERATING)
 EMBEDDING = Operation("embeddings", "embed", ("embedding",))
@@ -69,7 +72,17 @@ class Work:
         HTTPError: 404 where the backend refused because the model is of another kind.
     """
 
-    __slots__ = ("_ended", "_exchange", "_model", "_operation", "_service", "_span", "_watch", "tokens")
+    __slots__ = (
+        "_charged",
+        "_ended",
+        "_exchange",
+        "_model",
+        "_operation",
+        "_service",
+        "_span",
+        "_watch",
+        "tokens",
+    )
 
     def __init__(
         self,
@@ -87,12 +100,26 @@ class Work:
         self.tokens: Callable[[int], None] = self._watch.tokens
         self._span: Span | None = None
         self._ended = False
+        self._charged = 0
+        if exchange.key is not None and exchange.key.counts_tokens:
+            self.tokens = self._charging(exchange.key)
         if service.tracing is not None:
             span = service.tracing.begin(operation.name, model, exchange, params, is_streamed=is_streamed)
             self._span, self.tokens = span, self._reporting_the_first(span)
 
-    def _reporting_the_first(self, span: Span) -> Callable[[int], None]:
+    def _charging(self, key: APIKey) -> Callable[[int], None]:
+        """Tokens are the key's as they are generated, so that a client which hangs up pays for what it had."""
         tokens = self._watch.tokens
+
+        def charged(count: int) -> None:
+            self._charged += count
+            key.charge(count)
+            tokens(count)
+
+        return charged
+
+    def _reporting_the_first(self, span: Span) -> Callable[[int], None]:
+        tokens = self.tokens
 
         def first(count: int) -> None:
             span.first_token()
@@ -106,7 +133,7 @@ class Work:
         self._ended = True
         self._watch.end(usage, embedded=not self._operation.generates)
         if self._exchange.key is not None and usage is not None:
-            self._exchange.key.charge(usage.total_tokens)
+            self._exchange.key.charge(usage.total_tokens - self._charged)
         if self._span is not None:
             self._span.end(usage, finish_reasons)
 
@@ -118,6 +145,9 @@ class Work:
     ) -> None:
         if self._ended:
             return
+        if self._charged and self._exchange.key is not None:
+            # The prompt was computed as well, and only the end of a stream says how long it was.
+            self._exchange.key.charge(self._exchange.body_bytes // _BYTES_PER_TOKEN)
         if error is not None and self._exchange.model:
             self._watch.end(None, failed=True)
         if self._span is not None:

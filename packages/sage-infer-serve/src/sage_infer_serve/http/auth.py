@@ -98,6 +98,10 @@ class APIKey:
     def release(self) -> None:
         self.open -= 1
 
+    @property
+    def counts_tokens(self) -> bool:
+        return self._tokens is not None
+
     def charge(self, tokens: int) -> None:
         if self._tokens is not None:
             self._tokens.take(tokens)

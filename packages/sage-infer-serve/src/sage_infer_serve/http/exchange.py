@@ -35,6 +35,7 @@ class Exchange:
     Attributes:
         headers: the request's, by name in lower case.
         ended: the whole answer has been sent.
+        body_bytes: length of the request's body, once it was read.
         model: the model that answered, for metrics; empty until it is known to exist.
         status: the status sent, 0 before.
         failed: an error was sent inside a stream.
@@ -47,6 +48,7 @@ class Exchange:
         "_timer",
         "_watcher",
         "_wire",
+        "body_bytes",
         "ended",
         "extra_headers",
         "failed",
@@ -77,6 +79,7 @@ class Exchange:
         self.stopped: Stop | None = None
         self.extra_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.ended = False
+        self.body_bytes = 0
         self._wire: Wire | None = scope.get("extensions", {}).get(WIRE)  # None on other servers
         self.loop = asyncio.get_running_loop() if self._wire is None else self._wire.loop
         self._task = asyncio.current_task(self.loop)
@@ -105,6 +108,7 @@ class Exchange:
             size += len(parts[-1])
             if size > limit:
                 raise _too_large(limit)
+        self.body_bytes = size
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def watch(self) -> None:
