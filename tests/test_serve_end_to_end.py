@@ -149,7 +149,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
         return done.stderr.strip().splitlines()[-1]
 
-    assert "say --insecure" in run("--host", "0.0.0.0")
+    assert "use --insecure" in run("--host", "0.0.0.0")
     assert (
         "no such" in run("--llm", "no-such-model", "--port", "0").lower()
         or "no model" in run("--llm", "no-such-model", "--port", "0").lower()
@@ -157,4 +157,4 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
     assert "--llm wants NAME" in run("--llm", "@openvino", "--port", "0")
     assert "--sharing" in run("--sharing", "dice")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "take another one with --port" in run("--port", str(taken.getsockname()[1]))
+        assert "choose another with --port" in run("--port", str(taken.getsockname()[1]))

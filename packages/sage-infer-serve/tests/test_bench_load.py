@@ -108,12 +108,12 @@ async def cut_json(asked: Asked, writer: asyncio.StreamWriter) -> None:
     [
         (server.refuse("429 Too Many Requests", "the queue is full"), "HTTP 429: the queue is full"),
         (server.refuse("500 Internal Server Error", ""), "HTTP 500: "),
-        (server.stream(server.chat_chunk("half"), cut=True), "closed before the answer's end"),
-        (server.stream(server.chat_chunk("half")), "stream cut off"),
+        (server.stream(server.chat_chunk("half"), cut=True), "closed before the end of the response"),
+        (server.stream(server.chat_chunk("half")), "stream truncated"),
         (server.stream(server.chat_chunk("a"), server.event({"error": {"message": "dead"}})), "stream: dead"),
         (not_http, "not HTTP"),
         (never, "no complete answer within 0.05 s"),
-        (cut_json, "closed before the answer's end"),
+        (cut_json, "closed before the end of the response"),
     ],
 )
 def test_what_is_no_answer_is_an_error(reply: server.Reply, message: str) -> None:
@@ -363,7 +363,7 @@ def test_nobody_listens() -> None:
     ("status", "wanted", "error", "message"),
     [
         ("401 Unauthorized", "m", ConfigError, "OPENAI_API_KEY"),
-        ("403 Forbidden", None, ConfigError, "refuses the API key"),
+        ("403 Forbidden", None, ConfigError, "rejects the API key"),
         ("404 Not Found", None, InvalidRequest, "does not list its models.*--model"),
     ],
 )

@@ -122,7 +122,7 @@ def test_tool_calls_and_completions_count_too() -> None:
     ("data", "message"),
     [
         (b"", "stream without an answer"),
-        (delta(content="half"), "stream cut off"),
+        (delta(content="half"), "stream truncated"),
         (delta(content="half") + chunk(error={"message": "engine died"}), "stream: engine died"),
         (b"data: {not json\n\n", "not of this API"),
         (b'data: {"choices": 3}\n\n', "not of this API"),
@@ -362,7 +362,7 @@ def test_warnings_say_when_the_figures_are_the_load_generators_own() -> None:
     run.cpu_s = 9.5
     busy, late = report_on(run).warnings()
     assert "95% of a core" in busy
-    assert "after it was due" in late
+    assert "late (latencies" in late
 
 
 def test_table() -> None:
@@ -421,7 +421,7 @@ def test_a_drawing_has_a_panel_a_figure_and_marks_errors() -> None:
         "Time to first token",
         "Between chunks",
         "Whole request",
-        "Output tokens a second",
+        "Output tokens per second",
         "● 3 failed",
     ):
         assert panel in texts
@@ -431,6 +431,6 @@ def test_a_drawing_has_a_panel_a_figure_and_marks_errors() -> None:
 def test_a_drawing_of_errors_only() -> None:
     run = Run(began=0.0, ended=1.0, outcomes=[Outcome(due=0.0, sent=0.0, ended=0.5, error="no")])
     svg = draw("t", run, report_on(run))
-    assert "Requests a second" in svg
+    assert "Requests per second" in svg
     assert ET.fromstring(svg).get("height") is not None
     assert math.isfinite(float(ET.fromstring(svg).get("height", "nan")))

@@ -200,7 +200,7 @@ def test_models_memory_and_queue(backend: DashboardBackend) -> None:
     now = time.time()
     backend.states = {
         "vectors": ModelStatus(
-            model_id="vectors", state="failed", since=now - 120, reason="the weights are cut off"
+            model_id="vectors", state="failed", since=now - 120, reason="the weights are truncated"
         ),
         "scores": ModelStatus(
             model_id="scores", state="loading", since=now - 5, stage="reading weights", share=0.4
@@ -221,7 +221,7 @@ def test_models_memory_and_queue(backend: DashboardBackend) -> None:
     def act(driver: Any, gateway: Any) -> None:
         until(driver, shows("reading weights 40%", "#models"))
         models = text_of(driver, "#models")
-        assert "the weights are cut off" in models
+        assert "the weights are truncated" in models
         assert "2 min" in models
         memory = text_of(driver, "#memory")
         assert "20.0 GiB of 24.0 GiB may be used" in memory
@@ -271,7 +271,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(backend: DashboardBackend) 
         until(driver, shows("wants an API key", "#banner"))
         assert driver.execute_script("return document.activeElement.id") == "key"
         type_into(driver, "#key", "sk-wrong\n")
-        until(driver, shows("not known here", "#banner"))
+        until(driver, shows("unknown API key", "#banner"))
         type_into(driver, "#key", "sk-right\n")
         until(driver, shows("echo", "#models"))
         assert driver.execute_script("return document.querySelector('#banner').hidden")

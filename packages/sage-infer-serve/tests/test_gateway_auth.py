@@ -42,7 +42,7 @@ def test_a_key_is_kept_as_a_digest(tmp_path: Path) -> None:
 def test_names_are_unique_and_plain(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     add_key(file, "ann", KeyLimits())
-    with pytest.raises(ConfigError, match="has a key 'ann' already"):
+    with pytest.raises(ConfigError, match="already has a key 'ann'"):
         add_key(file, "ann", KeyLimits())
     with pytest.raises(ConfigError, match="letters, digits"):
         add_key(file, "ann\nbob", KeyLimits())
@@ -58,10 +58,10 @@ def test_names_are_unique_and_plain(tmp_path: Path) -> None:
         ("ann", "expected NAME sha256:HEX"),
         ("ann sha256:12", "64 hex digits"),
         ("ann sk-sage-plain", "expected NAME sha256:HEX"),
-        (f"ann sha256:{'0' * 64} speed=3", "a limit is one of requests_per_minute=N"),
+        (f"ann sha256:{'0' * 64} speed=3", "a limit must be one of requests_per_minute=N"),
         (f"ann sha256:{'0' * 64} concurrency=0", "got 'concurrency=0'"),
         (f"-x sha256:{'0' * 64}", "a key's name"),
-        (f"ann sha256:{'0' * 64}\nann sha256:{'1' * 64}", "there twice"),
+        (f"ann sha256:{'0' * 64}\nann sha256:{'1' * 64}", "is repeated"),
     ],
 )
 def test_mistakes_in_the_file_are_named_by_line(tmp_path: Path, line: str, message: str) -> None:
@@ -165,7 +165,7 @@ def test_requests_at_once(backend: EchoBackend, serve: Callable[..., Served]) ->
 
 def test_a_host_that_others_reach_needs_keys(tmp_path: Path) -> None:
     for host in ("0.0.0.0", "192.168.1.5", "::", "example.org"):
-        with pytest.raises(ConfigError, match="say --insecure"):
+        with pytest.raises(ConfigError, match="use --insecure"):
             check_settings(GatewaySettings(host=host))
         assert check_settings(GatewaySettings(host=host, insecure=True)) == []
     for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):

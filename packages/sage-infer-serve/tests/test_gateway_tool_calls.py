@@ -20,7 +20,7 @@ ANSWERS = {
     "Hermes": (f"<tool_call>\n{CALL}\n</tool_call>", "", 1),
     "Hermes, several": (f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call>", "", 2),
     "Hermes, with words": (f"I look it up. <tool_call>{CALL}</tool_call>", "I look it up.", 1),
-    "Hermes, cut off behind the call": (f"<tool_call>{CALL}", "", 1),
+    "Hermes, cut off after the call": (f"<tool_call>{CALL}", "", 1),
     "Mistral": (f"[TOOL_CALLS][{CALL}]", "", 1),
     "Mistral, several": (f"[TOOL_CALLS] [{CALL}, {CALL}]", "", 2),
     "Mistral from 2025": ("[TOOL_CALLS]weather[ARGS]" + json.dumps(ARGUMENTS), "", 1),

@@ -1,7 +1,7 @@
-"""The gateway as an ASGI application: from a request to its route, within limits, and from errors to answers.
+"""The gateway as an ASGI application: routing, limits, and conversion of errors to responses.
 
-No framework stands between the server and an endpoint: a dictionary finds the route, and what all of them need (keys,
-limits, time, disconnects, errors) happens here, once.
+No framework is used: a dictionary finds the route, and shared steps (keys, limits, timeouts, disconnects, errors)
+are implemented here once.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _CLIENT_GONE = 499  # nginx's status for it, in metrics and logs only
 
 
 class Gateway:
-    """An OpenAI-compatible API over one backend, which its caller starts and closes.
+    """An OpenAI-compatible API over one backend. The caller starts and closes the backend.
 
     Attributes:
-        service: what its endpoints work with.
+        service: shared state of its endpoints.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Gateway:
             await exchange.fail(wrong_request("the request is nested too deeply"))
         except Exception:
             log.exception("request %s failed", exchange.request_id)
-            message = f"internal error; the server's log has more under request {exchange.request_id}"
+            message = f"internal error; see the server's log for request {exchange.request_id}"
             await exchange.fail(HTTPError(500, message, kind="server_error", code="internal_error"))
         finally:
             self._account(exchange)
@@ -101,14 +101,14 @@ class Gateway:
             await route.handler(self.service, exchange)
 
     async def _work(self, exchange: Exchange, handler: Handler) -> None:
-        """Run what takes an engine's time, within the limits."""
+        """Run a request that uses an engine, within the limits."""
         if self.service.draining:
-            raise unavailable("the server is shutting down; ask another one", 1.0, code="shutting_down")
+            raise unavailable("the server is shutting down; use another one", 1.0, code="shutting_down")
         if self.service.loading:
             raise unavailable("models are being loaded; /health says how far", _LOADING_S, code="loading")
         limit = self.service.settings.max_open_requests
         if len(self.service.open) >= limit:
-            raise limited(f"{limit} requests are open already; try again", 1.0, code="overloaded")
+            raise limited(f"limit of {limit} open requests reached; retry later", 1.0, code="overloaded")
         if exchange.key is not None:
             exchange.key.admit()
         self.service.open.add(exchange)
@@ -128,20 +128,20 @@ class Gateway:
                 exchange.key.release()
 
     async def _stopped(self, exchange: Exchange) -> None:
-        """The exchange's task was cancelled by ``Exchange.stop``: tell the client why, where there still is one."""
+        """After ``Exchange.stop`` cancelled the exchange's task: send the reason to the client, if still connected."""
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()
         if exchange.stopped == "client":
             exchange.status = exchange.status or _CLIENT_GONE
         elif exchange.stopped == "body":
-            await exchange.fail(wrong_request("the body did not arrive in time; send it at once", status=408))
+            await exchange.fail(wrong_request("timed out waiting for the request body", status=408))
         elif exchange.stopped == "timeout":
             seconds = self.service.settings.request_timeout_s
-            message = f"the request took longer than {seconds:g} s; ask for fewer tokens, or raise the server's limit"
+            message = f"the request exceeded {seconds:g} s; request fewer tokens, or raise the server's limit"
             await exchange.fail(HTTPError(504, message, kind="server_error", code="timeout"))
         else:
-            message = "the server is shutting down; ask again in a moment"
+            message = "the server is shutting down; retry later"
             await exchange.fail(HTTPError(503, message, kind="server_error", code="shutting_down"))
 
     def _account(self, exchange: Exchange) -> None:
@@ -158,7 +158,7 @@ class Gateway:
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
-    """The server's start and end, of which nothing is made here."""
+    """Acknowledge the server's startup and shutdown events."""
     while (message := await receive())["type"] != "lifespan.shutdown":
         if message["type"] == "lifespan.startup":
             await send({"type": "lifespan.startup.complete"})

@@ -27,13 +27,13 @@ _GIB = 2**30
 def serve(
     llm: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[@BACKEND]", help="Model that generates; may be given again."),
+        typer.Option(metavar="NAME[@BACKEND]", help="Generating model; repeatable."),
     ] = None,
     embedding: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[@BACKEND]", help="Embedding model; may be given again.")
+        list[str] | None, typer.Option(metavar="NAME[@BACKEND]", help="Embedding model; repeatable.")
     ] = None,
     reranker: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[@BACKEND]", help="Reranker; may be given again.")
+        list[str] | None, typer.Option(metavar="NAME[@BACKEND]", help="Reranker; repeatable.")
     ] = None,
     quant_profile: Annotated[
         list[str] | None,
@@ -43,30 +43,33 @@ def serve(
         str | None, typer.Option(help="How models share a device: time_slice, mps or exclusive.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 selects a free one.")] = None,
     keys_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="API keys; `sage infer key add` makes them.")
+        str | None, typer.Option(metavar="FILE", help="File with API keys, written by `sage infer key add`.")
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let everybody who can reach the host use it without a key.")
+        bool,
+        typer.Option(
+            "--insecure", help="Allow access without API keys, even if others can reach the address."
+        ),
     ] = False,
     strict: Annotated[
-        bool | None, typer.Option("--strict/--no-strict", help="Refuse unknown fields of requests by name.")
+        bool | None, typer.Option("--strict/--no-strict", help="Reject unknown request fields by name.")
     ] = None,
     cors_origin: Annotated[
-        list[str] | None, typer.Option(metavar="ORIGIN", help="Web page that may ask; may be given again.")
+        list[str] | None, typer.Option(metavar="ORIGIN", help="Origin allowed by CORS; repeatable.")
     ] = None,
     log_requests: Annotated[
-        bool | None, typer.Option("--log-requests/--no-log-requests", help="A line for every request.")
+        bool | None, typer.Option("--log-requests/--no-log-requests", help="Log one line per request.")
     ] = None,
     tracing: Annotated[
         bool | None, typer.Option("--tracing/--no-tracing", help="OpenTelemetry traces by OTLP.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Serve models behind an OpenAI-compatible API until it is told to stop.
+    """Serve models behind an OpenAI-compatible API until stopped.
 
-    Without any model named, those of the configuration are served: its section `serve`, or else its default LLM and
+    Without model flags, the models of the configuration are served: its section `serve`, or its default LLM and
     embedding model.
     """
     from sage_infer.config import load_config
@@ -146,7 +149,7 @@ async def _serve(
 
         def on_drain(open_requests: int) -> None:
             note(
-                f"stopping: {open_requests} request(s) open; again to end them now"
+                f"stopping: {open_requests} request(s) open; repeat to cancel them"
                 if open_requests
                 else "stopping"
             )
@@ -163,12 +166,12 @@ def _hybrid_backend(arguments: dict[str, Any]) -> Any:
     from sage_infer.errors import BackendUnavailable
 
     if not any(row.name == "hybrid" for row in list_backends()):
-        raise BackendUnavailable("serving models takes another wheel: pip install sage-infer-hybrid")
+        raise BackendUnavailable("serving models requires another wheel: pip install sage-infer-hybrid")
     return create_backend("hybrid", serves="hybrid", **arguments)
 
 
 def _print_plan(backend: Any) -> None:
-    """The memory plan, and what was measured after loading."""
+    """The memory plan, and memory measured after loading."""
     plan, measured = backend.memory_plan(), backend.measured_bytes()
     rows = [
         [
@@ -199,7 +202,7 @@ def _print_url(backend: Any, url: str, keys: Iterable[APIKey]) -> None:
 
 
 def _example(backend: Any) -> tuple[str, str]:
-    """A path and a body for the first model."""
+    """An example path and body for the first model."""
     from sage_infer.names import GENERATING
 
     models = backend.list_models()

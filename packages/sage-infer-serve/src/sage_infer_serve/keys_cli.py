@@ -10,22 +10,24 @@ from sage_infer.cli.output import AsJson, note, print_json, print_table
 
 __all__ = ["add", "list_", "remove"]
 
-Name = Annotated[str, typer.Argument(help="Name of the key, for logs and for taking it back.")]
+Name = Annotated[str, typer.Argument(help="Name of the key, for logs and revocation.")]
 File = Annotated[
     Path | None,
-    typer.Option("--file", "-f", help="Keys file; `serve.keys_file` of the configuration otherwise."),
+    typer.Option("--file", "-f", help="Keys file; default: `serve.keys_file` of the configuration."),
 ]
 
 
 def add(
     name: Name,
     file: File = None,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Requests a minute.")] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Tokens a minute, in and out.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Requests per minute.")] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Tokens per minute, in and out.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Concurrent requests.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an API key. It is printed once; the file keeps its digest only."""
+    """Create an API key. It is printed once; the file stores only its digest."""
     from sage_infer_serve.http.auth import KeyLimits, add_key
 
     path = _path(file)
@@ -37,7 +39,7 @@ def add(
         print_json({"name": name, "key": key, "file": str(path)})
     else:
         print(key)
-        note(f"written to {path} as a digest; this is the only time that the key is shown")
+        note(f"digest written to {path}; the key is shown only this time")
 
 
 def list_(file: File = None, as_json: AsJson = False) -> None:
@@ -56,7 +58,7 @@ def list_(file: File = None, as_json: AsJson = False) -> None:
 
 
 def remove(name: Name, file: File = None) -> None:
-    """Take an API key back. A running server has to be started again."""
+    """Revoke an API key. A running server must be restarted."""
     from sage_infer_serve.http.auth import remove_key
 
     path = _path(file)
@@ -75,7 +77,5 @@ def _path(file: Path | None) -> Path:
     loaded = load_config()
     keys_file = loaded.section(Serve).keys_file
     if keys_file is None:
-        raise InvalidRequest(
-            "no keys file: name one with --file, or as `serve.keys_file` in the configuration"
-        )
+        raise InvalidRequest("no keys file: set --file, or `serve.keys_file` in the configuration")
     return loaded.path_value("serve.keys_file", keys_file)

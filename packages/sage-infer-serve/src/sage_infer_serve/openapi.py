@@ -1,4 +1,4 @@
-"""The API's description, OpenAPI 3.1, from the table of routes."""
+"""The OpenAPI 3.1 description, generated from the route table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ERROR = {"$ref": "#/components/schemas/Error"}
 
 
 def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
-    """The description of those routes that have a summary."""
+    """The description of all routes with a summary."""
     described = [route for route in routes if route.summary]
     kinds = sorted({route.request for route in described if route.request}, key=lambda kind: kind.__name__)
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
@@ -43,11 +43,11 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
 def _operation(route: Route, request: Mapping[str, Any] | None) -> dict[str, Any]:
     answers: dict[str, Any] = {
         "200": {"description": "The answer.", "content": _content(route)},
-        "4XX": _json("The request is wrong, or over a limit.", _ERROR),
+        "4XX": _json("The request is invalid or exceeds a limit.", _ERROR),
     }
     if route.is_counted or route.is_probe:
         form = route.answer if route.is_probe and route.answer is not None else _ERROR
-        answers["503"] = _json("Nothing can answer now.", form)
+        answers["503"] = _json("The service is unavailable.", form)
     operation: dict[str, Any] = {
         "summary": route.summary,
         "responses": answers,

@@ -1,10 +1,10 @@
-"""What this wheel brings to sage-infer. Imports nothing of the server."""
+"""Plug-in of this wheel. Does not import the server."""
 
 from sage_infer import CommandSpec, ConfigSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
 
-_KEYS = "API keys of the server: make, list and remove them."
+_KEYS = "API keys of the server."
 
 
 @hookimpl
@@ -21,7 +21,10 @@ def sage_infer_commands() -> list[CommandSpec]:
             summary="Measure an OpenAI-compatible server: latency and throughput.",
         ),
         CommandSpec(
-            path="infer key add", app="sage_infer_serve.keys_cli:add", summary="Make an API key.", group=_KEYS
+            path="infer key add",
+            app="sage_infer_serve.keys_cli:add",
+            summary="Create an API key.",
+            group=_KEYS,
         ),
         CommandSpec(
             path="infer key list",

@@ -1,4 +1,4 @@
-"""Every path of the gateway, in one table: what the router, the limits, the metrics and the API's description read."""
+"""Every path of the gateway in one table, shared by router, limits, metrics and API description."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _description() -> bytes:
 ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path="/v1/chat/completions", handler=chat_completions, request=ChatRequest,
-        summary="Answer a chat, whole or as a stream of events.",
+        summary="Answer a chat, complete or as an event stream.",
         answer=answers.CHAT_COMPLETION, streams=True, is_counted=True,
     ),
     Route(
@@ -57,11 +57,11 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="POST", path="/v1/rerank", handler=rerank, request=RerankRequest,
-        summary="Sort documents by relevance (Jina's form).", answer=answers.RERANKED, is_counted=True,
+        summary="Sort documents by relevance (Jina's format).", answer=answers.RERANKED, is_counted=True,
     ),
     Route(
         method="POST", path="/v2/rerank", handler=rerank, request=RerankRequest,
-        summary="Sort documents by relevance (Cohere's form).", answer=answers.RERANKED, is_counted=True,
+        summary="Sort documents by relevance (Cohere's format).", answer=answers.RERANKED, is_counted=True,
     ),
     Route(
         method="POST", path="/rerank", handler=rerank, request=RerankRequest,
@@ -86,7 +86,7 @@ ROUTES: tuple[Route, ...] = (
     Route(method="GET", path="/metrics", handler=probes.metrics, summary="Metrics in Prometheus' text format."),
     Route(
         method="GET", path="/dashboard/state", handler=probes.dashboard_state,
-        summary="Everything that the dashboard shows.", answer=answers.ANYTHING,
+        summary="Data of the dashboard.", answer=answers.ANYTHING,
     ),
     Route(
         method="GET", path="/openapi.json", handler=_openapi, summary="This document.", answer=answers.ANYTHING,

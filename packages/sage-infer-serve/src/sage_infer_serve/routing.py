@@ -1,4 +1,4 @@
-"""What a route is, and how a method and a path find theirs."""
+"""Routes, and the lookup by method and path."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Route:
 
     Attributes:
         method: ``GET`` also serves ``HEAD``.
-        path: with ``{name}`` at its end it matches whatever follows, slashes included.
+        path: a trailing ``{name}`` matches the rest, including slashes.
         handler: answers the request.
         summary: one sentence for the API's description; empty for the dashboard's files, which are not part of the API.
         request: the class that the body is decoded to; None for no body.
-        answer: JSON Schema of the answer; None for plain text.
-        streams: whether the answer may be a stream of events.
-        is_probe: whether 503 has the form of the answer, rather than that of an error.
-        is_counted: whether it takes an engine's time, so that limits and API keys count it.
-        is_public: whether it needs no API key.
+        answer: JSON Schema of the response; None for plain text.
+        streams: whether the response may be an event stream.
+        is_probe: whether 503 uses the response's format instead of the error format.
+        is_counted: whether it uses an engine, so that limits and API keys count it.
+        is_public: whether it requires no API key.
     """
 
     method: str
@@ -74,7 +74,7 @@ class Router:
         """The route of a request.
 
         Raises:
-            HTTPError: 404 for an unknown path, 405 for another method than the path's.
+            HTTPError: 404 for an unknown path, 405 for a wrong method.
         """
         route = self._exact.get((method, path))
         if route is not None:
@@ -89,7 +89,7 @@ class Router:
         return found
 
     def label(self, path: str) -> str:
-        """The name that metrics give a path: that of its route, ``other`` for everything outside of the API."""
+        """The label of a path in metrics: its route, or ``other`` outside of the API."""
         here = self._at(path)
         return here[0].path if here and here[0].summary else "other"
 
@@ -101,6 +101,8 @@ class Router:
 
 
 def _not_allowed(methods: list[str]) -> HTTPError:
-    error = wrong_request(f"this path takes {' and '.join(methods)}", status=405, code="method_not_allowed")
+    error = wrong_request(
+        f"method not allowed; use {' or '.join(methods)}", status=405, code="method_not_allowed"
+    )
     error.headers = ((b"allow", ", ".join(methods).encode()),)
     return error

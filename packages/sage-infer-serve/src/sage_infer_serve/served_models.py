@@ -17,7 +17,7 @@ _BACKEND = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 def named_models(llms: Sequence[str], embeddings: Sequence[str], rerankers: Sequence[str]) -> dict[str, Any]:
-    """Arguments of the hybrid backend for models that flags name."""
+    """Arguments of the hybrid backend for models from flags."""
     arguments: dict[str, Any] = {}
     further: list[Any] = []
     for kind, names in (("llm", llms), ("embedding", embeddings), ("reranker", rerankers)):
@@ -31,7 +31,7 @@ def named_models(llms: Sequence[str], embeddings: Sequence[str], rerankers: Sequ
 
 
 def model_config(text: str, flag: str) -> dict[str, Any]:
-    """``NAME`` or ``NAME@BACKEND``. A path may have an @ too: what follows the last one must look like a backend.
+    """``NAME`` or ``NAME@BACKEND``. A path may also contain @: text after the last one must look like a backend.
 
     Raises:
         InvalidRequest: the name is missing.
@@ -40,7 +40,7 @@ def model_config(text: str, flag: str) -> dict[str, Any]:
     if not at or _BACKEND.fullmatch(backend) is None:
         name, backend = text, ""
     if not name:
-        raise InvalidRequest(f"{flag} wants NAME or NAME@BACKEND, got {text!r}")
+        raise InvalidRequest(f"{flag} must be NAME or NAME@BACKEND, got {text!r}")
     return {"model": name, "backend": backend} if backend else {"model": name}
 
 

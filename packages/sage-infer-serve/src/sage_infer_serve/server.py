@@ -1,4 +1,4 @@
-"""Runs a gateway on uvicorn, and ends it without breaking off what is under way."""
+"""Runs a gateway on uvicorn with graceful shutdown."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ __all__ = ["RunningGateway", "check_settings", "listen", "new_loop", "run_until_
 log = logging.getLogger("sage_infer.serve")
 
 _KEEP_ALIVE_S = 75
-_LAST_WORDS_S = 2.0  # for streams to say that they end, before uvicorn cancels them
-_OWN_FILES = 128  # file descriptors for what is not a connection
+_LAST_WORDS_S = 2.0  # for streams to send a final event before uvicorn cancels them
+_OWN_FILES = 128  # file descriptors reserved for other uses
 
 
 def check_settings(settings: GatewaySettings) -> list[APIKey]:
-    """The keys that the settings name.
+    """The keys from the settings.
 
     Raises:
-        ConfigError: others could use the server without a key, or the keys cannot be read.
+        ConfigError: the server would be reachable without keys, or the keys cannot be read.
     """
     keys = [] if settings.keys_file is None else read_keys(Path(settings.keys_file).expanduser())
     if settings.keys_file is not None and not keys:
-        raise ConfigError(f"{settings.keys_file} has no API keys; `sage infer key add NAME` makes one")
+        raise ConfigError(f"{settings.keys_file} has no API keys; create one with `sage infer key add NAME`")
     if not keys and not settings.insecure and not is_loopback(settings.host):
         raise ConfigError(
-            f"host {settings.host} can be reached by others, and there are no API keys; make one with `sage infer key "
-            "add NAME`, or say --insecure if everybody may use this server"
+            f"host {settings.host} can be reached by others, but no API keys are configured; run `sage infer key "
+            "add NAME`, or use --insecure to allow access without keys"
         )
     return keys
 
 
 class RunningGateway:
-    """A gateway that listens at ``url``."""
+    """A gateway listening at ``url``."""
 
     def __init__(
         self, gateway: Gateway, server: uvicorn.Server, listener: socket.socket, limits: ConnectionLimits
@@ -64,9 +64,9 @@ class RunningGateway:
         self._drain_timer: asyncio.TimerHandle | None = None
 
     def drain(self) -> None:
-        """Take no new work, let what is open end, then stop; after the time for that, end it with an error.
+        """Stop accepting requests, wait for open ones, then stop; after the timeout, cancel them with an error.
 
-        Called again, it ends open requests at once.
+        A second call cancels open requests immediately.
         """
         if self._server.should_exit:
             self.gateway.service.end_all()
@@ -79,7 +79,7 @@ class RunningGateway:
         )
 
     async def listening(self, serving: asyncio.Future[None]) -> None:
-        """Wait until requests are answered; ``serving`` is what runs ``serve``."""
+        """Wait until the server answers; ``serving`` is the task that runs ``serve``."""
         while not self._server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.001)
 
@@ -96,12 +96,12 @@ class RunningGateway:
 async def running_gateway(
     backend: HybridInferenceBackend, settings: GatewaySettings | None = None, *, keys: Iterable[APIKey] = ()
 ) -> AsyncIterator[RunningGateway]:
-    """A gateway over a started backend, in the running event loop; on leaving, open requests end first.
+    """A gateway over a started backend, in the running event loop; on exit, open requests are awaited.
 
     ``keys`` are added to those of ``settings.keys_file``.
 
     Raises:
-        ConfigError: the settings do not go together, or the port is taken.
+        ConfigError: the settings are inconsistent, or the port is in use.
     """
     settings = settings or GatewaySettings()
     running = _make(backend, settings, [*check_settings(settings), *keys])
@@ -198,7 +198,7 @@ def _make(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers: signals are this module's."""
+    """uvicorn's server without its signal handlers: this module handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self):  # type: ignore[no-untyped-def]
@@ -209,7 +209,7 @@ def listen(settings: GatewaySettings) -> socket.socket:
     """A socket at the settings' host and port.
 
     Raises:
-        ConfigError: the port is taken, or the host is not this machine's.
+        ConfigError: the port is in use, or the host is not an address of this machine.
     """
     host, port = settings.host.strip("[]"), settings.port
     try:
@@ -217,7 +217,7 @@ def listen(settings: GatewaySettings) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Connections inherit it: without, a first token waits 40 ms for an acknowledgement.
+            # Inherited by connections: without it, a first token waits 40 ms for an acknowledgement.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listener.bind(address)
             listener.listen(2048)
@@ -225,21 +225,17 @@ def listen(settings: GatewaySettings) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        hint = (
-            "; another program has it, take another one with --port"
-            if error.errno == errno.EADDRINUSE
-            else ""
-        )
+        hint = "; the port is in use, choose another with --port" if error.errno == errno.EADDRINUSE else ""
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}{hint}") from None
     listener.setblocking(False)
     return listener
 
 
 def _idle_connections(settings: GatewaySettings) -> int:
-    """As many as the settings say, or as the process may have files open beside its open requests."""
+    """The configured limit, or the file-descriptor limit minus those for open requests."""
     try:
         import resource
-    except ImportError:  # not on this system
+    except ImportError:  # not available on this system
         return settings.max_idle_connections
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = settings.max_idle_connections + settings.max_open_requests + _OWN_FILES
@@ -252,7 +248,7 @@ def _idle_connections(settings: GatewaySettings) -> int:
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's event loop where there is one."""
+    """uvloop's event loop, if available."""
     try:
         import uvloop
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""What endpoints work with: the backend, the settings, what is measured, and the requests that are open."""
+"""Shared state of the endpoints: backend, settings, metrics and open requests."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from sage_infer_serve.watch.tracing import Tracing
 __all__ = ["Decode", "Service"]
 
 Decode = Callable[[bytes], Any]
-"""Decodes and checks one kind of request body; raises ``HTTPError``."""
+"""Decodes and validates one kind of request body; raises ``HTTPError``."""
 
 
 class Service:
-    """The state that all requests of a gateway share. Its caller starts and closes the backend.
+    """State shared by all requests of a gateway. The caller starts and closes the backend.
 
     Attributes:
-        backend: what answers.
+        backend: answers the requests.
         recorder: counts and latencies.
-        tracing: None unless the settings ask for traces.
+        tracing: None unless enabled in the settings.
         started: time of creation, in seconds since the epoch.
         draining: whether new work is rejected, because the server is shutting down.
         loading: whether work is rejected because the backend has not started yet.
-        open: requests that an engine works on.
+        open: requests in progress in an engine.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Service:
         self._types: dict[str, ModelType] = {}
 
     async def read(self, exchange: Exchange, kind: type[Struct]) -> Any:
-        """The request, checked. From here on the exchange ends when its client disconnects.
+        """The validated request. From here on, a disconnect of the client ends the exchange.
 
         Raises:
-            HTTPError: the body is too long, not JSON, or a field is wrong.
+            HTTPError: the body is too long, not JSON, or a field is invalid.
         """
         body = await exchange.body(self.settings.max_body_bytes)
         request = self._decoders[kind](body)

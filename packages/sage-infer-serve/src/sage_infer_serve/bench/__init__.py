@@ -1,1 +1,1 @@
-"""``sage infer bench``: a load generator for any OpenAI-compatible server, and what it measured."""
+"""``sage infer bench``: a load generator for any OpenAI-compatible server."""

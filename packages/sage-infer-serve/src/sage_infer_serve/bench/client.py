@@ -1,8 +1,8 @@
-"""HTTP as a load generator needs it: kept connections, one request at a time on each, and the time of every piece.
+"""An HTTP client for load generation: keep-alive connections, one request at a time each, with the time of every piece.
 
-Bytes are parsed where they arrive, in the protocol's ``data_received``, by the same httptools that the gateway uses:
-a streamed chunk costs no task switch, so that its time is the time at which it came. docs/decisions/0028 has the
-figures beside aiohttp and httpx.
+Bytes are parsed on arrival, in the protocol's ``data_received``, by the same httptools that the gateway uses:
+a streamed chunk costs no task switch, so its recorded time is its arrival time. docs/decisions/0028 compares the cost
+with aiohttp and httpx.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ OnPiece = Callable[[bytes, float], None]
 
 
 class Disconnected(Exception):
-    """The server could not be reached, or left before its answer was complete."""
+    """The server could not be reached, or disconnected before its answer was complete."""
 
 
 @frozen(kw_only=True)
 class Answer:
-    """An answer's status and body; the body is empty where its pieces were handed on."""
+    """Status and body of a response; the body is empty if its pieces were passed to a callback."""
 
     status: int
     body: bytes
@@ -37,7 +37,7 @@ class Answer:
 
 @frozen(kw_only=True)
 class Server:
-    """Where a server listens. ``prefix`` comes before every path."""
+    """Address of a server. ``prefix`` precedes every path."""
 
     host: str
     port: int
@@ -46,10 +46,10 @@ class Server:
 
     @classmethod
     def parse(cls, url: str) -> Server:
-        """From a URL, with or without the ``/v1`` that OpenAI's clients want at its end.
+        """Parse a URL, with or without the trailing ``/v1`` of OpenAI clients.
 
         Raises:
-            InvalidRequest: it is not a URL of a server.
+            InvalidRequest: it is not a server URL.
         """
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -70,7 +70,7 @@ class Server:
 
 
 class Client:
-    """Sends requests to one server, over as many connections as there are requests at once."""
+    """Sends requests to one server, with one connection per concurrent request."""
 
     def __init__(self, server: Server, *, api_key: str | None = None) -> None:
         self._server = server
@@ -87,10 +87,10 @@ class Client:
         return await self._exchange(head, None)
 
     async def post(self, path: str, body: bytes, on_piece: OnPiece | None = None) -> Answer:
-        """Send JSON. ``on_piece(bytes, time)`` gets the body of a 200 as it comes, by ``time.perf_counter``.
+        """Send JSON. ``on_piece(bytes, time)`` receives the body of a 200 in pieces, timed by ``time.perf_counter``.
 
         Raises:
-            Disconnected: there is no complete answer.
+            Disconnected: the response is incomplete.
         """
         head = b"POST %b HTTP/1.1\r\n%bContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (
             self._target(path),
@@ -112,7 +112,7 @@ class Client:
             connection = self._idle.pop()
             try:
                 return await self._on(connection, request, on_piece)
-            except _Stale:  # the server had closed it while it was idle, and has not seen the request
+            except _Stale:  # the server closed the idle connection before it saw the request
                 continue
         return await self._on(await self._connect(), request, on_piece)
 
@@ -140,13 +140,13 @@ class Client:
 
 
 class _Stale(Exception):
-    """A kept connection turned out to be closed before the server said anything on it."""
+    """A keep-alive connection was closed before the server sent anything on it."""
 
 
 class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
-        self._transport: Any = None  # asyncio's and uvloop's have no class in common
-        self._answered = False  # an answer has been taken from it
+        self._transport: Any = None  # no common base class in asyncio and uvloop
+        self._answered = False  # a response was received on it
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
         self._reset(None)
@@ -185,7 +185,7 @@ class _Connection(asyncio.Protocol):
             else:
                 self._waiter.set_exception(error)
 
-    # --- asyncio's side
+    # --- asyncio callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -196,7 +196,7 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self.abort()
-            self._end(Disconnected("the answer is not HTTP"))
+            self._end(Disconnected("the response is not HTTP"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
@@ -205,16 +205,16 @@ class _Connection(asyncio.Protocol):
         elif self._answered and not self._status:
             self._end(_Stale())
         else:
-            self._end(Disconnected("the connection was closed before the answer's end"))
+            self._end(Disconnected("the connection was closed before the end of the response"))
 
-    # --- httptools' side
+    # --- httptools callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() in (b"content-length", b"transfer-encoding"):
             self._until_close = False
 
     def on_status(self, status: bytes) -> None:
-        self._until_close = True  # unless a header says how long the body is
+        self._until_close = True  # unless a header gives the body's length
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
@@ -226,7 +226,7 @@ class _Connection(asyncio.Protocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        if self._status >= 200:  # 100 and its like come before the answer
+        if self._status >= 200:  # 1xx responses precede the final one
             self._until_close = False
-            self._keep_alive = self._parser.should_keep_alive()  # the parser knows it here only
+            self._keep_alive = self._parser.should_keep_alive()  # the parser knows it only here
             self._end()

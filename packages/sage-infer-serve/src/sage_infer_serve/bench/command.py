@@ -18,51 +18,57 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 _INTERRUPTED = 130
-_WARM_UP_SEED = 1_000_003  # added to the run's, so that the warm-up fills no prefix cache for it
+_WARM_UP_SEED = 1_000_003  # added to the run's seed, so that the warm-up does not fill the prefix cache
 
 
 def bench(
     url: Annotated[str, typer.Option(help="Server to measure.")] = "http://127.0.0.1:8000",
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model; not needed where the server has one.")
+        str | None, typer.Option("--model", "-m", help="Model; optional if the server has only one.")
     ] = None,
     endpoint: Annotated[str, typer.Option(help="chat, completions or embeddings.")] = "chat",
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", "-c", min=1, help="Requests open at once.  [default: 8]")
+        int | None, typer.Option("--concurrency", "-c", min=1, help="Concurrent requests.  [default: 8]")
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option("--rate", "-r", help="Instead: requests a second, at random times (Poisson)."),
+        typer.Option(
+            "--rate", "-r", help="Requests per second at random times (Poisson), instead of --concurrency."
+        ),
     ] = None,
     requests: Annotated[
         int | None,
-        typer.Option("--requests", "-n", min=1, help="How many.  [default: 100, or as --duration allows]"),
+        typer.Option(
+            "--requests", "-n", min=1, help="Number of requests.  [default: 100, or as --duration allows]"
+        ),
     ] = None,
     duration: Annotated[
-        float | None, typer.Option("--duration", "-t", help="Send requests for so many seconds.")
+        float | None, typer.Option("--duration", "-t", help="Send requests for this many seconds.")
     ] = None,
-    warmup: Annotated[int, typer.Option(min=0, help="Requests before, which are not measured.")] = 4,
-    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Ask for text as it comes.")] = True,
+    warmup: Annotated[int, typer.Option(min=0, help="Warm-up requests, not measured.")] = 4,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Request streamed text.")] = True,
     input_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens of every prompt.  [default: drawn like ShareGPT's; 100 to embed]"),
+        typer.Option(min=1, help="Tokens per prompt.  [default: random, like ShareGPT; 100 for embeddings]"),
     ] = None,
     output_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of every output.  [default: drawn like ShareGPT's]")
+        int | None, typer.Option(min=1, help="Maximum tokens per output.  [default: random, like ShareGPT]")
     ] = None,
     length_scale: Annotated[
-        float, typer.Option(help="Multiplies drawn lengths; 0.25 for slow servers.")
+        float, typer.Option(help="Factor for random lengths, such as 0.25 for slow servers.")
     ] = 1.0,
-    batch: Annotated[int, typer.Option(min=1, help="Texts in one request to embed.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Texts per embedding request.")] = 1,
     ignore_eos: Annotated[
         bool,
-        typer.Option("--ignore-eos", help="Generate the whole length (an extension of vLLM's and ours)."),
+        typer.Option("--ignore-eos", help="Generate the full length (an extension of vLLM and sage-infer)."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of lengths, texts and times.")] = 0,
-    timeout: Annotated[float, typer.Option(help="Seconds for one answer.")] = 600.0,
+    seed: Annotated[int, typer.Option(help="Seed of lengths, texts and times.")] = 0,
+    timeout: Annotated[float, typer.Option(help="Timeout of one request in seconds.")] = 600.0,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Key; better in the environment."),
+        typer.Option(
+            envvar="OPENAI_API_KEY", show_envvar=True, help="API key; preferably set in the environment."
+        ),
     ] = None,
     json_file: Annotated[
         Path | None,
@@ -72,14 +78,12 @@ def bench(
 ) -> None:
     """Measure an OpenAI-compatible server: latency and throughput.
 
-    Either --concurrency requests are kept open, or --rate of them arrive a second whatever the server does.
+    Either --concurrency requests are kept open, or --rate requests are sent per second, independent of the server.
     """
     from sage_infer_serve.bench.client import Server
 
     if concurrency is not None and rate is not None:
-        raise InvalidRequest(
-            "--concurrency keeps so many requests open, --rate sends them at given times; give one"
-        )
+        raise InvalidRequest("--concurrency and --rate are mutually exclusive; use one of them")
     for name, value in (
         ("--rate", rate),
         ("--duration", duration),
@@ -92,7 +96,7 @@ def bench(
         raise InvalidRequest(f"--endpoint must be one of {', '.join(get_args(Endpoint))}; got {endpoint!r}")
     for file in (json_file, plot):
         if file is not None and str(file) != "-" and not file.absolute().parent.is_dir():
-            raise InvalidRequest(f"{file}: there is no folder {file.absolute().parent}")
+            raise InvalidRequest(f"{file}: folder {file.absolute().parent} does not exist")
     if requests is None and duration is None:
         requests = 100
     if concurrency is None and rate is None:
@@ -176,7 +180,7 @@ def _print(settings: dict[str, Any], report: Report, *, to_stderr: bool) -> None
 
     from sage_infer.cli.output import note, print_table
 
-    # Standard output belongs to the JSON where that was asked for.
+    # With --json, standard output is reserved for the JSON.
     with redirect_stdout(sys.stderr if to_stderr else sys.stdout):
         print(_title(settings, report))
         if lengths := report.lengths():
@@ -188,14 +192,14 @@ def _print(settings: dict[str, Any], report: Report, *, to_stderr: bool) -> None
             print(f"\n{report.throughput()}")
     if report.failed:
         note(
-            f"\n{report.failed:,} of {report.answered + report.failed:,} requests failed; they are in no other figure:"
+            f"\n{report.failed:,} of {report.answered + report.failed:,} requests failed (not in other figures):"
         )
         for message, count in report.errors.items():
             note(f"  {count:,} × {message}")
     for warning in report.warnings():
         note(f"warning: {warning}")
     if report.interrupted:
-        note("interrupted: these are the requests that had ended")
+        note("interrupted: figures of the completed requests")
 
 
 def _title(settings: dict[str, Any], report: Report) -> str:
@@ -205,7 +209,7 @@ def _title(settings: dict[str, Any], report: Report) -> str:
     elif settings["stream"]:
         how += ", streamed"
     load = (
-        f"{settings['concurrency']} at once"
+        f"concurrency {settings['concurrency']}"
         if settings["concurrency"] is not None
         else f"{settings['rate']:g} a second (Poisson)"
     )

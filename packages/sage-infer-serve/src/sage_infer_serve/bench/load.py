@@ -1,7 +1,7 @@
-"""Sending requests: so many at once (a closed loop), or at times that do not depend on the server (an open loop).
+"""Send requests with fixed concurrency (closed loop), or at times independent of the server (open loop).
 
-In an open loop a request's clock starts when it was due, not when it was sent: a server, or a client, that falls behind
-cannot make itself look quick by delaying what it is asked ("coordinated omission", Tene 2013).
+In an open loop, the latency of a request counts from its scheduled time, not from its send time: a server or client
+that falls behind cannot hide the delay ("coordinated omission", Tene 2013).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["Outcome", "Run", "Sender", "closed_loop", "open_loop"]
 
 @define(kw_only=True)
 class Outcome:
-    """What became of one request. Times are those of ``time.perf_counter``; ``error`` is None for an answer.
+    """Result of one request. Times are those of ``time.perf_counter``; ``error`` is None on success.
 
     Attributes:
-        due: when it was to be sent; latencies count from here.
-        sent: when it was sent.
-        first: when the first text came; None for an answer in one piece, an error, or one without text.
+        due: scheduled time; latencies count from here.
+        sent: actual send time.
+        first: time of the first text; None for an unstreamed answer, an error, or an answer without text.
         gaps: seconds between chunks with text.
-        counted: whether the token counts are the server's; else chunks were counted, and prompts not at all.
+        counted: whether the token counts are the server's; otherwise chunks are counted, and prompts are not.
     """
 
     due: float
@@ -48,12 +48,12 @@ class Outcome:
 
 @define(kw_only=True)
 class Run:
-    """Every request that ended.
+    """All completed requests.
 
     Attributes:
         began, ended: times of ``time.perf_counter``.
-        cpu_s: what this process took of a core's time.
-        interrupted: whether the run was cancelled; what was open then is not in ``outcomes``.
+        cpu_s: CPU time of this process.
+        interrupted: whether the run was cancelled; requests open at that time are not in ``outcomes``.
     """
 
     began: float
@@ -64,7 +64,7 @@ class Run:
 
 
 class Sender:
-    """Sends a workload's requests and reads what comes back. ``timeout_s`` is for one whole answer."""
+    """Sends a workload's requests and reads the responses. ``timeout_s`` limits one whole response."""
 
     def __init__(self, client: Client, workload: Workload, *, timeout_s: float) -> None:
         self._client, self._timeout_s = client, timeout_s
@@ -73,7 +73,7 @@ class Sender:
         self._stream = workload.stream and not self._embeddings
 
     async def send(self, request: Request, due: float | None = None) -> Outcome:
-        """``due`` is now where it is not given. Errors are in the outcome."""
+        """``due`` defaults to now. Errors are recorded in the outcome."""
         sent = time.perf_counter()
         outcome = Outcome(due=sent if due is None else due, sent=sent)
         reader = StreamReader() if self._stream else None
@@ -120,7 +120,7 @@ async def closed_loop(
     duration_s: float | None,
     on_outcome: OnOutcome,
 ) -> Run:
-    """Keep ``concurrency`` requests open until ``count`` were sent, or for ``duration_s`` (then let them end)."""
+    """Keep ``concurrency`` requests open until ``count`` were sent, or for ``duration_s``; then wait for open ones."""
     left = requests if count is None else islice(requests, count)
     run = Run(began=time.perf_counter())
     until = None if duration_s is None else run.began + duration_s
@@ -147,7 +147,7 @@ async def open_loop(
     duration_s: float | None,
     on_outcome: OnOutcome,
 ) -> Run:
-    """Send a request at each of ``times`` (seconds from the start), whatever has become of those before."""
+    """Send a request at each of ``times`` (seconds from the start), independent of earlier ones."""
     run = Run(began=time.perf_counter())
 
     async def one(request: Request, due: float) -> None:
@@ -160,7 +160,9 @@ async def open_loop(
             for at in times if count is None else islice(times, count):
                 if duration_s is not None and at >= duration_s:
                     return
-                request = next(requests)  # made before it is due, so that making it delays nothing
+                request = next(
+                    requests
+                )  # built ahead of its scheduled time, so that building it causes no delay
                 due = run.began + at
                 if (wait := due - time.perf_counter()) > 0:
                     await asyncio.sleep(wait)
@@ -171,7 +173,7 @@ async def open_loop(
 
 
 async def _measured(run: Run, work: list[Coroutine[Any, Any, None]]) -> None:
-    """Run all of it. A cancellation ends it early and keeps what was measured."""
+    """Run the whole load. A cancellation ends it early and keeps the results so far."""
     cpu = time.process_time()
     try:
         async with asyncio.TaskGroup() as tasks:

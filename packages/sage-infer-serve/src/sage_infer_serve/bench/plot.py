@@ -1,4 +1,4 @@
-"""A run as a drawing in SVG: how latencies are distributed, and throughput over time."""
+"""A run as SVG: latency distributions, and throughput over time."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sage_infer_serve.bench.report import Distribution, Report, milliseconds, pe
 __all__ = ["draw", "log_ticks", "nice_ticks"]
 
 _MARGIN, _GAP, _HEAD = 28, 56, 76
-_WIDTH, _HEIGHT = 400, 200  # of a panel's plot area
-_LEFT = 44  # room for a panel's labels
-_POINTS = 200  # of a distribution's curve
+_WIDTH, _HEIGHT = 400, 200  # size of a panel's plot area
+_LEFT = 44  # space for a panel's labels
+_POINTS = 200  # points of a distribution curve
 _BINS = 60  # of throughput
 _INK, _QUIET, _PAPER, _GRID = "#1b2631", "#5d6d7e", "#ffffff", "#e5e8e8"
 _CURVE, _BAD = "#2471a3", "#c0392b"
 
 
 def draw(title: str, run: Run, report: Report) -> str:
-    """The run as an SVG document. Plain text, lines and rectangles: any viewer shows it."""
+    """The run as an SVG document of plain text, lines and rectangles, which any viewer shows."""
     good = [o for o in run.outcomes if o.error is None]
     latencies: list[tuple[str, Distribution | None, list[float]]] = [
         ("Time to first token", report.ttft_s, [o.first - o.due for o in good if o.first is not None]),
@@ -90,8 +90,8 @@ class _Axis:
 
 
 def _distribution(name: str, summary: Distribution, ordered: Sequence[float]) -> str:
-    """Which share of the samples is below a value, over the value's logarithm."""
-    # Chunks that arrive together are microseconds apart, and would take the room of all the others.
+    """Cumulative distribution of the samples over a logarithmic axis."""
+    # Chunks that arrive together are microseconds apart, and would use most of the axis.
     low = max(percentile(ordered, 0.01), 1e-6) / 1.2
     x = _Axis(low, max(ordered[-1], low) * 1.2, _WIDTH, log=True)
     parts = [_text(0, -12, name, size=13, bold=True)]
@@ -113,9 +113,9 @@ def _distribution(name: str, summary: Distribution, ordered: Sequence[float]) ->
 
 
 def _over_time(run: Run, report: Report) -> str:
-    """Tokens a second by when their request ended; requests a second where there are no tokens."""
+    """Tokens per second by the end time of their request; requests per second if there are no tokens."""
     lasted = max(run.ended - run.began, 1e-9)
-    bins = max(1, min(_BINS, int(lasted)))  # of a second or more: shorter ones would show chance
+    bins = max(1, min(_BINS, int(lasted)))  # at least one second: shorter ones would show noise
     width = lasted / bins
     tokens = report.output_tokens > 0
     amounts, failures = [0.0] * bins, [0] * bins
@@ -127,7 +127,7 @@ def _over_time(run: Run, report: Report) -> str:
             amounts[place] += (o.output_tokens if tokens else 1) / width
     ticks = nice_ticks(max(amounts))
     x, y = _Axis(0, lasted, _WIDTH), _Axis(0, ticks[-1], _HEIGHT)
-    what = "Output tokens a second" if tokens else "Requests a second"
+    what = "Output tokens per second" if tokens else "Requests per second"
     parts = [_text(0, -12, what, size=13, bold=True)]
     for tick in ticks:
         at = _HEIGHT - y.at(tick)

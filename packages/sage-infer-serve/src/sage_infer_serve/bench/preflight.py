@@ -1,4 +1,4 @@
-"""Before anything is measured: is there a server, does it take the key, does it know the model, does it answer?"""
+"""Checks before a measurement: server reachable, key accepted, model known, requests answered."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _TIMEOUT_S = 10.0
 
 
 async def choose_model(client: Client, server: Server, wanted: str | None) -> tuple[str, list[str]]:
-    """The model to measure (``wanted``, or the only one that the server has), and all that the server lists.
+    """The model to measure (``wanted``, or the server's only model), and all models that the server lists.
 
-    One that is not listed is asked for all the same: servers have aliases, and some list nothing.
+    An unlisted model is accepted: servers have aliases, and some list nothing.
 
     Raises:
-        BackendUnavailable: nothing answers there.
-        ConfigError: the server wants another key.
-        InvalidRequest: which model is meant is not clear.
+        BackendUnavailable: no server answers there.
+        ConfigError: the server rejects the key.
+        InvalidRequest: the model is ambiguous.
     """
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             answer = await client.get("/v1/models")
     except Disconnected as error:
         raise BackendUnavailable(
-            f"no server answers at {server} ({error}); start one with `sage infer serve`, or name another with --url"
+            f"no server answers at {server} ({error}); start one with `sage infer serve`, or change --url"
         ) from None
     except TimeoutError:
         raise BackendUnavailable(
-            f"{server} takes connections but did not answer in {_TIMEOUT_S:g} s"
+            f"{server} accepts connections but did not answer within {_TIMEOUT_S:g} s"
         ) from None
     _refuse(answer, server)
     try:
@@ -59,10 +59,10 @@ async def choose_model(client: Client, server: Server, wanted: str | None) -> tu
 async def warm_up(
     sender: Sender, requests: Iterator[Request], *, concurrency: int, progress: Progress, models: list[str]
 ) -> None:
-    """Send ``progress.total`` requests, which are not measured. ``models`` is what the server lists.
+    """Send ``progress.total`` unmeasured requests. ``models`` are the models listed by the server.
 
     Raises:
-        SageInferError: none was answered; the message says why, and what to do.
+        SageInferError: none was answered; the message gives the cause and the fix.
     """
     work = islice(requests, progress.total)
     errors: list[str] = []
@@ -82,22 +82,20 @@ async def warm_up(
 def _refuse(answer: Answer, server: Server) -> None:
     if answer.status in (401, 403):
         raise ConfigError(
-            f"{server} refuses the API key (HTTP {answer.status}: {error_message(answer.body)}); "
-            "give one as --api-key or in the environment variable OPENAI_API_KEY"
+            f"{server} rejects the API key (HTTP {answer.status}: {error_message(answer.body)}); "
+            "set one with --api-key or the environment variable OPENAI_API_KEY"
         )
 
 
 def _as_error(message: str, models: list[str]) -> SageInferError:
     if message.startswith(("HTTP 401", "HTTP 403")):
-        return ConfigError(
-            f"{message}; give a key as --api-key or in the environment variable OPENAI_API_KEY"
-        )
+        return ConfigError(f"{message}; set a key with --api-key or the environment variable OPENAI_API_KEY")
     if message.startswith("HTTP 404"):
         return ModelNotFound(
             f"{message}; check --model (the server has {_listed(models)}), --endpoint and --url"
         )
     if message.startswith("HTTP 4"):
-        return InvalidRequest(f"the server refuses this workload: {message}")
+        return InvalidRequest(f"the server rejects this workload: {message}")
     return BackendUnavailable(f"no warm-up request was answered: {message}")
 
 

@@ -1,6 +1,6 @@
-"""How far a run is, on a terminal's stderr.
+"""Progress of a run, on a terminal's stderr.
 
-One short line twice a second: a progress bar that is drawn more often, from another thread, would be in the latencies.
+One short line twice a second: a progress bar drawn more often, from another thread, would affect the latencies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WIDTH = 24
 
 @define
 class Progress:
-    """What has ended so far, towards ``total`` requests or ``duration_s``, whichever comes first."""
+    """Completed requests, out of ``total`` or until ``duration_s``, whichever comes first."""
 
     total: int | None
     duration_s: float | None
@@ -49,7 +49,7 @@ class Progress:
 
 @asynccontextmanager
 async def shown(what: str, progress: Progress, out: TextIO | None = None) -> AsyncIterator[None]:
-    """Show it while the body runs; where stderr is no terminal, only that it has begun."""
+    """Show progress while the body runs; if stderr is not a terminal, only the start."""
     out = sys.stderr if out is None else out
     if not out.isatty():
         print(f"{what} …", file=out)

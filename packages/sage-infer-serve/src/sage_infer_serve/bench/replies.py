@@ -1,6 +1,6 @@
-"""What a server's answers say: when text came, how many tokens there were, and what went wrong.
+"""Reads responses: times of text, token counts, and errors.
 
-The forms are those of https://platform.openai.com/docs/api-reference, read as tolerantly as servers differ.
+The formats are those of https://platform.openai.com/docs/api-reference, read tolerantly, as servers differ.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["BadAnswer", "StreamReader", "Usage", "error_message", "model_ids", "
 
 
 class BadAnswer(Exception):
-    """An answer that is an error, or is none of the API's; the message is short, as equal ones are counted."""
+    """An error response, or one outside of the API; the message is short, as equal ones are counted."""
 
 
 class Usage(msgspec.Struct):
-    """Tokens, as the server counted them."""
+    """Token counts of the server."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -55,8 +55,8 @@ class _Chunk(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    choices: list[msgspec.Raw] | None = None  # of a generation
-    data: list[msgspec.Raw] | None = None  # of embeddings
+    choices: list[msgspec.Raw] | None = None  # of generation requests
+    data: list[msgspec.Raw] | None = None  # of embedding requests
     usage: Usage | None = None
     error: Any = None
 
@@ -66,13 +66,13 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 class StreamReader:
-    """Reads one streamed answer. Times are those of the caller's clock, in seconds.
+    """Reads one streamed response. Times are those of the caller's clock, in seconds.
 
     Attributes:
-        first: when the first text came; None while there was none.
-        last: when the latest text came.
-        gaps: seconds between chunks with text, in their order.
-        usage: the server's count, where it sent one.
+        first: time of the first text; None before it.
+        last: time of the latest text.
+        gaps: seconds between chunks with text, in order.
+        usage: the server's count, if sent.
     """
 
     __slots__ = ("_done", "_parser", "error", "first", "gaps", "last", "usage")
@@ -92,19 +92,19 @@ class StreamReader:
                 self._event(data, now)
 
     def end(self) -> None:
-        """To be called when the body has ended.
+        """Call at the end of the body.
 
         Raises:
-            BadAnswer: the stream carried an error, was cut off, or was no stream of this API.
+            BadAnswer: the stream contained an error, was truncated, or is not a stream of this API.
         """
         if self.error is not None:
             raise BadAnswer(self.error)
         if not self._done:
-            raise BadAnswer("stream cut off" if self.first is not None else "stream without an answer")
+            raise BadAnswer("stream truncated" if self.first is not None else "stream without an answer")
 
     @property
     def chunks(self) -> int:
-        """How many chunks had text."""
+        """Number of chunks with text."""
         return 0 if self.first is None else len(self.gaps) + 1
 
     def _event(self, data: bytes, now: float) -> None:
@@ -123,7 +123,7 @@ class StreamReader:
             self.usage = chunk.usage
         for choice in chunk.choices:
             if choice.finish_reason is not None:
-                self._done = True  # some servers send no [DONE]
+                self._done = True  # some servers do not send [DONE]
             if choice.has_output():
                 if self.first is None:
                     self.first = now
@@ -133,10 +133,10 @@ class StreamReader:
 
 
 def read_answer(body: bytes, *, embeddings: bool) -> Usage | None:
-    """The usage in an answer that came in one piece.
+    """The usage of an unstreamed response.
 
     Raises:
-        BadAnswer: it is an error, or has no result.
+        BadAnswer: it is an error, or without a result.
     """
     try:
         answer = _decode_answer(body)
@@ -150,7 +150,7 @@ def read_answer(body: bytes, *, embeddings: bool) -> Usage | None:
 
 
 def error_message(body: bytes) -> str:
-    """The message in an error's body, whatever the server; its beginning where none is found."""
+    """The message in any server's error body; the start of the body if none is found."""
     try:
         data = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -164,10 +164,10 @@ def error_message(body: bytes) -> str:
 
 
 def model_ids(body: bytes) -> list[str]:
-    """The ids in an answer of ``GET /v1/models``.
+    """The ids in a response of ``GET /v1/models``.
 
     Raises:
-        BadAnswer: it is none.
+        BadAnswer: it is malformed.
     """
     try:
         data = msgspec.json.decode(body)

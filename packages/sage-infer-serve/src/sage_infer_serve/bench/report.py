@@ -1,4 +1,4 @@
-"""What a run showed: distributions, rates and errors, as a table for people and as data for programs."""
+"""Report of a run: distributions, rates and errors, as a table for people and as data for programs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sage_infer_serve.bench.load import Outcome, Run
 
 __all__ = ["Distribution", "Report", "percentile", "report_on"]
 
-_BUSY = 0.8  # share of a core from which the load generator is suspected of what it measures
+_BUSY = 0.8  # CPU share above which the load generator may distort the figures
 _LATE_S = 0.005
 
 
 @frozen(kw_only=True)
 class Distribution:
-    """Samples in seconds, summed up. ``errors`` are never among them."""
+    """Summary of samples in seconds. Errors are excluded."""
 
     count: int
     mean: float
@@ -41,17 +41,17 @@ class Distribution:
 
 @frozen(kw_only=True)
 class Report:
-    """A run in numbers; seconds, and rates a second over the whole run.
+    """Figures of a run: seconds, and rates per second over the whole run.
 
     Attributes:
-        ttft_s: from when a request was due to its first text.
+        ttft_s: from a request's scheduled time to its first text.
         itl_s: between chunks with text.
-        tpot_s: per output token after the first, a figure a request: (last text - first text) / (tokens - 1).
-        e2e_s: from when a request was due to its end.
-        late_s: how much later than due requests were sent; an open loop's own imprecision.
-        errors: how often each message came.
+        tpot_s: per output token after the first, one figure per request: (last text - first text) / (tokens - 1).
+        e2e_s: from a request's scheduled time to its end.
+        late_s: delay between scheduled and actual send time; the imprecision of an open loop.
+        errors: count per message.
         tokens_counted: whether token counts are the server's own, for every answer.
-        client_cpu: share of one core that the load generator took.
+        client_cpu: share of one core used by the load generator.
     """
 
     duration_s: float
@@ -107,30 +107,30 @@ class Report:
         return ", ".join(parts)
 
     def lengths(self) -> str:
-        """Tokens of an average request; empty where the server does not count them."""
+        """Tokens of an average request; empty if the server does not count them."""
         if not self.tokens_counted or not self.answered:
             return ""
-        answer = f" and {self.output_tokens / self.answered:,.0f} of output" if self.output_tokens else ""
-        return f"a request has {self.prompt_tokens / self.answered:,.0f} tokens of prompt{answer}"
+        answer = f", {self.output_tokens / self.answered:,.0f} output tokens" if self.output_tokens else ""
+        return f"per request: {self.prompt_tokens / self.answered:,.0f} prompt tokens{answer}"
 
     def warnings(self) -> list[str]:
-        """What a reader of the figures has to know."""
+        """Caveats about the figures."""
         found = []
-        if self.client_cpu > _BUSY and self.duration_s >= 1:  # a shorter run is all beginning
+        if self.client_cpu > _BUSY and self.duration_s >= 1:  # a shorter run is dominated by startup
             found.append(
-                f"the load generator took {self.client_cpu:.0%} of a core: latencies may be its own; "
-                "lower the load, or run several of it on other cores"
+                f"the load generator used {self.client_cpu:.0%} of a core and may affect latencies; "
+                "lower the load, or run several on other cores"
             )
         if self.late_s is not None and self.late_s.p99 > _LATE_S:
             found.append(
-                f"1 in 100 requests was sent more than {milliseconds(self.late_s.p99)} ms after it was due "
-                "(latencies count from when it was due)"
+                f"1 in 100 requests was sent more than {milliseconds(self.late_s.p99)} ms late "
+                "(latencies count from the scheduled time)"
             )
         return found
 
 
 def report_on(run: Run) -> Report:
-    """Sum a run up."""
+    """Summarize a run."""
     good = [o for o in run.outcomes if o.error is None]
     lasted = max(run.ended - run.began, 1e-9)
     output, prompt = sum(o.output_tokens for o in good), sum(o.prompt_tokens for o in good)

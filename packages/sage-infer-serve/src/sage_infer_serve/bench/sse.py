@@ -1,6 +1,6 @@
-"""Server-sent events out of pieces of a stream.
+"""Parse server-sent events from pieces of a stream.
 
-The form is that of https://html.spec.whatwg.org/multipage/server-sent-events.html; of an event only its data is kept.
+The format is that of https://html.spec.whatwg.org/multipage/server-sent-events.html; only the data of an event is kept.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class EventParser:
-    """``feed`` takes bytes as they come, cut anywhere, and gives the data of the events that are complete."""
+    """``feed`` accepts bytes split anywhere, and returns the data of completed events."""
 
     __slots__ = ("_after_return", "_rest")
 
     def __init__(self) -> None:
         self._rest = b""
-        self._after_return = False  # the piece before ended with \r, which a \n may still belong to
+        self._after_return = False  # the previous piece ended with \r, which a \n may follow
 
     def feed(self, piece: bytes) -> list[bytes]:
         if not piece:
@@ -35,8 +35,8 @@ class EventParser:
 
 
 def _data(block: bytes) -> bytes | None:
-    """The data of one event's lines; None where it has none, and so is no event."""
-    if block.startswith(b"data: ") and b"\n" not in block:  # what nearly every event is
+    """The data of one event's lines; None without data, which is not an event."""
+    if block.startswith(b"data: ") and b"\n" not in block:  # nearly every event
         return block[6:]
     found = []
     for line in block.removeprefix(_BOM).split(b"\n"):

@@ -1,10 +1,10 @@
-"""What is asked: lengths, texts and times of arrival, drawn from a seed, so that two runs ask the same.
+"""The workload: lengths, texts and arrival times, drawn from a seed, so that two runs send the same requests.
 
-Lengths are log-normal and stand for ShareGPT, whose conversations most papers on serving measure with. Their means
+Lengths are log-normal and approximate ShareGPT, which most papers on serving use. Their means
 are those of the vLLM paper (Kwon et al., SOSP 2023, arXiv:2309.06180, figure 11): 161 tokens of prompt and 338 of
 output. Their spread is that of Sarathi-Serve (Agrawal et al., OSDI 2024, arXiv:2403.02310, table 2,
 openchat_sharegpt4): a log-normal with the printed medians and 90th percentiles (1,730 and 5,696 tokens of prompt, 415
-and 834 of output) has these sigmas. What vLLM's own benchmark leaves out is left out here: fewer than 4 tokens,
+and 834 of output) has these sigmas. Like vLLM's own benchmark, this excludes fewer than 4 tokens,
 prompts over 1,024, more than 2,048 together.
 """
 
@@ -57,12 +57,12 @@ def path_of(endpoint: Endpoint) -> str:
 
 @frozen(kw_only=True)
 class Lengths:
-    """How long requests are, in tokens.
+    """Lengths of requests in tokens.
 
     Attributes:
-        input: of every prompt or text; None draws them like ShareGPT's.
-        output: of every output; None draws them like ShareGPT's.
-        scale: what drawn lengths are multiplied by.
+        input: length of every prompt or text; None: random, like ShareGPT.
+        output: length of every output; None: random, like ShareGPT.
+        scale: factor for random lengths.
     """
 
     input: int | None = None
@@ -70,9 +70,9 @@ class Lengths:
     scale: float = 1.0
 
     def draw(self, rng: Random) -> tuple[int, int]:
-        """Tokens of one prompt, and the most of its output."""
+        """Tokens of one prompt, and the maximum of its output."""
         while True:
-            # Both are drawn even if one is fixed: the other's lengths then stay what they were.
+            # Both are drawn even if one is fixed, so that the other's lengths stay the same.
             drawn = _lognormal(rng, MEAN_INPUT, SIGMA_INPUT), _lognormal(rng, MEAN_OUTPUT, SIGMA_OUTPUT)
             if min(drawn) >= LEAST and drawn[0] <= MOST_INPUT and sum(drawn) <= MOST_TOTAL:
                 break
@@ -86,7 +86,7 @@ class Lengths:
 
 @frozen(kw_only=True)
 class Request:
-    """One request, ready to be sent. ``texts`` is how many are embedded by it, 0 for a generation."""
+    """One request, ready to send. ``texts`` is the number of embedded texts, 0 for generation."""
 
     body: bytes
     texts: int
@@ -94,13 +94,13 @@ class Request:
 
 @frozen(kw_only=True)
 class Workload:
-    """What is asked of one model.
+    """Requests for one model.
 
     Attributes:
         endpoint: chat, completions or embeddings.
-        stream: whether generated text is asked for as it comes.
-        batch: texts in one request for embeddings.
-        ignore_eos: ask for the whole output length, past the model's end of sequence (vLLM's and our extension).
+        stream: whether to request streamed text.
+        batch: texts per embedding request.
+        ignore_eos: request the full output length, past the model's end of sequence (an extension of vLLM and ours).
     """
 
     endpoint: Endpoint
@@ -111,7 +111,7 @@ class Workload:
     ignore_eos: bool = False
 
     def requests(self, seed: int) -> Iterator[Request]:
-        """Requests without end. Prompts are random words: no two begin alike, so that no prefix cache answers."""
+        """An endless sequence of requests. Prompts are random words without common prefixes to cache."""
         rng = Random(seed)
         while True:
             yield self._embedding(rng) if self.endpoint == "embeddings" else self._generation(rng)
@@ -136,7 +136,7 @@ class Workload:
 
 
 def arrivals(rate: float, seed: int) -> Iterator[float]:
-    """When requests of a Poisson process arrive, in seconds from its start, without end."""
+    """Endless arrival times of a Poisson process, in seconds from its start."""
     rng, at = Random(seed), 0.0
     while True:
         at += rng.expovariate(rate)

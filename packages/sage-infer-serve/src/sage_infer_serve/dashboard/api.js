@@ -1,11 +1,11 @@
-// Requests to the gateway, with the key that the user gave.
+// Requests to the gateway, with the user's key.
 
 const KEY = "sage-infer-key";
 
 export const getKey = () => sessionStorage.getItem(KEY) ?? "";
 export const setKey = (key) => (key ? sessionStorage.setItem(KEY, key) : sessionStorage.removeItem(KEY));
 
-// An answer that is an error; `status` is 0 for one inside a stream.
+// An error response; `status` is 0 for an error inside a stream.
 export class ApiError extends Error {
   constructor(status, message) {
     super(message);
@@ -24,7 +24,7 @@ async function send(path, body, signal) {
   try {
     message = JSON.parse(text).error.message;
   } catch {
-    // Not the gateway's own answer: a proxy's page, say. Its beginning has to do.
+    // Not a response of the gateway, such as a proxy's page: show its beginning.
   }
   throw new ApiError(answer.status, message || `HTTP ${answer.status}`);
 }

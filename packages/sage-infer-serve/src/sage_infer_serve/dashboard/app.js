@@ -1,4 +1,4 @@
-// The page: asks for the server's state every two seconds and shows it.
+// The page: polls the server's state every two seconds and shows it.
 
 import { ApiError, get, getKey, setKey } from "./api.js";
 import { Chart } from "./charts.js";
@@ -17,10 +17,10 @@ const charts = [
   new Chart(find("chart-tokens"), "throughput", ["output", "prompt", "embedded"].map(tokens), (n) => number(n, n > 0 && n < 10 ? 1 : 0), true),
 ];
 
-let state = null; // the last known
-let lostAt = null; // since when there has been no answer
+let state = null; // last known state
+let lostAt = null; // time of the first failed poll
 let timer = 0;
-let newest = 0; // the latest poll's number: one that was overtaken shows nothing
+let newest = 0; // number of the latest poll; results of older polls are ignored
 
 async function poll() {
   clearTimeout(timer);
@@ -64,7 +64,7 @@ function show() {
   const { points, interval_s: interval } = state.series;
   for (const point of points) {
     const seconds = Math.min(interval, state.now - point.t);
-    // The interval that has just begun says nothing yet.
+    // The current interval is incomplete.
     if (seconds >= 1) {
       point.rates = { output: point.output_tokens / seconds, prompt: point.prompt_tokens / seconds, embedded: point.embedded_tokens / seconds };
     }

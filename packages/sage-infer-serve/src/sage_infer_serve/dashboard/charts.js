@@ -1,4 +1,4 @@
-// Lines over the last minutes, drawn by hand as SVG.
+// Line charts of the last minutes, as SVG.
 
 import { draw, make } from "./dom.js";
 import { say } from "./words.js";
@@ -81,7 +81,7 @@ export class Chart {
     this.putTip();
   }
 
-  // A line with a gap where nothing was measured; a value between two gaps is a dot.
+  // A line with gaps for missing values; a value between two gaps is a dot.
   curve(values, n, y) {
     const runs = [];
     values.forEach((value, index) => {

@@ -1,4 +1,4 @@
-// Elements without HTML in strings: whatever a model or a server says is text and nothing else.
+// Create elements without HTML strings: all text of models and servers stays text.
 
 export const find = (id) => document.getElementById(id);
 
@@ -11,7 +11,7 @@ export function draw(tag, attributes = {}, ...children) {
   return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 }
 
-// A share of 0 to 1 for the style sheet; set from here, as the page's policy allows no style in attributes.
+// A share of 0 to 1 for the style sheet, set by script, as the page's policy forbids style attributes.
 export function withShare(element, share) {
   element.style.setProperty("--share", Math.min(1, Math.max(0, share)).toFixed(4));
   return element;

@@ -1,15 +1,15 @@
-// Trying the models out: a chat that streams, and how similar texts are.
+// The playground: streaming chat, and similarity of texts.
 
 import { ApiError, post, stream } from "./api.js";
 import { find, make, withShare } from "./dom.js";
 import { duration, number, say } from "./words.js";
 
-const USABLE = ["ready", "sleeping"]; // one that sleeps wakes when it is asked
+const USABLE = ["ready", "sleeping"]; // a sleeping model wakes on request
 
 const messages = [];
-let running = null; // what stops the answer that is being read
+let running = null; // AbortController of the current answer
 
-// The models that can be chosen; what was chosen stays.
+// The available models; the selection is kept.
 export function offerModels(models) {
   offer("chat", models.filter((model) => model.type === "llm" || model.type === "multimodal"));
   offer("embed", models.filter((model) => model.type === "embedding"));
@@ -115,7 +115,7 @@ async function readAnswer(turn, signal) {
       turn.last = performance.now();
       turn.tokens += 1;
       turn.text += piece;
-      const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40; // who reads above is left there
+      const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40; // keep the position of users who scrolled up
       turn.bubble.append(piece);
       if (atEnd) log.scrollTop = log.scrollHeight;
     }

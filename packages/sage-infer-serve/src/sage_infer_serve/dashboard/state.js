@@ -1,4 +1,4 @@
-// What the server is doing, out of /dashboard/state: figures, models, memory, queue.
+// Server state from /dashboard/state: figures, models, memory, queue.
 
 import { find, make, withShare } from "./dom.js";
 import { age, bytes, duration, number, say } from "./words.js";
@@ -100,7 +100,7 @@ function deviceCard(device, shares, colour) {
   return make("div", { class: "device" }, head, bars, make("div", { class: "scroll" }, table(["model"], columns, rows)));
 }
 
-// A device from left to right: each model's part of it, and a mark where what may be used ends.
+// A device as a bar: each model's share, and a mark at the end of usable memory.
 function memoryBar(name, device, shares, amount, total, colour) {
   const bar = make("div", { class: "bar" });
   for (const share of shares) {

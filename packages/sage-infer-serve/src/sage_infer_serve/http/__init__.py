@@ -1,1 +1,1 @@
-"""Requests, answers, connections and API keys; knows no endpoint."""
+"""Requests, responses, connections and API keys, independent of endpoints."""

@@ -1,8 +1,8 @@
-"""API keys: who may ask, and how much.
+"""API keys and their limits.
 
-The file has a line a key, ``NAME sha256:HEX`` and limits as ``requests_per_minute=60 tokens_per_minute=9000
-concurrency=4``. Keys are 256 random bits, so that a plain digest cannot be searched; what the file holds
-opens nothing.
+The file has one line per key: ``NAME sha256:HEX`` and limits such as ``requests_per_minute=60 tokens_per_minute=9000
+concurrency=4``. Keys are 256 random bits, so a plain digest cannot be reversed; the file alone
+grants no access.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 @frozen(kw_only=True)
 class KeyLimits:
-    """What one key may do; None is without limit."""
+    """Limits of one key; None means unlimited."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -37,27 +37,27 @@ class KeyLimits:
 
 
 class Allowance:
-    """So much a minute, with what one minute saves up as the most at once (a token bucket)."""
+    """A token bucket: a rate per minute, with a burst of one minute's amount."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
         self.per_minute, self._clock = per_minute, clock
         self._left, self._at = float(per_minute), clock()
 
     def wait_s(self) -> float:
-        """Seconds until there is something left; 0 where there is."""
+        """Seconds until the bucket is positive; 0 if it is."""
         now = self._clock()
         self._left = min(self.per_minute, self._left + (now - self._at) * self.per_minute / 60)
         self._at = now
         return 0.0 if self._left >= 1 else (1 - self._left) * 60 / self.per_minute
 
     def take(self, amount: int) -> None:
-        """May go below nothing: what a request takes is only known when it has ended."""
+        """May become negative: the cost of a request is only known at its end."""
         self._left -= amount
 
 
 @define(eq=False)
 class APIKey:
-    """A key's name, digest, limits, and what is in use of them."""
+    """A key's name, digest, limits, and their current use."""
 
     name: str
     digest: bytes
@@ -75,7 +75,7 @@ class APIKey:
 
     @property
     def cache_salt(self) -> str:
-        """Salt of this key's KV, so that keys share no cache; the same after a restart, and unknown to clients
+        """Salt of this key's KV, so that keys share no cache; stable across restarts, and unknown to clients
         of other keys.
         """
         return hmac.new(self.digest, b"cache salt of " + self.name.encode(), hashlib.sha256).hexdigest()
@@ -87,7 +87,7 @@ class APIKey:
             HTTPError: a limit is reached (429).
         """
         if self.limits.concurrency is not None and self.open >= self.limits.concurrency:
-            raise self._limited(f"{self.limits.concurrency} requests at once", 1.0)
+            raise self._limited(f"{self.limits.concurrency} concurrent requests", 1.0)
         for what, allowance in (("requests", self._requests), ("tokens", self._tokens)):
             if allowance is not None and (wait := allowance.wait_s()) > 0:
                 raise self._limited(f"{allowance.per_minute} {what} a minute", wait)
@@ -112,7 +112,7 @@ class APIKey:
 
 
 class Keys:
-    """The keys that a gateway takes. Without any, it asks for none."""
+    """The keys that a gateway accepts. Without keys, none is required."""
 
     def __init__(self, keys: Iterable[APIKey] = ()) -> None:
         self._keys = tuple(keys)
@@ -123,10 +123,10 @@ class Keys:
     def check(self, authorization: bytes | None) -> APIKey:
         """The key of an ``Authorization: Bearer …`` header.
 
-        All digests are compared, each in constant time: how long it takes tells nothing of which one fits.
+        All digests are compared in constant time, so that timing reveals nothing.
 
         Raises:
-            HTTPError: there is none, or it is not one of ours (401).
+            HTTPError: the key is missing or unknown (401).
         """
         if authorization is None:
             raise unauthorized("no API key; send it as 'Authorization: Bearer KEY'")
@@ -139,14 +139,12 @@ class Keys:
             if hmac.compare_digest(key.digest, digest):
                 found = key
         if found is None:
-            raise unauthorized(
-                "this API key is not known here; check it, or ask who runs this server for one"
-            )
+            raise unauthorized("unknown API key; check it, or ask the operator of this server for one")
         return found
 
 
 def new_key() -> str:
-    """A key that nobody can guess."""
+    """A random key."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
@@ -170,23 +168,23 @@ def read_keys(path: Path) -> list[APIKey]:
         except ValueError as error:
             raise ConfigError(f"{path}:{number}: {error}") from None
         if key.name in keys:
-            raise ConfigError(f"{path}:{number}: the name {key.name!r} is there twice")
+            raise ConfigError(f"{path}:{number}: the name {key.name!r} is repeated")
         keys[key.name] = key
     return list(keys.values())
 
 
 def add_key(path: Path, name: str, limits: KeyLimits) -> str:
-    """Write a new key's digest into a file, which only its owner may read; gives the key, which is kept
+    """Write a new key's digest into a file readable by its owner only; returns the key, which is stored
     nowhere.
 
     Raises:
-        ConfigError: there is one of this name, or the file cannot be written.
+        ConfigError: the name exists, or the file cannot be written.
     """
     if _NAME.fullmatch(name) is None:
-        raise ConfigError(f"a key's name is of letters, digits, '.', '_' and '-', got {name!r}")
+        raise ConfigError(f"a key's name consists of letters, digits, '.', '_' and '-', got {name!r}")
     known = read_keys(path) if path.exists() else []
     if any(key.name == name for key in known):
-        raise ConfigError(f"{path} has a key {name!r} already; remove it first, or take another name")
+        raise ConfigError(f"{path} already has a key {name!r}; remove it first, or use another name")
     key = new_key()
     digest = hashlib.sha256(key.encode()).digest()
     _write(path, [*known, APIKey(name, digest, limits)])
@@ -194,10 +192,10 @@ def add_key(path: Path, name: str, limits: KeyLimits) -> str:
 
 
 def remove_key(path: Path, name: str) -> None:
-    """Take a key out of a file.
+    """Remove a key from a file.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: the name is unknown.
     """
     known = read_keys(path)
     left = [key for key in known if key.name != name]
@@ -209,7 +207,7 @@ def remove_key(path: Path, name: str) -> None:
 def _parse(words: list[str]) -> APIKey:
     name, *rest = words
     if _NAME.fullmatch(name) is None:
-        raise ValueError(f"a key's name is of letters, digits, '.', '_' and '-', got {name!r}")
+        raise ValueError(f"a key's name consists of letters, digits, '.', '_' and '-', got {name!r}")
     match = _DIGEST.fullmatch(rest[0]) if rest else None
     if match is None:
         raise ValueError(
@@ -225,7 +223,7 @@ def _parse(words: list[str]) -> APIKey:
             or int(number) < 1
         ):
             expected = ", ".join(f"{known}=N" for known in asdict(KeyLimits()))
-            raise ValueError(f"a limit is one of {expected}; got {word!r}")
+            raise ValueError(f"a limit must be one of {expected}; got {word!r}")
         limits[limit] = int(number)
     return APIKey(name, bytes.fromhex(match[1]), KeyLimits(**limits))
 

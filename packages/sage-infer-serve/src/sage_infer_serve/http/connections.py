@@ -1,7 +1,7 @@
-"""Limits on a server's connections: their number in all and per peer, and how long an answer may stay unread.
+"""Limits on a server's connections: their number, in total and per peer, and the time without reads.
 
-Without them a client that needs no API key could take every file descriptor of the process, by connections
-that it never uses or whose answers it never reads.
+Without them, any client could exhaust the file descriptors of the process without an API key, with connections
+that it never uses or whose responses it never reads.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from attrs import define, field
 
 __all__ = ["Connection", "ConnectionLimits"]
 
-_LEAST_READ = 16 * 1024  # bytes of an answer that a client has to read within the time for writing
-_CHURN = 32 * 2**20  # bytes received or thrown away after which freed memory is returned to the system
+_LEAST_READ = 16 * 1024  # bytes of a response that a client must read within the write timeout
+_CHURN = 32 * 2**20  # bytes received or discarded after which freed memory is returned to the system
 
 
 class Connection(Protocol):
-    """What the limits need of a protocol."""
+    """The protocol interface that the limits use."""
 
     def waits_for_reader(self) -> bool:
-        """Nothing more is written to the connection until its client has read."""
+        """Whether writing is paused until the client reads."""
         ...
 
 
 @define(eq=False)
 class _Kept:
-    """A connection and what is known of it. ``unread`` bytes were waiting at the time ``since``."""
+    """A connection and its state. ``unread`` bytes were waiting at the time ``since``."""
 
     transport: asyncio.Transport
     peer: str
@@ -42,17 +42,17 @@ class _Kept:
 class ConnectionLimits:
     """The connections of one server, oldest first.
 
-    Where there are too many, in all or from one peer, a connection without a request has to go, or else one
-    whose client does not read; where there is none of either, the new one is refused.
+    If there are too many, in total or from one peer, a connection without a request is closed, or else one
+    whose client does not read; if there is neither, the new one is refused.
 
     Attributes:
-        max_idle: connections without a request.
-        max_connections: connections in all.
-        max_per_peer: connections from one address.
-        header_timeout_s: for the headers of a request.
-        write_timeout_s: without reading, after which a client's connection is ended.
-        churn: bytes received or thrown away since freed memory was returned.
-        looks: how often all connections were looked at.
+        max_idle: maximum connections without a request.
+        max_connections: maximum connections in total.
+        max_per_peer: maximum connections from one address.
+        header_timeout_s: seconds for the headers of a request.
+        write_timeout_s: seconds without reads after which a connection is closed.
+        churn: bytes received or discarded since freed memory was returned.
+        looks: how often all connections were checked.
     """
 
     max_idle: int
@@ -70,7 +70,7 @@ class ConnectionLimits:
     _trimming: asyncio.Future[object] | None = field(default=None, init=False)
 
     def admit(self, connection: Connection, transport: asyncio.Transport, peer: str) -> bool:
-        """Take a new connection in, if need be in place of another; False where there is no room."""
+        """Admit a new connection, if necessary in place of another; False if there is no room."""
         of_peer = self._peers.get(peer, {})
         if len(of_peer) >= self.max_per_peer and not self._drop_one_of(of_peer):
             return False
@@ -95,7 +95,7 @@ class ConnectionLimits:
             del self._peers[kept.peer]
 
     def idle(self, connection: Connection) -> None:
-        """The connection has no request under way."""
+        """The connection has no request in progress."""
         if connection not in self._all:
             return
         self._idle[connection] = None
@@ -106,7 +106,7 @@ class ConnectionLimits:
         self._idle.pop(connection, None)
 
     def stalled(self, connection: Connection, is_stalled: bool) -> None:
-        """Whether the client reads more slowly than is written."""
+        """Whether the client reads more slowly than the server writes."""
         if not is_stalled:
             self._stalled.pop(connection, None)
         elif connection in self._all:
@@ -126,7 +126,7 @@ class ConnectionLimits:
         return False
 
     def _close(self, connection: Connection) -> None:
-        """Close it, which first sends what is still to be sent."""
+        """Close it after sending buffered data."""
         kept = self._all[connection]
         self.lost(connection)
         if kept.transport.get_write_buffer_size():
@@ -140,13 +140,13 @@ class ConnectionLimits:
         self.lost(connection)
         kept.transport.abort()
 
-    # --- from time to time
+    # --- periodic work
 
     def _sweep_later(self, loop: asyncio.AbstractEventLoop) -> None:
         self._sweeper = loop.call_later(self.write_timeout_s / 4, self._sweep, loop)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """End connections whose clients have not read for too long, and return freed memory to the system."""
+        """Close connections whose clients have not read for too long, and return freed memory to the system."""
         self.looks += 1
         now = time.monotonic()
         late = [connection for connection, kept in self._all.items() if self._is_late(connection, kept, now)]
@@ -171,10 +171,10 @@ class ConnectionLimits:
 
 
 def _return_memory() -> None:
-    """What the C library keeps of freed memory. Python and other libraries have freed it; the system does
-    not have it.
+    """Return freed memory that the C library keeps. Python and other libraries have freed it, but the system does
+    not have it yet.
     """
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc; musl lacks it
         if trim is not None:
             trim(0)

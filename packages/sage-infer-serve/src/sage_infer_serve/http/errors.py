@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API gives them: a status, and ``{"error": {"message", "type", "param", "code"}}``.
+"""Errors in the format of OpenAI's API: a status, and ``{"error": {"message", "type", "param", "code"}}``.
 
 The form is that of https://platform.openai.com/docs/guides/error-codes; codes of our own are those of
 ``sage_infer.errors``.
@@ -49,7 +49,7 @@ _STATUS: tuple[tuple[type[SageInferError], int, str], ...] = (
 
 
 class HTTPError(Exception):
-    """What a request is answered with instead of a result."""
+    """An error response."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class HTTPError(Exception):
 def wrong_request(
     message: str, param: str | None = None, *, status: int = 400, code: str | None = None
 ) -> HTTPError:
-    """The caller's input is wrong; ``param`` is its place in the request, such as ``messages[0].content``."""
+    """Invalid input; ``param`` is its location in the request, such as ``messages[0].content``."""
     return HTTPError(status, message, code=code, param=param)
 
 
@@ -79,7 +79,7 @@ def unauthorized(message: str) -> HTTPError:
 
 
 def limited(message: str, retry_after: float, *, code: str) -> HTTPError:
-    """429 with ``Retry-After`` in whole seconds, and the finer ``retry-after-ms`` that OpenAI's clients
+    """429 with ``Retry-After`` in whole seconds, and the finer ``retry-after-ms`` that OpenAI clients
     read.
     """
     seconds = max(1, math.ceil(retry_after))
@@ -98,7 +98,7 @@ def unavailable(message: str, retry_after: float, *, code: str) -> HTTPError:
 
 
 def as_http_error(error: SageInferError) -> HTTPError:
-    """How a backend's error is answered."""
+    """The response to a backend's error."""
     if isinstance(error, Overloaded):
         return limited(error.message, error.retry_after, code=error.code)
     if isinstance(error, RequestCancelled) and error.by == "deadline":

@@ -1,4 +1,4 @@
-"""One request and its answer, over ASGI."""
+"""One request and its response, over ASGI."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON = b"application/json"
 Stop = Literal["client", "body", "timeout", "shutdown"]
-"""Who ended an exchange early: its client, the time for its body or for its work, or the server's end."""
+"""Reason for an early end: the client, the body timeout, the request timeout, or server shutdown."""
 
 _SSE_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would keep the events back
+    (b"x-accel-buffering", b"no"),  # otherwise nginx would buffer the events
 )
-_DISCARD_S = 5.0  # for which the rest of a refused body is read, so that the client gets to see the answer
+_DISCARD_S = 5.0  # time to read the rest of a rejected body, so that the client sees the response
 
 
 class Exchange:
-    """What the routes answer through. ``stopped`` says who ended it early, if anybody did.
+    """The interface for handlers. ``stopped`` is the reason for an early end, if any.
 
     Attributes:
         headers: the request's, by name in lower case.
-        ended: the whole answer has been sent.
+        ended: the whole response has been sent.
         body_bytes: length of the request's body, once it was read.
-        model: the model that answered, for metrics; empty until it is known to exist.
+        model: the answering model, for metrics; empty until it is known to exist.
         status: the status sent, 0 before.
         failed: an error was sent inside a stream.
     """
@@ -92,10 +92,10 @@ class Exchange:
         """The whole body.
 
         Raises:
-            HTTPError: it is longer than ``limit`` bytes (413).
+            HTTPError: it exceeds ``limit`` bytes (413).
         """
         length = self.headers.get(b"content-length")
-        if length is not None and int(length) > limit:  # a number: the parser has seen to it
+        if length is not None and int(length) > limit:  # the parser guarantees a number
             raise _too_large(limit)
         parts, size, more = [], 0, True
         while more:
@@ -112,7 +112,7 @@ class Exchange:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def watch(self) -> None:
-        """Stop the exchange when the client goes away. Called after the body was read."""
+        """Stop the exchange when the client disconnects. Called after the body was read."""
         if self._wire is not None:
             self._wire.watch(self._client_left)
         else:
@@ -130,7 +130,7 @@ class Exchange:
         return self._wire is not None and self._wire.has_body
 
     def stop_after(self, seconds: float, why: Stop) -> None:
-        """Stop the exchange at a time, instead of at the one set before; ``in_time`` takes it back."""
+        """Set or replace the time at which the exchange stops; ``in_time`` clears it."""
         self.in_time()
         self._timer = self.loop.call_later(seconds, self.stop, why)
 
@@ -147,12 +147,12 @@ class Exchange:
         self.stop("client")
 
     def stop(self, why: Stop) -> None:
-        """End the exchange early; its task is cancelled, which frees what it holds in the engine."""
+        """End the exchange early; its task is cancelled, which frees its resources in the engine."""
         if not self.stopped and not self.ended and self._task is not None and not self._task.done():
             self.stopped = why
             self._task.cancel()
 
-    # --- the answer
+    # --- the response
 
     async def respond(
         self,
@@ -162,13 +162,13 @@ class Exchange:
         kind: bytes = JSON,
         headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
-        """The whole answer at once."""
+        """Send the whole response."""
         await self._start(status, [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *headers])
         self.ended = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def respond_in_parts(self, parts: Iterable[bytes]) -> None:
-        """A large JSON answer, part by part; others get their turn in between."""
+        """Send a large JSON response in parts, so that other requests proceed in between."""
         await self._start(200, [(b"content-type", JSON)])
         for part in parts:
             await self.write(part)
@@ -180,7 +180,7 @@ class Exchange:
         await self._start(200, list(_SSE_HEADERS))
 
     def write_at_once(self, data: bytes) -> bool:
-        """``write`` without waiting; False where that cannot be, and nothing was written."""
+        """``write`` without waiting; False if impossible, and then nothing was written."""
         return self._wire is not None and self._wire.write(data)
 
     async def write(self, data: bytes) -> None:
@@ -191,13 +191,13 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data})
 
     async def fail(self, error: HTTPError) -> None:
-        """Answer with an error: as an event where a stream has begun, else as the response."""
+        """Respond with an error: as an event if a stream has started, else as the response."""
         body = error_body(error)
         if self.streaming:
             self.failed = True
             await self.end(b"data: " + body + b"\n\n")
             return
-        if self.status:  # an answer has begun; nothing that is said now would be understood
+        if self.status:  # a response has started; an error could not be delivered
             self.failed = True
             raise error
         headers = [*error.headers]
@@ -207,7 +207,7 @@ class Exchange:
             await self._start(
                 error.status, [(b"content-type", JSON), (b"content-length", b"%d" % len(body)), *headers]
             )
-            await self.write(body)  # complete for the client, as it knows the length
+            await self.write(body)  # complete for the client, which knows the length
             await self._discard()
             await self.end()
         else:
@@ -231,5 +231,7 @@ class Exchange:
 
 def _too_large(limit: int) -> HTTPError:
     return wrong_request(
-        f"the body is longer than {limit} bytes; send less at once", status=413, code="body_too_large"
+        f"request body exceeds {limit} bytes; split it into smaller requests",
+        status=413,
+        code="body_too_large",
     )

@@ -1,4 +1,4 @@
-"""Answers to HTTP/1.0 clients: without chunks, and the end of the connection is the end of the body (RFC
+"""Responses to HTTP/1.0 clients: without chunks; the end of the connection ends the body (RFC
 9112 6.1).
 """
 
@@ -13,8 +13,8 @@ __all__ = ["unchunked_send"]
 
 
 def unchunked_send(cycle: RequestResponseCycle) -> Callable[[Any], Coroutine[Any, Any, None]]:
-    """A ``send`` for one request in place of uvicorn's, which would send chunks to a client that knows
-    none.
+    """A replacement for uvicorn's ``send``, which would send chunks to a client that does not support
+    them.
     """
 
     async def send(message: Any) -> None:

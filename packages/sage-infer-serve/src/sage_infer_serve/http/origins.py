@@ -1,8 +1,8 @@
-"""Which web pages may ask: CORS for those that are named, and a door that is shut to all others.
+"""Origin checks: CORS for allowed origins, rejection of all others.
 
-A server on loopback without keys trusts whoever can reach it, and every web page in the user's browser can.
-So there the ``Host`` must be this machine's (a name that was made to point here is none), and a page of
-another origin is refused.
+A server on loopback without keys trusts all clients that reach it, and every web page in the user's browser can.
+So the ``Host`` must be that of this machine (DNS names that point here do not count), and pages of
+other origins are rejected.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["Origins", "is_loopback"]
 Headers = tuple[tuple[bytes, bytes], ...]
 
 _HEADERS = (b"authorization", b"content-type", b"x-request-id", *(name.encode() for name in OPTION_HEADERS))
-_SDK_HEADERS = (b"x-stainless-", b"openai-")  # what the OpenAI clients send with every request
+_SDK_HEADERS = (b"x-stainless-", b"openai-")  # sent by OpenAI clients with every request
 _HEADER_NAME = re.compile(rb"[a-z0-9-]{1,64}")
 
 
 class Origins:
-    """Checks a request's ``Host`` and ``Origin``. ``is_checked`` is False where nothing has to be."""
+    """Checks a request's ``Host`` and ``Origin``. ``is_checked`` is False if no check is needed."""
 
     def __init__(self, settings: GatewaySettings, *, has_keys: bool) -> None:
         self._allowed = frozenset(origin.encode() for origin in settings.cors_origins)
@@ -35,24 +35,24 @@ class Origins:
         self.is_checked = self._guarded or bool(self._allowed)
 
     def check(self, exchange: Exchange) -> Headers:
-        """Headers for the answer.
+        """Headers for the response.
 
         Raises:
-            HTTPError: the request comes from a page that may not ask (403).
+            HTTPError: the origin is not allowed (403).
         """
         origin = exchange.headers.get(b"origin")
         if self._guarded:
             host = exchange.headers.get(
                 b"host", b"localhost"
-            ).lower()  # names of hosts have no case (RFC 9110 4.2.3)
+            ).lower()  # host names are case-insensitive (RFC 9110 4.2.3)
             if not _is_here(host):
                 raise wrong_request(
-                    "without API keys this server answers to localhost only; give it keys, or ask it as localhost",
+                    "without API keys this server accepts requests to localhost only; configure keys, or use localhost",
                     status=403, code="host_not_allowed",
                 )  # fmt: skip
             if origin is not None and not self._fits(origin) and origin.lower().partition(b"://")[2] != host:
                 raise wrong_request(
-                    "pages of other origins may not use this server; its setting cors_origins names those that may",
+                    "cross-origin requests are not allowed; add the origin to the setting cors_origins",
                     status=403, code="origin_not_allowed",
                 )  # fmt: skip
         if origin is None or not self._fits(origin):
@@ -64,7 +64,7 @@ class Origins:
         )
 
     def preflight(self, exchange: Exchange) -> Headers:
-        """What a browser may send, where its page may ask at all."""
+        """Preflight headers for an allowed origin."""
         origin = exchange.headers.get(b"origin")
         if origin is None or not self._fits(origin):
             return ((b"allow", b"GET, HEAD, POST"),)
@@ -79,8 +79,8 @@ class Origins:
 
 
 def _allowed_headers(exchange: Exchange) -> bytes:
-    """Headers that a page may send: those that this server reads, and of those that are asked for the SDKs'
-    own.
+    """Headers that a page may send: those that this server reads, and requested headers of the
+    SDKs.
     """
     asked = exchange.headers.get(b"access-control-request-headers", b"")
     names = (name.strip().lower() for name in asked.split(b","))
@@ -90,7 +90,7 @@ def _allowed_headers(exchange: Exchange) -> bytes:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host."""
-    host = host.lower().removesuffix(".")  # a final dot is the root of all names
+    host = host.lower().removesuffix(".")  # a final dot denotes the DNS root
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol with limits on every byte of a request, on time, and on the number of connections.
+"""uvicorn's HTTP protocol with limits on request sizes, on time, and on the number of connections.
 
-uvicorn waits without end for a first request, its parser takes headers and trailers of any length, and it
-keeps any number of requests that are sent in a row; each is a way to hold a server up. What a body may be is
+uvicorn waits indefinitely for a first request, its parser accepts headers and trailers of any length, and it
+queues any number of pipelined requests; each allows denial of service. The body size is
 limited in ``app``.
 """
 
@@ -20,9 +20,9 @@ from sage_infer_serve.http.wire import WIRE, HeadHolder, Wire
 __all__ = ["MAX_HEADER_BYTES", "limited_protocol"]
 
 MAX_HEADER_BYTES = 64 * 1024
-_FRAMING_PER_BYTE = 8  # a chunk of one byte takes six; everything else beside a body is as limited as headers
-_MAX_PIPELINED = 32  # requests that wait for the answers to those before them
-_MAX_UNWANTED_BODY = 2**20  # bytes of a body that are read after its request was answered
+_FRAMING_PER_BYTE = 8  # a one-byte chunk needs six bytes; all other framing is limited like headers
+_MAX_PIPELINED = 32  # requests waiting for earlier responses
+_MAX_UNWANTED_BODY = 2**20  # bytes of a body that are read after the response
 
 
 class _Refusal(Exception):
@@ -36,18 +36,18 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
         _header_timer: asyncio.TimerHandle | None = None
         _header_bytes = 0
         _in_headers = True
-        _has_begun = False  # a request whose headers are not complete
-        _wires: tuple[Wire, ...] = ()  # of the responses that are not complete, oldest first
-        _requests = 0  # begun and ended, to see whether a piece of data belongs to one request alone
+        _has_begun = False  # a request with incomplete headers
+        _wires: tuple[Wire, ...] = ()  # of incomplete responses, oldest first
+        _requests = 0  # started and ended, to tell whether data belongs to a single request
         _body_bytes = 0  # of the current request
         _framing_bytes = 0  # chunk sizes, their extensions, and trailers
-        _refusal = (400, "this is not HTTP/1.1 as RFC 9112 has it")
+        _refusal = (400, "invalid HTTP/1.1 (RFC 9112)")
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             peer = self.client[0] if self.client else ""
             if not limits.admit(self, transport, peer):
-                self._refuse(503, "too many connections are open; try again later")
+                self._refuse(503, "too many open connections; retry later")
                 return
             limits.idle(self)
             self._await_headers()
@@ -67,21 +67,21 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             if self._in_headers:
                 self._header_bytes += len(data)
                 if self._header_bytes > MAX_HEADER_BYTES and not self._ends_soon(data):
-                    self._refuse(431, f"the headers are longer than {MAX_HEADER_BYTES} bytes")
+                    self._refuse(431, f"headers exceed {MAX_HEADER_BYTES} bytes")
                     return
             was_body, requests, body_bytes = not self._in_headers, self._requests, self._body_bytes
             super().data_received(data)
-            if was_body and requests == self._requests:  # all of it was this request's
+            if was_body and requests == self._requests:  # all of it belongs to this request
                 self._framing_bytes += len(data) - (self._body_bytes - body_bytes)
                 if self._framing_bytes > MAX_HEADER_BYTES + _FRAMING_PER_BYTE * self._body_bytes:
-                    self._refuse(431, f"chunk sizes and trailers are longer than {MAX_HEADER_BYTES} bytes")
+                    self._refuse(431, f"chunk sizes and trailers exceed {MAX_HEADER_BYTES} bytes")
                 elif self._body_bytes > _MAX_UNWANTED_BODY and self.cycle.response_complete:
                     self.transport.abort()
             if self._has_begun and self._header_timer is None:  # not the connection's first request
                 self._await_headers()
 
         def _ends_soon(self, data: bytes) -> bool:
-            """Whether the headers end in this piece, so that what is counted is mostly a body."""
+            """Whether the headers end in this piece, so that the counted bytes are mostly body."""
             return b"\r\n\r\n" in data and self._header_bytes - len(data) < MAX_HEADER_BYTES
 
         def on_message_begin(self) -> None:
@@ -91,7 +91,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             self._body_bytes = self._framing_bytes = 0
 
         def on_header(self, name: bytes, value: bytes) -> None:
-            if self._in_headers:  # else a trailer, for which there is no use here
+            if self._in_headers:  # else a trailer, which is not used
                 super().on_header(name, value)
 
         def on_body(self, body: bytes) -> None:
@@ -100,7 +100,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             if len(self.pipeline) >= _MAX_PIPELINED:
-                raise self._stop(400, f"more than {_MAX_PIPELINED} requests were sent before their answers")
+                raise self._stop(400, f"more than {_MAX_PIPELINED} pipelined requests")
             is_old = self.parser.get_http_version() == "1.0"
             hosts = sum(name == b"host" for name, _ in self.headers)
             if hosts != 1 and not (is_old and hosts == 0):
@@ -155,7 +155,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
         def _refuse(self, status: int, message: str) -> None:
             if self.transport.is_closing():
                 return
-            if self._answers_have_begun():  # this one would follow them, or be mixed with one of them
+            if self._answers_have_begun():  # it would follow or corrupt an earlier response
                 self.transport.abort()
                 return
             body = error_body(wrong_request(message, status=status, code="bad_http"))
@@ -180,10 +180,10 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
                 self._header_timer = None
 
         def _give_up(self) -> None:
-            """No whole request came in time. A client that had begun one gets an answer."""
+            """No complete request arrived in time. A client that has started one gets an error response."""
             self._header_timer = None
             if self._header_bytes:
-                self._refuse(408, "timed out waiting for the request's headers")
+                self._refuse(408, "timed out waiting for the request headers")
             else:
                 self.transport.close()
 

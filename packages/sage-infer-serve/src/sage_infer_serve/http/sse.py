@@ -1,5 +1,5 @@
-"""Chunks of a stream as server-sent events: what stays the same is encoded once, a token's text is all that
-is left.
+"""Chunks of a stream as server-sent events: constant parts are encoded once, so that only a token's text
+remains.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _encode = msgspec.json.encode
 
 
 def event(data: Any) -> bytes:
-    """Any data as an event."""
+    """Encode any data as an event."""
     return b"data: " + _encode(data) + b"\n\n"
 
 
 class ChunkWriter:
-    """Writes the chunks of one answer. ``kind`` is their ``object``."""
+    """Encodes the chunks of one response. ``kind`` is their ``object``."""
 
     __slots__ = ("_chat", "_head", "_prefixes", "_tail", "_text_tail", "_usage_head")
 
@@ -34,7 +34,7 @@ class ChunkWriter:
         )
         self._usage_head = head + b'],"usage":'
         self._head = head + b'{"index":'
-        # With include_usage every chunk but the last has a null there.
+        # With include_usage every chunk but the last has a null usage.
         self._tail = b'}],"usage":null}\n\n' if with_usage else b"}]}\n\n"
         self._text_tail = (
             (b"}," if self._chat else b",") + b'"logprobs":null,"finish_reason":null' + self._tail
@@ -56,13 +56,13 @@ class ChunkWriter:
         )  # fmt: skip
 
     def completion(self, index: int, text: str, logprobs: bytes, reason: str | None) -> bytes:
-        """New text of a completion with what goes with it."""
+        """New text of a completion with its log probabilities."""
         return b'%b%d,"text":%b,"logprobs":%b,"finish_reason":%b%b' % (
             self._head, index, _encode(text), logprobs, _encode(reason), self._tail,
         )  # fmt: skip
 
     def finish(self, index: int, reason: str) -> bytes:
-        """Why a chat's completion ended."""
+        """The finish reason of a chat completion."""
         return b'%b%d,"delta":{},"logprobs":null,"finish_reason":%b%b' % (
             self._head, index, _encode(reason), self._tail,
         )  # fmt: skip

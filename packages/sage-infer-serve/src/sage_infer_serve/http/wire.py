@@ -1,4 +1,4 @@
-"""What an endpoint can do on our own server beside ASGI, where ASGI would cost a coroutine, a task or a
+"""Fast paths of our own server that bypass ASGI, which would cost a coroutine, a task or a
 system call.
 """
 
@@ -19,10 +19,10 @@ WIRE = "sage_infer.wire"
 
 
 class HeadHolder:
-    """A transport that sends a response's head together with the first piece of its body, in one system call.
+    """A transport that sends a response's head with the first piece of its body in one system call.
 
-    Everything else goes straight to the transport behind it. Before anything that is not a write, and when
-    the response ends without a body (``flush``), the head is sent by itself.
+    Everything else is forwarded to the underlying transport. Before any other operation, and when
+    the response ends without a body (``flush``), the head is sent alone.
     """
 
     __slots__ = ("_head", "_transport", "write")
@@ -59,13 +59,13 @@ class HeadHolder:
 
 
 class Wire:
-    """One response's connection: parts of its body at once, and word of a client that has gone.
+    """One response's connection: direct writes of body parts, and notification of a disconnect.
 
     ``write`` does what uvicorn's ``send`` does for a ``http.response.body`` with ``more_body`` and chunked
-    encoding; a stream's tokens each save several microseconds by it.
+    encoding; each token of a stream saves several microseconds.
 
     Attributes:
-        loop: the event loop, which costs a system call to ask for.
+        loop: the event loop, stored because looking it up costs a system call.
     """
 
     __slots__ = ("_cycle", "_flow", "_on_disconnect", "_transport", "loop")
@@ -82,11 +82,11 @@ class Wire:
 
     @property
     def has_body(self) -> bool:
-        """The request's body has arrived as a whole."""
+        """Whether the whole request body has arrived."""
         return not self._cycle.more_body
 
     def write(self, data: bytes) -> bool:
-        """Write, or give False where it takes ``send``: the client reads too slowly, has gone, or wants no
+        """Write, or return False if ``send`` is required: the client reads too slowly, has disconnected, or rejects
         chunks.
         """
         cycle = self._cycle
@@ -96,9 +96,9 @@ class Wire:
         return True
 
     def watch(self, on_disconnect: Callable[[], None]) -> None:
-        """Call ``on_disconnect`` when the client goes away, or soon where it has gone already."""
+        """Call ``on_disconnect`` when the client disconnects, or soon if it already has."""
         self._on_disconnect = on_disconnect
-        self._flow.resume_reading()  # which a long body may have paused, and who does not read is told nothing
+        self._flow.resume_reading()  # may be paused by a long body, which would hide a disconnect
         if self._cycle.disconnected:
             self.loop.call_soon(self.lost)
 
@@ -106,7 +106,7 @@ class Wire:
         self._on_disconnect = None
 
     def lost(self) -> None:
-        """For the server to call: the connection is gone."""
+        """Called by the server when the connection is lost."""
         on_disconnect, self._on_disconnect = self._on_disconnect, None
         if on_disconnect is not None:
             on_disconnect()

@@ -1,1 +1,1 @@
-"""The endpoints: each module reads one kind of request, asks the backend, and writes OpenAI's answer."""
+"""The endpoints: each module reads one kind of request, calls the backend, and writes OpenAI's response."""

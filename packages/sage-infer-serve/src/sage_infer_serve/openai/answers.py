@@ -1,4 +1,4 @@
-"""JSON Schemas of the answers, as they are written."""
+"""JSON Schemas of the responses."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ async def chat_completions(service: Service, exchange: Exchange) -> None:
 
 
 async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Work) -> None:
-    """Send each delta as it comes. The response begins with the first one, so that errors before it have a status."""
+    """Send each delta on arrival. The response starts with the first one, so that earlier errors have a status."""
     writer = ChunkWriter(
         answer.id, "chat.completion.chunk", answer.created, answer.model, with_usage=answer.include_usage
     )
@@ -74,7 +74,7 @@ async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Work) 
     started: set[int] = set()
 
     def take(delta: TokenDelta) -> bool:
-        """Most of all deltas: new text, which is written where it arrives."""
+        """The common case: new text, written on arrival."""
         if delta.index not in started or delta.finish_reason is not None or not delta.text:
             return False
         if not exchange.write_at_once(writer.text(delta.index, delta.text)):
@@ -113,28 +113,28 @@ async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Work) 
 
 
 class _Plan:
-    """What tools and formats mean for generation."""
+    """Generation settings from tools and response format."""
 
     def __init__(self, request: ChatRequest) -> None:
         tools = request.tools or []
         choice = request.tool_choice
         if choice is not None and choice != "none" and not tools:
-            raise wrong_request("tool_choice needs tools", "tool_choice")
+            raise wrong_request("tool_choice requires tools", "tool_choice")
         names = function_names(tools)
         self.tools = tools_as_dicts(tools) if tools and choice != "none" else None
         self.names = names if self.tools else []
-        self.forced = ""  # the function that the whole answer is a call of
+        self.forced = ""  # the function that the whole answer calls
         self.required = choice == "required"
         self.guided = guided_by(request, request.response_format)
         if self.guided is not None and (self.required or isinstance(choice, NamedTool)):
             raise wrong_request(
-                "a forced tool call and a format of the answer cannot be given together", "tool_choice"
+                "a forced tool call and a response format are mutually exclusive", "tool_choice"
             )
         if isinstance(choice, NamedTool):
             if choice.function.name not in names:
                 known = ", ".join(names)
                 raise wrong_request(
-                    f"there is no tool {choice.function.name!r}; the tools are: {known}",
+                    f"unknown tool {choice.function.name!r}; available: {known}",
                     "tool_choice.function.name",
                 )
             self.forced = choice.function.name
@@ -168,7 +168,7 @@ def _backends_parser(service: Service, model: str, plan: _Plan) -> Parse | None:
 
 
 class _Answer:
-    """An answer as it grows: for each completion its text, calls, log probabilities, and why it ended."""
+    """A growing answer: text, calls, log probabilities and finish reason per completion."""
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class _Answer:
         self._readers = [ToolCallReader(plan.names) for _ in range(params.n)] if reads else []
         self.is_plain = not (plan.tools or self._logprobs)
 
-    # --- growing
+    # --- input
 
     async def take(self, delta: TokenDelta) -> tuple[str, list[dict[str, Any]]]:
         """Add a delta; returns the content and the calls that it brought.
@@ -241,7 +241,7 @@ class _Answer:
         return calls
 
     def _whole_call(self, text: str) -> list[ToolCall]:
-        """The call that the whole text is; cut short, its arguments are what there is of them, as with OpenAI."""
+        """The call that the whole text forms; if truncated, its arguments are partial, as with OpenAI."""
         if self._plan.forced:
             return [ToolCall(name=self._plan.forced, arguments=text)]
         try:
@@ -257,10 +257,10 @@ class _Answer:
     def reasons(self) -> list[str]:
         return [self.reason_of(index) for index in range(self._n)]
 
-    # --- saying it
+    # --- output
 
     async def chunks(self, writer: ChunkWriter, delta: TokenDelta) -> list[bytes]:
-        """Chunks of an answer that has calls or log probabilities."""
+        """Chunks of an answer with calls or log probabilities."""
         index = delta.index
         first_call = len(self._calls[index])
         text, calls = await self.take(delta)
@@ -312,12 +312,12 @@ class _Answer:
 def _refuse_what_nothing_does(request: ChatRequest) -> None:
     if request.functions or request.function_call:
         raise refused(
-            "functions and function_call are the old form of tools and tool_choice, and not supported",
+            "functions and function_call are not supported (use tools and tool_choice)",
             "functions",
         )
     if request.modalities is not None and "audio" in request.modalities:
         raise refused("audio output is not supported", "modalities")
     if request.top_logprobs is not None and not request.logprobs:
-        raise wrong_request("top_logprobs needs logprobs: true", "top_logprobs")
+        raise wrong_request("top_logprobs requires logprobs: true", "top_logprobs")
     if request.stream_options is not None and not request.stream:
-        raise wrong_request("stream_options needs stream: true", "stream_options")
+        raise wrong_request("stream_options requires stream: true", "stream_options")

@@ -93,7 +93,7 @@ async def _stream(
 
 
 async def _deltas(streams: Sequence[TokenStream], n: int) -> AsyncIterator[tuple[int, TokenDelta]]:
-    """Deltas of all prompts as they come, each with the number of its choice: ``n`` for every prompt, in order."""
+    """Deltas of all prompts on arrival, each with its choice index: ``n`` choices per prompt, in order."""
     if len(streams) == 1:
         async for delta in streams[0]:
             yield delta.index, delta
@@ -125,7 +125,7 @@ async def _deltas(streams: Sequence[TokenStream], n: int) -> AsyncIterator[tuple
 
 
 class _Answer:
-    """An answer as it grows."""
+    """A growing answer."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _Answer:
     ) -> None:
         self.id, self.created, self.model = request_id, int(time.time()), model
         self.reasons: list[str] = ["stop"] * (n * len(prompts))
-        # What is echoed comes before the first new text.
+        # Echoed text precedes the first new text.
         echoed = [p if request.echo and isinstance(p, str) else "" for p in prompts for _ in range(n)]
         self._pending = list(echoed)
         self._texts: list[list[str]] = [[] for _ in echoed]
@@ -146,7 +146,7 @@ class _Answer:
         self._logs: list[list[TokenLogprob]] = [[] for _ in echoed]
 
     def take(self, index: int, delta: TokenDelta) -> tuple[str, dict[str, Any] | None]:
-        """Add a delta; gives its text and its log probabilities."""
+        """Add a delta; returns its text and log probabilities."""
         text = self._pending[index] + delta.text
         self._pending[index] = ""
         self._texts[index].append(text)
@@ -182,7 +182,7 @@ class _Answer:
 
 
 def _total(streams: Sequence[TokenStream]) -> Usage:
-    """What all prompts took."""
+    """Total usage of all prompts."""
     each = [stream.usage for stream in streams if stream.usage is not None]
     return Usage(
         prompt_tokens=sum(u.prompt_tokens for u in each),
@@ -201,4 +201,4 @@ def _refuse_what_nothing_does(request: CompletionRequest, prompts: Sequence[str 
     if request.echo and not all(isinstance(prompt, str) for prompt in prompts):
         raise refused("echo of token ids is not supported", "echo")
     if request.stream_options is not None and not request.stream:
-        raise wrong_request("stream_options needs stream: true", "stream_options")
+        raise wrong_request("stream_options requires stream: true", "stream_options")

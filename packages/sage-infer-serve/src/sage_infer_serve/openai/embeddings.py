@@ -22,7 +22,7 @@ from sage_infer_serve.work import EMBEDDING, Work
 
 __all__ = ["embeddings"]
 
-_PART = 16  # vectors written before others get their turn: about a millisecond
+_PART = 16  # vectors written before yielding to other requests: about a millisecond
 _encode = msgspec.json.encode
 
 
@@ -40,7 +40,7 @@ async def embeddings(service: Service, exchange: Exchange) -> None:
         )
         if request.dimensions is not None and request.dimensions > result.dim:
             raise wrong_request(
-                f"dimensions: {model} has vectors of {result.dim} numbers, not {request.dimensions}",
+                f"dimensions: {model} has {result.dim} dimensions, not {request.dimensions}",
                 "dimensions",
             )
         work.end(result.usage)
@@ -63,7 +63,7 @@ def _parts(head: bytes, items: Iterator[bytes], tail: bytes) -> Iterator[bytes]:
 
 
 def _items(result: EmbeddingResult, dimensions: int | None, *, as_base64: bool) -> Iterator[bytes]:
-    """Each vector as an entry of the answer, little-endian float32 in base64 or as numbers."""
+    """Each vector as a response entry: little-endian float32 in base64, or numbers."""
     numbers = result.data.cast("f")
     for index in range(len(result)):
         vector = array("f", numbers[index * result.dim : (index + 1) * result.dim])
@@ -74,7 +74,7 @@ def _items(result: EmbeddingResult, dimensions: int | None, *, as_base64: bool) 
 
 
 def _shortened(vector: array[float], dimensions: int) -> array[float]:
-    """The first numbers, scaled to length 1 again (models trained for it keep most of the meaning there)."""
+    """The first dimensions, renormalized (Matryoshka models keep most of the meaning there)."""
     short = vector[:dimensions]
     length = math.sqrt(sum(x * x for x in short))
     return array("f", (x / length for x in short)) if length > 0 else short

@@ -1,4 +1,4 @@
-"""Texts and token ids, one or several: what prompts and inputs of embeddings may be."""
+"""Prompts and embedding inputs: one or several texts or lists of token ids."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def as_inputs(given: str | list[Any], name: str, n: int = 1) -> list[str | list[
         where = name if isinstance(given, str) else f"{name}[{index}]"
         if isinstance(item, int):
             raise wrong_request(
-                f"{where}: token ids of one input stand alone, or in a list of their own", where
+                f"{where}: token ids cannot be mixed with texts; put them into their own list", where
             )
         if not item:
             raise wrong_request(f"{where} is empty; expected at least one character", where)

@@ -1,4 +1,4 @@
-"""Log probabilities in the two forms that OpenAI has for them."""
+"""Log probabilities in OpenAI's two formats."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sage_infer.schemas import TokenLogprob
 
 __all__ = ["chat_logprobs", "completion_logprobs"]
 
-_LOWEST = -9999.0  # for what can never be drawn: JSON has no minus infinity, and OpenAI writes this
+_LOWEST = -9999.0  # for impossible tokens: JSON has no minus infinity, and OpenAI uses this value
 
 
 def chat_logprobs(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
-    """A token an entry, with its alternatives."""
+    """One entry per token, with its alternatives."""
     return [
         {
             **_token(one.text, one.logprob),
@@ -25,7 +25,7 @@ def chat_logprobs(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
 
 
 def completion_logprobs(logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-    """Lists side by side; ``offset`` is where the first token begins in the text."""
+    """Parallel lists; ``offset`` is the position of the first token in the text."""
     offsets = []
     for one in logprobs:
         offsets.append(offset)

@@ -1,4 +1,4 @@
-"""A request's messages and tools in the form that chat templates take."""
+"""A request's messages and tools in the format of chat templates."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["as_chat", "function_names", "tools_as_dicts"]
 
 
 def as_chat(messages: Sequence[Message], *, text_only: bool) -> list[dict[str, Any]]:
-    """Messages for a backend: parts of text joined, ``developer`` as ``system``, which is what templates know.
+    """Messages for a backend: text parts joined, ``developer`` mapped to ``system``, as templates expect.
 
     Raises:
-        HTTPError: a message lacks what its role needs, or has media that the model does not take.
+        HTTPError: a message lacks a field required by its role, or has media that the model does not support.
     """
     return [_as_chat(message, f"messages[{index}]", text_only) for index, message in enumerate(messages)]
 
@@ -55,7 +55,7 @@ def _content(parts: list[ContentPart], where: str, text_only: bool) -> str | lis
             )
         if field not in ("text", "refusal") and text_only:
             raise wrong_request(
-                f"{where}.content[{index}]: this model reads text only, and not {field}; leave it out",
+                f"{where}.content[{index}]: this model supports text only, not {field}; remove it",
                 f"{where}.content[{index}]",
                 code="unsupported_feature",
             )
@@ -65,12 +65,12 @@ def _content(parts: list[ContentPart], where: str, text_only: bool) -> str | lis
 
 
 def _called(call: Any, where: str) -> dict[str, Any]:
-    """An earlier call; its arguments as an object, because templates write them out themselves."""
+    """An earlier call, with its arguments as an object, because templates serialize them."""
     try:
         arguments = msgspec.json.decode(call.function.arguments.encode() or b"{}")
     except msgspec.DecodeError:
         raise wrong_request(
-            f"{where}.function.arguments is not valid JSON; send what the model had written",
+            f"{where}.function.arguments is not valid JSON; send the model's original arguments",
             f"{where}.function.arguments",
         ) from None
     return {
@@ -81,22 +81,22 @@ def _called(call: Any, where: str) -> dict[str, Any]:
 
 
 def function_names(tools: Sequence[Tool]) -> list[str]:
-    """Names of the functions, each once.
+    """Names of the functions.
 
     Raises:
-        HTTPError: one is there twice.
+        HTTPError: a name is repeated.
     """
     names = [tool.function.name for tool in tools]
     for index, name in enumerate(names):
         if name in names[:index]:
             raise wrong_request(
-                f"tools[{index}].function.name: {name!r} is there twice", f"tools[{index}].function.name"
+                f"tools[{index}].function.name: {name!r} is repeated", f"tools[{index}].function.name"
             )
     return names
 
 
 def tools_as_dicts(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """Tools as the client wrote them, without what is null."""
+    """Tools as sent by the client, without null values."""
     return [
         {
             "type": "function",

@@ -30,7 +30,7 @@ async def rerank(service: Service, exchange: Exchange) -> None:
         )
         work.end(result.usage)
     tokens = result.usage.prompt_tokens
-    # Cohere's answers have no documents, Jina's do unless told otherwise.
+    # Cohere's responses never include documents, Jina's do by default.
     with_documents = request.return_documents
     if with_documents is None:
         with_documents = not exchange.path.startswith("/v2/")

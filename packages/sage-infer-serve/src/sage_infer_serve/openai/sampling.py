@@ -13,7 +13,7 @@ from sage_infer_serve.openai.schema import ResponseFormat, Sampling, refused
 
 __all__ = ["guided_by", "sampling_params"]
 
-_TOP_P_GREEDY = 1e-9  # OpenAI takes 0, which leaves the likeliest token alone, as this does
+_TOP_P_GREEDY = 1e-9  # OpenAI accepts 0, which keeps only the most likely token, as this value does
 _SEED_MASK = 2**63 - 1
 _KEPT_STOPS = (
     256  # characters of stop texts up to which parameters are kept: what clients send is kept by size
@@ -28,11 +28,11 @@ def sampling_params(
     guided: GuidedDecoding | None = None,
     keep_special_tokens: bool = False,
 ) -> SamplingParams:
-    """What the backend is asked for.
+    """Sampling parameters for the backend.
 
     Raises:
-        HTTPError: a field asks for what no engine here does.
-        InvalidRequest: values that do not go together.
+        HTTPError: a field is not supported by any engine.
+        InvalidRequest: incompatible values.
     """
     if request.logit_bias:
         raise refused("logit_bias is not supported", "logit_bias")
@@ -64,15 +64,15 @@ def sampling_params(
 
 @lru_cache(maxsize=256)
 def _without_guide(given: tuple[tuple[str, Any], ...]) -> SamplingParams:
-    """Checked once for the many requests that ask for the same."""
+    """Cached, as many requests use the same parameters."""
     return SamplingParams(**dict(given))
 
 
 def guided_by(request: Sampling, response_format: ResponseFormat | None = None) -> GuidedDecoding | None:
-    """The constraint that a request asks for, in OpenAI's way or by an extension.
+    """The requested constraint, in OpenAI's format or by an extension.
 
     Raises:
-        HTTPError: more than one is given, or a JSON schema is missing.
+        HTTPError: several constraints, or a missing JSON schema.
     """
     asked: dict[str, Any] = {
         "json_schema": request.guided_json,
@@ -83,7 +83,7 @@ def guided_by(request: Sampling, response_format: ResponseFormat | None = None) 
     asked = {name: value for name, value in asked.items() if value is not None}
     if response_format is not None and response_format.type != "text":
         if asked:
-            raise wrong_request("response_format and guided_… cannot be given together", "response_format")
+            raise wrong_request("response_format and guided_… are mutually exclusive", "response_format")
         asked["json_schema"] = _schema_of(response_format)
     if not asked:
         return None
@@ -91,7 +91,7 @@ def guided_by(request: Sampling, response_format: ResponseFormat | None = None) 
         return GuidedDecoding(**asked)
     except InvalidRequest as error:
         raise wrong_request(
-            f"of guided_json, guided_regex, guided_grammar and guided_choice one: {error}"
+            f"use only one of guided_json, guided_regex, guided_grammar and guided_choice: {error}"
         ) from None
 
 

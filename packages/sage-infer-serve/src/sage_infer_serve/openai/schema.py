@@ -1,7 +1,7 @@
-"""Requests, in OpenAI's form (https://platform.openai.com/docs/api-reference), with the extensions that engines share.
+"""Requests in OpenAI's format (https://platform.openai.com/docs/api-reference), with common extensions.
 
-``msgspec`` checks them while it decodes; the same classes give the OpenAPI document its schemas. What is named here and
-has no effect on a local engine (``user``, ``metadata``, ``store``) is in ``IGNORED``.
+``msgspec`` validates them while decoding; the same classes define the schemas of the OpenAPI document. Fields without
+effect on a local engine (``user``, ``metadata``, ``store``) are in ``IGNORED``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Called(Struct):
 
 
 class ContentPart(Struct):
-    """A part of a message. Texts are joined; others go to multimodal models as they are."""
+    """A part of a message. Texts are joined; other parts are passed to multimodal models unchanged."""
 
     type: Literal["text", "refusal", "image_url", "input_audio", "video_url", "file"]
     text: str | None = None
@@ -103,8 +103,8 @@ class ResponseFormat(Struct):
 
 
 class Sampling(Struct, kw_only=True):
-    """Fields that chat and completions share. From ``top_k`` to ``priority`` they are extensions, under the names that
-    vLLM has. Without ``model`` the default one answers.
+    """Common fields of chat and completions. ``top_k`` to ``priority`` are extensions, named as
+    in vLLM. Without ``model`` the default model answers.
     """
 
     model: ModelName | None = None
@@ -159,7 +159,7 @@ class CompletionRequest(Sampling, kw_only=True):
 
 
 class EmbeddingRequest(Struct, kw_only=True):
-    """``truncate`` is an extension: keep the beginning of texts that are too long, as Jina's API names it."""
+    """``truncate`` is an extension: truncate long texts, named as in Jina's API."""
 
     model: ModelName | None = None
     input: str | Annotated[list[str | TokenId | Tokens], Meta(min_length=1, max_length=2048)]
@@ -174,7 +174,7 @@ class Document(Struct):
 
 
 class RerankRequest(Struct, kw_only=True):
-    """Jina's form (https://api.jina.ai/redoc#tag/rerank), which Cohere's second version is a part of."""
+    """Jina's format (https://api.jina.ai/redoc#tag/rerank), a superset of Cohere's second version."""
 
     model: ModelName | None = None
     query: Name
@@ -184,7 +184,7 @@ class RerankRequest(Struct, kw_only=True):
 
 
 class TokenizeRequest(Struct, kw_only=True):
-    """vLLM's form: a prompt, or a chat."""
+    """vLLM's format: a prompt or a chat."""
 
     model: ModelName | None = None
     prompt: Name | None = None
@@ -205,7 +205,7 @@ IGNORED = frozenset(
         "verbosity", "prompt_cache_retention", "safety_identifier", "moderation",
     }
 )  # fmt: skip
-"""Fields of OpenAI's that mean nothing to an engine of one's own; strict mode takes them too."""
+"""OpenAI fields without meaning for a self-hosted engine; strict mode accepts them too."""
 
 T = TypeVar("T", bound=Struct)
 
@@ -213,7 +213,7 @@ _MISSING = re.compile(r"Object missing required field `(.+)`")
 
 
 class Decoder:
-    """Reads one kind of request; ``strict`` refuses fields that nobody knows, by name."""
+    """Reads one kind of request; ``strict`` rejects unknown fields by name."""
 
     def __init__(self, kind: type[Struct], strict: bool) -> None:
         self._decoder = msgspec.json.Decoder(kind)
@@ -226,7 +226,7 @@ class Decoder:
         except msgspec.ValidationError as error:
             message, _, path = str(error).partition(" - at `")
             param = path.rstrip("`").removeprefix("$").removeprefix(".") or None
-            if missing := _MISSING.fullmatch(message):  # named at its own place, not at the one that lacks it
+            if missing := _MISSING.fullmatch(message):  # reported at the missing field, not at its parent
                 param = f"{param}.{missing[1]}" if param else missing[1]
                 raise wrong_request(f"{param} is missing", param) from None
             where = f"{param}: " if param else ""
@@ -242,22 +242,22 @@ class Decoder:
     def _refuse_unknown(self, body: bytes) -> None:
         for path in unknown_fields(msgspec.json.decode(body), self._kind):
             raise wrong_request(
-                f"{path} is not a field of this request; leave it out", path, code="unknown_field"
+                f"{path} is not a field of this request; remove it", path, code="unknown_field"
             )
 
 
 def decode(kind: type[T], body: bytes, *, strict: bool = False) -> T:
-    """A request, checked.
+    """A validated request.
 
     Raises:
-        HTTPError: it is not JSON, or a field is wrong; the message names its place.
+        HTTPError: it is not JSON, or a field is invalid; the message names its location.
     """
     request: T = Decoder(kind, strict)(body)
     return request
 
 
 def unknown_fields(data: Any, kind: Any, path: str = "") -> list[str]:
-    """Places of fields that ``kind`` and ``IGNORED`` do not have."""
+    """Locations of fields unknown to ``kind`` and ``IGNORED``."""
     found: list[str] = []
     for struct in _structs(kind):
         if isinstance(data, dict):
@@ -275,7 +275,7 @@ def unknown_fields(data: Any, kind: Any, path: str = "") -> list[str]:
 
 
 def _structs(kind: Any) -> list[type[Struct]]:
-    """The structs in a type, of which there is at most one at each place of a request."""
+    """The structs in a type; a request has at most one at each location."""
     if isinstance(kind, type) and issubclass(kind, Struct):
         return [kind]
     origin = getattr(kind, "__origin__", None)
@@ -285,10 +285,10 @@ def _structs(kind: Any) -> list[type[Struct]]:
 
 
 def _readable(message: str) -> str:
-    """``msgspec``'s message as a sentence of ours: what was expected, and what was found."""
+    """``msgspec``'s message in our wording: expected and found."""
     return message[:1].lower() + message[1:]
 
 
 def refused(feature: str, param: str) -> HTTPError:
-    """For what OpenAI has and no engine here can do: told, never dropped."""
-    return wrong_request(f"{feature}; leave it out", param, code="unsupported_feature")
+    """For OpenAI features that no engine supports: rejected, never dropped."""
+    return wrong_request(f"{feature}; remove it", param, code="unsupported_feature")

@@ -1,4 +1,4 @@
-"""``POST /tokenize`` and ``/detokenize``, in vLLM's form, where the backend can."""
+"""``POST /tokenize`` and ``/detokenize``, in vLLM's format, if the backend supports it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["detokenize", "tokenize"]
 async def tokenize(service: Service, exchange: Exchange) -> None:
     request: TokenizeRequest = await service.read(exchange, TokenizeRequest)
     if (request.prompt is None) == (request.messages is None):
-        raise wrong_request("exactly one of prompt and messages must be given", "prompt")
+        raise wrong_request("exactly one of prompt and messages is required", "prompt")
     backend = _tokenizing(service)
     name = CHAT.model(service, request.model)
     if request.messages is not None:
@@ -52,5 +52,5 @@ async def detokenize(service: Service, exchange: Exchange) -> None:
 def _tokenizing(service: Service) -> HybridTokenizing:
     backend = service.backend
     if not isinstance(backend, HybridTokenizing):
-        raise UnsupportedFeature("the models here do not show their tokenizers")
+        raise UnsupportedFeature("no model of this server supports tokenization")
     return backend

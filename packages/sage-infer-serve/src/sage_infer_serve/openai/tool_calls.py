@@ -1,8 +1,8 @@
-"""Tool calls in a model's text: the forms in which families write them, and reading them as the text comes.
+"""Tool calls in a model's text: formats of model families, and an incremental parser.
 
-Each family writes calls in its own way, which its chat template shows it. A reader passes on what is plainly content,
-holds back what may be the beginning of a call, and gives a call as soon as it is whole. What only looks like a call
-is content in the end: no character is lost.
+Each family has its own format, defined by its chat template. The parser emits definite content,
+holds back a possible start of a call, and emits a call once it is complete. Text that only looks like a call
+is emitted as content: no character is lost.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from sage_infer.contracts import ToolCall
 __all__ = ["FORMS", "Form", "ToolCallReader"]
 
 Parse = Callable[[str], tuple[list[ToolCall], int]]
-"""From text behind the opening mark to calls and the length that they took; ``([], 0)`` where they are not whole yet.
+"""Parse the text after the opening mark; returns calls and their length, ``([], 0)`` if they are incomplete.
 
-Raises ``ValueError`` where it cannot become a call any more."""
+Raises ``ValueError`` if it cannot become a call."""
 
 _decoder = json.JSONDecoder()
 _SPACE = " \t\r\n"
@@ -28,13 +28,13 @@ _SPACE = " \t\r\n"
 
 @frozen(kw_only=True)
 class Form:
-    """How one family writes calls.
+    """The call format of one family.
 
     Attributes:
         name: the family.
-        opens: what stands before the calls.
-        parse: reads what stands behind.
-        only_first: whether it counts only where the answer begins with it (bare JSON would be found everywhere).
+        opens: opening mark before the calls.
+        parse: parses the text after it.
+        only_first: whether it is recognized only at the start of an answer (bare JSON would match everywhere).
     """
 
     name: str
@@ -44,10 +44,10 @@ class Form:
 
 
 def _json_at(text: str, start: int) -> tuple[Any, int] | None:
-    """A JSON value and where it ends; None where it is not whole yet.
+    """A JSON value and its end; None if it is incomplete.
 
     Raises:
-        ValueError: no text behind can make it one.
+        ValueError: no further text can complete it.
     """
     while start < len(text) and text[start] in _SPACE:
         start += 1
@@ -97,7 +97,7 @@ def _call(value: Any) -> ToolCall:
 
 
 def as_json_text(arguments: Any) -> str:
-    """Arguments as JSON text; some models write them as text already."""
+    """Arguments as JSON text; some models already write them as text."""
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
@@ -162,7 +162,7 @@ def _llama(text: str) -> tuple[list[ToolCall], int]:
 
 
 class _Incomplete(Exception):
-    """Calls are whole, but more that belongs to them may follow."""
+    """Calls are complete, but more of them may follow."""
 
     def __init__(self, calls: list[ToolCall], end: int) -> None:
         super().__init__()
@@ -178,10 +178,10 @@ FORMS: tuple[Form, ...] = (
 
 
 class ToolCallReader:
-    """Takes one answer apart as it comes. ``names`` are the functions that exist: only those are calls in bare JSON.
+    """Parses one answer incrementally. ``names`` are the known functions: in bare JSON only these are calls.
 
-    White space at the end of what was said waits for what follows: before a call, or behind the last one, it belongs to
-    the form and is dropped.
+    Trailing white space is held back: before a call, or after the last one, it belongs to
+    the format and is dropped.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -189,19 +189,19 @@ class ToolCallReader:
         self._held = ""
         self._space = ""
         self._form: Form | None = None
-        self._begun = False  # something has been said, or a call found
+        self._begun = False  # content or a call was emitted
         self._found = False
-        self._open_json = False  # held back: JSON that only a closing bracket can complete
+        self._open_json = False  # held back: JSON that needs a closing bracket
 
     def feed(self, text: str) -> tuple[str, list[ToolCall]]:
-        """The next piece of text: content that can be passed on, and calls that are whole."""
+        """Process the next piece of text; returns definite content and complete calls."""
         self._held += text
         if self._open_json and "}" not in text and "]" not in text:
             return "", []
         return self._read(at_end=False)
 
     def end(self) -> tuple[str, list[ToolCall]]:
-        """What was held back."""
+        """The text held back."""
         content, calls = self._read(at_end=True)
         return content + ("" if self._found else self._space), calls
 
@@ -225,7 +225,7 @@ class ToolCallReader:
             content.append(said)
 
     def _open(self, content: list[str], at_end: bool) -> bool:
-        """Pass on what comes before the next opening mark; False where more text is needed."""
+        """Emit the text before the next opening mark; False if more text is needed."""
         text = self._held
         best: tuple[int, Form] | None = None
         for form in FORMS:
@@ -250,7 +250,7 @@ class ToolCallReader:
         return start if not self._begun and text.startswith(form.opens, start) else None
 
     def _parse(self, form: Form, content: list[str], calls: list[ToolCall], at_end: bool) -> bool:
-        """Read calls behind a mark; False where more text is needed."""
+        """Parse calls after a mark; False if more text is needed."""
         try:
             found, end = form.parse(self._held)
         except _Incomplete as incomplete:
@@ -277,7 +277,7 @@ class ToolCallReader:
 
 
 def _beginning_of_a_mark(text: str) -> int:
-    """How many characters at the end of ``text`` may begin an opening mark."""
+    """Number of characters at the end of ``text`` that may start an opening mark."""
     marks = [form.opens for form in FORMS if not form.only_first]
     longest = max(map(len, marks)) - 1
     for length in range(min(longest, len(text)), 0, -1):
@@ -288,7 +288,7 @@ def _beginning_of_a_mark(text: str) -> int:
 
 
 def call_as_dict(call: ToolCall, call_id: str) -> dict[str, Any]:
-    """A call in OpenAI's form."""
+    """A call in OpenAI's format."""
     return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 

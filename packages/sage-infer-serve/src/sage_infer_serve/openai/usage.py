@@ -1,4 +1,4 @@
-"""Tokens in OpenAI's form."""
+"""Token counts in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["usage_dict"]
 
 
 def usage_dict(usage: Usage | None) -> dict[str, Any]:
-    """A stream's usage; zeros where the backend does not count."""
+    """A stream's usage; zeros if the backend does not count."""
     if usage is None:
         usage = Usage(prompt_tokens=0)
     return {
