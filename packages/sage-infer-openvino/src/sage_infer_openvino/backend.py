@@ -219,7 +219,8 @@ class OpenVINOBackend:
         self._check_claims(loaded, params, options)
         request_id = f"req-{uuid.uuid4().hex}" if request_id is None else request_id
         grammar = await loaded.compile_grammar(params)
-        requests = loaded.requests.from_prompts(prompts, params, request_id, options=options, grammar=grammar)
+        read = await loaded.requests.read(prompts)
+        requests = loaded.requests.from_prompts(read, params, request_id, options=options, grammar=grammar)
         streams: list[TokenStream] = []
         for request in requests:
             request.stream = _stream(engine, request)
@@ -271,7 +272,8 @@ class OpenVINOBackend:
         if params.n != 1:
             raise UnsupportedFeature(f"prefill makes one state a prompt, and n is {params.n}; use generate")
         grammar = await loaded.compile_grammar(params)
-        requests = loaded.requests.from_prompts(prompts, params, request_id, options=options, grammar=grammar)
+        read = await loaded.requests.read(prompts)
+        requests = loaded.requests.from_prompts(read, params, request_id, options=options, grammar=grammar)
         engine.check_room(requests)
         done = [hold(request, hold_s) for request in requests]
         engine.submit(requests)
