@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sage_infer.cli.options import BackendOptions, parse_options
 from sage_infer.cli.output import AsJson, note, print_json, print_table
 
 __all__ = ["list_", "show"]
@@ -57,12 +58,23 @@ def list_(
 
 def show(
     name: Annotated[str, typer.Argument(help="Name of the backend.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="Open it with this model, and show what it can do with the model."
+        ),
+    ] = None,
+    options: BackendOptions = None,
     as_json: AsJson = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print the traceback of a broken one.")
     ] = False,
 ) -> None:
-    """Show a backend in detail, without importing its engine."""
+    """Show a backend in detail; its engine is imported only where --model opens it."""
+    if options and model is None:
+        from sage_infer.errors import InvalidRequest
+
+        raise InvalidRequest("--option configures the backend for a model; name one with --model")
     from sage_infer.backends import find_backend
     from sage_infer.discovery.distributions import describe_distribution
 
@@ -77,8 +89,13 @@ def show(
             "options": dict(spec.options),
             "limits": list(spec.limits),
         }
+    opened: dict[str, Any] = {}
+    if model is not None:
+        from sage_infer.cli.opened import open_and_describe
+
+        opened = open_and_describe(name, model, parse_options(options))
     if as_json:
-        print_json(data)
+        print_json({**data, **opened})
         return
     dist = data["distribution"]
     origin = f"{dist['name']} {dist['version']}" + (" (editable)" if dist["editable"] else "")
@@ -106,5 +123,11 @@ def show(
         print(f"{'option':<10}{option}: {text}")
     for limit in data.get("limits", []):
         print(f"{'limit':<10}{limit}")
+    if opened:
+        from sage_infer.cli.opened import summary
+
+        print(f"\nwith model {model}:")
+        for label, text in summary(opened):
+            print(f"{label:<10}{text}")
     if verbose and info.detail:
         print(f"\n{info.detail.rstrip()}")

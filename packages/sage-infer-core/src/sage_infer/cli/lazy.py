@@ -102,14 +102,12 @@ def _plugin_command(name: str, entry: Entry[CommandSpec]) -> Any:
     return command
 
 
-_COMMANDS_OWN = (typer.Abort, typer.Exit, typer.BadParameter.__mro__[2])
-"""How a command ends itself. The last is ``ClickException``, of click or of the copy of it that newer typers have."""
-
-
 def _invoke(invoke: Callable[[Any], Any], what: str, ctx: Any) -> Any:
+    from click.exceptions import Abort, ClickException, Exit
+
     try:
         return invoke(ctx)
-    except (*_COMMANDS_OWN, BrokenPipeError, SageInferError, SystemExit):
+    except (Abort, BrokenPipeError, ClickException, Exit, SageInferError, SystemExit):
         raise
     except BaseException as error:
         if not is_plugins_fault(error):
