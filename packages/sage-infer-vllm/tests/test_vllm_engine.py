@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from sage_infer.contracts import TokenStream
 from sage_infer.errors import InvalidRequest, ModelNotFound, Overloaded, UnsupportedFeature
-from sage_infer.schemas import GuidedDecoding, SamplingParams, TokenDelta
+from sage_infer.schemas import (
+    GuidedDecoding,
+    MediaItem,
+    Prompt,
+    RequestOptions,
+    SamplingParams,
+    TokenDelta,
+)
 from vllm_toys import have_vllm
 
 pytestmark = pytest.mark.skipif(
@@ -244,6 +251,71 @@ def test_guided_decoding(live: Any) -> None:
         assert len(live.backend._running.requests) == 0  # nothing is left of what was refused
 
     live.run(main())
+
+
+def test_only_requests_of_equal_salt_share_a_prefix(live: Any) -> None:
+    async def cached_tokens(prompt: list[int], salt: str) -> int:
+        options = RequestOptions(cache_salt=salt)
+        (stream,) = await live.backend.generate(prompt, SamplingParams(max_tokens=1), options=options)
+        await read(stream)
+        return int(stream.usage.cached_tokens)
+
+    async def main() -> None:
+        prompt = [1000 + token for token in range(300)]
+        assert await cached_tokens(prompt, "a") == 0
+        assert await cached_tokens(prompt, "a") >= 128
+        assert await cached_tokens(prompt, "b") == 0
+        assert await cached_tokens(prompt, "") == 0
+
+    live.run(main())
+
+
+def test_options_that_are_not_claimed_are_refused_by_name(live: Any) -> None:
+    trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    media = Prompt(text="x", media=(MediaItem(kind="image", uri="data:image/gif;base64,AA"),))
+
+    async def main() -> None:
+        for options, name in ((RequestOptions(tenant="t"), "tenant"), (RequestOptions(trace=trace), "trace")):
+            with pytest.raises(UnsupportedFeature, match=rf"vllm does not support options\.{name}"):
+                await live.backend.generate("a", SamplingParams(), options=options)
+        with pytest.raises(UnsupportedFeature, match="media of a prompt"):
+            await live.backend.generate(media, SamplingParams())
+        with pytest.raises(UnsupportedFeature, match="media of a prompt"):
+            await live.backend.tokenize(media)
+
+    live.run(main())
+
+
+def test_reports_say_how_much_is_under_way(live: Any) -> None:
+    async def main() -> None:
+        backend, params = live.backend, SamplingParams(max_tokens=20, ignore_eos=True)
+        identity, idle = backend.describe(), backend.report()
+        assert (identity.instance_id, identity.generation) == (idle.instance_id, idle.generation)
+        assert identity.key_space == key_space_of_files(live)
+        assert {"vllm", "torch"} == set(identity.versions)
+        (stream,) = await backend.generate([5] * 100, params)
+        begun = backend.report()
+        assert (begun.waiting_prompt_tokens, begun.running_context_tokens) == (100, 0)
+        contexts = [backend.report().running_context_tokens async for _ in stream]
+        grown = [tokens for tokens in contexts if tokens]  # none once the request has ended
+        assert grown[0] >= 101
+        assert grown == sorted(grown)
+        after = backend.report()
+        assert (after.waiting_prompt_tokens, after.running_context_tokens, after.oldest_wait_s) == (0, 0, 0)
+        assert after.steps - idle.steps >= 20
+        assert after.step_s > 0
+
+    live.run(main())
+
+
+def key_space_of_files(live: Any) -> str:
+    """Computed from the model's files and the schema alone, as another machine would."""
+    from sage_infer.contracts import key_space
+    from sage_infer_vllm.models.prepare import loadable_folder
+    from sage_infer_vllm.models.weights import content_id
+
+    folder = loadable_folder(live.model.model_path, cache_dir=None, progress=lambda stage, share: None)
+    return key_space(f"{content_id(folder)} torch.float32 None", live.backend.get_kv_schema())
 
 
 def test_ten_times_more_requests_than_the_queue_takes(live: Any) -> None:

@@ -235,7 +235,10 @@ class Tokenizer:
         if messages[0]["role"] == "odd":
             raise ValueError("roles must alternate\nsee the documentation")
         tools = f" {len(options['tools'])} tools" if options["tools"] else ""
-        return f"<{messages[0]['content']}{tools}>" + ("A:" if options["add_generation_prompt"] else "")
+        end = "A:" if options["add_generation_prompt"] else ""
+        known = {"tools", "add_generation_prompt", "tokenize"}
+        end += "".join(f"{name}={value}" for name, value in options.items() if name not in known)
+        return f"<{messages[0]['content']}{tools}>{end}"
 
 
 def test_chats_become_text_without_further_special_tokens() -> None:
@@ -243,6 +246,22 @@ def test_chats_become_text_without_further_special_tokens() -> None:
     prompt = render_chat(Tokenizer(), messages, tools=[{"type": "function"}])
     assert (prompt.text, prompt.add_special_tokens) == ("<hi 1 tools>A:", False)
     assert render_chat(Tokenizer(), messages, add_generation_prompt=False).text == "<hi>"
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert render_chat(Tokenizer(), parts).text == "<a\nb>A:"
+
+
+def test_template_variables_reach_the_template() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    prompt = render_chat(Tokenizer(), messages, template_variables={"enable_thinking": False})
+    assert prompt.text == "<hi>A:enable_thinking=False"
+    with pytest.raises(InvalidRequest, match="cannot set tokenize, tools"):
+        render_chat(Tokenizer(), messages, template_variables={"tools": [], "tokenize": True})
+
+
+def test_media_in_a_message_are_refused() -> None:
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+    with pytest.raises(UnsupportedFeature, match="message 0 has a content part of type 'image_url'"):
+        render_chat(Tokenizer(), messages)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from sage_infer.sdk import check_claims
 
 from sage_infer_openvino.models.tokenizer import TextTokenizer
 
-__all__ = ["INLINE_CHARACTERS", "DecoderTexts"]
+__all__ = ["DecoderTexts"]
 
-INLINE_CHARACTERS = 4096  # characters: so little is tokenized sooner than another thread has woken up
+_INLINE = 4096  # characters: so little is tokenized sooner than another thread has woken up
 
 
 @frozen
@@ -25,11 +25,6 @@ class DecoderTexts:
 
     tokenizer: TextTokenizer
     vocab_size: int
-
-    @property
-    def longest_token(self) -> int:
-        """Characters of text that one token stands for at most."""
-        return self.tokenizer.longest_token
 
     async def render_chat(
         self,
@@ -46,7 +41,7 @@ class DecoderTexts:
 
     async def tokenize(self, prompt: PromptLike) -> list[int]:
         (one,) = as_prompts(prompt)
-        if len(one.text or "") <= INLINE_CHARACTERS:
+        if len(one.text or "") <= _INLINE:
             return list(self.tokens_of(one))
         return list(await asyncio.to_thread(self.tokens_of, one))
 

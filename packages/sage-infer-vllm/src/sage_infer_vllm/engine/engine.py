@@ -108,14 +108,30 @@ async def start_engine(
         BackendUnavailable, ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: vLLM did not start.
     """
     before = {process.pid for process in _engine_processes()}
-    starting = asyncio.ensure_future(
-        asyncio.to_thread(_start, arguments, platform, environment, progress, before)
-    )
-    try:
-        started = await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        await _abandon(starting, before)
-        raise
+    processes = EngineProcesses()
+
+    def on_stage(name: str) -> None:
+        processes.add(_new_engine_pids(before))  # so that they can be reaped where the start fails
+        if name in worker.STAGES:
+            progress(*worker.STAGES[name])
+
+    progress("starting the engine", 0.02)
+    with Listener(on_stage) as listener:
+        starting = asyncio.ensure_future(
+            asyncio.to_thread(_start, arguments, platform, environment, listener, processes)
+        )
+        try:
+            started = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await _abandon(starting, before)
+            raise
+        return await _ask(started, progress, listener, warm_up=warm_up)
+
+
+async def _ask(
+    started: _Started, progress: ProgressReport, listener: Listener, *, warm_up: bool
+) -> VLLMEngine:
+    """The started engine with what it says of itself, after a first request where it is to warm up."""
     try:
         answers = await asyncio.wait_for(started.llm.collective_rpc("sage_kv_facts"), _RPC_S)
         tasks = await started.llm.get_supported_tasks()
@@ -124,8 +140,10 @@ async def start_engine(
             progress("warming up", 0.85)
             await compat.warm_up(started.llm)
             started.counters.clear()
-    except BaseException:
+    except BaseException as error:
         await asyncio.to_thread(_shut_down, started.llm, started.processes)
+        if isinstance(error, compat.EngineDeadError):
+            raise start_failure(listener.failures, error) from error
         raise
     progress("ready", 1.0)
     return VLLMEngine(
@@ -142,34 +160,26 @@ def _start(
     arguments: Callable[[str], Mapping[str, Any]],
     platform: Platform,
     environment: Callable[[str], Mapping[str, str | None]],
-    progress: ProgressReport,
-    before: set[int | None],
+    listener: Listener,
+    processes: EngineProcesses,
 ) -> _Started:
     device = str(compat.current_platform.device_type)
     check_platform(platform)
     wanted = arguments(device)  # what cannot be is said by its own error, and before anything is started
-    counters, processes = EngineCounters(), EngineProcesses()
-
-    def on_stage(name: str) -> None:
-        processes.add(_new_engine_pids(before))  # so that they can be reaped where the start fails
-        if name in worker.STAGES:
-            progress(*worker.STAGES[name])
-
-    progress("starting the engine", 0.02)
-    with Listener(on_stage) as listener:
-        try:
-            with engine_start(), _environment({**environment(device), ADDRESS: listener.address}):
-                config = compat.engine_config(wanted)
-                base, config.parallel_config.worker_cls = config.parallel_config.worker_cls, worker.CLASS
-                with _environment({worker.BASE: base}):
-                    llm = compat.AsyncLLM.from_vllm_config(
-                        config, stat_loggers=[compat.stat_logger(counters.record)], disable_log_stats=False
-                    )
-        except Exception as error:
-            raised = error
-        else:
-            processes.add(compat.engine_pids(llm))
-            return _Started(llm, counters, processes)
+    counters = EngineCounters()
+    try:
+        with engine_start(), _environment({**environment(device), ADDRESS: listener.address}):
+            config = compat.engine_config(wanted)
+            base, config.parallel_config.worker_cls = config.parallel_config.worker_cls, worker.CLASS
+            with _environment({worker.BASE: base}):
+                llm = compat.AsyncLLM.from_vllm_config(
+                    config, stat_loggers=[compat.stat_logger(counters.record)], disable_log_stats=False
+                )
+    except Exception as error:
+        raised = error
+    else:
+        processes.add(compat.engine_pids(llm))
+        return _Started(llm, counters, processes)
     processes.reap()
     raise start_failure(listener.failures, raised) from raised
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from sage_infer.contracts import ProgressReport
+from sage_infer.contracts import ProgressReport, key_space
 from sage_infer.errors import BackendUnavailable, CapabilityMismatch, EngineDead, ModelNotFound
 from sage_infer.schemas import ModelDescriptor
 
@@ -19,6 +19,7 @@ from sage_infer_vllm.models.kv_options import cache_arguments
 from sage_infer_vllm.models.kv_schema import KV_DTYPES, describe_kv
 from sage_infer_vllm.models.prepare import loadable_folder
 from sage_infer_vllm.models.quantization import Quantization
+from sage_infer_vllm.models.weights import content_id
 from sage_infer_vllm.requests.open_requests import OpenRequests
 from sage_infer_vllm.settings import VLLMSettings, engine_arguments, engine_environment
 
@@ -78,6 +79,9 @@ async def open_model(
             found["quantization"] = quantization.method
         return {**found, **cache_arguments(wanted_kv, platform, supported)}
 
+    # Beside the start: vLLM reads the same files, and both wait for the disk.
+    hashing = asyncio.ensure_future(asyncio.to_thread(content_id, folder))
+    hashing.add_done_callback(lambda done: done.cancelled() or done.exception())  # also of a start that fails
     engine = await start_engine(
         arguments,
         platform,
@@ -86,7 +90,9 @@ async def open_model(
         warm_up=service.runner == "generate",
     )
     try:
-        return _read(service, engine, compat, settings, wanted_kv, quantization, adapters)
+        running = _read(service, engine, compat, settings, wanted_kv, quantization, adapters)
+        running.key_space = _key_space(running, await hashing)
+        return running
     except BaseException:
         await engine.close()
         raise
@@ -135,6 +141,14 @@ def _read(
 
     engine.watch(died)
     return running
+
+
+def _key_space(running: Running, weights: str) -> str | None:
+    """What instances share exactly where their keys mean the same KV: weights, how they are computed, and form."""
+    schema, model = running.capability.kv_schema, running.engine.config.model_config
+    if schema is None:
+        return None
+    return key_space(f"{weights} {model.dtype} {model.quantization}", schema)
 
 
 def _check_kv(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

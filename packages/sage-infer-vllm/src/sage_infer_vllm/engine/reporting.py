@@ -44,14 +44,16 @@ class Reporter:
         self._generation, self._seq = max(time.time_ns(), self._generation + 1), 0
 
     def describe(self, running: Running) -> InstanceDescriptor:
-        """The identity of the instance that runs now. It has no key space: its KV cannot be exchanged."""
+        """The identity of the instance that runs now."""
         return InstanceDescriptor(
             instance_id=self._instance_id,
             generation=self._generation,
             model_ids=(self._model_id,),
             capability=running.capability,
             adapters=tuple(running.adapters),
+            addresses=(f"inproc:{self._instance_id}",),
             host=platform.node(),
+            key_space=running.key_space,
             versions={"vllm": running.compat.version(), "torch": running.compat.torch_version()},
         )
 

@@ -32,6 +32,7 @@ class Running:
         adapters: LoRA adapters by name, as vLLM takes them.
         parse_tools: separates tool calls from an answer's text; None where no parser was chosen.
         undescribed: why the KV cache has no schema; empty where it has one, or there is no KV.
+        key_space: ``contracts.key_space`` of the KV; None where it has no schema.
     """
 
     engine: VLLMEngine
@@ -42,6 +43,7 @@ class Running:
     adapters: Mapping[str, Any]
     parse_tools: Callable[[str, Sequence[Mapping[str, Any]] | None], ChatAnswer] | None
     undescribed: str = ""
+    key_space: str | None = None
 
     @property
     def max_sequence_length(self) -> int:

@@ -28,11 +28,12 @@ STAGES = {
 
 
 def _reporting(base: type[Any]) -> type[Any]:
-    """``base`` with methods that report before they do what they did."""
+    """``base`` with methods that report that they begin, and what they raise."""
 
     def wrap(name: str) -> Any:
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            tell(stage=name)
+            if name in STAGES:
+                tell(stage=name)
             try:
                 return getattr(super(reporting, self), name)(*args, **kwargs)
             except Exception as error:
@@ -42,7 +43,8 @@ def _reporting(base: type[Any]) -> type[Any]:
         method.__name__ = name
         return method
 
-    methods: dict[str, Any] = {name: wrap(name) for name in STAGES}
+    # A failure of a step is the cause of a start that fails with its first request; later nobody listens.
+    methods: dict[str, Any] = {name: wrap(name) for name in (*STAGES, "execute_model")}
     reporting = type("Worker", (base,), {**methods, "sage_kv_facts": kv_facts, "__module__": __name__})
     return reporting
 
