@@ -4,10 +4,10 @@ from pathlib import Path
 
 from sage_infer.schemas import HardwareProfile
 from sage_infer_cambricon.recordings import read
-from sage_infer_testing import RecordingContract
+from sage_infer_testing import WholeRecordingContract
 
 
-class TestDamagedTables(RecordingContract):
+class TestDamagedTables(WholeRecordingContract):
     folder = Path(__file__).parent / "data"
     pattern = "*.txt"
 

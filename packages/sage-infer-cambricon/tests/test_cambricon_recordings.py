@@ -245,3 +245,9 @@ def test_two_rings_of_one_pair_must_agree() -> None:
     )
     with pytest.raises(ToolOutputError, match="the rings of cambricon:5 and cambricon:4 differ"):
         read(json.dumps([*RINGS, other]), name="rings.json")
+
+
+def test_a_heading_without_rows_is_an_error() -> None:
+    name = "cnmon-header-only.txt"
+    with pytest.raises(ToolOutputError, match=r"cnmon 5.10.22, line 7: expected a row of a device"):
+        read((DATA / "cases" / name).read_text("utf-8"), name=name)

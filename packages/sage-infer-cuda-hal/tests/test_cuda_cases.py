@@ -8,7 +8,7 @@ import pytest
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
 from sage_infer.schemas.codec import to_json
 from sage_infer_cuda.recordings import read
-from sage_infer_testing import RecordingContract
+from sage_infer_testing import WholeRecordingContract
 
 CASES = Path(__file__).parent / "data" / "cases"
 MIB = 1024 * 1024
@@ -148,7 +148,7 @@ def test_every_case_has_a_test() -> None:
     ]
 
 
-class TestCaseTables(RecordingContract):
+class TestCaseTables(WholeRecordingContract):
     folder = CASES
     pattern = "*.txt"
 
@@ -158,4 +158,4 @@ class TestCaseTables(RecordingContract):
 
 class TestCaseXml(TestCaseTables):
     pattern = "*.xml"
-    damaged = 25
+    damaged = examples = 15

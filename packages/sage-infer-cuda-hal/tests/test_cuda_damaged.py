@@ -11,12 +11,12 @@ from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
 from sage_infer_cuda.nccl import NO_NUMBERS
 from sage_infer_cuda.recordings import read
-from sage_infer_testing import RecordingContract
+from sage_infer_testing import WholeRecordingContract
 
 DATA = Path(__file__).parent / "data"
 
 
-class TestTables(RecordingContract):
+class TestTables(WholeRecordingContract):
     folder = DATA
     pattern = "*.txt"
 
@@ -24,16 +24,16 @@ class TestTables(RecordingContract):
         return read(text, name=name)
 
 
-class TestSmiXml(RecordingContract):
+class TestSmiXml(WholeRecordingContract):
     folder = DATA
     pattern = "smi-*.xml"
-    damaged = 25  # a file has thousands of lines, and few of them matter
+    damaged = examples = 25  # a file has thousands of lines, and few of them matter
 
     def read(self, text: str, *, name: str) -> HardwareProfile:
         return read(text, name=name)
 
 
-class TestNcclXml(RecordingContract):
+class TestNcclXml(WholeRecordingContract):
     folder = DATA
     pattern = "nccl-*.xml"
     at_once = 1

@@ -94,7 +94,7 @@ def test_an_affinity_column_may_be_empty(table: str) -> None:
 
 def test_an_affinity_is_not_guessed_where_blanks_were_squeezed() -> None:
     squeezed = "\n".join(" ".join(line.split()) for line in EMPTY_CELL.splitlines())
-    found = read(squeezed, name="x")
+    found = read(squeezed + "\n", name="x")
     assert (found.accelerators[0].cpu_affinity, found.accelerators[0].numa_node) == (None, None)
     assert (found.accelerators[1].cpu_affinity, found.accelerators[1].numa_node) == ("0-7", 0)
     assert any("rows of GPU0" in note and "affinities are left out" in note for note in found.notes)

@@ -70,8 +70,9 @@ def _blocks(text: ToolText) -> list[Block]:
 def _device(text: ToolText, card: Block, block: Block) -> tuple[AcceleratorDescriptor, list[str]]:
     notes: list[str] = []
     index = _index(text, card, block, notes)
-    # The product's name is the board's, such as A310-50-C00MM304A1; the chip's is the one of `npu-smi info`.
-    name = _known(block, "Chip Name") or _known(block, "Product Name")
+    # A product name is the board's, such as A310-50-C00MM304A1. Newer drivers print the chip's too.
+    is_newer = not {"NPU Name", "Chip Version", "Main Board ID"}.isdisjoint(block)
+    name = _known(block, "Chip Name") or (None if is_newer else _known(block, "Product Name"))
     bus = None
     if "PCIe Bus Info" in block and _known(block, "PCIe Bus Info"):
         line, printed = block["PCIe Bus Info"]

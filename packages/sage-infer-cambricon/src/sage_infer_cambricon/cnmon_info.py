@@ -26,7 +26,7 @@ _CARD = re.compile(r"Card\s+(\d+)\s*")
 _PCI = ("PCI/Domain ID", "PCI/Bus num", "PCI/Device", "PCI/Function")
 _MEMORY = "Physical Memory Usage/Total"
 _KEYS = {"Product Name", "UUID", "Driver", _MEMORY, *_PCI}
-_UUID = re.compile(r"[0-9A-Fa-f]{4,}(-[0-9A-Fa-f]{4,}){2,}|[0-9A-Fa-f]{16,}")
+_UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}|[0-9A-Fa-f]{32}")
 
 Block = dict[str, tuple[Line, str]]
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor, Figure, HardwareProfile, LinkProfile
-from sage_infer_hal.detection import ToolText, bus_address
+from sage_infer_hal.detection import UNCOUNTED, ToolText, bus_address
 from sage_infer_hal.detection.profiles import build_profile
 
 from sage_infer_cuda.capability import nvlink_gbs
@@ -72,7 +72,10 @@ def read_nccl_topology(text: ToolText) -> HardwareProfile:
     links += _paths(numbered)
     links += _nvlinks(text, numbered, devices, notes)
     return build_profile(
-        devices, sources=[f"NCCL topology, format {text.version or 'unknown'}"], links=links, notes=notes
+        devices,
+        sources=[f"NCCL topology, format {text.version or 'unknown'}"],
+        links=links,
+        notes=[*notes, UNCOUNTED],
     )
 
 

@@ -12,7 +12,7 @@ from sage_infer_hygon.dcu import describe, refuse_amd, sources
 __all__ = ["card_facts", "is_driver", "is_text", "read_driver", "read_text"]
 
 _LINE = re.compile(r"\s*(HCU|DCU|GPU)\[(\d+)\]\s*:\s*(.*)")
-_BEGINS = re.compile(r"\s*(HCU|DCU|GPU)\[")
+_DEVICE = re.compile(r"\b(HCU|DCU|GPU)\[\d|^\s*(HCU|DCU|GPU)\[")
 _TOPOLOGY = re.compile(r"(\(Topology\) Numa (?:Node|Affinity))\s*:?\s*(-?\d+.*|\S+)", re.IGNORECASE)
 # Keys whose value is a fact of the device; others may be repeated, one line per sensor.
 _KEYS = re.compile(
@@ -47,7 +47,7 @@ def card_facts(text: ToolText) -> dict[int, dict[str, tuple[Line | None, str]]]:
     for line in text.lines:
         match = _LINE.match(line.text)
         if match is None:
-            if _BEGINS.match(line.text):
+            if _DEVICE.search(line.text):
                 raise text.error(line, "a device's number, a colon, a key and its value")
             continue
         said = _TOPOLOGY.fullmatch(match[3].strip())

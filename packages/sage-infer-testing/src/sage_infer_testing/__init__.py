@@ -7,7 +7,7 @@ __all__ = [
     "ContractSuite", "EmbeddingBackendContract", "ExecutorContract", "HardwareDetectorContract",
     "HybridBackendContract", "InferenceBackendContract", "KVEndpointContract", "KVFormatCodecContract",
     "KVStoreContract", "MappedKVStoreContract", "PluginContract", "RecordingContract", "TieredKVStoreContract",
-    "TransportContract", "VLLMPlatformContract", "xfail",
+    "TransportContract", "VLLMPlatformContract", "WholeRecordingContract", "xfail",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sage_infer_testing.kits.plugin import PluginContract
     from sage_infer_testing.kits.recordings import RecordingContract
     from sage_infer_testing.kits.vllm_platform import VLLMPlatformContract
+    from sage_infer_testing.kits.whole_recordings import WholeRecordingContract
     from sage_infer_testing.suite import ContractSuite, xfail
 
 _HOMES = {
@@ -34,7 +35,8 @@ _HOMES = {
     "KVFormatCodecContract": "kits.kv.codec", "KVStoreContract": "kits.kv.store",
     "MappedKVStoreContract": "kits.kv.mapped", "PluginContract": "kits.plugin",
     "RecordingContract": "kits.recordings", "TieredKVStoreContract": "kits.kv.tiered",
-    "TransportContract": "kits.kv.transport", "VLLMPlatformContract": "kits.vllm_platform", "xfail": "suite",
+    "TransportContract": "kits.kv.transport", "VLLMPlatformContract": "kits.vllm_platform",
+    "WholeRecordingContract": "kits.whole_recordings", "xfail": "suite",
 }  # fmt: skip
 
 

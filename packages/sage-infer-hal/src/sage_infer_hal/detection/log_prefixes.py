@@ -29,12 +29,25 @@ _WITHOUT_TIME = (
 )
 
 
+_LAYERS = 3  # a pod's log in a journal that is quoted
+
+
 def without_log_prefixes(lines: Sequence[str]) -> list[str]:
     """The lines without the prefix that all of them have; as they are where some have none.
 
     A prefix is a time, with what a log's format puts after it, or the name of a service or pod. Blank lines need no
     prefix. Lines stay lines, so that errors name the log's own.
     """
+    kept = list(lines)
+    for _ in range(_LAYERS):
+        stripped = _without_one(kept)
+        if stripped == kept:
+            break
+        kept = stripped
+    return kept
+
+
+def _without_one(lines: Sequence[str]) -> list[str]:
     found = _from_json(lines)
     if found is not None:
         return found

@@ -18,6 +18,7 @@ __all__ = ["LinkMatrix", "asymmetry_notes", "read_matrix"]
 # Headings of more than one word; each is one column.
 _PHRASES = re.compile(r"\b(CPU|NUMA) (Affinity)\b|\b(?:GPU|XPU|NPU|MLU|DCU|HCU) NUMA ID\b", re.IGNORECASE)
 _LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_CELL = re.compile(r"[A-Z][A-Z0-9_]*|\d[\d,-]*|N/A")
 _CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/+*]*")
 
 
@@ -84,16 +85,19 @@ def read_matrix(
     ends: dict[str, Mapping[str, str]] = {}
     ambiguous: list[str] = []
     widths: dict[str, int] = {}
+    last = -1
     for line in lines:
         if heading is None:
             heading = _heading(line, label)
             continue
         words = line.text.split()
         if not re.fullmatch(label, words[0]):
+            if last == line.number - 1 and all(_CELL.fullmatch(word) for word in words):
+                raise text.error(line, "a row that begins with its name: this one is cut or wrapped")
             if rows or "legend" in line.text.lower():
                 break
             continue
-        name = words[0]
+        name, last = words[0], line.number
         if name in rows:
             raise text.error(line, f"one row for {name}")
         row = read_row(text, line, heading, fused)
@@ -115,6 +119,8 @@ def read_matrix(
             ends[name] = _known_ends(text, line, row.ends)
     if heading is None:
         return None
+    if not rows:
+        raise text.error(text.lines[-1], f"a row for {heading.labels[0]} below the heading")
     labels = heading.labels
     if len(set(labels)) != len(labels):
         raise text.error(None, f"the heading of the link table repeats an endpoint: {' '.join(labels)}")

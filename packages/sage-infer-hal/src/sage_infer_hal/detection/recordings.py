@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import evolve, frozen
 from sage_infer.errors import SchemaError, ToolOutputError
-from sage_infer.schemas import HardwareProfile
+from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor, HardwareProfile
 
 from sage_infer_hal.detection.profiles import build_profile
 from sage_infer_hal.detection.redaction import redacted
@@ -70,20 +70,32 @@ def read_recording(kinds: Sequence[OutputKind], text: ToolText, *, name: str) ->
 
 
 def _to_its_end(kinds: Sequence[OutputKind], text: ToolText, name: str) -> HardwareProfile:
-    """Leave out a last line that may be cut, unless it is what a device or a link is known by."""
+    """Read the text; of a last line that may be cut, take devices and links, but no facts."""
     profile = _read(kinds, text, name)
     if not text.may_end_early or not profile.accelerators:
         return profile
     note = "the recording ends within a line, which may be cut"
     try:
-        shorter = _read(kinds, text.without_last_line(), name)
+        known = {
+            (a.hardware_backend, a.index): a
+            for a in _read(kinds, text.without_last_line(), name).accelerators
+        }
     except ToolOutputError:
-        shorter = profile
-    if [a.index for a in shorter.accelerators] != [a.index for a in profile.accelerators]:
-        shorter = profile
-    if len(shorter.links) != len(profile.links):
-        shorter = profile
-    return evolve(shorter, notes=(*shorter.notes, note))
+        known = {}
+    devices = [known.get((a.hardware_backend, a.index)) or _unknown(a) for a in profile.accelerators]
+    return evolve(
+        build_profile(devices, sources=profile.sources), links=profile.links, notes=(*profile.notes, note)
+    )
+
+
+def _unknown(device: AcceleratorDescriptor) -> AcceleratorDescriptor:
+    """The device without any facts: they are in a line that may be cut."""
+    return AcceleratorDescriptor(
+        hardware_backend=device.hardware_backend,
+        vendor=device.vendor,
+        model=UNKNOWN_MODEL,
+        index=device.index,
+    )
 
 
 def _read(kinds: Sequence[OutputKind], text: ToolText, name: str) -> HardwareProfile:

@@ -20,7 +20,7 @@ _TRANSLATED = str.maketrans({"\xa0": " ", "│": "|", "┃": "|", "║": "|", "�
 _ANNOTATION = re.compile(r"\s*(?:←|⬅|<--+|<==+)(?:\s.*)?$")  # a person's remark at the end of a line
 _BUS = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE)
 _FRAME = {"|", "+"}
-_CLOSING = ("|", "+", ">", "}", "]", ")", "=", "-")
+_CLOSING = ("|", "+", ">", "}", "]", ")", "==", "--")
 _SHOWN = 60  # characters of an offending text quoted in a message
 
 UNKNOWN_TEXTS = frozenset({
