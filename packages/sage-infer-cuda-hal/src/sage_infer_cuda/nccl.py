@@ -75,7 +75,7 @@ def read_nccl_topology(text: ToolText) -> HardwareProfile:
         devices,
         sources=[f"NCCL topology, format {text.version or 'unknown'}"],
         links=links,
-        notes=[*notes, UNCOUNTED],
+        notes=[*notes, UNCOUNTED] if devices else notes,
     )
 
 

@@ -14,7 +14,7 @@ _LABELLED = re.compile(
 )
 # Letters and digits in one piece, many of them digits: no name of a product, bus id or version looks so.
 _BARE = re.compile(r"(?<![0-9A-Za-z.-])(?!0[xX])(?=(?:[A-Za-z]*\d){5})[0-9A-Za-z]{10,}(?![0-9A-Za-z.-])")
-_INSTEAD = "[serial number]"
+_INSTEAD = "[redacted]"
 
 
 def redacted(text: str) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 __all__ = ["joined_lines"]
 
-_NARROWEST = 40  # narrower than any terminal that such tables are shown in
+_NARROWEST = 72  # in shorter lines, two of one length are no terminal's width
+_ENTRY = re.compile(r"\s*[A-Z][^:|]*?\s+: ")  # a key and its value: a line of its own
 _FRAME = ("|", "+")
 
 
@@ -26,7 +27,7 @@ def joined_lines(lines: Sequence[str]) -> tuple[list[str], int] | None:
         for line, before, is_full in zip(lines[1:], full, full[1:], strict=False)
         if before and not is_full
     ]
-    if full[-1] or not all(line.strip() for line in followers):
+    if full[-1] or not all(line.strip() and not _ENTRY.match(line) for line in followers):
         return None  # a line that fills the width by chance has no rest below it
     rules = [_is_rule(line) for line in lines]
     if any(cut and rule and not below for cut, rule, below in zip(full, rules, rules[1:], strict=False)):
