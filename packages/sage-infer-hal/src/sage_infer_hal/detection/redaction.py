@@ -9,7 +9,7 @@ from collections.abc import Sequence
 __all__ = ["board_names", "redacted"]
 
 _LABELLED = re.compile(
-    r"((?:\bS/?N|serial(?:[ _-]?(?:number|no\.?|num))?)\s*[\"']?\s*[:=>]+\s*[\"']?)[^\s\"'<,|]+",
+    r"((?:\bS/?N|serial(?:[ _-]?(?:number|no\.?|num))?)\s*[\"']?\s*[:=>]+\s*[\"']?)[\w[][^\s\"'<,|]*",
     re.IGNORECASE,
 )
 # Letters and digits in one piece, many of them digits: no name of a product, bus id or version looks so.
