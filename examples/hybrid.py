@@ -1,4 +1,4 @@
-"""One instance with an LLM and an embedding model: named at the start, loaded while it runs, and used at once.
+"""One instance with an LLM and an embedding model: planned, named at the start, loaded later, used simultaneously.
 
 python examples/hybrid.py
 """
@@ -19,6 +19,16 @@ SMALL = {"kv_cache_gb": 0.25}
 async def answer(hybrid: HybridBackend, model: str | None = None) -> str:
     stream = await hybrid.chat(QUESTION, SamplingParams(temperature=0, max_tokens=32), model=model)
     return "".join([delta.text async for delta in stream])
+
+
+def planned() -> None:
+    """A share of memory for each model, before either is loaded."""
+    hybrid = HybridBackend(
+        llm_config={"model_id": "smollm2-135m", "device_ids": [0], "memory_fraction": 0.5},
+        embedding_config={"model_id": "minilm", "device_ids": [0], "memory_fraction": 0.2},
+    )
+    for share in hybrid.plan().shares:
+        print(f"0. {share.model_id} on {share.device}: {share.weights / 2**20:.0f} MiB of weights")
 
 
 async def named_at_the_start() -> None:
@@ -56,7 +66,7 @@ async def loaded_while_it_runs() -> None:
         await hybrid.close()
 
 
-async def used_at_once() -> None:
+async def used_simultaneously() -> None:
     """Texts are embedded in slices while streams are read."""
     hybrid = HybridBackend(
         llm_config={"model": "smollm2-135m", "options": SMALL}, embedding_config={"model": "minilm"}
@@ -74,7 +84,8 @@ async def used_at_once() -> None:
 
 async def main() -> int:
     try:
-        for scenario in (named_at_the_start, loaded_while_it_runs, used_at_once):
+        planned()
+        for scenario in (named_at_the_start, loaded_while_it_runs, used_simultaneously):
             await scenario()
     except SageInferError as error:
         print(f"error: {error.message}", file=sys.stderr)

@@ -58,8 +58,8 @@ class HybridBackend:
     Args:
         llm_config, embedding_config, reranker_config: a model of each kind.
         models: any number of further ones.
-        model: one model, as ``open_backend`` gives it.
-        sharing_mode: ``time_slice`` (batch work in turns with streams), ``mps`` (all at once) or ``exclusive`` (a
+        model: one model, as ``open_backend`` passes it.
+        sharing_mode: ``time_slice`` (batch work in turns with streams), ``mps`` (simultaneously) or ``exclusive`` (a
             device each).
         profile: the machine, where it is not to be asked.
     """

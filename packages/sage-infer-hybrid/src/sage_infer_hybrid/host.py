@@ -181,9 +181,9 @@ class ModelHost:
             self.coming.clear()
 
     async def load(self, entry: ModelEntry, *, again: bool = False) -> None:
-        """Load a model, unless it is loaded when its turn comes; one that failed is tried ``again`` or refused.
+        """Load a model, unless it is loaded when its turn comes; one that failed is retried with ``again``, else refused.
 
-        Whoever asks for a model that is being loaded waits for the same load, which goes on if he gives up.
+        Concurrent requests for a loading model share one load, which continues if a request is cancelled.
 
         Raises:
             EngineDead: it has failed.

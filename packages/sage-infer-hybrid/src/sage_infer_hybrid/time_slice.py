@@ -46,7 +46,7 @@ class Batch(Generic[Item, Result]):
         model_id: the model; calls of one model share its time in turns.
         items: what to compute, at least one.
         sizes: of each item, in a unit that costs about the same everywhere.
-        compute: gives the result of some of the items.
+        compute: returns the result of some of the items.
         weight: the model's share of the device, against the others' weights.
         due: by when the caller wants it, by the slicer's clock.
     """
@@ -61,7 +61,7 @@ class Batch(Generic[Item, Result]):
 
 @define(eq=False)
 class _Job:
-    """A call that goes on in slices."""
+    """A call that continues in slices."""
 
     batch: Batch[Any, Any]
     at: int
@@ -71,11 +71,11 @@ class _Job:
 
 
 class TimeSlicer:
-    """Lets batch work (embedding, reranking) on a device go on in slices while somebody reads a stream there.
+    """Runs batch work (embedding, reranking) on a device in slices while a stream is live there.
 
     Streams are never held up: their engines run as they are. While any is live, items of all open calls go to their
     engines together as a *slice*, short enough to be a part of the streams' own step; the next one begins when batch
-    work has had no more than the share of the device that weights give it. Among models that wait, the one with the
+    work has had no more than its share of the device by weight. Among models that wait, the one with the
     least time for its weight is next; of its calls the one that is due first, and others take turns, item by item.
 
     While no stream is live, calls go to their engines as they come, in parts of ``PART_S``.
@@ -160,7 +160,7 @@ class TimeSlicer:
             self._serving = asyncio.ensure_future(self._serve())
         try:
             await job.done
-        except asyncio.CancelledError:  # the caller gave up; what runs for it may end
+        except asyncio.CancelledError:  # the caller no longer waits; cancel what runs for it
             if job.part is not None:
                 job.part.cancel()
             raise
@@ -254,12 +254,12 @@ class TimeSlicer:
                 job.done.set_result(None)
 
     def _learn_slice(self, parts: dict[_Job, int], work: float) -> None:
-        """What a slice took is every model's to the part that it was reckoned to be."""
+        """Split the slice's measured time between models in proportion to their predicted cost."""
         sizes: dict[str, int] = {}
         for job, count in parts.items():
             size = sum(job.batch.sizes[job.at - count : job.at])
             sizes[job.batch.model_id] = sizes.get(job.batch.model_id, 0) + size
-        reckoned = sum(size * self._unit_s.get(name, 0.0) for name, size in sizes.items())
+        predicted = sum(size * self._unit_s.get(name, 0.0) for name, size in sizes.items())
         for name, size in sizes.items():
-            share = size * self._unit_s[name] / reckoned if name in self._unit_s else 1.0
+            share = size * self._unit_s[name] / predicted if name in self._unit_s else 1.0
             self._learn(name, size, work * share)

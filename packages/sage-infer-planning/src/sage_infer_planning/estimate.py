@@ -1,4 +1,4 @@
-"""What a model will take of a device's memory, reckoned before it is loaded."""
+"""Estimates of the device memory that a model needs, made before it is loaded."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class Workload:
     """How a model is run, as far as it decides about memory.
 
     Attributes:
-        least_weight_bits, most_weight_bits: weights of fewer or more bits in the files are made so many.
+        least_weight_bits, most_weight_bits: bounds on bits per weight after loading: narrower weights are widened to the
+            first, wider ones narrowed to the second.
         has_tied_table_twice: as ``EngineMemory`` has it.
         kv_bits: bits of an element of the KV cache.
         max_sequence_length: longest sequence in tokens; None for the model's own limit.
-        max_batch_size: sequences at once.
-        step_tokens: tokens that are computed at once.
+        max_batch_size: concurrent sequences.
+        step_tokens: tokens computed in one step.
         kv_bytes: size of the KV cache where the user has said it.
         overhead_bytes: what the engine takes for itself: its libraries, contexts, workspaces.
     """
@@ -46,7 +47,7 @@ class Demand:
         model_id: whose they are.
         weights: its weights.
         kv_least: KV for one sequence of full length, without which it is of no use; 0 for an encoder.
-        kv_wanted: KV for all sequences at once.
+        kv_wanted: KV for all concurrent sequences.
         activations: intermediate results while it computes, on each device, needed at no other time.
         overhead: the engine's own, on each device.
         weight: its share of what is left over, against the others' weights.

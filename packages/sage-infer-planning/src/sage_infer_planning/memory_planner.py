@@ -13,7 +13,7 @@ from sage_infer_planning.estimate import GIB, Demand
 
 __all__ = ["Device", "MemoryPlan", "Share", "demand_met", "devices_of", "less", "plan_memory"]
 
-RESERVE = 0.05  # of a device, for what nobody reckons: fragmentation, other processes' moments
+RESERVE = 0.05  # of a device, for what no estimate covers: fragmentation, peaks of other processes
 
 
 @frozen(kw_only=True)
@@ -50,7 +50,7 @@ class MemoryPlan:
     shares: tuple[Share, ...] = field(default=())
 
     def used(self, device: str) -> int:
-        """Bytes of a device that the plan gives away."""
+        """Bytes of a device that the plan allocates."""
         here = [share for share in self.shares if share.device == device]
         together = max if self.mode == "time_slice" else sum
         return sum(s.total - s.activations for s in here) + together([s.activations for s in here] or [0])
@@ -86,7 +86,7 @@ def plan_memory(devices: Sequence[Device], demands: Iterable[Demand], mode: Shar
 
     Models that have no choice come first, then the largest, each on the devices with the most room left; then what is
     left over becomes KV, in proportion to the models' weights, as far as they want it. A model with a ``fraction`` gets
-    at most so much of each of its devices. ``exclusive`` gives a device to one model alone.
+    at most so much of each of its devices. ``exclusive`` reserves a device for one model.
 
     Raises:
         OutOfMemory: there is no such plan; the message says which model is over by how much, and what would fit.
@@ -162,7 +162,7 @@ def _divided(device: Device, demands: Sequence[Demand], mode: SharingMode) -> li
     hungry = [demand for demand in demands if demand.kv_wanted > demand.kv_least]
     while hungry and left > 0:
         whole = sum(demand.weight for demand in hungry)
-        # Whoever wants less than its part is served first, so that the rest is divided among the others.
+        # The model that wants least for its weight comes first, so that what it leaves goes to the others.
         demand = min(hungry, key=lambda d: (d.kv_wanted - d.kv_least) / d.weight)
         part = min(int(left * demand.weight / whole), demand.kv_wanted - demand.kv_least)
         kv[demand.model_id] += part

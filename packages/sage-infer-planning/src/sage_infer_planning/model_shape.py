@@ -1,4 +1,4 @@
-"""The sizes of a model, from what its files say: all that its memory can be reckoned from."""
+"""The sizes of a model, from its files: what its memory is estimated from."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def read_shape(path: Path) -> ModelShape:
         return _as_stored(shape_of_config(config), files)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(
-            f"{path / 'config.json'} does not say how large the model is ({error}); give memory_gb"
+            f"{path / 'config.json'} does not say how large the model is ({error}); set memory_gb"
         ) from None
 
 
@@ -106,7 +106,7 @@ def _gguf_shape(path: Path) -> ModelShape:
     def number(key: str, default: int | None = None) -> int:
         value = data.get(f"{arch}.{key}", default)
         if not isinstance(value, int):
-            raise ModelFileError(f"{path} does not say {arch}.{key}; give memory_gb")
+            raise ModelFileError(f"{path} does not say {arch}.{key}; set memory_gb")
         return value
 
     hidden, heads = number("embedding_length"), number("attention.head_count")

@@ -59,7 +59,7 @@ class ModelRegistry:
     _entries: dict[str, ModelEntry] = field(factory=dict)
 
     def register(self, model: ModelDescriptor, aliases: Iterable[str] = ()) -> ModelEntry:
-        """Add a model, or give the entry of one that is there already under the same description.
+        """Add a model, or replace one of the same id that is not loaded.
 
         Raises:
             InvalidRequest: its name or an alias means another model.

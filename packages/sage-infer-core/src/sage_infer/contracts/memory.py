@@ -1,4 +1,4 @@
-"""The contract of telling who has what of which device's memory. Optional: for dashboards and schedulers."""
+"""Optional contract: memory used per model and device, for dashboards and schedulers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["DeviceMemory", "MemoryPlanning", "MemoryReporting", "MemoryShare"]
 
 
 class DeviceMemory(Protocol):
-    """A device's memory in bytes: all of it, and what may be given to models."""
+    """A device's memory in bytes: all of it, and the part that models may use."""
 
     @property
     def name(self) -> str: ...
@@ -20,7 +20,7 @@ class DeviceMemory(Protocol):
 
 
 class MemoryShare(Protocol):
-    """What the plan gives one model on one device, in bytes."""
+    """One model's part of one device in the plan, in bytes."""
 
     @property
     def model_id(self) -> str: ...
@@ -46,15 +46,15 @@ class MemoryPlanning(Protocol):
     @property
     def shares(self) -> Sequence[MemoryShare]: ...
     def used(self, device: str) -> int:
-        """Bytes of a device that the plan gives away; activations count once where models run in turns."""
+        """Bytes of a device that the plan allocates; activations count once where models run in turns."""
         ...
 
 
 @runtime_checkable
 class MemoryReporting(Protocol):
-    """What a ``HybridInferenceBackend`` that plans memory has besides."""
+    """Additional methods of a ``HybridInferenceBackend`` that plans memory."""
 
     def memory_plan(self) -> MemoryPlanning: ...
     def measured_bytes(self) -> Mapping[str, int | None]:
-        """What each loaded model really takes, by its id; None where that could not be measured."""
+        """Memory that each loaded model really takes, by its id; None where it could not be measured."""
         ...
