@@ -11,7 +11,7 @@ from sage_infer_planning.model_shape import read_shape
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [("{", "cannot be read"), ("{}", "does not say how large the model is .*give memory_gb")],
+    [("{", "cannot be read"), ("{}", "does not say how large the model is .*set memory_gb")],
 )
 def test_a_folder_that_does_not_say_its_size_is_refused(tmp_path: Path, config: str, message: str) -> None:
     (tmp_path / "config.json").write_text(config)

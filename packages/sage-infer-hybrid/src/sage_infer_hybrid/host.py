@@ -181,7 +181,7 @@ class ModelHost:
             self.coming.clear()
 
     async def load(self, entry: ModelEntry, *, again: bool = False) -> None:
-        """Load a model, unless it is loaded when its turn comes; one that failed is retried with ``again``, else refused.
+        """Load a model, unless it is loaded when its turn comes; a failed one only ``again``.
 
         Concurrent requests for a loading model share one load, which continues if a request is cancelled.
 

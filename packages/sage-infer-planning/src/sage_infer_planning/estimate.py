@@ -17,8 +17,8 @@ class Workload:
     """How a model is run, as far as it decides about memory.
 
     Attributes:
-        least_weight_bits, most_weight_bits: bounds on bits per weight after loading: narrower weights are widened to the
-            first, wider ones narrowed to the second.
+        least_weight_bits, most_weight_bits: bounds on bits per weight after loading: narrower weights are widened
+            to the first, wider ones narrowed to the second.
         has_tied_table_twice: as ``EngineMemory`` has it.
         kv_bits: bits of an element of the KV cache.
         max_sequence_length: longest sequence in tokens; None for the model's own limit.
