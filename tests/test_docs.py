@@ -43,6 +43,7 @@ OTHERS = [
     ROOT / "packages" / "sage-infer-core" / "README.md",
     ROOT / "packages" / "sage-infer-hal" / "README.md",
     ROOT / "examples" / "third_party_backend" / "README.md",
+    ROOT / "examples" / "vendor_plugin" / "README.md",
 ]
 PAGES = [*READMES, *DOCS, *OTHERS]
 HOOKS = [name for name in vars(hookspecs) if name.startswith("sage_infer_")]

@@ -9,7 +9,7 @@ from functools import partial
 
 from sage_infer.contracts import BufferedTokenStream, as_prompts, request_ids
 from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, RequestCancelled, UnsupportedFeature
-from sage_infer.schemas import Prompt, SamplingParams, Timing, TokenDelta, Usage
+from sage_infer.schemas import Prompt, Timing, TokenDelta, Usage
 from sage_infer.sdk import check_claims
 
 from quokka_sage.instance import Instance
@@ -72,41 +72,37 @@ class QuokkaBackend(Instance):
 
     async def _decode(self, name, stream, ids, params, accepted, queued):
         self.prompt_tokens += len(ids)
-        draw, context = random.Random(params.seed), "".join(map(chr, ids))
+        draw, context, held, reason = random.Random(params.seed), "".join(map(chr, ids)), "", None
+        made, first = 0, 0.0
         left = min(params.max_tokens or self.limit, self.limit - len(ids))
-        made, held, first = 0, "", 0.0
-        reason = None
         while reason is None:
             await asyncio.sleep(0)  # one step: everybody else has a turn
             token = choose(self.loaded.following(context), params, draw)
-            made, context = made + 1, (context + chr(token))[-64:]
-            first = first or time.monotonic() - accepted
-            is_end = token == END and not params.ignore_eos
-            stops = made > params.min_tokens
-            if stops and (is_end or token in params.stop_token_ids):
-                reason, text, held = "stop", held, ""
-            else:
-                held += "" if token == END and params.skip_special_tokens else chr(token)
-                found = [held.find(stop) for stop in params.stop if stop in held] if stops else []
-                if found:
-                    reason, held = "stop", held[: min(found)]
-                elif made == left:
-                    reason = "length"
-                keep = 0 if reason else _beginning(held, params.stop)
-                text, held = held[: len(held) - keep], held[len(held) - keep :]
+            made, context, last = made + 1, (context + chr(token))[-32:], time.monotonic() - accepted
+            first = first or last
             self.output_tokens += 1
-            if reason is None:
-                stream.push(TokenDelta(text, (token,)))
-        total = time.monotonic() - accepted
-        stream.push(TokenDelta(text, (token,), finish_reason=reason))
+            may_stop = made >= params.min_tokens
+            if may_stop and (token in params.stop_token_ids or (token == END and not params.ignore_eos)):
+                reason = "stop"
+            elif token != END or not params.skip_special_tokens:
+                held += chr(token)
+            found = [(held.find(stop) + len(stop), stop) for stop in params.stop if may_stop and stop in held]
+            if found:
+                reason, held = "stop", held[: min(found)[0] - len(min(found)[1])]
+            elif made == left:
+                reason = reason or "length"
+            keep = 0 if reason or not may_stop else _beginning(held, params.stop)
+            text, held = held[: len(held) - keep], held[len(held) - keep :]
+            stream.push(TokenDelta(text, (token,), finish_reason=reason))
+        gap = (last - first) / (made - 1) if made > 1 else None
         self.forget(name)
-        timing = Timing(queue_s=queued, ttft_s=max(first, queued), total_s=total)
+        timing = Timing(queue_s=queued, ttft_s=max(first, queued), total_s=last, inter_token_s=gap)
         stream.finish(reason, Usage(prompt_tokens=len(ids), completion_tokens=made), timing)
 
     def _ids(self, prompt):
         ids = [ord(letter) for letter in prompt.text] if prompt.text is not None else list(prompt.token_ids)
-        if not ids or not all(0 <= token < VOCABULARY for token in ids):
-            raise InvalidRequest(f"a prompt has one or more token ids below {VOCABULARY}; this one does not")
+        if outside := [token for token in ids if not 0 <= token < VOCABULARY]:
+            raise InvalidRequest(f"token {outside[0]} is outside the vocabulary of {VOCABULARY}")
         return ids
 
     async def prefill(self, prompts, *, request_id, params=None, options=None, hold_s=None):

@@ -1,4 +1,4 @@
-"""An ``EmbeddingBackend``: hashed character pairs, those that are frequent in the ``.qk`` file weighing less."""
+"""An ``EmbeddingBackend``: hashed letter triples, those that are frequent in the ``.qk`` file weighing less."""
 
 from __future__ import annotations
 
@@ -57,8 +57,10 @@ class QuokkaEmbedding(Instance):
 
     def _vector(self, text):
         numbers = [0.0] * 128
-        for first, second in zip(f" {text}", f"{text} ", strict=True):
-            rarity = 1 / (1 + math.log1p(self.loaded.counts.get(first, {}).get(second, 0)))
-            numbers[zlib.crc32((first + second).encode("utf-8", "surrogatepass")) % 128] += rarity
+        padded = f" {text} ".lower()
+        for at in range(len(padded) - 2):
+            triple = padded[at : at + 3]
+            rarity = 1 / (1 + sum(self.loaded.counts.get(triple, {"": 0}).values()))
+            numbers[zlib.crc32(triple.encode("utf-8", "surrogatepass")) % 128] += rarity
         length = math.hypot(*numbers)
         return [number / length for number in numbers]

@@ -34,7 +34,8 @@ class Model:
 
 
 def train(text: str, order: int = 16) -> str:
-    """The ``.qk`` file of a text in which a NUL ends each sequence."""
+    """The ``.qk`` file of a text in which an empty line ends each conversation."""
+    text = text.replace("\n\n", "\0")
     counts: dict[str, Counter[str]] = {}
     for at, letter in enumerate(text):
         for size in range(min(order, at) + 1):
@@ -100,4 +101,4 @@ def memory(*, model: ModelDescriptor, options: Mapping[str, Any], hardware: str)
 
 if __name__ == "__main__":
     corpus, file = map(Path, sys.argv[1:])
-    file.write_text(train(corpus.read_text("utf-8").replace("\n\n", "\0")))
+    file.write_text(train(corpus.read_text("utf-8")))

@@ -36,7 +36,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             hardware={"quokka", "cpu"},
             sizes="quokka_sage.model:sizes",
             memory="quokka_sage.model:memory",
-            summary="vectors of the character pairs in a text, weighted by a .qk file",
+            summary="vectors of the letter triples in a text, weighted by a .qk file",
         ),
     ]
 

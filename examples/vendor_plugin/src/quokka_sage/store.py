@@ -22,7 +22,7 @@ class QuokkaStore:
 
     def match_keys(self, keys):
         with self.lock:
-            held = (self.contains(keys) + [False]).index(False)
+            held = [*self.contains(keys), False].index(False)
             self.count["hits" if held else "misses"] += 1
             return held
 

@@ -155,7 +155,8 @@ def find_targets(
     serves = info.spec.serves
     models: dict[str, ModelDescriptor] = {}
     if model is not None:
-        found = resolve_model(model)
+        only = next(iter(serves)) if len(serves) == 1 and "hybrid" not in serves else None
+        found = resolve_model(model, model_type=only, any_format=info.spec.sizes is not None)
         kind = _KINDS[found.model_type]
         if kind not in serves and "hybrid" not in serves:
             kinds = ", ".join(sorted(serves))

@@ -82,6 +82,12 @@ def _step(group: str, path: str) -> str:
     return path[len(prefix) :].split(" ")[0] if path.startswith(prefix) else ""
 
 
+# Typer brings its own copy of click since 0.26 and uses the installed one before; its front door has both.
+_ClickException: type[BaseException] = next(
+    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
+)
+
+
 def _plugin_entries() -> list[Entry[CommandSpec]]:
     from sage_infer.discovery import discover
 
@@ -103,11 +109,9 @@ def _plugin_command(name: str, entry: Entry[CommandSpec]) -> Any:
 
 
 def _invoke(invoke: Callable[[Any], Any], what: str, ctx: Any) -> Any:
-    from click.exceptions import Abort, ClickException, Exit
-
     try:
         return invoke(ctx)
-    except (Abort, BrokenPipeError, ClickException, Exit, SageInferError, SystemExit):
+    except (typer.Abort, typer.Exit, _ClickException, BrokenPipeError, SageInferError, SystemExit):
         raise
     except BaseException as error:
         if not is_plugins_fault(error):

@@ -49,11 +49,17 @@ class BackendSuite(ContractSuite, kit=True):
         return create_backend(self.backend_name, model=self._descriptor(), serves=self.serves, **self.options)
 
     def _descriptor(self) -> ModelDescriptor:
+        from sage_infer.backends import find_backend
         from sage_infer.models import resolve_model
 
         model = self.model
         if isinstance(model, str):
-            model = resolve_model(model, model_type=None if self.serves == "hybrid" else self.serves)
+            spec = find_backend(self.backend_name).spec
+            model = resolve_model(
+                model,
+                model_type=None if self.serves == "hybrid" else self.serves,
+                any_format=spec is not None and spec.sizes is not None,
+            )
         limits = [limit for limit in (model.max_sequence_length, self.sequence_limit) if limit is not None]
         return attrs.evolve(model, max_sequence_length=min(limits, default=None))
 
