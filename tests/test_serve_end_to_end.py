@@ -154,7 +154,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
         "no such" in run("--llm", "no-such-model", "--port", "0").lower()
         or "no model" in run("--llm", "no-such-model", "--port", "0").lower()
     )
-    assert "--llm wants NAME" in run("--llm", "@openvino", "--port", "0")
+    assert "--llm must be NAME" in run("--llm", "@openvino", "--port", "0")
     assert "--sharing" in run("--sharing", "dice")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "choose another with --port" in run("--port", str(taken.getsockname()[1]))

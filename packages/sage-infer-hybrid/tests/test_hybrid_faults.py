@@ -163,7 +163,7 @@ def test_unloading_waits_for_streams_and_refuses_new_ones(engines: Engines) -> N
         assert engines["llm"].closed
         with pytest.raises(BackendUnavailable, match="registered, not loaded; call load_model first"):
             await instance.generate("z", PARAMS)
-        with pytest.raises(InvalidRequest, match="only a ready one"):
+        with pytest.raises(InvalidRequest, match="only a ready model"):
             await instance.unload_model("llm")
 
     run(main())
@@ -227,7 +227,7 @@ def test_a_model_that_does_not_fit_when_it_wakes_sleeps_on(engines: Engines) -> 
         assert "too little" in status.reason
         await instance.unload_model("other")
         await instance.generate("x", PARAMS)
-        with pytest.raises(InvalidRequest, match="only a ready one"):
+        with pytest.raises(InvalidRequest, match="only a ready model"):
             await instance.unload_model("other")
 
     run(main())

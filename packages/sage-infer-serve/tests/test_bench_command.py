@@ -54,8 +54,8 @@ def test_a_closed_loop_with_its_files(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert len(scripted.generations) == 4 + 12  # the warm-up is asked for, and not in the figures
     lines = done.out.splitlines()
-    assert lines[0].startswith("toy, chat, streamed: 3 at once, 12 answers in ")
-    assert lines[1] == "a request has 11 tokens of prompt and 3 of output"
+    assert lines[0].startswith("toy, chat, streamed: concurrency 3, 12 answers in ")
+    assert lines[1] == "per request: 11 prompt tokens, 3 output tokens"
     assert [line[:20].strip() for line in lines[3:8]] == [
         "MILLISECONDS", "time to first token", "between chunks", "per output token", "whole request",
     ]  # fmt: skip
@@ -97,7 +97,7 @@ def test_failed_requests_are_shown_and_fail_the_command_only_if_all_did() -> Non
 
     done, _ = run("-n", "8", "-c", "1", reply=reply)
     assert done.code == 0
-    assert "4 of 8 requests failed; they are in no other figure" in done.err
+    assert "4 of 8 requests failed (not in other figures)" in done.err
     assert "4 × HTTP 429: busy" in done.err
     done, _ = run("-n", "5", "--warmup", "0", reply=server.refuse("500 Oops", "broken"))
     assert done.code == 1
@@ -107,12 +107,12 @@ def test_failed_requests_are_shown_and_fail_the_command_only_if_all_did() -> Non
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["-c", "2", "-r", "3"], 2, "give one"),
+        (["-c", "2", "-r", "3"], 2, "use one of them"),
         (["-r", "0"], 2, "--rate must be a number greater than 0, got 0"),
         (["--duration", "nan"], 2, "--duration"),
         (["--endpoint", "chats"], 2, "chat, completions, embeddings; got 'chats'"),
         (["--url", "ftp://x"], 2, "--url must be like"),
-        (["--json", "/nowhere/at/all.json"], 2, "there is no folder /nowhere/at"),
+        (["--json", "/nowhere/at/all.json"], 2, "folder /nowhere/at does not exist"),
         (["--url", "http://127.0.0.1:1"], 3, "no server answers"),
     ],
 )

@@ -400,7 +400,7 @@ def test_a_server_that_does_not_list_its_models(
         (
             server.refuse("400 Bad Request", "too long"),
             InvalidRequest,
-            "refuses this workload: HTTP 400: too long",
+            "rejects this workload: HTTP 400: too long",
         ),
         (server.refuse("503 Service Unavailable", "loading"), BackendUnavailable, "HTTP 503: loading"),
     ],

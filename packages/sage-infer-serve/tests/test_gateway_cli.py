@@ -32,7 +32,7 @@ def test_names_with_backends(text: str, config: dict[str, str]) -> None:
 
 
 def test_a_backend_alone_is_no_name() -> None:
-    with pytest.raises(InvalidRequest, match="--llm wants NAME"):
+    with pytest.raises(InvalidRequest, match="--llm must be NAME"):
         model_config("@vllm", "--llm")
 
 

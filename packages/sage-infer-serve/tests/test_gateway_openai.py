@@ -214,7 +214,7 @@ def test_embeddings(served: Served) -> None:
     assert create(model="vectors", input=[[7, 8], [9]]).data[0].embedding == [2, 7, 0, 1]
     many = create(model="vectors", input=["a" * (i + 1) for i in range(100)])  # written in parts
     assert [d.embedding[0] for d in many.data] == [i + 1 for i in range(100)]
-    with pytest.raises(openai.BadRequestError, match="vectors of 4 numbers"):
+    with pytest.raises(openai.BadRequestError, match="has 4 dimensions"):
         create(model="vectors", input="a", dimensions=9)
 
 

@@ -223,7 +223,7 @@ def test_an_adapter_changes_the_output_and_an_unknown_one_is_refused(live: Any) 
         noise = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, adapter="noise")
         assert await text_of(backend, PROMPTS[0], noise) != base
         assert await text_of(backend, PROMPTS[0], greedy) == base
-        with pytest.raises(ModelNotFound, match="no adapter 'other'; there are noise"):
+        with pytest.raises(ModelNotFound, match="no adapter 'other'; available: noise"):
             await backend.generate("a", SamplingParams(adapter="other"))
 
     live.run(main())
@@ -246,7 +246,7 @@ def test_guided_decoding(live: Any) -> None:
         assert re.fullmatch("[0-9]{3}", await guided(regex="[0-9]{3}"))
         assert await guided(choice=("red", "green")) in ("red", "green")
         assert await guided(grammar='root ::= "yes" | "no"') in ("yes", "no")
-        with pytest.raises(InvalidRequest, match="vLLM refuses the request"):
+        with pytest.raises(InvalidRequest, match="vLLM rejects the request"):
             await guided(regex="[0-9")
         assert len(live.backend._running.requests) == 0  # nothing is left of what was refused
 

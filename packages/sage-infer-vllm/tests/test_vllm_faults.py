@@ -216,7 +216,7 @@ def test_presets_reach_the_engine_or_are_refused(live: Any, clean: None) -> None
         assert caught.value.by == "close"
 
     live.run(main())
-    with pytest.raises(CapabilityMismatch, match="keeps no KV in int8; it has fp8"):
+    with pytest.raises(CapabilityMismatch, match="does not support int8 KV; available: fp8"):
         live.run(live.make(kv_schema={"preset": "int8"}).start())
 
 

@@ -61,7 +61,7 @@ class HybridBackend:
         model: one model, as ``open_backend`` passes it.
         sharing_mode: ``time_slice`` (batch work in turns with streams), ``mps`` (simultaneously) or ``exclusive`` (a
             device each).
-        profile: the machine, where it is not to be asked.
+        profile: the machine; by default it is detected.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class HybridBackend:
     # --- life
 
     async def start(self) -> None:
-        """Load every model that was named.
+        """Load all configured models.
 
         Raises:
-            OutOfMemory: they do not fit together; the message says by how much.
+            OutOfMemory: they do not fit together; the message states the missing bytes.
         """
         self._host.check_open()
         if not self._started:
@@ -113,7 +113,7 @@ class HybridBackend:
         if not self._started:
             return Health(status="starting", reason="start() has not been called")
         if self._host.coming:
-            return Health(status="starting", reason=f"being loaded: {', '.join(sorted(self._host.coming))}")
+            return Health(status="starting", reason=f"loading: {', '.join(sorted(self._host.coming))}")
         reasons = []
         for model_id, model in list(self._host.loaded.items()):
             found: Health = await model.backend.health()
@@ -187,7 +187,7 @@ class HybridBackend:
             return prompt
 
     async def tokenize(self, prompt: PromptLike, *, model: str | None = None) -> list[int]:
-        """The token ids that a model computes for a prompt.
+        """The token ids of a prompt, as the model computes it.
 
         Raises:
             UnsupportedFeature: the model's backend does not claim ``tokenize``.
@@ -296,32 +296,32 @@ class HybridBackend:
         """Memory per model and device once every registered model is loaded. Nothing is loaded.
 
         Raises:
-            OutOfMemory: they do not fit together; the message says by how much.
+            OutOfMemory: they do not fit together; the message states the missing bytes.
         """
         self._host.check_open()
         return self._host.plan()
 
     def memory_plan(self) -> MemoryPlan:
-        """Memory per model and device, of the models that are loaded."""
+        """Memory per model and device of the loaded models."""
         return self._host.memory.plan()
 
     def measured_bytes(self) -> dict[str, int | None]:
-        """What loading each model added to this process and its children in main memory."""
+        """Main memory that loading each model added to this process and its children."""
         return {model_id: model.measured for model_id, model in self._host.loaded.items()}
 
     def measured_devices(self) -> dict[str, int | None]:
-        """What the models really take of each device at this moment; None where that cannot be measured."""
+        """Measured memory of the models per device; None if it cannot be measured."""
         return self._host.memory.measured()
 
     def load_model(self, model: ModelLike) -> Awaitable[None]:
-        """Load a model beside the others; what is loaded already stays as it is.
+        """Load another model; loaded models are unaffected.
 
-        Before ``start`` the call itself registers the model, and ``start`` loads it. Afterwards the call begins
-        to load it, and awaiting the result waits until it is loaded.
+        Before ``start``, the call registers the model, and ``start`` loads it. Afterwards the call starts
+        loading it, and awaiting the result waits until it is loaded.
 
         Raises:
             InvalidRequest: a model of that id is loaded already, or registered before the start.
-            OutOfMemory: it does not fit; the message says by how much, and what would.
+            OutOfMemory: it does not fit; the message states the missing bytes and what would fit.
             BackendUnavailable: no backend for it is ready.
         """
         self._host.check_open()
@@ -339,7 +339,7 @@ class HybridBackend:
 
 
 class _Done:
-    """An awaitable of what is done; unlike a coroutine it need not be awaited."""
+    """The result as an awaitable; unlike a coroutine it need not be awaited."""
 
     def __await__(self) -> Generator[Any, Any, None]:
         return
@@ -348,5 +348,5 @@ class _Done:
 
 def _no_tokens(loaded: LoadedModel) -> UnsupportedFeature:
     return UnsupportedFeature(
-        f"the backend of model {loaded.descriptor.model_id!r} does not show its tokens; use another backend"
+        f"the backend of model {loaded.descriptor.model_id!r} does not support tokenize; use another backend"
     )

@@ -62,7 +62,7 @@ class BatchWork:
                 try:
                     parts = await self._sharing.run(loaded, several, whole, deadline=deadline)
                 except InvalidRequest:
-                    return await whole(several)  # which counts the texts as the caller does
+                    return await whole(several)  # indices in errors then match the caller's texts
                 return merge_embeddings(parts)
 
     async def rerank(
@@ -85,7 +85,7 @@ class BatchWork:
                     return result
 
                 if isinstance(documents, str) or not documents or top_n is not None:
-                    # Without documents, the backend only refuses what it does not take.
+                    # Without documents, the backend only validates the arguments.
                     checked: RerankResult = await backend.rerank(
                         query, documents[:0], top_n=top_n, **arguments.next()
                     )
@@ -96,7 +96,7 @@ class BatchWork:
                         loaded, documents, whole, each=len(query), deadline=deadline
                     )
                 except InvalidRequest:
-                    parts = [await whole(documents)]  # which counts the documents as the caller does
+                    parts = [await whole(documents)]  # indices in errors then match the caller's documents
                 return merge_hits(parts, [len(part.hits) for part in parts], top_n)
 
     def abort(self, request_id: str) -> None:
@@ -108,7 +108,7 @@ class BatchWork:
 
     @asynccontextmanager
     async def _call(self, request_id: str | None, deadline: float | None) -> AsyncIterator[None]:
-        """A call that ends at its deadline, and at ``abort`` where it has an id."""
+        """A call that ends at its deadline, or by ``abort`` if it has an id."""
         if request_id is None:
             async with in_time(deadline):
                 yield
@@ -131,7 +131,7 @@ class _Arguments:
     """Further arguments for the backend's calls, of which one request may need several."""
 
     def __init__(self, loaded: LoadedModel, request_id: str | None, options: RequestOptions | None) -> None:
-        # The deadline is the instance's own matter: it ends the whole call.
+        # This instance enforces the deadline for the whole call.
         rest = None if options is None else evolve(options, deadline=None)
         self._options = forwarded(loaded.features, rest)
         self._request_id, self._count = request_id, itertools.count()

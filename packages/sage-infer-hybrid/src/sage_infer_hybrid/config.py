@@ -28,16 +28,16 @@ class ModelConfig:
     """A model and how to run it.
 
     Attributes:
-        model: a name or path that ``resolve_model`` takes, or a descriptor.
+        model: a name or path as for ``resolve_model``, or a descriptor.
         model_id: name that requests use; the name of the model where None. A mapping with ``model_id`` and without
             ``model`` names the model by its id.
-        backend: name of an installed backend; None for the configuration's own for this kind of model.
-        aliases: further names that requests may use.
-        options: for the backend, as ``sage infer backend show`` lists them.
-        weight: its share of compute and of left-over memory, against the others' weights; 3 for models that generate
-            and 1 for others where None.
-        device_ids: devices to run it on, divided over all of them; empty leaves the choice to the planner.
-        memory_fraction: share of each device's memory that it may have, above 0 to 1; None for as much as it needs.
+        backend: name of an installed backend; None for the configured backend of this kind of model.
+        aliases: additional names for requests.
+        options: backend options; ``sage infer backend show`` lists them.
+        weight: its relative share of compute and of left-over memory; None: 3 for generating models
+            and 1 for others.
+        device_ids: devices to divide it over; empty: the planner chooses.
+        memory_fraction: maximum share of each device's memory, above 0 to 1; None: as much as needed.
         quant_profile: quantization to load it with: a profile, its fields, or a JSON or YAML file.
     """
 
@@ -57,10 +57,10 @@ class ModelConfig:
 
 
 def as_config(value: str | ModelDescriptor | Mapping[str, Any] | ModelConfig, where: str) -> ModelConfig:
-    """A configuration from what a caller passed as ``where``.
+    """Parse the configuration that a caller passed as ``where``.
 
     Raises:
-        InvalidRequest: it is none, or has a key that is not known.
+        InvalidRequest: it is not a configuration, or has an unknown key.
     """
     if isinstance(value, ModelConfig):
         return value

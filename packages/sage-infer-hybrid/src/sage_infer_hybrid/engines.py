@@ -1,4 +1,4 @@
-"""The engine of one model: which backend, with which options, and what the memory plan makes of them."""
+"""The engine of one model: backend, options and memory demand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Engine:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The user's for this model; over those of the configuration where the backend is its own choice."""
+        """The user's options for this model, merged over the configured ones if the backend is the configured one."""
         if self.config.backend is not None:
             return dict(self.config.options)
         settings = load_config().config.inference
@@ -64,13 +64,13 @@ class Engine:
         return self.model.model_type in GENERATING
 
     def demand(self, devices: Sequence[Device]) -> Demand:
-        """The memory that it needs, estimated once.
+        """The memory demand, estimated once.
 
         Raises:
             BackendUnavailable: there is no such backend.
-            ModelFileError: the model's files do not say how large it is.
+            ModelFileError: the model's files lack its sizes.
             InvalidRequest: it names devices that do not exist.
-            UnsupportedFeature: it is to be divided over devices, and the backend cannot.
+            UnsupportedFeature: the backend cannot divide a model over devices.
         """
         if self._demand is None:
             spec = self._spec()
@@ -94,7 +94,7 @@ class Engine:
         return self._demand
 
     def memory(self, hardware: str) -> EngineMemory:
-        """What the backend itself says of its use of memory on a kind of device."""
+        """The backend's own memory requirements on a kind of device."""
         info = find_backend(self.backend_name)
         spec = self._spec()
         if spec.memory is None:
@@ -105,7 +105,7 @@ class Engine:
             )
         except BackendUnavailable as error:
             if self.options and isinstance(error.__cause__, AttributeError | TypeError):
-                return EngineMemory()  # an option of the wrong type: the backend itself says what is wrong
+                return EngineMemory()  # an option of the wrong type: the backend will report it
             raise
         if not isinstance(found, EngineMemory):
             raise BackendUnavailable(
@@ -114,7 +114,7 @@ class Engine:
         return self._with_profile(found)
 
     def _with_profile(self, memory: EngineMemory) -> EngineMemory:
-        """The engine's use of memory with the bits of the model's profile, where these are fewer."""
+        """The engine's memory requirements with the profile's bits, if these are fewer."""
         profile = self.config.quant_profile
         if profile is None:
             return memory
@@ -124,7 +124,7 @@ class Engine:
         return evolve(memory, most_weight_bits=bits, least_weight_bits=least, kv_bits=min(memory.kv_bits, kv))
 
     def _sizes(self) -> ModelSizes | None:
-        """Sizes that the backend itself reads from its own file format; None where it has none."""
+        """Sizes that the backend reads from its own file format; None if not applicable."""
         info, spec = find_backend(self.backend_name), self._spec()
         if spec.sizes is None:
             return None
@@ -136,12 +136,12 @@ class Engine:
         return found
 
     def import_code(self) -> None:
-        """Import the backend's libraries, which may take seconds; the event loop's thread need not wait for it."""
+        """Import the backend's libraries, which may take seconds, outside of the event loop's thread."""
         info, spec = find_backend(self.backend_name), self._spec()
         load_object(spec.factory, what=info.title)
 
     def create(self, shares: Sequence[Share], devices: Sequence[Device]) -> Any:
-        """The backend, not started, on the devices and with the memory that the plan has for it.
+        """The backend, not started, with its planned devices and memory.
 
         Raises:
             UnsupportedFeature, CapabilityMismatch: it cannot use the quantization profile.
@@ -156,7 +156,7 @@ class Engine:
             if len(shares) > 1:
                 options.setdefault(SPREAD_OPTION, len(shares))
             if FRACTION_OPTION in spec.options:
-                # An engine asks whether so much is free, whatever its KV cache.
+                # An engine checks that this share is free, independent of its KV cache.
                 total = min(device.total for device in devices if device.name == first.device)
                 options.setdefault(FRACTION_OPTION, round(first.total / total, 3))
             if sum(kind_of(device.name) == kind for device in devices) > len(shares):
@@ -175,7 +175,7 @@ class Engine:
 
 
 def described(config: ModelConfig, kind: ModelType | None) -> ModelDescriptor:
-    """The model of a configuration, with its files found; ``kind`` is what it must be.
+    """The model of a configuration, resolved to files; ``kind`` is the required kind.
 
     Raises:
         ModelNotFound, ModelFileError: there are no files, or no model in them.
@@ -204,12 +204,12 @@ def described(config: ModelConfig, kind: ModelType | None) -> ModelDescriptor:
 
 
 def _spec_of(config: ModelConfig, kind: ModelType | None) -> BackendSpec | None:
-    """The spec of the configuration's backend; None where it cannot be known yet, or there is none."""
+    """The spec of the configured backend; None if it is not known yet or does not exist."""
     if config.backend is None and kind is None:
         return None
     try:
         return find_backend(config.backend or _default_backend(kind or "llm")).spec
-    except BackendUnavailable:  # creating the backend refuses it by name
+    except BackendUnavailable:  # creating the backend reports it by name
         return None
 
 

@@ -25,15 +25,15 @@ from sage_infer_hybrid.memory import InstanceMemory
 
 __all__ = ["ModelHost"]
 
-_LOOK_S = 0.01  # how often a model that drains is looked at
-_COUNTERS = ("finished", "prompt_tokens", "output_tokens", "prefix_hit_tokens", "steps")  # which never fall
-_LARGEST = ("oldest_wait_s", "step_s")  # gauges of which the largest counts, not the sum
+_LOOK_S = 0.01  # polling interval of a draining model
+_COUNTERS = ("finished", "prompt_tokens", "output_tokens", "prefix_hit_tokens", "steps")  # monotonic counters
+_LARGEST = ("oldest_wait_s", "step_s")  # gauges combined by maximum, not by sum
 
 
 class ModelHost:
-    """The models of one instance: what is known of each, and the backends of those that answer.
+    """The models of one instance, and the backends of loaded ones.
 
-    ``profile`` is the machine, None to ask it when it is first needed.
+    ``profile`` is the machine; None: detect it on first use.
     """
 
     def __init__(self, mode: SharingMode, profile: HardwareProfile | None) -> None:
@@ -43,12 +43,12 @@ class ModelHost:
         self.closed = False
         self.memory = InstanceMemory(mode, profile, self.loaded)
         self._engines: dict[str, Engine] = {}
-        self.coming: set[str] = set()  # what is loaded sooner or later without being asked for
+        self.coming: set[str] = set()  # models that will be loaded without a request
         self._loads: dict[str, asyncio.Task[None]] = {}
-        self._loading = asyncio.Lock()  # one at a time: what loading adds to the process is that model's
-        self._starting: Any = None  # the backend that is being started
-        self._ending: set[asyncio.Task[None]] = set()  # engines that are being closed
-        self._past = EngineStats(running=0, waiting=0)  # counters of models that are no longer loaded
+        self._loading = asyncio.Lock()  # one at a time, so that the measured memory belongs to that model
+        self._starting: Any = None  # the starting backend
+        self._ending: set[asyncio.Task[None]] = set()  # closing engines
+        self._past = EngineStats(running=0, waiting=0)  # counters of unloaded models
 
     async def close(self) -> None:
         self.closed = True
@@ -69,7 +69,7 @@ class ModelHost:
             raise EngineDead("the backend was closed; open a new one")
 
     def stats(self) -> EngineStats:
-        """All models' gauges together, and counters of those that are loaded or were."""
+        """Combined gauges of all models, and counters including unloaded ones."""
         each = [self._past, *(model.backend.stats() for model in self.loaded.values())]
         values: dict[str, Any] = {}
         for name in (attribute.name for attribute in fields(EngineStats) if attribute.name != "extensions"):
@@ -110,7 +110,7 @@ class ModelHost:
         return entry
 
     async def ready(self, name: str | None, types: Sequence[ModelType]) -> LoadedModel:
-        """The model for a request, loaded; waits for one that is being loaded, and wakes one that sleeps."""
+        """The loaded model for a request; waits for a loading model, and wakes a sleeping one."""
         self.check_open()
         entry = self.router.route(name, types)
         model_id = entry.descriptor.model_id
@@ -118,9 +118,9 @@ class ModelHost:
             await self.load(entry)
         model = self.loaded.get(model_id)
         if entry.state == "draining" and model is not None and model.may_sleep:
-            self.registry.move(entry, "ready")  # called back, as if it had slept and been woken
+            self.registry.move(entry, "ready")  # cancels draining, like sleep and wake
         if entry.state == "draining":
-            raise Overloaded(f"model {model_id!r} is being unloaded; try again later", retry_after=1.0)
+            raise Overloaded(f"model {model_id!r} is being unloaded; retry later", retry_after=1.0)
         if entry.state == "failed":
             raise _failed(entry)
         if model is None:
@@ -131,7 +131,7 @@ class ModelHost:
 
     @contextmanager
     def call(self, model: LoadedModel) -> Iterator[Any]:
-        """The model's backend, for one call, during which the model cannot be taken away."""
+        """The model's backend for one call, during which it cannot be unloaded."""
         model.calls += 1
         try:
             yield model.backend
@@ -142,7 +142,7 @@ class ModelHost:
             model.calls -= 1
 
     def lost(self, model: LoadedModel, reason: str) -> None:
-        """The model's engine has died: it has failed, and what is left of the engine is cleared away."""
+        """The model's engine has died: mark the model as failed and clean up."""
         model_id = model.descriptor.model_id
         if self.closed or self.loaded.get(model_id) is not model:
             return
@@ -164,12 +164,12 @@ class ModelHost:
     # --- loading
 
     async def load_registered(self) -> None:
-        """Load every model that is only registered; each is planned for before the first one is loaded.
+        """Load every registered model; all are planned before the first one is loaded.
 
         Raises:
             OutOfMemory: they do not fit together.
         """
-        await asyncio.to_thread(lambda: self.memory.devices)  # asking the machine takes time
+        await asyncio.to_thread(lambda: self.memory.devices)  # detection takes time
         coming = self._registered()
         for entry in coming:
             self._demand(entry)
@@ -187,7 +187,7 @@ class ModelHost:
 
         Raises:
             EngineDead: it has failed.
-            OutOfMemory: it does not fit beside what is loaded and what is registered.
+            OutOfMemory: it does not fit in addition to loaded and registered models.
             BackendUnavailable: no backend for it is ready.
         """
         self.check_open()
@@ -205,7 +205,7 @@ class ModelHost:
     def _load_ended(self, model_id: str, task: asyncio.Task[None]) -> None:
         del self._loads[model_id]
         if not task.cancelled():
-            task.exception()  # is seen now, even if nobody waits any more
+            task.exception()  # retrieve the exception, even without a waiting caller
 
     async def _load(self, entry: ModelEntry) -> None:
         async with self._loading:
@@ -257,7 +257,7 @@ class ModelHost:
         return self.memory.shares_for(self._demand(entry), coming)
 
     def plan(self) -> MemoryPlan:
-        """The plan of the loaded models and of those that are registered.
+        """The plan of loaded and registered models.
 
         Raises:
             OutOfMemory: they do not fit together.
@@ -276,16 +276,16 @@ class ModelHost:
 
     @staticmethod
     def _tell(entry: ModelEntry, stage: str, share: float | None) -> None:
-        """Any thread may call it: an engine reports from its own."""
+        """Thread-safe, as engines report from their own threads."""
         if entry.state == "loading":
             entry.stage, entry.share = stage, share
 
     # --- unloading
 
     async def unload(self, entry: ModelEntry, state: Literal["registered", "sleeping"]) -> None:
-        """Let the model's open requests end and free it; ``state`` is what it becomes.
+        """Wait for the model's open requests and unload it; ``state`` is its next state.
 
-        A request that comes before a model sleeps calls it back: it stays ready.
+        A request that arrives before a model sleeps cancels the draining: the model stays ready.
 
         Raises:
             InvalidRequest: it is not loaded.
@@ -296,7 +296,7 @@ class ModelHost:
             self.registry.move(entry, state)
             return
         if model is None or entry.state != "ready":
-            raise InvalidRequest(f"model {model_id!r} is {entry.state}, and only a ready one can be unloaded")
+            raise InvalidRequest(f"model {model_id!r} is {entry.state}; only a ready model can be unloaded")
         self.registry.move(entry, "draining")
         model.may_sleep = state == "sleeping"
 
@@ -306,7 +306,7 @@ class ModelHost:
         try:
             while drains() and model.is_busy:  # noqa: ASYNC110 - no engine tells when it is idle
                 await asyncio.sleep(_LOOK_S)
-        except BaseException:  # whoever waited for it no longer does
+        except BaseException:  # the waiting caller was cancelled
             if drains():
                 self.registry.move(entry, "ready")
             raise

@@ -1,4 +1,4 @@
-"""A model that answers: its backend, its memory, and the calls that are under way on it."""
+"""A loaded model: its backend, memory, and calls in progress."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class LoadedModel:
     """A model with its backend.
 
     Attributes:
-        shares: what it has of each of its devices, at least one.
-        weight: its share of compute and of left-over memory, against the others'.
-        fraction: share of its devices' memory that it may have; None without a limit.
+        shares: its memory on each of its devices, at least one.
+        weight: its relative share of compute and of left-over memory.
+        fraction: maximum share of its devices' memory; None without a limit.
         features: what its backend claims.
-        measured: bytes of main memory that loading it took, None where that is not known.
-        calls: under way, other than streams that have begun.
-        may_sleep: it drains in order to sleep, so that a request may call it back.
+        measured: bytes of main memory added by loading it, None if unknown.
+        calls: calls in progress, except started streams.
+        may_sleep: it drains in order to sleep, so a request may cancel the draining.
     """
 
     entry: ModelEntry
@@ -62,5 +62,5 @@ class LoadedModel:
 
 
 def default_weight(model: ModelDescriptor) -> float:
-    """Somebody reads what an LLM writes."""
+    """Whether a stream of an LLM is live."""
     return 3.0 if model.model_type in GENERATING else 1.0

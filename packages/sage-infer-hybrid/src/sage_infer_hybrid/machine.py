@@ -13,7 +13,7 @@ def machine_devices(profile: HardwareProfile | None) -> tuple[Device, ...]:
     """Devices with known memory, of ``profile`` or of what the installed detectors find.
 
     Raises:
-        BackendUnavailable: nothing of the machine's memory is known.
+        BackendUnavailable: the machine's memory is unknown.
     """
     if profile is None:
         from sage_infer_hal.machine import detect_machine

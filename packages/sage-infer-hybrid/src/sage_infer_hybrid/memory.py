@@ -1,4 +1,4 @@
-"""The memory of a hybrid instance's machine: what loaded models have of it, and what is left for another."""
+"""Memory of a hybrid instance's machine: used by loaded models, and available for another."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["InstanceMemory"]
 
 
 class InstanceMemory:
-    """Plans with what the models in ``loaded`` have, and measures what they hold.
+    """Plans around the models in ``loaded``, and measures their memory.
 
-    ``profile`` is the machine, None to ask it when it is first needed.
+    ``profile`` is the machine; None: detect it on first use.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class InstanceMemory:
         self._profile = profile
         self._loaded = loaded
         self._devices: tuple[Device, ...] | None = None
-        self._empty: int | None = None  # bytes that the process held before anything was loaded
+        self._empty: int | None = None  # bytes of the process before the first model was loaded
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -43,12 +43,12 @@ class InstanceMemory:
         return self._devices
 
     def plan(self) -> MemoryPlan:
-        """Who has what of which device."""
+        """Memory used per model and device."""
         shares = tuple(share for model in self._loaded.values() for share in model.shares)
         return MemoryPlan(mode=self._mode, devices=self.devices, shares=shares)
 
     def shares_for(self, demand: Demand, coming: Sequence[Demand]) -> tuple[Share, ...]:
-        """What a model gets beside those that are loaded, and those that are ``coming`` after it.
+        """Plan one model in addition to the loaded ones and to those that will be loaded later (``coming``).
 
         Raises:
             OutOfMemory: they do not fit.
@@ -56,9 +56,9 @@ class InstanceMemory:
         return self.plan_with([demand, *coming]).shares_of(demand.model_id)
 
     def plan_with(self, coming: Sequence[Demand]) -> MemoryPlan:
-        """The plan with further models beside those that are loaded.
+        """The plan with additional models.
 
-        What the loaded ones hold beyond their plan, as measured now, is not allocated again.
+        Memory that loaded models hold beyond their plan, as measured now, is not allocated again.
 
         Raises:
             OutOfMemory: they do not fit.
@@ -69,14 +69,14 @@ class InstanceMemory:
         return plan_memory(left, [*met, *coming], self._mode)
 
     def held(self) -> int | None:
-        """Bytes that this process holds now; the first time is taken to be before anything is loaded."""
+        """Current bytes of this process; the first call must precede loading."""
         now = held_bytes()
         if self._empty is None:
             self._empty = now
         return now
 
     def measured(self) -> dict[str, int | None]:
-        """Bytes that the models hold of each device now; None where that cannot be measured."""
+        """Current bytes of the models per device; None if they cannot be measured."""
         now = held_bytes()
         models = None if now is None or self._empty is None else max(now - self._empty, 0)
         return {device.name: models if device.name == "cpu" else None for device in self.devices}

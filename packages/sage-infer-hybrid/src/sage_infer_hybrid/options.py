@@ -1,4 +1,4 @@
-"""Which options of a request reach the backend of a model."""
+"""Filter request options for a model's backend."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sage_infer.sdk.claims import accepted_options
 __all__ = ["ADVISORY", "forwarded"]
 
 ADVISORY = ("tenant", "session", "service_class", "chain", "cache_salt", "trace")
-"""Options that a front adds to every request, whatever runs it: dropped where the backend does not claim them."""
+"""Options that a gateway adds to every request; dropped if the backend does not claim them."""
 
 
 def forwarded(features: Collection[str], options: RequestOptions | None) -> RequestOptions | None:
-    """The options for a backend with these features; None where nothing is left to say.
+    """The options for a backend with these features; None if none remain.
 
-    Options that are not advisory stay, claimed or not: a backend refuses by name what it does not claim.
+    Other options are kept even if not claimed: the backend refuses them by name.
     """
     if options is None:
         return None

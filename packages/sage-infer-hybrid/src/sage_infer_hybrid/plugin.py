@@ -23,7 +23,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             },
             limits=(
                 "Compute is shared between models by slicing batch work; engines themselves are not preempted.",
-                "A loaded model keeps its KV cache: it is not shrunk for a model that comes later.",
+                "A loaded model keeps its KV cache, which does not shrink for models loaded later.",
             ),
         )
     ]

@@ -1,4 +1,4 @@
-"""What this process and its children hold of main memory."""
+"""Main memory of this process and its children."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _HELD = re.compile(r"^Rss(?:Anon|Shmem):\s*(\d+) kB$", re.MULTILINE)
 
 
 def held_bytes(root: Path = Path("/proc"), pid: int | None = None) -> int | None:
-    """Resident bytes of a process and all that descend from it, without pages of files; None where /proc has none.
+    """Resident bytes of a process and its descendants, without file pages; None without /proc.
 
-    Pages of files are mapped weights, which the system takes back when memory is short, and libraries, which engines
-    plan for: what is held beyond a plan is seen only where it is more than these. Pages that processes share count in
-    each of them: engines that fork look a little larger than they are.
+    File pages are mapped weights, which the system evicts when memory is short, and libraries, which engines
+    plan for: memory beyond a plan is noticed only if it exceeds these. Shared pages count in
+    each process, so forking engines appear slightly larger.
     """
     pid = os.getpid() if pid is None else pid
     parents: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""How models that are on one device share its compute."""
+"""Sharing a device's compute between models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sage_infer_hybrid.time_slice import Batch, TimeSlicer
 
 __all__ = ["ComputeSharing", "in_time"]
 
-CHARACTERS_OF_TOKEN = 4  # so that texts and token ids cost alike
+CHARACTERS_OF_TOKEN = 4  # so that texts and token ids have comparable cost
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 @asynccontextmanager
 async def in_time(deadline: float | None) -> AsyncIterator[None]:
-    """Cancels what is inside after ``deadline`` seconds, with ``RequestCancelled``; None lets it take its time."""
+    """Cancel the body after ``deadline`` seconds with ``RequestCancelled``; None sets no limit."""
     try:
         async with asyncio.timeout(deadline) as limit:
             yield
@@ -55,8 +55,8 @@ class ComputeSharing:
     ) -> list[Result]:
         """``compute`` on all items, one at least, in parts; the parts' results in order.
 
-        ``each`` are characters that every item has besides its own. The sooner the ``deadline``, in seconds from now,
-        the sooner it has its turn among calls of the same model.
+        ``each`` are additional characters per item. Calls of one model run by ``deadline`` (seconds from now),
+        earliest first.
         """
         if self._mode != "time_slice" or not self._generating_on(model.device):
             return [await compute(items)]

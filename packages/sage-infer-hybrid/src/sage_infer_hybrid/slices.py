@@ -1,4 +1,4 @@
-"""Results of the parts of a call, put together again."""
+"""Merge the results of a call's parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is being read on a device, by the counters of the engines that generate there."""
+"""Live streams of a device, derived from the engines' counters."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from sage_infer_hybrid.loaded import LoadedModel
 
 __all__ = ["DeviceStreams"]
 
-_WINDOW_S = 0.1  # over which tokens are counted
-_STALE_S = 5.0  # after which a count says nothing any more
+_WINDOW_S = 0.1  # window for counting tokens
+_STALE_S = 5.0  # age at which a count is discarded
 
 
 class DeviceStreams:
-    """The streams of ``models()``, which are those that generate on one device."""
+    """The streams of ``models()``, the generating models of one device."""
 
     def __init__(self, models: Callable[[], Iterable[LoadedModel]], *, clock: Callable[[], float]) -> None:
         self._models, self._clock = models, clock
@@ -21,11 +21,11 @@ class DeviceStreams:
         self._step_s: float | None = None
 
     def weight(self) -> float:
-        """Sum of the weights of the models that have work; 0 where none has."""
+        """Sum of the weights of busy models; 0 if none is busy."""
         return sum(model.weight for model in self._models() if model.is_busy)
 
     def step_s(self) -> float | None:
-        """Seconds from one token of a stream to its next, as it was lately; None where that is not known."""
+        """Recent seconds between tokens of a stream; None if unknown."""
         each = [model.backend.stats() for model in self._models()]
         tokens, running = sum(s.output_tokens for s in each), sum(s.running for s in each)
         passed = self._clock() - self._counted_at

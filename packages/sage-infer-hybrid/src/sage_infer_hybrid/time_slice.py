@@ -1,4 +1,4 @@
-"""Shares the compute of a device between models whose engines know nothing of each other."""
+"""Share a device's compute between models with independent engines."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from attrs import define, field, frozen
 
 __all__ = ["Batch", "Streams", "TimeSlicer"]
 
-PART_S = 0.1  # of batch work at a time while nobody reads: a stream that begins then has to wait for no more
+PART_S = 0.1  # maximum seconds of batch work at a time without streams, which bounds the wait of a new stream
 LONGEST_SLICE_S, USUAL_SLICE_S, SHORTEST_SLICE_S = (
     0.05,
     0.01,
     0.002,
 )  # of work; the usual one where steps are not known
-PART_OF_STEP = 0.3  # of a step of the streams that a slice may add to it
-BESIDE_STREAMS = 0.45  # of the device is a slice's while it runs beside streams' steps, as measured on CPUs
-LEARNING = 0.3  # of the newest measurement in a running mean
+PART_OF_STEP = 0.3  # maximum slice length, as a share of the streams' step
+BESIDE_STREAMS = 0.45  # share of the device that a slice gets beside streams, as measured on CPUs
+LEARNING = 0.3  # weight of the newest measurement in a running mean
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,25 +30,25 @@ class Streams(Protocol):
     """The streams that are live on a device."""
 
     def weight(self) -> float:
-        """Sum of the weights of the models that have any; 0 where there is none."""
+        """Sum of the weights of models with streams; 0 without streams."""
         ...
 
     def step_s(self) -> float | None:
-        """Seconds from one token of a stream to its next, as it was lately; None where that is not known yet."""
+        """Recent seconds between tokens of a stream; None if not known yet."""
         ...
 
 
 @frozen
 class Batch(Generic[Item, Result]):
-    """A call with several items: who computes them, and what it is to the others.
+    """A call with several items.
 
     Attributes:
-        model_id: the model; calls of one model share its time in turns.
+        model_id: the model; calls of one model alternate.
         items: what to compute, at least one.
-        sizes: of each item, in a unit that costs about the same everywhere.
+        sizes: size of each item, in a unit of roughly constant cost.
         compute: returns the result of some of the items.
-        weight: the model's share of the device, against the others' weights.
-        due: by when the caller wants it, by the slicer's clock.
+        weight: the model's relative share of the device.
+        due: the caller's deadline, by the slicer's clock.
     """
 
     model_id: str
@@ -73,14 +73,14 @@ class _Job:
 class TimeSlicer:
     """Runs batch work (embedding, reranking) on a device in slices while a stream is live there.
 
-    Streams are never held up: their engines run as they are. While any is live, items of all open calls go to their
-    engines together as a *slice*, short enough to be a part of the streams' own step; the next one begins when batch
+    Streams are never delayed: their engines run unchanged. While any stream is live, items of all open calls go to
+    their engines together as a *slice*, shorter than a step of the streams; the next slice starts when batch
     work has had no more than its share of the device by weight. Among models that wait, the one with the
-    least time for its weight is next; of its calls the one that is due first, and others take turns, item by item.
+    least time relative to its weight is next; its calls run by deadline, the others alternate item by item.
 
-    While no stream is live, calls go to their engines as they come, in parts of ``PART_S``.
+    Without live streams, calls go directly to their engines in parts of ``PART_S``.
 
-    Cost is learned: seconds of the device for a unit of an item's size, for each model.
+    Cost is learned per model: device seconds per unit of item size.
 
     Args:
         streams: those on the device.
@@ -169,7 +169,7 @@ class TimeSlicer:
     async def _serve(self) -> None:
         try:
             await self._serve_slices()
-        except Exception as error:  # whatever it is, nobody may be left waiting
+        except Exception as error:  # on any error, no caller may be left waiting
             for job in self._jobs:
                 if not job.done.done():
                     job.done.set_exception(error)

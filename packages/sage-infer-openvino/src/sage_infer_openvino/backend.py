@@ -1,4 +1,4 @@
-"""The contract's face of the engine."""
+"""The backend that exposes the engine through the contract."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class OpenVINOBackend:
                 instance_id=self._reporter.instance_id,
                 report=self._on_progress,
             )
-            self._check_open()  # it may have been closed meanwhile
+            self._check_open()  # it may have been closed in the meantime
             check_page_size(self._kv_schema, loaded.runner.block_size)
             engine = loaded.start_engine(self._settings, self._reporter.generation)
             self._loaded, self._engine = loaded, engine
@@ -178,7 +178,7 @@ class OpenVINOBackend:
     def load_quant_profile(self, profile: QuantizationProfile) -> None:
         if self._engine is not None or self._closed:
             raise InvalidRequest(
-                "weights and KV of a started backend are what they are; load the profile before start()"
+                "the weights and KV of a started backend cannot change; load the profile before start()"
             )
         self._settings = with_profile(self._settings, profile)
         self._quant_profile_id = profile.profile_id
@@ -270,7 +270,9 @@ class OpenVINOBackend:
         hold_s = self._settings.hold_s if hold_s is None else checked_hold(hold_s)
         self._check_claims(loaded, params, options)
         if params.n != 1:
-            raise UnsupportedFeature(f"prefill makes one state a prompt, and n is {params.n}; use generate")
+            raise UnsupportedFeature(
+                f"prefill creates one state per prompt, but n is {params.n}; use generate"
+            )
         grammar = await loaded.compile_grammar(params)
         requests = loaded.requests.from_prompts(prompts, params, request_id, options=options, grammar=grammar)
         engine.check_room(requests)
@@ -303,7 +305,7 @@ class OpenVINOBackend:
         check_request_id(request_id)
         self._check_claims(loaded, state.params, options)
         loaded.states.check(state)
-        if state.finish_reason is not None:  # prefill ended it: there is nothing to compute
+        if state.finish_reason is not None:  # prefill finished it: nothing is left to compute
             request = loaded.states.restore(
                 state, loaded.requests, await loaded.compile_grammar(state.params)
             )
@@ -384,7 +386,7 @@ def _stream(engine: DecoderEngine, request: EngineRequest) -> BufferedTokenStrea
 
 
 def _hold(request: EngineRequest, hold_s: float) -> asyncio.Future[None]:
-    """Make a request stop after its first token, and be held for ``hold_s`` seconds; the future is done then."""
+    """Make a request stop after its first token and hold it for ``hold_s`` seconds; the future is then done."""
     held: asyncio.Future[None] = request.loop.create_future()
 
     def on_held(error: BaseException | None) -> None:

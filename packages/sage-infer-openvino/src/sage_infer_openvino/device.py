@@ -1,4 +1,4 @@
-"""What an OpenVINO device can do, and how it is asked to."""
+"""Capabilities and properties of an OpenVINO device."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ __all__ = [
 DEVICE = Text(pattern="[A-Za-z].*", hint="an OpenVINO device such as CPU, GPU.0 or NPU")
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 _NAMES: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
-# What the CPU plug-in keeps of the shapes that it has computed: in a cache of each compiled model, and in oneDNN's,
-# which all models share. Their own 5,000 and 1,024 let a server that meets ever new sizes of steps grow by a GiB; see
+# Size limits of the CPU plug-in's kernel caches: one per compiled model, and oneDNN's,
+# which all models share. With the defaults of 5,000 and 1,024, a server with varying step sizes grows by a GiB; see
 # decision 0032.
 _CPU_EXECUTORS = 128
 _CPU_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
@@ -41,25 +41,27 @@ def hardware_of(device: str) -> str:
 
 
 def compute_precisions(core: Any, device: str) -> tuple[str, ...]:
-    """The float types that ``device`` computes in, in OpenVINO's words, the widest first.
+    """The float types that ``device`` computes in, by OpenVINO's names, widest first.
 
-    A CPU without the instructions for one computes in float32 and says nothing when it is asked for that one.
-    Raises :class:`UnsupportedFeature` for a device that is not there.
+    A CPU without instructions for a type silently computes in float32 instead.
+    Raises :class:`UnsupportedFeature` for a missing device.
     """
     try:
         has = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
     except RuntimeError as error:
         there = ", ".join(core.available_devices)
-        raise UnsupportedFeature(f"OpenVINO has no device {device} here; it has {there}") from error
+        raise UnsupportedFeature(
+            f"OpenVINO has no device {device} on this machine; available: {there}"
+        ) from error
     return tuple(name for name, capability in _CAPABILITIES.items() if capability in has)
 
 
 def latency_properties(device: str, precision: str, threads: int | None) -> dict[str, Any]:
-    """Properties for one request at a time on all of the device, or on so many CPU ``threads``.
+    """Properties for one request at a time on the whole device, or on ``threads`` CPU threads.
 
-    OpenVINO itself keeps to the affinity mask and to one thread a core, but knows nothing of CPU quotas: with more
-    threads than a container is paid for, all of them are stopped until the next period. It keeps kernels for every
-    shape that it has met: on a CPU, for so many only that a server's memory ends growing.
+    OpenVINO respects the affinity mask and uses one thread per core, but ignores CPU quotas: with more
+    threads than a container's quota, all of them are throttled until the next period. It caches kernels for every
+    shape: on a CPU, the cache is limited so that a server's memory stops growing.
     """
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     if _is_cpu(device):
@@ -76,7 +78,7 @@ def _is_cpu(device: str) -> bool:
 
 
 def compile_model(core: Any, model: Any, device: str, properties: dict[str, Any]) -> Any:
-    """``core.compile_model``, on a CPU after oneDNN was told to keep fewer primitives."""
+    """``core.compile_model``, on a CPU after reducing oneDNN's primitive cache."""
     if _is_cpu(device):
         _limit_primitives()
     return core.compile_model(model, device, properties)
@@ -84,10 +86,10 @@ def compile_model(core: Any, model: Any, device: str, properties: dict[str, Any]
 
 @functools.cache
 def _limit_primitives() -> None:
-    """Lets oneDNN read its limit, which it does when a process makes its first primitive: here for one small product.
+    """Make oneDNN read its limit, which happens with the first primitive of a process: here a small product.
 
-    The variable is not left behind: PyTorch has a oneDNN of its own, here or in a child of this process. One that is
-    set already is the user's.
+    The variable is restored, as PyTorch has its own oneDNN, in this process or a child. A variable that is
+    already set is the user's and is kept.
     """
     name, value = _CPU_PRIMITIVES
     if name in os.environ:
@@ -102,7 +104,7 @@ def _limit_primitives() -> None:
 
 
 def check_precision(core: Any, device: str, precision: str) -> tuple[Precision, ...]:
-    """What ``device`` computes in, in the contract's words, if ``precision`` is among it.
+    """The precisions of ``device`` by the contract's names, if ``precision`` is among them.
 
     Raises:
         CapabilityMismatch: it is not.
@@ -110,6 +112,6 @@ def check_precision(core: Any, device: str, precision: str) -> tuple[Precision, 
     has = compute_precisions(core, device)
     if precision not in has:
         raise CapabilityMismatch(
-            f"device {device} does not compute in {precision} on this machine; set precision to {' or '.join(has)}"
+            f"device {device} does not support {precision} on this machine; set precision to {' or '.join(has)}"
         )
     return tuple(_NAMES[name] for name in has)

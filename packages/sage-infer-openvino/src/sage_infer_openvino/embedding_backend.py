@@ -1,4 +1,4 @@
-"""The contract's face of the encoder, and of the cross-encoder."""
+"""The backend that exposes encoders and cross-encoders through the contract."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from sage_infer_openvino.reporting import Reporter
 
 __all__ = ["OpenVINOEmbeddingBackend"]
 
-_INLINE = 4096  # characters: so little is tokenized sooner than another thread has woken up
+_INLINE = 4096  # characters: shorter texts are tokenized faster than another thread wakes up
 
 
 @frozen(kw_only=True)
 class EncoderSettings:
-    """How to run an encoder; wrong values are refused before anything is loaded."""
+    """Options of an encoder; invalid values are rejected before loading."""
 
     precision: str = field(validator=Choice(("f32", "bf16", "f16")))
     device: str = field(validator=DEVICE)
@@ -84,7 +84,7 @@ class OpenVINOEmbeddingBackend:
             prompt_name=prompt_name,
         )
         if self._reranks and (prompt is not None or prompt_name is not None):
-            raise InvalidRequest("a reranker takes no prompt; leave prompt and prompt_name out")
+            raise InvalidRequest("a reranker takes no prompt; remove prompt and prompt_name")
         self._queue: EncoderQueue | None = None
         self._calls = OpenCalls()
         self._closed = False
@@ -98,7 +98,7 @@ class OpenVINOEmbeddingBackend:
         self._check_open()
         if self._queue is None:
             encoder = await asyncio.to_thread(self._load)
-            self._check_open()  # it may have been closed meanwhile
+            self._check_open()  # it may have been closed in the meantime
             self._queue = EncoderQueue(encoder, self._settings.token_budget, self._settings.max_queue)
             self._reporter.started(self.model.model_id, self.get_capability())
 
@@ -232,11 +232,11 @@ class OpenVINOEmbeddingBackend:
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> RerankResult:
-        """As the contract says. A pair over ``get_max_length()`` is cut from its longer text's end until it fits."""
+        """See the contract. A pair over ``get_max_length()`` is truncated at the end of its longer text."""
         worker = self._ready()
         if not self._reranks:
             raise UnsupportedFeature(
-                f"model {self.model.model_id!r} is an embedding model; reranking needs a cross-encoder"
+                f"model {self.model.model_id!r} is an embedding model; reranking requires a cross-encoder"
             )
         self._check_claims(options)
         _check_rerank(query, documents, top_n)
@@ -277,7 +277,7 @@ class OpenVINOEmbeddingBackend:
     def _check_embeds(self) -> None:
         if self._reranks:
             raise UnsupportedFeature(
-                f"model {self.model.model_id!r} is a reranker; vectors need an embedding model"
+                f"model {self.model.model_id!r} is a reranker; embedding requires an embedding model"
             )
 
     def _check_open(self) -> None:
@@ -298,7 +298,7 @@ async def _tokenized(tokenize: Callable[[], list[EncoderInput]], characters: int
 async def _computed(
     worker: EncoderQueue, call: OpenCall, inputs: list[EncoderInput], at_once: int | None = None
 ) -> Rows:
-    call.check()  # it may have been ended while its texts were tokenized
+    call.check()  # it may have been cancelled during tokenization
     return await call.wait(worker.submit(inputs, at_once=at_once))
 
 

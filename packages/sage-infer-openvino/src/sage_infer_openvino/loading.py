@@ -1,4 +1,4 @@
-"""From a model's files to everything that the engine runs on."""
+"""Load a model's files into a runnable model."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = ["LoadedDecoder", "assemble", "default_cache_dir", "load_model", "no_p
 
 
 def default_cache_dir() -> Path:
-    """Where prepared models are kept unless the caller says otherwise."""
+    """Default folder of prepared models."""
     return Path(user_cache_dir("sage-infer")) / "openvino"
 
 
 @frozen(kw_only=True)
 class LoadedDecoder:
-    """A model ready to run. ``max_sequence_length`` is what model, options and KV cache allow, in tokens."""
+    """A model ready to run. ``max_sequence_length`` is the limit by model, options and KV cache, in tokens."""
 
     runner: PagedRunner
     tokenizer: TextTokenizer
@@ -49,7 +49,7 @@ class LoadedDecoder:
     max_sequence_length: int
 
     async def compile_grammar(self, params: SamplingParams) -> GrammarMatcher | None:
-        """What ``params.guided`` means for this model. A large schema takes its time."""
+        """Compile ``params.guided`` for this model, which may be slow for large schemas."""
         return None if params.guided is None else await self.grammars.compiled(params.guided)
 
     async def resumed(
@@ -84,7 +84,7 @@ class LoadedDecoder:
 
 
 def no_progress(stage: str, share: float | None) -> None:
-    """A ``ProgressReport`` that nobody reads."""
+    """A ``ProgressReport`` that does nothing."""
 
 
 def load_model(
@@ -94,7 +94,7 @@ def load_model(
     instance_id: str,
     report: ProgressReport = no_progress,
 ) -> LoadedDecoder:
-    """Prepare the model if that has not been done, compile it, and allocate its KV cache.
+    """Prepare the model if needed, compile it, and allocate its KV cache.
 
     Raises:
         ModelNotFound, ModelFileError, UnsupportedFeature: the model cannot be used.
@@ -109,7 +109,7 @@ def load_model(
     )
     report("compiling", None)
     with ThreadPoolExecutor(1) as pool:
-        tokenizer = pool.submit(prepared.load_tokenizer)  # one core's work, while OpenVINO compiles
+        tokenizer = pool.submit(prepared.load_tokenizer)  # uses one core while OpenVINO compiles
         runner = PagedRunner(
             prepared.xml,
             kv_cache_bytes=int(settings.kv_cache_gb * 2**30),
@@ -165,5 +165,5 @@ def assemble(
 
 
 def prepare(model: ModelDescriptor, progress: Progress) -> None:
-    """Make the form that ``load_model`` reads, ahead of time (``BackendSpec.prepare``)."""
+    """Prepare a model ahead of time for ``load_model`` (``BackendSpec.prepare``)."""
     prepare_decoder(model.model_path, cache_dir=default_cache_dir(), progress=progress)

@@ -1,4 +1,4 @@
-"""What the engines of this package make of a model's sizes in memory (``BackendSpec.memory``)."""
+"""Memory requirements of this package's engines (``BackendSpec.memory``)."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def test_abort_and_deadlines_end_calls(minilm_dir: Path, gate: Gate) -> None:
             assert sum(gate.batches) == 2  # nothing of what was ended was computed
             with pytest.raises(UnsupportedFeature, match=r"options.priority \(feature priority\)"):
                 await backend.embed("x", options=RequestOptions(priority=1))
-            with pytest.raises(InvalidRequest, match="request_id must be a string"):
+            with pytest.raises(InvalidRequest, match="request_id must be a non-empty string"):
                 await backend.embed("x", request_id="")
 
     run(main())
@@ -235,7 +235,9 @@ def test_one_wrong_call_does_not_harm_those_beside_it(minilm_dir: Path, gate: Ga
             assert backend.get_max_length() == backend.get_capability().max_sequence_length == 16
             first = asyncio.ensure_future(backend.embed("first"))
             await gate.in_step()
-            with pytest.raises(InvalidRequest, match="input 1 has 32 tokens, but this model takes 16"):
+            with pytest.raises(
+                InvalidRequest, match="input 1 has 32 tokens, but the limit of this model is 16"
+            ):
                 await backend.embed_batch(["fine", "word " * 30])
             with pytest.raises(InvalidRequest, match="input 1 has 1002 tokens"):  # tokenized in a thread
                 await backend.embed_batch(["fine", "word " * 1000])
@@ -415,7 +417,9 @@ def test_what_cannot_be_reranked(tmp_path: Path, query: Any, documents: Any, top
 def test_a_reranker_has_no_vectors_and_no_prompt(tmp_path: Path) -> None:
     async def main() -> None:
         async with reranker(tmp_path) as backend:
-            with pytest.raises(UnsupportedFeature, match="is a reranker; vectors need an embedding model"):
+            with pytest.raises(
+                UnsupportedFeature, match="is a reranker; embedding requires an embedding model"
+            ):
                 await backend.embed("x")
             with pytest.raises(UnsupportedFeature, match="is a reranker"):
                 backend.get_embedding_dim()

@@ -81,7 +81,7 @@ def test_prompts(tmp_path: Path) -> None:
     assert Encoder(folder).prompt == "the : "  # the model's default
     (ids,) = Encoder(folder, prompt="").tokenize([TEXTS[0]])
     assert list(named.tokenize([ids.ids])[0].ids) == list(ids.ids)  # token ids have no prompt
-    with pytest.raises(InvalidRequest, match="no prompt 'question'; it has: passage, query"):
+    with pytest.raises(InvalidRequest, match="no prompt 'question'; available: passage, query"):
         Encoder(folder, prompt_name="question")
     with pytest.raises(InvalidRequest, match="both set"):
         Encoder(folder, prompt="x", prompt_name="query")
@@ -116,7 +116,7 @@ def test_token_ids_are_taken_as_they_are(encoder: Encoder) -> None:
 
 def test_long_inputs_are_refused_or_cut(encoder: Encoder) -> None:
     long = "a " * 300
-    with pytest.raises(InvalidRequest, match="input 1 has 302 tokens, but this model takes 256"):
+    with pytest.raises(InvalidRequest, match="input 1 has 302 tokens, but the limit of this model is 256"):
         encoder.tokenize(["short", long])
     cut = encoder.tokenize([long, [101] * 400], truncate=True)
     assert [len(item) for item in cut] == [256, 256]
@@ -188,7 +188,7 @@ def test_folders_that_are_refused(
 def test_a_prompt_that_is_not_pooled_is_refused(folder: Path) -> None:
     change(folder / "1_Pooling" / "config.json", include_prompt=False)
     assert Encoder(folder).prompt == ""
-    with pytest.raises(UnsupportedFeature, match="leaves its prompt out of the pooling"):
+    with pytest.raises(UnsupportedFeature, match="excludes its prompt from pooling"):
         Encoder(folder, prompt="query: ")
 
 
@@ -207,7 +207,7 @@ def test_modules_that_are_refused(folder: Path) -> None:
         ({"use_residual": True}, UnsupportedFeature, "residual"),
         ({"activation_function": "mine.Swish"}, UnsupportedFeature, r"activation 'mine\.Swish'"),
         ({"out_features": None}, ModelFileError, "out_features is missing"),
-        ({"out_features": 7}, ModelFileError, r"shape \[10, 24\].*the 7 numbers"),
+        ({"out_features": 7}, ModelFileError, r"shape \[10, 24\].*its 7 outputs"),
     ],
 )
 def test_dense_modules_that_are_refused(
@@ -247,5 +247,5 @@ def test_missing_files_are_named(folder: Path) -> None:
 def test_a_precision_that_the_device_lacks_is_refused(minilm_dir: Path) -> None:
     """OpenVINO itself would compute in float32 and say nothing."""
     for precision in sorted({"bf16", "f16"} - set(compute_precisions(ov.Core(), "CPU"))):
-        with pytest.raises(CapabilityMismatch, match=f"does not compute in {precision}"):
+        with pytest.raises(CapabilityMismatch, match=f"does not support {precision}"):
             Encoder(minilm_dir, precision=precision)

@@ -220,7 +220,7 @@ def test_a_prefill_that_holds_blocks_and_cannot_get_the_rest_is_given_up() -> No
     async def main() -> None:
         async with Toy(num_blocks=6) as toy:
             small = await prefill(toy, [1, 2], "small")
-            with pytest.raises(Overloaded, match="not free together") as caught:
+            with pytest.raises(Overloaded, match="not enough free KV blocks") as caught:
                 await toy.backend.prefill(OTHERS[:2], request_id="a", params=greedy(3))
             assert caught.value.retry_after > 0
             await toy.idle(free=5)
@@ -523,7 +523,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
                     CapabilityMismatch,
                     "weights b, and those here are",
                 ),
-                (here, attrs.evolve(state, kv_schema=None, chunks=()), CapabilityMismatch, "names no KV"),
+                (here, attrs.evolve(state, kv_schema=None, chunks=()), CapabilityMismatch, "has no KV"),
                 (
                     here,
                     attrs.evolve(state, kv_tokens=11),
@@ -536,7 +536,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
                     CapabilityMismatch,
                     "needs conversion of dtype",
                 ),
-                (short, state, CapabilityMismatch, "no room for more"),
+                (short, state, CapabilityMismatch, "exceeds the limit of this instance"),
                 (here, attrs.evolve(state, prompt_token_ids=[1] * 300), InvalidRequest, "300 tokens"),
                 (here, wrong_token, InvalidRequest, "token id 5000"),
                 (here, attrs.evolve(state, output_token_ids=(1, 2)), InvalidRequest, "2 tokens of output"),

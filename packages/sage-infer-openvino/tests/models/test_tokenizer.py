@@ -116,7 +116,7 @@ def test_what_templates_use() -> None:
         )
         == "ok1"
     )
-    with pytest.raises(InvalidRequest, match="refuses these messages: only one user"):
+    with pytest.raises(InvalidRequest, match="rejects these messages: only one user"):
         templated("{{ raise_exception('only one user') }}").render_chat(messages)
     with pytest.raises(InvalidRequest, match="SecurityError"):
         templated("{{ messages.__class__.__mro__[1].__subclasses__() }}").render_chat(messages)

@@ -1,1 +1,1 @@
-"""vLLM behind the contract of sage-infer: generation, embedding, reranking. The only package that imports vLLM."""
+"""vLLM behind the sage-infer contract: generation, embedding, reranking. The only package that imports vLLM."""

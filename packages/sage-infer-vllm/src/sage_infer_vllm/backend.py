@@ -1,4 +1,4 @@
-"""The contract's face of a generating vLLM engine. Importing this module does not import vLLM."""
+"""The backend for generation on vLLM. Importing this module does not import vLLM."""
 
 from __future__ import annotations
 
@@ -104,11 +104,11 @@ class VLLMBackend(BaseVLLMBackend):
     def load_quant_profile(self, profile: QuantizationProfile) -> None:
         """Use a quantization profile.
 
-        Before ``start`` it configures the engine. On a running one, open requests end first and new ones wait; the
-        engine is started again, and ``start`` awaits that.
+        Before ``start`` it configures the engine. On a running engine, open requests are awaited and new ones wait; the
+        engine is restarted, and ``start`` awaits this.
 
         Raises:
-            CapabilityMismatch: platform or checkpoint cannot do it; the message names what is missing.
+            CapabilityMismatch: not supported by platform or checkpoint; the message names the missing parts.
         """
         self._check_open()
         device = self._device() if self.platform.quantization is None else ""
@@ -135,7 +135,7 @@ class VLLMBackend(BaseVLLMBackend):
         found = await tokenize(
             running.tokenizer, given, vocab_size=running.vocab_size, limit=running.max_sequence_length
         )
-        self._ready()  # it may have been closed while a long prompt was tokenized
+        self._ready()  # it may have been closed during tokenization
         ids = request_ids(f"req-{uuid.uuid4().hex}" if request_id is None else request_id, len(found))
         running.requests.reserve(ids)
         started: list[Delivery] = []
@@ -182,10 +182,10 @@ class VLLMBackend(BaseVLLMBackend):
         except compat.EngineDeadError as error:
             raise running.dead() from error
         except (compat.VLLMClientError, ValueError, TypeError) as error:
-            raise InvalidRequest(f"vLLM refuses the request: {str(error).splitlines()[0]}") from error
+            raise InvalidRequest(f"vLLM rejects the request: {str(error).splitlines()[0]}") from error
         delivery.collector = collector
         compat.attach(collector, delivery.take)
-        if delivery.stream.finish_reason is not None:  # cancelled while it was handed over
+        if delivery.stream.finish_reason is not None:  # cancelled during the hand-over
             await compat.abort_now(llm, collector)
 
     async def render_chat(
@@ -236,11 +236,11 @@ class VLLMBackend(BaseVLLMBackend):
     ) -> PrefillResult:
         self._ready()
         raise UnsupportedFeature(
-            "vLLM holds no KV between two calls of one engine; use generate, or two engines with a KV connector"
+            "vLLM does not keep KV between calls; use generate, or two engines with a KV connector"
         )
 
     async def decode(
         self, state: DecodeState, *, request_id: str, options: RequestOptions | None = None
     ) -> DecodeResult:
         self._ready()
-        raise UnsupportedFeature("vLLM cannot continue a state of prefill; use generate")
+        raise UnsupportedFeature("vLLM cannot continue a prefilled state; use generate")

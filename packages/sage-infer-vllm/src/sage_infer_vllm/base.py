@@ -1,4 +1,4 @@
-"""What the backends of this wheel share: opening a model on vLLM, its end, and what is asked of a stopped one."""
+"""Base class of the backends: starting, closing and restarting vLLM."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["BaseVLLMBackend"]
 
 
 def _ignore(stage: str, share: float | None) -> None:
-    """The progress of a start that nobody watches."""
+    """A progress callback that does nothing."""
 
 
 class BaseVLLMBackend:
@@ -50,7 +50,7 @@ class BaseVLLMBackend:
         self._settings = settings
         self._kv_schema = kv_schema
         self._quantization: Quantization = NONE
-        cache_arguments(kv_schema, self.platform, None)  # what the table alone can refuse is refused at once
+        cache_arguments(kv_schema, self.platform, None)  # reject early what the table rules out
         self._running: Running | None = None
         self._restarting: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -65,7 +65,7 @@ class BaseVLLMBackend:
         return self.platform.backend_name
 
     def served_features(self, engine: VLLMEngine) -> Sequence[str]:
-        """What requests may ask of any engine of this kind."""
+        """Features of any engine of this kind."""
         raise NotImplementedError
 
     # --- life cycle
@@ -121,9 +121,7 @@ class BaseVLLMBackend:
         if self._closed:
             return Health(status="dead", reason="the backend was closed")
         if self._restarting is not None:
-            return Health(
-                status="starting", reason="the engine starts again with another quantization profile"
-            )
+            return Health(status="starting", reason="the engine restarts with another quantization profile")
         if self._failure is not None:
             return Health(status="dead", reason=str(self._failure))
         if self._running is None:
@@ -135,7 +133,7 @@ class BaseVLLMBackend:
         return EngineStats(running=0, waiting=0) if self._running is None else self._running.stats()
 
     def get_capability(self) -> CapabilityDescriptor:
-        """Read from the engine's own configuration and its worker's KV cache; nothing here is a constant."""
+        """Read from the engine's configuration and its worker's KV cache, without constants."""
         return self._ready().capability
 
     def describe(self) -> InstanceDescriptor:
@@ -147,7 +145,7 @@ class BaseVLLMBackend:
     # --- sleeping
 
     async def sleep(self, level: int = 1) -> None:
-        """Free the device's memory: level 1 keeps the weights in the host's, level 2 drops them. Requests wait.
+        """Free device memory: level 1 moves the weights to host memory, level 2 drops them. Requests wait.
 
         Raises:
             UnsupportedFeature: the platform cannot, or the engine was started without ``enable_sleep_mode``.
@@ -168,14 +166,14 @@ class BaseVLLMBackend:
         """
         running = await self._available()
         if not running.capability.supports("sleep"):
-            raise UnsupportedFeature("this engine cannot sleep, so there is nothing to wake")
+            raise UnsupportedFeature("this engine does not support sleep, so it cannot wake")
         await running.engine.llm.wake_up()
         self._sleeping = False
 
     # --- starting again
 
     def _restart_later(self) -> None:
-        """Where an engine runs, end it after its open requests and start it as it is configured now."""
+        """Restart a running engine with the current configuration after its open requests."""
         if self._running is not None and self._loop is not None and not self._closed:
             self._restarting = self._loop.create_task(self._restart(self._restarting))
 
@@ -196,7 +194,7 @@ class BaseVLLMBackend:
                 self._restarting = None
 
     async def _available(self) -> Running:
-        """The running engine, once a restart that is under way has ended."""
+        """The running engine, after a pending restart."""
         self._check_open()
         while self._restarting is not None:
             await asyncio.wait([self._restarting])

@@ -1,6 +1,6 @@
-"""The one module that imports vLLM, and the one that knows how its versions differ.
+"""The only module that imports vLLM; it hides differences between versions.
 
-Imported when an engine starts and never before. Tried with vLLM 0.28, 0.30 and 0.32.
+Imported only when an engine starts. Tested with vLLM 0.28, 0.30 and 0.32.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _GRACE_S = 2.0
 def engine_config(arguments: Mapping[str, Any]) -> Any:
     """vLLM's whole configuration for these engine arguments; checks model, platform and arguments together.
 
-    What is not given is as with ``vllm serve``: vLLM's defaults for steps and batches depend on who starts it.
+    Defaults are those of ``vllm serve``, as vLLM's defaults for steps and batches depend on the usage context.
     """
     found = dict(arguments)
     guided = found.get("structured_outputs_config")
@@ -68,9 +68,9 @@ def torch_version() -> str:
 
 
 def attach(collector: Any, put: Callable[[Any], None]) -> None:
-    """Have a request's outputs given to ``put`` as they come, instead of to a task that waits for them.
+    """Deliver a request's outputs to ``put`` on arrival, instead of to a waiting task.
 
-    Saves a wake-up per token. What arrived between the request's start and this call is given at once.
+    Saves a wake-up per token. Outputs that arrived before this call are delivered immediately.
     """
     collector.put = put
     arrived, collector.output = collector.output, None
@@ -79,7 +79,7 @@ def attach(collector: Any, put: Callable[[Any], None]) -> None:
 
 
 def stat_logger(record: Callable[[Any, Any], None]) -> Callable[[Any, int], StatLoggerBase]:
-    """A stat logger for ``AsyncLLM`` that hands each step's statistics to ``record(scheduler, iteration)``."""
+    """A stat logger for ``AsyncLLM`` that passes each step's statistics to ``record(scheduler, iteration)``."""
 
     class Recorder(StatLoggerBase):  # type: ignore[misc]  # vLLM is not there when types are checked
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
@@ -113,15 +113,15 @@ def engine_pids(llm: AsyncLLM) -> list[int]:
 
 
 def shut_down(llm: AsyncLLM) -> None:
-    """Ask the engine's processes to end, and kill those that do not; blocks for some seconds at most."""
+    """Terminate the engine's processes, and kill the remaining ones; blocks for a few seconds at most."""
     if llm.output_handler is not None:
-        # Else it takes the engine's end for a crash, and logs it with a traceback. vLLM cancels it too late.
+        # Otherwise it logs the engine's exit as a crash with a traceback. vLLM cancels it too late.
         cancel_task_threadsafe(llm.output_handler)
     llm.shutdown(timeout=_GRACE_S)
 
 
 async def warm_up(llm: AsyncLLM) -> None:
-    """Run one tiny request, so that what is compiled or loaded with the first one is part of the start."""
+    """Run one tiny request, so that lazy compilation and loading are part of the start."""
     params = SamplingParams(
         temperature=0.0, max_tokens=2, ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY
     )
@@ -153,7 +153,7 @@ def tool_parser(name: str, tokenizer: Any) -> Callable[[str, Sequence[Mapping[st
     """vLLM's parser of this name, as a function of an answer's text and the tools.
 
     Raises:
-        UnsupportedFeature: this vLLM has no such parser, or the model's tokenizer lacks the tokens that it needs.
+        UnsupportedFeature: this vLLM has no such parser, or the model's tokenizer lacks its tokens.
     """
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.tool_parsers import ToolParserManager
@@ -163,9 +163,9 @@ def tool_parser(name: str, tokenizer: Any) -> Callable[[str, Sequence[Mapping[st
         parser(tokenizer)
     except KeyError:
         known = ", ".join(sorted(ToolParserManager.list_registered()))
-        raise UnsupportedFeature(f"vLLM has no tool parser {name!r}; it has {known}") from None
+        raise UnsupportedFeature(f"vLLM has no tool parser {name!r}; available: {known}") from None
     except (RuntimeError, ValueError) as error:
-        raise UnsupportedFeature(f"tool parser {name!r} does not fit the model: {error}") from error
+        raise UnsupportedFeature(f"tool parser {name!r} does not support the model: {error}") from error
 
     def parse(text: str, tools: Sequence[Mapping[str, Any]] | None) -> ChatAnswer:
         # Parsers keep state from call to call, so that each answer needs its own.
@@ -182,7 +182,7 @@ def tool_parser(name: str, tokenizer: Any) -> Callable[[str, Sequence[Mapping[st
 
 
 def cache_dtypes(device: str) -> Sequence[str]:
-    """Every ``kv_cache_dtype`` that attention on this device takes, as far as vLLM tells before it starts."""
+    """Every ``kv_cache_dtype`` supported by attention on this device, as far as vLLM reports before the start."""
     from typing import get_args
 
     from vllm.config.cache import CacheDType

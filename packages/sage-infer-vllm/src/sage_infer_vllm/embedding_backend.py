@@ -1,4 +1,4 @@
-"""The contract's face of vLLM's pooling runner: sentence encoders and cross-encoders."""
+"""The backend for vLLM's pooling runner: sentence encoders and cross-encoders."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class VLLMEmbeddingBackend(BaseVLLMBackend):
         running, options = await self._available(), options or RequestOptions()
         if not running.capability.supports("rerank"):
             raise UnsupportedFeature(
-                f"model {self.model.model_id!r} is an embedding model; reranking needs a cross-encoder"
+                f"model {self.model.model_id!r} is an embedding model; reranking requires a cross-encoder"
             )
         check_claims(running.capability.features, backend=self.name, options=options)
         if top_n is not None and top_n < 1:
@@ -210,5 +210,5 @@ class VLLMEmbeddingBackend(BaseVLLMBackend):
         except compat.EngineDeadError as error:
             raise running.dead() from error
         except (compat.VLLMClientError, ValueError) as error:
-            raise InvalidRequest(f"vLLM refuses the text: {str(error).splitlines()[0]}") from error
-        raise SageInferError("vLLM ended the request without a result; send it again")
+            raise InvalidRequest(f"vLLM rejects the text: {str(error).splitlines()[0]}") from error
+        raise SageInferError("vLLM ended the request without a result; retry it")

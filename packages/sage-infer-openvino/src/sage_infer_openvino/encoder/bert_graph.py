@@ -1,4 +1,4 @@
-"""Builds the OpenVINO graph of a BERT encoder and of what follows it: token ids in, a vector or a score out.
+"""Builds the OpenVINO graph of a BERT encoder with its head: token ids in, a vector or a score out.
 
 The graph follows transformers' ``BertModel``, ``RobertaModel``, ``XLMRobertaModel``, ``DistilBertModel`` and their
 ``…ForSequenceClassification``, and sentence-transformers' ``Pooling``, ``Dense`` and ``Normalize``. Inputs:
@@ -21,7 +21,7 @@ from sage_infer_openvino.ov_runtime import ops, ov
 __all__ = ["build_bert"]
 
 _PREFIXES = ("", "bert.", "roberta.", "distilbert.")
-"""What a checkpoint's names begin with: nothing for the bare encoder, the family for one with a task's head."""
+"""Prefix of a checkpoint's tensor names: empty for the bare encoder, the family name with a task head."""
 
 _LAYER = {
     "prefix": "encoder.layer.",
@@ -111,7 +111,7 @@ class _BertBuilder:
         if padding is None:
             length = ops.gather(ops.shape_of(ids), _i64(1), _i64(0))
             return ops.unsqueeze(ops.range(_i64(0), length, _i64(1), "i64"), _i64(0))
-        # RoBERTa counts the tokens that are not padding, and begins behind the padding's own position.
+        # RoBERTa counts tokens without padding, starting after the padding position.
         token = ops.convert(ops.not_equal(ids, _i64(padding)), "i64")
         return ops.add(ops.multiply(ops.cum_sum(token, _i64(1)), token), _i64(padding))
 
@@ -132,7 +132,7 @@ class _BertBuilder:
             ops.reshape(x, _i64([0, 0, self.config.num_heads, -1]), True), _i64([0, 2, 1, 3])
         )
 
-    # --- what follows it
+    # --- head
 
     def _vector(self, x: Any, present: Any) -> Any:
         assert not isinstance(self.head, ScoreHead)
@@ -147,8 +147,8 @@ class _BertBuilder:
         weight = tensors.weight("linear.weight").dense()
         if weight.shape != (step.out_features, x.get_output_partial_shape(0)[1].get_length()):
             raise ModelFileError(
-                f"{step.folder}: linear.weight has the shape {list(weight.shape)}, which does not fit what goes in "
-                f"or the {step.out_features} numbers that should come out"
+                f"{step.folder}: linear.weight has the shape {list(weight.shape)}, which does not match its input "
+                f"or its {step.out_features} outputs"
             )
         x = ops.matmul(x, ops.constant(weight), False, True)
         if step.bias:

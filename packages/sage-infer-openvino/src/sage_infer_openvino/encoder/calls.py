@@ -1,4 +1,4 @@
-"""The open calls of an encoder by their ids: what ``abort`` and deadlines end."""
+"""Open calls of an encoder by id, for ``abort`` and deadlines."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class OpenCall:
     _future: Future[object] | None = field(default=None, init=False)
 
     def end(self, error: RequestCancelled) -> None:
-        """End the call with ``error``, unless it has ended."""
+        """End the call with ``error``, unless it has already ended."""
         if self._error is None:
             self._error = error
             if self._future is not None:
                 self._future.cancel()
 
     def check(self) -> None:
-        """Raise what the call was ended with."""
+        """Raise the error that ended the call."""
         if self._error is not None:
             raise self._error
 
     async def wait(self, future: Future[T]) -> T:
-        """The future's result, or what the call was ended with."""
+        """The future's result; raises the error that ended the call."""
         self._future = future  # type: ignore[assignment]  # only to cancel it
         try:
             return await asyncio.wrap_future(future)
@@ -51,7 +51,7 @@ class OpenCall:
 
 def check_request_id(request_id: object) -> None:
     if request_id is not None and (not isinstance(request_id, str) or not request_id):
-        raise InvalidRequest(f"request_id must be a string that is not empty, got {request_id!r}")
+        raise InvalidRequest(f"request_id must be a non-empty string, got {request_id!r}")
 
 
 class OpenCalls:
@@ -65,7 +65,7 @@ class OpenCalls:
         """A call that ends at the deadline of ``options``.
 
         Raises:
-            InvalidRequest: a call of this id is open, or it is no id.
+            InvalidRequest: a call with this id is open, or the id is invalid.
         """
         check_request_id(request_id)
         if request_id in self._calls:

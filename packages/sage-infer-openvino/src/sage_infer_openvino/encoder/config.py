@@ -1,8 +1,8 @@
-"""Reads what an encoder's folder says about it, without its weights.
+"""Reads the configuration of an encoder's folder, without its weights.
 
-Next to transformers' ``config.json`` lie the files of sentence-transformers: ``modules.json`` (which steps follow
-the transformer, and their folders), ``sentence_bert_config.json`` (longest text) and
-``config_sentence_transformers.json`` (prompts; a cross-encoder's activation). Where they are missing, its defaults
+Besides transformers' ``config.json``, sentence-transformers has ``modules.json`` (steps after
+the transformer, and their folders), ``sentence_bert_config.json`` (maximum length) and
+``config_sentence_transformers.json`` (prompts; a cross-encoder's activation). If they are missing, its defaults
 hold.
 """
 
@@ -51,7 +51,7 @@ _TORCH_ACTIVATIONS: dict[str, Activation] = {
     "Tanh": "tanh",
 }
 _POOLINGS: dict[str, Pooling] = {mode: mode for mode in get_args(Pooling)} | {
-    # What Pooling's configuration had before it had one key; in the order in which several are joined.
+    # Pooling keys of older configurations, in the order in which several are concatenated.
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -70,7 +70,7 @@ class BertConfig:
     hidden_size: int
     num_heads: int
     max_positions: int
-    """No text may have more tokens."""
+    """Maximum number of tokens of a text."""
     padding_position: int | None
     """Position, and id, of RoBERTa's padding; tokens are counted from the next one on. None: counted from 0."""
     padding_id: int
@@ -93,10 +93,10 @@ class DenseStep:
 
 @attrs.frozen(kw_only=True)
 class VectorHead:
-    """How the last hidden states become one vector."""
+    """Pooling of the last hidden states into one vector."""
 
     pooling: tuple[Pooling, ...]
-    """Several are joined end to end."""
+    """Several are concatenated."""
     includes_prompt: bool
     """Whether the prompt's tokens are pooled too."""
     steps: tuple[DenseStep | Literal["normalize"], ...]
@@ -111,21 +111,21 @@ class ScoreHead:
 
 @attrs.frozen(kw_only=True)
 class EncoderConfig:
-    """An encoder, what follows it, and its limits."""
+    """An encoder, its head and its limits."""
 
     bert: BertConfig
     head: VectorHead | ScoreHead
     max_sequence_length: int
-    """Tokens of the longest text, or pair of texts, special tokens included."""
+    """Maximum tokens of a text or pair of texts, including special tokens."""
     lower_case: bool
     prompts: Mapping[str, str]
-    """Texts that go before a text, by name."""
+    """Prompts by name, which are prepended to a text."""
     default_prompt: str
-    """The one that is used where the caller names none; often empty."""
+    """The default prompt; often empty."""
 
     @property
     def dimension(self) -> int:
-        """Numbers that come out for a text."""
+        """Size of the output for a text."""
         if isinstance(self.head, ScoreHead):
             return 1
         dense = [step.out_features for step in self.head.steps if isinstance(step, DenseStep)]
@@ -210,7 +210,7 @@ def _read_bert(folder: Path, raw: dict[str, Any], tokenizer: dict[str, Any], *, 
 
 
 def _score_activation(folder: Path, raw: dict[str, Any], own: dict[str, Any]) -> Activation:
-    """As ``CrossEncoder`` finds it: its newest place first, a sigmoid where nothing is said."""
+    """As in ``CrossEncoder``: the newest location first, by default a sigmoid."""
     section = raw.get("sentence_transformers")
     name = (
         own.get("activation_fn")
@@ -231,7 +231,7 @@ def _torch_activation(path: Path, name: object) -> Activation:
 
 
 def _read_modules(folder: Path) -> VectorHead:
-    """What follows the transformer; the mean alone where there is no ``modules.json``."""
+    """The modules after the transformer; mean pooling without ``modules.json``."""
     path = folder / "modules.json"
     pooling: tuple[Pooling, ...] = ("mean",)
     includes_prompt = True

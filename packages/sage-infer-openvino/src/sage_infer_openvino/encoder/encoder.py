@@ -37,9 +37,9 @@ class Encoder:
     """A compiled encoder. ``tokenize…`` may be called from any thread, :meth:`compute` from one at a time.
 
     ``folder`` is a Hugging Face or sentence-transformers folder; ``reranker`` makes it a cross-encoder;
-    ``precision`` is what products are computed in (``f32``, ``bf16``); ``max_sequence_length`` makes the model's own
-    limit smaller. What goes before each text is ``prompt``, or the model's prompt called ``prompt_name``, or its
-    default one. ``report`` is called with each stage of loading.
+    ``precision`` is the type of matrix products (``f32``, ``bf16``); ``max_sequence_length`` lowers the model's
+    own limit. Each text is prefixed with ``prompt``, or the model's prompt named ``prompt_name``, or its
+    default prompt. ``report`` is called with each stage of loading.
 
     Raises :class:`ModelFileError` and :class:`UnsupportedFeature`, each naming the file, :class:`CapabilityMismatch`
     for a precision that the device lacks, and :class:`InvalidRequest` for a prompt that the model does not have.
@@ -85,10 +85,10 @@ class Encoder:
     def tokenize(
         self, inputs: Sequence[str | Sequence[int]], *, truncate: bool = False
     ) -> list[EncoderInput]:
-        """What :meth:`compute` takes, in the order of ``inputs``.
+        """Inputs for :meth:`compute`, in the order of ``inputs``.
 
-        A text gets the prompt and the model's special tokens; token ids are taken as they are. What is longer than
-        ``max_sequence_length`` is cut when ``truncate``, otherwise refused. Raises :class:`InvalidRequest`.
+        A text gets the prompt and the model's special tokens; token ids are used unchanged. Inputs over
+        ``max_sequence_length`` are truncated if ``truncate``, otherwise rejected. Raises :class:`InvalidRequest`.
         """
         tokenizer = self._cutting_tokenizer if truncate else self._tokenizer
         texts = [self._prepare(item) for item in inputs if isinstance(item, str)]
@@ -100,14 +100,14 @@ class Encoder:
                 ids = ids[: self.max_sequence_length]
             elif len(ids) > self.max_sequence_length:
                 raise InvalidRequest(
-                    f"input {index} has {len(ids)} tokens, but this model takes {self.max_sequence_length}; "
-                    "shorten it, or ask for truncation"
+                    f"input {index} has {len(ids)} tokens, but the limit of this model is {self.max_sequence_length}; "
+                    "shorten it, or enable truncation"
                 )
             result.append(EncoderInput(ids))
         return result
 
     def tokenize_pairs(self, query: str, documents: Sequence[str]) -> list[EncoderInput]:
-        """What :meth:`compute` scores: the query with each document, cut from the longer one's end until it fits."""
+        """Inputs for :meth:`compute`: the query with each document, truncated at the end of the longer text."""
         first = self._prepare(query)
         pairs = [(first, self._prepare(document)) for document in documents]
         return [
@@ -116,7 +116,7 @@ class Encoder:
         ]
 
     def compute(self, batch: Sequence[EncoderInput]) -> npt.NDArray[np.float32]:
-        """Rows ``[len(batch), dimension]``, in order, of one inference. The next one overwrites them."""
+        """Run one inference; returns rows ``[len(batch), dimension]`` in order, valid until the next call."""
         shape = len(batch), max(map(len, batch))
         feed = {
             "input_ids": np.full(shape, self.config.bert.padding_id, np.int64),
@@ -135,18 +135,16 @@ class Encoder:
 
     def _find_prompt(self, prompt: str | None, name: str | None) -> str:
         if prompt is not None and name is not None:
-            raise InvalidRequest("prompt and prompt_name are both set; leave one of them out")
+            raise InvalidRequest("prompt and prompt_name are both set; remove one of them")
         prompts = self.config.prompts
         if name is not None and name not in prompts:
             known = ", ".join(sorted(prompts)) or "none; set prompt to the text itself"
-            raise InvalidRequest(f"this model has no prompt {name!r}; it has: {known}")
+            raise InvalidRequest(f"this model has no prompt {name!r}; available: {known}")
         text = prompts[name] if name is not None else prompt
         found = self.config.default_prompt if text is None else text
         head = self.config.head
         if found and isinstance(head, VectorHead) and not head.includes_prompt:
-            raise UnsupportedFeature(
-                "this model leaves its prompt out of the pooling, which is not supported"
-            )
+            raise UnsupportedFeature("this model excludes its prompt from pooling, which is not supported")
         return found
 
     def _prepare(self, text: str) -> str:
@@ -156,7 +154,7 @@ class Encoder:
     def _checked(self, index: int, ids: list[int]) -> list[int]:
         if not ids:
             raise InvalidRequest(f"input {index} is an empty list, expected text or at least one token id")
-        # OpenVINO would read out of the table's bounds.
+        # OpenVINO would read out of bounds.
         if min(ids) < 0 or max(ids) >= self.config.bert.vocab_size:
             raise InvalidRequest(
                 f"input {index} has token ids outside 0 to {self.config.bert.vocab_size - 1}"
@@ -170,7 +168,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
         raise ModelFileError(f"{path}: not found; the model's folder needs its tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    # `tokenizers` raises a bare Exception for whatever is wrong with the file.
+    # `tokenizers` raises a bare Exception for any problem with the file.
     except Exception as error:
         raise ModelFileError(f"{path}: not a tokenizer.json that this `tokenizers` reads: {error}") from error
     tokenizer.no_truncation()

@@ -1,4 +1,4 @@
-"""The encoder's thread: computes the texts of all open calls in batches, and gives every caller its own rows."""
+"""The encoder thread: computes the texts of all open calls in batches and returns to each caller its rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Call:
 class EncoderQueue:
     """Owns an encoder. Methods may be called from any thread.
 
-    ``max_queue`` is how many texts may be open; a call with more of them is taken when it is the only one.
+    ``max_queue`` limits the open texts; a larger call is accepted only if it is alone.
     """
 
     def __init__(self, encoder: Encoder, token_budget: int, max_queue: int) -> None:
@@ -57,7 +57,7 @@ class EncoderQueue:
 
     @property
     def running(self) -> int:
-        """Calls of which something has been computed."""
+        """Calls with at least one computed text."""
         with self._changed:
             return sum(call.begun for call in self._open)
 
@@ -68,19 +68,19 @@ class EncoderQueue:
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens of the texts that have not been computed."""
+        """Tokens of the uncomputed texts."""
         with self._changed:
             return self._line.tokens
 
     @property
     def oldest_wait_s(self) -> float:
-        """Seconds that the longest waiting call has waited; 0 where none waits."""
+        """Seconds since the arrival of the longest waiting call; 0 if none is waiting."""
         with self._changed:
             accepted = [call.accepted for call in self._open if not call.begun]
         return time.perf_counter() - min(accepted) if accepted else 0.0
 
     def submit(self, inputs: Sequence[EncoderInput], *, at_once: int | None = None) -> Future[Rows]:
-        """Queue a call of one input at least; its rows come in order. Its future may be cancelled at any time.
+        """Queue a call of at least one input; its rows are returned in order. Its future may be cancelled at any time.
 
         At most ``at_once`` of its inputs are computed in one batch.
 
@@ -95,7 +95,7 @@ class EncoderQueue:
             if self._open and self._texts + len(inputs) > self._max_queue:
                 low, high = _RETRY_S
                 raise Overloaded(
-                    f"{self._texts} texts are open, {len(inputs)} more would be over max_queue={self._max_queue}; "
+                    f"{self._texts} texts are open, {len(inputs)} more would exceed max_queue={self._max_queue}; "
                     "try again later, or raise max_queue",
                     retry_after=min(max(self._texts * self._text_s, low), high),
                 )
@@ -127,7 +127,7 @@ class EncoderQueue:
         try:
             while batch := self._next_batch():
                 self._compute(batch)
-        except BaseException as error:  # whatever it is, nobody may be left waiting
+        except BaseException as error:  # on any error, no caller may be left waiting
             reason = EngineDead(f"the encoder stopped with {type(error).__name__}: {error}")
             reason.__cause__ = error
         with self._changed:
@@ -138,7 +138,7 @@ class EncoderQueue:
                 call.future.set_exception(reason)
 
     def _next_batch(self) -> list[tuple[_Call, int]]:
-        """Waits for one; empty when the thread is to end."""
+        """Wait for a batch; empty if the thread should end."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._line)
             batch = [] if self._closing else self._line.next_batch()
@@ -157,7 +157,7 @@ class EncoderQueue:
         for row, (call, index) in zip(rows, batch, strict=True):
             call.rows[index] = row
         for call in {id(call): call for call, _ in batch}.values():
-            # A future that runs can no longer be cancelled, so that is what it does only now.
+            # A running future cannot be cancelled, so it is marked as running only now.
             if not call.left and call.future.set_running_or_notify_cancel():
                 with self._changed:
                     self.tokens += sum(map(len, call.inputs))

@@ -1,1 +1,1 @@
-"""From requests to tokens: the scheduler, KV blocks, sampling, and the thread that runs a decoder."""
+"""From requests to tokens: scheduler, KV blocks, sampling, and the decoder thread."""

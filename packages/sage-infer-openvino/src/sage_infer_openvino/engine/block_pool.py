@@ -1,4 +1,4 @@
-"""The KV blocks: how many hold each, and what the free ones still contain."""
+"""The KV block pool: ref counts, and cached contents of free blocks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["BlockPool"]
 
 
 class BlockPool:
-    """Blocks are found by the key of their content, and shared; what is found is never written again.
+    """Blocks are cached by the key of their content and shared; cached blocks are never written again.
 
-    A block that nobody holds keeps its content, and its key, until it is taken for something else: least recently
-    given back first. ``on_removed`` is then called with the key.
+    A block with ref count 0 keeps its content and key until it is reallocated: least recently
+    freed first. ``on_removed`` is then called with the key.
     """
 
     def __init__(self, total: int, on_removed: Callable[[bytes], None] | None = None) -> None:
@@ -20,22 +20,22 @@ class BlockPool:
         self._on_removed = on_removed
         self._holders = [0] * total
         self._empty = list(range(total - 1, -1, -1))
-        self._cached: OrderedDict[int, None] = OrderedDict()  # free, and found by key; next to be taken first
+        self._cached: OrderedDict[int, None] = OrderedDict()  # free but cached, next to be evicted first
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
 
     @property
     def free(self) -> int:
-        """Blocks that nobody holds."""
+        """Free blocks."""
         return len(self._empty) + len(self._cached)
 
     @property
     def cached(self) -> int:
-        """Those of them that can still be found."""
+        """Free blocks that are still cached."""
         return len(self._cached)
 
     def take(self, count: int) -> list[int]:
-        """``count`` blocks to write to; the caller has checked that there are as many."""
+        """Allocate ``count`` blocks to write to; the caller has checked availability."""
         taken = self._empty[max(len(self._empty) - count, 0) :]
         del self._empty[len(self._empty) - len(taken) :]
         while len(taken) < count:
@@ -50,22 +50,22 @@ class BlockPool:
         return taken
 
     def find(self, key: bytes) -> int | None:
-        """The block of this content."""
+        """The cached block with this key."""
         return self._block_of.get(key)
 
     def holders(self, block: int) -> int:
-        """How many sequences hold it."""
+        """Ref count of the block."""
         return self._holders[block]
 
     def share(self, block: int) -> None:
-        """Hold a block that was found."""
+        """Add a reference to a cached block."""
         self._holders[block] += 1
         self._cached.pop(block, None)
 
     def publish(self, block: int, key: bytes) -> bool:
-        """Let a held block be found; it is full and will not be written again.
+        """Cache a referenced block; it is full and will not be written again.
 
-        False where it is found already, or another one of the same content is.
+        Returns False if it, or another block with the same content, is already cached.
         """
         if key in self._block_of or block in self._key_of:
             return False
@@ -74,7 +74,7 @@ class BlockPool:
         return True
 
     def give_back(self, blocks: list[int]) -> None:
-        """Let go of a sequence's blocks; its last ones will be the first to be taken."""
+        """Free a sequence's blocks; its last ones will be evicted first."""
         for block in reversed(blocks):
             self._holders[block] -= 1
             if self._holders[block] == 0:

@@ -1,7 +1,7 @@
-"""Which tokens stay in the running for a draw, and the draw itself.
+"""Candidate selection for sampling, and the draw.
 
 Works on *weights*: probabilities up to a common factor, the most likely token's being 1. The vocabulary is never
-sorted: what could be kept is found by a bound first, and is a few hundred tokens as a rule.
+sorted: candidates are first found by a bound, usually a few hundred tokens.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _BLOCK = 128
 
 
 def to_weights(logits: Floats, temperatures: Sequence[float]) -> Floats:
-    """Logits ``[rows, vocab]`` become weights, in place; one temperature a row."""
+    """Convert logits ``[rows, vocab]`` to weights in place; one temperature per row."""
     logits -= logits.max(axis=1, keepdims=True)
     logits /= np.asarray(temperatures, np.float32)[:, None]
     return np.exp(logits, out=logits)
 
 
 def candidates(weights: Floats, params: SamplingParams) -> tuple[Ids | None, Floats]:
-    """Token ids that stay in the running (None: all) and their weights, of a row of weights.
+    """Candidate token ids (None: all) and their weights, from a row of weights.
 
-    The cuts apply one after the other, each to the distribution that the one before it left: ``top_k``, ``top_p``,
+    The filters apply in order, each to the distribution left by the previous one: ``top_k``, ``top_p``,
     ``min_p``.
     """
     if 0 < params.top_k < len(weights):
@@ -58,7 +58,7 @@ def candidates(weights: Floats, params: SamplingParams) -> tuple[Ids | None, Flo
 
 
 def most_likely(values: Floats, count: int) -> Ids:
-    """Ids of the ``count`` largest of a row, largest first; equal ones in their own order."""
+    """Ids of the ``count`` largest values of a row, in descending order; ties by id."""
     blocks = values[: len(values) // _BLOCK * _BLOCK].reshape(-1, _BLOCK).max(axis=1)
     if count <= len(blocks):
         # ``count`` blocks have a value of at least this, so the ``count`` largest values have it, too.
@@ -70,7 +70,7 @@ def most_likely(values: Floats, count: int) -> Ids:
 
 
 def draw(weights: Floats, uniform: float) -> int:
-    """The place in ``weights`` that a number from [0, 1) falls on. One without weight is never drawn."""
+    """The index in ``weights`` selected by a number from [0, 1). Zero weights are never selected."""
     sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK))
     block, rest = _place(sums, uniform)
     start = block * _BLOCK
@@ -78,7 +78,7 @@ def draw(weights: Floats, uniform: float) -> int:
 
 
 def _place(weights: Floats, uniform: float) -> tuple[int, float]:
-    """Where a number from [0, 1) falls, and how far into that place, again from [0, 1)."""
+    """The index selected by a number from [0, 1), and the position within it, again from [0, 1)."""
     ends = np.cumsum(weights, dtype=np.float64)
     target = min(uniform * ends[-1], np.nextafter(ends[-1], 0))
     at = int(np.searchsorted(ends, target, side="right"))

@@ -1,4 +1,4 @@
-"""What a new token means for its completion: text, the end, and the delta that the consumer gets."""
+"""Apply a new token to its completion: text, finish reason, and the consumer's delta."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["append_token"]
 def append_token(
     sequence: SequenceState, token: int, logprob: TokenLogprob | None, eos_token_ids: Collection[int]
 ) -> TokenDelta:
-    """Append a token and tell the consumer's delta; sets ``finish_reason`` if it is the last one.
+    """Append a token and return the consumer's delta; sets ``finish_reason`` for the last token.
 
-    The token that ends an output has no text. Text that was held back, as part of a character or of a possible
-    stop string, is given with the last token.
+    The token that ends an output has no text. Text held back as part of a character or of a possible
+    stop string is emitted with the last token.
     """
     params = sequence.request.params
     sequence.tokens.append(token)
@@ -28,7 +28,7 @@ def append_token(
     if stops_count and (token in params.stop_token_ids or (token in eos_token_ids and not params.ignore_eos)):
         reason = "stop"
     elif grammar is not None and token in eos_token_ids:
-        reason = "stop"  # a constraint allows it only where the output may end, and nothing can follow it
+        reason = "stop"  # a constraint allows it only where the output may end
     else:
         text = sequence.detokenizer.push(token)
         if grammar is not None and grammar.accept(token):

@@ -1,4 +1,4 @@
-"""A held request as plain data that can travel, and back."""
+"""Export and import of a held request as plain data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["StateKeeper", "kv_prompt"]
 
 @attrs.frozen(kw_only=True)
 class StateKeeper:
-    """Makes and reads the states of one instance.
+    """Exports and imports states of one instance.
 
     ``fingerprint`` is of the weights in the form that they are computed with, ``weights_id`` of those in the source
     files; ``schema`` is the KV cache's.
@@ -38,15 +38,15 @@ class StateKeeper:
 
     @property
     def key_space(self) -> str:
-        """What instances whose unsalted blocks are named alike have in common."""
+        """Identity of the key space of unsalted blocks, shared by compatible instances."""
         return key_space(self.fingerprint, self.schema)
 
     def block_keys(self, tokens: Sequence[int], salt: bytes) -> list[bytes]:
-        """Names of full blocks, those of ``KVChunk.chunk_id`` and of every ``KVStore``."""
+        """Keys of full blocks, as in ``KVChunk.chunk_id`` and every ``KVStore``."""
         return list(block_keys(self.fingerprint, self.schema, tokens, salt=salt))
 
     def of(self, request: EngineRequest) -> DecodeState:
-        """The state of a request after prefill. KV is there for the prompt, not yet for the first token."""
+        """The state of a request after prefill. It has KV for the prompt, not yet for the first token."""
         (sequence,) = request.sequences
         delta = request.first_delta
         return DecodeState(
@@ -69,7 +69,7 @@ class StateKeeper:
         )
 
     def check(self, state: DecodeState) -> None:
-        """Refuse a state that this instance cannot continue.
+        """Reject a state that this instance cannot continue.
 
         Raises:
             CapabilityMismatch: of another model, other weights or another KV form. Whose engine made it, and in
@@ -78,12 +78,12 @@ class StateKeeper:
         self.check_model(state)
         if state.kv_schema is None:
             raise CapabilityMismatch(
-                f"the state of request {state.request_id!r} names no KV, and decode needs it; prefill it here"
+                f"the state of request {state.request_id!r} has no KV, which decode requires; prefill it here"
             )
         fit = state.kv_schema.compatible_with(self.schema)
         if not fit.identical:
             what = fit.reason or "needs conversion of " + ", ".join(fit.conversions)
-            raise CapabilityMismatch(f"the state's KV does not fit this instance: {what}")
+            raise CapabilityMismatch(f"the state's KV does not match this instance: {what}")
 
     def check_model(self, state: DecodeState) -> None:
         """Refuse a state of another model.
@@ -93,7 +93,7 @@ class StateKeeper:
         """
         if state.model_id != self.model_id:
             raise CapabilityMismatch(
-                f"the state is of model {state.model_id!r}, and {self.model_id!r} is loaded here"
+                f"the state is of model {state.model_id!r}, but {self.model_id!r} is loaded here"
             )
         if state.weights_id and self.weights_id and state.weights_id != self.weights_id:
             raise CapabilityMismatch(
@@ -109,7 +109,7 @@ class StateKeeper:
         """
         if state.instance_id != self.instance_id:
             raise InvalidRequest(
-                f"the KV of request {state.request_id!r} is in instance {state.instance_id}, and this is "
+                f"the KV of request {state.request_id!r} is in instance {state.instance_id}, but this is "
                 f"{self.instance_id}; bring it here with export_kv and import_kv"
             )
         request = engine.held(state.request_id)
@@ -123,7 +123,7 @@ class StateKeeper:
     def restore(
         self, state: DecodeState, requests: RequestFactory, grammar: GrammarMatcher | None
     ) -> EngineRequest:
-        """The request that a state was made of, as it was after prefill, without its blocks.
+        """Reconstruct the request of a state as after prefill, without its blocks.
 
         Raises:
             InvalidRequest, UnsupportedFeature: this instance could not have made such a state.
@@ -138,7 +138,7 @@ class StateKeeper:
         elif sequence.finish_reason is not None:
             raise CapabilityMismatch(
                 f"the sequence of request {state.request_id!r} has {len(sequence.tokens)} tokens, "
-                "and this instance has no room for more; raise max_sequence_length"
+                "which exceeds the limit of this instance; raise max_sequence_length"
             )
         request.first_delta = delta
         request.hold = True
@@ -147,7 +147,7 @@ class StateKeeper:
         return request
 
     def leaving(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
-        """The state as it leaves the engine: chunks verified by content, and no longer at a place."""
+        """The exported state: chunks are identified by content, without a location."""
         chunks = [
             attrs.evolve(chunk, checksum=checksum(buffer), location=None)
             for chunk, buffer in zip(state.chunks, buffers, strict=True)
@@ -157,7 +157,7 @@ class StateKeeper:
     def verified(self, state: DecodeState, buffers: Sequence[memoryview]) -> list[memoryview]:
         """The buffers as bytes, each checked against its chunk, and the chunks against the prompt.
 
-        Chunks of an engine that computes as this one does have the names that they would have here; others' names
+        Chunks of an equivalent engine have the same keys as here; keys of other engines
         are not known.
 
         Raises:
@@ -186,7 +186,7 @@ class StateKeeper:
         return blocks
 
     def arrived(self, state: DecodeState) -> DecodeState:
-        """The state of a request whose KV was brought here."""
+        """The state of a request with imported KV."""
         chunks = [
             attrs.evolve(chunk, location=self._location(state.request_id, i), checksum=None)
             for i, chunk in enumerate(state.chunks)
@@ -194,7 +194,7 @@ class StateKeeper:
         return attrs.evolve(state, instance_id=self.instance_id, chunks=chunks)
 
     def names_as_here(self, state: DecodeState) -> bool:
-        """Whether the state's chunks have the names, without a salt, that they would have here."""
+        """Whether the state's chunks have the same unsalted keys as here."""
         made = state.extensions.get("openvino")
         return (
             isinstance(made, dict) and made.get("fingerprint") == self.fingerprint and not made.get("salted")
@@ -233,7 +233,7 @@ def kv_prompt(state: DecodeState) -> tuple[int, ...]:
     prompt, count = state.prompt_token_ids, state.kv_tokens
     if count is not None and not 0 < count <= len(prompt):
         raise InvalidRequest(
-            f"the state of request {state.request_id!r} has KV of {count} tokens, and its prompt has {len(prompt)}"
+            f"the state of request {state.request_id!r} has KV of {count} tokens, but its prompt has {len(prompt)}"
         )
     return prompt[:count]
 
@@ -250,6 +250,4 @@ def _first_logprob(state: DecodeState) -> TokenLogprob | None:
         best = tuple((int(i), str(text), float(p)) for i, text, p in data["alternatives"])
         return TokenLogprob(int(data["token_id"]), str(data["text"]), float(data["logprob"]), best)
     except (KeyError, TypeError, ValueError) as error:
-        raise InvalidRequest(
-            f"first_logprobs of the state are not as export wrote them: {error!r}"
-        ) from error
+        raise InvalidRequest(f"first_logprobs of the state are malformed: {error!r}") from error

@@ -1,7 +1,7 @@
-"""The engine thread: takes requests, runs steps, and hands each step's output to its consumers' event loops.
+"""The engine thread: accepts requests, runs steps, and passes each step's output to the consumers' event loops.
 
 All state of sequences and blocks belongs to this thread. Other threads put commands into its inbox; one
-``call_soon_threadsafe`` a step and event loop carries everything back.
+``call_soon_threadsafe`` per step and event loop returns the results.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ __all__ = ["DecoderEngine"]
 
 T = TypeVar("T")
 
-_LET_GO = 1024  # ends of holds that are remembered, for a message
-_SMALLEST_CHUNK = 16  # prompt tokens that a step takes however slow they are
+_LET_GO = 1024  # expired holds remembered for error messages
+_SMALLEST_CHUNK = 16  # minimum prompt tokens per step, however slow
 
 
 class DecoderEngine:
-    """Runs one model. What is not marked otherwise may be called from any thread."""
+    """Runs one model. Unless noted otherwise, methods may be called from any thread."""
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class DecoderEngine:
         self._queue = RequestQueue(max_queue)
         self._outbox = Outbox()
         self._requests: dict[str, EngineRequest] = {}
-        self._arriving: dict[int, EngineRequest] = {}  # on their way to the engine thread
+        self._arriving: dict[int, EngineRequest] = {}  # not yet accepted by the engine thread
         self._held: dict[str, EngineRequest] = {}
-        self._let_go: dict[str, float] = {}  # holds that ended lately, with their length in seconds
+        self._let_go: dict[str, float] = {}  # recently expired holds, with their length in seconds
         self._finished = self._steps = 0
         self._step_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="sage-openvino-engine", daemon=True)
@@ -92,7 +92,7 @@ class DecoderEngine:
 
         Raises:
             EngineDead: the engine has stopped.
-            InvalidRequest: a request of that id is open.
+            InvalidRequest: a request with that id is open.
             Overloaded: the queue is full.
         """
         arriving = {id(request): request for request in requests}
@@ -105,7 +105,7 @@ class DecoderEngine:
             raise
 
     def cancel(self, request_id: str, who: EngineRequest | BufferedTokenStream) -> None:
-        """End the request that ``who`` is or reads, unless it has ended; another one of that id is left alone."""
+        """End the request that ``who`` is or reads, unless it has ended; others of that id are unaffected."""
 
         def command() -> None:
             request = self._requests.get(request_id)
@@ -116,7 +116,7 @@ class DecoderEngine:
         self._queue.tell(command)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Run ``function`` in the engine thread, between two steps; not at all if the caller is cancelled before.
+        """Run ``function`` in the engine thread between two steps; skipped if the caller is cancelled before.
 
         Raises:
             EngineDead: the engine has stopped.
@@ -160,21 +160,21 @@ class DecoderEngine:
         )
 
     def check_room(self, requests: list[EngineRequest]) -> None:
-        """Refuse prompts whose KV cannot be held all at once.
+        """Reject prompts whose KV cannot be held simultaneously.
 
         Raises:
-            OutOfMemory: there are too few blocks, even if nobody else held one.
+            OutOfMemory: there are too few blocks even in an idle engine.
         """
         blocks = self._scheduler.blocks_for(requests)
         if blocks > self.pool.total:
             raise OutOfMemory(
-                f"the KV of these {len(requests)} prompts takes {blocks} blocks together, and there are "
-                f"{self.pool.total}; prefill fewer at once, or raise kv_cache_gb"
+                f"the KV of these {len(requests)} prompts needs {blocks} blocks, but there are only "
+                f"{self.pool.total}; prefill fewer together, or raise kv_cache_gb"
             )
 
     @property
     def stopped(self) -> SageInferError | None:
-        """Why the engine no longer runs; None while it does."""
+        """Why the engine stopped; None while it runs."""
         return self._queue.stopped
 
     def close(self) -> None:
@@ -195,16 +195,16 @@ class DecoderEngine:
                     self._execute(step)
                 busy = bool(step) or self._give_up_prefill()
                 self._deliver()
-        except BaseException as error:  # whatever it is, nobody may be left waiting
+        except BaseException as error:  # on any error, no caller may be left waiting
             reason = EngineDead(f"the engine stopped with {type(error).__name__}: {error}")
             reason.__cause__ = error
         self._stop(reason)
 
     def _patience(self) -> float:
-        """How long to wait for a command when nothing runs.
+        """Time to wait for a command when nothing runs.
 
-        Requests that wait nevertheless want blocks that are held for a ``decode``; only their deadline, or the end
-        of a hold, can come without a command.
+        Waiting requests then need blocks that are held for a ``decode``; only their deadline, or the end
+        of a hold, can occur without a command.
         """
         ends = [r.deadline for r in self._requests.values() if r.deadline is not None]
         ends += [r.held_until for r in self._held.values()]
@@ -227,7 +227,7 @@ class DecoderEngine:
             self._let_go[request.request_id] = request.hold_s
             if len(self._let_go) > _LET_GO:
                 del self._let_go[next(iter(self._let_go))]
-            message = f"request {request.request_id} was held for {request.hold_s:g} s, and nobody decoded it"
+            message = f"request {request.request_id} was held for {request.hold_s:g} s without a decode"
             self._end(request, RequestCancelled(message, by="deadline"))
 
     def _execute(self, step: list[tuple[SequenceState, int]]) -> None:
@@ -272,9 +272,9 @@ class DecoderEngine:
         self._queue.close(request.request_id)
 
     def _give_up_prefill(self) -> bool:
-        """Where nothing can run because prefills of several prompts hold blocks and want more, end the latest.
+        """If prefills of several prompts deadlock, each holding blocks and needing more, end the latest.
 
-        Nobody else could: its caller has no state to decode or abort yet. Returns whether one was ended.
+        Its caller cannot, as it has no state to decode or abort yet. Returns whether one was ended.
         """
         if not self._scheduler.waiting:
             return False
@@ -283,9 +283,7 @@ class DecoderEngine:
         if not stuck:
             return False
         latest = max(stuck, key=lambda request: request.arrived_at)
-        message = (
-            f"KV blocks for all prompts of prefill {latest.request_id} are not free together; try again later"
-        )
+        message = f"not enough free KV blocks to hold all prompts of prefill {latest.request_id}; retry later"
         for request in latest.siblings:
             if self._requests.get(request.request_id) is request:
                 self._end(request, Overloaded(message, retry_after=self._queue.retry_after))
@@ -300,7 +298,7 @@ class DecoderEngine:
 
     def _stop(self, reason: SageInferError) -> None:
         for command in self._queue.stop(reason):
-            command()  # what came in meanwhile is ended below, and calls answer for themselves
+            command()  # requests that arrived meanwhile are ended below; calls return their own result
         for request in list(self._requests.values()):
             self._end(request, reason)
         self._deliver()
@@ -315,15 +313,15 @@ class DecoderEngine:
             self._end(self._requests[other], RequestCancelled(f"request {other} was aborted", by="caller"))
 
     def held(self, request_id: str) -> EngineRequest:
-        """A request whose prefill is done and whose decode has not begun.
+        """A request between prefill and decode.
 
         Raises:
-            InvalidRequest: there is none of this id.
+            InvalidRequest: there is none with this id.
         """
         if request_id in self._let_go:
             raise InvalidRequest(
-                f"request {request_id!r} was held here for {self._let_go[request_id]:g} s, and its KV was then freed; "
-                "prefill it again, with a longer hold_s if decode takes longer to come"
+                f"request {request_id!r} was held here for {self._let_go[request_id]:g} s before its KV was freed; "
+                "prefill it again, with a longer hold_s if decode arrives later"
             )
         if request_id not in self._held:
             raise InvalidRequest(
@@ -340,9 +338,9 @@ class DecoderEngine:
         *,
         options: RequestOptions | None = None,
     ) -> None:
-        """Let a held request go on under another id, its first token going to ``stream`` (of ``loop``) first.
+        """Continue a held request under another id; ``stream`` (of ``loop``) receives its first token first.
 
-        Priority and deadline are those of ``options``; without any, the priority is prefill's.
+        Priority and deadline come from ``options``; without options, the priority is that of prefill.
 
         Raises:
             InvalidRequest: the new id is in use.
@@ -368,14 +366,14 @@ class DecoderEngine:
             self._scheduler.add(sequence)
 
     def adopt(self, request: EngineRequest, blocks: list[memoryview], kv_tokens: int) -> None:
-        """Hold a request whose KV comes from elsewhere; ``blocks`` are the bytes of the blocks of so many tokens.
+        """Hold a request with imported KV; ``blocks`` are the bytes of its blocks.
 
         Raises:
             InvalidRequest: its id is in use.
             Overloaded: there are not enough free blocks now, or too many open requests.
         """
         if len(blocks) > self.pool.free:
-            message = f"{len(blocks)} KV blocks are needed and {self.pool.free} are free; try again later"
+            message = f"{len(blocks)} KV blocks are needed, but only {self.pool.free} are free; retry later"
             raise Overloaded(message, retry_after=self._queue.retry_after)
         self._queue.open(request.request_id)
         (sequence,) = request.sequences

@@ -1,7 +1,7 @@
-"""Guided decoding: which tokens may come next, by llguidance.
+"""Guided decoding: masks of allowed tokens, by llguidance.
 
-The first guided request takes a moment, because the vocabulary is made into a tree for it, here and in the
-child process that tries constraints. Most constraints are compiled in milliseconds, and kept.
+The first guided request is slower, because the vocabulary is converted to a tree, here and in the
+child process that tests constraints. Most constraints compile in milliseconds, and are cached.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from sage_infer_openvino.models.tokenizer import TextTokenizer
 
 __all__ = ["GrammarMatcher", "GrammarCompiler"]
 
-_KEPT_CHARACTERS = 1 << 20  # of compiled constraints, as a measure of the memory that they take
+_KEPT_CHARACTERS = 1 << 20  # total size of cached constraints, as a measure of their memory
 
 
 class GrammarMatcher:
-    """One completion's place in its constraint. Belongs to the engine thread."""
+    """One completion's matcher state. Belongs to the engine thread."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher
 
     def allowed(self, vocab_size: int) -> npt.NDArray[np.bool_]:
-        """Which tokens may come next, ``[vocab_size]``. Where the output may end, the end-of-sequence ones
-        are among them.
+        """Mask of allowed tokens, ``[vocab_size]``. Where the output may end, it includes the end-of-sequence
+        tokens.
 
         Raises:
-            InvalidRequest: the constraint turns out to be too complex, or a token was not one of the allowed.
+            InvalidRequest: the constraint is too complex, or a token was not allowed.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
@@ -46,7 +46,7 @@ class GrammarMatcher:
         return np.unpackbits(bits, count=vocab_size, bitorder="little").view(np.bool_)
 
     def accept(self, token: int) -> bool:
-        """Advance by a token; whether the output is complete, so that nothing can come after it."""
+        """Advance by a token; returns whether the output is complete."""
         self._matcher.consume_token(token)
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
@@ -68,7 +68,7 @@ class GrammarCompiler:
         self._n_vocab = max(vocab_size, tokenizer.vocab_size)
         self._eos = [index for index in tokenizer.eos_token_ids if 0 <= index < self._n_vocab]
         self._compiling = threading.Lock()
-        # A thread of its own: a constraint that takes long must not keep one that others wait for.
+        # A separate thread: a slow constraint must not occupy one that others need.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sage-grammar")
         self._lock = threading.Lock()
         self._vocabulary: llguidance.LLTokenizer | None = None
@@ -77,7 +77,7 @@ class GrammarCompiler:
         self._kept_characters = 0
 
     def compile(self, constraint: GuidedDecoding) -> GrammarMatcher:
-        """A constraint at its beginning; each completion needs its own copy.
+        """A compiled constraint in its initial state; each completion needs its own copy.
 
         Raises:
             InvalidRequest: it is malformed, impossible or too complex.
@@ -93,7 +93,7 @@ class GrammarCompiler:
         return found.copy()
 
     async def compiled(self, constraint: GuidedDecoding) -> GrammarMatcher:
-        """``compile`` without blocking the event loop; what is kept comes without waiting."""
+        """``compile`` without blocking the event loop; cached constraints return immediately."""
         found = self._find(_as_text(constraint))
         if found is not None:
             return found.copy()
@@ -124,7 +124,7 @@ class GrammarCompiler:
 
     def _compiled(self, kind: str, text: str) -> GrammarMatcher:
         if not self._eos:
-            raise UnsupportedFeature("guided decoding needs a model with an end-of-sequence token")
+            raise UnsupportedFeature("guided decoding requires a model with an end-of-sequence token")
         if self._trial is None:
             self._trial = Trial(self._tokenizer.to_json(), self._n_vocab, self._eos)
         try:

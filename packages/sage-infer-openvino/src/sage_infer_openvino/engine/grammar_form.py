@@ -1,4 +1,4 @@
-"""Constraints in llguidance's own form, and whether they can be compiled. Imports nothing of the engine."""
+"""Convert constraints to llguidance's format and check them. Does not import the engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import llguidance
 
 __all__ = ["CompileError", "first_line", "llguidance_form", "matcher_of", "vocabulary_of"]
 
-# How json.dumps writes it, which is what models have seen most. Free white space would let a model write nothing else.
+# The format of json.dumps, which models know best. Free white space would allow endless white space.
 _JSON_FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _DATA = ("const", "enum", "default", "examples")  # keywords whose values are data, not schemas
 _OPENED = ("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames")
@@ -20,7 +20,7 @@ _MOST_FORMATS = 64
 
 
 class CompileError(Exception):
-    """The constraint is malformed or impossible; ``is_unsupported`` where only llguidance does not implement
+    """The constraint is malformed or impossible; ``is_unsupported`` if llguidance does not implement
     it.
     """
 
@@ -68,7 +68,7 @@ def llguidance_form(kind: str, text: str, vocabulary: llguidance.LLTokenizer) ->
 
 
 def _schema_form(schema: Any, vocabulary: llguidance.LLTokenizer) -> str:
-    """Formats that llguidance does not know are annotations (JSON Schema 2020-12, 7.2.1) and left out."""
+    """Unknown formats are annotations (JSON Schema 2020-12, 7.2.1) and are removed."""
     if not _composes(schema):
         schema = _closed(schema)
     for _ in range(_MOST_FORMATS):
@@ -78,11 +78,11 @@ def _schema_form(schema: Any, vocabulary: llguidance.LLTokenizer) -> str:
         if unknown is None:
             return form
         schema = _without_format(schema, unknown[1])
-    raise CompileError(f"the schema has more than {_MOST_FORMATS} formats that are not known")
+    raise CompileError(f"the schema has more than {_MOST_FORMATS} unknown formats")
 
 
 def _composes(schema: Any) -> bool:
-    """Whether objects are put together from several schemas, none of which may then forbid the others'
+    """Whether objects are composed of several schemas, none of which may then forbid the others'
     properties.
     """
     if isinstance(schema, list):
@@ -98,8 +98,8 @@ def _composes(schema: Any) -> bool:
 
 
 def _closed(schema: Any) -> Any:
-    """Objects with properties take no others, unless their schema says so: engines of this field do that, as
-    models would else fill in anything."""
+    """Objects with properties allow no others by default: engines commonly do this, as
+    models would otherwise add arbitrary ones."""
     if isinstance(schema, list):
         return [_closed(item) for item in schema]
     if not isinstance(schema, Mapping):

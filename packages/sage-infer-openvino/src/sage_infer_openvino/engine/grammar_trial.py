@@ -1,7 +1,7 @@
-"""Constraints are tried in a child process first, which may crash or be stopped where the engine must not.
+"""Constraints are first tested in a child process, which may crash or be killed without harm to the engine.
 
 A text of a few kilobytes can overflow the stack of llguidance's compiler or keep it busy for minutes.
-``Trial.run`` sends a constraint to the child; what it survives within its time is compiled in this process.
+``Trial.run`` sends a constraint to the child; if it succeeds within its time, it is compiled in this process.
 
 The child's side is this module as a program. Messages are JSON with their length in front, both ways.
 """
@@ -25,15 +25,15 @@ from sage_infer_openvino.engine.grammar_form import (
 
 __all__ = ["CPU_S", "Trial"]
 
-CPU_S = 0.5  # of the child's processor time for one constraint; a busy machine does not shorten it
+CPU_S = 0.5  # CPU time of the child for one constraint, independent of machine load
 _WALL_S = 60.0
-_STACK_BYTES = 4 << 20  # half of what the threads of this process have
+_STACK_BYTES = 4 << 20  # half the stack of threads in this process
 _MEMORY_BYTES = 2 << 30
 _LENGTH = struct.Struct("<I")
 
 
 class Trial:
-    """A child process for one vocabulary, started when it is first needed. One thread uses it at a time."""
+    """A child process for one vocabulary, started on first use. One thread uses it at a time."""
 
     def __init__(
         self, tokenizer_json: str, n_vocab: int, eos_token_ids: list[int], *, cpu_s: float = CPU_S
@@ -46,7 +46,7 @@ class Trial:
         """The constraint in llguidance's form, once the child has compiled it and taken a first step.
 
         Raises:
-            CompileError: it cannot be compiled, or crashed the child or took it too long.
+            CompileError: it cannot be compiled, crashed the child, or took too long.
         """
         child = self._started()
         answer = self._ask(child, {"kind": kind, "text": text})
@@ -80,7 +80,7 @@ class Trial:
 
     @staticmethod
     def _ask(child: subprocess.Popen[bytes], message: dict[str, Any]) -> dict[str, Any] | None:
-        """The child's answer; None where it ended instead."""
+        """The child's answer; None if it exited instead."""
         assert child.stdin is not None
         assert child.stdout is not None
         too_late = threading.Timer(_WALL_S, child.kill)
@@ -113,7 +113,7 @@ def _receive(pipe: IO[bytes]) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """The child: it ends with its parent, whose end closes the pipe."""
+    """The child process: it exits with its parent, which closes the pipe."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,4 +1,4 @@
-"""What the engine says about the blocks that can be found: snapshots, and events with a bounded memory."""
+"""KV cache events of the engine: snapshots, and a bounded event history."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sage_infer.contracts import KVEvents, KVSnapshot, KVStored
 
 __all__ = ["KVEventLog"]
 
-_KEPT_BYTES = 8 * 2**20  # of events, for readers that lag behind
-_EVENT_BYTES, _KEY_BYTES, _TOKEN_BYTES = 200, 50, 8  # what an event, a key and a token id take, about
+_KEPT_BYTES = 8 * 2**20  # event history for slow readers
+_EVENT_BYTES, _KEY_BYTES, _TOKEN_BYTES = 200, 50, 8  # approximate sizes of an event, a key and a token id
 
 
 @frozen
@@ -26,7 +26,7 @@ class _Block:
 
 @frozen
 class _Reader:
-    """One that waits for the next event."""
+    """A reader waiting for the next event."""
 
     loop: asyncio.AbstractEventLoop
     woken: asyncio.Event = field(factory=asyncio.Event)
@@ -39,7 +39,7 @@ class _Reader:
 class KVEventLog:
     """Blocks are recorded by the engine thread; readers may be in any event loop.
 
-    What is recorded between two calls of ``flush`` is one event: a block that came and went in between is in none.
+    Changes between two calls of ``flush`` form one event: a block that is stored and removed in between is omitted.
     """
 
     def __init__(self, generation: int, *, kept_bytes: int = _KEPT_BYTES) -> None:
@@ -58,16 +58,16 @@ class KVEventLog:
     # --- in the engine thread
 
     def stored(self, key: bytes, parent: bytes | None, tokens: tuple[int, ...], salt: bytes) -> None:
-        """A block can be found from now on."""
+        """A block was cached."""
         self._stored[key] = _Block(parent, tokens, salt)
 
     def removed(self, key: bytes) -> None:
-        """A block is taken for something else."""
+        """A block was evicted."""
         if self._stored.pop(key, None) is None:
             self._removed[key] = None
 
     def flush(self) -> None:
-        """Make an event of what was recorded."""
+        """Create an event from the recorded changes."""
         if not self._stored and not self._removed:
             return
         stored, removed = self._stored, tuple(self._removed)
@@ -104,7 +104,7 @@ class KVEventLog:
         return KVSnapshot(generation=self.generation, seq=seq, stored=_runs(held))
 
     async def events(self, since: int) -> AsyncIterator[KVEvents]:
-        """Events after ``since``, as far as they are kept, and those that come, until ``close``."""
+        """Events after ``since`` from the history, then new ones, until ``close``."""
         while True:
             reader = _Reader(asyncio.get_running_loop())
             with self._lock:

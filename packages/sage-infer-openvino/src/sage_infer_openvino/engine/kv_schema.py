@@ -1,4 +1,4 @@
-"""The KV cache's form: what a user may ask for, and the compiled model's layout as a schema."""
+"""The KV cache's format: user options, and the compiled model's layout as a schema."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _PRESETS = {"fp16": "f16", "bf16": "bf16", "int8": "u8"}
 
 
 def wanted_precision(kv_schema: Mapping[str, Any] | None, kv_precision: str | None) -> str | None:
-    """The KV precision that the option ``kv_schema`` (``preset``, ``page_size``) asks for in OpenVINO's words.
+    """The KV precision requested by the option ``kv_schema`` (``preset``, ``page_size``), by OpenVINO's name.
 
     Raises:
-        CapabilityMismatch: OpenVINO has no such precision.
-        InvalidRequest: ``kv_precision`` asks for another one, or the option has an unknown key.
+        CapabilityMismatch: OpenVINO does not support the precision.
+        InvalidRequest: ``kv_precision`` differs, or the option has an unknown key.
     """
     wanted = dict(kv_schema or {})
     preset = wanted.pop("preset", None)
@@ -33,30 +33,30 @@ def wanted_precision(kv_schema: Mapping[str, Any] | None, kv_precision: str | No
         return kv_precision
     if preset not in _PRESETS:
         raise CapabilityMismatch(
-            f"OpenVINO keeps no KV in {preset}; choose the preset {', '.join(_PRESETS)}, or none for full precision"
+            f"OpenVINO does not support {preset} KV; use the preset {', '.join(_PRESETS)}, or none for full precision"
         )
     if kv_precision not in (None, _PRESETS[preset]):
         raise InvalidRequest(
-            f"kv_schema asks for {preset} and kv_precision for {kv_precision}; give one of them"
+            f"kv_schema ({preset}) and kv_precision ({kv_precision}) contradict each other; set one of them"
         )
     return _PRESETS[preset]
 
 
 def check_page_size(kv_schema: Mapping[str, Any] | None, page_size: int) -> None:
-    """Refuse a page size that the compiled model does not have.
+    """Reject a page size that differs from the compiled model's.
 
     Raises:
-        CapabilityMismatch: OpenVINO's is another one, and it cannot be chosen.
+        CapabilityMismatch: OpenVINO uses another size, which cannot be changed.
     """
     wanted = (kv_schema or {}).get("page_size")
     if wanted not in (None, page_size):
         raise CapabilityMismatch(
-            f"OpenVINO's KV pages have {page_size} tokens on this device, not {wanted}; leave it out"
+            f"OpenVINO's KV pages have {page_size} tokens on this device, not {wanted}; remove page_size"
         )
 
 
 def kv_schema_of(layout: KVLayout, num_layers: int, block_nbytes: int) -> KVCacheSchema:
-    """What the schema can say of a layout, checked to the byte.
+    """The schema of a layout, verified to the byte.
 
     Pages of floats are plain: layer by layer the keys, then the values, ``[head, token, dim]``. Where scales lie, no
     schema says: ``format_id`` stands for that.

@@ -1,4 +1,4 @@
-"""How much there is to do: gauges of a scheduler, read from any thread while the engine works on it."""
+"""Load gauges of a scheduler, read from any thread while the engine runs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Load:
 
 
 def load_of(scheduler: Scheduler, arriving: Collection[EngineRequest]) -> Load:
-    """The load now; ``arriving`` are requests that the engine thread has not taken yet.
+    """The current load; ``arriving`` are requests that the engine thread has not accepted yet.
 
-    That thread may change the scheduler meanwhile, so the numbers are of about the same moment.
+    That thread may change the scheduler meanwhile, so the numbers are only approximately consistent.
     """
     running, waiting = list(scheduler.running), list(scheduler.waiting)
     to_prefill = sum(

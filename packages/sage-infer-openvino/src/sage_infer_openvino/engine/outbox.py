@@ -15,7 +15,7 @@ __all__ = ["Outbox"]
 
 @define
 class _Parcel:
-    """What one step has for one event loop."""
+    """The results of one step for one event loop."""
 
     deltas: list[tuple[EngineRequest, TokenDelta]] = field(factory=list)
     ended: list[tuple[EngineRequest, SageInferError | None, Usage, Timing]] = field(factory=list)
@@ -50,14 +50,14 @@ class Outbox:
         self._parcel(request).deltas.append((request, delta))
 
     def ended(self, request: EngineRequest, error: SageInferError | None) -> None:
-        """Usage and timing are taken here, at the end itself and not when the event loop gets to it."""
+        """Usage and timing are recorded here, at the actual end, not when the event loop processes it."""
         self._parcel(request).ended.append((request, error, request.usage(), request.timing()))
 
     def held(self, request: EngineRequest) -> None:
         self._parcel(request).held.append(request)
 
     def send(self) -> list[EngineRequest]:
-        """Hand everything over; returns the requests whose event loop is closed, so that nobody reads them."""
+        """Deliver everything; returns the requests whose event loop is closed, which have no reader."""
         parcels, self._parcels = self._parcels, {}
         unread: dict[int, EngineRequest] = {}
         for loop, parcel in parcels.items():

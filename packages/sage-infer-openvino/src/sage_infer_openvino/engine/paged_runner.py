@@ -1,8 +1,8 @@
-"""Runs a decoder with paged attention over KV blocks that Python owns.
+"""Runs a decoder with paged attention over KV blocks managed in Python.
 
 A *block* holds the keys and values of ``block_size`` consecutive tokens of one sequence, for every layer.
-Which block belongs to whom is the caller's business: a step is told each sequence's new tokens, how many it
-has already, and its blocks. So the caller can share blocks between sequences, move them to another process,
+The caller assigns blocks: for each sequence, a step receives the new tokens, the number of previous
+tokens, and the blocks. So the caller can share blocks between sequences, move them to another process,
 or give them back.
 """
 
@@ -45,11 +45,11 @@ class SequenceSlice:
 
 @attrs.frozen
 class KVLayout:
-    """How one layer's keys and values of one block lie in memory, as this OpenVINO on this device wants them.
+    """Memory layout of one layer's keys and values in one block, as defined by this OpenVINO on this device.
 
     Shapes are those of one block, ``(kv_heads, …)``; quantized types carry their scales inside. Two runners
-    may exchange blocks when their layouts are equal, which is why OpenVINO's version is a part of it: no API
-    promises the layout.
+    may exchange blocks if their layouts are equal. The layout includes OpenVINO's version, because no API
+    guarantees it.
     """
 
     key_shape: tuple[int, ...]
@@ -70,15 +70,15 @@ class PagedRunner:
     """A compiled decoder with its KV blocks and one infer request. Not thread-safe: one step at a time.
 
     ``model`` is an ``openvino.Model`` in stateful form (it is rewritten) or the path of its XML.
-    ``precision`` is what products are computed in (``f32``, ``bf16``, ``f16``); ``kv_precision`` what keys
-    and values are stored in (default: as ``precision``; ``u8`` is smaller and changes results).
+    ``precision`` is the type of matrix products (``f32``, ``bf16``, ``f16``); ``kv_precision`` the type in which keys
+    and values are stored (default: ``precision``; ``u8`` is smaller and changes results).
     ``dynamic_quantization`` rounds activations to 8 bits before products with quantized weights, in groups, where
     the device multiplies such (on CPUs: VNNI). ``threads`` limits the CPU threads. The KV cache has ``num_blocks``
     blocks, or as many as ``kv_cache_bytes`` hold. ``cache_dir`` lets OpenVINO keep its compiled form there. With
-    ``precision="f32"`` and without ``dynamic_quantization`` results do not depend on what else is in the batch.
+    ``precision="f32"`` and without ``dynamic_quantization`` results do not depend on the rest of the batch.
 
     Raises :class:`CapabilityMismatch` when the device does not have these precisions,
-    :class:`UnsupportedFeature` when it cannot run the model, and :class:`OutOfMemory` when the blocks do not fit.
+    :class:`UnsupportedFeature` if it cannot run the model, and :class:`OutOfMemory` if the blocks do not fit.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class PagedRunner:
             "max_context_len": np.array(totals.max(), np.int32),
             SAMPLED_INPUT: starts[1:].astype(np.int64) - 1,
         }
-        # The request borrows these arrays until the next step replaces them.
+        # The request references these arrays until the next step replaces them.
         self._inputs = list(inputs.values())
         for name, value in inputs.items():
             self._request.set_tensor(name, ov.Tensor(value, shared_memory=True))
@@ -200,9 +200,9 @@ class PagedRunner:
         return logits.reshape(len(batch), self.vocab_size)
 
     def warm_up(self) -> None:
-        """Computes a few tokens into the first blocks, before anybody uses these, and checks the result.
+        """Compute a few tokens in the first blocks before their first use, and check the result.
 
-        OpenVINO packs the weights at the first product of few rows: a request with a cached prefix would pay for it.
+        OpenVINO packs the weights at the first product of few rows, which would slow a request with a cached prefix.
 
         Raises :class:`CapabilityMismatch` where the logits are not finite: OpenVINO 2026.4 lists f16 on CPUs with
         AVX512-FP16, and its attention computes NaN there for two tokens of a sequence or more.
@@ -212,7 +212,7 @@ class PagedRunner:
         if not np.isfinite(logits).all():
             name = self._core.get_property(self._device, "FULL_DEVICE_NAME")
             raise CapabilityMismatch(
-                f"OpenVINO {ov.get_version()} computes no finite numbers with precision={self._precision} "
+                f"OpenVINO {ov.get_version()} computes non-finite numbers with precision={self._precision} "
                 f"of this model on {self._device} ({name}); set precision to f32, or to bf16 where the device has it"
             )
 
@@ -282,7 +282,7 @@ class PagedRunner:
         return sum(bits) // 8
 
     def _allocate(self, name: str) -> npt.NDArray[np.uint8]:
-        """Gives the request a cache of zeros, and returns its bytes, ``[num_blocks, bytes of a block in
+        """Allocate a zeroed cache for the request, and return its bytes, ``[num_blocks, bytes of a block in
         it]``.
         """
         port = self._compiled.input(name)
@@ -292,7 +292,7 @@ class PagedRunner:
             # Zeroed lazily by the kernel: blocks that are never used cost no memory.
             memory = np.zeros(nbytes + _ALIGNMENT, np.uint8)
         except MemoryError as error:
-            raise OutOfMemory(f"no memory for {self.num_blocks} KV blocks; ask for fewer") from error
+            raise OutOfMemory(f"no memory for {self.num_blocks} KV blocks; reduce their number") from error
         start = -memory.ctypes.data % _ALIGNMENT
         cache = memory[start : start + nbytes]
         tensor = ov.Tensor(cache, ov.Shape(shape), port.element_type)

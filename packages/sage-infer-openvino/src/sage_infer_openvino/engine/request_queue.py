@@ -1,4 +1,4 @@
-"""What other threads bring to the engine thread: commands, and the ids of the requests that are open."""
+"""Request queue of the engine thread: commands from other threads, and ids of open requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST_WAIT_S = 3600.0  # a thread cannot wait for any number of seconds
 
 
 class RequestQueue:
-    """Thread-safe. Once stopped it takes no more requests or calls."""
+    """Thread-safe. After it stops, it accepts no more requests or calls."""
 
     def __init__(self, max_open: int) -> None:
         self._max_open = max_open
@@ -30,11 +30,11 @@ class RequestQueue:
     # --- from any thread
 
     def submit(self, ids: Sequence[str], command: Command) -> None:
-        """Open these ids, all or none, and put the command that starts them into the queue.
+        """Open these ids, all or none, and queue the command that starts them.
 
         Raises:
             EngineDead: the engine has stopped.
-            InvalidRequest: an id is in use, or there are more of them than can ever be open.
+            InvalidRequest: an id is in use, or there are more ids than the limit.
             Overloaded: too many are open.
         """
         with self._lock:
@@ -42,7 +42,7 @@ class RequestQueue:
             self._commands.put(command)
 
     def call(self, command: Command) -> None:
-        """Put a command that somebody waits for.
+        """Queue a command with a waiting caller.
 
         Raises:
             EngineDead: the engine has stopped.
@@ -52,7 +52,7 @@ class RequestQueue:
             self._commands.put(command)
 
     def tell(self, command: Command | None) -> None:
-        """Put a command that nobody waits for; None stops the engine."""
+        """Queue a command without a waiting caller; None stops the engine."""
         self._commands.put(command)
 
     @property
@@ -61,7 +61,7 @@ class RequestQueue:
 
     @property
     def retry_after(self) -> float:
-        """Seconds until a request is likely to have ended, by how often they did lately."""
+        """Expected seconds until a request ends, from the recent rate."""
         return self._retry.retry_after
 
     # --- from the engine thread
@@ -90,7 +90,7 @@ class RequestQueue:
             self._ids.discard(request_id)
 
     def run_commands(self, *, wait_s: float | None) -> bool:
-        """Carry out what is there; with ``wait_s``, wait that long for something first. False: stop."""
+        """Run queued commands; with ``wait_s``, first wait up to that long for one. False: stop."""
         timeout = None if wait_s is None else min(max(wait_s, 0.0), _LONGEST_WAIT_S)
         try:
             command = self._commands.get(block=wait_s is not None, timeout=timeout)
@@ -102,7 +102,7 @@ class RequestQueue:
         return False
 
     def stop(self, reason: SageInferError) -> Iterator[Command]:
-        """Take nothing more from now on; gives the commands that were still there."""
+        """Accept nothing more; returns the remaining commands."""
         with self._lock:
             self._stopped = reason
         while not self._commands.empty():
@@ -118,11 +118,11 @@ class RequestQueue:
             self._check_unused(request_id)
         if len(ids) > self._max_open:
             raise InvalidRequest(
-                f"{len(ids)} prompts in one call, and the limit is {self._max_open} (max_queue)"
+                f"{len(ids)} prompts in one call exceed the limit of {self._max_open} (max_queue)"
             )
         if len(self._ids) + len(ids) > self._max_open:
             raise Overloaded(
-                f"{len(self._ids)} requests are open, and the limit is {self._max_open}; try again later",
+                f"{len(self._ids)} requests are open, the limit is {self._max_open}; retry later",
                 retry_after=self.retry_after,
             )
         self._ids.update(ids)

@@ -1,4 +1,4 @@
-"""Makes requests of what callers send, and refuses what cannot be served before anything is started."""
+"""Builds requests from callers' arguments, and rejects unsupported ones before anything starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["RequestFactory", "check_request_id", "checked_hold", "due_at"]
 
 
 class RequestFactory:
-    """Requests for one loaded model. Call it in the consumer's event loop: that is where streams will be fed."""
+    """Requests for one loaded model. Call it in the consumer's event loop, which will receive the streams."""
 
     def __init__(self, texts: DecoderTexts, *, max_sequence_length: int) -> None:
         self._texts = texts
@@ -34,7 +34,7 @@ class RequestFactory:
         options: RequestOptions | None = None,
         grammar: GrammarMatcher | None = None,
     ) -> list[EngineRequest]:
-        """One request a prompt, in their order; ``grammar`` is what ``params.guided`` was compiled to.
+        """One request per prompt, in order; ``grammar`` is the compiled ``params.guided``.
 
         Raises:
             InvalidRequest, UnsupportedFeature: as ``InferenceBackend.generate`` says.
@@ -55,7 +55,7 @@ class RequestFactory:
         return requests
 
     def from_state(self, state: DecodeState, grammar: GrammarMatcher | None = None) -> EngineRequest:
-        """The request that a state was made of, before its first token.
+        """Reconstruct the request of a state, before its first token.
 
         Raises:
             InvalidRequest, UnsupportedFeature: this instance could not have made such a state.
@@ -63,7 +63,7 @@ class RequestFactory:
         if state.params.n != 1 or len(state.output_token_ids) != 1:
             raise InvalidRequest(
                 f"the state of request {state.request_id!r} has {state.params.n} completions and "
-                f"{len(state.output_token_ids)} tokens of output; a state after prefill has one of each"
+                f"{len(state.output_token_ids)} output tokens; a state after prefill has one of each"
             )
         self._texts.check_tokens((*state.prompt_token_ids, *state.output_token_ids))
         self._check_length(len(state.prompt_token_ids))
@@ -158,22 +158,22 @@ class RequestFactory:
     def _check_length(self, length: int) -> None:
         if length >= self._limit:
             raise InvalidRequest(
-                f"the prompt has {length} tokens, and the limit is {self._limit} with at least one token of output; "
+                f"the prompt has {length} tokens, and the limit is {self._limit} including at least one output token; "
                 "shorten it, or raise max_sequence_length if the model allows"
             )
 
 
 def check_request_id(request_id: object) -> None:
-    """Refuse what would otherwise only fail in the engine thread, and end every request there."""
+    """Reject errors that would otherwise fail in the engine thread and end every request there."""
     if not isinstance(request_id, str) or not request_id:
-        raise InvalidRequest(f"request_id must be a string that is not empty, got {request_id!r}")
+        raise InvalidRequest(f"request_id must be a non-empty string, got {request_id!r}")
 
 
 def checked_hold(hold_s: object) -> float:
-    """Seconds that a prefilled request is held; infinite for one without a limit.
+    """Seconds to hold a prefilled request; infinite without a limit.
 
     Raises:
-        InvalidRequest: it is no number above 0.
+        InvalidRequest: it is not a number above 0.
     """
     if isinstance(hold_s, bool) or not isinstance(hold_s, int | float) or not hold_s > 0:
         raise InvalidRequest(f"hold_s must be a number of seconds above 0, got {hold_s!r}")

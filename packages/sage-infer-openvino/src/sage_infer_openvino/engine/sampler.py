@@ -23,7 +23,7 @@ __all__ = ["Sampler"]
 Logits = npt.NDArray[np.float32]
 Allowed = npt.NDArray[np.bool_]
 
-_COLDEST = 1e-5  # below this temperature nothing but the most likely token has a chance
+_COLDEST = 1e-5  # below this temperature only the most likely token can be drawn
 
 
 class Sampler:
@@ -39,7 +39,7 @@ class Sampler:
         logits: Logits,
         allowed: Mapping[int, Allowed] = MappingProxyType({}),
     ) -> list[tuple[int, TokenLogprob | None]]:
-        """The next token of each sequence, with log probabilities where asked for.
+        """The next token of each sequence, with log probabilities if requested.
 
         ``logits`` is ``[n, vocab]``, and is changed; ``allowed`` masks the rows of guided sequences. Log
         probabilities are of the model's own distribution: before temperature, penalties, masks and cuts.
@@ -61,7 +61,7 @@ class Sampler:
         ]
 
     def _adjust(self, row: Logits, sequence: SequenceState, allowed: Allowed | None = None) -> None:
-        """Apply penalties, and forbid what a constraint does not allow and an early end, in place."""
+        """Apply penalties, constraint masks and ``min_tokens``, in place."""
         params = sequence.request.params
         if params.repetition_penalty != 1.0:
             seen = np.unique(sequence.tokens)
@@ -78,7 +78,7 @@ class Sampler:
         if allowed is not None:
             row[~allowed] = -np.inf
             if np.count_nonzero(allowed) == np.count_nonzero(allowed[ends]):
-                return  # a constraint that ends here knows better than min_tokens
+                return  # the end of a constraint takes precedence over min_tokens
         row[ends] = -np.inf
 
     def _logprob(self, row: Logits, token: int, count: int) -> TokenLogprob:

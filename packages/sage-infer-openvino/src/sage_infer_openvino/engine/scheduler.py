@@ -1,4 +1,4 @@
-"""Decides what each engine step computes. Knows tokens and blocks, and neither OpenVINO nor threads."""
+"""Schedules each engine step, in terms of tokens and blocks, independent of OpenVINO and threads."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ BlockKeys = Callable[[Sequence[int], bytes], list[bytes]]
 class Scheduler:
     """Continuous batching with chunked prefill and shared prefixes.
 
-    Every step runs one token of each decoding sequence, and as much of the prompts as ``step_tokens`` leaves room
-    for. Blocks are taken as they are needed; where none is left, the sequence that would be served last gives its
-    blocks up and is computed again later (preemption by recomputation).
+    Every step runs one token of each decoding sequence, and as many prompt tokens as ``step_tokens`` has room
+    for. Blocks are allocated on demand; if none is free, the most recent sequence is preempted and recomputed
+    later (preemption by recomputation).
 
-    A sequence starts with the blocks of its prefix that are there already, by ``block_keys`` (none without). One
-    whose prefix is just being computed for another waits for that: so do ``n`` completions of one prompt.
+    A sequence starts with the cached blocks of its prefix, by ``block_keys`` (none without). A sequence
+    whose prefix is being computed for another one waits for it, as do ``n`` completions of one prompt.
 
-    A sequence that waits may have blocks: one whose prefill was held and that ``decode`` has brought back.
+    A waiting sequence may have blocks: its prefill was held and ``decode`` has resumed it.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Scheduler:
         self.pool = pool
         self.block_size = block_size
         self.max_batch_size = max_batch_size
-        self.step_tokens = max(step_tokens, max_batch_size)  # so that every decoding sequence gets its token
+        self.step_tokens = max(step_tokens, max_batch_size)  # so that every decoding sequence can run
         self.running: list[SequenceState] = []
         self.waiting: list[SequenceState] = []  # ordered by _turn
         self.preemptions = 0
@@ -54,18 +54,18 @@ class Scheduler:
         bisect.insort(self.waiting, sequence, key=_turn)
 
     def remove(self, sequence: SequenceState) -> None:
-        """Take a sequence out, wherever it is, and free its blocks."""
+        """Remove a sequence and free its blocks."""
         self.set_aside(sequence)
         self.pool.give_back(sequence.blocks)
 
     def set_aside(self, sequence: SequenceState) -> None:
-        """Take a sequence out, and let it keep its blocks."""
+        """Remove a sequence without freeing its blocks."""
         for queue in (self.running, self.waiting):
             if sequence in queue:
                 queue.remove(sequence)
 
     def blocks_for(self, requests: Iterable[EngineRequest]) -> int:
-        """Blocks that these requests' prompts take together. Unlike the rest, safe to call from any thread."""
+        """Total blocks of these requests' prompts. Unlike other methods, safe to call from any thread."""
         shared: set[bytes] = set()
         own = 0
         for request in requests:
@@ -78,15 +78,15 @@ class Scheduler:
     def next_step(
         self, beside_decodes: Callable[[int, int, int], int] | None = None
     ) -> list[tuple[SequenceState, int]]:
-        """Sequences to run now, each with how many tokens; their blocks have room for them.
+        """Sequences to run now with their number of tokens; blocks for them are allocated.
 
         ``beside_decodes(decoding, prompts, limit)`` limits the prompt tokens of a step in which so many sequences
         decode and so many that have room to run do not yet; it gives 1 or more, and ``limit`` at most.
-        Empty only when every block that would be needed is held by sequences that were set aside.
+        Empty only if sequences that are held have all the needed blocks.
         """
         step: list[tuple[SequenceState, int]] = []
         in_turn = sorted(self.running, key=_turn)
-        # Decodes first: they are one token each, and somebody is reading along.
+        # Decodes first: they are one token each, and their streams are being read.
         budget = self._advance([s for s in in_turn if _remaining(s) == 1], self.step_tokens, step)
         # From its second token on: a burst that came together starts together, and decodes in one batch from then on.
         read_along = any(sequence.new_length > 1 for sequence, _ in step)
@@ -115,7 +115,7 @@ class Scheduler:
         return step
 
     def computed(self, sequence: SequenceState, count: int) -> None:
-        """``count`` more tokens have their KV: blocks that are full with them can be shared from now on."""
+        """``count`` more tokens have KV: blocks filled by them can now be shared."""
         full = sequence.computed // self.block_size
         sequence.computed += count
         if sequence.computed // self.block_size > full:
@@ -128,10 +128,10 @@ class Scheduler:
     def _advance(
         self, sequences: Iterable[SequenceState], budget: int, step: list[tuple[SequenceState, int]]
     ) -> int:
-        """Put running sequences into the step, in turn, as far as tokens and blocks go; returns the tokens left."""
+        """Schedule running sequences in order, within token budget and free blocks; returns the remaining budget."""
         for sequence in sequences:
             if sequence not in self.running:
-                continue  # preempted a moment ago
+                continue  # just preempted
             count = min(_remaining(sequence), budget)
             if count and self._make_room(sequence, count, {id(s) for s, _ in step}):
                 step.append((sequence, count))
@@ -163,11 +163,11 @@ class Scheduler:
         return sequence.keys
 
     def _shareable(self, sequence: SequenceState) -> list[bytes]:
-        """Keys of the blocks that it could do without computing: one token at least is left to be computed."""
+        """Keys of the blocks that could be reused: at least one token must be computed."""
         return self._keys(sequence)[: (len(sequence.tokens) - 1) // self.block_size]
 
     def _found(self, sequence: SequenceState) -> list[int]:
-        """Blocks of a waiting sequence's prefix that are there."""
+        """Cached blocks of a waiting sequence's prefix."""
         found: list[int] = []
         for key in self._shareable(sequence) if not sequence.blocks else ():
             block = self.pool.find(key)
@@ -177,7 +177,7 @@ class Scheduler:
         return found
 
     def _next_key(self, sequence: SequenceState) -> bytes | None:
-        """Key of the first block of its prefix that is not there."""
+        """Key of the first uncached block of its prefix."""
         rest = self._shareable(sequence)[len(sequence.blocks) or len(self._found(sequence)) :]
         return rest[0] if rest else None
 
@@ -193,16 +193,16 @@ class Scheduler:
     # --- blocks
 
     def _fits(self, sequence: SequenceState) -> bool:
-        """Whether there is room for the whole prompt, so that starting it does not at once push another one out."""
+        """Whether there is room for the whole prompt, so that it does not immediately preempt another."""
         return self._needed(sequence) <= self.pool.free
 
     def _needed(self, sequence: SequenceState) -> int:
-        """Free blocks that starting a waiting sequence takes; what others hold as well costs nothing."""
+        """Free blocks needed to start a waiting sequence; shared blocks cost nothing."""
         shared = sum(self.pool.holders(block) > 0 for block in self._found(sequence))
         return self._missing_blocks(sequence, _remaining(sequence)) - shared
 
     def _reclaim(self, sequence: SequenceState) -> bool:
-        """Make a waiting sequence fit with the blocks of others that wait, later turns first; False if it cannot."""
+        """Free blocks of other waiting sequences, latest first, until this one fits; False if it cannot."""
         holders = [other for other in self.waiting if other.blocks and other is not sequence]
         taken = Counter(block for holder in holders for block in holder.blocks)
         for block in self._found(sequence):
@@ -223,11 +223,11 @@ class Scheduler:
             sequence.blocks += self.pool.take(missing)
 
     def _make_room(self, sequence: SequenceState, count: int, in_step: Collection[int]) -> bool:
-        """Give a running sequence its blocks, at the cost of one whose turn is later; False where it must wait."""
+        """Allocate blocks for a running sequence, preempting later ones; False if it must wait."""
         while self._missing_blocks(sequence, count) > self.pool.free:
             victim = max((s for s in self.running if id(s) not in in_step), key=_turn)
             if victim is sequence and in_step:
-                return False  # the others go on and will give blocks back; until then it keeps its own
+                return False  # the others continue and will free blocks; until then it keeps its own
             self._preempt(victim)
             if victim is sequence:
                 return False

@@ -1,4 +1,4 @@
-"""A request on its way through the engine, and its completions: tokens, blocks, and what the consumer gets."""
+"""A request in the engine and its completions: tokens, blocks, and output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SequenceState:
     """The tokens of one completion and the blocks that hold their KV. Belongs to the engine thread.
 
     ``computed`` tokens have their KV in ``blocks``; the rest (a prompt, or one new token) is computed next. It
-    falls back to 0 when the sequence is preempted, and everything is computed again.
+    is reset to 0 by preemption, and everything is recomputed.
 
     A resumed sequence begins with ``given`` output tokens, and its next delta with their ``undelivered`` text.
     """
@@ -69,7 +69,7 @@ class Clock:
             self.first_token = self.last_token
 
     def restart(self) -> None:
-        """Count from now: the first token is there already, and what happened before was another call's."""
+        """Restart the clock: the first token exists already, and earlier times belong to another call."""
         self.accepted = self.started = self.first_token = self.last_token = time.perf_counter()
 
     def timing(self, longest_output: int) -> Timing:
@@ -92,7 +92,7 @@ class EngineRequest:
     """One prompt with its ``n`` sequences, and the stream that its consumer reads.
 
     ``loop`` is the consumer's event loop; everything that touches ``stream`` runs there. With ``hold`` the
-    sequence stops after its first token and keeps its blocks for ``hold_s`` seconds, for ``decode`` to go on with;
+    sequence stops after its first token and keeps its blocks for ``hold_s`` seconds, until ``decode`` continues it;
     ``on_held`` is then called in ``loop``, with the error where prefill ended in one. ``siblings`` are all requests
     of the same call.
     """
@@ -105,8 +105,8 @@ class EngineRequest:
     deadline: float | None = None  # on time.perf_counter's clock
     seed: int = field(factory=lambda: secrets.randbits(63))
     stream: BufferedTokenStream | None = None
-    salt: bytes = b""  # only requests of equal salt share KV
-    is_private: bool = False  # its salt is drawn here: KV of a foreign engine is shared with nobody
+    salt: bytes = b""  # only requests with equal salt share KV
+    is_private: bool = False  # random salt: KV of a foreign engine is not shared
     hold: bool = False
     hold_s: float = math.inf
     held_until: float = math.inf  # on time.perf_counter's clock
@@ -115,7 +115,7 @@ class EngineRequest:
     sequences: list[SequenceState] = field(factory=list, repr=False)
     first_delta: TokenDelta | None = None
     cached_tokens: int | None = None  # of the prompt, found when it was started first
-    arrived_at: float = field(factory=time.perf_counter)  # its place in the line, whatever happens to it
+    arrived_at: float = field(factory=time.perf_counter)  # its position in the queue, kept after preemption
     clock: Clock = field(factory=Clock)
 
     def usage(self) -> Usage:

@@ -1,4 +1,4 @@
-"""One engine step: what the scheduler chose goes through the model, and comes out as new tokens."""
+"""One engine step: run the scheduled tokens through the model and sample new ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Stepper"]
 
 @define(eq=False)
 class Stepper:
-    """Runs steps of one model. ``computed`` is told how many more tokens of a sequence have their KV."""
+    """Runs steps of one model. ``computed`` receives the number of new tokens with KV per sequence."""
 
     runner: PagedRunner
     sampler: Sampler
@@ -31,9 +31,9 @@ class Stepper:
     def run(
         self, step: Sequence[tuple[SequenceState, int]]
     ) -> tuple[list[tuple[SequenceState, TokenDelta]], dict[EngineRequest, InvalidRequest]]:
-        """Compute each sequence's next tokens; those that are complete with them get one more.
+        """Compute each sequence's next tokens; fully computed sequences get one new token.
 
-        Returns the new tokens, and the requests whose constraint cannot be followed any further.
+        Returns the new tokens, and the requests whose constraint failed.
         """
         slices = []
         now = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Stop strings in a stream: text is held back only as long as it could still become one."""
+"""Stop-string detection in a stream: text is held back only while it could become a stop string."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ __all__ = ["StopStringDetector"]
 
 
 class StopStringDetector:
-    """Cuts a stream of text where the first stop string is complete, however the text is split into pieces.
+    """Ends a stream of text at the first complete stop string, independent of how the text is split.
 
-    Where two are complete at the same character, the one that began earlier counts.
+    If two are complete at the same character, the one that started earlier wins.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -16,7 +16,7 @@ class StopStringDetector:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text that is certain to belong to the output, and whether a stop string came up after it."""
+        """Text that certainly belongs to the output, and whether a stop string follows it."""
         text = self._held + text
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
@@ -27,12 +27,12 @@ class StopStringDetector:
         return text[: len(text) - keep], False
 
     def flush(self) -> str:
-        """What is still held back when the output ends for another reason."""
+        """The held-back text, for when the output ends for another reason."""
         held, self._held = self._held, ""
         return held
 
     def _possible_start(self, text: str) -> int:
-        """Length of the longest end of ``text`` that a stop string begins with."""
+        """Length of the longest suffix of ``text`` that is a prefix of a stop string."""
         longest = max(map(len, self._stops)) - 1
         for length in range(min(longest, len(text)), 0, -1):
             end = text[-length:]

@@ -1,4 +1,4 @@
-"""What a chat's messages must be before a template sees them."""
+"""Validate chat messages before rendering a template."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _plain(index: int, message: Any) -> dict[str, Any]:
         raise InvalidRequest(f"message {index} must be a mapping with a role, such as user, got {message!r}")
     content = message.get("content")
     if content is None and message["role"] == "user":
-        raise InvalidRequest(f"message {index} is a user's and has no content; expected text")
+        raise InvalidRequest(f"message {index} of the user has no content; expected text")
     if not isinstance(content, list | tuple):
         return dict(message)
     texts = []
@@ -36,7 +36,7 @@ def _plain(index: int, message: Any) -> dict[str, Any]:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind != "text":
             raise UnsupportedFeature(
-                f"message {index} has a content part of type {kind!r}, and this model takes text only "
+                f"message {index} has a content part of type {kind!r}, but this model supports text only "
                 "(feature multimodal)"
             )
         if not isinstance(part.get("text"), str):

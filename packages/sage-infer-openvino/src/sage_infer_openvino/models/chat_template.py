@@ -1,4 +1,4 @@
-"""Renders a model's chat template: a Jinja program that came with the model's files, and is not to be
+"""Renders a model's chat template: an untrusted Jinja program from the model's files.
 trusted.
 
 The environment is the one that templates are written for (https://huggingface.co/docs/transformers/chat_templating):
@@ -23,7 +23,7 @@ from sage_infer.errors import InvalidRequest, ModelFileError
 __all__ = ["RESERVED_VARIABLES", "ChatTemplate"]
 
 RESERVED_VARIABLES = ("messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now")
-"""Names that callers' variables must not have: what a template reads under them comes from elsewhere."""
+"""Reserved variable names, set by the renderer."""
 
 
 class ChatTemplate:
@@ -65,7 +65,7 @@ class ChatTemplate:
                 }
             )
         except _Refused as error:
-            raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error
+            raise InvalidRequest(f"the model's chat template rejects these messages: {error}") from error
         # A template is a program over the caller's data: a missing key or a number where text belongs ends up
         # here.
         except (

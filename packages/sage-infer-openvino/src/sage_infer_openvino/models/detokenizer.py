@@ -1,8 +1,8 @@
-"""From token ids to text, one token at a time, without ever showing half a character.
+"""Incremental detokenization that never emits partial characters.
 
 A token stands for bytes, and a character may span tokens (an emoji is often four). So every token is mapped
 to its bytes once, and an incremental UTF-8 decoder holds back the bytes that do not make a character yet:
-constant work a token, and the pieces joined are exactly the text of all tokens together. Bytes that can never
+constant cost per token, and the concatenated pieces equal the text of all tokens. Bytes that can never
 be UTF-8 become U+FFFD.
 """
 
@@ -54,7 +54,7 @@ class TokenBytes:
     def _compute(self, token_id: int) -> bytes:
         token = self._tokenizer.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
         if token is None:
-            # Models have more rows than their tokenizer has tokens; such an id has no text.
+            # Models may have more rows than tokenizer tokens; such ids have no text.
             return b""
         if self._byte_level:
             try:

@@ -1,8 +1,8 @@
-"""The decoder families that run: one row each, of what their files call things and what their graphs do.
+"""Supported decoder families: one row each with tensor names and graph features.
 
 A family is named by ``model_type`` and ``architectures`` in a Hugging Face ``config.json``, and by
 ``general.architecture`` in a GGUF. What a config says itself (dimensions, biases, multipliers) is read where it is
-read for every family; a row holds what one has to know. Sources: transformers' ``configuration_*.py`` and
+read for every family; a row holds facts missing from the files. Sources: transformers' ``configuration_*.py`` and
 ``modeling_*.py``, and llama.cpp's ``conversion/*.py`` and ``src/models/*.cpp``.
 """
 
@@ -80,8 +80,8 @@ _GGUF = {
 _GGUF_PHI = {**_GGUF, **dict.fromkeys(("q", "k", "v"), "attn_qkv"), "gate": "ffn_up"}
 
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-_SOFT_CAP = "a soft cap on attention scores, for which OpenVINO's paged attention has no input"
-_BOTH_WAYS = "attention to what comes later, which a generating model does not have"
+_SOFT_CAP = "OpenVINO's paged attention does not support a soft cap on attention scores"
+_BOTH_WAYS = "bidirectional attention is not supported: a decoder cannot attend to later tokens"
 
 
 @frozen(kw_only=True)
@@ -91,7 +91,7 @@ class Family:
     """
 
     name: str
-    """For people."""
+    """Display name."""
     key: str
     classes: Mapping[str, str] = Factory(dict)
     """``model_type`` to the class in ``architectures``."""
@@ -326,7 +326,7 @@ def gguf_family(architecture: object, where: str) -> Family:
 
 
 def rows_of(kind: str, names: Mapping[str, str], config: DecoderConfig) -> tuple[slice, int] | None:
-    """Which rows of its matrix a module is, and of how many, where ``names`` gives several modules one matrix.
+    """Rows of a module in its matrix, and the total, if ``names`` maps several modules to one matrix.
 
     A matrix of q, k and v has them in this order, one of gate and up as well. ``None``: the module has its own.
     """

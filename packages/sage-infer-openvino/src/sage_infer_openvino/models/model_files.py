@@ -1,4 +1,4 @@
-"""Which files a model path means, and a model's tokenizer without its weights."""
+"""Resolve a model path to files, and load a tokenizer without weights."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Makes a model's files ready to run, once: OpenVINO's own form, the tokenizer and the config, in a cache
+"""Prepares a model's files once: OpenVINO's format, tokenizer and config, in a cache
 folder.
 
-Preparing takes seconds and is done on the first use, or ahead of it by ``sage infer model add``; afterwards
-opening a model reads the prepared form through a memory map.
+Preparation takes seconds and happens on first use, or ahead of time by ``sage infer model add``; afterwards
+a model is opened by memory-mapping the prepared form.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sage_infer_openvino.ov_runtime import ov
 __all__ = ["PREPARED_VERSION", "PreparedDecoder", "prepare_decoder"]
 
 PREPARED_VERSION = 3
-"""Raise it whenever what is written below changes meaning: older entries are then made again."""
+"""Increase it whenever the format below changes: older entries are then rebuilt."""
 
 _SOURCE_FILES = ("*.json", "*.jinja", "*.safetensors")
 

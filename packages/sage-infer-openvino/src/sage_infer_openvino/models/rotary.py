@@ -1,4 +1,4 @@
-"""Ways to stretch a rotary embedding over longer texts than it was trained on.
+"""Rotary scaling for texts longer than in training.
 
 Each gives divisors of the ``dimensions / 2`` angular frequencies and a factor on cosine and sine, both fixed for all
 positions. Formulas: transformers' ``modeling_rope_utils.py``; llama.cpp's ``ggml_rope_yarn_corr_dims`` agrees.

@@ -16,7 +16,7 @@ from sage_infer_openvino.models.tokenizer import TextTokenizer
 
 __all__ = ["DecoderTexts"]
 
-_INLINE = 4096  # characters: so little is tokenized sooner than another thread has woken up
+_INLINE = 4096  # characters: shorter texts are tokenized faster than another thread wakes up
 
 
 @frozen

@@ -213,7 +213,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         raise ModelFileError(f"{path}: not found; the model's folder needs its tokenizer.json")
     try:
         return Tokenizer.from_file(str(path))
-    # `tokenizers` raises a bare Exception for whatever is wrong with the file.
+    # `tokenizers` raises a bare Exception for any problem with the file.
     except Exception as error:
         raise ModelFileError(f"{path}: not a tokenizer.json that this `tokenizers` reads: {error}") from error
 

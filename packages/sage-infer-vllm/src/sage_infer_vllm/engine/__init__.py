@@ -1,1 +1,1 @@
-"""One vLLM engine: its processes, its start, what it reports and what it can do."""
+"""One vLLM engine: processes, startup, statistics and capabilities."""

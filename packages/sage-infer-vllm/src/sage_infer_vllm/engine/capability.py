@@ -1,4 +1,4 @@
-"""What a running engine can do, read from its own configuration."""
+"""Capabilities of a running engine, read from its configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PRECISIONS = {
 
 @frozen(kw_only=True)
 class Service:
-    """What a backend serves on an engine, and under which name.
+    """How a backend serves an engine.
 
     Attributes:
         name: the name that the backend is registered under.

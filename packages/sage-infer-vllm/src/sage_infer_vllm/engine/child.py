@@ -1,5 +1,5 @@
-"""What the engine's own processes run first: they form a process group of their own, end with their parent, and
-tell it why they failed.
+"""Entry module of the engine's processes: they form their own process group, exit with their parent, and
+report failures to it.
 
 ``process.engine_start`` has multiprocessing import this module in them, in the place of the user's main module.
 That one would be run a second time otherwise, and fail in every script without an ``if __name__`` guard.
@@ -21,7 +21,7 @@ __all__ = ["lead_group", "report_failures"]
 
 
 def lead_group() -> None:
-    """Become the leader of a process group that is killed when the process that started this one has ended."""
+    """Become the leader of a process group that is killed when the parent process exits."""
     with suppress(OSError):
         os.setpgid(0, 0)
     threading.Thread(target=_end_with, args=(os.getppid(),), name="sage-infer-parent", daemon=True).start()
@@ -31,11 +31,11 @@ def _end_with(parent: int) -> None:
     wait_for_end([parent])
     if os.getpgid(0) == os.getpid():
         os.killpg(0, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)  # where it could not lead a group: nobody else's
+    os.kill(os.getpid(), signal.SIGKILL)  # if it could not lead a group, kill no other process
 
 
 def report_failures() -> None:
-    """Tell what the process's target raises; its traceback alone would only be printed."""
+    """Report exceptions of the process's target, whose traceback would otherwise only be printed."""
     run = multiprocessing.process.BaseProcess.run
 
     def reporting(self: Any) -> None:

@@ -1,4 +1,4 @@
-"""One running vLLM engine: started in a thread, watched while it lives, and gone without a trace."""
+"""One running vLLM engine: started in a thread, supervised, and fully cleaned up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sage_infer_vllm.platform import Platform
 
 __all__ = ["VLLMEngine", "check_platform", "start_engine"]
 
-_RPC_S = 60.0  # for the engine to say what its KV cache is
+_RPC_S = 60.0  # for the engine to describe its KV cache
 _ENGINE_NAME = "EngineCore"
 
 
@@ -44,10 +44,10 @@ class VLLMEngine:
         llm: vLLM's ``AsyncLLM``.
         counters: filled by vLLM after each step.
         processes: the engine's process group.
-        kv: what the first worker says of its KV cache (``kv_facts``).
+        kv: the first worker's description of its KV cache (``kv_facts``).
         kv_bytes: size of the KV cache over all workers.
-        tasks: what vLLM says the model is for (``generate``, ``embed``, ``classify``, …).
-        stopped: why the engine ended, once it has; empty while it lives.
+        tasks: the model's tasks according to vLLM (``generate``, ``embed``, ``classify``, …).
+        stopped: why the engine ended; empty while it runs.
     """
 
     llm: Any
@@ -65,15 +65,15 @@ class VLLMEngine:
         return self.llm.vllm_config
 
     def watch(self, on_death: Callable[[], None]) -> None:
-        """Call ``on_death`` in this event loop when the engine ends by itself."""
+        """Call ``on_death`` in this event loop if the engine exits unexpectedly."""
         loop = asyncio.get_running_loop()
         self._on_death = on_death
 
         def wait() -> None:
             self.processes.wait_for_end()
             if not self._closing:
-                self.stopped = "a process of vLLM's engine ended"
-                with suppress(RuntimeError):  # a closed loop has nobody to tell
+                self.stopped = "a process of vLLM's engine exited"
+                with suppress(RuntimeError):  # a closed loop has no listener
                     loop.call_soon_threadsafe(self._died)
                 self.processes.reap()
 
@@ -99,9 +99,9 @@ async def start_engine(
     *,
     warm_up: bool,
 ) -> VLLMEngine:
-    """Start vLLM with the engine arguments that ``arguments(device type)`` gives.
+    """Start vLLM with the engine arguments returned by ``arguments(device type)``.
 
-    ``environment(device type)`` holds while the engine is configured, and for its processes. Cancelling this, as
+    ``environment(device type)`` applies while the engine is configured, and to its processes. Cancelling this, as
     Ctrl-C does, ends them.
 
     Raises:
@@ -111,7 +111,7 @@ async def start_engine(
     processes = EngineProcesses()
 
     def on_stage(name: str) -> None:
-        processes.add(_new_engine_pids(before))  # so that they can be reaped where the start fails
+        processes.add(_new_engine_pids(before))  # so that they can be killed if the start fails
         if name in worker.STAGES:
             progress(*worker.STAGES[name])
 
@@ -165,7 +165,7 @@ def _start(
 ) -> _Started:
     device = str(compat.current_platform.device_type)
     check_platform(platform)
-    wanted = arguments(device)  # what cannot be is said by its own error, and before anything is started
+    wanted = arguments(device)  # raises a specific error before anything is started
     counters = EngineCounters()
     try:
         with engine_start(), _environment({**environment(device), ADDRESS: listener.address}):
@@ -185,7 +185,7 @@ def _start(
 
 
 async def _abandon(starting: asyncio.Future[_Started], before: set[int | None]) -> None:
-    """End a start that nobody waits for: its processes first, so that the thread does not wait for them either."""
+    """Cancel a start: kill its processes first, so that the thread does not wait for them."""
     while not starting.done():
         pids = _new_engine_pids(before)
         await asyncio.to_thread(EngineProcesses.of(pids).reap)
@@ -199,7 +199,7 @@ async def _abandon(starting: asyncio.Future[_Started], before: set[int | None]) 
 
 
 def check_platform(platform: Platform) -> None:
-    """Refuse to run a vendor's backend on another platform than the vendor's.
+    """Reject a vendor's backend on another platform.
 
     Raises:
         BackendUnavailable: vLLM found another platform.
@@ -210,7 +210,7 @@ def check_platform(platform: Platform) -> None:
     if platform.plugin not in compat.active_platform_plugins():
         raise BackendUnavailable(
             f"backend {platform.backend_name!r} needs vLLM's platform plug-in {platform.plugin!r}, and vLLM runs on "
-            f"{found.__module__}.{found.__qualname__}; is the vendor's driver there, and VLLM_PLUGINS not set?"
+            f"{found.__module__}.{found.__qualname__}; check the vendor's driver, and that VLLM_PLUGINS is not set"
         )
 
 

@@ -1,4 +1,4 @@
-"""What vLLM says when it cannot start, as an error of the contract."""
+"""Convert vLLM's startup failures to errors of the contract."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ARCHITECTURE = re.compile(r"architectures?.*(not supported|are not supported|fa
 
 
 def start_failure(told: Sequence[tuple[str, str]], raised: BaseException) -> SageInferError:
-    """The error to raise for a start that failed; ``told`` is what the engine's processes said, first things first."""
+    """The error for a failed start; ``told`` are the failures reported by the engine's processes, in order."""
     kind, text = told[0] if told else (type(raised).__name__, str(raised))
     line = _one_line(text) or kind
     if kind in _MEMORY_TYPES or _MEMORY.search(text):
@@ -47,7 +47,7 @@ def start_failure(told: Sequence[tuple[str, str]], raised: BaseException) -> Sag
 
 
 def _one_line(text: str) -> str:
-    """The text's sentences in one line; pydantic's heading and links say nothing to users."""
+    """The text's sentences in one line, without pydantic's heading and links."""
     lines = [line.strip() for line in text.splitlines()]
     kept = [line for line in lines if line and not line.startswith("For further information")]
     if len(kept) > 1 and "validation error" in kept[0]:

@@ -1,4 +1,4 @@
-"""What a worker's KV cache is, read from its model runner as plain data. Runs in vLLM's worker processes."""
+"""A worker's KV cache as plain data, read from its model runner. Runs in vLLM's worker processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def kv_facts(worker: Any) -> dict[str, Any]:
 
 
 def _place(name: str) -> tuple[int, str]:
-    """Where a layer comes in the model, from a name such as ``model.layers.3.self_attn.attn``."""
+    """Index of a layer in the model, from a name such as ``model.layers.3.self_attn.attn``."""
     number = re.search(r"\.(\d+)(\.|$)", name)
     return (int(number[1]) if number else -1, name)
 

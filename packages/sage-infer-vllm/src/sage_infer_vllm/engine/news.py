@@ -1,4 +1,4 @@
-"""News from the processes of an engine that starts: what they do, and why they failed. Plain datagrams, no logs."""
+"""Progress and failures reported by the processes of a starting engine, as datagrams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = 1500  # characters of an error's text
 
 
 def tell(**news: str) -> None:
-    """Send news to the process that starts the engine; where nobody listens any more, nothing happens."""
+    """Send a report to the process that starts the engine; ignored if it no longer listens."""
     address = os.environ.get(ADDRESS)
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
@@ -29,15 +29,15 @@ def tell(**news: str) -> None:
 
 
 def tell_failure(error: BaseException) -> None:
-    """Send what went wrong. The first failure that is told is the cause of the others."""
+    """Report a failure. The first reported failure is the cause of the others."""
     tell(error=type(error).__name__, text=str(error)[:_SHOWN])
 
 
 class Listener:
-    """Hears the news while it is entered; ``on_stage`` is called in a thread of its own.
+    """Receives reports while entered; ``on_stage`` is called in a separate thread.
 
     Attributes:
-        failures: errors that were told, as (type name, text), the first one first.
+        failures: reported errors as (type name, text), in order.
     """
 
     def __init__(self, on_stage: Callable[[str], None]) -> None:
@@ -57,7 +57,7 @@ class Listener:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
-            sender.sendto(b"", self.address)  # ends the thread, after all that came before
+            sender.sendto(b"", self.address)  # ends the thread after earlier reports
         self._thread.join()
         self._socket.close()
         self._folder.cleanup()

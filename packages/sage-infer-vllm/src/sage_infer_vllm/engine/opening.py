@@ -1,4 +1,4 @@
-"""Opens a model on vLLM: converts its files where needed, starts the engine, and reads what the engine can do."""
+"""Opens a model on vLLM: converts its files if needed, starts the engine, and reads its capabilities."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["adapter_folder", "import_compat", "open_model"]
 
-_CONVERTED = 0.3  # share of the whole that converting a GGUF file gets
+_CONVERTED = 0.3  # share of the progress for converting a GGUF file
 
 
 async def open_model(
@@ -40,7 +40,7 @@ async def open_model(
     quantization: Quantization,
     on_progress: ProgressReport,
 ) -> Running:
-    """Convert the model where that is needed, start vLLM with it, and read what the engine is.
+    """Convert the model if needed, start vLLM with it, and read the engine's facts.
 
     Raises:
         BackendUnavailable, ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: it cannot be opened.
@@ -152,13 +152,13 @@ def _key_space(running: Running, weights: str) -> str | None:
 
 
 def _check_kv(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """The engine has the KV cache that was asked for, and not one that vLLM chose instead."""
+    """Check that the engine has the requested KV cache."""
     layers = [layer for layer in facts["layers"] if layer["num_heads"]]
     preset, page_size = wanted.get("preset"), wanted.get("page_size")
     dtypes = {KV_DTYPES.get(layer["dtype"], layer["dtype"]) for layer in layers}
     if preset in ("fp16", "bf16") and dtypes - {preset}:
         raise CapabilityMismatch(
-            f"KV was asked for in {preset}, and vLLM keeps it in the model's {', '.join(sorted(dtypes))} here; "
+            f"{preset} KV was requested, but vLLM uses the model's {', '.join(sorted(dtypes))} here; "
             f"set the option dtype to {'float16' if preset == 'fp16' else 'bfloat16'}, or leave the preset out"
         )
     sizes = {layer["block_size"] for layer in layers}

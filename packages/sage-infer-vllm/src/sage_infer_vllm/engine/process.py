@@ -1,8 +1,8 @@
-"""The engine's processes: started in a group of their own, and reaped with everything that they leave behind.
+"""The engine's processes: started in their own group, and cleaned up with their shared memory.
 
-vLLM's engine core is a child of this process and starts workers itself. Where the core is killed, workers live on
-and spin; the shared memory of their queues stays in ``/dev/shm`` in any case. Both are noted while the engine runs,
-so that they can be removed whatever happened.
+vLLM's engine core is a child of this process and starts workers itself. If the core is killed, workers keep running
+and spin; the shared memory of their queues stays in ``/dev/shm`` in any case. Both are recorded while the engine runs,
+so that they can always be removed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from attrs import define, field
 
 __all__ = ["EngineProcesses", "engine_start", "wait_for_end"]
 
-_ENGINE_NAMES = ("EngineCore", "DPCoordinator")  # how vLLM names the processes that it starts from this one
-_VITAL = "VLLM::"  # how the titles of core and workers begin
+_ENGINE_NAMES = ("EngineCore", "DPCoordinator")  # names of vLLM's child processes
+_VITAL = "VLLM::"  # title prefix of core and workers
 _PARENT = "SAGE_INFER_VLLM_PARENT"
 _SHM = Path("/dev/shm")
 _GRACE_S = 2.0
@@ -77,7 +77,7 @@ class EngineProcesses:
         return found
 
     def add(self, leaders: Iterable[int]) -> None:
-        """Take further cores, and note what all of them have opened by now."""
+        """Add further cores, and record the shared memory opened so far."""
         self.leaders |= frozenset(leaders)
         # Only leaders of their own group: killing another group would kill this process.
         self.groups |= frozenset(pid for pid in self.leaders if _group(pid) == pid)
@@ -88,7 +88,7 @@ class EngineProcesses:
         return [pid for pid in _all_processes() if _group(pid) in self.groups and not _is_zombie(pid)]
 
     def wait_for_end(self) -> None:
-        """Wait until one of the processes that the engine cannot do without has ended: a core or a worker."""
+        """Wait until an essential process, a core or a worker, exits."""
         vital = self.leaders | {pid for pid in self.members() if _title(pid).startswith(_VITAL)}
         wait_for_end(vital)
 
@@ -96,16 +96,16 @@ class EngineProcesses:
         self.shared_memory |= _shared_memory_of(self.members())
 
     def reap(self) -> None:
-        """Kill what is left of the groups, wait for it, and remove their shared memory. Safe to call twice."""
+        """Kill remaining processes of the groups, wait for them, and remove their shared memory. Safe to call twice."""
         for group in self.groups:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
         _wait(lambda: not self.members())
-        # What somebody maps still, such as a store that two engines share, must survive this one.
+        # Shared memory that is still mapped, such as a store shared by two engines, must survive.
         for file in self.shared_memory - _shared_memory_of(_all_processes()):
             with suppress(OSError):
                 file.unlink()
-                _forget(file)  # who removes a file has to say so
+                _forget(file)  # report the removal to the tracker
         self.shared_memory.clear()
 
 
@@ -135,7 +135,7 @@ def _title(pid: int) -> str:
 
 
 def _forget(file: Path) -> None:
-    """Tell multiprocessing's tracker, which all processes share, that the file is gone; it would complain at exit."""
+    """Unregister the file from multiprocessing's shared tracker, which would warn at exit."""
     name = file.name
     if name.startswith("sem."):
         resource_tracker.unregister(f"/{name.removeprefix('sem.')}", "semaphore")

@@ -26,12 +26,12 @@ class Running:
     Attributes:
         engine: the engine that runs it.
         compat: the module that imported vLLM.
-        capability: what it can do.
+        capability: its capabilities.
         tokenizer: the model's, None where it has none.
         requests: the requests that are open.
         adapters: LoRA adapters by name, as vLLM takes them.
         parse_tools: separates tool calls from an answer's text; None where no parser was chosen.
-        undescribed: why the KV cache has no schema; empty where it has one, or there is no KV.
+        undescribed: why the KV cache has no schema; empty if it has one, or there is no KV.
         key_space: ``contracts.key_space`` of the KV; None where it has no schema.
     """
 
@@ -61,7 +61,7 @@ class Running:
     @property
     def stopped(self) -> str:
         if not self.engine.stopped and self.engine.llm.errored:
-            return "vLLM's engine reports an error that it does not recover from"
+            return "vLLM's engine reports a fatal error"
         return self.engine.stopped
 
     def dead(self) -> EngineDead:
@@ -76,7 +76,7 @@ class Running:
         if name is None:
             return None
         if name not in self.adapters:
-            raise ModelNotFound(f"no adapter {name!r}; there are {', '.join(sorted(self.adapters))}")
+            raise ModelNotFound(f"no adapter {name!r}; available: {', '.join(sorted(self.adapters))}")
         return self.adapters[name]
 
     def stats(self) -> EngineStats:

@@ -1,4 +1,4 @@
-"""Gauges and counters of one engine, from vLLM's own statistics: no log is read for them."""
+"""Gauges and counters of one engine, from vLLM's own statistics."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class EngineCounters:
         steps: engine steps since the start.
         step_s: seconds between the last two steps without idle time between them; None before there were two.
         running: sequences in the batch after the last step.
-        waiting: requests that had not begun then.
+        waiting: requests in the queue after the last step.
         kv_usage: share of the KV blocks in use then, 0 to 1.
         prompt_tokens: prompt tokens computed.
         output_tokens: tokens generated.
         cache_queries: prompt tokens looked up in the prefix cache.
         cache_hits: prompt tokens found there.
-        preemptions: times that a running request lost its KV blocks to another one.
+        preemptions: number of preempted requests.
     """
 
     steps: int = 0

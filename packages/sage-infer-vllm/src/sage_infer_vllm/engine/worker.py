@@ -1,7 +1,7 @@
-"""Runs in vLLM's worker processes: the platform's own worker, which also tells what it does and what it has.
+"""Runs in vLLM's worker processes: the platform's worker, extended with progress reports and KV facts.
 
-vLLM names its worker class by a string (``worker_cls``), so a subclass needs no change in vLLM. Which class it is
-derived from, and where to send news, comes in the environment that the engine's processes inherit.
+vLLM names its worker class by a string (``worker_cls``), so a subclass needs no change in vLLM. The base
+class and the address for reports are passed in the environment that the engine's processes inherit.
 """
 
 from __future__ import annotations

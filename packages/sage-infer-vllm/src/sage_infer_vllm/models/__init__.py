@@ -1,1 +1,1 @@
-"""A model's files, and what vLLM makes of them: conversion, quantization, KV cache, memory."""
+"""A model on vLLM: conversion, quantization, KV cache, memory."""

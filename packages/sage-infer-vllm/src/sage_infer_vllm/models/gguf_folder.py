@@ -1,4 +1,4 @@
-"""Writes a GGUF file's model as a Hugging Face folder, with every weight exactly as the file has it.
+"""Converts a GGUF file to a Hugging Face folder with exact weights.
 
 vLLM's own GGUF reader is a plug-in for CUDA. transformers, which comes with every vLLM, knows the names, the permuted
 rows of each family and the tokenizers; the ``gguf`` package dequantizes. Scales are half precision and zero points
@@ -74,7 +74,7 @@ def _tensors(source: Path, config: Any) -> tuple[dict[str, Any], str]:
     missing = sorted(model.state_dict().keys() - tensors.keys() - tied)
     if missing:
         raise ModelFileError(
-            f"{source} lacks {len(missing)} of the model's weights, {missing[0]} among them; get the file again"
+            f"{source} lacks {len(missing)} of the model's weights, {missing[0]} among them; fetch the file again"
         )
     return tensors, type(model).__name__
 
@@ -104,7 +104,7 @@ def _line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _reporting(progress: Progress, start: float, end: float) -> Iterator[None]:
-    """While transformers goes over the tensors, ``progress`` moves in the place of its bar."""
+    """Report ``progress`` instead of transformers' progress bar."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
     original = reader.tqdm

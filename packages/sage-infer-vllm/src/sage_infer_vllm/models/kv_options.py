@@ -1,4 +1,4 @@
-"""What a user may ask of the KV cache, as engine arguments of vLLM."""
+"""KV cache options as engine arguments of vLLM."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def cache_arguments(
 ) -> dict[str, Any]:
     """The option ``kv_schema`` (``preset``, ``page_size``) as vLLM's ``kv_cache_dtype`` and ``block_size``.
 
-    ``supported`` are the cache dtypes of the platform as vLLM names them; None where they are not known yet, so
-    that only the table of the platform can refuse.
+    ``supported`` are the platform's cache dtypes by vLLM's names; None if not known yet, so
+    that only the platform's table can reject.
 
     Raises:
-        CapabilityMismatch: the platform has no such KV cache; the message names those that it has.
-        InvalidRequest: the option has an unknown key or a value that is no page size.
+        CapabilityMismatch: the platform has no such KV cache; the message lists those available.
+        InvalidRequest: the option has an unknown key or an invalid page size.
     """
     wanted = dict(kv_schema or {})
     preset, page_size = wanted.pop("preset", None), wanted.pop("page_size", None)
@@ -48,7 +48,7 @@ def cache_arguments(
         if platform.block_sizes and page_size not in platform.block_sizes:
             sizes = ", ".join(map(str, platform.block_sizes))
             raise CapabilityMismatch(
-                f"{platform.backend_name} has KV pages of {sizes} tokens, not {page_size}; leave page_size out"
+                f"{platform.backend_name} has KV pages of {sizes} tokens, not {page_size}; remove page_size"
             )
         arguments["block_size"] = page_size
     return arguments
@@ -69,7 +69,7 @@ def _cache_dtype(preset: str, platform: Platform, supported: Sequence[str] | Non
         if name in supported:
             return name
     if dtype in _FULL:
-        # The platform keeps KV in the model's own precision, and "auto" says so; start() compares afterwards.
+        # The platform keeps KV in the model's precision ("auto"); start() verifies it afterwards.
         return "auto"
     has = [name for name, (_, choices) in _PRESETS.items() if set(choices) & set(supported)]
     raise CapabilityMismatch(_refusal("vLLM's attention on this platform", preset, has))
@@ -77,6 +77,4 @@ def _cache_dtype(preset: str, platform: Platform, supported: Sequence[str] | Non
 
 def _refusal(who: str, preset: str, has: Sequence[str]) -> str:
     able = ", ".join(has) if has else "none"
-    return (
-        f"{who} keeps no KV in {preset}; it has {able}, and the model's own precision where none is asked for"
-    )
+    return f"{who} does not support {preset} KV; available: {able}, and the model's own precision by default"

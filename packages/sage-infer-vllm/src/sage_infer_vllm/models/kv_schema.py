@@ -31,7 +31,7 @@ _TRANSPOSED_KEYS = {"vec", "vec16"}
 
 
 class _Undescribed(Exception):
-    """No schema describes this cache; the text says why."""
+    """No schema describes this cache; the text is the reason."""
 
 
 def describe_kv(

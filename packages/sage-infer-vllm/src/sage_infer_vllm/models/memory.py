@@ -1,4 +1,4 @@
-"""What vLLM makes of a model's sizes in memory (``BackendSpec.memory``)."""
+"""vLLM's memory requirements for a model (``BackendSpec.memory``)."""
 
 from __future__ import annotations
 

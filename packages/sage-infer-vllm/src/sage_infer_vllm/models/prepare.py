@@ -13,19 +13,19 @@ from sage_infer.sdk.prepared import PreparedCache, Progress
 __all__ = ["default_cache_dir", "loadable_folder", "prepare"]
 
 FORMAT = 1
-"""Raise it whenever what is written changes meaning: older entries are then made again."""
+"""Increase it whenever the format changes: older entries are then rebuilt."""
 
 
 def default_cache_dir() -> Path:
-    """Where converted models are kept unless the caller says otherwise."""
+    """Default folder of converted models."""
     return Path(user_cache_dir("sage-infer")) / "vllm"
 
 
 def loadable_folder(path: str | Path, *, cache_dir: str | Path | None, progress: Progress) -> Path:
-    """The folder that vLLM can load: ``path`` itself, or what its GGUF file was converted to.
+    """The folder that vLLM can load: ``path`` itself, or the converted GGUF file.
 
     Raises:
-        ModelFileError: there is no whole model at ``path``.
+        ModelFileError: there is no complete model at ``path``.
         UnsupportedFeature: a GGUF file of an architecture that cannot be converted.
         ConfigError: the cache folder cannot be written.
     """
@@ -46,7 +46,7 @@ def loadable_folder(path: str | Path, *, cache_dir: str | Path | None, progress:
 
     def build(folder: Path) -> None:
         from sage_infer_vllm.models.gguf_folder import (
-            convert,  # torch and transformers, only where they are needed
+            convert,  # imports torch and transformers on demand
         )
 
         convert(found, folder, progress)
@@ -60,6 +60,6 @@ def loadable_folder(path: str | Path, *, cache_dir: str | Path | None, progress:
 
 
 def prepare(model: ModelDescriptor, progress: Progress) -> None:
-    """Make the form that ``start`` loads, ahead of time (``BackendSpec.prepare``)."""
+    """Prepare a model ahead of time for ``start`` (``BackendSpec.prepare``)."""
     loadable_folder(model.model_path, cache_dir=None, progress=progress)
     progress("ready", 1.0)

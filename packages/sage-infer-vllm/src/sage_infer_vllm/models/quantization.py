@@ -41,7 +41,7 @@ _KV_PRESETS = {8: "fp8", 4: "int4"}
 
 @frozen(kw_only=True)
 class Quantization:
-    """What a profile means for the engine.
+    """A profile as engine settings.
 
     Attributes:
         profile_id: the profile in force; None for the checkpoint's own form.
@@ -62,10 +62,10 @@ NONE = Quantization()
 def quantization_for(
     profile: QuantizationProfile, model_path: str | Path, platform: Platform, *, device: str
 ) -> Quantization:
-    """What the profile means for this model on this platform. ``device`` is vLLM's device type.
+    """The profile's engine settings for this model and platform. ``device`` is vLLM's device type.
 
     Raises:
-        CapabilityMismatch: platform or checkpoint cannot do it; the message names everything that is missing.
+        CapabilityMismatch: not supported by platform or checkpoint; the message lists all missing parts.
     """
     methods = platform.quantization if platform.quantization is not None else DEVICE_METHODS.get(device, ())
     where = platform.backend_name if platform.quantization is not None else f"vLLM on {device}"
@@ -74,7 +74,7 @@ def quantization_for(
     kv_preset = _kv_preset(profile, problems)
     if profile.sparsity_ratio:
         problems.append(
-            f"vLLM has no sparse kernels, and the profile has {profile.sparsity_pattern} sparsity of "
+            f"vLLM has no sparse kernels, but the profile has {profile.sparsity_pattern} sparsity of "
             f"{profile.sparsity_ratio:g}"
         )
     if problems:
@@ -121,7 +121,7 @@ def _method(
     where: str,
     problems: list[str],
 ) -> str | None:
-    """vLLM's method for the profile's weights and activations; what is missing goes to ``problems``."""
+    """vLLM's method for the profile's weights and activations; problems are added to ``problems``."""
     wanted = (profile.weight_bits, profile.activation_bits)
     words = f"{wanted[0]}-bit weights with {wanted[1]}-bit activations (weight_bits, activation_bits)"
     if checkpoint is None:
@@ -159,7 +159,7 @@ def _with_kernel(
     chosen = f"{method}{_KERNELS.get(kernel, '')}" if method else None
     if kernel in _KERNELS and any(m.name == chosen for m in methods):
         return chosen
-    problems.append(f"kernel_backend {kernel!r} cannot be chosen here: vLLM takes its own; leave it out")
+    problems.append(f"kernel_backend {kernel!r} cannot be chosen here: vLLM selects its own; remove it")
     return method
 
 
@@ -167,7 +167,7 @@ def _kv_preset(profile: QuantizationProfile, problems: list[str]) -> str | None:
     prefill, decode = profile.kv_bits_prefill, profile.kv_bits_decode
     if prefill != decode:
         problems.append(
-            f"kv_bits_prefill is {prefill} and kv_bits_decode {decode}: one engine has one KV cache; make them equal"
+            f"kv_bits_prefill is {prefill} but kv_bits_decode {decode}: an engine has one KV cache; make them equal"
         )
         return None
     if decode >= 16:

@@ -1,1 +1,1 @@
-"""From requests of the contract to vLLM's, and its outputs back."""
+"""Convert requests of the contract to vLLM's, and outputs back."""

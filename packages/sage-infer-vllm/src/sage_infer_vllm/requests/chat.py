@@ -60,7 +60,7 @@ def render_chat(
 
 
 def _message(index: int, message: ChatMessage) -> dict[str, Any]:
-    """The message with its text parts joined, as templates of text models want it."""
+    """The message with its text parts joined, as templates of text models expect."""
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
         raise InvalidRequest(f"message {index} has no role; expected system, user, assistant or tool")

@@ -1,4 +1,4 @@
-"""From vLLM's outputs to a stream's deltas. Called for every token, so it checks nothing and makes one object."""
+"""Convert vLLM's outputs to a stream's deltas. Called per token, so it validates nothing and creates one object."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["Delivery"]
 class Delivery:
     """One request's way from the engine to its stream. ``take`` is what the engine calls with each output.
 
-    ``ended`` is called once, in the event loop's thread, with the request's id when the request has ended for
-    whatever reason.
+    ``ended`` is called once, in the event loop's thread, with the request's id when the request ends for
+    any reason.
     """
 
     __slots__ = ("_cached", "_ended", "_first", "_queue_s", "collector", "lengths", "logprobs", "prompt_tokens",
@@ -47,7 +47,7 @@ class Delivery:
 
     @property
     def has_output(self) -> bool:
-        """Whether the first token has come."""
+        """Whether the first token has arrived."""
         return self._first > 0
 
     @property

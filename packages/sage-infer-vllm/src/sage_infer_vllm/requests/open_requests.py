@@ -47,7 +47,7 @@ class OpenRequests:
         """Take these ids, all or none.
 
         Raises:
-            InvalidRequest: an id is in use, or there are more of them than can ever be open.
+            InvalidRequest: an id is in use, or there are more ids than the limit.
             Overloaded: too many are open.
             SageInferError: all have failed already.
         """
@@ -56,7 +56,7 @@ class OpenRequests:
             self._check_unique(request_id)
         if len(ids) > self._max_open:
             raise InvalidRequest(
-                f"{len(ids)} prompts in one call, and the limit is {self._max_open} (max_queue)"
+                f"{len(ids)} prompts in one call exceed the limit of {self._max_open} (max_queue)"
             )
         if len(self) + len(ids) > self._max_open:
             raise self._overloaded()
@@ -159,7 +159,7 @@ class OpenRequests:
 
     def _overloaded(self) -> Overloaded:
         return Overloaded(
-            f"{len(self)} requests are open, and the limit is {self._max_open}; try again later",
+            f"{len(self)} requests are open, the limit is {self._max_open}; retry later",
             retry_after=self._retry.retry_after,
         )
 
