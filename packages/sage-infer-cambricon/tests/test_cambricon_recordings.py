@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
+from sage_infer_cambricon.chips import CHIPS
 from sage_infer_cambricon.recordings import read
 from sage_infer_hal.detection import NO_PROCESSES, UNCOUNTED
 
@@ -251,3 +252,10 @@ def test_a_heading_without_rows_is_an_error() -> None:
     name = "cnmon-header-only.txt"
     with pytest.raises(ToolOutputError, match=r"cnmon 5.10.22, line 7: expected a row of a device"):
         read((DATA / "cases" / name).read_text("utf-8"), name=name)
+
+
+def test_rates_are_of_precisions_that_the_chip_has_and_names_are_of_one_chip() -> None:
+    for chip in CHIPS:
+        assert not chip.precisions or set(chip.tflops) <= set(chip.precisions), chip.names
+    names = [name for chip in CHIPS for name in chip.names]
+    assert len(set(names)) == len(names)

@@ -8,6 +8,7 @@ import pytest
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
 from sage_infer.schemas.codec import to_json
+from sage_infer_kunlunxin.chips import CHIPS
 from sage_infer_kunlunxin.recordings import read
 
 DATA = Path(__file__).parent / "data"
@@ -216,3 +217,10 @@ def test_errors_name_version_and_line(text: str, message: str) -> None:
         read(text, name="rec.txt")
     assert str(caught.value).startswith("rec.txt: ")
     assert message in str(caught.value)
+
+
+def test_rates_are_of_precisions_that_the_chip_has_and_names_are_of_one_chip() -> None:
+    for chip in CHIPS:
+        assert not chip.precisions or set(chip.tflops) <= set(chip.precisions), chip.names
+    names = [name for chip in CHIPS for name in chip.names]
+    assert len(set(names)) == len(names)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from sage_infer.errors import ToolOutputError
 
+from sage_infer_hal.detection.redaction import redacted
+
 __all__ = ["TIME_LIMIT_S", "Answer", "answers", "find_tools", "run_tool"]
 
 TIME_LIMIT_S = 5.0
@@ -90,7 +92,7 @@ def _run(command: list[str], timeout_s: float, folder: str | None) -> str:
     text = out.decode("utf-8", errors="replace")
     if process.returncode != 0:
         said = [line for line in (text + err.decode("utf-8", errors="replace")).splitlines() if line.strip()]
-        last = said[-1].strip()[:_SHOWN] if said else "it printed nothing"
+        last = redacted(said[-1].strip())[:_SHOWN] if said else "it printed nothing"
         raise ToolOutputError(f"{shown} failed with exit code {process.returncode}: {last}")
     return text
 
