@@ -60,7 +60,7 @@ def test_version(sage: Sage) -> None:
 def test_unknown_command(sage: Sage) -> None:
     line = sage.fails("infer", "bakend", code=2)
     assert line == "error: no command 'bakend' in `sage infer`; did you mean 'backend'?"
-    assert "there are: infer" in sage.fails("qqq", code=2)
+    assert "available: infer" in sage.fails("qqq", code=2)
 
 
 def test_a_command_of_a_wheel_that_is_not_installed_names_it(sage: Sage) -> None:

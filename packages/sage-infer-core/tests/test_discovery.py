@@ -254,7 +254,7 @@ def test_needs_are_told_all_at_once_a_line_each(site: Site) -> None:
     assert [str(missing) for missing in row.missing] == [
         "no-such-dist>=2: not installed; pip install x[npu]",
         "driver: /nowhere/driver* does not exist; install the driver",
-        "toolkit: none of /nowhere/kit, $NO_SUCH_KIT is there; install the toolkit",
+        "toolkit: none of /nowhere/kit, $NO_SUCH_KIT exists; install the toolkit",
         "bridge: no-such-bridge>=1 not installed; pip install bridge",
         "plug-in: no distribution has the entry point name of no.group; pip install plug-in",
         "hardware: needs npu; looked for /nowhere/npu* and found none; run it on a machine with npu",

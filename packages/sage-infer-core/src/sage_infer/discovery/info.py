@@ -71,11 +71,11 @@ class PluginInfo:
         }
 
 
-@frozen(kw_only=True)
-class BackendInfo(PluginInfo):
+class BackendInfo(PluginInfo):  # no attrs class of its own: making one would slow down every listing
     """A row of ``sage infer backend list``."""
 
-    spec: BackendSpec | None = None
+    __slots__ = ()
+    spec: BackendSpec | None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

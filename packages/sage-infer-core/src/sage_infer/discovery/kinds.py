@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
-
-from attrs import frozen
+from typing import Any, Literal, NamedTuple
 
 from sage_infer import specs
 
@@ -16,8 +14,7 @@ KindName = Literal[
 ]
 
 
-@frozen
-class Kind:
+class Kind(NamedTuple):
     """``noun`` is the word for one item in messages."""
 
     hook: str
