@@ -1,7 +1,5 @@
 """An ``InferenceBackend`` for ``.qk`` files."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import time

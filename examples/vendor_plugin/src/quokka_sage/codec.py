@@ -1,7 +1,5 @@
 """A ``KVFormatCodec``: Quokka's kernels keep the pages of one head together."""
 
-from __future__ import annotations
-
 from attrs import evolve
 from sage_infer.errors import InvalidRequest
 

@@ -1,7 +1,5 @@
 """An ``EmbeddingBackend``: hashed letter triples, those that are frequent in the ``.qk`` file weighing less."""
 
-from __future__ import annotations
-
 import array
 import asyncio
 import math

@@ -1,7 +1,5 @@
 """An ``Executor`` whose replicas live in the caller's process."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 

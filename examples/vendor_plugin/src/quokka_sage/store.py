@@ -1,7 +1,5 @@
 """A ``KVStore`` in memory that drops the least recently used blocks."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

@@ -1,7 +1,5 @@
 """A ``Transport`` between files of one machine."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import tempfile
