@@ -31,6 +31,22 @@ def sage_infer_backends():
     return [BackendSpec(name="gone", factory="gone_engine:Gone", serves={"llm"})]
 """,
 }
+VAGUE = """
+from quokka_sage.backend import QuokkaBackend
+from sage_infer import BackendSpec, hookimpl
+from sage_infer.errors import InvalidRequest
+
+@hookimpl
+def sage_infer_backends():
+    return [BackendSpec(name="vague", factory="vague_plugin:Vague", serves={"llm"}, sizes="quokka_sage.model:sizes")]
+
+class Vague(QuokkaBackend):
+    def _ids(self, prompt):
+        try:
+            return super()._ids(prompt)
+        except InvalidRequest:
+            raise InvalidRequest("something is wrong") from None
+"""
 TWIN = """
 from sage_infer import hookimpl
 from sage_infer.specs import *
@@ -155,6 +171,19 @@ def test_a_failed_kit_is_not_an_error_of_the_command(vendor: Site) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert "failed" in done.stdout
     assert "report it to its authors" not in done.stderr
+
+
+def test_a_message_that_names_nothing_is_quoted(vendor: Site) -> None:
+    """The report of a failed kit shows which words were expected, and the message that lacks them."""
+    vendor.install("vague", "vague_plugin", VAGUE)
+    done = vendor.run(
+        *SAGE, "plugin", "test", "vague", "--kind", "backend", "--model", "chat.qk", "--json", "-k", "vocabulary"
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert (
+        "something is wrong"
+        in done.stdout.partition('"reason": "Regex pattern did not match.')[2].split("\n")[0]
+    )
 
 
 @pytest.fixture

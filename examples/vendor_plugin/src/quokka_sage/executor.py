@@ -14,16 +14,14 @@ class QuokkaExecutor:
         self.replicas = {}  # by id; None while one starts
 
     async def start(self, spec):
-        for asked in ("server", "environment", "gpus", "memory_gb"):
-            if getattr(spec, asked):
-                raise UnsupportedFeature(f"a replica in this process has no {asked} of its own; leave it out")
+        if asked := [name for name in ("server", "environment", "gpus", "memory_gb") if getattr(spec, name)]:
+            raise UnsupportedFeature(f"a replica in this process has no {', '.join(asked)}; leave it out")
         if spec.replica_id in self.replicas:
             raise InvalidRequest(f"replica {spec.replica_id!r} runs already; stop it, or choose another id")
         self.replicas[spec.replica_id] = backend = None
         try:
-            async with asyncio.timeout(spec.start_timeout_s):
-                backend = create_backend(spec.backend, model=spec.model, **spec.options)
-                await backend.start()
+            backend = create_backend(spec.backend, model=spec.model, **spec.options)
+            await asyncio.wait_for(backend.start(), spec.start_timeout_s)
             replica = self.replicas[spec.replica_id] = Replica(self.replicas, spec, backend)
             return replica
         except BaseException as error:
@@ -38,7 +36,7 @@ class QuokkaExecutor:
         return []
 
     async def close(self):
-        for replica in [replica for replica in self.replicas.values() if replica]:
+        for replica in list(filter(None, self.replicas.values())):
             await replica.stop()
 
 
@@ -47,20 +45,17 @@ class Replica:
         self.replicas, self.spec, self.backend = replicas, spec, backend
         self.ended = asyncio.get_running_loop().create_future()
         self.descriptor = InstanceDescriptor(
-            instance_id=spec.replica_id, generation=time.time_ns(), model_ids=[spec.model.model_id],
-            capability=backend.get_capability(), addresses=["inproc:"],
-        )  # fmt: skip
+            instance_id=spec.replica_id,
+            generation=time.time_ns(),
+            model_ids=[spec.model.model_id],
+            capability=backend.get_capability(),
+            addresses=["inproc:"],
+        )
 
     async def wait(self):
         return await asyncio.shield(self.ended)
 
-    async def stop(self, *, grace_s=10.0):
-        return await self._end("stopped", grace_s)
-
-    async def kill(self):
-        return await self._end("killed", 1.0)
-
-    async def _end(self, reason, grace_s):
+    async def stop(self, *, grace_s=10.0, reason="stopped"):
         if not self.ended.done():
             try:
                 await asyncio.wait_for(self.backend.close(), grace_s)
@@ -70,3 +65,6 @@ class Replica:
             self.replicas.pop(self.spec.replica_id, None)
             self.ended.set_result(ReplicaExit(code=None, reason=reason))
         return self.ended.result()
+
+    async def kill(self):
+        return await self.stop(grace_s=1.0, reason="killed")

@@ -83,6 +83,10 @@ def _reason(outcome: Outcome, report: pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     message = crash.message if crash is not None else report.longreprtext
     lines = message.partition(MARK)[0].strip().splitlines() or ["failed without a message"]
+    if lines[0].endswith(
+        "Regex pattern did not match."
+    ):  # what was expected, and what was there, stand below
+        lines[0] = " ".join(line.strip() for line in lines[:3])
     return str(lines[0]).removeprefix("AssertionError: ").removeprefix("Failed: ")
 
 

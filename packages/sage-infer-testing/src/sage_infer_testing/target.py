@@ -156,7 +156,8 @@ def find_targets(
     models: dict[str, ModelDescriptor] = {}
     if model is not None:
         only = next(iter(serves)) if len(serves) == 1 and "hybrid" not in serves else None
-        found = resolve_model(model, model_type=only, any_format=info.spec.sizes is not None)
+        any_format = info.spec.sizes is not None
+        found = resolve_model(model, model_type=only, any_format=any_format)  # type: ignore[arg-type]  # no hybrid
         kind = _KINDS[found.model_type]
         if kind not in serves and "hybrid" not in serves:
             kinds = ", ".join(sorted(serves))
