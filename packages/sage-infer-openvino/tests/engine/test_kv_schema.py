@@ -40,7 +40,7 @@ def test_a_preset_is_a_precision(
             CapabilityMismatch,
             "does not support fp8 KV; use the preset fp16, bf16, int8",
         ),
-        ({"preset": "int8"}, "f16", InvalidRequest, "\(int8\) and kv_precision \(f16\) contradict"),
+        ({"preset": "int8"}, "f16", InvalidRequest, r"\(int8\) and kv_precision \(f16\) contradict"),
         ({"preset": "int8", "pages": 3}, None, InvalidRequest, "no key 'pages'; it has preset and page_size"),
     ],
 )

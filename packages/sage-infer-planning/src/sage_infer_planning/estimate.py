@@ -14,18 +14,18 @@ GIB = 2**30
 
 @frozen(kw_only=True)
 class Workload:
-    """How a model is run, as far as it decides about memory.
+    """Settings that affect the memory of a model.
 
     Attributes:
         least_weight_bits, most_weight_bits: bounds on bits per weight after loading: narrower weights are widened
             to the first, wider ones narrowed to the second.
-        has_tied_table_twice: as ``EngineMemory`` has it.
+        has_tied_table_twice: as in ``EngineMemory``.
         kv_bits: bits of an element of the KV cache.
         max_sequence_length: longest sequence in tokens; None for the model's own limit.
         max_batch_size: concurrent sequences.
         step_tokens: tokens computed in one step.
-        kv_bytes: size of the KV cache where the user has said it.
-        overhead_bytes: what the engine takes for itself: its libraries, contexts, workspaces.
+        kv_bytes: size of the KV cache, if set by the user.
+        overhead_bytes: the engine's overhead: libraries, contexts, workspaces.
     """
 
     least_weight_bits: float | None = None
@@ -41,20 +41,20 @@ class Workload:
 
 @frozen(kw_only=True)
 class Demand:
-    """Bytes that a model wants, of all its devices together.
+    """Memory demand of a model in bytes, over all its devices.
 
     Attributes:
-        model_id: whose they are.
+        model_id: the model.
         weights: its weights.
-        kv_least: KV for one sequence of full length, without which it is of no use; 0 for an encoder.
+        kv_least: minimum KV, for one sequence of full length; 0 for an encoder.
         kv_wanted: KV for all concurrent sequences.
-        activations: intermediate results while it computes, on each device, needed at no other time.
-        overhead: the engine's own, on each device.
-        weight: its share of what is left over, against the others' weights.
-        devices: names of the devices that it may be on; empty for any.
+        activations: temporary buffers during computation, per device.
+        overhead: the engine's overhead, per device.
+        weight: its relative share of left-over memory.
+        devices: names of allowed devices; empty for any.
         spread: number of devices that it is divided over.
-        weight_bits: bits that a weight has; None where that is not known.
-        max_sequence_length: tokens that ``kv_least`` is for; None where it is what the user said.
+        weight_bits: bits per weight; None if unknown.
+        max_sequence_length: tokens covered by ``kv_least``; None if set by the user.
         fraction: share of each device's memory that it may have, 0 to 1; None for what it needs.
     """
 
@@ -84,15 +84,15 @@ class Demand:
 
     @property
     def least(self) -> int:
-        """Bytes of one device with which it runs at all, where it is on one."""
+        """Minimum bytes per device."""
         return self.weights + self.kv_least + self.activations + self.overhead
 
 
 def estimate_demand(model_id: str, shape: ModelShape, run: Workload) -> Demand:
     """The demand of a model with this shape.
 
-    Weights are as large as the files where they stay as they are. Activations are the widest layer's rows in float32,
-    twice over for what is read and written, and one row of logits a sequence.
+    Unconverted weights are as large as the files. Activations are the widest layer's rows in float32,
+    doubled for input and output, plus one row of logits per sequence.
     """
     stored = shape.stored_bytes or int(shape.parameters * shape.stored_bits / 8)
     bits = max(shape.stored_bits, run.least_weight_bits or 0)

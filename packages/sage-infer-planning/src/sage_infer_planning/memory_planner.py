@@ -18,7 +18,7 @@ RESERVE = 0.05  # of a device, for what no estimate covers: fragmentation, peaks
 
 @frozen(kw_only=True)
 class Device:
-    """A device's memory in bytes: all of it, and what may be given to models."""
+    """A device's memory in bytes: total, and usable by models."""
 
     name: str
     total: int
@@ -64,7 +64,7 @@ class MemoryPlan:
 
 
 def devices_of(profile: HardwareProfile, *, reserve: float = RESERVE) -> tuple[Device, ...]:
-    """Accelerators of a machine as ``cuda:0``, and its main memory as ``cpu``; what has no known size is left out."""
+    """Accelerators of a machine as ``cuda:0``, and its main memory as ``cpu``; devices of unknown size are omitted."""
     found = [
         Device(
             name=f"{a.hardware_backend}:{a.index}",
@@ -84,12 +84,12 @@ def devices_of(profile: HardwareProfile, *, reserve: float = RESERVE) -> tuple[D
 def plan_memory(devices: Sequence[Device], demands: Iterable[Demand], mode: SharingMode) -> MemoryPlan:
     """A plan with every model on one device, or on as many as it is spread over, none over its usable memory.
 
-    Models that have no choice come first, then the largest, each on the devices with the most room left; then what is
-    left over becomes KV, in proportion to the models' weights, as far as they want it. A model with a ``fraction`` gets
-    at most so much of each of its devices. ``exclusive`` reserves a device for one model.
+    Models without a choice of device come first, then the largest, each on the devices with the most free memory; then
+    left-over memory becomes KV, by the models' weights, up to their demand. A model with a ``fraction`` gets
+    at most that share of each of its devices. ``exclusive`` reserves a device for one model.
 
     Raises:
-        OutOfMemory: there is no such plan; the message says which model is over by how much, and what would fit.
+        OutOfMemory: there is no such plan; the message names the model, the missing bytes, and what would fit.
     """
     placed: dict[str, list[Demand]] = {device.name: [] for device in devices}
     for demand in sorted(demands, key=lambda demand: (demand.has_choice, -demand.part.least)):
@@ -118,7 +118,7 @@ def plan_memory(devices: Sequence[Device], demands: Iterable[Demand], mode: Shar
 
 
 def _cost(demands: Sequence[Demand], mode: SharingMode) -> int:
-    """Bytes with which all of these run at least."""
+    """Minimum bytes for all of these."""
     together = max if mode == "time_slice" else sum
     return sum(d.least - d.activations for d in demands) + together([d.activations for d in demands] or [0])
 
@@ -162,7 +162,7 @@ def _divided(device: Device, demands: Sequence[Demand], mode: SharingMode) -> li
     hungry = [demand for demand in demands if demand.kv_wanted > demand.kv_least]
     while hungry and left > 0:
         whole = sum(demand.weight for demand in hungry)
-        # The model that wants least for its weight comes first, so that what it leaves goes to the others.
+        # Smallest request relative to weight first, so that its surplus goes to the others.
         demand = min(hungry, key=lambda d: (d.kv_wanted - d.kv_least) / d.weight)
         part = min(int(left * demand.weight / whole), demand.kv_wanted - demand.kv_least)
         kv[demand.model_id] += part
@@ -235,7 +235,7 @@ def _refusal(demand: Demand, device: Device, here: Sequence[Demand], mode: Shari
 
 
 def _lighter(demand: Demand, short: int) -> Iterator[str]:
-    """Weights of fewer bits with which it would fit."""
+    """Suggestions of narrower weights that would fit."""
     now = demand.weight_bits
     for bits in (8, 4):
         if now is not None and bits < now and demand.part.weights * (1 - bits / now) >= short:
@@ -244,7 +244,7 @@ def _lighter(demand: Demand, short: int) -> Iterator[str]:
 
 
 def _shorter(part: Demand, short: int) -> Iterator[str]:
-    """Less KV with which it would fit."""
+    """Suggestions of a smaller KV cache that would fit."""
     if part.kv_least > short and part.max_sequence_length is not None:
         yield f"max_sequence_length {int(part.max_sequence_length * (1 - short / part.kv_least))}"
     elif part.kv_least > short:
@@ -252,7 +252,7 @@ def _shorter(part: Demand, short: int) -> Iterator[str]:
 
 
 def demand_met(shares: Sequence[Share], weight: float, fraction: float | None = None) -> Demand:
-    """A loaded model as a demand that only its own devices meet, and exactly with what it has."""
+    """A loaded model as a demand for exactly its own devices and memory."""
     first, spread = shares[0], len(shares)
     return Demand(
         model_id=first.model_id,

@@ -15,7 +15,7 @@ from sage_infer.sdk.gguf import read_metadata
 __all__ = ["ModelShape", "read_shape", "shape_of_config"]
 
 _ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "electra")
-_NAMES = {  # DistilBERT's names for what the others call otherwise
+_NAMES = {  # DistilBERT's names of common keys
     "dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
     "hidden_dim": "intermediate_size",
 }  # fmt: skip
@@ -53,7 +53,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Number of weights, but for biases and what only some families have; within 1 % for those tested."""
+        """Approximate number of weights, without biases and family-specific parts; within 1 % for tested families."""
         width = self.heads * self.head_dim
         attention = 2 * self.hidden * width + 2 * self.hidden * self.kv_heads * self.head_dim
         feed_forward = (3 if self.causal else 2) * self.hidden * self.intermediate * self.experts
@@ -71,7 +71,7 @@ def read_shape(path: Path) -> ModelShape:
     """The shape of a model folder or a GGUF file.
 
     Raises:
-        ModelFileError: it does not say what is needed.
+        ModelFileError: required sizes are missing.
     """
     if path.is_file():
         return _gguf_shape(path)

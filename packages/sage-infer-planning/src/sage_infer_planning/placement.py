@@ -1,4 +1,4 @@
-"""What a model will want, on which devices, from its files, its engine and what the user set."""
+"""Memory demand and candidate devices of a model, from its files, its engine and user settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["FRACTION_OPTION", "KV_OPTION", "SPREAD_OPTION", "candidates", "deman
 
 KV_OPTION, FRACTION_OPTION = "kv_cache_gb", "memory_fraction"
 SPREAD_OPTION = "tensor_parallel"
-_KV_ON_CPU = GIB  # what a model gets of main memory unless more is asked for: a machine has other uses for it
+_KV_ON_CPU = GIB  # default KV in main memory, which has other uses
 
 
 def demand_of(
@@ -81,7 +81,7 @@ def demand_of(
 
 
 def _number(options: Mapping[str, Any], name: str) -> float | None:
-    """An option that is a number above 0; of anything else the backend says what is wrong with it."""
+    """An option that is a number above 0, else None: the backend reports invalid values."""
     value = options.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

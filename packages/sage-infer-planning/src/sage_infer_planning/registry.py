@@ -1,4 +1,4 @@
-"""Which models there are, and what state each is in."""
+"""Registered models and their states."""
 
 from __future__ import annotations
 

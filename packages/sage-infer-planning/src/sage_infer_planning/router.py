@@ -33,8 +33,8 @@ class ModelRouter:
         """The model for work of one of ``types``.
 
         Raises:
-            ModelNotFound: there is none of this name, or none of these types; the message has the nearest names.
-            UnsupportedFeature: there is one, and it does other work.
+            ModelNotFound: no model of this name or of these types; the message lists the nearest names.
+            UnsupportedFeature: the model is of another type.
         """
         entry = None if name is None else self.named(name, types)
         if entry is None:

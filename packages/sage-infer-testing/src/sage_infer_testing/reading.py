@@ -69,7 +69,7 @@ class _Reader:
 
 
 async def read(stream: TokenStream, begun: asyncio.Event | None = None) -> Output:
-    """The whole stream. Fails where a completion goes on after its end, or never ends.
+    """The whole stream. Fails if a completion continues after its end, or never ends.
 
     ``begun`` is set with the first delta, and at the end.
     """

@@ -1,4 +1,4 @@
-"""The contract of an instance that serves several models, and the only one that a gateway knows."""
+"""The contract of an instance that serves several models; the only contract that a gateway uses."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class ModelStatus:
         state: registered, loading, ready, draining, sleeping or failed.
         since: when the state began, in seconds since the epoch.
         reason: why it failed.
-        stage: what is being done while it is loading.
-        share: 0 to 1 of the loading done; None where it is not known.
+        stage: current stage of loading.
+        share: completed share of loading, 0 to 1; None if unknown.
         instances: ids of the instances that serve it; empty for a model in this process.
     """
 
@@ -120,12 +120,12 @@ class HybridInferenceBackend(Protocol):
 
         Raises:
             InvalidRequest: a model of that id is registered already.
-            OutOfMemory: it does not fit; the message says by how much.
+            OutOfMemory: it does not fit; the message states the missing bytes.
         """
         ...
 
     async def unload_model(self, model_id: str) -> None:
-        """Let the model's open requests finish, then free its memory."""
+        """Wait for the model's open requests, then free its memory."""
         ...
 
     def get_model_status(self, model_id: str) -> ModelStatus: ...

@@ -159,7 +159,7 @@ class InferenceBackend(Lifecycle, Protocol):
         """Use a quantization profile; before ``start`` it configures the engine.
 
         Raises:
-            CapabilityMismatch: this platform or checkpoint cannot do it; the message names what is missing.
+            CapabilityMismatch: not supported by platform or checkpoint; the message names the missing parts.
             UnsupportedFeature: the backend does not claim ``quant_profile``.
         """
         ...

@@ -1,4 +1,4 @@
-"""What every backend has, whatever it serves: life cycle, health and gauges."""
+"""Common methods of all backends: life cycle, health and gauges."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EngineStats:
     Attributes:
         running: sequences in the current batch.
         waiting: accepted requests that have not begun.
-        kv_blocks_total: KV blocks (pages) there are; 0 for an instance without KV.
+        kv_blocks_total: total KV blocks (pages); 0 for an instance without KV.
         kv_blocks_free: KV blocks that a new request could take; those held between prefill and decode are
             not.
         finished: requests that have ended, cancelled ones included.

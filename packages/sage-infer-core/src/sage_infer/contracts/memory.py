@@ -56,5 +56,5 @@ class MemoryReporting(Protocol):
 
     def memory_plan(self) -> MemoryPlanning: ...
     def measured_bytes(self) -> Mapping[str, int | None]:
-        """Memory that each loaded model really takes, by its id; None where it could not be measured."""
+        """Measured memory of each loaded model by id; None if it could not be measured."""
         ...

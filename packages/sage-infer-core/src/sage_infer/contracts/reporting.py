@@ -43,7 +43,7 @@ class InstanceReporting(Protocol):
 
 @frozen(kw_only=True)
 class Metric:
-    """One sample in Prometheus' terms."""
+    """One Prometheus sample."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -66,7 +66,7 @@ class ModelReporting(Protocol):
     """Additional method of a ``HybridInferenceBackend`` whose models' capabilities are known."""
 
     def get_model_capability(self, model_id: str) -> CapabilityDescriptor:
-        """What a loaded model can do.
+        """Capability of a loaded model.
 
         Raises:
             ModelNotFound: there is no model of this id or alias.
@@ -87,7 +87,7 @@ class ClusterReporting(Protocol):
 
 
 ProgressReport = Callable[[str, float | None], None]
-"""``report(stage, share)``: what is being done, and 0 to 1 of it, or None where the share is not known."""
+"""``report(stage, share)``: the current stage, and its completed share from 0 to 1, or None if unknown."""
 
 
 @runtime_checkable

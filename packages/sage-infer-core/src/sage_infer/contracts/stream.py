@@ -1,4 +1,4 @@
-"""The stream of a generation: what consumers see, and the one implementation that in-process engines share."""
+"""The stream of a generation: the consumer's interface, and the implementation shared by in-process engines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["BufferedTokenStream", "TokenStream", "collect_text"]
 
 @runtime_checkable
 class TokenStream(Protocol):
-    """One prompt's output as it comes, for a single consumer.
+    """The streamed output of one prompt, for a single consumer.
 
     ``async for delta in stream`` yields deltas until every completion has finished; an engine failure or a
     cancellation by somebody else is raised there. Leaving the loop early cancels the request, so that the engine
@@ -43,7 +43,7 @@ class TokenStream(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def cancel(self) -> None:
-        """Stop generating; returns at once. Reading on raises ``RequestCancelled``.
+        """Stop generating; returns immediately. Further reads raise ``RequestCancelled``.
 
         Safe to call at any time and more than once; after the end it does nothing.
         """

@@ -113,7 +113,7 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
 
     @when_claimed("embed")
     async def test_embed_gives_one_vector(self, backend: Any) -> None:
-        """``embed`` gives one vector of ``get_embedding_dim`` finite numbers, and counts the text's tokens.
+        """``embed`` returns one vector of ``get_embedding_dim`` finite numbers, and counts the text's tokens.
 
         How to fix: return an ``EmbeddingResult`` over a float32 buffer of ``dim`` numbers.
         """
@@ -129,7 +129,7 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
 
     @when_claimed("embed")
     async def test_embedding_is_deterministic(self, backend: Any) -> None:
-        """The same text gives the same vector twice.
+        """The same text produces the same vector twice.
 
         How to fix: switch off dropout and anything else that draws random numbers.
         """
@@ -182,7 +182,7 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
 
     @when_claimed("embed")
     async def test_concurrent_calls_do_not_mix(self, backend: Any) -> None:
-        """Many calls at once give each its own vector.
+        """Concurrent calls each return their own vector.
 
         How to fix: where calls are merged into one batch, hand each caller its own rows.
         """
@@ -204,7 +204,7 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
 
     @when_claimed("embed")
     async def test_no_texts_give_no_vectors(self, backend: Any) -> None:
-        """An empty list gives an empty result.
+        """An empty list returns an empty result.
 
         How to fix: return an ``EmbeddingResult`` with no data before the model is called.
         """

@@ -53,7 +53,7 @@ class EmbeddingCallTests(OptionTests, kit=True):
 
     @when_claimed("embed")
     async def test_batch_size_changes_no_vector(self, backend: Any) -> None:
-        """``embed_batch`` gives the same vectors whatever ``batch_size`` is, by position or by keyword.
+        """``embed_batch`` returns the same vectors whatever ``batch_size`` is, by position or by keyword.
 
         How to fix: split the texts into parts of at most ``batch_size``, and put the parts together in order.
         """

@@ -120,7 +120,7 @@ class ExecutorContract(ContractSuite, kit=True):
         assert (handle.backend is not None) is is_here, f"backend {handle.backend!r} at {identity.addresses}"
 
     async def test_replicas_run_side_by_side(self, executor: Any) -> None:
-        """Two replicas run at once; ending one leaves the other.
+        """Two replicas run simultaneously; stopping one leaves the other running.
 
         How to fix: keep everything of a replica in its handle.
         """

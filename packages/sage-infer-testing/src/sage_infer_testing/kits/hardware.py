@@ -68,7 +68,7 @@ class HardwareDetectorContract(ContractSuite, kit=True):
         assert not problems, f"not a HardwareDetector: {'; '.join(problems)}"
 
     def test_profile_survives_json(self, detector: Any) -> None:
-        """``detect`` gives a ``HardwareProfile`` that reads back from JSON as it was, hardware or not.
+        """``detect`` returns a ``HardwareProfile`` that reads back from JSON as it was, hardware or not.
 
         How to fix: an empty profile where there is nothing; plain numbers and strings in every field.
         """
@@ -122,7 +122,7 @@ class HardwareDetectorContract(ContractSuite, kit=True):
 
     @pytest.mark.usefixtures("no_tools")
     def test_missing_tools_are_no_crash(self, detector: Any) -> None:
-        """Without any command-line tool on the path, ``detect`` gives a profile or a ``SageInferError``.
+        """Without any command-line tool on the path, ``detect`` returns a profile or a ``SageInferError``.
 
         How to fix: catch ``FileNotFoundError`` around the tool; where the hardware is surely absent, return an empty
         profile, else say what is missing.

@@ -64,7 +64,7 @@ class HybridBackendContract(LifecycleSuite, kit=True):
     # --- what there is
 
     def test_lists_its_models(self, backend: Any) -> None:
-        """``list_models`` gives a descriptor a model, each id once; each has a status.
+        """``list_models`` returns a descriptor a model, each id once; each has a status.
 
         How to fix: list registered models too, loaded or not; ``get_model_status`` knows all of them.
         """
@@ -173,7 +173,7 @@ class HybridBackendContract(LifecycleSuite, kit=True):
         assert not any(problems), "; ".join(filter(None, problems))
 
     async def test_embeds_in_order(self, backend: Any) -> None:
-        """``embed`` gives a vector a text, in order, from the named model.
+        """``embed`` returns a vector a text, in order, from the named model.
 
         How to fix: hand the call on to ``embed_batch`` of the model's backend.
         """
@@ -185,7 +185,7 @@ class HybridBackendContract(LifecycleSuite, kit=True):
             assert alone == pytest.approx(vector, abs=1e-3), f"{text!r} in a batch and alone"
 
     async def test_models_work_side_by_side(self, backend: Any) -> None:
-        """Generation and embedding at once give what each gives alone.
+        """Concurrent generation and embedding produce the same results as each alone.
 
         How to fix: look for state that the models share.
         """

@@ -97,7 +97,7 @@ class LifecycleSuite(BackendSuite, kit=True):
     async def test_close_twice_is_safe(self, closed_backend: Any) -> None:
         """A second ``close`` does nothing.
 
-        How to fix: let ``close`` return at once where the instance is closed already.
+        How to fix: let ``close`` return immediately if the instance is already closed.
         """
         try:
             await closed_backend.close()

@@ -22,7 +22,7 @@ _NUMBERS = itertools.count(1)
 
 
 class BackendSuite(ContractSuite, kit=True):
-    """Base of the kits for backends: says how one is made.
+    """Base of the kits for backends: says how to create one.
 
     Set ``backend_name`` and ``model`` for an installed plug-in, or override ``make_backend``.
 

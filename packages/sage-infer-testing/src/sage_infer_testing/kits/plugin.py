@@ -38,7 +38,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 
 class PluginContract(ContractSuite, kit=True):
-    """What a plug-in module promises to everybody who only lists it.
+    """Guarantees of a plug-in module for listing.
 
     Attributes:
         module: the plug-in module, as the entry point names it.
@@ -92,7 +92,7 @@ class PluginContract(ContractSuite, kit=True):
         assert not loaded, f"{self.module} imports {', '.join(loaded)}"
 
     def test_imports_few_modules(self, plugin: Any) -> None:
-        """The module costs little for everybody who lists plug-ins: it adds a handful of modules.
+        """Importing the module is cheap: it adds only a handful of modules.
 
         How to fix: ``python -X importtime -c 'import …'`` shows what brings them in; move it into the factory's module.
         """
@@ -176,9 +176,9 @@ class PluginContract(ContractSuite, kit=True):
                         assert callable(found), f"{field} {path} of {spec.name!r} is a {type(found).__name__}"
 
     def test_memory_is_told_without_a_model(self, plugin: Any, registry: Registry) -> None:
-        """``BackendSpec.memory`` gives an ``EngineMemory`` for every kind of model and hardware that the backend has.
+        """``BackendSpec.memory`` returns an ``EngineMemory`` for every kind of model and hardware that the backend has.
 
-        How to fix: reckon with the arguments alone; the model's files may not be there, and options may be missing.
+        How to fix: estimate from the arguments alone; the model's files may be missing, and options may be missing.
         """
         from sage_infer.discovery.readiness import missing_requirements
         from sage_infer.factories import load_object

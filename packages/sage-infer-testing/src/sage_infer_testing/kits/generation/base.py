@@ -77,7 +77,7 @@ class GenerationSuite(OptionTests, ReportTests, kit=True):
         return (ids * (length // len(ids) + 1))[:length]
 
     def endless(self, backend: Any) -> SamplingParams:
-        """Sampling that goes on until the sequence limit, unless somebody stops it."""
+        """Sampling that continues until the sequence limit unless stopped."""
         return SamplingParams(temperature=0.0, ignore_eos=True)
 
     def same(self, one: Output, other: Output, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Every way to give a request up: its consumer is told, and the engine is free for others."""
+"""Every way to cancel a request: its consumer gets an error, and the engine frees its resources."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class CancellationTests(GenerationSuite, kit=True):
         """``cancel`` stops the request; reading on raises ``RequestCancelled``, and ``finish_reason`` is
         ``cancelled``.
 
-        How to fix: ``cancel`` must return at once, end the stream with ``RequestCancelled`` and free the request.
+        How to fix: ``cancel`` must return immediately, end the stream with ``RequestCancelled`` and free the request.
         """
 
         async def cancel(stream: TokenStream) -> None:
@@ -133,7 +133,7 @@ class CancellationTests(GenerationSuite, kit=True):
         await self.frees(backend, hang_up)
 
     async def test_abort_reaches_every_part(self, backend: Any) -> None:
-        """``abort(id)`` ends ``id/0``, ``id/1``, … ; a longer id that only begins alike goes on.
+        """``abort(id)`` ends ``id/0``, ``id/1``, … ; a longer id with the same prefix continues.
 
         How to fix: match the id itself and ids that begin with it and a slash.
         """

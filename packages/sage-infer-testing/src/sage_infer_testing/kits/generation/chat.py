@@ -22,7 +22,7 @@ class ChatTests(GenerationSuite, kit=True):
 
     @when_claimed("chat")
     async def test_chat_becomes_a_prompt(self, backend: Any) -> None:
-        """``render_chat`` gives a prompt that contains the messages and that the backend generates from.
+        """``render_chat`` returns a prompt that contains the messages and that the backend generates from.
 
         How to fix: return the template's text with ``add_special_tokens=False``, or its token ids.
         """

@@ -1,4 +1,4 @@
-"""Many requests at once: nothing mixes, everything finishes."""
+"""Concurrent requests: nothing mixes, everything finishes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ConcurrencyTests(GenerationSuite, kit=True):
     """Requests that share a batch do not know of each other."""
 
     async def test_concurrent_requests_do_not_mix(self, backend: Any) -> None:
-        """Different prompts at once give what each gives alone.
+        """Concurrent prompts produce the same output as each alone.
 
         How to fix: check block tables and positions after sequences join or leave the batch. If only the rounding of
         the kernels depends on the batch size, set ``exact_batch_invariance = False``.
@@ -67,7 +67,7 @@ class ConcurrencyTests(GenerationSuite, kit=True):
             )
 
     async def test_equal_prompts_at_once_agree(self, backend: Any) -> None:
-        """The same prompt several times in one call gives the same output each time.
+        """The same prompt several times in one call produces the same output each time.
 
         How to fix: where prefixes are shared, a block must not be written while another sequence reads it.
         """
@@ -77,7 +77,7 @@ class ConcurrencyTests(GenerationSuite, kit=True):
 
     @when_claimed("seed")
     async def test_seeds_do_not_depend_on_neighbours(self, backend: Any) -> None:
-        """A seeded request beside others gives what it gives alone.
+        """A seeded request in a batch produces the same output as alone.
 
         How to fix: one generator a request, advanced only by its own tokens.
         """

@@ -34,12 +34,12 @@ class DisaggregationTests(GenerationSuite, kit=True):
         return state
 
     async def decoded(self, backend: Any, state: DecodeState) -> Output:
-        """Everything that ``decode`` gives for a state."""
+        """All output of ``decode`` for a state."""
         return await read((await backend.decode(state, request_id=state.request_id)).stream)
 
     @when_claimed("prefill_decode")
     async def test_prefill_and_decode_equal_generate(self, backend: Any) -> None:
-        """Prefill, then decode, gives greedily what ``generate`` gives, first token included.
+        """Greedy prefill and decode produce the output of ``generate``, including the first token.
 
         How to fix: the stream of ``decode`` begins with the token that ``prefill`` chose; ``max_tokens``, stops and
         positions count from the start of the output.
@@ -119,7 +119,7 @@ class DisaggregationTests(GenerationSuite, kit=True):
 
     @when_claimed("prefill_decode")
     async def test_a_request_that_prefill_finishes(self, backend: Any) -> None:
-        """With ``max_tokens=1`` the state is finished already, and ``decode`` gives its one token and ends.
+        """With ``max_tokens=1`` the state is finished already, and ``decode`` returns its one token and ends.
 
         How to fix: set ``DecodeState.finish_reason`` in ``prefill``; ``decode`` then only delivers.
         """
@@ -160,7 +160,7 @@ class DisaggregationTests(GenerationSuite, kit=True):
 
     @when_claimed("prefill_decode")
     async def test_a_hold_ends_by_itself(self, backend: Any) -> None:
-        """KV that nobody decodes is freed ``hold_s`` seconds after ``prefill``; ``decode`` is then
+        """KV without a decode is freed ``hold_s`` seconds after ``prefill``; ``decode`` is then
         ``InvalidRequest``.
 
         How to fix: note when each hold ends, and free those that are over in the engine's loop, also while it is

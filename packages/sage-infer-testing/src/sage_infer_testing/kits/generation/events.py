@@ -1,4 +1,4 @@
-"""KV events: what an engine says about the blocks that it holds."""
+"""KV events: reports about an engine's cached blocks."""
 
 from __future__ import annotations
 

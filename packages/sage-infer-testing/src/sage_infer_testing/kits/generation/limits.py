@@ -18,7 +18,7 @@ _NO_TOKEN = 2**31 - 1  # no vocabulary is that large
 
 
 class LimitTests(GenerationSuite, kit=True):
-    """Wrong input gives the right error at once."""
+    """Wrong input raises the right error immediately."""
 
     def test_kv_schema_is_the_capability_s(self, backend: Any) -> None:
         """``get_kv_schema`` and the capability agree, and a page has bytes.
@@ -108,7 +108,7 @@ class LimitTests(GenerationSuite, kit=True):
         assert after.output_tokens == before.output_tokens, f"a prompt was started: {before}, then {after}"
 
     async def test_request_id_in_use_is_refused(self, backend: Any) -> None:
-        """A second request with the id of an open one is an ``InvalidRequest`` that names it; the first goes on.
+        """A second request with the id of an open one is an ``InvalidRequest`` that names it; the first continues.
 
         How to fix: keep the ids of open requests and look there before queuing.
         """

@@ -47,7 +47,7 @@ class SamplingTests(GenerationSuite, kit=True):
 
     @when_claimed("seed")
     async def test_a_seed_reproduces(self, backend: Any) -> None:
-        """The same seed gives the same output twice at temperature 1.
+        """The same seed produces the same output twice at temperature 1.
 
         How to fix: give each request its own generator, seeded from ``SamplingParams.seed`` alone; a generator that the
         whole batch shares depends on the neighbours.
@@ -120,7 +120,7 @@ class SamplingTests(GenerationSuite, kit=True):
 
     @when_claimed("parallel_sampling")
     async def test_n_completions_all_finish(self, backend: Any) -> None:
-        """``n=3`` gives the indices 0, 1 and 2; each finishes once, and usage counts them all.
+        """``n=3`` returns the indices 0, 1 and 2; each finishes once, and usage counts them all.
 
         How to fix: set ``TokenDelta.index``; end the stream when the last of the n completions has finished.
         """
@@ -185,7 +185,7 @@ class SamplingTests(GenerationSuite, kit=True):
         """
         output = await self.greedy_output(backend)
         assert all(delta.logprobs is None for delta in output.deltas), (
-            "log probabilities that nobody asked for"
+            "log probabilities that were not requested"
         )
 
     # --- guided decoding

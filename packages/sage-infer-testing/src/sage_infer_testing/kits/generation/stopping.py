@@ -135,7 +135,7 @@ class StoppingTests(GenerationSuite, kit=True):
 
     @when_claimed("prefix_caching")
     async def test_a_cached_prefix_changes_nothing(self, backend: Any) -> None:
-        """The second run of a long prompt takes tokens from the cache and gives the same output.
+        """The second run of a long prompt takes tokens from the cache and produces the same output.
 
         How to fix: report ``Usage.cached_tokens``; where outputs differ, the cached blocks hold other tokens' KV, or
         positions are counted from the first token that is not cached.

@@ -72,7 +72,7 @@ class StreamingTests(GenerationSuite, kit=True):
 
     @when_claimed("streaming")
     async def test_tokens_arrive_as_they_are_made(self, backend: Any) -> None:
-        """Output comes in several deltas, not all at once at the end.
+        """Output arrives in several deltas, not in one at the end.
 
         How to fix: push a delta after each engine step; or do not claim ``streaming``.
         """
@@ -80,7 +80,7 @@ class StreamingTests(GenerationSuite, kit=True):
         assert len(output.deltas) > 1, f"{self.max_output} tokens came in one delta"
 
     async def test_greedy_is_deterministic(self, backend: Any) -> None:
-        """The same prompt at temperature 0 gives the same output twice.
+        """The same prompt at temperature 0 produces the same output twice.
 
         How to fix: temperature 0 takes the most likely token and draws nothing. Where a prefix cache or an autotuned
         kernel changes the second run's numbers, switch it off through ``options``, or use xfail with that reason.

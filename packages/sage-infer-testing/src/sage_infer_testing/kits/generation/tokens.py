@@ -25,7 +25,7 @@ class TokenTests(GenerationSuite, kit=True):
 
     @when_claimed("tokenize")
     async def test_shown_tokens_are_those_computed(self, backend: Any) -> None:
-        """A text and the token ids that ``tokenize`` gives for it are the same prompt: same count, same output.
+        """A text and the token ids that ``tokenize`` returns for it are the same prompt: same count, same output.
 
         How to fix: encode in ``tokenize`` as ``generate`` does, with the tokens that the model expects at the start.
         """
@@ -42,7 +42,7 @@ class TokenTests(GenerationSuite, kit=True):
 
     @when_claimed("tokenize")
     async def test_tokens_become_their_text(self, backend: Any) -> None:
-        """``detokenize`` gives the text back that ``tokenize`` took apart.
+        """``detokenize`` returns the text back that ``tokenize`` took apart.
 
         How to fix: decode all ids at once, with special tokens and without cleaning up blanks.
         """

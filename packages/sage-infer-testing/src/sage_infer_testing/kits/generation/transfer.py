@@ -1,4 +1,4 @@
-"""KV that leaves one instance and goes on in another: export, import, corruption, a second process."""
+"""KV moved from one instance to another: export, import, corruption, a second process."""
 
 from __future__ import annotations
 

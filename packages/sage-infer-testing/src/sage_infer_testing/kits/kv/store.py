@@ -18,7 +18,7 @@ __all__ = ["KVStoreContract"]
 
 
 class KVStoreContract(EvictionTests, kit=True):
-    """Everything that a ``KVStore`` promises. Override ``open_store``; ``KVStoreSuite`` says what else can be set."""
+    """All guarantees of a ``KVStore``. Override ``open_store``; see ``KVStoreSuite`` for other settings."""
 
     def test_has_the_shape_of_its_protocol(self, make_store: Callable[[int], Any]) -> None:
         """Every method of the protocol is there with its parameters, and ``schema`` is the one asked for.
@@ -61,7 +61,7 @@ class KVStoreContract(EvictionTests, kit=True):
         assert store.stats().blocks == 2, f"2 blocks were put twice, stats() count {store.stats().blocks}"
 
     def test_match_walks_the_prefix(self, make_store: Callable[[int], Any]) -> None:
-        """``match`` gives the tokens of the longest prefix held, in whole blocks, up to the first gap.
+        """``match`` returns the tokens of the longest prefix held, in whole blocks, up to the first gap.
 
         How to fix: walk ``block_keys(model_id, schema, tokens)`` and stop at the first key that is not held.
         """
@@ -160,7 +160,7 @@ class KVStoreContract(EvictionTests, kit=True):
     def test_close_twice_is_safe(self, make_store: Callable[[int], Any]) -> None:
         """A second ``close`` does nothing.
 
-        How to fix: return at once where the store is closed already.
+        How to fix: return immediately if the store is already closed.
         """
         store = make_store(2)
         self.fill(store, self.keys(1))

@@ -63,7 +63,7 @@ class TransportContract(TransportSuite, kit=True):
             )
 
     async def test_an_empty_plan_is_done(self, transport: Any) -> None:
-        """A plan without steps gives an empty report.
+        """A plan without steps returns an empty report.
 
         How to fix: nothing to do is no error.
         """
@@ -220,7 +220,7 @@ class TransportContract(TransportSuite, kit=True):
             assert report.ok, f"{report.statuses}, {report.errors}"
 
     async def test_plans_run_side_by_side(self, transport: Any, tmp_path: Path) -> None:
-        """Several plans at once do not mix.
+        """Concurrent plans do not mix.
 
         How to fix: name temporary files and buffers by plan and step.
         """
@@ -236,7 +236,7 @@ class TransportContract(TransportSuite, kit=True):
     async def test_close_twice_is_safe(self, transport: Any) -> None:
         """A second ``close`` does nothing.
 
-        How to fix: return at once where it is closed already.
+        How to fix: return immediately if it is already closed.
         """
         await transport.close()
         await transport.close()

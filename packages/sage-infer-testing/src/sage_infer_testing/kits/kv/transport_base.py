@@ -22,7 +22,7 @@ SIZES = (64, 100_000, 1, 9_000)  # bytes of the steps of a plan
 class TransportSuite(ContractSuite, kit=True):
     """Base of the kit for transports. Override the four methods below.
 
-    ``make_transport`` gives the transport; ``place`` puts bytes where it can fetch them; ``target`` names a place
+    ``make_transport`` returns the transport; ``place`` puts bytes where it can fetch them; ``target`` names a place
     where it can put some; ``contents`` reads them there. ``folder`` is empty at the start of each test.
     """
 
