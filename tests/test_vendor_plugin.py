@@ -216,6 +216,12 @@ def test_a_chat_is_answered_over_http(server: str) -> None:
     assert choice["finish_reason"] == "stop"
 
 
+def test_a_bad_option_is_the_users(vendor: Site) -> None:
+    done = vendor.run(*SAGE, "generate", "-b", "quokka", "-m", "chat.qk", "-o", "max_queue=many", "Hello!")
+    assert done.returncode == 2
+    assert "max_queue of quokka must be a positive integer, got 'many'" in done.stderr
+
+
 def test_broken_wheels_are_named(crowd: Site) -> None:
     rows = {(row["kind"], row["name"]): row for row in crowd.rows()}
     expired = rows["plugin", "expired"]

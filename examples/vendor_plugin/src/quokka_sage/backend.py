@@ -6,7 +6,14 @@ import time
 from functools import partial
 
 from sage_infer.contracts import BufferedTokenStream, as_prompts, request_ids
-from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, RequestCancelled, UnsupportedFeature
+from sage_infer.errors import (
+    ConfigError,
+    EngineDead,
+    InvalidRequest,
+    Overloaded,
+    RequestCancelled,
+    UnsupportedFeature,
+)
 from sage_infer.schemas import Prompt, Timing, TokenDelta, Usage
 from sage_infer.sdk import check_claims
 
@@ -19,6 +26,8 @@ class QuokkaBackend(Instance):
 
     def __init__(self, model, *, max_queue=64):
         super().__init__(model)
+        if type(max_queue) is not int or max_queue < 1:
+            raise ConfigError(f"option max_queue of quokka must be a positive integer, got {max_queue!r}")
         self.max_queue = max_queue
 
     async def generate(self, prompts, params, *, request_id=None, options=None):
