@@ -206,7 +206,7 @@ def test_n_completions_have_no_state() -> None:
 def test_prompts_that_never_fit_together_are_refused() -> None:
     async def main() -> None:
         async with Toy(num_blocks=8) as toy:
-            with pytest.raises(OutOfMemory, match="takes 9 blocks together, and there are 8"):
+            with pytest.raises(OutOfMemory, match="needs 9 blocks, but there are only 8"):
                 await toy.backend.prefill(OTHERS, request_id="a")
             await toy.idle()
             result = await toy.backend.prefill([PROMPT] * 3, request_id="a")  # two blocks are the same
@@ -516,7 +516,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
             guided = attrs.evolve(state.params, adapter="x")
             wrong_token = attrs.evolve(state, output_token_ids=(5000,))
             cases: list[tuple[Toy, DecodeState, type[Exception], str]] = [
-                (other, state, CapabilityMismatch, "of model 'toy', and 'other' is loaded here"),
+                (other, state, CapabilityMismatch, "of model 'toy', but 'other' is loaded here"),
                 (
                     here,
                     attrs.evolve(state, weights_id="b"),
@@ -556,7 +556,7 @@ def test_import_without_room_is_overloaded() -> None:
         async with Toy() as here, Toy(num_blocks=5) as there, Toy(max_queue=1) as busy:
             state, buffers = await moved(here)
             await prefill(there, prompt=[1] * 3 * BLOCK, request_id="held")
-            with pytest.raises(Overloaded, match="3 KV blocks are needed and 2 are free"):
+            with pytest.raises(Overloaded, match="3 KV blocks are needed, but only 2 are free"):
                 await there.backend.import_kv(state, buffers)
             await prefill(busy, request_id="held")
             with pytest.raises(Overloaded, match="1 requests are open"):
