@@ -21,12 +21,12 @@ from typing import Any, get_args
 import attrs
 import pytest
 from sage_infer import CONTRACT_VERSION, errors, hookspecs
-from sage_infer.cli.commands import COMMANDS, HINTS
 from sage_infer.cli.main import _BUG, _INTERRUPTED
+from sage_infer.command_tree import COMMANDS, HINTS
 from sage_infer.config import config_template
-from sage_infer.config.environment import variables
 from sage_infer.config.loading import SECTION_WHEELS, installed_config_class
-from sage_infer.config.settings import keys
+from sage_infer.config_file.environment import variables
+from sage_infer.config_file.settings import keys
 from sage_infer.contracts import InferenceBackend
 from sage_infer.discovery import Registry, State, discover
 from sage_infer.errors import SageInferError

@@ -14,7 +14,7 @@ from sage_infer.config import (
     write_template,
 )
 from sage_infer.config.loading import installed_config_class
-from sage_infer.config.settings import keys
+from sage_infer.config_file.settings import keys
 from sage_infer.errors import ConfigError
 
 

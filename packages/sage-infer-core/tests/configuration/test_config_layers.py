@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sage_infer.config import Config, InvalidConfig, LoadedConfig, load_config
 from sage_infer.config.loading import installed_config_class
-from sage_infer.config.settings import keys
+from sage_infer.config_file.settings import keys
 from sage_infer.errors import ConfigError
 
 

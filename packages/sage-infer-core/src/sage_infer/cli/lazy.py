@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from sage_infer.cli.commands import COMMANDS, GROUPS, HINTS
+from sage_infer.command_tree import COMMANDS, GROUPS, HINTS
 from sage_infer.errors import BackendUnavailable, InvalidRequest, PluginFailed, SageInferError
 from sage_infer.factories import blame, is_plugins_fault, load_object
 

@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from sage_infer.config.layers import LoadedConfig, read_layers
-from sage_infer.config.settings import Config, config_class
+from sage_infer.config_file.layers import LoadedConfig, read_layers
+from sage_infer.config_file.settings import Config, config_class
 from sage_infer.discovery.registry import Entry, Registry, discover
 from sage_infer.errors import BackendUnavailable, ConfigError
 from sage_infer.factories import load_object

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from sage_infer.config.loading import section_templates
-from sage_infer.config.search import FILE_NAME
+from sage_infer.config_file.search import FILE_NAME
 from sage_infer.errors import ConfigError
 
 __all__ = ["config_template", "write_template"]

@@ -13,8 +13,8 @@ from attrs import define, evolve, field, frozen
 
 from sage_infer import hookspecs
 from sage_infer.checks import as_tuple
-from sage_infer.cli.commands import COMMANDS, GROUPS
-from sage_infer.config.search import CORE_SECTIONS
+from sage_infer.command_tree import COMMANDS, GROUPS
+from sage_infer.config_file.search import CORE_SECTIONS
 from sage_infer.discovery.faults import Fault, contract_mismatch, fault_of, misnamed_hooks
 from sage_infer.discovery.kinds import KINDS, KindName
 from sage_infer.factories import is_plugins_fault
@@ -243,7 +243,7 @@ def discover() -> Registry:
     Raises:
         ConfigError: the configuration file cannot be read.
     """
-    from sage_infer.config.disabled import disabled_plugins
+    from sage_infer.config_file.disabled import disabled_plugins
 
     return Registry(tuple(importlib.metadata.entry_points(group=GROUP)), disabled_plugins())
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar, get_origin
 import attrs
 from attrs import field, frozen
 
-from sage_infer.config.document import InvalidConfig, parse
-from sage_infer.config.environment import variable_name, variables_given
-from sage_infer.config.search import DISABLE_VARIABLE, find_config_file, read_text, split_names
-from sage_infer.config.settings import Config, keys
+from sage_infer.config_file.document import InvalidConfig, parse
+from sage_infer.config_file.environment import variable_name, variables_given
+from sage_infer.config_file.search import DISABLE_VARIABLE, find_config_file, read_text, split_names
+from sage_infer.config_file.settings import Config, keys
 from sage_infer.errors import ConfigError, SchemaError
 from sage_infer.schemas.codec import from_dict
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from sage_infer.config.search import DISABLE_VARIABLE, find_config_file, read_text, split_names
+from sage_infer.config_file.search import DISABLE_VARIABLE, find_config_file, read_text, split_names
 
 __all__ = ["disabled_plugins"]
 
@@ -39,8 +39,8 @@ def disabled_plugins(
         listed = _listed(text)
         if listed is not None:
             return frozenset(named) | frozenset(listed)
-    from sage_infer.config.layers import read_layers
-    from sage_infer.config.settings import config_class
+    from sage_infer.config_file.layers import read_layers
+    from sage_infer.config_file.settings import config_class
 
     # Sections of plug-ins are not known yet, and mistakes in others are for ``load_config`` to report.
     return frozenset(
@@ -50,7 +50,7 @@ def disabled_plugins(
 
 def _listed(text: str) -> list[str] | None:
     """``plugins.disabled`` if it is a plain list of names, else None: ``load_config`` reports the reason."""
-    from sage_infer.config.document import InvalidConfig, parse
+    from sage_infer.config_file.document import InvalidConfig, parse
 
     try:
         document = parse(text)

@@ -7,9 +7,9 @@ from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import Any, cast, get_args
 
-from sage_infer.config.document import InvalidConfig, parse_scalar
-from sage_infer.config.search import CONFIG_VARIABLE, DISABLE_VARIABLE
-from sage_infer.config.settings import Config, keys
+from sage_infer.config_file.document import InvalidConfig, parse_scalar
+from sage_infer.config_file.search import CONFIG_VARIABLE, DISABLE_VARIABLE
+from sage_infer.config_file.settings import Config, keys
 
 __all__ = ["PREFIX", "variable_name", "variables", "variables_given"]
 

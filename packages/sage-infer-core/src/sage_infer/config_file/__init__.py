@@ -1,0 +1,1 @@
+"""The configuration file as it is read. ``sage_infer.config`` is the front door."""
