@@ -329,7 +329,7 @@ def test_tokens_are_shown_where_the_backend_shows_them(engines: Engines) -> None
         await instance.start()
         prompt = await instance.render_chat([{"role": "user", "content": "x"}], add_generation_prompt=False)
         assert prompt.text
-        with pytest.raises(UnsupportedFeature, match="'llm' does not show its tokens"):
+        with pytest.raises(UnsupportedFeature, match="'llm' does not support tokenize"):
             await instance.tokenize("x")
 
         async def tokenize(prompt: str) -> list[int]:
