@@ -75,7 +75,7 @@ class GuidedDecoding:
             raise SchemaError("GuidedDecoding", [Problem("$", message)])
         characters = sum(map(len, self.choice or ()))
         if characters > _GRAMMAR_CHARACTERS:
-            message = f"must have at most {_GRAMMAR_CHARACTERS} characters in all, got {characters}"
+            message = f"must have at most {_GRAMMAR_CHARACTERS} characters in total, got {characters}"
             raise SchemaError("GuidedDecoding", [Problem("$.choice", message)])
 
 
