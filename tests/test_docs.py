@@ -320,6 +320,7 @@ def test_protocols_are_all_described() -> None:
         "PluginContract",
         "RecordingContract",
         "VLLMPlatformContract",
+        "WholeRecordingContract",
     }
     assert kits == {name for name in sage_infer_testing.__all__ if name.endswith("Contract")}
 
