@@ -104,7 +104,8 @@ def test_what_it_says_of_itself(backend: OpenVINOBackend) -> None:
     assert capability.hardware_backend == "cpu"
     assert capability.max_sequence_length == 1024
     assert {"chat", "kv_export", "prefill_decode"} <= set(capability.features)
-    assert set(capability.supported_precisions) == set(check_precision(ov.Core(), "CPU", "f32"))
+    # fp16 only where the instance runs in it: some CPUs compute wrong numbers in it, which the start then finds out.
+    assert set(capability.supported_precisions) == set(check_precision(ov.Core(), "CPU", "f32")) - {"fp16"}
 
 
 CHILD = """
@@ -187,7 +188,7 @@ def test_kv_of_another_precision_is_refused(
                 "token_head",
                 True,
             )
-            with pytest.raises(CapabilityMismatch, match="needs conversion of dtype"):
+            with pytest.raises(CapabilityMismatch, match="needs conversion of format_id, dtype, scale_dtype"):
                 await small.import_kv(state, buffers)
             assert len((await all_tokens(small, "The sky is", greedy(4)))[0]) == 4
             # Its own KV comes back to it, byte for byte.

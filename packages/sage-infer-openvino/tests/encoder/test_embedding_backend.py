@@ -366,7 +366,7 @@ def test_rerank_orders_as_the_cross_encoder_scores(tmp_path: Path, name: str) ->
     async def main() -> None:
         async with reranker(tmp_path, name) as backend:
             assert isinstance(backend, EmbeddingBackend)
-            assert backend.get_capability().features == ("rerank", "deadline")
+            assert backend.get_capability().features == ("rerank", "deadline", "reports")
             result = await backend.rerank(QUERY, DOCUMENTS)
             assert [hit.index for hit in result.hits] == order
             for hit in result.hits:
