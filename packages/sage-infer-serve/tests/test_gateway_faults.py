@@ -14,6 +14,7 @@ from gateway_served import Served, chat_body, events, read_all, read_head, reque
 from sage_infer.contracts import Health
 from sage_infer.errors import (
     BackendUnavailable,
+    ContextLengthExceeded,
     EngineDead,
     InvalidRequest,
     OutOfMemory,
@@ -30,6 +31,7 @@ class TestErrors:
         ("error", "status", "code"),
         [
             (InvalidRequest("prompt has 900 tokens, the limit is 512"), 400, "invalid_request"),
+            (ContextLengthExceeded("900 tokens, and the limit is 512"), 400, "context_length_exceeded"),
             (UnsupportedFeature("no LoRA here"), 400, "unsupported_feature"),
             (EngineDead("the engine stopped"), 503, "engine_dead"),
             (BackendUnavailable("not loaded"), 503, "backend_unavailable"),

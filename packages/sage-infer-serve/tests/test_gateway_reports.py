@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from gateway_backend import EchoBackend
+from gateway_backend import EchoBackend, TokenizingBackend
 from gateway_served import Served, events
 from prometheus_client.parser import text_string_to_metric_families
 from sage_infer.contracts import ChatAnswer, Metric, ToolCall
@@ -99,3 +99,15 @@ class TestToolCalls:
         backend.script = ['<tool_call>{"name": "look_up", "arguments": {}}</tool_call>']
         (choice,) = serve(backend).chat(tools=[TOOL]).data["choices"]
         assert choice["message"]["tool_calls"][0]["function"]["name"] == "look_up"
+
+
+class TokenizingReports(ReportingBackend, TokenizingBackend):
+    """Reports capabilities and shows tokens."""
+
+
+def test_the_context_length_in_force_is_listed(serve: Callable[..., Served]) -> None:
+    served = serve(TokenizingReports())
+    listed = {model["id"]: model["max_model_len"] for model in served.get("/v1/models").data["data"]}
+    assert listed == {"echo": 64, "vectors": None, "scores": None}
+    assert served.get("/v1/models/echo").data["max_model_len"] == 64
+    assert served.post("/tokenize", {"model": "echo", "prompt": "ab"}).data["max_model_len"] == 64

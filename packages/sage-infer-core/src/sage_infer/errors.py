@@ -4,6 +4,7 @@ SageInferError
 ├── BackendUnavailable      the plug-in is missing, broken, disabled or lacks its hardware
 ├── ModelNotFound           no files for this model name, path or id
 ├── InvalidRequest          the caller's input is wrong; retrying it will fail again
+│   ├── ContextLengthExceeded  a prompt or text has more tokens than the model's context
 │   ├── SchemaError         data that does not match a schema (carries every problem)
 │   └── ModelFileError      model files that exist but cannot be read
 ├── UnsupportedFeature      valid, but not supported by this backend
@@ -28,6 +29,7 @@ __all__ = [
     "BackendUnavailable",
     "CapabilityMismatch",
     "ConfigError",
+    "ContextLengthExceeded",
     "EngineDead",
     "InvalidRequest",
     "KVCorrupt",
@@ -78,6 +80,12 @@ class InvalidRequest(SageInferError):
 
     code = "invalid_request"
     exit_code = 2
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """A prompt or text has more tokens than the model takes. Clients shorten it, or choose another model."""
+
+    code = "context_length_exceeded"
 
 
 class Problem(tuple[str, str]):

@@ -14,6 +14,7 @@ from encoder_toy import DOCUMENTS, EMBEDDERS, QUERY, RERANKERS, TEXTS, write_enc
 from openvino_toy import DATA
 from sage_infer.errors import (
     CapabilityMismatch,
+    ContextLengthExceeded,
     InvalidRequest,
     ModelFileError,
     SageInferError,
@@ -116,7 +117,9 @@ def test_token_ids_are_taken_as_they_are(encoder: Encoder) -> None:
 
 def test_long_inputs_are_refused_or_cut(encoder: Encoder) -> None:
     long = "a " * 300
-    with pytest.raises(InvalidRequest, match="input 1 has 302 tokens, but the limit of this model is 256"):
+    with pytest.raises(
+        ContextLengthExceeded, match="input 1 has 302 tokens, but the limit of this model is 256"
+    ):
         encoder.tokenize(["short", long])
     cut = encoder.tokenize([long, [101] * 400], truncate=True)
     assert [len(item) for item in cut] == [256, 256]

@@ -23,6 +23,7 @@ from openvino_toy import (
     toy_greedy,
 )
 from sage_infer.errors import (
+    ContextLengthExceeded,
     EngineDead,
     InvalidRequest,
     Overloaded,
@@ -435,7 +436,7 @@ def test_smaller_priority_goes_first() -> None:
         ({"prompts": []}, InvalidRequest, "no prompt"),
         ({"prompts": [PROMPT, []]}, SchemaError, "empty"),
         ({"prompts": [300]}, InvalidRequest, "token id 300 is not in the vocabulary of 257"),
-        ({"prompts": [1] * 200}, InvalidRequest, "has 200 tokens, and the limit is 200"),
+        ({"prompts": [1] * 200}, ContextLengthExceeded, "has 200 tokens, and the limit is 200"),
         ({"options": RequestOptions(tenant="a")}, UnsupportedFeature, r"options.tenant \(feature tenant\)"),
         ({"request_id": ""}, InvalidRequest, "request_id must be a non-empty string"),
         ({"adapter": "style"}, UnsupportedFeature, r"params.adapter \(feature lora\)"),

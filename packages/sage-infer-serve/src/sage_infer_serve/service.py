@@ -10,6 +10,7 @@ from msgspec import Struct
 from sage_infer.contracts import HybridInferenceBackend, ModelReporting
 from sage_infer.errors import SageInferError
 from sage_infer.names import ModelType
+from sage_infer.schemas import CapabilityDescriptor, ModelDescriptor
 
 from sage_infer_serve.http.auth import APIKey, Keys
 from sage_infer_serve.http.exchange import Exchange
@@ -84,12 +85,24 @@ class Service:
 
     def claims(self, model: str, feature: str) -> bool:
         """Whether a loaded model's backend is known to claim a feature."""
+        capability = self._capability(model)
+        return capability is not None and capability.supports(feature)
+
+    def context_length(self, model: ModelDescriptor) -> int | None:
+        """The longest sequence of a model in tokens: the one in force where the model is loaded, else the
+        configured one; None where neither is known.
+        """
+        capability = self._capability(model.model_id)
+        return model.max_sequence_length if capability is None else capability.max_sequence_length
+
+    def _capability(self, model: str) -> CapabilityDescriptor | None:
+        """What a loaded model can do; None where its backend does not report it."""
         if not isinstance(self.backend, ModelReporting):
-            return False
+            return None
         try:
-            return self.backend.get_model_capability(model).supports(feature)
+            return self.backend.get_model_capability(model)
         except SageInferError:
-            return False
+            return None
 
     def end_all(self) -> None:
         """End every open request with an error, because the time for shutdown is over."""

@@ -111,9 +111,10 @@ class InferenceBackend(Lifecycle, Protocol):
         is an upper bound: an output that fills ``max_sequence_length`` ends with "length".
 
         Raises:
-            InvalidRequest: there are no prompts; one is empty, has a token id outside the vocabulary, or
-                leaves no room for a token of output within ``max_sequence_length`` (the message names both
-                numbers); or ``request_id`` belongs to an open request. Nothing was started.
+            InvalidRequest: there are no prompts; one is empty or has a token id outside the vocabulary; or
+                ``request_id`` belongs to an open request. Nothing was started.
+            ContextLengthExceeded: a prompt leaves no room for a token of output within ``max_sequence_length``
+                (the message names both numbers). It is an ``InvalidRequest``.
             UnsupportedFeature: ``params`` or ``options`` set what this backend does not claim
                 (``sage_infer.sdk.check_claims``).
             Overloaded: the queue is full; nothing was started.

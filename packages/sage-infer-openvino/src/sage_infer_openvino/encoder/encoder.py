@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 from sage_infer.contracts import ProgressReport
-from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
+from sage_infer.errors import ContextLengthExceeded, InvalidRequest, ModelFileError, UnsupportedFeature
 from tokenizers import Tokenizer
 
 from sage_infer_openvino.device import check_precision, compile_model, latency_properties
@@ -99,7 +99,7 @@ class Encoder:
             if truncate:
                 ids = ids[: self.max_sequence_length]
             elif len(ids) > self.max_sequence_length:
-                raise InvalidRequest(
+                raise ContextLengthExceeded(
                     f"input {index} has {len(ids)} tokens, but the limit of this model is {self.max_sequence_length}; "
                     "shorten it, or enable truncation"
                 )

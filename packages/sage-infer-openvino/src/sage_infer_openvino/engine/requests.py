@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from sage_infer.contracts import PromptLike, as_prompts, request_ids
-from sage_infer.errors import CapabilityMismatch, InvalidRequest
+from sage_infer.errors import CapabilityMismatch, ContextLengthExceeded, InvalidRequest
 from sage_infer.schemas import DecodeState, Prompt, RequestOptions, SamplingParams
 
 from sage_infer_openvino.engine.grammar import GrammarMatcher
@@ -157,9 +157,9 @@ class RequestFactory:
 
     def _check_length(self, length: int) -> None:
         if length >= self._limit:
-            raise InvalidRequest(
-                f"the prompt has {length} tokens, and the limit is {self._limit} including at least one output token; "
-                "shorten it, or raise max_sequence_length if the model allows"
+            raise ContextLengthExceeded(
+                f"the prompt has {length} tokens, and the limit is {self._limit} including at least one output token "
+                "(this model's maximum context length); shorten it, or raise max_sequence_length if the model allows"
             )
 
 

@@ -43,5 +43,5 @@ def _as_dict(service: Service, model: ModelDescriptor) -> dict[str, Any]:
         "owned_by": "sage-infer",
         "type": model.model_type,
         "state": status.state,
-        "max_model_len": model.max_sequence_length,
+        "max_model_len": service.context_length(model),
     }

@@ -33,10 +33,11 @@ async def tokenize(service: Service, exchange: Exchange) -> None:
     else:
         prompt = Prompt(text=request.prompt, add_special_tokens=request.add_special_tokens)
     tokens = await backend.tokenize(prompt, model=name)
-    model = next((m for m in service.backend.list_models() if m.model_id == name), None)
+    model_id = service.backend.get_model_status(name).model_id
+    model = next((m for m in service.backend.list_models() if m.model_id == model_id), None)
     answer = {
         "count": len(tokens),
-        "max_model_len": None if model is None else model.max_sequence_length,
+        "max_model_len": None if model is None else service.context_length(model),
         "tokens": tokens,
     }
     await exchange.respond(msgspec.json.encode(answer))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attrs import frozen
-from sage_infer.errors import InvalidRequest
+from sage_infer.errors import ContextLengthExceeded, InvalidRequest
 from sage_infer.schemas import Prompt
 
 __all__ = ["TokenizedPrompt", "text_of", "tokenize", "tokens_of"]
@@ -37,8 +37,9 @@ async def tokenize(
         which = "prompt" if len(prompts) == 1 else f"prompt {index}"
         ids = await tokens_of(tokenizer, prompt, which, vocab_size=vocab_size)
         if len(ids) >= limit:
-            raise InvalidRequest(
-                f"{which} has {len(ids)} tokens, and the limit is {limit} for prompt and output together; shorten it"
+            raise ContextLengthExceeded(
+                f"{which} has {len(ids)} tokens, and the limit is {limit} for prompt and output together "
+                "(this model's maximum context length); shorten it"
             )
         tokenized.append(TokenizedPrompt(ids, prompt.text))
     return tokenized

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attrs import frozen
-from sage_infer.errors import InvalidRequest
+from sage_infer.errors import ContextLengthExceeded, InvalidRequest
 
 __all__ = ["TokenizedText", "tokenize_pairs", "tokenize_texts"]
 
@@ -64,6 +64,6 @@ def tokenize_pairs(
 
 def _check_length(what: str, length: int, limit: int) -> None:
     if length > limit:
-        raise InvalidRequest(
+        raise ContextLengthExceeded(
             f"{what} has {length} tokens, and the limit is {limit}; shorten it, or set truncate to 'end'"
         )
