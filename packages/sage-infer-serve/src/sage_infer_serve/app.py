@@ -109,9 +109,13 @@ class Gateway:
         limit = self.service.settings.max_open_requests
         if len(self.service.open) >= limit:
             raise limited(f"limit of {limit} open requests reached; retry later", 1.0, code="overloaded")
+        wait, target = self.service.admission.wait_s(), self.service.settings.target_wait_s
+        if target is not None and wait > target:
+            raise limited(f"expected wait of {wait:.0f} s; retry later", wait, code="overloaded")
         if exchange.key is not None:
             exchange.key.admit()
         self.service.open.add(exchange)
+        self.service.admission.accepted(exchange)
         if not exchange.has_body:
             exchange.stop_after(self.service.settings.body_timeout_s, "body")
         try:
@@ -124,6 +128,7 @@ class Gateway:
             exchange.in_time()
             exchange.unwatch()
             self.service.open.discard(exchange)
+            self.service.admission.left(exchange)
             if exchange.key is not None:
                 exchange.key.release()
 

@@ -24,6 +24,7 @@ class Serve:
     cors_origins: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
     max_body_bytes: int = field(default=16 * 2**20, validator=Integer(ge=1024))
     max_open_requests: int = field(default=512, validator=Integer(ge=1))
+    target_wait_s: float | None = field(default=30.0, validator=optional(Number(gt=0)))
     max_idle_connections: int = field(default=1024, validator=Integer(ge=1))
     max_connections_per_peer: int | None = field(default=None, validator=optional(Integer(ge=1)))
     header_timeout_s: float = field(default=10.0, validator=Number(gt=0))
@@ -64,6 +65,9 @@ serve:
   max_body_bytes: 16777216
   max_open_requests: 512
   max_idle_connections: 1024
+
+  # Expected seconds until an answer begins, above which new requests get 429; null: no limit.
+  target_wait_s: 30.0
 
   # Maximum connections per client address; null: three quarters of the total limit.
   max_connections_per_peer: null

@@ -12,6 +12,7 @@ from sage_infer.errors import SageInferError
 from sage_infer.names import ModelType
 from sage_infer.schemas import CapabilityDescriptor, ModelDescriptor
 
+from sage_infer_serve.admission import Admission
 from sage_infer_serve.http.auth import APIKey, Keys
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.settings import GatewaySettings
@@ -35,6 +36,7 @@ class Service:
         draining: whether new work is rejected, because the server is shutting down.
         loading: whether work is rejected because the backend has not started yet.
         open: requests in progress in an engine.
+        admission: how long a new request would wait.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Service:
         self.draining = False
         self.loading = False
         self.open: set[Exchange] = set()
+        self.admission = Admission()
         self._decoders = decoders
         self._types: dict[str, ModelType] = {}
 

@@ -104,8 +104,10 @@ class Work:
         if exchange.key is not None and exchange.key.counts_tokens:
             self.tokens = self._charging(exchange.key)
         if service.tracing is not None:
-            span = service.tracing.begin(operation.name, model, exchange, params, is_streamed=is_streamed)
-            self._span, self.tokens = span, self._reporting_the_first(span)
+            self._span = service.tracing.begin(
+                operation.name, model, exchange, params, is_streamed=is_streamed
+            )
+        self.tokens = self._reporting_the_first()
 
     def _charging(self, key: APIKey) -> Callable[[int], None]:
         """Tokens are the key's as they are generated, so that a client which hangs up pays for what it had."""
@@ -118,11 +120,13 @@ class Work:
 
         return charged
 
-    def _reporting_the_first(self, span: Span) -> Callable[[int], None]:
+    def _reporting_the_first(self) -> Callable[[int], None]:
         tokens = self.tokens
 
         def first(count: int) -> None:
-            span.first_token()
+            self._service.admission.answered(self._exchange)
+            if self._span is not None:
+                self._span.first_token()
             self.tokens = tokens
             tokens(count)
 
@@ -131,6 +135,7 @@ class Work:
     def end(self, usage: Usage | None, finish_reasons: Sequence[str] = ()) -> None:
         """The work is done. Counted at once, before the answer is sent."""
         self._ended = True
+        self._service.admission.answered(self._exchange)
         self._watch.end(usage, embedded=not self._operation.generates)
         if self._exchange.key is not None and usage is not None:
             self._exchange.key.charge(usage.total_tokens - self._charged)
