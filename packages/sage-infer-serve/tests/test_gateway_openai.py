@@ -156,6 +156,30 @@ def test_a_tool_that_must_be_called(backend: EchoBackend, served: Served) -> Non
     assert answer.choices[0].finish_reason == "stop"
 
 
+def test_a_call_cut_off_is_given_as_far_as_it_got(backend: EchoBackend, served: Served) -> None:
+    create = served.client().chat.completions.create
+    backend.script = ['{"name": "weather", "arguments": {"city": ', '"Rome"', "}}"]
+    answer = create(model="echo", messages=ASK, tools=[WEATHER], tool_choice="required", max_tokens=2)  # type: ignore[list-item]
+    assert answer.choices[0].finish_reason == "length"
+    (call,) = answer.choices[0].message.tool_calls or ()
+    assert call.function.arguments == '{"city": "Rome"'  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_call_where_calls_may_not_be_parallel(backend: EchoBackend, served: Served, stream: bool) -> None:
+    create = served.client().chat.completions.create
+    call = '<tool_call>{"name": "weather", "arguments": {"day": %d}}</tool_call>'
+    backend.script = ["Wait. ", call % 1, "\n", call % 2, " Done."]
+    for parallel, count, content in ((False, 1, "Wait."), (True, 2, "Wait. Done.")):
+        result = create(  # type: ignore[call-overload]
+            model="echo", messages=ASK, tools=[WEATHER], parallel_tool_calls=parallel, stream=stream
+        )
+        said = [c.choices[0].delta for c in result] if stream else [result.choices[0].message]
+        calls = [call.function.arguments for one in said for call in one.tool_calls or []]
+        assert calls == ['{"day": 1}', '{"day": 2}'][:count]
+        assert "".join(one.content or "" for one in said) == content
+
+
 def test_formats_of_the_answer(backend: EchoBackend, served: Served) -> None:
     create = served.client().chat.completions.create
     create(model="echo", messages=ASK, response_format={"type": "json_object"})

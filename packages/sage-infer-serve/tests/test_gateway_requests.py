@@ -125,12 +125,26 @@ def test_messages_become_what_templates_know(backend: EchoBackend, served: Serve
     ]
 
 
-def test_calls_that_came_before_must_be_json(served: Served) -> None:
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}}
-    answer = served.post(
-        CHAT, {"model": "echo", "messages": [USER, {"role": "assistant", "tool_calls": [call]}]}
-    )
-    assert answer.error["param"] == "messages[1].tool_calls[0].function.arguments"
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ('{"city": "Rome"}', {"city": "Rome"}),
+        ("", {}),
+        ('{"city":', '{"city":'),
+        ('{"a": NaN}', '{"a": NaN}'),
+        ('{"city": "\\ud83d"}', '{"city": "\\ud83d"}'),
+        ("{'city': 'Rome'}", "{'city': 'Rome'}"),
+        ('"Rome"', '"Rome"'),
+        ("[" * 5000, "[" * 5000),
+    ],
+)
+def test_calls_that_came_before_may_have_any_arguments(
+    backend: EchoBackend, served: Served, written: str, sent: object
+) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": written}}
+    messages = [USER, {"role": "assistant", "tool_calls": [call]}, {**USER, "content": "go on"}]
+    assert served.post(CHAT, {"model": "echo", "messages": messages}).status == 200
+    assert backend.calls[-1][1]["messages"][1]["tool_calls"][0]["function"]["arguments"] == sent
 
 
 def test_special_tokens_are_kept_where_calls_are_read(backend: EchoBackend, served: Served) -> None:

@@ -9,7 +9,10 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sage_infer_serve.openai.tool_calls import FORMS, ToolCallReader
+from sage_infer.contracts import ToolCall
+from sage_infer_serve.openai.forced_calls import call_of, schema_of_any
+from sage_infer_serve.openai.schema import Function, Tool
+from sage_infer_serve.openai.tool_calls import FORMS, ToolCallReader, call_as_dict
 
 CALL = '{"name": "weather", "arguments": {"city": "Paris", "note": "a } ] \\" <tool_call> b"}}'
 ARGUMENTS = {"city": "Paris", "note": 'a } ] " <tool_call> b'}
@@ -102,6 +105,98 @@ def test_no_text_is_lost_or_cut_differently(text: str, places: list[int]) -> Non
     assert read(cut(text, places)) == whole
     if not whole[1]:
         assert whole[0] == text
+
+
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [
+        ('{"amount": 1.10,  "id": 12345678901234567890.5}', None),
+        ('{"a": 1, "a": 2}', None),
+        ('{"x": "\\ud83d", "y": "\\u00e9"}', None),
+        (
+            '{"x": NaN, "y": [-Infinity, 1e999], "z": "NaN \\" Infinity"}',
+            '{"x": null, "y": [null, 1e999], "z": "NaN \\" Infinity"}',
+        ),
+        ('"{\\"x\\": 1.10}"', '{"x": 1.10}'),
+        ('{"n": ' + "1" * 5000 + "}", None),
+    ],
+)
+def test_arguments_are_the_models_own_text(written: str, given: str | None) -> None:
+    call = '{"name": "weather", "arguments": ' + written + "}"
+    for text, count in (
+        (f"<tool_call>\n{call}\n</tool_call>", 1),
+        (f"[TOOL_CALLS] [ {call} , {call}]", 2),
+        (call.replace('"arguments"', '"parameters" '), 1),
+    ):
+        reader = ToolCallReader(["weather"])
+        _, found = reader.feed(text)
+        found += reader.end()[1]
+        assert [c.arguments for c in found] == [given or written] * count
+
+
+def test_text_that_is_nested_too_deeply_is_content() -> None:
+    text = '<tool_call>{"name": "weather", "arguments": ' + '{"a":' * 100_000 + "1" + "}" * 100_001
+    assert read([text]) == (text, [])
+
+
+def test_half_a_surrogate_pair_becomes_its_escape() -> None:
+    call = call_as_dict(ToolCall(name="f", arguments='{"x": "\ud83d"}'), "1")
+    assert json.loads(call["function"]["arguments"]) == {"x": "\ud83d"}
+    json.dumps(call, ensure_ascii=False).encode()
+
+
+POINT = {"type": "object", "properties": {"x": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize("key", ["$defs", "definitions"])
+def test_references_of_parameters_lead_to_the_parameters(key: str) -> None:
+    parameters = {
+        "$id": "https://example.com/p", "$schema": "http://json-schema.org/draft-07/schema#", "type": "object",
+        "properties": {
+            "p": {"$ref": f"#/{key}/Point"}, "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+            "whole": {"$ref": "https://example.com/p#"}, "const": {"$ref": "#"},
+            "data": {"const": {"$ref": "#/x"}}, "out": {"$ref": "https://example.com/other#/x"},
+        },
+        key: {"Point": POINT},
+    }  # fmt: skip
+    tools = [
+        Tool(type="function", function=Function(name=name, parameters=schema))
+        for name, schema in (("f", parameters), ("g", None))
+    ]
+    for some in (tools, tools[:1]):
+        schema = schema_of_any(some)
+        calls = schema.get("anyOf", [schema])
+        assert [c["properties"]["arguments"] for c in calls] == [
+            {"$ref": f"#/$defs/{tool.function.name}"} for tool in some
+        ]
+        f = schema["$defs"]["f"]
+        assert set(f) == {"type", "properties", key}
+        assert f["properties"] == {
+            "p": {"$ref": f"#/$defs/f/{key}/Point"}, "next": {"anyOf": [{"$ref": "#/$defs/f"}, {"type": "null"}]},
+            "whole": {"$ref": "#/$defs/f"}, "const": {"$ref": "#/$defs/f"},
+            "data": {"const": {"$ref": "#/x"}}, "out": {"$ref": "https://example.com/other#/x"},
+        }  # fmt: skip
+        assert f[key] == {"Point": POINT}
+
+
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ('{"name": "find", "arguments": {"n": 1.10, "n": 2}}', ("find", '{"n": 1.10, "n": 2}')),
+        ('{"arguments": {"n": 1}, "name": "find"}', ("find", '{"n": 1}')),
+        ('{"name": "find", "arguments": {"city": "Ro', ("find", '{"city": "Ro')),
+        ('{"name": "find", "argum', ("find", "")),
+        ('{"name": "find_a', ("find_all", "")),
+        ('{"name": "fin', None),  # either
+        ("{", None),
+        ("no call", None),
+    ],
+)
+def test_a_forced_call_is_given_as_far_as_it_got(text: str, call: tuple[str, str] | None) -> None:
+    found = call_of(text, ["find", "find_all"])
+    assert (None if found is None else (found.name, found.arguments)) == call
+    if call is None and text != "no call":
+        assert call_of(text, ["find"]) == ToolCall(name="find", arguments="")
 
 
 def test_text_is_not_held_back_for_long() -> None:

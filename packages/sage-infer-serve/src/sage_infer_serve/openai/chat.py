@@ -14,12 +14,13 @@ from sage_infer.schemas import GuidedDecoding, SamplingParams, TokenDelta
 from sage_infer_serve.http.errors import wrong_request
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.http.sse import DONE, ChunkWriter
+from sage_infer_serve.openai.forced_calls import call_of, schema_of_any
 from sage_infer_serve.openai.logprobs import chat_logprobs
 from sage_infer_serve.openai.messages import as_chat, function_names, tools_as_dicts
 from sage_infer_serve.openai.options import request_options
 from sage_infer_serve.openai.sampling import guided_by, sampling_params
 from sage_infer_serve.openai.schema import ChatRequest, NamedTool, refused
-from sage_infer_serve.openai.tool_calls import ToolCallReader, as_json_text, call_as_dict
+from sage_infer_serve.openai.tool_calls import ToolCallReader, call_as_dict
 from sage_infer_serve.openai.usage import usage_dict
 from sage_infer_serve.service import Service
 from sage_infer_serve.work import CHAT, Work
@@ -141,19 +142,8 @@ class _Plan:
             tool = tools[names.index(self.forced)]
             self.guided = GuidedDecoding(json_schema=tool.function.parameters or {"type": "object"})
         elif self.required:
-            each = [
-                {
-                    "type": "object",
-                    "properties": {
-                        "name": {"const": tool.function.name},
-                        "arguments": tool.function.parameters or {"type": "object"},
-                    },
-                    "required": ["name", "arguments"],
-                    "additionalProperties": False,
-                }
-                for tool in tools
-            ]
-            self.guided = GuidedDecoding(json_schema=each[0] if len(each) == 1 else {"anyOf": each})
+            self.guided = GuidedDecoding(json_schema=schema_of_any(tools))
+        self.is_single = request.parallel_tool_calls is False
         self.reads_calls = bool(self.tools) and not self.forced and not self.required
 
 
@@ -206,9 +196,12 @@ class _Answer:
         text, calls = delta.text, []
         if self._readers:
             text, found = self._readers[index].feed(delta.text)
+            is_over = self._plan.is_single and bool(self._calls[index])
             if delta.finish_reason is not None:
                 rest, more = self._readers[index].end()
                 text, found = text + rest, found + more
+            if is_over:  # what follows the one call belongs to further calls
+                text = ""
             calls = self._add_calls(index, found)
         if text:
             self._texts[index].append(text)
@@ -216,11 +209,13 @@ class _Answer:
             self._logs[index] += chat_logprobs(delta.logprobs)
         if delta.finish_reason is not None:
             self.finished(delta)
-            if self._plan.forced or self._plan.required:
-                calls = self._add_calls(index, self._whole_call("".join(self._texts[index])))
-                self._texts[index] = []
         if self._plan.forced or self._plan.required:
-            text = ""
+            if delta.finish_reason is not None:
+                text, found = self._whole_call("".join(self._texts[index]))
+                calls = self._add_calls(index, found)
+                self._texts[index] = [text]
+            else:
+                text = ""
         if self._parse is not None:
             text = ""
             if delta.finish_reason is not None:
@@ -234,21 +229,23 @@ class _Answer:
 
     def _add_calls(self, index: int, found: Iterable[ToolCall]) -> list[dict[str, Any]]:
         known = self._calls[index]
+        if self._plan.is_single:
+            found = list(found)[: 1 - len(known)]
         calls = [
             call_as_dict(call, f"call_{self.id}_{index}_{len(known) + i}") for i, call in enumerate(found)
         ]
         known += calls
         return calls
 
-    def _whole_call(self, text: str) -> list[ToolCall]:
-        """The call that the whole text forms; if truncated, its arguments are partial, as with OpenAI."""
+    def _whole_call(self, text: str) -> tuple[str, list[ToolCall]]:
+        """Content, and the call that the whole text forms; if truncated, its arguments are partial, as with OpenAI.
+
+        A text cut off before it says which function it calls is content.
+        """
         if self._plan.forced:
-            return [ToolCall(name=self._plan.forced, arguments=text)]
-        try:
-            value = msgspec.json.decode(text.encode())
-            return [ToolCall(name=value["name"], arguments=as_json_text(value["arguments"]))]
-        except (msgspec.DecodeError, KeyError, TypeError):
-            return []
+            return "", [ToolCall(name=self._plan.forced, arguments=text)]
+        call = call_of(text, self._plan.names)
+        return (text, []) if call is None else ("", [call])
 
     def reason_of(self, index: int) -> str:
         reason = self._reasons[index] or "stop"

@@ -36,9 +36,7 @@ def _as_chat(message: Message, where: str, text_only: bool) -> dict[str, Any]:
         chat["name"] = message.name
     if message.tool_calls:
         chat["content"] = content or ""
-        chat["tool_calls"] = [
-            _called(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)
-        ]
+        chat["tool_calls"] = [_called(call) for call in message.tool_calls]
     if message.tool_call_id is not None:
         chat["tool_call_id"] = message.tool_call_id
     elif role == "tool":
@@ -64,19 +62,22 @@ def _content(parts: list[ContentPart], where: str, text_only: bool) -> str | lis
     return [{"type": part.type, part.type: getattr(part, part.type)} for part in parts]
 
 
-def _called(call: Any, where: str) -> dict[str, Any]:
-    """An earlier call, with its arguments as an object, because templates serialize them."""
+def _called(call: Any) -> dict[str, Any]:
+    """An earlier call. Its arguments are an object, because templates serialize them, or the text as it was
+    sent where this is no JSON object: a model may have written anything.
+    """
+    text = call.function.arguments
     try:
-        arguments = msgspec.json.decode(call.function.arguments.encode() or b"{}")
-    except msgspec.DecodeError:
-        raise wrong_request(
-            f"{where}.function.arguments is not valid JSON; send the model's original arguments",
-            f"{where}.function.arguments",
-        ) from None
+        arguments = msgspec.json.decode(text.encode() or b"{}")
+    except (msgspec.DecodeError, RecursionError):
+        arguments = text
     return {
         "id": call.id,
         "type": "function",
-        "function": {"name": call.function.name, "arguments": arguments},
+        "function": {
+            "name": call.function.name,
+            "arguments": arguments if isinstance(arguments, dict) else text,
+        },
     }
 
 

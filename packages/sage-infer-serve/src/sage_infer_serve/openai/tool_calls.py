@@ -8,21 +8,24 @@ is emitted as content: no character is lost.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import msgspec
 from attrs import field, frozen
 from sage_infer.contracts import ToolCall
 
-__all__ = ["FORMS", "Form", "ToolCallReader"]
+__all__ = ["FORMS", "Form", "ToolCallReader", "call_as_dict", "whole_call"]
 
 Parse = Callable[[str], tuple[list[ToolCall], int]]
 """Parse the text after the opening mark; returns calls and their length, ``([], 0)`` if they are incomplete.
 
 Raises ``ValueError`` if it cannot become a call."""
 
-_decoder = json.JSONDecoder()
+_decoder = json.JSONDecoder(
+    parse_int=str, parse_float=str
+)  # values are checked, and given as they are written
+_NOT_JSON = re.compile(r'("(?:[^"\\]|\\.)*")|-?Infinity|NaN', re.DOTALL)
 _SPACE = " \t\r\n"
 
 
@@ -60,6 +63,8 @@ def _json_at(text: str, start: int) -> tuple[Any, int] | None:
         raise ValueError("no JSON object")
     try:
         return _decoder.raw_decode(text, start)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     except json.JSONDecodeError as error:
         if _may_go_on(text, start):
             return None
@@ -88,30 +93,76 @@ def _may_go_on(text: str, start: int) -> bool:
     return True
 
 
-def _call(value: Any) -> ToolCall:
-    """A call from ``{"name": …, "arguments" or "parameters": …}``."""
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+def _calls_at(text: str, start: int) -> tuple[list[ToolCall], int] | None:
+    """Calls from ``{"name": …, "arguments" or "parameters": …}``, one or a list, and their end; None if incomplete.
+
+    Raises:
+        ValueError: no further text can make it calls.
+    """
+    found = _json_at(text, start)
+    if found is None:
+        return None
+    while text[start] in _SPACE:
+        start += 1
+    if text[start] == "{":
+        return [_call(text, start)], found[1]
+    calls = []
+    start = _after_space(text, start + 1)
+    while text[start] != "]":
+        calls.append(_call(text, start))
+        start = _after_space(text, _decoder.raw_decode(text, start)[1])
+        if text[start] == ",":
+            start = _after_space(text, start + 1)
+    return calls, found[1]
+
+
+def _call(text: str, start: int) -> ToolCall:
+    """The call of the whole object at ``start``."""
+    if text[start] != "{":
+        raise ValueError("a call is an object")
+    members: dict[str, tuple[Any, str]] = {}
+    place = _after_space(text, start + 1)
+    while text[place] != "}":
+        key, place = _decoder.raw_decode(text, place)
+        place = _after_space(text, _after_space(text, place) + 1)
+        value, end = _decoder.raw_decode(text, place)
+        members[key] = value, text[place:end]
+        place = _after_space(text, end)
+        if text[place] == ",":
+            place = _after_space(text, place + 1)
+    name = members.get("name", (None, ""))[0]
+    if not isinstance(name, str):
         raise ValueError("a call is an object with a name")
-    arguments = value.get("arguments", value.get("parameters", {}))
-    return ToolCall(name=value["name"], arguments=as_json_text(arguments))
+    value, written = members.get("arguments", members.get("parameters", ({}, "{}")))
+    return ToolCall(name=name, arguments=value if isinstance(value, str) else _as_json(written))
 
 
-def as_json_text(arguments: Any) -> str:
-    """Arguments as JSON text; some models already write them as text."""
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+def _after_space(text: str, start: int) -> int:
+    while text[start] in _SPACE:
+        start += 1
+    return start
 
 
-def _calls(value: Any) -> list[ToolCall]:
-    return [_call(one) for one in (value if isinstance(value, list) else [value])]
+def _as_json(written: str) -> str:
+    """Arguments as the model wrote them, except that ``NaN`` and ``Infinity``, which are not JSON, become null."""
+    return _NOT_JSON.sub(lambda match: match[1] or "null", written)
+
+
+def whole_call(text: str) -> ToolCall | None:
+    """The call that a text is, from its first character to its last; None where it is none."""
+    try:
+        found = _calls_at(text, 0)
+    except ValueError:
+        return None
+    return found[0][0] if found is not None and len(found[0]) == 1 and not text[found[1] :].strip() else None
 
 
 def _hermes(text: str) -> tuple[list[ToolCall], int]:
     """``<tool_call>{…}</tool_call>``: the JSON ends the call, with or without its closing mark."""
-    found = _json_at(text, 0)
+    found = _calls_at(text, 0)
     if found is None:
         return [], 0
-    value, end = found
-    calls = _calls(value)
+    calls, end = found
     closing = "</tool_call>"
     rest = text[end:].lstrip(_SPACE)
     if closing.startswith(rest) and rest != closing:
@@ -127,8 +178,7 @@ def _mistral(text: str) -> tuple[list[ToolCall], int]:
     if not stripped:
         return [], 0
     if stripped[0] in "[{":
-        found = _json_at(text, 0)
-        return ([], 0) if found is None else (_calls(found[0]), found[1])
+        return _calls_at(text, 0) or ([], 0)
     brace = text.find("{")
     if brace < 0:
         if "\n" in stripped or len(stripped) > 200:
@@ -140,7 +190,7 @@ def _mistral(text: str) -> tuple[list[ToolCall], int]:
     found = _json_at(text, brace)
     if found is None:
         return [], 0
-    return [ToolCall(name=name, arguments=as_json_text(found[0]))], found[1]
+    return [ToolCall(name=name, arguments=_as_json(text[brace : found[1]]))], found[1]
 
 
 def _llama(text: str) -> tuple[list[ToolCall], int]:
@@ -148,10 +198,10 @@ def _llama(text: str) -> tuple[list[ToolCall], int]:
     calls: list[ToolCall] = []
     end = 0
     while True:
-        found = _json_at(text, end)
+        found = _calls_at(text, end)
         if found is None:
             return [], 0
-        calls += _calls(found[0])
+        calls += found[0]
         end = found[1]
         rest = text[end:].lstrip(_SPACE)
         if not rest.startswith(";"):
@@ -288,9 +338,8 @@ def _beginning_of_a_mark(text: str) -> int:
 
 
 def call_as_dict(call: ToolCall, call_id: str) -> dict[str, Any]:
-    """A call in OpenAI's format."""
-    return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-
-
-def encode_calls(calls: Iterable[dict[str, Any]]) -> bytes:
-    return msgspec.json.encode(list(calls))
+    """A call in OpenAI's format. Half of a surrogate pair, which no UTF-8 has, becomes its escape."""
+    name, arguments = (
+        text.encode("utf-8", "backslashreplace").decode() for text in (call.name, call.arguments)
+    )
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
