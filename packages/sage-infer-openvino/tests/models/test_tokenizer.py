@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
+from sage_infer_openvino.models.chat_template import ChatTemplate
 from sage_infer_openvino.models.gguf.file import GgufFile
 from sage_infer_openvino.models.gguf.tokenizer import adds_bos
 from sage_infer_openvino.models.tokenizer import TextTokenizer, TokenizerMeta
@@ -218,13 +219,108 @@ def test_hugging_face_folder(tiny_gguf: Write, tmp_path: Path) -> None:
         TextTokenizer.from_folder(tmp_path)
 
 
+ASK = {"role": "user", "content": "x"}
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "<é>"}}]
+PLAIN = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
+
+
+def test_a_template_for_tools_is_found(tiny_gguf: Write, tmp_path: Path) -> None:
+    TextTokenizer.from_gguf(tiny_gguf()).save(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(
+        json.dumps({
+            "chat_template": [
+                {"name": "default", "template": "D"},
+                {"name": "tool_use", "template": "T{{ tools[0].function.name }}"},
+            ]
+        })
+    )  # fmt: skip
+    listed = TextTokenizer.from_folder(tmp_path)
+    extra = tmp_path / "additional_chat_templates"
+    extra.mkdir()
+    (extra / "tool_use.jinja").write_text("F{{ tools[0].function.name }}")
+    (tmp_path / "chat_template.jinja").write_text("D")
+    config.write_text("{}")
+    keys = {
+        "tokenizer.chat_template": "D",
+        "tokenizer.chat_template.tool_use": "G{{ tools[0].function.name }}",
+    }
+    for tokenizer, letter in (
+        (listed, "T"),
+        (TextTokenizer.from_folder(tmp_path), "F"),
+        (TextTokenizer.from_gguf(tiny_gguf(metadata=keys)), "G"),
+    ):
+        assert tokenizer.render_chat([ASK]) == "D"
+        assert tokenizer.render_chat([ASK], TOOLS) == letter + "f"
+        tokenizer.save(tmp_path)
+        assert TextTokenizer.load(tmp_path).render_chat([ASK], TOOLS) == letter + "f"
+
+
+def test_tools_reach_models_whose_template_has_no_place_for_them() -> None:
+    tokenizer = templated(PLAIN)
+    text = tokenizer.render_chat([ASK], TOOLS)
+    assert text.startswith("system:You can call functions.")
+    assert text.endswith(";user:x;")
+    assert json.dumps(TOOLS[0], ensure_ascii=False) in text
+    text = tokenizer.render_chat([{"role": "system", "content": "Be brief."}, ASK], TOOLS)
+    assert text.startswith("system:Be brief.\n\nYou can call functions.")
+    refusing = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    )
+    text = templated(refusing + PLAIN).render_chat([ASK], TOOLS)
+    assert text.startswith("user:You can call functions.")
+    assert text.endswith("\n\nx;")
+    with pytest.raises(InvalidRequest, match="System role not supported"):
+        templated(refusing + PLAIN).render_chat([{"role": "system", "content": "s"}, ASK], TOOLS)
+
+
+def called(*arguments: Any) -> dict[str, Any]:
+    calls = [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": one}} for one in arguments
+    ]
+    return {"role": "assistant", "content": "Wait.", "tool_calls": calls}
+
+
+def test_calls_and_results_reach_models_whose_template_has_no_place_for_them() -> None:
+    results = [{"role": "tool", "tool_call_id": "1", "content": text} for text in ("rain", "sun")]
+    assert templated(PLAIN).render_chat([ASK, called({"a": 1}, "{'b'"), *results]) == (
+        'user:x;assistant:Wait.\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "f", "arguments": {\'b\'}\n</tool_call>;'
+        "user:<tool_response>\nrain\n</tool_response>\n<tool_response>\nsun\n</tool_response>;"
+    )
+
+
+def test_arguments_that_are_no_object() -> None:
+    """They are text, or in an object where the template takes the arguments apart."""
+    loop = "{% for m in messages %}{% for c in m.tool_calls %}#{% endfor %}{% endfor %}"
+    writes = templated(loop.replace("#", "{{ c.function.arguments }}"))
+    assert writes.render_chat([called("{'b'")]) == "{'b'"
+    takes_apart = templated(
+        loop.replace("#", "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}")
+    )
+    assert takes_apart.render_chat([called({"a": 1}, "{'b'")]) == "a=1;text={'b';"
+
+
+@pytest.mark.parametrize(
+    ("source", "reads"),
+    [
+        ("{{ tools | tojson }}", True),
+        ("{% if not tools is defined %}{% set tools = none %}{% endif %}{{ messages }}", True),
+        ("{% macro m(x) %}{% if tools %}{{ x }}{% endif %}{% endmacro %}{{ m(1) }}", True),
+        ("{# tools #}tools {{ messages[0].tools }}{% generation %}{% endgeneration %}", False),
+    ],
+)
+def test_whether_a_template_reads_tools(source: str, reads: bool) -> None:
+    assert ChatTemplate(source).reads_tools is reads
+
+
 def test_messages_and_variables_that_a_template_cannot_take() -> None:
     tokenizer = templated("{{ messages[0].content }}{{ mood }}")
     hi = {"role": "user", "content": "hi"}
     for messages, variables, error, says in (
         ([], {}, InvalidRequest, "messages is empty"),
         ([{"content": "x"}], {}, InvalidRequest, "message 0 must be a mapping with a role"),
-        ([hi, {"role": "user"}], {}, InvalidRequest, "message 1 is a user's and has no content"),
+        ([hi, {"role": "user"}], {}, InvalidRequest, "message 1 of the user has no content"),
         (
             [{"role": "user", "content": [{"type": "image_url"}]}],
             {},

@@ -7,7 +7,7 @@ from typing import Any
 
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
 
-__all__ = ["plain_messages"]
+__all__ = ["plain_messages", "with_argument_objects"]
 
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -43,3 +43,26 @@ def _plain(index: int, message: Any) -> dict[str, Any]:
             raise InvalidRequest(f"message {index} has a content part without text; expected a string in it")
         texts.append(part["text"])
     return {**message, "content": "\n".join(texts)}
+
+
+def with_argument_objects(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """The messages with arguments that are text, as of a model that wrote no JSON, in an object: some templates take
+    arguments apart. None where there are no such arguments.
+    """
+    changed = False
+    found = []
+    for message in messages:
+        calls = message.get("tool_calls")
+        if isinstance(calls, list | tuple):
+            objects = [_with_object(call) for call in calls]
+            changed = changed or objects != list(calls)
+            message = {**message, "tool_calls": objects}
+        found.append(dict(message))
+    return found if changed else None
+
+
+def _with_object(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    return {**call, "function": {**function, "arguments": {"text": function["arguments"]}}}

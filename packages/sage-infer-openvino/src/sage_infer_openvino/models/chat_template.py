@@ -1,5 +1,4 @@
 """Renders a model's chat template: an untrusted Jinja program from the model's files.
-trusted.
 
 The environment is the one that templates are written for (https://huggingface.co/docs/transformers/chat_templating):
 blocks do not leave lines behind, loops can ``break`` and ``continue``, what a model said may stand in
@@ -27,7 +26,12 @@ RESERVED_VARIABLES = ("messages", "tools", "add_generation_prompt", "raise_excep
 
 
 class ChatTemplate:
-    """One compiled template. Raises :class:`ModelFileError` when ``source`` is not valid Jinja."""
+    """One compiled template. Raises :class:`ModelFileError` when ``source`` is not valid Jinja.
+
+    Attributes:
+        reads_tools: whether the template has a place for tools.
+        reads_calls: whether it has one for the calls of earlier messages.
+    """
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -39,8 +43,12 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
         try:
             self._template = environment.from_string(source)
+            tree = environment.parse(source)
         except jinja2.TemplateError as error:
             raise ModelFileError(f"the model's chat template is not valid Jinja: {error}") from error
+        names = tree.find_all(jinja2.nodes.Name)
+        self.reads_tools = any(node.name == "tools" and node.ctx == "load" for node in names)
+        self.reads_calls = "tool_calls" in source
 
     def render(
         self,

@@ -7,7 +7,7 @@ library's own format) with ``tokenizer_meta.json`` beside it, which holds what t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,18 @@ import attrs
 from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
 from tokenizers import Tokenizer
 
-from sage_infer_openvino.models.chat_messages import plain_messages
+from sage_infer_openvino.models.chat_messages import plain_messages, with_argument_objects
 from sage_infer_openvino.models.chat_template import RESERVED_VARIABLES, ChatTemplate
 from sage_infer_openvino.models.detokenizer import IncrementalDetokenizer, TokenBytes
 from sage_infer_openvino.models.file_checks import special_token_id
+from sage_infer_openvino.models.generic_tools import tools_as_text, with_call_text, with_tool_text
 from sage_infer_openvino.models.gguf.file import GgufFile
 from sage_infer_openvino.models.gguf.tokenizer import build_tokenizer, end_of_generation_ids, special_id
 
 __all__ = ["IncrementalDetokenizer", "TextTokenizer", "TokenizerMeta"]
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_TOOL_USE = "tool_use"  # the name that models give to their template for chats with tools
 _LARGEST_ID = 2**31 - 1  # a folder's model may have more rows than its tokenizer has tokens
 
 
@@ -39,6 +41,8 @@ class TokenizerMeta:
     chat template.
     """
     chat_template: str | None = None
+    tool_template: str | None = None
+    """The chat template ``tool_use`` of models that have one of their own for chats with tools."""
 
 
 class TextTokenizer:
@@ -62,6 +66,7 @@ class TextTokenizer:
         )
         self.token_bytes = TokenBytes(tokenizer)
         self.chat_template = ChatTemplate(meta.chat_template) if meta.chat_template else None
+        self._tool_template = ChatTemplate(meta.tool_template) if meta.tool_template else None
 
     @classmethod
     def from_gguf(cls, file: GgufFile | str | Path) -> TextTokenizer:
@@ -81,13 +86,15 @@ class TextTokenizer:
             eos_token_ids=end_of_generation_ids(file),
             special_tokens=special,
             chat_template=_text(file, "tokenizer.chat_template"),
+            tool_template=_text(file, f"tokenizer.chat_template.{_TOOL_USE}"),
         )
         return cls(tokenizer, meta)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> TextTokenizer:
         """From a Hugging Face folder: ``tokenizer.json``, and ``tokenizer_config.json``,
-        ``generation_config.json``, ``config.json`` and ``chat_template.jinja`` as far as they are there.
+        ``generation_config.json``, ``config.json``, ``chat_template.jinja`` and
+        ``additional_chat_templates`` as far as they are there.
         Raises :class:`ModelFileError`.
         """
         folder = Path(folder)
@@ -107,10 +114,12 @@ class TextTokenizer:
             ]
         if "eos_token" in special and (index := tokenizer.token_to_id(special["eos_token"])) is not None:
             ids.append(index)
+        templates = _folder_templates(folder, config)
         meta = TokenizerMeta(
             eos_token_ids=tuple(dict.fromkeys(ids)),
             special_tokens=special,
-            chat_template=_folder_template(folder, config),
+            chat_template=templates.get("default", templates.get(_TOOL_USE)),
+            tool_template=templates.get(_TOOL_USE),
         )
         return cls(tokenizer, meta)
 
@@ -178,7 +187,9 @@ class TextTokenizer:
     ) -> str:
         """The model's own prompt for a chat; encode it with ``add_special=False``.
 
-        ``variables`` reach the template as they are (``enable_thinking`` is one that some models know).
+        ``variables`` reach the template as they are (``enable_thinking`` is one that some models know). With
+        ``tools``, the model's template ``tool_use`` renders where it has one; where no template reads tools,
+        they are described in the system message.
         Raises :class:`UnsupportedFeature` when the model has no template or the messages have media, and
         :class:`InvalidRequest` when they are not messages, the template refuses them, or a variable has a
         reserved name.
@@ -193,12 +204,47 @@ class TextTokenizer:
                 f"template_variables must not have {', '.join(reserved)}; pass messages, tools and "
                 "add_generation_prompt as arguments of their own"
             )
-        return self.chat_template.render(
-            plain_messages(messages),
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            variables={**self.meta.special_tokens, **(variables or {})},
+        template = self._tool_template if tools and self._tool_template is not None else self.chat_template
+        plain = plain_messages(messages)
+        if not template.reads_calls:
+            plain = with_call_text(plain)
+
+        def render(chat: Sequence[Mapping[str, Any]]) -> str:
+            return template.render(
+                chat,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                variables={**self.meta.special_tokens, **(variables or {})},
+            )
+
+        if not tools or template.reads_tools:
+            return _first_accepted(render, plain)
+        text = tools_as_text(tools)
+        # Some templates refuse a system's message.
+        return _first_accepted(
+            render, with_tool_text(plain, text, "system"), with_tool_text(plain, text, "user")
         )
+
+
+def _first_accepted(
+    render: Callable[[Sequence[Mapping[str, Any]]], str], *chats: Sequence[Mapping[str, Any]]
+) -> str:
+    """The first of ``chats`` that a template renders, each also with objects as arguments of its calls.
+
+    Raises:
+        InvalidRequest: it renders none; the reason is that of the first.
+    """
+    refusal: InvalidRequest | None = None
+    for chat in chats:
+        for messages in (chat, with_argument_objects(chat)):
+            if messages is None:
+                continue
+            try:
+                return render(messages)
+            except InvalidRequest as error:
+                refusal = refusal or error
+    assert refusal is not None
+    raise refusal
 
 
 def _text(file: GgufFile, key: str) -> str | None:
@@ -239,15 +285,18 @@ def _token_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _folder_template(folder: Path, config: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
-            raise ModelFileError(f"{file}: cannot be read as UTF-8: {error}") from error
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+def _folder_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Chat templates by name; ``default`` is the one without a name. Files go before ``tokenizer_config.json``."""
+    given = config.get("chat_template")
+    named: dict[Any, Any] = {"default": given}
+    if isinstance(given, list):
+        named = {entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)}
+    found = {name: text for name, text in named.items() if isinstance(name, str) and isinstance(text, str)}
+    files = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    for name, file in {**files, "default": folder / "chat_template.jinja"}.items():
+        if file.is_file():
+            try:
+                found[name] = file.read_text(encoding="utf-8")
+            except (OSError, UnicodeError) as error:
+                raise ModelFileError(f"{file}: cannot be read as UTF-8: {error}") from error
+    return found
