@@ -123,3 +123,14 @@ def test_logprobs_keep_their_order() -> None:
     assert chosen.alternatives == ((1, "a", -0.1), (2, "", -2.0))
     assert next_one.alternatives == ((1, "a", -0.2), (3, "c", -1.9))
     assert deltas[1].logprobs == ()
+
+
+@pytest.mark.parametrize(("stop_reason", "is_end"), [(None, True), (1, True), ("a", False)])
+def test_a_token_that_ends_the_output_is_marked(stop_reason: int | str | None, is_end: bool) -> None:
+    entries = {1: SimpleNamespace(rank=1, logprob=-0.1, decoded_token="a")}
+    delivery = Ends().delivery(logprobs=0)
+    ended = completion("", (1,), reason="stop", logprobs=[entries])
+    ended.stop_reason = stop_reason
+    delivery.take(output(ended, finished=True))
+    (delta,) = read(delivery.stream)
+    assert [one.is_end for one in delta.logprobs or ()] == [is_end]

@@ -30,7 +30,12 @@ def completion(
 ) -> SimpleNamespace:
     """One completion of an output, as vLLM's ``CompletionOutput``."""
     return SimpleNamespace(
-        text=text, token_ids=list(tokens), index=index, finish_reason=reason, logprobs=logprobs
+        text=text,
+        token_ids=list(tokens),
+        index=index,
+        finish_reason=reason,
+        logprobs=logprobs,
+        stop_reason=None,
     )
 
 

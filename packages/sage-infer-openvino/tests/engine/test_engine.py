@@ -149,6 +149,9 @@ def test_stops() -> None:
             stream = await toy.generate(PROMPT, greedy(12, stop_token_ids=[whole[4], 10**7]))
             assert await tokens(stream) == whole[:5]
             assert stream.finish_reason == "stop"
+            stream = await toy.generate(PROMPT, greedy(12, stop_token_ids=[whole[4]], logprobs=0))
+            ends = [one.is_end for delta in await deltas(stream) for one in delta.logprobs or ()]
+            assert ends == [False] * 4 + [True]
             stream = await toy.generate(PROMPT, greedy(12, stop=[text[5:7]]))
             assert "".join(d.text for d in await deltas(stream)) == text[: text.index(text[5:7])]
             stream = await toy.generate(PROMPT, greedy(12, stop=[text[-1] + "never"]))

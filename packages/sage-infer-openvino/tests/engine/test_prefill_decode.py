@@ -455,7 +455,9 @@ def test_import_of_a_finished_state_takes_nothing() -> None:
             await there.idle()
             (delta,) = await deltas((await there.backend.decode(arrived, request_id="x")).stream)
             assert (delta.finish_reason, list(delta.token_ids)) == ("length", toy_greedy(PROMPT, 1))
-            assert delta.logprobs is not None
+            (entry,) = delta.logprobs or ()
+            assert entry.data == bytes(delta.token_ids)
+            assert entry.alternative_data == (entry.data,)
 
     run(main())
 

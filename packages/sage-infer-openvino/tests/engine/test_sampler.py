@@ -180,6 +180,8 @@ def test_log_probabilities_are_of_the_model_itself() -> None:
     best = np.argsort(-logits)[:3].tolist()
     assert [entry[0] for entry in logprob.alternatives] == best
     assert [entry[2] for entry in logprob.alternatives] == pytest.approx(expected[best].tolist(), abs=1e-4)
+    assert logprob.data == SAMPLER._tokenizer.token_bytes[token]
+    assert logprob.alternative_data == tuple(SAMPLER._tokenizer.token_bytes[i] for i in best)
 
 
 def test_more_alternatives_than_there_are_tokens() -> None:

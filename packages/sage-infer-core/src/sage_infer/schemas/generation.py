@@ -187,12 +187,25 @@ class DecodeState:
 
 @define
 class TokenLogprob:
-    """One chosen token's log probability and the best alternatives, most likely first."""
+    """One chosen token's log probability and the best alternatives, most likely first.
+
+    Attributes:
+        token_id: the chosen token.
+        text: its text; a part of a character is U+FFFD.
+        logprob: natural logarithm of its probability over all tokens.
+        alternatives: id, text and log probability of the most likely tokens.
+        data: the token's own bytes; None where only its text is known.
+        alternative_data: those of the alternatives, in their order; empty where only their texts are known.
+        is_end: the token ended the output (an end or stop token) and is no part of its text.
+    """
 
     token_id: int
     text: str
     logprob: float
     alternatives: tuple[tuple[int, str, float], ...] = ()
+    data: bytes | None = None
+    alternative_data: tuple[bytes, ...] = ()
+    is_end: bool = False
 
 
 @define

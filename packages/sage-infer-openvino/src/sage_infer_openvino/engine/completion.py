@@ -23,12 +23,12 @@ def append_token(
     sequence.tokens.append(token)
     stops_count = sequence.output_length >= params.min_tokens
     reason: FinishReason | None = None
-    text = ""
+    text, is_end = "", False
     grammar = sequence.grammar
     if stops_count and (token in params.stop_token_ids or (token in eos_token_ids and not params.ignore_eos)):
-        reason = "stop"
+        reason, is_end = "stop", True
     elif grammar is not None and token in eos_token_ids:
-        reason = "stop"  # a constraint allows it only where the output may end
+        reason, is_end = "stop", True  # a constraint allows it only where the output may end
     else:
         text = sequence.detokenizer.push(token)
         if grammar is not None and grammar.accept(token):
@@ -46,4 +46,6 @@ def append_token(
     if sequence.undelivered:
         text, sequence.undelivered = sequence.undelivered + text, ""
     sequence.finish_reason = reason
+    if logprob is not None:
+        logprob.is_end = is_end
     return TokenDelta(text, (token,), sequence.index, (logprob,) if logprob else None, reason)

@@ -239,7 +239,11 @@ def kv_prompt(state: DecodeState) -> tuple[int, ...]:
 
 
 def _to_json(logprob: TokenLogprob) -> dict[str, Any]:
-    return {**attrs.asdict(logprob), "alternatives": [list(other) for other in logprob.alternatives]}
+    data: dict[str, Any] = {"token_id": logprob.token_id, "text": logprob.text, "logprob": logprob.logprob}
+    data["alternatives"] = [list(other) for other in logprob.alternatives]
+    if logprob.data is not None:
+        data["bytes"] = [one.hex() for one in (logprob.data, *logprob.alternative_data)]
+    return data
 
 
 def _first_logprob(state: DecodeState) -> TokenLogprob | None:
@@ -248,6 +252,10 @@ def _first_logprob(state: DecodeState) -> TokenLogprob | None:
         return None
     try:
         best = tuple((int(i), str(text), float(p)) for i, text, p in data["alternatives"])
-        return TokenLogprob(int(data["token_id"]), str(data["text"]), float(data["logprob"]), best)
+        known = [bytes.fromhex(one) for one in data.get("bytes") or ()]
+        return TokenLogprob(
+            int(data["token_id"]), str(data["text"]), float(data["logprob"]), best,
+            known[0] if known else None, tuple(known[1:]),
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequest(f"first_logprobs of the state are malformed: {error!r}") from error

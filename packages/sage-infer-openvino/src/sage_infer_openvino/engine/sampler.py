@@ -90,6 +90,8 @@ class Sampler:
             text=self._text(token),
             logprob=float(logprobs[token]),
             alternatives=tuple((i, self._text(i), float(logprobs[i])) for i in best),
+            data=self._tokenizer.token_bytes[token],
+            alternative_data=tuple(self._tokenizer.token_bytes[i] for i in best),
         )
 
     def _text(self, token: int) -> str:

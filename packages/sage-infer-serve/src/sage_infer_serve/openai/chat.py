@@ -15,7 +15,7 @@ from sage_infer_serve.http.errors import wrong_request
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.http.sse import DONE, ChunkWriter
 from sage_infer_serve.openai.forced_calls import call_of, schema_of_any
-from sage_infer_serve.openai.logprobs import chat_logprobs
+from sage_infer_serve.openai.logprobs import chat_logprobs, of_text
 from sage_infer_serve.openai.messages import as_chat, function_names, tools_as_dicts
 from sage_infer_serve.openai.options import request_options
 from sage_infer_serve.openai.sampling import guided_by, sampling_params
@@ -205,8 +205,8 @@ class _Answer:
             calls = self._add_calls(index, found)
         if text:
             self._texts[index].append(text)
-        if self._logprobs and delta.logprobs:
-            self._logs[index] += chat_logprobs(delta.logprobs)
+        if self._logprobs:
+            self._logs[index] += chat_logprobs(of_text(delta))
         if delta.finish_reason is not None:
             self.finished(delta)
         if self._plan.forced or self._plan.required:
@@ -261,11 +261,8 @@ class _Answer:
         index = delta.index
         first_call = len(self._calls[index])
         text, calls = await self.take(delta)
-        logs = (
-            {"content": chat_logprobs(delta.logprobs), "refusal": None}
-            if self._logprobs and delta.logprobs
-            else None
-        )
+        new = of_text(delta) if self._logprobs else ()
+        logs = {"content": chat_logprobs(new), "refusal": None} if new else None
         chunks = []
         if text or logs:
             chunks.append(writer.delta(index, _encode({"content": text}), logprobs=_encode(logs)))

@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 from sage_infer.contracts import TokenStream
-from sage_infer.schemas import TokenDelta, TokenLogprob, Usage
+from sage_infer.schemas import TokenDelta, Usage
 
 from sage_infer_serve.http.errors import wrong_request
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.http.sse import DONE, ChunkWriter
 from sage_infer_serve.openai.inputs import as_inputs
-from sage_infer_serve.openai.logprobs import completion_logprobs
+from sage_infer_serve.openai.logprobs import TextOffsets, completion_logprobs, joined, of_text
 from sage_infer_serve.openai.options import request_options
 from sage_infer_serve.openai.sampling import guided_by, sampling_params
 from sage_infer_serve.openai.schema import CompletionRequest, refused
@@ -141,9 +141,9 @@ class _Answer:
         echoed = [p if request.echo and isinstance(p, str) else "" for p in prompts for _ in range(n)]
         self._pending = list(echoed)
         self._texts: list[list[str]] = [[] for _ in echoed]
-        self._lengths = [0] * len(echoed)
         self._with_logs = request.logprobs is not None
-        self._logs: list[list[TokenLogprob]] = [[] for _ in echoed]
+        self._offsets = [TextOffsets(len(text)) for text in echoed]
+        self._logs: list[list[dict[str, Any]]] = [[] for _ in echoed]
 
     def take(self, index: int, delta: TokenDelta) -> tuple[str, dict[str, Any] | None]:
         """Add a delta; returns its text and log probabilities."""
@@ -151,10 +151,9 @@ class _Answer:
         self._pending[index] = ""
         self._texts[index].append(text)
         logs = None
-        if self._with_logs and delta.logprobs:
-            logs = completion_logprobs(delta.logprobs, self._lengths[index])
-            self._logs[index] += delta.logprobs
-        self._lengths[index] += len(text)
+        if self._with_logs and (new := of_text(delta)):
+            logs = completion_logprobs(new, self._offsets[index])
+            self._logs[index].append(logs)
         if delta.finish_reason is not None:
             self.reasons[index] = delta.finish_reason
         return text, logs
@@ -164,7 +163,7 @@ class _Answer:
             {
                 "index": index,
                 "text": "".join(texts),
-                "logprobs": completion_logprobs(self._logs[index], 0) if self._with_logs else None,
+                "logprobs": joined(self._logs[index]) if self._with_logs else None,
                 "finish_reason": self.reasons[index],
             }
             for index, texts in enumerate(self._texts)

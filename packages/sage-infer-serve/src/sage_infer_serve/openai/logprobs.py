@@ -2,44 +2,110 @@
 
 from __future__ import annotations
 
+import codecs
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sage_infer.schemas import TokenLogprob
+from sage_infer.schemas import TokenDelta, TokenLogprob
 
-__all__ = ["chat_logprobs", "completion_logprobs"]
+__all__ = ["TextOffsets", "chat_logprobs", "completion_logprobs", "joined", "of_text"]
 
 _LOWEST = -9999.0  # for impossible tokens: JSON has no minus infinity, and OpenAI uses this value
+_UNKNOWN = "\ufffd"  # what a part of a character decodes to
+
+
+def of_text(delta: TokenDelta) -> list[TokenLogprob]:
+    """The delta's log probabilities without that of a token that ended the output: it is no part of the text."""
+    return [one for one in delta.logprobs or () if not one.is_end]
 
 
 def chat_logprobs(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
     """One entry per token, with its alternatives."""
     return [
         {
-            **_token(one.text, one.logprob),
-            "top_logprobs": [_token(text, logprob) for _, text, logprob in one.alternatives],
+            **_token(one.text, one.data, one.logprob),
+            "top_logprobs": [_token(text, data, value) for _, text, data, value in _alternatives(one)],
         }
         for one in logprobs
     ]
 
 
-def completion_logprobs(logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-    """Parallel lists; ``offset`` is the position of the first token in the text."""
-    offsets = []
+class TextOffsets:
+    """Where the tokens of a text start, in characters; a character split over tokens counts where it is complete."""
+
+    def __init__(self, start: int) -> None:
+        self._at = start
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token: TokenLogprob) -> int:
+        """The start of the next token."""
+        start = self._at
+        self._at += len(token.text if token.data is None else self._decoder.decode(token.data))
+        return start
+
+
+def completion_logprobs(logprobs: Iterable[TokenLogprob], offsets: TextOffsets) -> dict[str, Any]:
+    """Parallel lists. The chosen token is among its alternatives, which are up to one more than requested."""
+    lists: dict[str, list[Any]] = {
+        "tokens": [],
+        "token_logprobs": [],
+        "top_logprobs": [],
+        "text_offset": [],
+    }
     for one in logprobs:
-        offsets.append(offset)
-        offset += len(one.text)
+        lists["tokens"].append(_named(one.text, one.data, "bytes:"))
+        lists["token_logprobs"].append(_finite(one.logprob))
+        lists["top_logprobs"].append(_top(one))
+        lists["text_offset"].append(offsets.add(one))
+    return lists
+
+
+def joined(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """One result of ``completion_logprobs`` from those of successive deltas."""
+    whole: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for part in parts:
+        for name, values in part.items():
+            whole[name] += values
+    return whole
+
+
+def _top(one: TokenLogprob) -> dict[str, float]:
+    found: dict[str, float] = {}
+    entries = list(_alternatives(one))
+    if all(token != one.token_id for token, *_ in entries):
+        entries.append((one.token_id, one.text, one.data, one.logprob))
+    for token, text, data, value in entries:
+        name = _named(text, data, "bytes:")
+        # Different tokens can have the same text: vLLM's form for tokens by number keeps both.
+        found[f"token_id:{token}" if name in found else name] = _finite(value)
+    return found
+
+
+def _alternatives(one: TokenLogprob) -> Iterator[tuple[int, str, bytes | None, float]]:
+    known = len(one.alternative_data) == len(one.alternatives)
+    for place, (token, text, value) in enumerate(one.alternatives):
+        yield token, text, one.alternative_data[place] if known else None, value
+
+
+def _token(text: str, data: bytes | None, logprob: float) -> dict[str, Any]:
+    if data is None and _UNKNOWN not in text:
+        data = text.encode("utf-8", "replace")
     return {
-        "tokens": [one.text for one in logprobs],
-        "token_logprobs": [_finite(one.logprob) for one in logprobs],
-        "top_logprobs": [{text: _finite(value) for _, text, value in one.alternatives} for one in logprobs],
-        "text_offset": offsets,
+        "token": _named(text, data, ""),
+        "logprob": _finite(logprob),
+        "bytes": None if data is None else list(data),
     }
 
 
-def _token(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+def _named(text: str, data: bytes | None, prefix: str) -> str:
+    """The token's text; escaped bytes, as OpenAI writes them, where they are part of a character."""
+    if data is None or _UNKNOWN not in text:
+        return text
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return prefix + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _finite(logprob: float) -> float:

@@ -145,4 +145,7 @@ def _logprobs(completion: Any, count: int) -> tuple[TokenLogprob, ...]:
         best = sorted((entry.rank, i, entry) for i, entry in entries.items() if entry.rank <= count)
         alternatives = tuple((i, entry.decoded_token or "", entry.logprob) for _, i, entry in best[:count])
         found.append(TokenLogprob(token, chosen.decoded_token or "", chosen.logprob, alternatives))
+    # After a stop token vLLM names the token, and nothing after an end token; after a stop text it names the text.
+    if found and completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str):
+        found[-1].is_end = True
     return tuple(found)
