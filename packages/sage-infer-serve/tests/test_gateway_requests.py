@@ -52,6 +52,17 @@ TOOL = {"type": "function", "function": {"name": "f"}}
             "tool_choice.function.name", "unknown tool 'g'; available: f",
         ),
         (CHAT, chat_body(logit_bias={"5": 1}), "logit_bias", "not supported"),
+        (CHAT, chat_body(bad_words=["a"]), "bad_words", "not supported"),
+        (CHAT, chat_body(allowed_token_ids=[1]), "allowed_token_ids", "not supported"),
+        (CHAT, chat_body(structured_outputs={"regex": "a", "choice": ["a"]}), "structured_outputs", "exactly one of"),
+        (CHAT, chat_body(structured_outputs={}), "structured_outputs", "one of json, regex, grammar and choice"),
+        (CHAT, chat_body(structured_outputs={"structural_tag": "{}"}), "structured_outputs", "structural_tag"),
+        (CHAT, chat_body(structured_outputs={"json": "{"}), "structured_outputs.json", "must be a JSON Schema"),
+        (CHAT, chat_body(structured_outputs={"regex": "a"}, guided_regex="a"), "structured_outputs", "exclusive"),
+        (
+            CHAT, chat_body(structured_outputs={"regex": "a"}, response_format={"type": "json_object"}),
+            "response_format", "exclusive",
+        ),
         (CHAT, chat_body(functions=[{}]), "functions", "use tools and tool_choice"),
         (CHAT, chat_body(modalities=["audio"]), "modalities", "not supported"),
         (CHAT, chat_body(response_format={"type": "json_schema"}), "response_format.json_schema", "is missing"),
@@ -110,6 +121,25 @@ def test_what_is_asked_for_reaches_the_backend(backend: EchoBackend, served: Ser
         0,
         False,
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "value"),
+    [
+        ({"json": {"type": "integer"}}, "json_schema", {"type": "integer"}),
+        ({"json": '{"type": "integer"}'}, "json_schema", {"type": "integer"}),
+        ({"json_object": True}, "json_schema", {"type": "object"}),
+        ({"regex": "[ab]+"}, "regex", "[ab]+"),
+        ({"grammar": "start: A"}, "grammar", "start: A"),
+        ({"choice": ["a", "b"]}, "choice", ("a", "b")),
+    ],
+)
+def test_structured_outputs_are_constraints(
+    backend: EchoBackend, served: Served, asked: dict[str, Any], field: str, value: Any
+) -> None:
+    for path, body in ((CHAT, chat_body()), ("/v1/completions", {"model": "echo", "prompt": "x"})):
+        assert served.post(path, {**body, "structured_outputs": asked}).status == 200
+        assert getattr(backend.calls[-1][1]["params"].guided, field) == value
 
 
 def test_messages_become_what_templates_know(backend: EchoBackend, served: Served) -> None:

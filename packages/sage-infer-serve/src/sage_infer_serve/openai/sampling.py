@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import GuidedDecoding, SamplingParams
 
 from sage_infer_serve.http.errors import wrong_request
-from sage_infer_serve.openai.schema import ResponseFormat, Sampling, refused
+from sage_infer_serve.openai.schema import ResponseFormat, Sampling, StructuredOutputs, refused
 
 __all__ = ["guided_by", "sampling_params"]
 
@@ -34,8 +35,9 @@ def sampling_params(
         HTTPError: a field is not supported by any engine.
         InvalidRequest: incompatible values.
     """
-    if request.logit_bias:
-        raise refused("logit_bias is not supported", "logit_bias")
+    for name in ("logit_bias", "bad_words", "allowed_token_ids"):
+        if getattr(request, name):
+            raise refused(f"{name} is not supported", name)
     stop = request.stop
     skip = request.skip_special_tokens
     values: dict[str, Any] = {
@@ -81,9 +83,18 @@ def guided_by(request: Sampling, response_format: ResponseFormat | None = None) 
         "choice": None if request.guided_choice is None else tuple(request.guided_choice),
     }
     asked = {name: value for name, value in asked.items() if value is not None}
+    if request.structured_outputs is not None:
+        if asked:
+            raise wrong_request(
+                "structured_outputs and guided_… are mutually exclusive: they are names of one thing",
+                "structured_outputs",
+            )
+        asked = _structured(request.structured_outputs)
     if response_format is not None and response_format.type != "text":
         if asked:
-            raise wrong_request("response_format and guided_… are mutually exclusive", "response_format")
+            raise wrong_request(
+                "response_format and structured_outputs or guided_… are mutually exclusive", "response_format"
+            )
         asked["json_schema"] = _schema_of(response_format)
     if not asked:
         return None
@@ -91,8 +102,39 @@ def guided_by(request: Sampling, response_format: ResponseFormat | None = None) 
         return GuidedDecoding(**asked)
     except InvalidRequest as error:
         raise wrong_request(
-            f"use only one of guided_json, guided_regex, guided_grammar and guided_choice: {error}"
+            f"use only one of guided_json, guided_regex, guided_grammar and guided_choice, within their limits: {error}"
+            if request.structured_outputs is None
+            else f"structured_outputs must have one of json, regex, grammar and choice, within their limits: {error}",
+            None if request.structured_outputs is None else "structured_outputs",
         ) from None
+
+
+def _structured(given: StructuredOutputs) -> dict[str, Any]:
+    """The constraint of ``structured_outputs``, by the names of ``GuidedDecoding``."""
+    schema = given.json
+    if isinstance(schema, str):
+        try:
+            schema = msgspec.json.decode(schema, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            where = "structured_outputs.json"
+            raise wrong_request(f"{where} must be a JSON Schema, an object or its JSON text", where) from None
+    if given.json_object:
+        if schema is not None:
+            where = "structured_outputs.json_object"
+            raise wrong_request(f"{where} and json are mutually exclusive", where)
+        schema = {"type": "object"}
+    asked = {
+        "json_schema": schema,
+        "regex": given.regex,
+        "grammar": given.grammar,
+        "choice": None if given.choice is None else tuple(given.choice),
+    }
+    found = {name: value for name, value in asked.items() if value is not None}
+    if not found:
+        raise wrong_request(
+            "structured_outputs must have one of json, regex, grammar and choice", "structured_outputs"
+        )
+    return found
 
 
 def _schema_of(response_format: ResponseFormat) -> dict[str, Any]:

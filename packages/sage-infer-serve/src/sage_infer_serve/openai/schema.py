@@ -102,6 +102,16 @@ class ResponseFormat(Struct):
     json_schema: JsonSchema | None = None
 
 
+class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A constraint as vLLM 0.12 and newer name it; the ``guided_`` fields are the older names."""
+
+    json: JsonObject | Name | None = None
+    regex: Name | None = None
+    choice: Annotated[list[Name], Meta(min_length=1)] | None = None
+    grammar: Name | None = None
+    json_object: bool | None = None
+
+
 class Sampling(Struct, kw_only=True):
     """Common fields of chat and completions. ``top_k`` to ``priority`` are extensions, named as
     in vLLM. Without ``model`` the default model answers.
@@ -116,6 +126,8 @@ class Sampling(Struct, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    bad_words: Annotated[list[str], Meta(max_length=4096)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(max_length=_TOKENS)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -127,6 +139,7 @@ class Sampling(Struct, kw_only=True):
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=4096)] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
     guided_json: JsonObject | None = None
     guided_regex: Name | None = None
     guided_grammar: Name | None = None
