@@ -131,7 +131,10 @@ class EchoBackend:
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> BufferedTokenStream:
-        self._called("chat", model, "llm", messages=messages, tools=tools, params=params, options=options)
+        self._called(
+            "chat", model, "llm", messages=messages, tools=tools, params=params, options=options,
+            template_variables=template_variables,
+        )  # fmt: skip
         return self._say(str(messages[-1]["content"] or "nothing"), params, request_id or "echo")
 
     def _say(self, text: str, params: SamplingParams, request_id: str) -> BufferedTokenStream:
@@ -270,6 +273,7 @@ class TokenizingBackend(EchoBackend):
         add_generation_prompt: bool = True,
     ) -> Prompt:
         text = "".join(f"{m['role']}:{m['content']};" for m in messages)
+        text = "".join(f"{name}={value}," for name, value in (template_variables or {}).items()) + text
         return Prompt(text=text + "assistant:" * add_generation_prompt)
 
     async def tokenize(self, prompt: Any, *, model: str | None = None) -> list[int]:

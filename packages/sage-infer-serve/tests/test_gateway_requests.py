@@ -223,6 +223,61 @@ def test_tokens_where_the_backend_shows_them(serve: Callable[..., Served]) -> No
     assert served.post("/tokenize", {"model": "nope", "prompt": "ab"}).status == 404
 
 
+@pytest.mark.parametrize(
+    ("fields", "variables"),
+    [
+        ({}, None),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False, "x": [1]}},
+            {"enable_thinking": False, "x": [1]},
+        ),
+        ({"enable_thinking": True}, {"enable_thinking": True}),
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False}),
+        (
+            {"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": True}},
+            {"enable_thinking": True},
+        ),
+    ],
+)
+def test_variables_of_the_template(
+    backend: EchoBackend, served: Served, fields: dict[str, Any], variables: dict[str, Any] | None
+) -> None:
+    assert served.chat(**fields).status == 200
+    assert backend.calls[-1][1]["template_variables"] == variables
+
+
+def test_the_last_message_is_continued(serve: Callable[..., Served]) -> None:
+    backend = TokenizingBackend()
+    served = serve(backend)
+    last = {"role": "assistant", "content": "The ans "}
+    for fields, prompt in (
+        ({"continue_final_message": True}, "user:x;assistant:The ans "),
+        ({"continue_final_message": True, "enable_thinking": False},
+         "enable_thinking=False,user:x;assistant:The ans "),
+        ({"add_generation_prompt": False}, "user:x;assistant:The ans ;"),
+    ):  # fmt: skip
+        body = chat_body(messages=[USER, last], **fields)
+        assert served.post(CHAT, body).status == 200
+        name, asked = backend.calls[-1]
+        assert (name, [p.text for p in asked["prompts"]]) == ("generate", [prompt])
+        tokens = served.post("/tokenize", body).data["tokens"]
+        assert "".join(map(chr, tokens)) == prompt
+    for messages, fields in (
+        ([USER], {}),
+        ([USER, last], {"add_generation_prompt": True}),
+        ([USER, {"role": "assistant", "content": "", "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}]}], {}),
+    ):  # fmt: skip
+        answer = served.post(CHAT, chat_body(messages=messages, continue_final_message=True, **fields))
+        assert (answer.status, answer.error["param"]) == (400, "continue_final_message")
+
+
+def test_no_message_is_continued_where_the_backend_renders_none(served: Served) -> None:
+    answer = served.chat(add_generation_prompt=False)
+    assert (answer.status, answer.error["code"]) == (400, "unsupported_feature")
+
+
 def test_tokens_where_it_does_not(served: Served) -> None:
     answer = served.post("/tokenize", {"model": "echo", "prompt": "ab"})
     assert (answer.status, answer.error["code"]) == (400, "unsupported_feature")

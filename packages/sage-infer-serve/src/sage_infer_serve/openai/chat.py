@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from sage_infer.contracts import BufferedTokenStream, ChatAnswer, HybridToolCalling, ToolCall
+from sage_infer.contracts import BufferedTokenStream, ChatAnswer, HybridToolCalling, TokenStream, ToolCall
 from sage_infer.schemas import GuidedDecoding, SamplingParams, TokenDelta
 
 from sage_infer_serve.http.errors import wrong_request
@@ -18,6 +18,7 @@ from sage_infer_serve.openai.forced_calls import call_of, schema_of_any
 from sage_infer_serve.openai.logprobs import chat_logprobs, of_text
 from sage_infer_serve.openai.messages import as_chat, function_names, tools_as_dicts
 from sage_infer_serve.openai.options import request_options
+from sage_infer_serve.openai.rendering import has_usual_ending, render, template_variables
 from sage_infer_serve.openai.sampling import guided_by, sampling_params
 from sage_infer_serve.openai.schema import ChatRequest, NamedTool, refused
 from sage_infer_serve.openai.tool_calls import ToolCallReader, call_as_dict
@@ -45,14 +46,7 @@ async def chat_completions(service: Service, exchange: Exchange) -> None:
         keep_special_tokens=plan.reads_calls,
     )
     with Work(service, exchange, CHAT, model, params, is_streamed=bool(request.stream)) as work:
-        stream = await service.backend.chat(
-            as_chat(request.messages, text_only=service.is_text_only(model)),
-            params,
-            model,
-            tools=plan.tools,
-            request_id=exchange.request_id,
-            options=request_options(service, exchange, request),
-        )
+        stream = await _start(service, exchange, request, params, model, plan.tools)
         parse = _backends_parser(service, model, plan)
         answer = _Answer(request, model, params, plan, parse, "chatcmpl-" + exchange.request_id)
         async with stream:
@@ -64,6 +58,34 @@ async def chat_completions(service: Service, exchange: Exchange) -> None:
                     await answer.take(delta)
                 work.end(stream.usage, answer.reasons())
                 await exchange.respond(answer.body(usage_dict(stream.usage)))
+
+
+async def _start(
+    service: Service,
+    exchange: Exchange,
+    request: ChatRequest,
+    params: SamplingParams,
+    model: str,
+    tools: list[dict[str, Any]] | None,
+) -> TokenStream:
+    backend = service.backend
+    messages = as_chat(request.messages, text_only=service.is_text_only(model))
+    options = request_options(service, exchange, request)
+    if has_usual_ending(request):
+        return await backend.chat(
+            messages,
+            params,
+            model,
+            tools=tools,
+            template_variables=template_variables(request),
+            request_id=exchange.request_id,
+            options=options,
+        )
+    prompt = await render(backend, request, messages, model=model, tools=tools)
+    (stream,) = await backend.generate(
+        [prompt], params, model, request_id=exchange.request_id, options=options
+    )
+    return stream
 
 
 async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Work) -> None:

@@ -30,6 +30,7 @@ _TOKENS = 4_194_304  # of one text, in more than any model's context
 Tokens = Annotated[list[TokenId], Meta(min_length=1, max_length=_TOKENS)]
 StopText = Annotated[str, Meta(min_length=1, max_length=1024)]
 JsonObject = dict[str, Any]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class Function(Struct):
@@ -150,6 +151,10 @@ class Sampling(Struct, kw_only=True):
 
 
 class ChatRequest(Sampling, kw_only=True):
+    """``chat_template_kwargs`` to ``continue_final_message`` are for the model's chat template. All of these but
+    ``reasoning_effort`` are extensions, named as in vLLM.
+    """
+
     messages: Annotated[list[Message], Meta(min_length=1, max_length=_MESSAGES)]
     max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
@@ -161,6 +166,11 @@ class ChatRequest(Sampling, kw_only=True):
     modalities: list[Literal["text", "audio"]] | None = None
     functions: Annotated[list[JsonObject], Meta(max_length=_TOOLS)] | None = None
     function_call: str | JsonObject | None = None
+    chat_template_kwargs: JsonObject | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: Effort | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class CompletionRequest(Sampling, kw_only=True):
@@ -204,7 +214,11 @@ class TokenizeRequest(Struct, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1, max_length=_MESSAGES)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=_TOOLS)] | None = None
     add_special_tokens: bool = True
-    add_generation_prompt: bool = True
+    chat_template_kwargs: JsonObject | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: Effort | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class DetokenizeRequest(Struct, kw_only=True):
@@ -214,8 +228,8 @@ class DetokenizeRequest(Struct, kw_only=True):
 
 IGNORED = frozenset(
     {
-        "metadata", "store", "prediction", "audio", "web_search_options", "reasoning_effort",
-        "verbosity", "prompt_cache_retention", "safety_identifier", "moderation",
+        "metadata", "store", "prediction", "audio", "web_search_options", "verbosity",
+        "prompt_cache_retention", "safety_identifier", "moderation",
     }
 )  # fmt: skip
 """OpenAI fields without meaning for a self-hosted engine; strict mode accepts them too."""

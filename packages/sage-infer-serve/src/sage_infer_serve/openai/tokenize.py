@@ -10,6 +10,7 @@ from sage_infer.schemas import Prompt
 from sage_infer_serve.http.errors import wrong_request
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.openai.messages import as_chat, tools_as_dicts
+from sage_infer_serve.openai.rendering import render
 from sage_infer_serve.openai.schema import DetokenizeRequest, TokenizeRequest
 from sage_infer_serve.service import Service
 from sage_infer_serve.work import CHAT
@@ -24,11 +25,12 @@ async def tokenize(service: Service, exchange: Exchange) -> None:
     backend = _tokenizing(service)
     name = CHAT.model(service, request.model)
     if request.messages is not None:
-        prompt = await backend.render_chat(
+        prompt = await render(
+            backend,
+            request,
             as_chat(request.messages, text_only=service.is_text_only(name)),
             model=name,
             tools=tools_as_dicts(request.tools) if request.tools else None,
-            add_generation_prompt=request.add_generation_prompt,
         )
     else:
         prompt = Prompt(text=request.prompt, add_special_tokens=request.add_special_tokens)

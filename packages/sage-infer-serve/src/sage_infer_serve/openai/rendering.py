@@ -1,0 +1,88 @@
+"""Chats by the model's template: its variables, and prompts that continue the last message."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+from sage_infer.contracts import HybridTokenizing
+from sage_infer.errors import UnsupportedFeature
+from sage_infer.schemas import Prompt
+
+from sage_infer_serve.http.errors import wrong_request
+from sage_infer_serve.openai.schema import ChatRequest, TokenizeRequest
+
+__all__ = ["has_usual_ending", "render", "template_variables"]
+
+
+def template_variables(request: ChatRequest | TokenizeRequest) -> dict[str, Any] | None:
+    """Variables of the chat template: ``chat_template_kwargs``, with OpenAI's and vLLM's fields for reasoning beside
+    them. None where there are none.
+    """
+    variables = dict(request.chat_template_kwargs or {})
+    if request.enable_thinking is not None:
+        variables.setdefault("enable_thinking", request.enable_thinking)
+    if request.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", request.reasoning_effort)
+        if request.reasoning_effort == "none":
+            variables.setdefault("enable_thinking", False)
+    return variables or None
+
+
+def has_usual_ending(request: ChatRequest | TokenizeRequest) -> bool:
+    """Whether the prompt ends where the assistant's next message begins."""
+    return not request.continue_final_message and request.add_generation_prompt is not False
+
+
+async def render(
+    backend: Any,
+    request: ChatRequest | TokenizeRequest,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    model: str,
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> Prompt:
+    """The chat as a prompt. With ``continue_final_message`` it ends with the last message's content.
+
+    Raises:
+        HTTPError: the last message cannot be continued.
+        UnsupportedFeature: the backend renders no chats.
+    """
+    if not isinstance(backend, HybridTokenizing):
+        raise UnsupportedFeature(
+            "continue_final_message and add_generation_prompt: false are not supported, as this server's backend "
+            "renders no chats; remove them"
+        )
+    continues = bool(request.continue_final_message)
+    mark = uuid.uuid4().hex
+    if continues:
+        if request.add_generation_prompt:
+            raise wrong_request(
+                "continue_final_message and add_generation_prompt are mutually exclusive",
+                "continue_final_message",
+            )
+        last = messages[-1]
+        if last["role"] != "assistant" or not isinstance(last["content"], str) or "tool_calls" in last:
+            raise wrong_request(
+                "continue_final_message requires a last message of the assistant with text and without calls",
+                "continue_final_message",
+            )
+        messages = [*messages[:-1], {**last, "content": last["content"] + mark}]
+    prompt = await backend.render_chat(
+        messages,
+        model=model,
+        tools=tools,
+        template_variables=template_variables(request),
+        add_generation_prompt=not continues and request.add_generation_prompt is not False,
+    )
+    if not continues:
+        return prompt
+    text, found, _ = (prompt.text or "").rpartition(mark)
+    if not found:
+        raise wrong_request(
+            "continue_final_message: the model's chat template leaves out the end of the last message",
+            "continue_final_message",
+        )
+    return attrs.evolve(prompt, text=text)
