@@ -434,3 +434,39 @@ def test_a_drawing_of_errors_only() -> None:
     assert "Requests per second" in svg
     assert ET.fromstring(svg).get("height") is not None
     assert math.isfinite(float(ET.fromstring(svg).get("height", "nan")))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "counted", "usage"),
+    [
+        ({"choices": None, "usage": {"prompt_tokens": 3, "completion_tokens": 2}}, 1, (3, 2)),
+        ({"choices": [None]}, 1, None),
+        ({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": None}}, 1, (3, 0)),
+        ({"choices": [], "usage": {"prompt_tokens": 3.0, "completion_tokens": 2.0}}, 1, (3, 2)),
+        ({"choices": [], "usage": []}, 1, None),
+        ({"type": "ping"}, 1, None),
+        ({"choices": [{"delta": {"content": [{"type": "text", "text": "a"}]}}]}, 2, None),
+        ({"choices": [{"delta": {"content": []}}]}, 1, None),
+        ({"choices": [{"delta": {"content": None, "reasoning": {"text": "x"}}}]}, 2, None),
+        ({"choices": [{"delta": {"content": "a", "tool_calls": {}}, "finish_reason": 1}]}, 2, None),
+        ({"choices": [{"delta": None, "text": None}], "error": None}, 1, None),
+    ],
+)
+def test_chunks_of_other_servers(
+    chunk: dict[str, object], counted: int, usage: tuple[int, int] | None
+) -> None:
+    reader = StreamReader()
+    first = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": "a"}}]}
+    for at, data in enumerate((json.dumps(first), json.dumps(chunk), "[DONE]")):
+        reader.feed(f"data: {data}\n\n".encode(), float(at))
+    reader.end()
+    assert reader.chunks == counted
+    found = None if reader.usage is None else (reader.usage.prompt_tokens, reader.usage.completion_tokens)
+    assert found == usage
+
+
+def test_whole_answers_of_other_servers() -> None:
+    body = b'{"choices": [{}], "usage": {"prompt_tokens": 3.0, "completion_tokens": null}}'
+    usage = read_answer(body, embeddings=False)
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (3, 0)

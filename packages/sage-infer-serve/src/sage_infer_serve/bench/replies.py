@@ -5,6 +5,7 @@ The formats are those of https://platform.openai.com/docs/api-reference, read to
 
 from __future__ import annotations
 
+import math
 from array import array
 from typing import Any
 
@@ -27,17 +28,17 @@ class Usage(msgspec.Struct):
 
 
 class _Text(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None  # vLLM, SGLang, DeepSeek
-    reasoning: str | None = None  # newer vLLM
-    refusal: str | None = None
-    tool_calls: list[msgspec.Raw] | None = None
+    content: Any = None  # a list of parts from Mistral's reasoning models
+    reasoning_content: Any = None  # vLLM, SGLang, DeepSeek
+    reasoning: Any = None  # newer vLLM; an object from others
+    refusal: Any = None
+    tool_calls: Any = None
 
 
 class _Choice(msgspec.Struct):
     delta: _Text | None = None
-    text: str | None = None
-    finish_reason: str | None = None
+    text: Any = None
+    finish_reason: Any = None
 
     def has_output(self) -> bool:
         delta = self.delta
@@ -49,15 +50,17 @@ class _Choice(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: Usage | None = None
+    """What is read of a chunk; other fields, and whatever is in them, are passed over."""
+
+    choices: list[_Choice | None] | None = None
+    usage: Any = None
     error: Any = None
 
 
 class _Answer(msgspec.Struct):
     choices: list[msgspec.Raw] | None = None  # of generation requests
     data: list[msgspec.Raw] | None = None  # of embedding requests
-    usage: Usage | None = None
+    usage: Any = None
     error: Any = None
 
 
@@ -108,7 +111,7 @@ class StreamReader:
         return 0 if self.first is None else len(self.gaps) + 1
 
     def _event(self, data: bytes, now: float) -> None:
-        if data == b"[DONE]":
+        if data.startswith(b"[DONE]"):
             self._done = True
             return
         try:
@@ -120,8 +123,10 @@ class StreamReader:
             self.error = f"stream: {error_message(data)}"
             return
         if chunk.usage is not None:
-            self.usage = chunk.usage
-        for choice in chunk.choices:
+            self.usage = _usage(chunk.usage)
+        for choice in chunk.choices or ():
+            if choice is None:
+                continue
             if choice.finish_reason is not None:
                 self._done = True  # some servers do not send [DONE]
             if choice.has_output():
@@ -146,7 +151,19 @@ def read_answer(body: bytes, *, embeddings: bool) -> Usage | None:
         raise BadAnswer(error_message(body))
     if not (answer.data if embeddings else answer.choices):
         raise BadAnswer("an answer without a result")
-    return answer.usage
+    return _usage(answer.usage)
+
+
+def _usage(value: Any) -> Usage | None:
+    """The counts in a server's ``usage``; what is no count is 0, and None where it is no object."""
+    if not isinstance(value, dict):
+        return None
+    return Usage(_count(value.get("prompt_tokens")), _count(value.get("completion_tokens")))
+
+
+def _count(value: Any) -> int:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return max(int(value), 0) if is_number else 0
 
 
 def error_message(body: bytes) -> str:
