@@ -149,10 +149,13 @@ def test_pages(served: Served) -> None:
 def test_paths_and_methods(served: Served) -> None:
     wrong = served.get(CHAT)
     assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
-    assert served.ask("DELETE", "/v1/models/echo").headers["allow"] == "GET"
+    assert served.ask("DELETE", "/v1/models/echo").headers["allow"] == "GET, HEAD"
+    assert served.post("/metrics", {}).headers["allow"] == "GET, HEAD"
     assert served.get("/v1/unknown").error["code"] == "not_found"
     assert served.ask("HEAD", "/health").status == 200
-    assert served.ask("OPTIONS", CHAT).headers["allow"] == "GET, HEAD, POST"
+    assert served.ask("OPTIONS", CHAT).headers["allow"] == "POST"
+    assert served.ask("OPTIONS", "/v1/models").headers["allow"] == "GET, HEAD"
+    assert served.ask("OPTIONS", "/v1/unknown").status == 404
 
 
 class TestOrigins:

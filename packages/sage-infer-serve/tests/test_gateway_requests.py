@@ -184,6 +184,30 @@ def test_special_tokens_are_kept_where_calls_are_read(backend: EchoBackend, serv
     assert backend.calls[-1][1]["params"].skip_special_tokens is True
 
 
+@pytest.mark.parametrize(
+    ("headers", "code", "says"),
+    [
+        ({"content_encoding": "gzip"}, "unsupported_content_encoding", "content-encoding 'gzip'"),
+        ({"content_encoding": "ZSTD, br"}, "unsupported_content_encoding", "content-encoding 'zstd, br'"),
+        ({"content_type": "application/x-www-form-urlencoded"}, "unsupported_media_type", "application/json"),
+        ({"content_type": "Multipart/Form-Data; boundary=x"}, "unsupported_media_type", "application/json"),
+    ],
+)
+def test_bodies_that_are_no_plain_json_are_refused(
+    served: Served, headers: dict[str, str], code: str, says: str
+) -> None:
+    for path in (CHAT, "/v1/embeddings", "/tokenize"):
+        answer = served.post(path, chat_body(), **headers)
+        assert (answer.status, answer.error["code"]) == (415, code)
+        assert says in answer.error["message"]
+        assert "accept" in answer.headers or answer.headers["accept-encoding"] == "identity"
+
+
+def test_other_types_of_content_are_read_as_json(served: Served) -> None:
+    for headers in ({"content_type": "text/plain"}, {"content_encoding": "identity"}, {"content_type": ""}):
+        assert served.post(CHAT, chat_body(), **headers).status == 200
+
+
 def test_unknown_fields_are_ignored(served: Served) -> None:
     assert served.chat(unknown=1, metadata={}, stream_options=None).status == 200
 

@@ -90,7 +90,8 @@ class Gateway:
         if self._origins.is_checked:
             exchange.extra_headers = self._origins.check(exchange)
             if method == "OPTIONS":
-                await exchange.respond(b"", status=204, headers=self._origins.preflight(exchange))
+                headers = self._origins.preflight(exchange) or ((b"allow", self._router.allowed(path)),)
+                await exchange.respond(b"", status=204, headers=headers)
                 return
         route = self._router.find(method, path)
         if self.service.keys and not route.is_public:

@@ -79,25 +79,42 @@ class Router:
         route = self._exact.get((method, path))
         if route is not None:
             return route
-        here = self._at(path)
-        if not here:
-            raise wrong_request("not found; /openapi.json lists all paths", status=404, code="not_found")
+        here = self._there(path)
         wanted = "GET" if method == "HEAD" else method
         found = next((route for route in here if route.method == wanted), None)
         if found is None:
-            raise _not_allowed(sorted(route.method for route in here))
+            raise _not_allowed(_methods(here))
         return found
+
+    def allowed(self, path: str) -> bytes:
+        """The value of ``Allow`` for a path.
+
+        Raises:
+            HTTPError: 404 for an unknown path.
+        """
+        return ", ".join(_methods(self._there(path))).encode()
 
     def label(self, path: str) -> str:
         """The label of a path in metrics: its route, or ``other`` outside of the API."""
         here = self._at(path)
         return here[0].path if here and here[0].summary else "other"
 
+    def _there(self, path: str) -> list[Route]:
+        here = self._at(path)
+        if not here:
+            raise wrong_request("not found; /openapi.json lists all paths", status=404, code="not_found")
+        return here
+
     def _at(self, path: str) -> list[Route]:
         here = self._by_path.get(path)
         if here is not None:
             return here
         return [r for r in self._open_ended if path.startswith(r.prefix) and len(path) > len(r.prefix)]
+
+
+def _methods(routes: Iterable[Route]) -> list[str]:
+    methods = {route.method for route in routes}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 def _not_allowed(methods: list[str]) -> HTTPError:

@@ -18,6 +18,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON = b"application/json"
+_FORMS = frozenset((b"application/x-www-form-urlencoded", b"multipart/form-data"))
 Stop = Literal["client", "body", "timeout", "shutdown"]
 """Reason for an early end: the client, the body timeout, the request timeout, or server shutdown."""
 
@@ -92,7 +93,7 @@ class Exchange:
         """The whole body.
 
         Raises:
-            HTTPError: it exceeds ``limit`` bytes (413).
+            HTTPError: it exceeds ``limit`` bytes (413), or is compressed or a form (415).
         """
         length = self.headers.get(b"content-length")
         if length is not None and int(length) > limit:  # the parser guarantees a number
@@ -109,7 +110,24 @@ class Exchange:
             if size > limit:
                 raise _too_large(limit)
         self.body_bytes = size
+        self._check_form()
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _check_form(self) -> None:
+        """Refuse what is no plain JSON by its headers, with the reason instead of a complaint about its bytes."""
+        encoding = self.headers.get(b"content-encoding", b"").strip().lower()
+        if encoding not in (b"", b"identity"):
+            name = encoding.decode("latin-1")[:40]
+            message = f"content-encoding {name!r} is not supported; send the body without compression"
+            error = wrong_request(message, status=415, code="unsupported_content_encoding")
+            error.headers = ((b"accept-encoding", b"identity"),)
+            raise error
+        kind = self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind in _FORMS:
+            message = f"content-type {kind.decode()} is not supported; send JSON with content-type: application/json"
+            error = wrong_request(message, status=415, code="unsupported_media_type")
+            error.headers = ((b"accept", JSON),)
+            raise error
 
     def watch(self) -> None:
         """Stop the exchange when the client disconnects. Called after the body was read."""

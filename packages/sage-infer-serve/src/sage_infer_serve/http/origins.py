@@ -64,10 +64,10 @@ class Origins:
         )
 
     def preflight(self, exchange: Exchange) -> Headers:
-        """Preflight headers for an allowed origin."""
+        """Preflight headers for an allowed origin; none for other requests."""
         origin = exchange.headers.get(b"origin")
         if origin is None or not self._fits(origin):
-            return ((b"allow", b"GET, HEAD, POST"),)
+            return ()
         return (
             (b"access-control-allow-methods", b"GET, POST"),
             (b"access-control-allow-headers", _allowed_headers(exchange)),
