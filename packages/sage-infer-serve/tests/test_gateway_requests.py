@@ -208,8 +208,31 @@ def test_other_types_of_content_are_read_as_json(served: Served) -> None:
         assert served.post(CHAT, chat_body(), **headers).status == 200
 
 
-def test_unknown_fields_are_ignored(served: Served) -> None:
-    assert served.chat(unknown=1, metadata={}, stream_options=None).status == 200
+def test_fields_without_effect_are_named(
+    backend: EchoBackend, serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
+) -> None:
+    served = serve(backend)
+    strange = {
+        "unknown": 1,
+        "metadata": {},
+        "stream_options": None,
+        "store": None,
+        "a\r\nb": 1,
+        "temperature": 1,
+    }
+    for stream in (False, True):
+        answer = served.chat(stream=stream, **strange)
+        assert answer.status == 200
+        assert answer.headers["x-sage-ignored-fields"] == "unknown, metadata, ..."
+    assert "x-sage-ignored-fields" not in served.chat().headers
+    wrong = served.post("/v1/embeddings", {"model": "nope", "input": "a", "user_id": 1})
+    assert (wrong.status, wrong.headers["x-sage-ignored-fields"]) == (404, "user_id")
+    many = served.chat(**{f"field_{i}": i for i in range(100)}).headers["x-sage-ignored-fields"]
+    assert many.split(", ") == [*(f"field_{i}" for i in range(16)), "..."]
+    logged = [record.getMessage() for record in caplog.records if "has no effect" in record.getMessage()]
+    assert sum("field unknown " in line for line in logged) == 1
+    strict = serve(backend, strict=True)
+    assert strict.chat(metadata={}).headers["x-sage-ignored-fields"] == "metadata"
 
 
 def test_unknown_fields_are_refused_in_strict_mode(

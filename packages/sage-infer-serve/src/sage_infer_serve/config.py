@@ -55,7 +55,7 @@ serve:
   # File with digests of API keys, written by `sage infer key add NAME`; null: no API key required.
   keys_file: null
 
-  # Reject unknown request fields by name; by default they are ignored, as OpenAI does.
+  # Reject unknown request fields by name, as OpenAI does; by default the header x-sage-ignored-fields names them.
   strict: false
 
   # Origins allowed by CORS, such as [https://chat.example.org]; "*" allows all. Empty: same origin only.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 from msgspec import Struct
 from sage_infer.contracts import HybridInferenceBackend, ModelReporting
@@ -15,14 +17,26 @@ from sage_infer.schemas import CapabilityDescriptor, ModelDescriptor
 from sage_infer_serve.admission import Admission
 from sage_infer_serve.http.auth import APIKey, Keys
 from sage_infer_serve.http.exchange import Exchange
+from sage_infer_serve.http.headers import IGNORED_FIELDS
 from sage_infer_serve.settings import GatewaySettings
 from sage_infer_serve.watch.observe import Recorder
 from sage_infer_serve.watch.tracing import Tracing
 
 __all__ = ["Decode", "Service"]
 
-Decode = Callable[[bytes], Any]
-"""Decodes and validates one kind of request body; raises ``HTTPError``."""
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAMED = 16  # ignored fields that a response names
+_REMEMBERED = 4096  # pairs of key and field that the log has named; clients choose the names
+
+log = logging.getLogger("sage_infer.serve")
+
+
+class Decode(Protocol):
+    """Decodes and validates one kind of request body; raises ``HTTPError``."""
+
+    def __call__(self, body: bytes, /) -> Any: ...
+
+    def ignored_fields(self, body: bytes, /) -> list[str]: ...
 
 
 class Service:
@@ -57,6 +71,7 @@ class Service:
         self.open: set[Exchange] = set()
         self.admission = Admission()
         self._decoders = decoders
+        self._ignored: set[tuple[str, str]] = set()
         self._types: dict[str, ModelType] = {}
 
     async def read(self, exchange: Exchange, kind: type[Struct]) -> Any:
@@ -66,10 +81,25 @@ class Service:
             HTTPError: the body is too long, not JSON, or a field is invalid.
         """
         body = await exchange.body(self.settings.max_body_bytes)
-        request = self._decoders[kind](body)
+        decoder = self._decoders[kind]
+        request = decoder(body)
+        if ignored := decoder.ignored_fields(body):
+            self._name_ignored(exchange, ignored)
         exchange.stop_after(self.settings.request_timeout_s, "timeout")
         exchange.watch()
         return request
+
+    def _name_ignored(self, exchange: Exchange, fields: list[str]) -> None:
+        """Name fields without effect in the response, and once for each key in the log."""
+        names = [name for name in fields if _NAME.fullmatch(name)][:_NAMED]
+        if len(names) < len(fields):
+            names.append("...")
+        exchange.extra_headers += ((IGNORED_FIELDS.encode(), ", ".join(names).encode()),)
+        key = exchange.key.name if exchange.key else "-"
+        for name in names:
+            if (key, name) not in self._ignored and len(self._ignored) < _REMEMBERED:
+                self._ignored.add((key, name))
+                log.warning("key=%s %s: field %s has no effect", key, exchange.path, name)
 
     def type_of(self, name: str) -> ModelType | None:
         """The kind of the model with this id or alias; None where there is none."""

@@ -155,15 +155,13 @@ def read_answer(body: bytes, *, embeddings: bool) -> Usage | None:
 
 
 def _usage(value: Any) -> Usage | None:
-    """The counts in a server's ``usage``; what is no count is 0, and None where it is no object."""
+    """The counts in a server's ``usage``; a missing one is 0. None if one is no number: chunks are counted instead."""
     if not isinstance(value, dict):
         return None
-    return Usage(_count(value.get("prompt_tokens")), _count(value.get("completion_tokens")))
-
-
-def _count(value: Any) -> int:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return max(int(value), 0) if is_number else 0
+    counts = [value.get(name, 0) for name in ("prompt_tokens", "completion_tokens")]
+    if not all(isinstance(c, int | float) and not isinstance(c, bool) and math.isfinite(c) for c in counts):
+        return None
+    return Usage(*(max(int(count), 0) for count in counts))
 
 
 def error_message(body: bytes) -> str:

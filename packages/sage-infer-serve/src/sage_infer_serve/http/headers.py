@@ -1,11 +1,12 @@
-"""Headers of a request that the gateway reads into its options."""
+"""Headers of a request that the gateway reads into its options, and of responses that it adds."""
 
 from __future__ import annotations
 
-__all__ = ["CHAIN", "DEADLINE", "OPTION_HEADERS", "SESSION", "TRACE"]
+__all__ = ["CHAIN", "DEADLINE", "IGNORED_FIELDS", "OPTION_HEADERS", "SESSION", "TRACE"]
 
 DEADLINE = "x-sage-deadline-ms"
 CHAIN = "x-sage-chain"
 SESSION = "x-session-id"
 TRACE = ("traceparent", "tracestate")
 OPTION_HEADERS = (*TRACE, SESSION, CHAIN, DEADLINE)
+IGNORED_FIELDS = "x-sage-ignored-fields"  # of a response: the fields of the request that have no effect

@@ -59,7 +59,10 @@ class Origins:
             return ()
         return (
             (b"access-control-allow-origin", b"*" if self._any else origin),
-            (b"access-control-expose-headers", b"x-request-id, retry-after, retry-after-ms"),
+            (
+                b"access-control-expose-headers",
+                b"x-request-id, retry-after, retry-after-ms, x-sage-ignored-fields",
+            ),
             (b"vary", b"origin"),
         )
 

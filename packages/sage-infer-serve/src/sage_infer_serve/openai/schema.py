@@ -1,7 +1,7 @@
 """Requests in OpenAI's format (https://platform.openai.com/docs/api-reference), with common extensions.
 
-``msgspec`` validates them while decoding; the same classes define the schemas of the OpenAPI document. Fields without
-effect on a local engine (``user``, ``metadata``, ``store``) are in ``IGNORED``.
+``msgspec`` validates them while decoding; the same classes define the schemas of the OpenAPI document. Other fields
+have no effect: responses name them in a header, and strict mode refuses them, except those in ``IGNORED``.
 """
 
 from __future__ import annotations
@@ -232,10 +232,11 @@ IGNORED = frozenset(
         "prompt_cache_retention", "safety_identifier", "moderation",
     }
 )  # fmt: skip
-"""OpenAI fields without meaning for a self-hosted engine; strict mode accepts them too."""
+"""OpenAI fields without meaning for a self-hosted engine; strict mode accepts them too, and names them as ignored."""
 
 T = TypeVar("T", bound=Struct)
 
+_top_level = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _MISSING = re.compile(r"Object missing required field `(.+)`")
 
 
@@ -246,6 +247,7 @@ class Decoder:
         self._decoder = msgspec.json.Decoder(kind)
         self._strict = strict
         self._kind = kind
+        self._known = frozenset(field.encode_name for field in msgspec.structs.fields(kind))
 
     def __call__(self, body: bytes) -> Any:
         try:
@@ -265,6 +267,11 @@ class Decoder:
         if self._strict:
             self._refuse_unknown(body)
         return request
+
+    def ignored_fields(self, body: bytes) -> list[str]:
+        """Top-level fields of a valid body that have no effect, in their order; those that are null do not count."""
+        fields = _top_level(body)
+        return [n for n, value in fields.items() if n not in self._known and bytes(value) != b"null"]
 
     def _refuse_unknown(self, body: bytes) -> None:
         for path in unknown_fields(msgspec.json.decode(body), self._kind):
