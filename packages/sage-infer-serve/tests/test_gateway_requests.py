@@ -232,7 +232,7 @@ def test_fields_without_effect_are_named(
     logged = [record.getMessage() for record in caplog.records if "has no effect" in record.getMessage()]
     assert sum("field unknown " in line for line in logged) == 1
     strict = serve(backend, strict=True)
-    assert strict.chat(metadata={}).headers["x-sage-ignored-fields"] == "metadata"
+    assert strict.chat(metadata={}, user="me").headers["x-sage-ignored-fields"] == "metadata, user"
 
 
 def test_unknown_fields_are_refused_in_strict_mode(

@@ -247,7 +247,7 @@ class Decoder:
         self._decoder = msgspec.json.Decoder(kind)
         self._strict = strict
         self._kind = kind
-        self._known = frozenset(field.encode_name for field in msgspec.structs.fields(kind))
+        self._known = frozenset(f.encode_name for f in msgspec.structs.fields(kind)) - {"user"}
 
     def __call__(self, body: bytes) -> Any:
         try:
