@@ -233,7 +233,7 @@ def test_every_form_of_a_prompt() -> None:
     [
         ([], "no prompts"),
         ([[5], [3, 120]], r"prompt 1 has token id 120; expected 0 to 99"),
-        ("a" * 9, r"prompt has 10 tokens, and the limit is 10 for prompt and output together"),
+        ("a" * 9, r"maximum context length is 10 tokens for prompt and output together, and prompt has 10"),
     ],
 )
 def test_prompts_that_are_refused(prompts: PromptLike, message: str) -> None:

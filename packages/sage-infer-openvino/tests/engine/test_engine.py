@@ -439,7 +439,11 @@ def test_smaller_priority_goes_first() -> None:
         ({"prompts": []}, InvalidRequest, "no prompt"),
         ({"prompts": [PROMPT, []]}, SchemaError, "empty"),
         ({"prompts": [300]}, InvalidRequest, "token id 300 is not in the vocabulary of 257"),
-        ({"prompts": [1] * 200}, ContextLengthExceeded, "has 200 tokens, and the limit is 200"),
+        (
+            {"prompts": [1] * 200},
+            ContextLengthExceeded,
+            "maximum context length is 200 tokens .* has 200 tokens",
+        ),
         ({"options": RequestOptions(tenant="a")}, UnsupportedFeature, r"options.tenant \(feature tenant\)"),
         ({"request_id": ""}, InvalidRequest, "request_id must be a non-empty string"),
         ({"adapter": "style"}, UnsupportedFeature, r"params.adapter \(feature lora\)"),

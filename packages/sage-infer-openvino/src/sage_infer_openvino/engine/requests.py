@@ -158,8 +158,8 @@ class RequestFactory:
     def _check_length(self, length: int) -> None:
         if length >= self._limit:
             raise ContextLengthExceeded(
-                f"the prompt has {length} tokens, and the limit is {self._limit} including at least one output token "
-                "(this model's maximum context length); shorten it, or raise max_sequence_length if the model allows"
+                f"this model's maximum context length is {self._limit} tokens including at least one output token, and "
+                f"the prompt has {length} tokens; shorten it, or raise max_sequence_length if the model allows"
             )
 
 

@@ -38,8 +38,8 @@ async def tokenize(
         ids = await tokens_of(tokenizer, prompt, which, vocab_size=vocab_size)
         if len(ids) >= limit:
             raise ContextLengthExceeded(
-                f"{which} has {len(ids)} tokens, and the limit is {limit} for prompt and output together "
-                "(this model's maximum context length); shorten it"
+                f"this model's maximum context length is {limit} tokens for prompt and output together, and "
+                f"{which} has {len(ids)} tokens; shorten it"
             )
         tokenized.append(TokenizedPrompt(ids, prompt.text))
     return tokenized
