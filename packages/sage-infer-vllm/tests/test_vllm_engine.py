@@ -337,7 +337,7 @@ def test_ten_times_more_requests_than_the_queue_takes(live: Any) -> None:
 
 
 def test_a_prompt_over_the_limit(live: Any) -> None:
-    with pytest.raises(InvalidRequest, match="context length is 512 tokens .* 600 tokens"):
+    with pytest.raises(InvalidRequest, match=r"context length is 512 tokens .* 600 tokens"):
         live.run(live.backend.generate([5] * 600, SamplingParams()))
 
 
