@@ -399,7 +399,7 @@ def test_full_queue() -> None:
         async with Toy(max_queue=2, max_batch_size=1) as toy:
             toy.runner.gate.clear()
             streams = [await toy.generate(PROMPT, greedy(50)) for _ in range(2)]
-            with pytest.raises(Overloaded, match="2 requests are open, and the limit is 2") as caught:
+            with pytest.raises(Overloaded, match="2 requests are open, the limit is 2") as caught:
                 await toy.generate(PROMPT, greedy(1))
             assert 0 < caught.value.retry_after <= 30
             with pytest.raises(InvalidRequest, match="3 prompts in one call"):

@@ -530,7 +530,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
                     here,
                     attrs.evolve(state, kv_tokens=11),
                     InvalidRequest,
-                    "KV of 11 tokens, and its prompt has 10",
+                    "KV of 11 tokens, but its prompt has 10",
                 ),
                 (
                     here,
@@ -541,7 +541,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
                 (short, state, CapabilityMismatch, "exceeds the limit of this instance"),
                 (here, attrs.evolve(state, prompt_token_ids=[1] * 300), InvalidRequest, "300 tokens"),
                 (here, wrong_token, InvalidRequest, "token id 5000"),
-                (here, attrs.evolve(state, output_token_ids=(1, 2)), InvalidRequest, "2 tokens of output"),
+                (here, attrs.evolve(state, output_token_ids=(1, 2)), InvalidRequest, "2 output tokens"),
                 (here, attrs.evolve(state, params=guided), UnsupportedFeature, "feature lora"),
                 (here, attrs.evolve(state, first_logprobs={"x": 1}), InvalidRequest, "first_logprobs"),
             ]

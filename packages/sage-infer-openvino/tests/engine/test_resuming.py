@@ -243,7 +243,7 @@ def test_states_that_cannot_be_resumed_are_refused() -> None:
         ([plain, state(n=2, index=2)], InvalidRequest, "completion 2 has an index that is not below n"),
         ([attrs.evolve(plain, finish_reason="stop")], InvalidRequest, r"has finished \(stop\)"),
         ([state(WHOLE)], InvalidRequest, "12 tokens of output, and max_tokens is 12"),
-        ([attrs.evolve(plain, model_id="x")], CapabilityMismatch, "of model 'x', and 'toy' is loaded"),
+        ([attrs.evolve(plain, model_id="x")], CapabilityMismatch, "of model 'x', but 'toy' is loaded"),
         (
             [attrs.evolve(plain, weights_id="x")],
             CapabilityMismatch,
