@@ -182,7 +182,7 @@ def test_a_chat_and_a_comparison(backend: DashboardBackend) -> None:
         assert cells == ["1.00", "0.00", "1.00", "0.00", "1.00", "0.00", "1.00", "0.00", "1.00"]
         type_into(driver, "#embed-texts", "alone")
         click(driver, "#embed-send")
-        until(driver, shows("two texts or more", "#embed-result"))
+        until(driver, shows("at least two texts", "#embed-result"))
 
         # And the requests arrive in the figures.
         until(driver, "document.querySelector('#chart-ttft .dot, #chart-ttft .curve')")
@@ -224,7 +224,7 @@ def test_models_memory_and_queue(backend: DashboardBackend) -> None:
         assert "the weights are truncated" in models
         assert "2 min" in models
         memory = text_of(driver, "#memory")
-        assert "20.0 GiB of 24.0 GiB may be used" in memory
+        assert "20.0 GiB of 24.0 GiB usable" in memory
         assert "11.0 GiB" in memory
         assert "not measured" in memory
         widths = driver.execute_script(
@@ -268,7 +268,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(backend: DashboardBackend) 
     key = APIKey("team", hashlib.sha256(b"sk-right").digest())
 
     def act(driver: Any, gateway: Any) -> None:
-        until(driver, shows("wants an API key", "#banner"))
+        until(driver, shows("API key missing", "#banner"))
         assert driver.execute_script("return document.activeElement.id") == "key"
         type_into(driver, "#key", "sk-wrong\n")
         until(driver, shows("unknown API key", "#banner"))
@@ -281,7 +281,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(backend: DashboardBackend) 
         until(driver, shows("1 tokens", "#chat-figures"))
         click(driver, "#key-button")
         click(driver, "#key-forget")
-        until(driver, shows("wants an API key", "#banner"))
+        until(driver, shows("API key missing", "#banner"))
         assert driver.execute_script("return sessionStorage.length") == 0
 
     visit(backend, act, keys=(key,))
@@ -298,7 +298,7 @@ def test_a_server_that_is_gone_is_said(backend: DashboardBackend) -> None:
                     driver.get(gateway.url)
                     until(driver, shows("echo", "#models"))
                     loop.call_soon_threadsafe(gateway.drain)
-                    until(driver, shows("cannot be reached", "#banner"))
+                    until(driver, shows("unreachable", "#banner"))
                     assert "echo" in text_of(driver, "#models")  # the last known figures stay
                     assert driver.execute_script("return document.querySelector('main').className") == "stale"
                     loop.call_soon_threadsafe(gone.set)

@@ -70,7 +70,7 @@ def test_other_versions_are_named(install: Install) -> None:
 def test_a_plugin_distribution_without_its_entry_point(install: Install) -> None:
     install("toy-vllm", "0.18.0")
     install("toy-vllm-plugin", "1.0")
-    assert missing(VENDOR) == ["no distribution brings the vLLM platform plug-in 'toy'; install it"]
+    assert missing(VENDOR) == ["no distribution provides the vLLM platform plug-in 'toy'; install it"]
 
 
 def test_another_vendors_plugin_is_in_the_way(install: Install) -> None:
@@ -78,7 +78,7 @@ def test_another_vendors_plugin_is_in_the_way(install: Install) -> None:
     install("toy-vllm-plugin", "1.0", PLUGIN)
     install("other-plugin", "3.0", "[vllm.platform_plugins]\nother = other:register\n")
     (line,) = missing(VENDOR)
-    assert line.endswith("one process can have one: other (other-plugin)")
+    assert line.endswith("a process can use only one: other (other-plugin)")
 
 
 def test_two_builds_of_vllm_overwrite_each_other(install: Install) -> None:

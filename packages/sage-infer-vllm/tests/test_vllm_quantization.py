@@ -70,7 +70,7 @@ def test_profiles_that_fit(
         ),
         (None, {"kernel_backend": "cutlass"}, "kernel_backend 'cutlass' cannot be chosen here"),
         (None, {"sparsity_ratio": 0.5, "sparsity_pattern": "2:4"}, "no sparse kernels.*2:4 sparsity of 0.5"),
-        (None, {"kv_bits_prefill": 8}, "kv_bits_prefill is 8 and kv_bits_decode 16"),
+        (None, {"kv_bits_prefill": 8}, "kv_bits_prefill is 8 but kv_bits_decode 16"),
         (None, {"kv_bits_prefill": 6, "kv_bits_decode": 6}, "no KV cache of 6 bits; choose 16, 8 or 4"),
     ],
 )

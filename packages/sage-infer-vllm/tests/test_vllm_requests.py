@@ -174,7 +174,7 @@ def test_a_call_of_several_texts_is_one_request() -> None:
             await engine.call("a", 1)
         with pytest.raises(InvalidRequest, match="'a' is in use"):
             engine.requests.reserve(["a"])
-        with pytest.raises(Overloaded, match="3 requests are open, and the limit is 4"):
+        with pytest.raises(Overloaded, match="3 requests are open, the limit is 4"):
             await engine.call("b", 2)
         engine.compute.set()
         assert await first == ["vector 0", "vector 1", "vector 2"]
