@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import OpenAI
+from openai import APIStatusError, OpenAI
 from sage_infer.discovery import model_specs
 from sage_infer.models import add_model
 
@@ -98,6 +98,29 @@ def test_official_client_on_real_models(served: Any) -> None:
     cat_kitten, cat_rates = (sum(a * b for a, b in zip(vectors[0], v, strict=True)) for v in vectors[1:])
     assert cat_kitten > 0.6 > 0.2 > cat_rates
     assert {m.id for m in client.models.list()} == {"smollm2-135m", "minilm"}
+
+
+def test_a_deadline_ends_a_request_in_time(served: Any) -> None:
+    """By the engine for a generation, by the hybrid backend for an embedding; afterwards both answer."""
+    ready, _ = served
+    client = OpenAI(base_url=ready["url"] + "/v1", api_key="none", max_retries=0)
+    ask: Any = [{"role": "user", "content": "Count from 1 to 1000."}]
+    late = {"x-sage-deadline-ms": "1"}
+    for call in (
+        lambda: client.chat.completions.create(
+            model="smollm2-135m", messages=ask, max_tokens=500, extra_headers=late, extra_body={"ignore_eos": True}
+        ),
+        lambda: client.embeddings.create(model="minilm", input=["word " * 100] * 200, extra_headers=late),
+    ):  # fmt: skip
+        with pytest.raises(APIStatusError) as failed:
+            call()
+        assert failed.value.status_code == 504
+        assert failed.value.code == "deadline_exceeded"
+    for headers in (late | {"x-sage-deadline-ms": "600000"}, {"x-session-id": "s", "x-sage-chain": "rag"}):
+        answer: Any = client.chat.completions.create(
+            model="smollm2-135m", messages=ask, max_tokens=2, extra_headers=headers, service_tier="flex"
+        )
+        assert answer.usage.completion_tokens == 2
 
 
 def test_tokens_are_those_that_are_counted(served: Any) -> None:

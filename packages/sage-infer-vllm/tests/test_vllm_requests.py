@@ -82,7 +82,9 @@ def test_ids_are_unique_while_open() -> None:
 def test_a_full_queue_says_when_to_come_again() -> None:
     async def main() -> None:
         engine = Engine(max_open=2)
-        with pytest.raises(InvalidRequest, match=r"3 prompts in one call, and the limit is 2 \(max_queue\)"):
+        with pytest.raises(
+            InvalidRequest, match=r"3 prompts in one call exceed the limit of 2 \(max_queue\)"
+        ):
             engine.requests.reserve(["a", "b", "c"])
         engine.requests.reserve(["a"])
         with pytest.raises(Overloaded, match="1 requests are open, and the limit is 2") as caught:

@@ -1,7 +1,8 @@
 """Field checks: one definition of a rule, with three uses.
 
 A check is an attrs validator (direct construction), validates each field while JSON is read (so that all
-problems are reported together), and writes its own JSON Schema. Messages name the rule, the value and its type.
+problems are reported together), and writes its own JSON Schema. Messages name the rule, the value and its
+type.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Check(Protocol):
     """One rule about a field's value."""
 
     def problems(self, value: object, path: str) -> Iterable[Problem]:
-        """Every way in which ``value`` violates the rule; ``path`` is its location, such as ``$.steps[2].bytes``."""
+        """Every way in which ``value`` violates the rule; ``path`` is its location, such as
+        ``$.steps[2].bytes``.
+        """
         ...
 
     def json_schema(self) -> dict[str, Any]:
@@ -102,6 +105,17 @@ class Integer(_Validator):
             yield Problem(path, f"must be an integer, got {shown(value)}")
         elif (self.ge is not None and value < self.ge) or (self.le is not None and value > self.le):
             yield Problem(path, f"must be {_bounds(ge=self.ge, le=self.le)}, got {value}")
+
+    def fits_all(self, values: Collection[Any]) -> bool:
+        """Whether all of many values are within the bounds; in a fraction of the time that looking at each
+        takes.
+        """
+        return (
+            bool(values)
+            and set(map(type, values)) == {int}
+            and (self.ge is None or min(values) >= self.ge)
+            and (self.le is None or max(values) <= self.le)
+        )
 
     def json_schema(self) -> dict[str, Any]:
         return _without_none({"minimum": self.ge, "maximum": self.le})
@@ -226,8 +240,9 @@ class Each(_Validator):
         if self.max_items is not None and len(value) > self.max_items:
             yield Problem(path, f"must have at most {self.max_items} items, got {len(value)}")
             return
-        for index, item in enumerate(value):
-            yield from self.check.problems(item, f"{path}[{index}]")
+        if not (isinstance(self.check, Integer) and self.check.fits_all(value)):
+            for index, item in enumerate(value):
+                yield from self.check.problems(item, f"{path}[{index}]")
         if self.unique and _has_repeats(value):
             yield Problem(path, "must not repeat an item")
 
@@ -289,7 +304,8 @@ class Json(_Validator):
 class JsonWithin(_Validator):
     """A mapping of JSON data of limited size; the size is checked before anything more expensive.
 
-    ``max_characters`` bounds all keys and strings together; ``max_depth`` bounds the nesting of lists and mappings.
+    ``max_characters`` bounds all keys and strings together; ``max_depth`` bounds the nesting of lists and
+    mappings.
     """
 
     max_values: int

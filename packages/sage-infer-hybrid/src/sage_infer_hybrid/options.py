@@ -13,6 +13,8 @@ __all__ = ["ADVISORY", "forwarded"]
 ADVISORY = ("tenant", "session", "service_class", "chain", "cache_salt", "trace")
 """Options that a gateway adds to every request; dropped if the backend does not claim them."""
 
+_NOTHING = RequestOptions()
+
 
 def forwarded(features: Collection[str], options: RequestOptions | None) -> RequestOptions | None:
     """The options for a backend with these features; None if none remain.
@@ -23,4 +25,4 @@ def forwarded(features: Collection[str], options: RequestOptions | None) -> Requ
         return None
     accepted = accepted_options(features, options)
     left = evolve(options, **{name: getattr(accepted, name) for name in ADVISORY})
-    return None if left == RequestOptions() else left
+    return None if left == _NOTHING else left

@@ -15,7 +15,8 @@ def sage_infer_backends() -> list[BackendSpec]:
             hardware={"cpu"},
             summary="LLM, embedding and reranker on shared devices, each on any installed backend",
             options={
-                "llm_config": "the LLM: a name, or a mapping with model, backend, aliases, options, weight",
+                "llm_config": "the LLM: a name, or a mapping with model_id, backend, aliases, options, weight, "
+                "device_ids, memory_fraction, quant_profile",
                 "embedding_config": "the embedding model, in the same form",
                 "reranker_config": "the reranker, in the same form",
                 "models": "a list of further models, in the same form",

@@ -32,8 +32,6 @@ from sage_infer.schemas import (
     QuantizationProfile,
     RequestOptions,
     SamplingParams,
-    Timing,
-    Usage,
 )
 from sage_infer.sdk import check_claims
 
@@ -42,6 +40,7 @@ from sage_infer_openvino.engine.decode_state import kv_prompt
 from sage_infer_openvino.engine.engine import DecoderEngine
 from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.kv_schema import check_page_size, wanted_precision
+from sage_infer_openvino.engine.prefilling import hold, prefill_result
 from sage_infer_openvino.engine.requests import check_request_id, checked_hold
 from sage_infer_openvino.engine.resuming import checked_states
 from sage_infer_openvino.engine.sequence import EngineRequest
@@ -220,7 +219,8 @@ class OpenVINOBackend:
         self._check_claims(loaded, params, options)
         request_id = f"req-{uuid.uuid4().hex}" if request_id is None else request_id
         grammar = await loaded.compile_grammar(params)
-        requests = loaded.requests.from_prompts(prompts, params, request_id, options=options, grammar=grammar)
+        read = await loaded.requests.read(prompts)
+        requests = loaded.requests.from_prompts(read, params, request_id, options=options, grammar=grammar)
         streams: list[TokenStream] = []
         for request in requests:
             request.stream = _stream(engine, request)
@@ -274,29 +274,19 @@ class OpenVINOBackend:
                 f"prefill creates one state per prompt, but n is {params.n}; use generate"
             )
         grammar = await loaded.compile_grammar(params)
-        requests = loaded.requests.from_prompts(prompts, params, request_id, options=options, grammar=grammar)
+        read = await loaded.requests.read(prompts)
+        requests = loaded.requests.from_prompts(read, params, request_id, options=options, grammar=grammar)
         engine.check_room(requests)
-        done = [_hold(request, hold_s) for request in requests]
+        done = [hold(request, hold_s) for request in requests]
         engine.submit(requests)
         try:
             await asyncio.gather(*done)
-            states = tuple(map(loaded.states.of, requests))
+            states = [loaded.states.of(request) for request in requests]
         except BaseException:
             for request in requests:
                 engine.cancel(request.request_id, request)
             raise
-        usage = Usage(
-            prompt_tokens=sum(len(r.prompt) for r in requests),
-            completion_tokens=len(requests),
-            cached_tokens=sum(r.cached_tokens or 0 for r in requests),
-        )
-        timings = [request.timing() for request in requests]
-        timing = Timing(
-            queue_s=min(t.queue_s for t in timings),
-            ttft_s=max(t.ttft_s for t in timings),
-            total_s=max(t.total_s for t in timings),
-        )
-        return PrefillResult(states=states, usage=usage, timing=timing)
+        return prefill_result(requests, states)
 
     async def decode(
         self, state: DecodeState, *, request_id: str, options: RequestOptions | None = None
@@ -383,15 +373,3 @@ class OpenVINOBackend:
 
 def _stream(engine: DecoderEngine, request: EngineRequest) -> BufferedTokenStream:
     return BufferedTokenStream(request.request_id, lambda: engine.cancel(request.request_id, request))
-
-
-def _hold(request: EngineRequest, hold_s: float) -> asyncio.Future[None]:
-    """Make a request stop after its first token and hold it for ``hold_s`` seconds; the future is then done."""
-    held: asyncio.Future[None] = request.loop.create_future()
-
-    def on_held(error: BaseException | None) -> None:
-        if not held.done():
-            held.set_result(None) if error is None else held.set_exception(error)
-
-    request.hold, request.hold_s, request.on_held = True, hold_s, on_held
-    return held

@@ -43,7 +43,7 @@ class Reporter:
             generation=self.generation,
             model_ids=(model_id,),
             capability=capability,
-            addresses=(f"inproc:{self.instance_id}",),
+            addresses=("inproc:",),
             host=platform.node(),
             key_space=key_space,
             versions={"openvino": ov.get_version()},

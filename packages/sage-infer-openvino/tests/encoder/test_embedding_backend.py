@@ -463,3 +463,33 @@ def test_embeddings_and_a_generation_at_once(minilm_dir: Path, smollm2_gguf: Pat
             await llm.close()
 
     run(main(), timeout=180)
+
+
+def test_reports_and_progress_of_an_encoder(minilm_dir: Path, gate: Gate) -> None:
+    async def main() -> None:
+        backend = OpenVINOEmbeddingBackend(descriptor(minilm_dir, "minilm"), token_budget=64)
+        stages: list[str] = []
+        backend.on_progress(lambda stage, share: stages.append(stage))
+        try:
+            await backend.start()
+            assert stages == ["reading", "compiling"]
+            identity = backend.describe()
+            assert (identity.model_ids, identity.key_space) == (("minilm",), None)
+            running = asyncio.ensure_future(backend.embed([[101] * 40, [101] * 20]))
+            await gate.in_step()  # with the longer one
+            waiting = asyncio.ensure_future(backend.embed([[101] * 7]))
+            await eventually(lambda: backend.stats().waiting == 1)
+            report = backend.report()
+            assert (report.running, report.waiting, report.waiting_prompt_tokens) == (1, 1, 27)
+            assert report.oldest_wait_s > 0
+            gate.open.set()
+            await asyncio.gather(running, waiting)
+            done = backend.report()
+            assert (done.waiting_prompt_tokens, done.oldest_wait_s, done.prompt_tokens) == (0, 0, 67)
+            assert done.steps == len(gate.batches)
+            assert done.step_s is not None
+        finally:
+            await backend.close()
+        assert backend.report().state == "dead"
+
+    run(main())

@@ -30,12 +30,16 @@ def load_of(scheduler: Scheduler, arriving: Collection[EngineRequest]) -> Load:
     That thread may change the scheduler meanwhile, so the numbers are only approximately consistent.
     """
     running, waiting = list(scheduler.running), list(scheduler.waiting)
-    to_prefill = sum(
-        len(sequence.tokens) - sequence.computed
-        for sequence in (*running, *waiting)
-        # Completions after the first share its prompt; a preempted one computes its own tokens again.
-        if sequence.output_length == 0 and (sequence.index == 0 or sequence.computed)
-    )
+    to_prefill, prompts = 0, set()
+    for sequence in (*running, *waiting):
+        left = len(sequence.tokens) - sequence.computed
+        if sequence.output_length == 0 and not sequence.computed:
+            if id(sequence.request) in prompts:
+                continue  # completions after the first share its prompt
+            prompts.add(id(sequence.request))
+        elif left == 1:
+            continue  # it decodes
+        to_prefill += left
     to_prefill += sum(len(request.prompt) for request in arriving)
     requests = [*(sequence.request for sequence in waiting), *arriving]
     arrivals = [request.clock.accepted for request in requests if request.clock.started is None]

@@ -13,7 +13,7 @@ from sage_infer.schemas import DecodeState, Prompt, RequestOptions, SamplingPara
 from sage_infer_openvino.engine.grammar import GrammarMatcher
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 from sage_infer_openvino.engine.stop_strings import StopStringDetector
-from sage_infer_openvino.models.text_codec import DecoderTexts
+from sage_infer_openvino.models.text_codec import INLINE_CHARACTERS, DecoderTexts
 
 __all__ = ["RequestFactory", "check_request_id", "checked_hold", "due_at"]
 
@@ -25,9 +25,31 @@ class RequestFactory:
         self._texts = texts
         self._limit = max_sequence_length
 
+    async def read(self, prompts: PromptLike | Sequence[PromptLike]) -> list[Prompt]:
+        """Prompts for ``from_prompts``: long texts are tokenized in a thread, since that holds up an event
+        loop.
+
+        Raises:
+            ContextLengthExceeded: a text is too long for its tokens to fit, which is seen before it is tokenized.
+        """
+        found = as_prompts(prompts)
+        longest = self._limit * self._texts.longest_token
+        for prompt in found:
+            if prompt.text is not None and len(prompt.text) > longest:
+                raise ContextLengthExceeded(
+                    f"this model's maximum context length is {self._limit} tokens, and the prompt has "
+                    f"{len(prompt.text)} characters, which are more; shorten it, or raise max_sequence_length if the "
+                    "model allows"
+                )
+        if sum(len(prompt.text or "") for prompt in found) <= INLINE_CHARACTERS:
+            return found
+        return await asyncio.to_thread(
+            lambda: [Prompt(token_ids=self._encode(p)) if p.text is not None else p for p in found]
+        )
+
     def from_prompts(
         self,
-        prompts: PromptLike | Sequence[PromptLike],
+        prompts: Sequence[Prompt],
         params: SamplingParams,
         request_id: str,
         *,
@@ -42,7 +64,7 @@ class RequestFactory:
         check_request_id(request_id)
         options = options or RequestOptions()
         due = due_at(options)
-        token_ids = [self._encode(prompt) for prompt in as_prompts(prompts)]
+        token_ids = [self._encode(prompt) for prompt in prompts]
         if not token_ids:
             raise InvalidRequest("no prompt given; expected at least one")
         requests = [
@@ -79,7 +101,8 @@ class RequestFactory:
         options: RequestOptions | None = None,
         grammar: GrammarMatcher | None = None,
     ) -> EngineRequest:
-        """The request of these states (``checked_states``), which ``replay`` brings to where its outputs stopped.
+        """The request of these states (``checked_states``), which ``replay`` brings to where its outputs
+        stopped.
 
         Raises:
             InvalidRequest: the id is empty, or a token is outside the vocabulary.

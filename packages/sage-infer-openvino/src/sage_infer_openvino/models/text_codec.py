@@ -14,9 +14,9 @@ from sage_infer.sdk import check_claims
 
 from sage_infer_openvino.models.tokenizer import TextTokenizer
 
-__all__ = ["DecoderTexts"]
+__all__ = ["INLINE_CHARACTERS", "DecoderTexts"]
 
-_INLINE = 4096  # characters: shorter texts are tokenized faster than another thread wakes up
+INLINE_CHARACTERS = 4096  # shorter texts are tokenized faster than another thread wakes up
 
 
 @frozen
@@ -25,6 +25,11 @@ class DecoderTexts:
 
     tokenizer: TextTokenizer
     vocab_size: int
+
+    @property
+    def longest_token(self) -> int:
+        """Characters of text that one token stands for at most."""
+        return self.tokenizer.longest_token
 
     async def render_chat(
         self,
@@ -41,7 +46,7 @@ class DecoderTexts:
 
     async def tokenize(self, prompt: PromptLike) -> list[int]:
         (one,) = as_prompts(prompt)
-        if len(one.text or "") <= _INLINE:
+        if len(one.text or "") <= INLINE_CHARACTERS:
             return list(self.tokens_of(one))
         return list(await asyncio.to_thread(self.tokens_of, one))
 

@@ -65,6 +65,8 @@ class TextTokenizer:
             index for index, token in added.items() if token.special
         )
         self.token_bytes = TokenBytes(tokenizer)
+        # Normalization makes a text shorter by a few characters each at most (NFC joins up to three).
+        self.longest_token: int = 3 * max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
         self.chat_template = ChatTemplate(meta.chat_template) if meta.chat_template else None
         self._tool_template = ChatTemplate(meta.tool_template) if meta.tool_template else None
 

@@ -1,0 +1,55 @@
+"""Long texts hold nobody up: what cannot fit is refused unread, and the rest is tokenized off the event loop."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from openvino_toy import Toy, deltas, run
+from sage_infer.errors import ContextLengthExceeded
+from sage_infer.schemas import Prompt, SamplingParams
+from sage_infer_openvino.models.text_codec import INLINE_CHARACTERS, DecoderTexts
+
+SHORT = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+
+
+@pytest.fixture
+def tokenizing(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """Threads in which a text was tokenized."""
+    threads: list[threading.Thread] = []
+    tokens_of = DecoderTexts.tokens_of
+
+    def noted(self: DecoderTexts, prompt: Prompt) -> tuple[int, ...]:
+        if prompt.text is not None:
+            threads.append(threading.current_thread())
+        return tokens_of(self, prompt)
+
+    monkeypatch.setattr(DecoderTexts, "tokens_of", noted)
+    return threads
+
+
+def test_a_text_of_ten_megabytes_is_refused_unread(tokenizing: list[threading.Thread]) -> None:
+    async def main() -> None:
+        async with Toy() as toy:
+            for prompts in ("a" * 10_000_000, ["a", "a" * 10_000_000]):
+                with pytest.raises(ContextLengthExceeded, match="10000000 characters, which are more"):
+                    await toy.backend.generate(prompts, SHORT)
+            assert toy.backend.stats().waiting == 0
+
+    run(main())
+    assert tokenizing == []
+
+
+def test_long_texts_are_tokenized_in_a_thread(tokenizing: list[threading.Thread]) -> None:
+    async def main() -> None:
+        async with Toy() as toy:
+            text = "abcdefghij" * 10
+            several = await toy.backend.generate([text] * (INLINE_CHARACTERS // 100 + 1), SHORT)
+            assert len(tokenizing) == len(several)
+            assert threading.main_thread() not in tokenizing
+            tokenizing.clear()
+            (one,) = await toy.backend.generate(text, SHORT)
+            assert tokenizing == [threading.main_thread()]
+            assert await deltas(one) == await deltas(several[0])
+
+    run(main())
