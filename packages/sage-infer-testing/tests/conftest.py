@@ -30,7 +30,7 @@ def vendor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(info.parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
 
-    def resolve(name: str, *, model_type: Any = None) -> Any:
+    def resolve(name: str, *, model_type: Any = None, any_format: bool = False) -> Any:
         if name not in TYPES:
             raise ModelNotFound(f"no model {name!r}")
         return ModelDescriptor(model_id=name, model_type=TYPES[name], model_path="/")  # type: ignore[arg-type]
