@@ -87,7 +87,7 @@ def test_a_full_queue_says_when_to_come_again() -> None:
         ):
             engine.requests.reserve(["a", "b", "c"])
         engine.requests.reserve(["a"])
-        with pytest.raises(Overloaded, match="1 requests are open, and the limit is 2") as caught:
+        with pytest.raises(Overloaded, match="1 requests are open, the limit is 2") as caught:
             engine.requests.reserve(["b", "c"])
         assert 0.1 <= caught.value.retry_after <= 30
 
