@@ -53,7 +53,9 @@ class RefusalTests(GenerationSuite, kit=True):
         """Fail unless the request is refused with ``UnsupportedFeature`` and nothing was started."""
         __tracebackhide__ = True
         before = await self.idle(backend)
-        asked = SamplingParams(**{"temperature": 0.0, "max_tokens": 2, **params})
+        asked = SamplingParams(
+            **{"temperature": 1.0, "max_tokens": 2, **params}
+        )  # greedy completions would be alike
         streams: list[Any] = []
         try:
             streams = await backend.generate(prompt or self.prompts[0], asked, **options)
@@ -87,7 +89,9 @@ class RefusalTests(GenerationSuite, kit=True):
         for name, params in self.by_claim(backend, claimed=True):
             if name == "adapter":
                 continue  # the kit knows no adapter that is there
-            asked = SamplingParams(**{"temperature": 0.0, "max_tokens": 2, **params})
+            asked = SamplingParams(
+                **{"temperature": 1.0, "max_tokens": 2, **params}
+            )  # greedy completions would be alike
             try:
                 await generate_one(backend, self.prompts[0], asked)
             except UnsupportedFeature as error:
