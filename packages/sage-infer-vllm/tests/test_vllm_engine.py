@@ -162,7 +162,7 @@ def test_the_start_told_its_stages(live: Any) -> None:
 
 
 def test_a_cpu_cannot_sleep(live: Any) -> None:
-    with pytest.raises(UnsupportedFeature, match="does not support sleep"):
+    with pytest.raises(UnsupportedFeature, match="cannot sleep"):
         live.run(live.backend.sleep())
     with pytest.raises(UnsupportedFeature, match="does not support sleep"):
         live.run(live.backend.wake())
