@@ -72,7 +72,7 @@ def serving(environment: dict[str, str], folder: Path, *arguments: str) -> Itera
 
 
 def post(url: str, body: Any) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode())
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as response:
         return json.loads(response.read())
 

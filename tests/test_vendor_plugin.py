@@ -209,7 +209,9 @@ def server(vendor: Site) -> Iterator[str]:
 
 def test_a_chat_is_answered_over_http(server: str) -> None:
     body = {"messages": [{"role": "user", "content": "What do you eat?"}], "temperature": 0}
-    request = urllib.request.Request(f"{server}/v1/chat/completions", json.dumps(body).encode())
+    request = urllib.request.Request(
+        f"{server}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=60) as response:
         (choice,) = json.loads(response.read())["choices"]
     assert choice["message"]["content"] == "Leaves, and the water that is in them."

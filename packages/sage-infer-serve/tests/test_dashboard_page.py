@@ -236,7 +236,7 @@ def test_models_memory_and_queue(backend: DashboardBackend) -> None:
         # What has failed is not offered.
         click(driver, "#tab-embed")
         assert driver.execute_script("return document.querySelector('#embed-send').disabled")
-        assert "no model is ready" in driver.execute_script(
+        assert "no model ready" in driver.execute_script(
             "return document.querySelector('#embed-model').textContent"
         )
 

@@ -316,10 +316,13 @@ def test_an_old_stream_does_not_cancel_a_new_request_of_its_id() -> None:
 def test_abort_ends_all_parts_and_nobody_else() -> None:
     async def main() -> None:
         async with Toy() as toy:
+            toy.runner.gate.clear()  # so that none of them has ended before it is aborted
             parts = await toy.backend.generate([PROMPT, PROMPT], greedy(), request_id="a")
             other = await toy.generate(PROMPT, greedy(9), request_id="a-2")
-            await toy.backend.abort("unknown")
-            await toy.backend.abort("a")
+            aborts = asyncio.gather(toy.backend.abort("unknown"), toy.backend.abort("a"))
+            await asyncio.sleep(0)
+            toy.runner.gate.set()
+            await aborts
             for part in parts:
                 with pytest.raises(RequestCancelled, match=r"a/[01] was aborted"):
                     await deltas(part)
