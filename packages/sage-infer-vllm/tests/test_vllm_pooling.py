@@ -48,7 +48,7 @@ def test_vectors_are_those_of_the_model(loop: Any, minilm: ModelDescriptor, live
             assert len(await backend.embed("word " * 400, truncate="end")) == 1
             with pytest.raises(InvalidRequest, match="text 1 has 402 tokens"):
                 await backend.embed_batch(["a", "word " * 400])
-            with pytest.raises(UnsupportedFeature, match="reranking needs a cross-encoder"):
+            with pytest.raises(UnsupportedFeature, match="reranking requires a cross-encoder"):
                 await backend.rerank("a", ["b"])
             with pytest.raises(UnsupportedFeature, match=r"does not support options\.tenant"):
                 await backend.embed("a", options=RequestOptions(tenant="t"))
