@@ -523,7 +523,8 @@ def test_a_step_that_fails_ends_everything_with_engine_dead() -> None:
 
 def test_close_ends_open_requests_and_later_calls() -> None:
     async def main() -> None:
-        async with Toy(max_batch_size=1) as toy:
+        # A stream so long that none of them ends before it is closed, however busy the machine is.
+        async with Toy(5000, limit=20_000, max_batch_size=1) as toy:
             stream = await toy.generate(PROMPT, greedy())
             waiting = await toy.generate(PROMPT, greedy())
             await anext(aiter(stream))
