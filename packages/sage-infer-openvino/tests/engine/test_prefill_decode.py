@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import attrs
@@ -285,9 +286,10 @@ def test_deadlines_of_prefill_and_decode_are_each_their_own() -> None:
             with pytest.raises(RequestCancelled, match="missed its deadline") as caught:
                 await toy.backend.prefill(PROMPT, request_id="a", options=RequestOptions(deadline=0.0))
             assert caught.value.by == "deadline"
-            soon = RequestOptions(deadline=0.2)
+            soon, started = RequestOptions(deadline=2.0), time.perf_counter()
             result = await toy.backend.prefill(PROMPT, request_id="a", params=greedy(12), options=soon)
-            await asyncio.sleep(0.3)  # prefill's deadline has passed, and it had ended in time
+            # Until prefill's deadline has passed, before which it had ended.
+            await asyncio.sleep(max(0.0, started + 2.1 - time.perf_counter()))
             stream = (
                 await toy.backend.decode(
                     result.states[0], request_id="b", options=RequestOptions(deadline=0.0)

@@ -139,8 +139,7 @@ def check_finite(weight: Weight, name: str, where: str) -> None:
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """What a library raises about a file is told as that file's error. The last resort: checks come before
-    it.
+    """Report what a library raises about a file as that file's error: the last resort behind the checks.
 
     Raises:
         ModelFileError: in place of whatever is no error of ours, nor of the system or of memory.
