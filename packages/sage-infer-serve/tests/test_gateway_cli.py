@@ -55,7 +55,7 @@ def test_profiles_from_flags() -> None:
         "embedding_config": {"model": "c", "quant_profile": "w4.json"},
         "models": [{"model": "b", "backend": "vllm", "quant_profile": "w8.json"}],
     }
-    with pytest.raises(InvalidRequest, match=r"wants MODEL=FILE where several .*; models: a, c, b"):
+    with pytest.raises(InvalidRequest, match=r"must be MODEL=FILE if several .*; models: a, c, b"):
         with_profiles(several, ["w8.json"])
     with pytest.raises(InvalidRequest, match="names 'd'; models: a, c"):
         with_profiles(one, ["d=w8.json"])

@@ -255,13 +255,9 @@ def test_errors_are_those_that_the_client_knows(backend: EchoBackend, served: Se
     with pytest.raises(openai.NotFoundError, match="no model 'nope'") as unknown:
         client.chat.completions.create(model="nope", messages=ASK)  # type: ignore[arg-type]
     assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
-    with pytest.raises(
-        openai.NotFoundError, match="of the kind embedding and cannot chat; for that there is: echo"
-    ):
+    with pytest.raises(openai.NotFoundError, match="has the type embedding and cannot chat; use echo"):
         client.chat.completions.create(model="vectors", messages=ASK)  # type: ignore[arg-type]
-    with pytest.raises(
-        openai.NotFoundError, match="of the kind llm and cannot embed; for that there is: vectors"
-    ):
+    with pytest.raises(openai.NotFoundError, match="has the type llm and cannot embed; use vectors"):
         client.embeddings.create(model="echo", input="x")
     with pytest.raises(openai.BadRequestError, match="temperature: expected `float` <= 2") as wrong:
         client.chat.completions.create(model="echo", messages=ASK, temperature=3)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ __all__ = ["Gateway"]
 
 log = logging.getLogger("sage_infer.serve")
 
-_LOADING_S = 2.0  # after which it is worth asking again
+_LOADING_S = 2.0  # Retry-After during loading
 _CLIENT_GONE = 499  # nginx's status for it, in metrics and logs only
 
 
@@ -106,7 +106,7 @@ class Gateway:
         if self.service.draining:
             raise unavailable("the server is shutting down; use another one", 1.0, code="shutting_down")
         if self.service.loading:
-            raise unavailable("models are being loaded; /health says how far", _LOADING_S, code="loading")
+            raise unavailable("models are being loaded; see /health for progress", _LOADING_S, code="loading")
         limit = self.service.settings.max_open_requests
         if len(self.service.open) >= limit:
             raise limited(f"limit of {limit} open requests reached; retry later", 1.0, code="overloaded")

@@ -69,7 +69,7 @@ def serve(
 ) -> None:
     """Serve models behind an OpenAI-compatible API until stopped.
 
-    Without model flags, the models of the configuration are served: its section `serve`, or its default LLM and
+    Without model flags, serves the models of the configuration: those of its section `serve`, or the default LLM and
     embedding model.
     """
     from sage_infer.config import load_config
@@ -100,9 +100,7 @@ def _run(loaded: LoadedConfig, models: dict[str, Any], *, insecure: bool, as_jso
     if settings.keys_file is not None:
         settings = evolve(settings, keys_file=str(loaded.path_value("serve.keys_file", settings.keys_file)))
     keys = check_settings(settings)
-    listener = listen(
-        settings
-    )  # first, so that a port that is taken is known before models are found and loaded
+    listener = listen(settings)  # first, to report a port in use before models are loaded
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("sage_infer.serve").setLevel(logging.INFO)
     provider = None
@@ -135,7 +133,7 @@ async def _serve(
 
         async def load() -> None:
             await start_with_progress(backend)
-            # What is loaded stays: a collection that looks at all of it again would stall every stream.
+            # Loaded objects are permanent: garbage collections that traverse them again would stall every stream.
             gc.collect()
             gc.freeze()
 
@@ -194,8 +192,8 @@ def _gib(nbytes: int | None) -> str:
 
 def _print_url(backend: Any, url: str, keys: Iterable[APIKey]) -> None:
     names = [key.name for key in keys]
-    who = f"API keys: {', '.join(names)}" if names else "no API key required"
-    print(f"{url} (dashboard), {url}/v1 (API); {who}; Ctrl-C stops it\n")
+    access = f"API keys: {', '.join(names)}" if names else "no API key required"
+    print(f"{url} (dashboard), {url}/v1 (API); {access}; Ctrl-C stops it\n")
     header = ' -H "Authorization: Bearer $KEY"' if names else ""
     data = _example(backend)
     print(f"curl {url}{data[0]}{header} -H 'Content-Type: application/json' \\\n  -d '{data[1]}'")

@@ -13,7 +13,7 @@ __all__ = ["TEMPLATE", "Serve"]
 
 @frozen(kw_only=True)
 class Serve:
-    """The gateway of ``sage infer serve``: what it serves and where, who may ask, and how much."""
+    """Settings of ``sage infer serve``: models, address, access and limits."""
 
     models: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
     sharing: str = field(default="time_slice", validator=Choice(get_args(SharingMode)))
@@ -66,7 +66,7 @@ serve:
   max_open_requests: 512
   max_idle_connections: 1024
 
-  # Expected seconds until an answer begins, above which new requests get 429; null: no limit.
+  # Maximum expected seconds until a response begins; above it, new requests get 429. null: no limit.
   target_wait_s: 30.0
 
   # Maximum connections per client address; null: three quarters of the total limit.

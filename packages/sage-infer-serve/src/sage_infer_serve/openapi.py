@@ -42,7 +42,7 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
 
 def _operation(route: Route, request: Mapping[str, Any] | None) -> dict[str, Any]:
     answers: dict[str, Any] = {
-        "200": {"description": "The answer.", "content": _content(route)},
+        "200": {"description": "The response.", "content": _content(route)},
         "4XX": _json("The request is invalid or exceeds a limit.", _ERROR),
     }
     if route.is_counted or route.is_probe:

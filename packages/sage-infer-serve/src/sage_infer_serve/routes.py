@@ -44,60 +44,60 @@ def _description() -> bytes:
 ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path="/v1/chat/completions", handler=chat_completions, request=ChatRequest,
-        summary="Answer a chat, complete or as an event stream.",
+        summary="Create a chat completion, whole or as an event stream.",
         answer=answers.CHAT_COMPLETION, streams=True, is_counted=True,
     ),
     Route(
         method="POST", path="/v1/completions", handler=completions, request=CompletionRequest,
-        summary="Continue texts.", answer=answers.TEXT_COMPLETION, streams=True, is_counted=True,
+        summary="Create text completions.", answer=answers.TEXT_COMPLETION, streams=True, is_counted=True,
     ),
     Route(
         method="POST", path="/v1/embeddings", handler=embeddings, request=EmbeddingRequest,
-        summary="Turn texts into vectors.", answer=answers.EMBEDDINGS, is_counted=True,
+        summary="Create embeddings of texts.", answer=answers.EMBEDDINGS, is_counted=True,
     ),
     Route(
         method="POST", path="/v1/rerank", handler=rerank, request=RerankRequest,
-        summary="Sort documents by relevance (Jina's format).", answer=answers.RERANKED, is_counted=True,
+        summary="Rank documents by relevance (Jina's format).", answer=answers.RERANKED, is_counted=True,
     ),
     Route(
         method="POST", path="/v2/rerank", handler=rerank, request=RerankRequest,
-        summary="Sort documents by relevance (Cohere's format).", answer=answers.RERANKED, is_counted=True,
+        summary="Rank documents by relevance (Cohere's format).", answer=answers.RERANKED, is_counted=True,
     ),
     Route(
         method="POST", path="/rerank", handler=rerank, request=RerankRequest,
-        summary="Sort documents by relevance.", answer=answers.RERANKED, is_counted=True,
+        summary="Rank documents by relevance.", answer=answers.RERANKED, is_counted=True,
     ),
     Route(
         method="POST", path="/tokenize", handler=tokenize, request=TokenizeRequest,
-        summary="Token ids of a prompt or a chat.", answer=answers.TOKENS, is_counted=True,
+        summary="Convert a prompt or a chat to token ids.", answer=answers.TOKENS, is_counted=True,
     ),
     Route(
         method="POST", path="/detokenize", handler=detokenize, request=DetokenizeRequest,
-        summary="Text of token ids.", answer=answers.TEXT, is_counted=True,
+        summary="Convert token ids to text.", answer=answers.TEXT, is_counted=True,
     ),
     Route(
-        method="GET", path="/v1/models", handler=list_models, summary="The models and their states.",
+        method="GET", path="/v1/models", handler=list_models, summary="List the models and their states.",
         answer=answers.MODELS,
     ),
     Route(
-        method="GET", path=PREFIX + "{model}", handler=show_model, summary="One model, by its id or an alias.",
+        method="GET", path=PREFIX + "{model}", handler=show_model, summary="Get a model by its id or an alias.",
         answer=answers.MODEL,
     ),
-    Route(method="GET", path="/metrics", handler=probes.metrics, summary="Metrics in Prometheus' text format."),
+    Route(method="GET", path="/metrics", handler=probes.metrics, summary="Get metrics in Prometheus' text format."),
     Route(
         method="GET", path="/dashboard/state", handler=probes.dashboard_state,
-        summary="Data of the dashboard.", answer=answers.ANYTHING,
+        summary="Get the dashboard's data.", answer=answers.ANYTHING,
     ),
     Route(
-        method="GET", path="/openapi.json", handler=_openapi, summary="This document.", answer=answers.ANYTHING,
+        method="GET", path="/openapi.json", handler=_openapi, summary="Get this document.", answer=answers.ANYTHING,
         is_public=True,
     ),
     Route(
-        method="GET", path="/health", handler=probes.health, summary="Whether any engine answers.",
+        method="GET", path="/health", handler=probes.health, summary="Check whether any model works.",
         answer=answers.STATUS, is_probe=True, is_public=True,
     ),
     Route(
-        method="GET", path="/ready", handler=probes.ready, summary="Whether new requests are accepted.",
+        method="GET", path="/ready", handler=probes.ready, summary="Check whether new requests are accepted.",
         answer=answers.STATUS, is_probe=True, is_public=True,
     ),
     *(Route(method="GET", path=path, handler=send_page, is_public=True) for path in read_pages()),

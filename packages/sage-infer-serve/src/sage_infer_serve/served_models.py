@@ -71,7 +71,7 @@ def with_profiles(arguments: Mapping[str, Any], profiles: Sequence[str]) -> dict
     """The arguments with quantization profiles, each ``MODEL=FILE``, or ``FILE`` for the only LLM.
 
     Raises:
-        InvalidRequest: the model is not served, or a file alone could mean several.
+        InvalidRequest: the model is not served, or the model of a file is ambiguous.
     """
     singles = {key: _as_entry(value) for key, value in arguments.items() if key != "models"}
     further = [_as_entry(value) for value in arguments.get("models", ())]
@@ -85,7 +85,7 @@ def with_profiles(arguments: Mapping[str, Any], profiles: Sequence[str]) -> dict
         else:
             entry = None if further else singles.get("llm_config")
         if entry is None:
-            wanted = f"names {name!r}" if name else "wants MODEL=FILE where several models are served"
+            wanted = f"names {name!r}" if name else "must be MODEL=FILE if several models are served"
             raise InvalidRequest(f"--quant-profile {wanted}; models: {', '.join(entries)}")
         entry["quant_profile"] = file
     return {**singles, **({"models": further} if further else {})}

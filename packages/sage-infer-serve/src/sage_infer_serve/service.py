@@ -25,8 +25,8 @@ from sage_infer_serve.watch.tracing import Tracing
 __all__ = ["Decode", "Service"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_NAMED = 16  # ignored fields that a response names
-_REMEMBERED = 4096  # pairs of key and field that the log has named; clients choose the names
+_NAMED = 16  # maximum ignored fields named in a response
+_REMEMBERED = 4096  # maximum pairs of key and field to log, as clients choose the names
 
 log = logging.getLogger("sage_infer.serve")
 
@@ -50,7 +50,7 @@ class Service:
         draining: whether new work is rejected, because the server is shutting down.
         loading: whether work is rejected because the backend has not started yet.
         open: requests in progress in an engine.
-        admission: how long a new request would wait.
+        admission: estimates the wait of a new request.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Service:
         self._types: dict[str, ModelType] = {}
 
     async def read(self, exchange: Exchange, kind: type[Struct]) -> Any:
-        """The validated request. From here on, a disconnect of the client ends the exchange.
+        """Read and validate the request. From now on, a disconnect of the client ends the exchange.
 
         Raises:
             HTTPError: the body is too long, not JSON, or a field is invalid.
@@ -90,7 +90,7 @@ class Service:
         return request
 
     def _name_ignored(self, exchange: Exchange, fields: list[str]) -> None:
-        """Name fields without effect in the response, and once for each key in the log."""
+        """Name ignored fields in the response, and once per key in the log."""
         names = [name for name in fields if _NAME.fullmatch(name)][:_NAMED]
         if len(names) < len(fields):
             names.append("...")
@@ -102,7 +102,7 @@ class Service:
                 log.warning("key=%s %s: field %s has no effect", key, exchange.path, name)
 
     def type_of(self, name: str) -> ModelType | None:
-        """The kind of the model with this id or alias; None where there is none."""
+        """The type of the model with this id or alias; None if unknown."""
         found: ModelType | None = self._types.get(name)
         if found is None:
             try:
@@ -110,26 +110,24 @@ class Service:
             except SageInferError:
                 return None
             kind = next(m.model_type for m in self.backend.list_models() if m.model_id == model_id)
-            found = self._types[name] = kind  # existing names only, so that it cannot grow without bound
+            found = self._types[name] = kind  # known names only, so the cache is bounded
         return found
 
     def is_text_only(self, name: str) -> bool:
         return self.type_of(name) != "multimodal"
 
     def claims(self, model: str, feature: str) -> bool:
-        """Whether a loaded model's backend is known to claim a feature."""
+        """Whether the backend of a loaded model reports a feature; False if it reports no capability."""
         capability = self._capability(model)
         return capability is not None and capability.supports(feature)
 
     def context_length(self, model: ModelDescriptor) -> int | None:
-        """The longest sequence of a model in tokens: the one in force where the model is loaded, else the
-        configured one; None where neither is known.
-        """
+        """Maximum sequence length in tokens: the effective one if the model is loaded, else the configured one."""
         capability = self._capability(model.model_id)
         return model.max_sequence_length if capability is None else capability.max_sequence_length
 
     def _capability(self, model: str) -> CapabilityDescriptor | None:
-        """What a loaded model can do; None where its backend does not report it."""
+        """The capability of a loaded model; None if its backend does not report it."""
         if not isinstance(self.backend, ModelReporting):
             return None
         try:
@@ -138,6 +136,6 @@ class Service:
             return None
 
     def end_all(self) -> None:
-        """End every open request with an error, because the time for shutdown is over."""
+        """End every open request with an error, after the timeout of the shutdown."""
         for exchange in list(self.open):
             exchange.stop("shutdown")

@@ -1,4 +1,4 @@
-"""What a gateway can be told."""
+"""Settings of a gateway."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ __all__ = ["GatewaySettings"]
 
 @frozen(kw_only=True)
 class GatewaySettings(Serve):
-    """Settings of a gateway: the keys of the configuration's section ``serve``, explained there, and one more.
+    """Settings of a gateway: the keys of the configuration's section ``serve`` and ``insecure``.
 
-    ``models`` and ``sharing`` say what stands behind a gateway, which does not look at them.
+    The keys are documented in the configuration template. ``models`` and ``sharing`` have no effect on a gateway; they
+    configure its backend.
 
     Attributes:
-        insecure: whether a host that others can reach may be served without keys.
+        insecure: allow access without API keys even if the address is reachable from other machines.
     """
 
     insecure: bool = field(default=False, validator=Flag())
 
     @classmethod
     def from_config(cls, config: Serve, *, insecure: bool = False) -> GatewaySettings:
-        """The settings in the configuration's section ``serve``."""
+        """Settings from the configuration's section ``serve``."""
         return cls(insecure=insecure, **asdict(config, recurse=False))

@@ -1,4 +1,4 @@
-"""One piece of an engine's work for a request: its measurements, its trace, and whose fault an error is."""
+"""Backend work for one request: its metrics, trace, token charges and error conversion."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Operation:
     """A kind of work.
 
     Attributes:
-        name: of the operation in traces (``gen_ai.operation.name``).
-        verb: for error messages: a model cannot …
-        types: of models that can do it.
+        name: operation name in traces (``gen_ai.operation.name``).
+        verb: verb for error messages ("the model cannot …").
+        types: model types that support it.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Operation:
         return self.types == GENERATING
 
     def model(self, service: Service, name: str | None) -> str:
-        """The model that a request names, or without a name the default one: the first that is ready, else the first.
+        """The requested model; without a name, the first suitable model that is ready, else the first suitable one.
 
         Raises:
-            HTTPError: there is no model for this kind of work (404).
+            HTTPError: no model supports the operation (404).
         """
         if name is not None:
             return name
         backend = service.backend
         fitting = [m.model_id for m in backend.list_models() if m.model_type in self.types]
         if not fitting:
-            message = f"no model here can {self.verb}"
+            message = f"no model of this server can {self.verb}"
             raise wrong_request(message, "model", status=404, code="model_not_found")
         return next((i for i in fitting if backend.get_model_status(i).state == "ready"), fitting[0])
 
@@ -64,12 +64,12 @@ RERANKING = Operation("rerank", "rerank", ("reranker",))
 
 
 class Work:
-    """A context: ``tokens`` for each piece that arrives, ``end`` with what was used; leaving it by an error counts one.
+    """A context manager for backend work. Call ``tokens`` for each delta, and ``end`` with the usage.
 
-    ``params`` and ``is_streamed`` are for the trace.
+    An exception in the body is counted as an error. ``params`` and ``is_streamed`` are for the trace.
 
-    Raises, on leaving:
-        HTTPError: 404 where the backend refused because the model is of another kind.
+    Raises, on exit:
+        HTTPError: 404 if the backend rejected the request because the model has another type.
     """
 
     __slots__ = (
@@ -110,7 +110,7 @@ class Work:
         self.tokens = self._reporting_the_first()
 
     def _charging(self, key: APIKey) -> Callable[[int], None]:
-        """Tokens are the key's as they are generated, so that a client which hangs up pays for what it had."""
+        """Charge tokens to the key as they are generated, so that clients which disconnect are charged too."""
         tokens = self._watch.tokens
 
         def charged(count: int) -> None:
@@ -133,7 +133,7 @@ class Work:
         return first
 
     def end(self, usage: Usage | None, finish_reasons: Sequence[str] = ()) -> None:
-        """The work is done. Counted at once, before the answer is sent."""
+        """The work is done. Record it before the response is sent."""
         self._ended = True
         self._service.admission.answered(self._exchange)
         self._watch.end(usage, embedded=not self._operation.generates)
@@ -151,7 +151,7 @@ class Work:
         if self._ended:
             return
         if self._charged and self._exchange.key is not None:
-            # The prompt was computed as well, and only the end of a stream says how long it was.
+            # The prompt was computed too, but its length is only known at the end of a stream: estimate it.
             self._exchange.key.charge(self._exchange.body_bytes // _BYTES_PER_TOKEN)
         if error is not None and self._exchange.model:
             self._watch.end(None, failed=True)
@@ -166,6 +166,6 @@ class Work:
         fitting = [
             m.model_id for m in self._service.backend.list_models() if m.model_type in self._operation.types
         ]
-        hint = f"for that there is: {', '.join(fitting)}" if fitting else "no model here can"
-        message = f"model {self._model!r} is of the kind {found} and cannot {self._operation.verb}; {hint}"
+        hint = f"use {' or '.join(fitting)}" if fitting else "no model of this server can"
+        message = f"model {self._model!r} has the type {found} and cannot {self._operation.verb}; {hint}"
         return wrong_request(message, "model", status=404, code="model_not_found")

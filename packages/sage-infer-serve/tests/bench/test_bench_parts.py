@@ -124,8 +124,8 @@ def test_tool_calls_and_completions_count_too() -> None:
         (b"", "stream without an answer"),
         (delta(content="half"), "stream truncated"),
         (delta(content="half") + chunk(error={"message": "engine died"}), "stream: engine died"),
-        (b"data: {not json\n\n", "not of this API"),
-        (b'data: {"choices": 3}\n\n', "not of this API"),
+        (b"data: {not json\n\n", "does not follow the API"),
+        (b'data: {"choices": 3}\n\n', "does not follow the API"),
         (chunk(error={"message": "first"}) + chunk(error={"message": "second"}), "stream: first"),
     ],
 )

@@ -1,8 +1,8 @@
-"""An HTTP client for load generation: keep-alive connections, one request at a time each, with the time of every piece.
+"""An HTTP client for load generation: keep-alive connections with one request at a time, and arrival times of pieces.
 
-Bytes are parsed on arrival, in the protocol's ``data_received``, by the same httptools that the gateway uses:
-a streamed chunk costs no task switch, so its recorded time is its arrival time. docs/decisions/0028 compares the cost
-with aiohttp and httpx.
+Bytes are parsed on arrival, in the protocol's ``data_received``, by httptools, which the gateway uses too. A streamed
+chunk costs no task switch, so its recorded time is its arrival time. docs/decisions/0028 compares the cost with
+aiohttp and httpx.
 """
 
 from __future__ import annotations

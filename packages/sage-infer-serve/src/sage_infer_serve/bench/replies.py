@@ -17,7 +17,7 @@ __all__ = ["BadAnswer", "StreamReader", "Usage", "error_message", "model_ids", "
 
 
 class BadAnswer(Exception):
-    """An error response, or one outside of the API; the message is short, as equal ones are counted."""
+    """An error response, or one that does not follow the API. Messages are short, as equal ones are counted."""
 
 
 class Usage(msgspec.Struct):
@@ -50,7 +50,7 @@ class _Choice(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    """What is read of a chunk; other fields, and whatever is in them, are passed over."""
+    """The fields of a chunk that are read; other fields are skipped without validation."""
 
     choices: list[_Choice | None] | None = None
     usage: Any = None
@@ -117,7 +117,7 @@ class StreamReader:
         try:
             chunk = _decode_chunk(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            self.error = "stream: a chunk is not of this API"
+            self.error = "stream: a chunk does not follow the API"
             return
         if chunk.error is not None:
             self.error = f"stream: {error_message(data)}"
@@ -141,21 +141,21 @@ def read_answer(body: bytes, *, embeddings: bool) -> Usage | None:
     """The usage of an unstreamed response.
 
     Raises:
-        BadAnswer: it is an error, or without a result.
+        BadAnswer: it is an error, or has no result.
     """
     try:
         answer = _decode_answer(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise BadAnswer("the answer is not of this API") from None
+        raise BadAnswer("the response does not follow the API") from None
     if answer.error is not None:
         raise BadAnswer(error_message(body))
     if not (answer.data if embeddings else answer.choices):
-        raise BadAnswer("an answer without a result")
+        raise BadAnswer("the response has no result")
     return _usage(answer.usage)
 
 
 def _usage(value: Any) -> Usage | None:
-    """The counts in a server's ``usage``; a missing one is 0. None if one is no number: chunks are counted instead."""
+    """The counts in a server's ``usage``; a missing count is 0. None for invalid counts: chunks are counted instead."""
     if not isinstance(value, dict):
         return None
     counts = [value.get(name, 0) for name in ("prompt_tokens", "completion_tokens")]
@@ -188,7 +188,7 @@ def model_ids(body: bytes) -> list[str]:
         data = msgspec.json.decode(body)
         return [str(model["id"]) for model in data["data"]]
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise BadAnswer("the list of models is not of this API") from None
+        raise BadAnswer("the list of models does not follow the API") from None
 
 
 def _one_line(text: str) -> str:

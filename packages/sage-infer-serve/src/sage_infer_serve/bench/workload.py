@@ -3,9 +3,9 @@
 Lengths are log-normal and approximate ShareGPT, which most papers on serving use. Their means
 are those of the vLLM paper (Kwon et al., SOSP 2023, arXiv:2309.06180, figure 11): 161 tokens of prompt and 338 of
 output. Their spread is that of Sarathi-Serve (Agrawal et al., OSDI 2024, arXiv:2403.02310, table 2,
-openchat_sharegpt4): a log-normal with the printed medians and 90th percentiles (1,730 and 5,696 tokens of prompt, 415
-and 834 of output) has these sigmas. Like vLLM's own benchmark, this excludes fewer than 4 tokens,
-prompts over 1,024, more than 2,048 together.
+openchat_sharegpt4): a log-normal with the published medians and 90th percentiles (1,730 and 5,696 tokens of prompt, 415
+and 834 of output) has these sigmas. Like vLLM's own benchmark, this excludes lengths below 4 tokens, prompts over 1,024
+and totals over 2,048.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Request:
 
 @frozen(kw_only=True)
 class Workload:
-    """Requests for one model.
+    """Requests to one model.
 
     Attributes:
         endpoint: chat, completions or embeddings.

@@ -75,13 +75,11 @@ class APIKey:
 
     @property
     def cache_salt(self) -> str:
-        """Salt of this key's KV, so that keys share no cache; stable across restarts, and unknown to clients
-        of other keys.
-        """
+        """Cache salt of this key, so that keys do not share cached KV. It is stable across restarts and secret."""
         return hmac.new(self.digest, b"cache salt of " + self.name.encode(), hashlib.sha256).hexdigest()
 
     def admit(self) -> None:
-        """Count a request in; ``release`` counts it out.
+        """Count a request against the limits; ``release`` ends it.
 
         Raises:
             HTTPError: a limit is reached (429).
@@ -152,7 +150,7 @@ def read_keys(path: Path) -> list[APIKey]:
     """The keys of a file.
 
     Raises:
-        ConfigError: it cannot be read, or a line is wrong; the message names it.
+        ConfigError: the file cannot be read, or a line is invalid; the message names the line.
     """
     try:
         text = path.read_text("utf-8")
@@ -174,8 +172,7 @@ def read_keys(path: Path) -> list[APIKey]:
 
 
 def add_key(path: Path, name: str, limits: KeyLimits) -> str:
-    """Write a new key's digest into a file readable by its owner only; returns the key, which is stored
-    nowhere.
+    """Write a new key's digest to a file readable only by its owner. Returns the key, which is not stored.
 
     Raises:
         ConfigError: the name exists, or the file cannot be written.

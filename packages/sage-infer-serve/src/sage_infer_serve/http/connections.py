@@ -42,8 +42,8 @@ class _Kept:
 class ConnectionLimits:
     """The connections of one server, oldest first.
 
-    If there are too many, in total or from one peer, a connection without a request is closed, or else one
-    whose client does not read; if there is neither, the new one is refused.
+    If there are too many, in total or from one peer, an idle connection is closed, or else one whose client does not
+    read. Without either, the new connection is rejected.
 
     Attributes:
         max_idle: maximum connections without a request.
@@ -171,9 +171,7 @@ class ConnectionLimits:
 
 
 def _return_memory() -> None:
-    """Return freed memory that the C library keeps. Python and other libraries have freed it, but the system does
-    not have it yet.
-    """
+    """Return memory to the system that was freed but is still held by the C library."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc; musl lacks it
         if trim is not None:

@@ -1,6 +1,6 @@
 """Errors in the format of OpenAI's API: a status, and ``{"error": {"message", "type", "param", "code"}}``.
 
-The form is that of https://platform.openai.com/docs/guides/error-codes; codes of our own are those of
+The format is documented at https://platform.openai.com/docs/guides/error-codes; additional codes are those of
 ``sage_infer.errors``.
 """
 
@@ -79,9 +79,7 @@ def unauthorized(message: str) -> HTTPError:
 
 
 def limited(message: str, retry_after: float, *, code: str) -> HTTPError:
-    """429 with ``Retry-After`` in whole seconds, and the finer ``retry-after-ms`` that OpenAI clients
-    read.
-    """
+    """429 with ``Retry-After`` in whole seconds, and ``retry-after-ms`` for OpenAI clients."""
     seconds = max(1, math.ceil(retry_after))
     headers = (
         (b"retry-after", str(seconds).encode()),

@@ -31,7 +31,7 @@ _DISCARD_S = 5.0  # time to read the rest of a rejected body, so that the client
 
 
 class Exchange:
-    """The interface for handlers. ``stopped`` is the reason for an early end, if any.
+    """One request and its response, as seen by handlers. ``stopped`` is the reason for an early end, if any.
 
     Attributes:
         headers: the request's, by name in lower case.
@@ -114,7 +114,7 @@ class Exchange:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _check_form(self) -> None:
-        """Refuse what is no plain JSON by its headers, with the reason instead of a complaint about its bytes."""
+        """Reject bodies that are not plain JSON by their headers: the JSON decoder's message would be less clear."""
         encoding = self.headers.get(b"content-encoding", b"").strip().lower()
         if encoding not in (b"", b"identity"):
             name = encoding.decode("latin-1")[:40]

@@ -1,4 +1,4 @@
-"""Headers of a request that the gateway reads into its options, and of responses that it adds."""
+"""Request headers that become options, and response headers added by the gateway."""
 
 from __future__ import annotations
 

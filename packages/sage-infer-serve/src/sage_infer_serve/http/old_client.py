@@ -1,6 +1,4 @@
-"""Responses to HTTP/1.0 clients: without chunks; the end of the connection ends the body (RFC
-9112 6.1).
-"""
+"""Responses to HTTP/1.0 clients: no chunked encoding; the end of the connection ends the body (RFC 9112 6.1)."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ __all__ = ["unchunked_send"]
 
 
 def unchunked_send(cycle: RequestResponseCycle) -> Callable[[Any], Coroutine[Any, Any, None]]:
-    """A replacement for uvicorn's ``send``, which would send chunks to a client that does not support
-    them.
-    """
+    """A replacement for uvicorn's ``send``, which would use chunked encoding even if the client lacks support."""
 
     async def send(message: Any) -> None:
         if cycle.flow.write_paused and not cycle.disconnected:

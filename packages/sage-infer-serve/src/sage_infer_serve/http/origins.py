@@ -82,9 +82,7 @@ class Origins:
 
 
 def _allowed_headers(exchange: Exchange) -> bytes:
-    """Headers that a page may send: those that this server reads, and requested headers of the
-    SDKs.
-    """
+    """Allowed request headers: those that this server reads, and requested headers of the SDKs."""
     asked = exchange.headers.get(b"access-control-request-headers", b"")
     names = (name.strip().lower() for name in asked.split(b","))
     sdk = (name for name in names if name.startswith(_SDK_HEADERS) and _HEADER_NAME.fullmatch(name))

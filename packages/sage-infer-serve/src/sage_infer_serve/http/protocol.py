@@ -1,8 +1,7 @@
 """uvicorn's HTTP protocol with limits on request sizes, on time, and on the number of connections.
 
-uvicorn waits indefinitely for a first request, its parser accepts headers and trailers of any length, and it
-queues any number of pipelined requests; each allows denial of service. The body size is
-limited in ``app``.
+uvicorn waits indefinitely for a first request, its parser accepts headers and trailers of any length, and it queues any
+number of pipelined requests. Each allows denial of service. The body size is limited in ``app``.
 """
 
 from __future__ import annotations

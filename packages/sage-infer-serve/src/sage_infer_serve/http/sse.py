@@ -1,6 +1,4 @@
-"""Chunks of a stream as server-sent events: constant parts are encoded once, so that only a token's text
-remains.
-"""
+"""Chunks of a stream as server-sent events. Constant parts are encoded once per response, only text per token."""
 
 from __future__ import annotations
 

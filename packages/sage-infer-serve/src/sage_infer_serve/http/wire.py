@@ -1,6 +1,4 @@
-"""Fast paths of our own server that bypass ASGI, which would cost a coroutine, a task or a
-system call.
-"""
+"""Fast paths of our server that bypass ASGI, to save a coroutine, a task or a system call."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class _Plan:
         names = function_names(tools)
         self.tools = tools_as_dicts(tools) if tools and choice != "none" else None
         self.names = names if self.tools else []
-        self.forced = ""  # the function that the whole answer calls
+        self.forced = ""  # the function that the whole output must call
         self.required = choice == "required"
         self.guided = guided_by(request, request.response_format)
         if self.guided is not None and (self.required or isinstance(choice, NamedTool)):
@@ -170,7 +170,7 @@ class _Plan:
 
 
 def _backends_parser(service: Service, model: str, plan: _Plan) -> Parse | None:
-    """The parser of the model's own backend, which knows its form of tool calls; None where it has none."""
+    """The tool-call parser of the model's backend; None if it has none."""
     backend = service.backend
     if not plan.reads_calls or not isinstance(backend, HybridToolCalling):
         return None
@@ -222,7 +222,7 @@ class _Answer:
             if delta.finish_reason is not None:
                 rest, more = self._readers[index].end()
                 text, found = text + rest, found + more
-            if is_over:  # what follows the one call belongs to further calls
+            if is_over:  # the rest belongs to further calls
                 text = ""
             calls = self._add_calls(index, found)
         if text:
@@ -260,9 +260,9 @@ class _Answer:
         return calls
 
     def _whole_call(self, text: str) -> tuple[str, list[ToolCall]]:
-        """Content, and the call that the whole text forms; if truncated, its arguments are partial, as with OpenAI.
+        """Content, and the call formed by the whole text. A truncated call has partial arguments, as with OpenAI.
 
-        A text cut off before it says which function it calls is content.
+        A text truncated before the function's name is content.
         """
         if self._plan.forced:
             return "", [ToolCall(name=self._plan.forced, arguments=text)]

@@ -1,4 +1,4 @@
-"""Calls that a constraint forces: the constraint of ``tool_choice: required``, and the call in its text."""
+"""Constraints for forced tool calls (``tool_choice: required``), and parsing of the resulting text."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _BEGINNING = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"]*)("?)\s*(?:,\s*"arguments"
 
 
 def schema_of_any(tools: Sequence[Tool]) -> dict[str, Any]:
-    """The schema of one call of one of ``tools``, as ``{"name": …, "arguments": …}``.
+    """JSON Schema of a call of any of ``tools``, as ``{"name": …, "arguments": …}``.
 
-    The parameters of each are a definition at the root, where their own references (``#``, ``#/$defs/…``) lead.
+    The parameters of each tool become a definition at the root; their references (``#``, ``#/$defs/…``) are rewritten.
     """
     calls = [
         {
@@ -40,7 +40,7 @@ def schema_of_any(tools: Sequence[Tool]) -> dict[str, Any]:
 
 
 def _moved(parameters: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
-    """Parameters as a definition ``name``. Their ``$id`` would make them a document of their own."""
+    """Parameters as the definition ``name``. ``$id`` is removed, as it would start a new document."""
     if not parameters:
         return {"type": "object"}
     own = parameters.get("$id")
@@ -67,7 +67,7 @@ def _with_references(schema: Any, roots: tuple[str, ...], new: str) -> Any:
 
 
 def call_of(text: str, names: Sequence[str]) -> ToolCall | None:
-    """The call in a text by ``schema_of_any``, as far as it got; None where it does not say which function."""
+    """The possibly truncated call in a text of ``schema_of_any``; None if the function's name is missing."""
     whole = whole_call(text)
     if whole is not None:
         return whole if whole.name in names else None

@@ -15,15 +15,17 @@ def as_inputs(given: str | list[Any], name: str, n: int = 1) -> list[str | list[
     """A list of texts and lists of token ids; a flat list of token ids is one input.
 
     Raises:
-        HTTPError: an input is empty, token ids and other inputs stand beside each other, or there are too many, ``n``
-            completions of each.
+        HTTPError: an input is empty, token ids are mixed with other inputs, or the number of inputs times ``n``
+            completions exceeds the limit.
     """
     inputs: list[Any] = [given] if isinstance(given, str) else given
     if inputs and isinstance(inputs[0], int) and all(isinstance(item, int) for item in inputs):
         inputs = [inputs]
     if len(inputs) * n > MOST_INPUTS:
         times = f" times n = {n}" if n > 1 else ""
-        message = f"{name}: {len(inputs)} inputs{times} are more than {MOST_INPUTS}; split them into several requests"
+        message = (
+            f"{name}: {len(inputs)} inputs{times} exceed {MOST_INPUTS}; split them into several requests"
+        )
         raise wrong_request(message, name)
     for index, item in enumerate(inputs):
         where = name if isinstance(given, str) else f"{name}[{index}]"

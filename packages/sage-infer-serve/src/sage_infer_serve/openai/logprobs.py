@@ -12,11 +12,11 @@ from sage_infer.schemas import TokenDelta, TokenLogprob
 __all__ = ["TextOffsets", "chat_logprobs", "completion_logprobs", "joined", "of_text"]
 
 _LOWEST = -9999.0  # for impossible tokens: JSON has no minus infinity, and OpenAI uses this value
-_UNKNOWN = "\ufffd"  # what a part of a character decodes to
+_UNKNOWN = "\ufffd"  # decoded from an incomplete character
 
 
 def of_text(delta: TokenDelta) -> list[TokenLogprob]:
-    """The delta's log probabilities without that of a token that ended the output: it is no part of the text."""
+    """The delta's log probabilities, without that of the stop token, which is not part of the text."""
     return [one for one in delta.logprobs or () if not one.is_end]
 
 
@@ -32,7 +32,7 @@ def chat_logprobs(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
 
 
 class TextOffsets:
-    """Where the tokens of a text start, in characters; a character split over tokens counts where it is complete."""
+    """Start offsets of tokens in characters; a character split over tokens counts with the token that completes it."""
 
     def __init__(self, start: int) -> None:
         self._at = start
@@ -46,7 +46,7 @@ class TextOffsets:
 
 
 def completion_logprobs(logprobs: Iterable[TokenLogprob], offsets: TextOffsets) -> dict[str, Any]:
-    """Parallel lists. The chosen token is among its alternatives, which are up to one more than requested."""
+    """Parallel lists. The alternatives include the chosen token, so they may be one more than requested."""
     lists: dict[str, list[Any]] = {
         "tokens": [],
         "token_logprobs": [],
@@ -77,7 +77,7 @@ def _top(one: TokenLogprob) -> dict[str, float]:
         entries.append((one.token_id, one.text, one.data, one.logprob))
     for token, text, data, value in entries:
         name = _named(text, data, "bytes:")
-        # Different tokens can have the same text: vLLM's form for tokens by number keeps both.
+        # Different tokens can have the same text: vLLM's notation with the token id keeps both.
         found[f"token_id:{token}" if name in found else name] = _finite(value)
     return found
 
@@ -99,7 +99,7 @@ def _token(text: str, data: bytes | None, logprob: float) -> dict[str, Any]:
 
 
 def _named(text: str, data: bytes | None, prefix: str) -> str:
-    """The token's text; escaped bytes, as OpenAI writes them, where they are part of a character."""
+    """The token's text; for part of a character, its bytes escaped in OpenAI's notation."""
     if data is None or _UNKNOWN not in text:
         return text
     try:

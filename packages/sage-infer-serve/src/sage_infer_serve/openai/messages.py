@@ -63,9 +63,7 @@ def _content(parts: list[ContentPart], where: str, text_only: bool) -> str | lis
 
 
 def _called(call: Any) -> dict[str, Any]:
-    """An earlier call. Its arguments are an object, because templates serialize them, or the text as it was
-    sent where this is no JSON object: a model may have written anything.
-    """
+    """An earlier call. Arguments are parsed to an object, because templates serialize them; invalid JSON stays text."""
     text = call.function.arguments
     try:
         arguments = msgspec.json.decode(text.encode() or b"{}")

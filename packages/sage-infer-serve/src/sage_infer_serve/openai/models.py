@@ -34,7 +34,7 @@ async def show_model(service: Service, exchange: Exchange) -> None:
 
 
 def _as_dict(service: Service, model: ModelDescriptor) -> dict[str, Any]:
-    """OpenAI's fields, plus the model's kind and state."""
+    """OpenAI's fields, plus the model's type, state and maximum length."""
     status = service.backend.get_model_status(model.model_id)
     return {
         "id": model.model_id,

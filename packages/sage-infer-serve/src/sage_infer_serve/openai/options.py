@@ -21,13 +21,13 @@ _AUTO = "auto"  # OpenAI's word for a service tier that the server chooses
 def request_options(
     service: Service, exchange: Exchange, request: Sampling | None = None
 ) -> RequestOptions | None:
-    """Options of a request; None where it has none.
+    """Options of a request; None without any.
 
-    The tenant is the API key's name. The salt of its KV is derived from the key on this side: a client
-    cannot choose whose cache it shares.
+    The tenant is the API key's name. The cache salt is derived from the key by the server, so clients cannot choose
+    which cache they share.
 
     Raises:
-        HTTPError: a header has no value that it could have.
+        HTTPError: a header has an invalid value.
     """
     given: dict[str, Any] = {}
     if exchange.key is not None:

@@ -1,4 +1,4 @@
-"""Chats by the model's template: its variables, and prompts that continue the last message."""
+"""Chat templates: their variables, and prompts that continue the last message."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ __all__ = ["has_usual_ending", "render", "template_variables"]
 
 
 def template_variables(request: ChatRequest | TokenizeRequest) -> dict[str, Any] | None:
-    """Variables of the chat template: ``chat_template_kwargs``, with OpenAI's and vLLM's fields for reasoning beside
-    them. None where there are none.
-    """
+    """Variables of the chat template: ``chat_template_kwargs`` and the fields for reasoning; None without any."""
     variables = dict(request.chat_template_kwargs or {})
     if request.enable_thinking is not None:
         variables.setdefault("enable_thinking", request.enable_thinking)
@@ -32,7 +30,7 @@ def template_variables(request: ChatRequest | TokenizeRequest) -> dict[str, Any]
 
 
 def has_usual_ending(request: ChatRequest | TokenizeRequest) -> bool:
-    """Whether the prompt ends where the assistant's next message begins."""
+    """Whether the prompt ends with the start of an assistant message."""
     return not request.continue_final_message and request.add_generation_prompt is not False
 
 
@@ -48,12 +46,12 @@ async def render(
 
     Raises:
         HTTPError: the last message cannot be continued.
-        UnsupportedFeature: the backend renders no chats.
+        UnsupportedFeature: the backend cannot render chats.
     """
     if not isinstance(backend, HybridTokenizing):
         raise UnsupportedFeature(
-            "continue_final_message and add_generation_prompt: false are not supported, as this server's backend "
-            "renders no chats; remove them"
+            "continue_final_message and add_generation_prompt: false are not supported, because the server's backend "
+            "cannot render chats; remove them"
         )
     continues = bool(request.continue_final_message)
     mark = uuid.uuid4().hex
@@ -66,7 +64,7 @@ async def render(
         last = messages[-1]
         if last["role"] != "assistant" or not isinstance(last["content"], str) or "tool_calls" in last:
             raise wrong_request(
-                "continue_final_message requires a last message of the assistant with text and without calls",
+                "continue_final_message requires an assistant message with text and without tool calls at the end",
                 "continue_final_message",
             )
         messages = [*messages[:-1], {**last, "content": last["content"] + mark}]
@@ -82,7 +80,7 @@ async def render(
     text, found, _ = (prompt.text or "").rpartition(mark)
     if not found:
         raise wrong_request(
-            "continue_final_message: the model's chat template leaves out the end of the last message",
+            "continue_final_message: the model's chat template omits the end of the last message",
             "continue_final_message",
         )
     return attrs.evolve(prompt, text=text)

@@ -30,7 +30,7 @@ async def rerank(service: Service, exchange: Exchange) -> None:
         )
         work.end(result.usage)
     tokens = result.usage.prompt_tokens
-    # Cohere's responses never include documents, Jina's do by default.
+    # Responses include documents never in Cohere's format, and by default in Jina's.
     with_documents = request.return_documents
     if with_documents is None:
         with_documents = not exchange.path.startswith("/v2/")

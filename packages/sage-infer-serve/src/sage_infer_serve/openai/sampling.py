@@ -14,11 +14,9 @@ from sage_infer_serve.openai.schema import ResponseFormat, Sampling, StructuredO
 
 __all__ = ["guided_by", "sampling_params"]
 
-_TOP_P_GREEDY = 1e-9  # OpenAI accepts 0, which keeps only the most likely token, as this value does
+_TOP_P_GREEDY = 1e-9  # replaces 0, which OpenAI accepts: keeps only the most likely token
 _SEED_MASK = 2**63 - 1
-_KEPT_STOPS = (
-    256  # characters of stop texts up to which parameters are kept: what clients send is kept by size
-)
+_KEPT_STOPS = 256  # maximum characters of stop strings in cached parameters: clients choose their size
 
 
 def sampling_params(
@@ -33,7 +31,7 @@ def sampling_params(
 
     Raises:
         HTTPError: a field is not supported by any engine.
-        InvalidRequest: incompatible values.
+        InvalidRequest: values are invalid or incompatible.
     """
     for name in ("logit_bias", "bad_words", "allowed_token_ids"):
         if getattr(request, name):
@@ -86,7 +84,7 @@ def guided_by(request: Sampling, response_format: ResponseFormat | None = None) 
     if request.structured_outputs is not None:
         if asked:
             raise wrong_request(
-                "structured_outputs and guided_… are mutually exclusive: they are names of one thing",
+                "structured_outputs and guided_… are mutually exclusive: both name the constraint",
                 "structured_outputs",
             )
         asked = _structured(request.structured_outputs)
@@ -102,15 +100,15 @@ def guided_by(request: Sampling, response_format: ResponseFormat | None = None) 
         return GuidedDecoding(**asked)
     except InvalidRequest as error:
         raise wrong_request(
-            f"use only one of guided_json, guided_regex, guided_grammar and guided_choice, within their limits: {error}"
+            f"expected exactly one of guided_json, guided_regex, guided_grammar and guided_choice: {error}"
             if request.structured_outputs is None
-            else f"structured_outputs must have one of json, regex, grammar and choice, within their limits: {error}",
+            else f"structured_outputs: expected exactly one of json, regex, grammar and choice: {error}",
             None if request.structured_outputs is None else "structured_outputs",
         ) from None
 
 
 def _structured(given: StructuredOutputs) -> dict[str, Any]:
-    """The constraint of ``structured_outputs``, by the names of ``GuidedDecoding``."""
+    """The constraint of ``structured_outputs`` as arguments of ``GuidedDecoding``."""
     schema = given.json
     if isinstance(schema, str):
         try:
@@ -132,7 +130,7 @@ def _structured(given: StructuredOutputs) -> dict[str, Any]:
     found = {name: value for name, value in asked.items() if value is not None}
     if not found:
         raise wrong_request(
-            "structured_outputs must have one of json, regex, grammar and choice", "structured_outputs"
+            "structured_outputs: expected one of json, regex, grammar and choice", "structured_outputs"
         )
     return found
 

@@ -1,7 +1,7 @@
 """Requests in OpenAI's format (https://platform.openai.com/docs/api-reference), with common extensions.
 
-``msgspec`` validates them while decoding; the same classes define the schemas of the OpenAPI document. Other fields
-have no effect: responses name them in a header, and strict mode refuses them, except those in ``IGNORED``.
+``msgspec`` validates them while decoding; the same classes define the schemas of the OpenAPI document. Unknown fields
+have no effect: a response header names them, and strict mode rejects them, except those in ``IGNORED``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = [
     "ResponseFormat", "Sampling", "StreamOptions", "TokenizeRequest", "Tool", "decode",
 ]  # fmt: skip
 
-# Bounds on numbers of things, which a body of a few megabytes could otherwise make cost minutes.
+# Limits on numbers of items: without them, a body of a few megabytes could cost minutes of work.
 _MESSAGES, _PARTS, _CALLS, _TOOLS = 4096, 1024, 256, 1024
 
 Name = Annotated[str, Meta(min_length=1)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=512)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-_TOKENS = 4_194_304  # of one text, in more than any model's context
+_TOKENS = 4_194_304  # per text; more than any model's context
 Tokens = Annotated[list[TokenId], Meta(min_length=1, max_length=_TOKENS)]
 StopText = Annotated[str, Meta(min_length=1, max_length=1024)]
 JsonObject = dict[str, Any]
@@ -104,7 +104,7 @@ class ResponseFormat(Struct):
 
 
 class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True):
-    """A constraint as vLLM 0.12 and newer name it; the ``guided_`` fields are the older names."""
+    """A constraint in the format of vLLM ≥ 0.12; the ``guided_`` fields are its older format."""
 
     json: JsonObject | Name | None = None
     regex: Name | None = None
@@ -151,7 +151,7 @@ class Sampling(Struct, kw_only=True):
 
 
 class ChatRequest(Sampling, kw_only=True):
-    """``chat_template_kwargs`` to ``continue_final_message`` are for the model's chat template. All of these but
+    """``chat_template_kwargs`` to ``continue_final_message`` configure the chat template. All of them except
     ``reasoning_effort`` are extensions, named as in vLLM.
     """
 
@@ -269,7 +269,7 @@ class Decoder:
         return request
 
     def ignored_fields(self, body: bytes) -> list[str]:
-        """Top-level fields of a valid body that have no effect, in their order; those that are null do not count."""
+        """Top-level fields of a valid body that have no effect, in their order, without null fields."""
         fields = _top_level(body)
         return [n for n, value in fields.items() if n not in self._known and bytes(value) != b"null"]
 
@@ -324,5 +324,5 @@ def _readable(message: str) -> str:
 
 
 def refused(feature: str, param: str) -> HTTPError:
-    """For OpenAI features that no engine supports: rejected, never dropped."""
+    """The error for OpenAI features that no engine supports. They are rejected, never ignored."""
     return wrong_request(f"{feature}; remove it", param, code="unsupported_feature")

@@ -55,5 +55,5 @@ async def detokenize(service: Service, exchange: Exchange) -> None:
 def _tokenizing(service: Service) -> HybridTokenizing:
     backend = service.backend
     if not isinstance(backend, HybridTokenizing):
-        raise UnsupportedFeature("no model of this server supports tokenization")
+        raise UnsupportedFeature("the server's backend does not support tokenization")
     return backend

@@ -1,7 +1,7 @@
 """Tool calls in a model's text: formats of model families, and an incremental parser.
 
-Each family has its own format, defined by its chat template. The parser emits definite content,
-holds back a possible start of a call, and emits a call once it is complete. Text that only looks like a call
+Each family has its own format, defined by its chat template. The parser emits content that cannot be part of a call,
+holds back a possible start of a call, and emits a call once it is complete. Text that only resembles a call
 is emitted as content: no character is lost.
 """
 
@@ -22,9 +22,7 @@ Parse = Callable[[str], tuple[list[ToolCall], int]]
 
 Raises ``ValueError`` if it cannot become a call."""
 
-_decoder = json.JSONDecoder(
-    parse_int=str, parse_float=str
-)  # values are checked, and given as they are written
+_decoder = json.JSONDecoder(parse_int=str, parse_float=str)  # values are checked and kept as written
 _NOT_JSON = re.compile(r'("(?:[^"\\]|\\.)*")|-?Infinity|NaN', re.DOTALL)
 _SPACE = " \t\r\n"
 
@@ -72,7 +70,7 @@ def _json_at(text: str, start: int) -> tuple[Any, int] | None:
 
 
 def _may_go_on(text: str, start: int) -> bool:
-    """Whether brackets opened at ``start`` are still open at the end of the text."""
+    """Whether brackets opened from ``start`` on are unclosed at the end of the text."""
     depth, in_string, escaped = 0, False, False
     for char in text[start:]:
         if in_string:
@@ -117,7 +115,7 @@ def _calls_at(text: str, start: int) -> tuple[list[ToolCall], int] | None:
 
 
 def _call(text: str, start: int) -> ToolCall:
-    """The call of the whole object at ``start``."""
+    """The call in the complete object at ``start``."""
     if text[start] != "{":
         raise ValueError("a call is an object")
     members: dict[str, tuple[Any, str]] = {}
@@ -149,7 +147,7 @@ def _as_json(written: str) -> str:
 
 
 def whole_call(text: str) -> ToolCall | None:
-    """The call that a text is, from its first character to its last; None where it is none."""
+    """The call, if the whole text is one; otherwise None."""
     try:
         found = _calls_at(text, 0)
     except ValueError:
@@ -316,7 +314,7 @@ class ToolCallReader:
         if self._open_json:
             return False
         self._form = None
-        if not found:  # not a call after all
+        if not found:  # not a call
             self._say(form.opens, content)
             return True
         calls += found
@@ -338,7 +336,7 @@ def _beginning_of_a_mark(text: str) -> int:
 
 
 def call_as_dict(call: ToolCall, call_id: str) -> dict[str, Any]:
-    """A call in OpenAI's format. Half of a surrogate pair, which no UTF-8 has, becomes its escape."""
+    """A call in OpenAI's format. Lone surrogates, which UTF-8 cannot encode, are escaped."""
     name, arguments = (
         text.encode("utf-8", "backslashreplace").decode() for text in (call.name, call.arguments)
     )

@@ -1,4 +1,4 @@
-"""``/dashboard/state``: everything that the dashboard shows, as plain data."""
+"""``/dashboard/state``: the data of the dashboard as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["state"]
 
 
 async def state(service: Service) -> dict[str, Any]:
-    """Times in seconds since the epoch, durations in seconds, memory in bytes."""
+    """Return the dashboard's data: times in seconds since the epoch, durations in seconds, memory in bytes."""
     health = await service.backend.health()
     stats = service.backend.stats()
     return {
@@ -51,7 +51,7 @@ def _model(service: Service, model_id: str, model_type: str) -> dict[str, Any]:
 
 
 def _memory(backend: MemoryReporting) -> dict[str, Any]:
-    """The plan beside what was measured; a device's measured use is known where that of all its models is."""
+    """Planned and measured memory; a device's measured use is None if that of any of its models is unknown."""
     plan, measured = backend.memory_plan(), backend.measured_bytes()
     devices = []
     for device in plan.devices:

@@ -9,17 +9,17 @@ from sage_infer.contracts import HybridInferenceBackend, ModelStatus
 
 __all__ = ["progress_text", "start_with_progress"]
 
-_LOOK_S = 0.1  # how often a bar is drawn anew
+_LOOK_S = 0.1  # interval between redraws
 
 
 def progress_text(status: ModelStatus) -> str:
-    """Such as ``minilm: reading weights (40 %)``."""
+    """One line, such as ``minilm: reading weights (40%)``."""
     share = "" if status.share is None else f" ({status.share:.0%})"
     return f"{status.model_id}: {status.stage or status.state}{share}"
 
 
 async def start_with_progress(backend: HybridInferenceBackend) -> None:
-    """Start a backend, with a bar for each stage of each model that it loads; raises as ``start`` does."""
+    """Start a backend and show a progress bar per model and stage; raises the errors of ``start``."""
     starting = asyncio.ensure_future(backend.start())
     try:
         with progress_bar() as report:

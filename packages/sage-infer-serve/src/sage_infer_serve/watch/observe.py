@@ -1,7 +1,7 @@
-"""What is measured while requests run: counted where it happens, read by ``/metrics`` and the dashboard.
+"""Request metrics, for ``/metrics`` and the dashboard.
 
-A token costs one clock reading, one search and two additions, so that counting never is what streams wait for. Counts
-go into the current interval; intervals are added up when they end, and the last ones are kept for charts.
+Each token costs one clock reading, one binary search and two additions, so measuring does not slow streams down. Counts
+go into the current interval. At its end, an interval is added to the totals; recent intervals are kept for charts.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["BOUNDS", "INTERVAL_S", "POINTS", "Counts", "Observation", "Recorder"
 INTERVAL_S = 5.0
 POINTS = 60
 BOUNDS: tuple[float, ...] = tuple(round(0.0005 * 1.35**i, 6) for i in range(46))
-"""Upper bounds of the histograms' buckets in seconds, 0.5 ms to six minutes; each 35 % above the one before."""
+"""Upper bounds of histogram buckets in seconds, from 0.5 ms to six minutes, each 35 % above the previous one."""
 
 
 class Histogram:
-    """How many durations fell below each of ``BOUNDS``, and their sum."""
+    """Counts of durations per bucket of ``BOUNDS``, and their sum."""
 
     __slots__ = ("buckets", "total_s")
 
@@ -44,7 +44,7 @@ class Histogram:
 
 
 class Counts:
-    """What one model did in some time."""
+    """Metrics of one model over a period."""
 
     __slots__ = (
         "cached_tokens", "e2e", "embedded_tokens", "errors", "itl", "output_tokens", "prompt_tokens", "requests",
@@ -71,10 +71,10 @@ class Counts:
 
 
 class Recorder:
-    """Everything counted since the gateway was made. ``clock`` is monotonic, in seconds.
+    """All metrics since the gateway was created. ``clock`` is monotonic, in seconds.
 
     Attributes:
-        until: when the current interval ends, by ``clock``.
+        until: end of the current interval, in the time of ``clock``.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class Recorder:
         self.answers: dict[tuple[str, str, int], int] = {}  # endpoint, model, status
         self._totals: dict[str, Counts] = {}
         self._current: dict[str, Counts] = {}
-        self._number = int(now // INTERVAL_S)  # of the current interval, counted from the epoch
+        self._number = int(now // INTERVAL_S)  # current interval, numbered from the epoch
         self.until = (self._number + 1) * INTERVAL_S - self._to_wall
         self._past: dict[int, Counts] = {}
 
     def counts(self, model: str, now: float) -> Counts:
-        """The current interval's counts of a model; they are the model's until ``until``."""
+        """A model's counts in the current interval; valid before ``until``."""
         if now >= self.until:
             self._roll(now)
         found = self._current.get(model)
@@ -104,11 +104,14 @@ class Recorder:
         self.answers[key] = self.answers.get(key, 0) + 1
 
     def totals(self) -> dict[str, Counts]:
-        """Since the start, by model."""
+        """Counts since the start, per model."""
         return _added(self._totals, self._current)
 
     def series(self) -> list[tuple[float, Counts]]:
-        """The last five minutes in intervals, all models together, oldest first, without gaps; the last one is open."""
+        """The last five minutes as (start, counts) per interval, oldest first, summed over models, without gaps.
+
+        The last interval is still open.
+        """
         now = self.clock()
         if now >= self.until:
             self._roll(now)
@@ -117,7 +120,7 @@ class Recorder:
         return [*points, (self._number * INTERVAL_S, _sum(self._current.values()))]
 
     def _roll(self, now: float) -> None:
-        """Close the current interval: what was counted goes to the totals and to the chart."""
+        """Close the current interval: add its counts to the totals and to the series."""
         if self._current:
             self._past[self._number] = _sum(self._current.values())
             self._totals = _added(self._totals, self._current)
@@ -140,18 +143,18 @@ def _added(one: Mapping[str, Counts], other: Mapping[str, Counts]) -> dict[str, 
 
 
 class Observation:
-    """One request's clock: ``tokens`` for each piece of a stream, ``end`` once."""
+    """Metrics of one request. Call ``tokens`` for each delta of a stream, and ``end`` once."""
 
     __slots__ = ("_itl", "_last", "_model", "_recorder", "_started", "_until")
 
     def __init__(self, recorder: Recorder, model: str, started: float) -> None:
         self._recorder, self._model, self._started = recorder, model, started
         self._last = 0.0
-        self._until = 0.0  # until when ``_itl`` is the right histogram
+        self._until = 0.0  # end of the interval that ``_itl`` belongs to
         self._itl = Histogram()
 
     def tokens(self, count: int) -> None:
-        """``count`` tokens arrived together, the first ones or later ones."""
+        """Record ``count`` tokens that arrived together."""
         now = self._recorder.clock()
         if now >= self._until:
             counts = self._recorder.counts(self._model, now)
@@ -159,13 +162,13 @@ class Observation:
         last = self._last
         if last == 0.0:
             self._recorder.counts(self._model, now).ttft.add(now - self._started)
-        elif count == 1:  # spelled out: this is where every token comes by
+        elif count == 1:  # inlined, because it runs for every token
             self._itl.buckets[bisect_left(BOUNDS, now - last)] += 1
             self._itl.total_s += now - last
         elif count:
             self._itl.add((now - last) / count, count)
         else:
-            return  # text that had been held back: no token took that long
+            return  # text that had been held back: not the latency of a token
         self._last = now
 
     def end(self, usage: Usage | None, *, failed: bool = False, embedded: bool = False) -> None:
@@ -183,7 +186,7 @@ class Observation:
 
 
 def quantile(buckets: Sequence[int], share: float) -> float | None:
-    """The duration that ``share`` of all fell below, by linear interpolation inside its bucket; None without any."""
+    """The ``share`` quantile, interpolated linearly inside its bucket; None without samples."""
     rank = share * sum(buckets)
     if not rank:
         return None
@@ -199,7 +202,7 @@ def quantile(buckets: Sequence[int], share: float) -> float | None:
 
 
 def as_points(series: Iterable[tuple[float, Counts]]) -> list[dict[str, Any]]:
-    """A series as plain data, durations in seconds."""
+    """A series as JSON data, with durations in seconds."""
     return [
         {
             "t": begin,

@@ -1,4 +1,4 @@
-"""The dashboard's files, from the wheel. Read once; each is a route of its own, so no other file can be requested."""
+"""The dashboard's files, read once from the wheel. Each has its own route, so no other file can be requested."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _HEADERS = (
 
 @frozen
 class Page:
-    """A file with its media type and a tag that changes with its content."""
+    """A file with its media type and its entity tag."""
 
     content: bytes
     kind: bytes
@@ -44,7 +44,7 @@ class Page:
 
 @cache
 def read_pages() -> dict[str, Page]:
-    """Every file of the dashboard by its path."""
+    """The dashboard's files by path."""
     pages: dict[str, Page] = {}
     for entry in files("sage_infer_serve").joinpath("dashboard").iterdir():
         kind = _KINDS.get("." + entry.name.rpartition(".")[2])

@@ -1,4 +1,4 @@
-"""Endpoints that report on the gateway: health, readiness, metrics and the dashboard's state."""
+"""Endpoints for monitoring: health, readiness, metrics and the dashboard's state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _encode = msgspec.json.encode
 
 
 async def health(service: Service, exchange: Exchange) -> None:
-    """200 while any model answers; 503 while models are loaded for the first time, and when none answers any more."""
+    """200 while any model works; 503 during the initial loading of models, or if no model works."""
     found = await service.backend.health()
     status, reason = found.status, found.reason
     if service.loading or status == "starting":
@@ -27,13 +27,13 @@ async def health(service: Service, exchange: Exchange) -> None:
 
 
 def _loading(service: Service) -> str:
-    """The models that are being loaded, and how far each is."""
+    """Models being loaded, with their progress."""
     each = (service.backend.get_model_status(m.model_id) for m in service.backend.list_models())
     return ", ".join(progress_text(status) for status in each if status.state == "loading")
 
 
 async def ready(service: Service, exchange: Exchange) -> None:
-    """200 when requests are welcome: a model is ready, and the server is not about to end."""
+    """200 if requests are accepted: a model is ready, and the server is not shutting down."""
     states = [service.backend.get_model_status(m.model_id).state for m in service.backend.list_models()]
     found = await service.backend.health()
     reason = ""

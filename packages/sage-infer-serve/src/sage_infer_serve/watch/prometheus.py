@@ -1,4 +1,4 @@
-"""``/metrics``: what was counted, in Prometheus' text format."""
+"""``/metrics`` in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["CONTENT_TYPE", "exposition"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST.encode()
 _HISTOGRAMS = (
-    ("ttft", "sage_infer_time_to_first_token_seconds", "From a request's arrival to its first token."),
+    ("ttft", "sage_infer_time_to_first_token_seconds", "Time from a request's arrival to its first token."),
     ("itl", "sage_infer_inter_token_seconds", "Time between two tokens of a stream."),
-    ("e2e", "sage_infer_request_seconds", "From a request's arrival to the end of its work."),
+    ("e2e", "sage_infer_request_seconds", "Time from a request's arrival to the end of its processing."),
 )
 _TOKENS = (
-    ("prompt_tokens", "Tokens of prompts."),
-    ("cached_tokens", "Tokens of prompts that a cache had."),
-    ("output_tokens", "Tokens generated."),
-    ("embedded_tokens", "Tokens embedded and reranked."),
+    ("prompt_tokens", "Prompt tokens."),
+    ("cached_tokens", "Prompt tokens found in a cache."),
+    ("output_tokens", "Generated tokens."),
+    ("embedded_tokens", "Tokens of embedding and reranking inputs."),
 )
 
 
 def exposition(service: Service) -> bytes:
-    """The text. The clock of the process (memory, CPU, file descriptors) is there too, where the system tells."""
+    """The metrics of the gateway, and those of the process (memory, CPU, file descriptors) where available."""
     registry = CollectorRegistry()
     registry.register(_Gateway(service))
     ProcessCollector(registry=registry)
@@ -46,7 +46,7 @@ class _Gateway(Collector):
     def collect(self) -> Iterator[Metric]:
         recorder = self._service.recorder
         answers = CounterMetricFamily(
-            "sage_infer_http_requests", "Requests answered.", labels=["endpoint", "model", "status"]
+            "sage_infer_http_requests", "HTTP requests answered.", labels=["endpoint", "model", "status"]
         )
         for (endpoint, model, status), count in recorder.answers.items():
             answers.add_metric([endpoint, model, str(status)], count)
@@ -64,7 +64,7 @@ class _Gateway(Collector):
                 tokens.add_metric([model], getattr(counts, field))
             yield tokens
         errors = CounterMetricFamily(
-            "sage_infer_failed_requests", "Requests whose work failed.", labels=["model"]
+            "sage_infer_failed_requests", "Requests that failed in the backend.", labels=["model"]
         )
         for model, counts in totals.items():
             errors.add_metric([model], counts.errors)
@@ -77,18 +77,22 @@ class _Gateway(Collector):
         service = self._service
         stats = service.backend.stats()
         values = (
-            ("sage_infer_open_requests", "Requests in the gateway.", len(service.open)),
-            ("sage_infer_running_sequences", "Sequences in the engines' batches.", stats.running),
-            ("sage_infer_waiting_requests", "Requests that the engines have not begun.", stats.waiting),
+            ("sage_infer_open_requests", "Requests in progress in the gateway.", len(service.open)),
+            ("sage_infer_running_sequences", "Sequences in the batches of all engines.", stats.running),
+            ("sage_infer_waiting_requests", "Requests waiting in the queues of all engines.", stats.waiting),
             ("sage_infer_kv_blocks", "KV blocks of all engines.", stats.kv_blocks_total),
-            ("sage_infer_kv_blocks_free", "KV blocks that new requests could take.", stats.kv_blocks_free),
+            ("sage_infer_kv_blocks_free", "KV blocks available to new requests.", stats.kv_blocks_free),
             ("sage_infer_event_loop_tasks", "Tasks of the gateway's event loop.", len(asyncio.all_tasks())),
-            ("sage_infer_uptime_seconds", "Time since the gateway was made.", time.time() - service.started),
+            (
+                "sage_infer_uptime_seconds",
+                "Time since the gateway was created.",
+                time.time() - service.started,
+            ),
         )
         for name, text, value in values:
             yield GaugeMetricFamily(name, text, value=value)
         models = GaugeMetricFamily(
-            "sage_infer_model", "1 for the state that a model is in.", labels=["model", "type", "state"]
+            "sage_infer_model", "1 for the current state of a model.", labels=["model", "type", "state"]
         )
         for model in service.backend.list_models():
             state = service.backend.get_model_status(model.model_id).state
@@ -97,7 +101,7 @@ class _Gateway(Collector):
 
 
 def _backends_own(samples: Iterable[Sample]) -> Iterator[Metric]:
-    """Samples of the backend, one family per name, with every label that any of its samples has."""
+    """Samples of the backend, one metric family per name, with the labels of all its samples."""
     families: dict[str, list[Sample]] = {}
     for sample in samples:
         families.setdefault(sample.name, []).append(sample)

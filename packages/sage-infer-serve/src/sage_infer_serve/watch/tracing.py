@@ -1,7 +1,7 @@
-"""OpenTelemetry traces with the attributes of the conventions for generative AI, where the extra ``otel`` is there.
+"""OpenTelemetry traces with the semantic conventions for generative AI. Requires the extra ``otel``.
 
-A request's span belongs to the trace of its ``traceparent`` header (W3C Trace Context), and is current while the
-backend is called, so that what the backend traces hangs below it. Texts are never recorded.
+A request's span belongs to the trace of its ``traceparent`` header (W3C Trace Context). It is current while the
+backend is called, so spans of the backend are its children. Texts are never recorded.
 https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
 
@@ -23,7 +23,7 @@ _PARAMETERS = ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty
 
 
 class Tracing:
-    """Makes spans by the tracer provider of the process.
+    """Creates spans with the tracer provider of the process.
 
     Raises:
         ConfigError: OpenTelemetry is not installed.
@@ -80,14 +80,14 @@ class Tracing:
         return Span(span)
 
     def carrier(self) -> dict[str, str]:
-        """The current span as a W3C trace context, for what continues the trace elsewhere."""
+        """The current span as a W3C trace context, to continue the trace in another process."""
         found: dict[str, str] = {}
         self._propagate.inject(found)
         return {name: value for name, value in found.items() if name in TRACE}
 
     @staticmethod
     def export_by_otlp() -> Any:
-        """Send spans where ``OTEL_EXPORTER_OTLP_ENDPOINT`` says; gives the provider, to be shut down at the end.
+        """Export spans to ``OTEL_EXPORTER_OTLP_ENDPOINT``. Returns the provider, which the caller shuts down.
 
         Raises:
             ConfigError: the extra ``otel`` is not installed.
@@ -125,7 +125,7 @@ class Span:
         self._span.end()
 
     def fail(self, error: BaseException | None) -> None:
-        """The error's kind only: its message may repeat what the request said."""
+        """Record only the error's class: its message may contain text of the request."""
         from opentelemetry.trace import StatusCode
 
         kind = type(error).__name__ if error is not None else "error"
