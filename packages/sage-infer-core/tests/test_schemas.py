@@ -324,8 +324,8 @@ def test_tolerant_reading_ignores_unknown_keys_only(state: DecodeState) -> None:
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ("2.0", "speaks 1.0; use one of the same major version"),
-        ("1.7", "newer than this sage-infer's 1.0; upgrade it"),
+        ("2.0", "reads 1.0; use a release with the same major version"),
+        ("1.7", "newer than 1.0, the version of this sage-infer; upgrade it"),
         ("one", "must be MAJOR.MINOR"),
         (1, "must be MAJOR.MINOR"),
     ],
@@ -374,16 +374,16 @@ def test_schemas_are_frozen_slotted_and_keyword_only(name: str, data: st.DataObj
 @pytest.mark.parametrize(
     ("cls", "data", "message"),
     [
-        (KVCacheSchema, {"dtype": "int8"}, "is needed by dtype int8"),
-        (KVCacheSchema, {"dtype": "fp16", "scale_granularity": "head"}, "is needed by scale_granularity"),
-        (KVCacheSchema, {"dtype": "fp16", "zero_points": True}, "is needed by .*zero_points"),
+        (KVCacheSchema, {"dtype": "int8"}, "is required by dtype int8"),
+        (KVCacheSchema, {"dtype": "fp16", "scale_granularity": "head"}, "is required by scale_granularity"),
+        (KVCacheSchema, {"dtype": "fp16", "zero_points": True}, "is required by .*zero_points"),
         (KVCacheSchema, {"dtype": "fp16", "axis_order": ["layer", "kv"]}, "must name each of"),
         (
             QuantizationProfile,
             {"sparsity_pattern": "2:4", "sparsity_ratio": 0.3},
             "must be 0.5 for pattern 2:4",
         ),
-        (QuantizationProfile, {"sparsity_ratio": 0.3}, "must be none exactly where"),
+        (QuantizationProfile, {"sparsity_ratio": 0.3}, "must be none if and only if"),
         (GuidedDecoding, {}, "exactly one of json_schema, regex, grammar, choice must be set, got none"),
         (SamplingParams, {"min_tokens": 5, "max_tokens": 2}, r"must be ≤ max_tokens \(2\)"),
         (Prompt, {}, "exactly one of text and token_ids"),

@@ -1,4 +1,4 @@
-"""Every schema: frozen, checked, versioned data that the contracts speak in."""
+"""Schemas: the frozen, validated and versioned data types that the contracts exchange."""
 
 from sage_infer.names import FEATURES
 from sage_infer.schemas.base import all_schemas, schema_version

@@ -1,7 +1,7 @@
-"""What every schema has: a version, a place in the registry, and the compatibility rule.
+"""The ``schema`` decorator, and the registry of schema classes and their versions.
 
 A schema is a frozen, slotted, keyword-only attrs class decorated with ``@schema("1.0")`` above ``@frozen``.
-Inside a major version fields are only ever added, and only optional ones (``docs/compatibility.md``).
+A minor version only adds optional fields (``docs/compatibility.md``).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def schema(version: str) -> Callable[[T], T]:
 
 
 def schema_version(cls: type[Any]) -> str | None:
-    """The ``MAJOR.MINOR`` version of a schema class, ``None`` for any other class."""
+    """Return the ``MAJOR.MINOR`` version of a schema class, or ``None`` for any other class."""
     return _VERSIONS.get(cls)
 
 
 def all_schemas() -> dict[str, type]:
-    """Every schema of the core by name, in alphabetical order; the package imports all modules that define one."""
+    """Return every schema class of the core by name, in alphabetical order."""
     return dict(sorted(_REGISTRY.items()))

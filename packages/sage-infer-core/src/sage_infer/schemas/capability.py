@@ -1,4 +1,4 @@
-"""What a running instance can do: the only thing that schedulers look at."""
+"""Capabilities of running instances. Schedulers and routers decide by these alone."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ HybridType = Literal["hybrid", "llm_embedding"]
 @schema("1.0")
 @frozen(kw_only=True)
 class CapabilityDescriptor:
-    """One instance of a backend with its model loaded.
+    """Capability of one backend instance with its model loaded.
 
     Attributes:
-        backend_name: name under which the backend is registered.
+        backend_name: registered name of the backend.
         instance_type: prefill, decode, general (both), embedding or hybrid.
-        hardware_backend: cpu, cuda, ascend, … or a plug-in's own name.
-        max_batch_size: sequences that run at once.
-        max_sequence_length: prompt and output together, in tokens.
-        kv_cache_capacity_gb: KV cache size in GiB; null where the instance holds none.
-        supported_precisions: inference precisions that this instance can be run in.
-        kv_schema: form of its KV cache; null where the instance holds none, or holds KV that no schema
-            describes.
-        quant_profile_id: the quantization profile in force; null means the checkpoint's own form.
-        sparsity_ratio: share of weights that are zero, 0 to 1.
-        throughput_hint_tps: output tokens per second at full batch; null or 0 where unknown.
+        hardware_backend: cpu, cuda, ascend, … or a name defined by a plug-in.
+        max_batch_size: maximum number of sequences in a batch.
+        max_sequence_length: maximum length of prompt plus output, in tokens.
+        kv_cache_capacity_gb: KV cache size in GiB; null if the instance has no KV cache.
+        supported_precisions: inference precisions that this instance supports.
+        kv_schema: layout of its KV cache; null if the instance has no KV cache, or one that no schema can
+            describe.
+        quant_profile_id: id of the active quantization profile; null for the checkpoint's own quantization.
+        sparsity_ratio: fraction of weights that are zero, 0 to 1.
+        throughput_hint_tps: output tokens per second at full batch; null or 0 if unknown.
         ttft_hint_ms: time to the first token of a short prompt on an idle instance, in milliseconds; null or
-            0 where unknown.
-        features: what requests may ask for; names of ``sage_infer.schemas.FEATURES`` or ``x-…``.
+            0 if unknown.
+        features: optional features that requests may use: names of ``sage_infer.schemas.FEATURES`` or ``x-…``.
     """
 
     backend_name: str = field(validator=Text(min_length=1))
@@ -67,17 +67,17 @@ class CapabilityDescriptor:
 @schema("1.0")
 @frozen(kw_only=True)
 class HybridCapabilityDescriptor:
-    """One instance that serves several models on shared devices.
+    """Capability of one instance that serves several models on shared devices.
 
     Attributes:
-        backend_name: name under which the backend is registered.
-        instance_type: hybrid, or llm_embedding for one that serves exactly these two types.
-        hardware_backend: cpu, cuda, ascend, … or a plug-in's own name.
-        loaded_models: the models that answer now.
-        gpu_sharing_mode: exclusive (a device per model), mps (at once) or time_slice (in turns).
-        memory_isolation: whether one model can never take another one's memory.
+        backend_name: registered name of the backend.
+        instance_type: hybrid, or llm_embedding for an instance that serves exactly these two types.
+        hardware_backend: cpu, cuda, ascend, … or a name defined by a plug-in.
+        loaded_models: models that are loaded and accept requests.
+        gpu_sharing_mode: exclusive (one model per device), mps (simultaneous) or time_slice (in turns).
+        memory_isolation: whether each model's memory is protected from the others.
         total_memory_gb: device memory in GiB.
-        available_memory_gb: what a further model could still use, in GiB.
+        available_memory_gb: memory left for further models, in GiB.
     """
 
     backend_name: str = field(validator=Text(min_length=1))

@@ -1,8 +1,8 @@
-"""Schemas to plain data and back.
+"""Conversion of schemas to and from plain data.
 
-Reading is strict by default: an unknown key, a missing key and every wrong value is reported, all at once, each
-with its path. ``tolerant`` reading is for the wire between nodes whose minor versions differ: it ignores keys that
-it does not know. Nothing is coerced: ``"5"`` is not 5.
+Reading is strict by default: one error reports every unknown key, missing key and invalid value, each with its
+path. ``tolerant`` reading ignores unknown keys; it is meant for messages between nodes whose minor versions differ.
+Values are not coerced: ``"5"`` is rejected where an integer is expected.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SCALARS: Mapping[type, Check] = {bool: Flag(), int: Integer(), float: Number(),
 
 
 def to_dict(value: Any) -> dict[str, Any]:
-    """A schema instance as JSON-ready data, with its version under ``schema_version``."""
+    """Convert a schema instance to JSON-ready data, with its version under ``schema_version``."""
     data = cast(dict[str, Any], _converter(tolerant=False).unstructure(value))
     version = schema_version(type(value))
     return data if version is None else {VERSION_KEY: version, **data}
@@ -45,7 +45,7 @@ def from_dict(data: object, cls: type[T], *, tolerant: bool = False) -> T:
     """Build a schema instance from JSON-like data.
 
     Raises:
-        SchemaError: with every problem found.
+        SchemaError: the data is invalid; the error lists every problem.
     """
     if isinstance(data, Mapping) and VERSION_KEY in data:
         problem = _version_problem(data[VERSION_KEY], cls, tolerant)
@@ -59,10 +59,10 @@ def from_dict(data: object, cls: type[T], *, tolerant: bool = False) -> T:
 
 
 def from_json(text: str | bytes, cls: type[T], *, tolerant: bool = False) -> T:
-    """Like ``from_dict``, from JSON text.
+    """Build a schema instance from JSON text.
 
     Raises:
-        SchemaError: the text is not JSON, or its data does not fit.
+        SchemaError: the text is not JSON, or the data is invalid.
     """
     try:
         data = json.loads(text)
@@ -72,7 +72,7 @@ def from_json(text: str | bytes, cls: type[T], *, tolerant: bool = False) -> T:
 
 
 class _ProblemsFound(Exception):
-    """Problems of a part, with paths relative to it; each level above puts its own step in front."""
+    """Problems in a nested value, with paths relative to it; each enclosing level prepends its own step."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__(problems)
@@ -95,11 +95,9 @@ def _version_problem(stated: object, cls: type, tolerant: bool) -> str | None:
     major, minor = (int(part) for part in stated.split("."))
     own_major, own_minor = (int(part) for part in own.split("."))
     if major != own_major:
-        return (
-            f"{stated} cannot be read here: this sage-infer speaks {own}; use one of the same major version"
-        )
+        return f"{stated} is not supported: this sage-infer reads {own}; use a release with the same major version"
     if minor > own_minor and not tolerant:
-        return f"{stated} is newer than this sage-infer's {own}; upgrade it, or read in tolerant mode"
+        return f"{stated} is newer than {own}, the version of this sage-infer; upgrade it, or read in tolerant mode"
     return None
 
 
@@ -148,12 +146,12 @@ def _optional_hook(t: Any, converter: Converter) -> StructureHook:
 
 
 def _collect(problems: list[Problem], step: str, build: Callable[[], Any]) -> Any:
-    """``build()``, or ``None`` with its problems noted under ``step``."""
+    """Return ``build()``, or ``None`` after adding its problems to ``problems`` under ``step``."""
     try:
         return build()
     except _ProblemsFound as found:
         problems += found.under(step)
-    except SchemaError as error:  # raised by a class's own check over several fields
+    except SchemaError as error:  # raised by the class's own check of several fields
         problems += [Problem(step + p.path.removeprefix("$"), p.message) for p in error.problems]
     return None
 

@@ -1,4 +1,4 @@
-"""What comes out of embedding and reranking."""
+"""Results of embedding and reranking."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ def _as_bytes(buffer: Any) -> memoryview:
 
 @frozen(kw_only=True)
 class EmbeddingResult:
-    """Vectors of some texts, in their order, as one block of numbers.
+    """Embedding vectors in the order of the texts, stored in one buffer.
 
-    It is a sequence of vectors: ``len(result)``, ``result[i]`` and iteration, each vector a ``memoryview``
-    of float32. It is
-    not a JSON schema: a batch has a hundred thousand floats, so they stay a buffer until ``vectors`` makes
-    lists.
+    The result is a sequence of vectors: it supports ``len(result)``, ``result[i]`` and iteration, and each
+    vector is a ``memoryview`` of float32. It is not a JSON schema: a batch can have a hundred thousand floats,
+    so they stay in the buffer until ``vectors`` converts them to lists.
 
     Attributes:
-        model_id: model that computed them.
-        dim: length of every vector.
-        data: all vectors one after another, native-endian float32 (a bytes-like object).
-        usage: tokens that the texts took.
+        model_id: model that computed the vectors.
+        dim: length of each vector.
+        data: all vectors, concatenated, as native-endian float32 (a bytes-like object).
+        usage: token counts of the texts.
     """
 
     model_id: str
@@ -51,7 +50,7 @@ class EmbeddingResult:
         return self.data.nbytes // (_FLOAT32 * self.dim)
 
     def __getitem__(self, index: int) -> memoryview[float]:
-        """One vector as float32, without a copy; negative indices count from the end."""
+        """Return one vector as float32, without a copy; negative indices count from the end."""
         count = len(self)
         if not -count <= index < count:
             raise IndexError(f"vector {index} of {count}")
@@ -68,7 +67,7 @@ class EmbeddingResult:
         return [numbers[i * self.dim : (i + 1) * self.dim] for i in range(len(self))]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready form, vectors as lists."""
+        """Return the result as JSON-ready data, with the vectors as lists."""
         usage = {"prompt_tokens": self.usage.prompt_tokens, "total_tokens": self.usage.total_tokens}
         return {"model_id": self.model_id, "dim": self.dim, "vectors": self.vectors, "usage": usage}
 
@@ -80,7 +79,7 @@ class RerankHit:
 
     Attributes:
         index: position of the document in the request.
-        score: relevance to the query; higher is more relevant, the scale is the model's.
+        score: relevance to the query; higher is more relevant. The scale depends on the model.
     """
 
     index: int = field(validator=Integer(ge=0))
@@ -90,12 +89,12 @@ class RerankHit:
 @schema("1.0")
 @frozen(kw_only=True)
 class RerankResult:
-    """Documents by falling relevance.
+    """Documents ordered by relevance.
 
     Attributes:
-        model_id: model that scored them.
-        hits: best first.
-        usage: tokens that query and documents took.
+        model_id: model that scored the documents.
+        hits: the scored documents, best first.
+        usage: token counts of query and documents.
     """
 
     model_id: str = field(validator=Text(min_length=1))

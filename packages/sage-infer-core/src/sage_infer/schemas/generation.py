@@ -1,4 +1,4 @@
-"""What goes into a generation and what comes out of it."""
+"""Inputs and outputs of text generation."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ MediaKind = Literal["image", "audio", "video"]
 @schema("1.0")
 @frozen(kw_only=True)
 class MediaItem:
-    """An image, a recording or a clip that goes with a prompt.
+    """An image, an audio recording or a video clip in a prompt.
 
     Attributes:
         kind: image, audio or video.
-        uri: ``file:``, ``https:`` or ``data:`` address of the bytes.
-        mime_type: media type; null lets the backend find out.
+        uri: ``file:``, ``http(s):`` or ``data:`` address of the bytes.
+        mime_type: media type; null lets the backend detect it.
     """
 
     kind: MediaKind = field(validator=Choice(get_args(MediaKind)))
@@ -69,11 +69,11 @@ class Prompt:
     """Text or token ids, with media for multimodal models.
 
     Attributes:
-        text: the prompt as text; the backend tokenizes it and adds what the model expects at the start.
-        token_ids: the prompt as token ids, used as they are.
-        media: what the prompt's placeholders stand for, in order.
-        add_special_tokens: whether to add the model's start tokens to ``text``; false for text from a chat
-            template, which writes them itself.
+        text: the prompt as text; the backend tokenizes it and adds the model's start tokens.
+        token_ids: the prompt as token ids, used unchanged.
+        media: media items for the prompt's placeholders, in order.
+        add_special_tokens: whether to add the model's start tokens to ``text``; false for text rendered by a
+            chat template, which already contains them.
     """
 
     text: str | None = field(default=None, validator=optional(Text()))
@@ -95,13 +95,13 @@ class Prompt:
 @schema("1.0")
 @frozen(kw_only=True)
 class Usage:
-    """Tokens that a request took.
+    """Token counts of a request.
 
     Attributes:
-        prompt_tokens: tokens of the prompt.
-        completion_tokens: token ids that the stream's deltas carried, over all n completions.
+        prompt_tokens: tokens in the prompt.
+        completion_tokens: token ids in the stream's deltas, over all n completions.
         cached_tokens: prompt tokens whose KV was found in a cache.
-        reasoning_tokens: completion tokens that were reasoning; they are part of completion_tokens.
+        reasoning_tokens: completion tokens spent on reasoning; included in completion_tokens.
     """
 
     prompt_tokens: int = field(validator=Integer(ge=0))
@@ -117,13 +117,13 @@ class Usage:
 @schema("1.0")
 @frozen(kw_only=True)
 class Timing:
-    """Where a request's time went, in seconds.
+    """Durations of the phases of a request, in seconds.
 
     Attributes:
         queue_s: from acceptance to the first engine step.
         ttft_s: from acceptance to the first token.
         total_s: from acceptance to the end.
-        inter_token_s: mean time between two tokens of one completion; null with fewer than two.
+        inter_token_s: mean time between consecutive tokens of a completion; null for fewer than two tokens.
     """
 
     queue_s: float = field(validator=Number(ge=0))
@@ -135,29 +135,30 @@ class Timing:
 @schema("1.0")
 @frozen(kw_only=True)
 class DecodeState:
-    """A sequence between two engines: after prefill (``decode``), or after any number of tokens (``resume``).
+    """State of a sequence that another engine can continue with ``decode`` or ``resume``.
 
-    It is plain data that another process can continue.
+    ``decode`` continues after prefill, ``resume`` after any number of output tokens. The state is plain data, so
+    the other engine may run in another process.
 
     Attributes:
-        request_id: the request that prefill ran for.
-        model_id: model that computed it.
+        request_id: id of the request.
+        model_id: model that computed the state.
         instance_id: engine instance whose cache holds the KV.
-        prompt_token_ids: the prompt.
-        output_token_ids: tokens chosen so far; the first one by prefill. May be empty for ``resume``.
-        params: sampling of the request.
-        seed: the seed in force, drawn by prefill where params has none.
-        kv_schema: form of the KV that ``chunks`` name; null where the state names none.
+        prompt_token_ids: token ids of the prompt.
+        output_token_ids: tokens sampled so far; prefill samples the first one. May be empty for ``resume``.
+        params: sampling parameters of the request.
+        seed: the effective seed; prefill draws one if params has none.
+        kv_schema: layout of the KV in ``chunks``; required if there are chunks.
         chunks: KV of the tokens computed so far, in token order.
-        finish_reason: set where prefill already ended the request.
-        first_logprobs: log probabilities of the first token as JSON, where asked for.
-        extensions: what only the backend that made it understands, under its name.
-        index: which of the request's ``n`` completions it is.
-        delivered_chars: characters of the output's text that the consumer has; for ``resume``.
+        finish_reason: set if prefill already ended the request.
+        first_logprobs: log probabilities of the first token as JSON, if requested.
+        extensions: data private to the backend that made the state, under the backend's name.
+        index: index of the completion among the request's ``n``.
+        delivered_chars: number of characters of output text already delivered to the consumer; for ``resume``.
         weights_id: content hash of the model's weights, the same for every engine that loads them; empty
-            where unknown.
-        kv_tokens: tokens whose KV ``chunks`` hold; null means all of the prompt.
-        first_text: text of the first output token, where prefill knows it.
+            if unknown.
+        kv_tokens: number of tokens whose KV is in ``chunks``; null means the whole prompt.
+        first_text: text of the first output token, if prefill knows it.
     """
 
     request_id: str = field(validator=Text(min_length=1))
@@ -182,21 +183,21 @@ class DecodeState:
 
     def __attrs_post_init__(self) -> None:
         if self.chunks and self.kv_schema is None:
-            raise SchemaError("DecodeState", [Problem("$.kv_schema", "must be given where chunks are")])
+            raise SchemaError("DecodeState", [Problem("$.kv_schema", "is required when chunks are given")])
 
 
 @define
 class TokenLogprob:
-    """One chosen token's log probability and the best alternatives, most likely first.
+    """Log probability of one sampled token and of its most likely alternatives.
 
     Attributes:
-        token_id: the chosen token.
-        text: its text; a part of a character is U+FFFD.
-        logprob: natural logarithm of its probability over all tokens.
-        alternatives: id, text and log probability of the most likely tokens.
-        data: the token's own bytes; None where only its text is known.
-        alternative_data: those of the alternatives, in their order; empty where only their texts are known.
-        is_end: the token ended the output (an end or stop token) and is no part of its text.
+        token_id: id of the sampled token.
+        text: text of the token; an incomplete character is U+FFFD.
+        logprob: natural logarithm of its probability over the vocabulary.
+        alternatives: id, text and log probability of the most likely tokens, most likely first.
+        data: bytes of the token; None if only its text is known.
+        alternative_data: bytes of each alternative, in the same order; empty if only their texts are known.
+        is_end: whether the token ended the output (an end or stop token); such a token adds no text.
     """
 
     token_id: int
@@ -210,7 +211,7 @@ class TokenLogprob:
 
 @define
 class ToolCallDelta:
-    """A piece of a tool call: the name comes with the first piece, the arguments' JSON text in pieces."""
+    """A fragment of a tool call. The first one has the name; the JSON text of the arguments is split over all."""
 
     index: int
     name: str = ""
@@ -219,12 +220,12 @@ class ToolCallDelta:
 
 @define
 class TokenDelta:
-    """What a stream yields: new text and the tokens it came from.
+    """One item of a stream: new text and its tokens.
 
-    Made once per engine step and sequence, so it carries no checks. ``text`` can be empty while a token is
-    only part of a character or of a possible stop string; the concatenated texts are the whole output. A
-    backend that claims ``reasoning`` puts the text of the model's reasoning into ``reasoning`` instead of
-    ``text``, and one that reads tool calls while it streams puts them into ``tool_calls``.
+    A delta is made for every sequence in every engine step, so it is not validated. ``text`` is empty while the
+    tokens form only part of a character or of a possible stop string; the concatenated texts are the whole
+    output. A backend that claims ``reasoning`` puts reasoning text into ``reasoning`` instead of ``text``; a
+    backend that parses tool calls while streaming puts them into ``tool_calls``.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""What a machine has and how it is wired. Static facts only; a figure that is not known is null, never 0."""
+"""Hardware of a machine and its topology. Static facts only; an unknown figure is null, never 0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 UNKNOWN_MODEL = "unknown"
-"""``AcceleratorDescriptor.model`` of a device of which only its place is known, as from a link table."""
+"""``AcceleratorDescriptor.model`` of a device whose product name is unknown, for example one from a link table."""
 
 LinkKind = Literal[
     "pcie", "nvlink", "hccs", "sio", "mlu-link", "xgmi", "xpu-link", "numa", "network", "other"
@@ -39,9 +39,9 @@ class Figure:
     """A number with its source.
 
     Attributes:
-        value: the number, in the unit that the field holding it names.
-        source: the tool, table or measurement that it comes from.
-        confidence: how far to trust it: high, medium or low.
+        value: the number, in the unit of the containing field.
+        source: the tool, table or measurement that the number comes from.
+        confidence: reliability of the number: high, medium or low.
     """
 
     value: float = field(validator=Number(ge=0))
@@ -55,14 +55,14 @@ _FIGURE = optional(Instance(Figure))
 @schema("1.0")
 @frozen(kw_only=True)
 class AcceleratorPartition:
-    """A part of a device with memory and compute of its own, such as a MIG instance.
+    """A part of a device with its own memory and compute units, such as a MIG instance.
 
     Attributes:
-        index: its number on the device.
-        profile: the vendor's name of its size, such as 1g.10gb; null where unknown.
-        uuid: what addresses it; null where the tool shows none.
-        memory_bytes: its memory; null where unknown.
-        compute_units: its streaming multiprocessors, cores or the like; null where unknown.
+        index: number of the partition on its device.
+        profile: the vendor's name for the partition size, such as 1g.10gb; null if unknown.
+        uuid: the vendor's unique id; null if the tool does not print it.
+        memory_bytes: memory in bytes; null if unknown.
+        compute_units: number of streaming multiprocessors, cores or similar units; null if unknown.
     """
 
     index: int = field(validator=Integer(ge=0))
@@ -78,21 +78,21 @@ class AcceleratorDescriptor:
     """One device that runs models.
 
     Attributes:
-        hardware_backend: cuda, ascend, … or a plug-in's own name.
-        vendor: maker, such as NVIDIA.
-        model: product name as the vendor's tool prints it; ``unknown`` where a recording has none.
-        index: the number that addresses it on this machine.
-        uuid: the vendor's unique id; null where the tool shows none.
-        pci_address: ``domain:bus:device.function`` in lower-case hex; null where unknown.
-        numa_node: nearest NUMA node; null where unknown.
-        memory_bytes: device memory; null where unknown.
-        compute_capability: the vendor's architecture version, such as 9.0; null where it has none.
+        hardware_backend: cuda, ascend, … or a name defined by a plug-in.
+        vendor: manufacturer, such as NVIDIA.
+        model: product name as the vendor's tool prints it; ``unknown`` if a recording has none.
+        index: device number on this machine.
+        uuid: the vendor's unique id; null if the tool does not print it.
+        pci_address: ``domain:bus:device.function`` in lower-case hex; null if unknown.
+        numa_node: nearest NUMA node; null if unknown.
+        memory_bytes: device memory in bytes; null if unknown.
+        compute_capability: the vendor's architecture version, such as 9.0; null if it has none.
         supported_precisions: precisions that its arithmetic units support.
         peak_tflops: dense peak rate in TFLOP/s (TOP/s for integers) by precision.
         memory_bandwidth_gbs: peak device memory bandwidth in GB/s.
-        board: name of the board, equal for devices that share one, and never its serial number; null where unknown.
-        cpu_affinity: logical CPUs nearest to it, as a list such as 0-23,48-71; null where unknown.
-        partitions: parts that the device is divided into, each addressed by itself; empty where it is whole.
+        board: name of the board, equal for devices on the same board; never a serial number; null if unknown.
+        cpu_affinity: logical CPUs nearest to the device, as a list such as 0-23,48-71; null if unknown.
+        partitions: separately addressable parts of the device; empty if it is not partitioned.
     """
 
     hardware_backend: str = field(validator=hardware_name())
@@ -130,17 +130,17 @@ class LinkProfile:
     """One direction of a link between two endpoints.
 
     Attributes:
-        source: endpoint such as ``cuda:0``, ``numa:1``, ``nic:mlx5_0`` or ``host``; ``pci:ADDRESS`` for a device
-            of which only its address is known.
-        target: endpoint that bytes go to.
+        source: sending endpoint, such as ``cuda:0``, ``numa:1``, ``nic:mlx5_0`` or ``host``; ``pci:ADDRESS`` if
+            only the device's address is known.
+        target: receiving endpoint.
         kind: pcie, nvlink, hccs, sio, mlu-link, xgmi, xpu-link, numa, network or other.
         vendor_code: the code that the vendor's tool prints, such as NV12 or PHB.
-        hops: switches and bridges between the endpoints; null where unknown.
-        nominal_gbs: data-sheet bandwidth in GB/s, this direction.
-        measured_gbs: measured bandwidth in GB/s, this direction.
+        hops: number of switches and bridges between the endpoints; null if unknown.
+        nominal_gbs: data-sheet bandwidth in GB/s, in this direction.
+        measured_gbs: measured bandwidth in GB/s, in this direction.
         latency_us: one-way latency in microseconds.
-        extensions: settings that only a transport plug-in understands, under its own name.
-        distance: relative cost of NUMA access as the firmware states it, where 10 is a node's own memory.
+        extensions: settings of a transport plug-in, under the plug-in's name.
+        distance: relative cost of NUMA access as reported by the firmware; 10 is a node's own memory.
     """
 
     source: str = field(validator=Text(min_length=1))
@@ -158,22 +158,22 @@ class LinkProfile:
 @schema("1.1")
 @frozen(kw_only=True)
 class MemoryTierSpec:
-    """One kind of memory that KV can live in.
+    """One memory tier that can store KV.
 
     Attributes:
         tier: hbm, dram, ssd or remote.
-        name: which one, such as ``cuda:0``, ``host`` or ``/mnt/nvme0``.
-        capacity_bytes: how much of it there is; null where unknown.
-        usable_bytes: how much this process may use (cgroup, quota); null where unknown.
+        name: name of the memory, such as ``cuda:0``, ``host`` or ``/mnt/nvme0``.
+        capacity_bytes: total size in bytes; null if unknown.
+        usable_bytes: bytes that this process may use (cgroup, quota); null if unknown.
         nominal_gbs: data-sheet read bandwidth in GB/s.
         measured_read_gbs: measured sequential read bandwidth in GB/s.
         measured_write_gbs: measured sequential write bandwidth in GB/s.
         latency_us: access latency in microseconds.
-        device: block device or URI that holds it, such as nvme0n1; null where unknown.
-        filesystem: file system type, such as ext4; null for a tier that is none.
-        measured_copy_gbs: measured copy inside it in GB/s, bytes read plus bytes written as STREAM counts them.
-        measured_random_read_iops: measured random reads of 4 KiB a second.
-        measured_random_write_iops: measured random writes of 4 KiB a second.
+        device: underlying block device or URI, such as nvme0n1; null if unknown.
+        filesystem: file system type, such as ext4; null if the tier is not a file system.
+        measured_copy_gbs: measured copy bandwidth in GB/s; bytes read and bytes written both count, as in STREAM.
+        measured_random_read_iops: measured random 4 KiB reads per second.
+        measured_random_write_iops: measured random 4 KiB writes per second.
     """
 
     tier: TierKind = field(validator=Choice(get_args(TierKind)))
@@ -194,16 +194,16 @@ class MemoryTierSpec:
 @schema("1.1")
 @frozen(kw_only=True)
 class HardwareProfile:
-    """One machine, or what one detector sees of it.
+    """Hardware of one machine, or the part of it that one detector reports.
 
     Attributes:
         accelerators: devices, ordered by backend and index.
-        links: directed links; where the vendor's table is asymmetric both directions are kept as they are.
-        memory_tiers: memory that KV can live in.
-        sources: tools and versions that were asked.
-        notes: what a person should know, such as a link table that contradicts itself.
-        cpus: processors, one entry a model.
-        numa_nodes: NUMA nodes by index; empty where they are not known.
+        links: directed links; both directions are kept unchanged, even if the vendor's table is asymmetric.
+        memory_tiers: memory tiers that can store KV.
+        sources: names and versions of the tools that were queried.
+        notes: remarks for the user, for example that a link table contradicts itself.
+        cpus: processors, one entry per model.
+        numa_nodes: NUMA nodes by index; empty if unknown.
     """
 
     accelerators: tuple[AcceleratorDescriptor, ...] = field(

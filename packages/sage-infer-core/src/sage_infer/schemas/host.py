@@ -1,4 +1,4 @@
-"""The processors and NUMA nodes of a machine: what it has, and beside it what this process may use."""
+"""Processors and NUMA nodes of a machine, and the part of them that this process may use."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ CPU_LIST = Text(
 @schema("1.0")
 @frozen(kw_only=True)
 class CpuDescriptor:
-    """The processors of one model in a machine. A process in a container may use fewer than there are.
+    """All processors of one model in a machine. A process in a container may be limited to some of them.
 
     Attributes:
-        vendor: maker, such as GenuineIntel, as the processor says it.
-        model: model name as the processor says it; ``unknown`` where it says none.
+        vendor: manufacturer as reported by the processor, such as GenuineIntel.
+        model: model name as reported by the processor; ``unknown`` if it reports none.
         architecture: instruction set, such as x86_64 or aarch64.
         isa: extensions that matter for inference, by the kernel's names, such as avx512_bf16 or sve; sorted.
-        sockets: packages; null where unknown.
-        cores: physical cores of the machine; null where unknown.
-        threads: logical CPUs of the machine that are online; null where unknown.
-        usable_threads: logical CPUs that this process may run on (affinity, cpuset); null where unknown.
-        quota_cpus: CPUs' worth of time that a control group grants, such as 1.5; null where it sets no limit.
+        sockets: number of packages; null if unknown.
+        cores: number of physical cores; null if unknown.
+        threads: number of online logical CPUs; null if unknown.
+        usable_threads: number of logical CPUs that this process may run on (affinity, cpuset); null if unknown.
+        quota_cpus: CPU quota of the control group in CPUs, such as 1.5; null if there is no limit.
     """
 
     vendor: str = field(validator=Text(min_length=1))
@@ -50,10 +50,10 @@ class NumaNode:
     """One NUMA node; distances between nodes are links of kind ``numa``.
 
     Attributes:
-        index: the node's number; ``numa:index`` is its name as an endpoint.
-        cpus: its logical CPUs, as a list such as 0-15,32-47; null where it has none or they are not known.
-        usable_cpus: those that this process may run on; null where there are none or they are not known.
-        memory_bytes: its memory; null where it has none or it is not known.
+        index: number of the node; ``numa:index`` is its endpoint name in links.
+        cpus: logical CPUs of the node, as a list such as 0-15,32-47; null if none or unknown.
+        usable_cpus: logical CPUs of the node that this process may run on; null if none or unknown.
+        memory_bytes: memory of the node in bytes; null if none or unknown.
     """
 
     index: int = field(validator=Integer(ge=0))

@@ -1,4 +1,4 @@
-"""Which instance of a backend this is, and how it is doing: what routers know of replicas."""
+"""Identity and load of backend instances, as seen by routers."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ InstanceState = Literal["starting", "ready", "degraded", "draining", "sleeping",
 @schema("1.0")
 @frozen(kw_only=True)
 class InstanceDescriptor:
-    """One running instance. It does not change while the instance lives.
+    """Identity of one running instance. It does not change during the instance's lifetime.
 
     Attributes:
-        instance_id: name of the instance, kept over its restarts.
-        generation: start time in nanoseconds since the epoch; of two instances with one id the larger one
-            counts.
-        model_ids: models that it serves.
-        capability: what it can do.
-        adapters: LoRA adapters that are loaded.
-        addresses: where it is reached: ``inproc:``, ``unix:…``, ``http://…``.
+        instance_id: name of the instance; stays the same after a restart.
+        generation: start time in nanoseconds since the epoch; of two instances with the same id, the one with
+            the larger generation is current.
+        model_ids: models that the instance serves.
+        capability: capability of the instance.
+        adapters: loaded LoRA adapters.
+        addresses: URIs of the instance: ``inproc:``, ``unix:…``, ``http://…``.
         host: name of its machine.
-        numa_node: NUMA node that it is bound to; null where it is not.
-        device_uuids: accelerators that it runs on.
-        key_space: ``contracts.key_space`` of its KV; null where it holds none. Instances of one key space
+        numa_node: NUMA node that the instance is bound to; null if it is not bound.
+        device_uuids: accelerators that the instance runs on.
+        key_space: ``contracts.key_space`` of its KV; null if it has no KV. Instances with the same key space
             can share KV.
-        labels: the operator's own.
-        cost_per_hour: price of running it, in the operator's currency; null where unknown.
-        versions: engine and libraries with their versions.
+        labels: labels set by the operator.
+        cost_per_hour: cost of running the instance, in the operator's currency; null if unknown.
+        versions: versions of the engine and its libraries.
     """
 
     instance_id: str = field(validator=Text(min_length=1))
@@ -63,30 +63,30 @@ class InstanceDescriptor:
 @schema("1.0")
 @frozen(kw_only=True)
 class InstanceReport:
-    """An instance's load at one moment.
+    """Load of an instance at one moment.
 
     Attributes:
-        instance_id: of the instance's descriptor.
-        generation: of the instance's descriptor.
-        seq: grows by one with each report of a generation.
-        taken_at: seconds on the instance's monotonic clock.
+        instance_id: id from the instance's descriptor.
+        generation: generation from the instance's descriptor.
+        seq: sequence number, incremented with each report of a generation.
+        taken_at: time of the report in seconds, on the instance's monotonic clock.
         state: starting, ready, degraded, draining, sleeping or dead.
-        running: sequences in the current batch.
-        waiting: accepted requests that have not begun.
-        waiting_prompt_tokens: prompt tokens of those requests, and what is left of prompts that are being
-            computed.
+        running: number of sequences in the current batch.
+        waiting: number of accepted requests that have not started.
+        waiting_prompt_tokens: prompt tokens of waiting requests, plus the tokens still to compute of prompts in
+            prefill.
         running_context_tokens: tokens whose KV the current batch holds.
-        oldest_wait_s: seconds that the longest waiting request has waited; 0 where none waits.
-        steps: engine steps since the start; a busy instance whose steps do not grow is stuck.
-        step_s: duration of a recent step in seconds; null before the first.
-        kv_blocks_total: KV blocks that the instance has.
-        kv_blocks_free: KV blocks that a new request could take, cached ones included.
-        kv_blocks_cached: free blocks that still hold a prefix.
-        finished: requests that have ended, cancelled ones included.
-        prompt_tokens: prompt tokens computed.
-        output_tokens: tokens generated.
-        prefix_hit_tokens: prompt tokens taken from a prefix cache.
-        extensions: what only this engine reports.
+        oldest_wait_s: waiting time of the oldest waiting request in seconds; 0 if none waits.
+        steps: engine steps since the start; if an instance is busy and this number does not grow, it is stuck.
+        step_s: duration of a recent step in seconds; null before the first step.
+        kv_blocks_total: total number of KV blocks.
+        kv_blocks_free: KV blocks available to a new request, including cached ones.
+        kv_blocks_cached: free KV blocks that still hold a cached prefix.
+        finished: number of requests that have ended, including cancelled ones.
+        prompt_tokens: number of prompt tokens computed.
+        output_tokens: number of tokens generated.
+        prefix_hit_tokens: number of prompt tokens found in a prefix cache.
+        extensions: engine-specific metrics.
     """
 
     instance_id: str = field(validator=Text(min_length=1))

@@ -1,4 +1,4 @@
-"""JSON Schema 2020-12 for every schema, from the same annotations and checks that validate."""
+"""JSON Schema 2020-12 documents for all schemas, generated from their annotations and validators."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _SCALARS: Mapping[Any, dict[str, Any]] = {
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:
-    """JSON Schema of every schema by name."""
+    """Return the JSON Schema document of every schema by name."""
     return {name: json_schema(cls) for name, cls in all_schemas().items()}
 
 
 def json_schema(cls: type) -> dict[str, Any]:
-    """A self-contained JSON Schema document; nested schemas are in its ``$defs``."""
+    """Return a self-contained JSON Schema document; nested schemas are in its ``$defs``."""
     definitions: dict[str, dict[str, Any]] = {}
     body = _object(cls, definitions)
     definitions.pop(cls.__name__, None)
@@ -54,7 +54,7 @@ def json_schema(cls: type) -> dict[str, Any]:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """What the class docstring's ``Attributes:`` section says of each field."""
+    """Return the description of each field from the ``Attributes:`` section of the class docstring."""
     _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
     docs: dict[str, str] = {}
     for name, text in re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", section, flags=re.MULTILINE):

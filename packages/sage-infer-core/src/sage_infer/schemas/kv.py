@@ -1,4 +1,4 @@
-"""The KV cache's shape and precision."""
+"""Shape and precision of KV caches."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ _CONVERTED = (
 
 @frozen(kw_only=True)
 class KVCompatibility:
-    """Whether KV in one schema can be used in another, and through which conversions.
+    """Whether KV in one schema can be converted to another, and the conversions that this needs.
 
-    ``conversions`` names the fields that differ, in the order a converter should handle them; it is empty
-    where the bytes can be used as they are. ``reason`` says why no conversion can help, and is empty where
-    one can. A conversion of ``format_id`` needs the codec of each private format (hook
+    ``conversions`` lists the fields that differ, in the order a converter should handle them; it is empty if the
+    bytes can be used unchanged. ``reason`` says why conversion is impossible; it is empty if conversion is
+    possible. Converting ``format_id`` requires the codec of each private format (hook
     ``sage_infer_kv_formats``).
     """
 
@@ -74,19 +74,19 @@ class KVCompatibility:
 @schema("1.0")
 @frozen(kw_only=True)
 class KVGroup:
-    """Layers of one kind of attention. Numbers that are null are the schema's.
+    """Layers that share one kind of attention. A field that is null inherits its value from the schema.
 
     Attributes:
-        layers: the group's layers, counted from 0.
+        layers: indices of the group's layers, counted from 0.
         kind: full attention; sliding (the last ``window`` tokens); chunked (the tokens of the current chunk
-            of ``window``); state (a fixed size per sequence, such as Mamba's or linear attention's).
-        window: tokens that a layer can see; null for full and state.
-        page_size: tokens in a page.
+            of ``window``); state (a fixed size per sequence, as in Mamba or linear attention).
+        window: attention window in tokens; null for full and state.
+        page_size: tokens per page.
         num_heads: KV heads per layer.
         head_dim: elements of a key per head.
-        value_dim: elements of a value per head; 0 where the layer keeps no values.
+        value_dim: elements of a value per head; 0 if the layers store no values.
         dtype: element type.
-        state_bytes: bytes per sequence and layer of a state; 0 for the other kinds.
+        state_bytes: bytes of state per sequence and layer; 0 for the other kinds.
     """
 
     layers: tuple[int, ...] = field(
@@ -105,10 +105,12 @@ class KVGroup:
         problems = []
         if (self.window is not None) != (self.kind in ("sliding", "chunked")):
             problems.append(
-                Problem("$.window", "must be given for kinds sliding and chunked, and for no other")
+                Problem("$.window", "is required for kinds sliding and chunked, and not allowed for others")
             )
         if (self.state_bytes > 0) != (self.kind == "state"):
-            problems.append(Problem("$.state_bytes", "must be given for kind state, and for no other"))
+            problems.append(
+                Problem("$.state_bytes", "is required for kind state, and not allowed for others")
+            )
         if problems:
             raise SchemaError("KVGroup", problems)
 
@@ -116,33 +118,33 @@ class KVGroup:
 @schema("1.0")
 @frozen(kw_only=True)
 class KVCacheSchema:
-    """The exact form of a KV cache: enough to compute every byte offset, and to decide about reuse.
+    """Exact memory layout of a KV cache: enough to compute byte offsets and to decide whether KV can be reused.
 
     Attributes:
         dtype: element type of keys and values.
-        page_size: tokens in a page (block).
-        num_layers: layers that hold KV or state.
+        page_size: tokens per page (block).
+        num_layers: number of layers with KV or state.
         num_heads: KV heads (not query heads) per layer, over all shards.
-        head_dim: elements of a key per head. MLA is one head of the latent's width, rotary part included.
-        scale_dtype: type of the quantization scales; null where dtype needs none.
-        scale_granularity: what shares one key scale: the whole cache (tensor), a head, channel, token or
-            token_head of a page. Scales of tensor granularity lie outside the pages. Where only scale_dtype
-            is given it is tensor.
-        value_scale_granularity: the same for values; null means as for keys.
-        zero_points: whether a zero point of scale_dtype lies beside every scale.
-        layout: paged, or one contiguous run per sequence.
-        axis_order: order of the axes inside one page, slowest first.
-        format_id: names an engine's private byte format (with the engine's version); bytes of two different
-            non-empty names mix only through the formats' codecs. Empty where the other fields say it all.
-        key_axis_order: the keys' own order, where it is not axis_order.
-        value_dim: elements of a value per head; null means head_dim, 0 that no values are kept (MLA).
-        value_dtype: element type of values, where it is not dtype.
-        rope: how rotated keys pair their elements: half (``i`` with ``i + dim/2``), interleaved (``2i`` with
+        head_dim: elements of a key per head. MLA is one head with the width of the latent and its rotary part.
+        scale_dtype: type of the quantization scales; null if dtype needs none.
+        scale_granularity: unit that shares one key scale: the whole cache (tensor), or a head, channel, token or
+            token_head of a page. Scales of tensor granularity are stored outside the pages. Defaults to tensor
+            if scale_dtype is set.
+        value_scale_granularity: the same for values; null means the same as for keys.
+        zero_points: whether each scale has a zero point of type scale_dtype.
+        layout: paged, or contiguous (one run per sequence).
+        axis_order: order of the axes inside a page, slowest first.
+        format_id: name of an engine's private byte format, including the engine's version. Two different formats
+            are converted only by their codecs. Empty if the other fields describe the layout completely.
+        key_axis_order: axis order of keys, if it differs from axis_order.
+        value_dim: elements of a value per head; null means head_dim, 0 means that no values are stored (MLA).
+        value_dtype: element type of values, if it differs from dtype.
+        rope: pairing of rotated key elements: half (``i`` with ``i + dim/2``), interleaved (``2i`` with
             ``2i + 1``), or none.
         rope_dim: rotated elements per head; null means all of them.
-        shards: tensor-parallel ranks that the heads are split over; the outermost axis, in rank order.
-        groups: layers that differ from each other, each layer in exactly one group; empty where all hold full
-            attention with the numbers above.
+        shards: number of tensor-parallel ranks that the heads are split over; the outermost axis, in rank order.
+        groups: groups of layers with different attention; each layer belongs to exactly one group. Empty if all
+            layers use full attention with the numbers above.
     """
 
     dtype: KVDtype = field(validator=Choice(get_args(KVDtype)))
@@ -185,10 +187,10 @@ class KVCacheSchema:
             self.scale_granularity or self.zero_points or self.value_scale_granularity
         ):
             needing = "scale_granularity, zero_points and value_scale_granularity"
-            problems.append(Problem("$.scale_dtype", f"is needed by {needing}"))
+            problems.append(Problem("$.scale_dtype", f"is required by {needing}"))
         for dtype in {self.dtype, self.value_dtype, *(group.dtype for group in self.groups)}:
             if dtype in ("int8", "int4") and self.scale_dtype is None:
-                message = f"is needed by dtype {dtype}: integers have no scale of their own"
+                message = f"is required by dtype {dtype}: integers need a scale"
                 problems.append(Problem("$.scale_dtype", message))
         if self.num_heads % self.shards:
             message = (
@@ -208,26 +210,25 @@ class KVCacheSchema:
 
     @property
     def key_order(self) -> tuple[KVAxis, ...]:
-        """Order of the axes of keys inside one page, slowest first."""
+        """Axis order of keys inside a page, slowest first."""
         return self.axis_order if self.key_axis_order is None else self.key_axis_order
 
     @property
     def value_width(self) -> int:
-        """Elements of a value per head; 0 where no values are kept."""
+        """Elements of a value per head; 0 if no values are stored."""
         return self.head_dim if self.value_dim is None else self.value_dim
 
     def of_group(self, group: KVGroup) -> KVCacheSchema:
-        """The schema of one group's layers alone, with the group's own numbers."""
+        """Return the schema of one group's layers, with the group's values in place of the inherited ones."""
         own = ("page_size", "num_heads", "head_dim", "value_dim", "dtype")
         changes = {name: value for name in own if (value := getattr(group, name)) is not None}
         return evolve(self, num_layers=len(group.layers), groups=(), **changes)
 
     @property
     def bytes_per_page(self) -> int:
-        """Bytes of ``page_size`` tokens over all layers and shards, keys and values, scales in the page
-        included.
+        """Bytes of ``page_size`` tokens over all layers and shards: keys, values, and the scales in the page.
 
-        Layers that keep a state instead of tokens count 0 here (``state_bytes``).
+        Layers that keep a state count 0; see ``state_bytes``.
         """
         if not self.groups:
             return -(-self._bits_per_layer() * self.num_layers // 8)
@@ -240,17 +241,18 @@ class KVCacheSchema:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of one token over all layers, with its share of the page's scales."""
+        """Bytes per token over all layers, including its share of the page's scales."""
         return self.bytes_per_page / self.page_size
 
     @property
     def state_bytes(self) -> int:
-        """Bytes per sequence that do not depend on its length."""
+        """Bytes of state per sequence, independent of its length."""
         return sum(group.state_bytes * len(group.layers) for group in self.groups)
 
     def bytes_for(self, tokens: int) -> int:
-        """Bytes that a sequence of so many tokens holds: whole pages, no more than each group's window, and
-        states.
+        """Return the bytes that a sequence of ``tokens`` tokens occupies.
+
+        This counts whole pages, limited by each group's window, and states.
         """
         if not self.groups:
             return -(-tokens // self.page_size) * self.bytes_per_page
@@ -261,7 +263,7 @@ class KVCacheSchema:
                 pages = -(-tokens // own.page_size)
                 if (
                     group.window is not None
-                ):  # the oldest page of a sliding window is kept while a token of it is seen
+                ):  # the oldest page of a sliding window is kept while the window covers one of its tokens
                     slack = 1 if group.kind == "sliding" else 0
                     pages = min(pages, -(-group.window // own.page_size) + slack)
                 total += pages * own.bytes_per_page
@@ -290,7 +292,7 @@ class KVCacheSchema:
         }[granularity]
 
     def compatible_with(self, other: KVCacheSchema) -> KVCompatibility:
-        """What it takes to use this cache's blocks in a cache of schema ``other``."""
+        """Return the conversions needed to use blocks of this schema in a cache of schema ``other``."""
         for name in ("num_layers", "num_heads", "head_dim", "value_width", "rope_dim"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
@@ -315,10 +317,12 @@ class KVCacheSchema:
     def from_preset(
         cls, preset: str, *, num_layers: int, num_heads: int, head_dim: int, **overrides: Any
     ) -> KVCacheSchema:
-        """A named precision (``fp16 bf16 fp8 int8 int4``) for a model's geometry; ``overrides`` win.
+        """Build a schema from a precision preset (``fp16 bf16 fp8 int8 int4``) and a model's geometry.
+
+        ``overrides`` replace values of the preset.
 
         Raises:
-            CapabilityMismatch: there is no preset of that name.
+            CapabilityMismatch: the preset does not exist.
         """
         if preset not in KV_PRESETS:
             raise CapabilityMismatch(f"no KV preset {preset!r}; choose one of {', '.join(KV_PRESETS)}")
@@ -327,7 +331,7 @@ class KVCacheSchema:
 
 
 def _attention(groups: tuple[KVGroup, ...]) -> list[KVGroup]:
-    """What of the groups belongs to the model, whatever engine holds their KV."""
+    """Return the groups reduced to properties of the model, which are the same in every engine."""
     return sorted(
         (evolve(group, page_size=None, dtype=None) for group in groups), key=lambda group: group.layers
     )

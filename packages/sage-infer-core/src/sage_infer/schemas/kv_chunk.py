@@ -1,4 +1,4 @@
-"""Pieces of KV on the move: where they lie, and what they hold."""
+"""KV chunks and their locations: the units of KV transfer."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CHECKSUM = "xxh3-64"
 @schema("1.0")
 @frozen(kw_only=True)
 class KVLocation:
-    """Where a chunk's bytes lie.
+    """Location of a chunk's bytes.
 
     Attributes:
-        tier: kind of memory: hbm (the accelerator's), dram, ssd or remote.
-        uri: address inside the tier. Schemes: ``engine://instance/…`` (an engine's own cache, reached
-            through its ``export_kv``), ``shm://name#offset`` (named shared memory), ``file:///path#offset``,
-            ``tcp://host:port/…``, ``nixl://agent/…``; a plug-in may bring others.
+        tier: memory tier: hbm (accelerator memory), dram, ssd or remote.
+        uri: address inside the tier. Schemes: ``engine://instance/…`` (an engine's own cache, read with
+            ``export_kv``), ``shm://name#offset`` (named shared memory), ``file:///path#offset``,
+            ``tcp://host:port/…``, ``nixl://agent/…``; plug-ins can define others.
     """
 
     tier: MemoryTier = field(validator=Choice(get_args(MemoryTier)))
@@ -38,21 +38,21 @@ class KVLocation:
 @schema("1.0")
 @frozen(kw_only=True)
 class KVChunk:
-    """A run of KV that can be named, moved and checked: some layers of some consecutive tokens.
+    """KV of a range of layers for a range of consecutive tokens: the unit of transfer and verification.
 
     Attributes:
         chunk_id: content hash in hex over model, KV schema and token prefix (``contracts.block_keys``, and
             ``contracts.partial_key`` for a last page that is not full).
-        request_id: the request that computed it.
-        layer_start: first layer held.
-        layer_end: one past the last layer held.
-        token_start: position of the first token held, from the start of the sequence.
-        token_end: one past the position of the last token held.
-        kv_schema: form of the bytes.
+        request_id: id of the request that computed the chunk.
+        layer_start: index of the first layer.
+        layer_end: index of the last layer plus one.
+        token_start: position of the first token in the sequence.
+        token_end: position of the last token plus one.
+        kv_schema: layout of the bytes.
         nbytes: size in bytes.
-        location: where the bytes lie; null while they are on their way inside a message.
-        checksum: ``algorithm:hex`` over the bytes; null where the engine's own cache holds them. Every
-            reader knows ``xxh3-64``, and may refuse others by name.
+        location: location of the bytes; null while they travel inside a message.
+        checksum: ``algorithm:hex`` over the bytes; null if the bytes are in the engine's own cache. Every
+            reader supports ``xxh3-64`` and may reject other algorithms.
     """
 
     chunk_id: str = field(validator=Text(pattern="[0-9a-f]{16,128}", hint="16 to 128 lower-case hex digits"))

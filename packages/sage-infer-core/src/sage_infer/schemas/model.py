@@ -1,4 +1,4 @@
-"""A model: what it is, where its files are, and what it takes to load it."""
+"""Description of a model: its type, its files, and the limits to load it with."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class ModelDescriptor:
     """A model that a backend can be opened with.
 
     Attributes:
-        model_id: name that requests use.
+        model_id: name of the model in requests.
         model_type: llm, embedding, reranker or multimodal.
-        model_path: a folder or file on this machine; or the address of a replica that has it loaded
+        model_path: a local folder or file, or the address of a replica that has the model loaded
             (``http:``, ``https:`` or ``replica:``).
-        device_ids: devices to load it on; empty lets the backend choose.
-        memory_gb: memory it takes when loaded, in GiB; null where unknown.
-        max_batch_size: sequences at once; null leaves it to the backend.
-        max_sequence_length: in tokens; null leaves it to the model's own limit.
-        supported_precisions: precisions it may be run in; empty leaves it to the backend.
-        embedding_dim: length of its vectors (embedding models).
+        device_ids: devices to load the model on; empty lets the backend choose.
+        memory_gb: memory of the loaded model in GiB; null if unknown.
+        max_batch_size: maximum number of sequences in a batch; null lets the backend choose.
+        max_sequence_length: maximum length of prompt plus output, in tokens; null means the model's own limit.
+        supported_precisions: allowed inference precisions; empty lets the backend choose.
+        embedding_dim: length of the embedding vectors (embedding models).
         pooling_type: mean, cls or last (embedding models).
-        max_pair_length: longest query with document, in tokens (rerankers).
+        max_pair_length: maximum length of query plus document, in tokens (rerankers).
     """
 
     model_id: str = field(validator=Text(min_length=1))

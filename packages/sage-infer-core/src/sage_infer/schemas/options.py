@@ -1,6 +1,4 @@
-"""What a caller says about a request besides its content: how urgent it is, whose it is, what may share its
-KV.
-"""
+"""Options of a request: priority, deadline, tenant, latency targets, and reuse of its KV."""
 
 from __future__ import annotations
 
@@ -31,11 +29,11 @@ class SLO:
 @schema("1.0")
 @frozen(kw_only=True)
 class Retention:
-    """How much the KV of a request is worth once the request has ended.
+    """Retention value of a request's KV after the request has ended.
 
     Attributes:
-        value: worth of keeping it, relative to other requests' KV; 0 lets it go first.
-        half_life_s: seconds after which the value has halved; null keeps it constant.
+        value: value of the KV relative to that of other requests; KV with value 0 is evicted first.
+        half_life_s: half-life of the value in seconds; null keeps it constant.
     """
 
     value: float = field(default=1.0, validator=Number(ge=0))
@@ -45,22 +43,22 @@ class Retention:
 @schema("1.0")
 @frozen(kw_only=True)
 class RequestOptions:
-    """Options of one request, taken by ``generate``, ``chat``, ``prefill``, ``decode``, ``resume``,
+    """Options of one request, accepted by ``generate``, ``chat``, ``prefill``, ``decode``, ``resume``,
     ``embed`` and ``rerank``.
 
-    All are optional. A backend claims a feature of the same name as the field for each that it honours, and
-    refuses the others where they are set (``UnsupportedFeature``). Later versions add optional fields only.
+    All fields are optional. For each field that it supports, a backend claims the feature of the same name. It
+    refuses requests that set other fields (``UnsupportedFeature``). Later versions only add optional fields.
 
     Attributes:
-        priority: smaller goes first.
-        deadline: seconds from now, after which the request ends with ``RequestCancelled`` (by ``deadline``).
-        tenant: whose request it is, for quotas and fairness.
-        session: conversation that the request is a turn of.
-        service_class: name of a class of service, such as interactive or batch.
+        priority: requests with smaller numbers are scheduled first.
+        deadline: seconds from now until the request ends with ``RequestCancelled`` (by ``deadline``).
+        tenant: tenant that sends the request, for quotas and fairness.
+        session: conversation that the request belongs to.
+        service_class: name of a service class, such as interactive or batch.
         slo: latency targets.
-        chain: name of the chain of calls that it is a part of (retrieve, rerank, generate).
-        cache_salt: only requests of equal salt share KV.
-        retention: worth of the request's KV after its end.
+        chain: name of the chain of calls that the request belongs to (retrieve, rerank, generate).
+        cache_salt: only requests with equal salts share KV.
+        retention: retention value of the request's KV after its end.
         trace: W3C trace context (``traceparent``, ``tracestate``).
     """
 

@@ -1,4 +1,4 @@
-"""How a model's weights, activations and KV are quantized."""
+"""Quantization of a model's weights, activations and KV."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SparsityPattern = Literal["none", "unstructured", "2:4", "block"]
 @schema("1.0")
 @frozen(kw_only=True)
 class QuantizationProfile:
-    """A quantization to be applied when a model is loaded; a backend maps it to what its engine has.
+    """Quantization to apply when a model is loaded. A backend maps it to a scheme that its engine supports.
 
     Attributes:
-        profile_id: name by which descriptors refer to the profile.
+        profile_id: name of the profile in descriptors.
         weight_bits: bits per weight.
         activation_bits: bits per activation.
         kv_bits_prefill: bits per KV element on prefill instances.
         kv_bits_decode: bits per KV element on decode instances.
-        sparsity_ratio: share of weights that are zero, 0 to 1.
+        sparsity_ratio: fraction of weights that are zero, 0 to 1.
         sparsity_pattern: none, unstructured, 2:4 or block.
         kernel_backend: kernel family to use (such as marlin or cutlass); null lets the engine choose.
-        calibration_dataset: data set that the scales were calibrated on; null or empty where none was needed.
-        calibration_samples: samples taken from it; without a data set it says nothing.
+        calibration_dataset: data set that the scales were calibrated on; null or empty if none was needed.
+        calibration_samples: number of calibration samples; meaningless without a data set.
         max_sequence_length: longest sequence that the calibration covers, in tokens; null means no limit.
     """
 
@@ -49,7 +49,7 @@ class QuantizationProfile:
     def __attrs_post_init__(self) -> None:
         problems = []
         if (self.sparsity_pattern == "none") != (self.sparsity_ratio == 0):
-            problems.append(Problem("$.sparsity_pattern", "must be none exactly where sparsity_ratio is 0"))
+            problems.append(Problem("$.sparsity_pattern", "must be none if and only if sparsity_ratio is 0"))
         if self.sparsity_pattern == "2:4" and self.sparsity_ratio != 0.5:
             problems.append(
                 Problem("$.sparsity_ratio", f"must be 0.5 for pattern 2:4, got {self.sparsity_ratio:g}")

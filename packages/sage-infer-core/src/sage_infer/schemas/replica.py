@@ -1,4 +1,4 @@
-"""What an executor is asked to run."""
+"""Specification of a replica for an executor."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ class ReplicaSpec:
         backend: name of the backend to open.
         model: model to load.
         options: options of the backend.
-        server: dotted path of what serves the replica to other processes, called as ``server(backend,
-            spec)``; it returns the replica's address. Null for a replica in the caller's own process.
-        environment: variables to set for it.
-        device_ids: devices that it may use; empty leaves it to the executor.
-        cpus: processors to reserve.
-        gpus: accelerators to reserve; fractions let replicas share one.
-        memory_gb: memory to reserve, in GiB; null reserves none.
-        group: replicas of one group are placed together (pack) or apart (spread).
+        server: dotted path of a function that serves the replica to other processes. It is called as
+            ``server(backend, spec)`` and returns the replica's address. Null for a replica in the caller's own
+            process.
+        environment: environment variables of the replica.
+        device_ids: devices that the replica may use; empty lets the executor choose.
+        cpus: number of CPUs to reserve.
+        gpus: number of accelerators to reserve; with a fraction, replicas share one.
+        memory_gb: memory to reserve in GiB; null reserves none.
+        group: name of a placement group; its replicas are placed together (pack) or apart (spread).
         placement: pack or spread.
-        start_timeout_s: seconds until a replica that is not ready counts as failed.
+        start_timeout_s: startup timeout in seconds; a replica that is not ready by then has failed.
     """
 
     replica_id: str = field(validator=Text(min_length=1))

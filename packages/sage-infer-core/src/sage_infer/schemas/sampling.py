@@ -1,4 +1,4 @@
-"""How the next token is chosen and when to stop."""
+"""Sampling parameters, stop conditions and output constraints."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _STOPS, _STOP_CHARACTERS, _STOP_IDS = 64, 1_024, 4_096
 @schema("1.0")
 @frozen(kw_only=True)
 class GuidedDecoding:
-    """A constraint on the output; exactly one field is set.
+    """A constraint on the output. Exactly one field must be set.
 
-    Each has a limited size, since a small text can take an engine minutes to compile.
+    The size of each constraint is limited, because even a short text can take an engine minutes to compile.
 
     Attributes:
-        json_schema: output is JSON that fits this JSON Schema.
-        regex: output matches this regular expression as a whole.
-        grammar: output follows this grammar (Lark or GBNF, as the backend's README says).
-        choice: output is one of these strings.
+        json_schema: the output is JSON valid against this JSON Schema.
+        regex: the whole output matches this regular expression.
+        grammar: the output follows this grammar (Lark or GBNF; see the backend's README).
+        choice: the output is one of these strings.
     """
 
     json_schema: Mapping[str, Any] | None = field(
@@ -82,27 +82,28 @@ class GuidedDecoding:
 @schema("1.0")
 @frozen(kw_only=True)
 class SamplingParams:
-    """One request's sampling. A backend rejects what its engine cannot do (``UnsupportedFeature``).
+    """Sampling parameters of one request. A backend refuses unsupported values (``UnsupportedFeature``).
 
     Attributes:
-        temperature: 0 is greedy; higher is more random.
-        top_p: keep the smallest set of tokens whose probabilities reach this sum.
-        top_k: keep this many most likely tokens; 0 keeps all.
-        min_p: drop tokens less likely than this times the most likely one.
-        repetition_penalty: divides (or multiplies) logits of tokens seen in prompt or output; 1 is off.
-        presence_penalty: subtracted once from tokens seen in the output.
-        frequency_penalty: subtracted from tokens for each time seen in the output.
-        seed: makes sampling reproducible on one backend; null draws a fresh one.
-        n: completions per prompt; deltas carry their index.
-        max_tokens: longest output in tokens; null means up to the sequence limit.
-        min_tokens: tokens before which end-of-sequence and stops do not count.
+        temperature: sampling temperature; 0 is greedy, higher values are more random.
+        top_p: keep the smallest set of most likely tokens whose probabilities sum to at least this.
+        top_k: keep this many of the most likely tokens; 0 keeps all.
+        min_p: drop tokens whose probability is below this fraction of the most likely token's.
+        repetition_penalty: factor that lowers the logits of tokens in the prompt or output; 1 disables it.
+        presence_penalty: subtracted once from the logit of each token that occurs in the output.
+        frequency_penalty: subtracted from the logit of a token once per occurrence in the output.
+        seed: makes sampling reproducible on one backend; null draws a random seed.
+        n: number of completions per prompt; each delta has the index of its completion.
+        max_tokens: maximum output length in tokens; null means up to the sequence limit.
+        min_tokens: minimum output length in tokens; end-of-sequence tokens and stops are ignored before it.
         stop: strings that end the output; the output does not contain them.
         stop_token_ids: token ids that end the output.
-        ignore_eos: go on past the model's end-of-sequence token (for benchmarks).
+        ignore_eos: continue past the model's end-of-sequence token (for benchmarks).
         skip_special_tokens: leave special tokens out of the text.
-        logprobs: log probabilities of the chosen token and this many best alternatives; null for none.
+        logprobs: number of alternatives to report with the log probability of each sampled token; null reports
+            no log probabilities.
         guided: constraint on the output.
-        adapter: name of a LoRA adapter to use.
+        adapter: name of the LoRA adapter to use.
     """
 
     temperature: float = field(default=1.0, validator=Number(ge=0, le=100))

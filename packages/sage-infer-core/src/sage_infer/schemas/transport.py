@@ -1,4 +1,4 @@
-"""Plans that say which KV goes where, and the presets that shape them."""
+"""Transfer plans for KV, their reports, and the settings and presets of transports."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ StepStatus = Literal["done", "failed", "skipped"]
 @schema("1.0")
 @frozen(kw_only=True)
 class TransportStep:
-    """One chunk from one place to another.
+    """Transfer of one chunk between two locations.
 
     Attributes:
-        chunk: what moves.
-        source: where it is.
-        target: where it goes.
+        chunk: chunk to transfer.
+        source: current location of the chunk.
+        target: destination.
         link: name of the link to use; null lets the transport choose.
-        nbytes: bytes on the wire (the chunk's own size, unless it is compressed on the way).
-        priority: smaller goes first.
-        deadline_s: seconds after the plan starts by which it is of use; null means whenever.
+        nbytes: bytes sent (the chunk's size, unless it is compressed for the transfer).
+        priority: steps with smaller numbers start first.
+        deadline_s: deadline in seconds after the start of the plan; null means no deadline.
     """
 
     chunk: KVChunk = field(validator=Instance(KVChunk))
@@ -45,13 +45,13 @@ class TransportStep:
 @schema("1.0")
 @frozen(kw_only=True)
 class TransportPlan:
-    """Steps that belong together. A transport may overlap them; it starts them by priority.
+    """A set of transfer steps. A transport starts them in order of priority and may run them concurrently.
 
     Attributes:
         plan_id: name for logs and reports.
-        steps: what to move.
+        steps: transfers to execute.
         total_bytes: sum of the steps' nbytes.
-        estimated_time_s: expected duration in seconds; null where no link is known.
+        estimated_time_s: estimated duration in seconds; null if no link is known.
     """
 
     plan_id: str = field(validator=Text(min_length=1))
@@ -78,17 +78,17 @@ class TransportPlan:
 @schema("1.0")
 @frozen(kw_only=True)
 class TransportReport:
-    """What became of a plan, step by step.
+    """Result of a plan, per step.
 
     Attributes:
-        plan_id: the plan.
-        statuses: done, failed or skipped, one for each step in the plan's order.
+        plan_id: name of the plan.
+        statuses: done, failed or skipped, one per step in the plan's order.
         errors: one message per failed step, in the same order.
-        moved_bytes: bytes that arrived and were verified.
-        elapsed_s: seconds from start to end.
-        step_seconds: seconds that each step took, in the plan's order; empty where the transport does not
-            measure them.
-        retries: how often a step was tried again.
+        moved_bytes: number of bytes transferred and verified.
+        elapsed_s: duration of the plan in seconds.
+        step_seconds: duration of each step in seconds, in the plan's order; empty if the transport does not
+            measure it.
+        retries: number of retries over all steps.
     """
 
     plan_id: str = field(validator=Text(min_length=1))
@@ -107,13 +107,13 @@ class TransportReport:
 @schema("1.0")
 @frozen(kw_only=True)
 class TransportSettings:
-    """How a transport should weigh what it does.
+    """Settings of a transport.
 
     Attributes:
-        objective: bandwidth, latency or cost.
+        objective: optimization target: bandwidth, latency or cost.
         chunk_bytes: size of one message in bytes.
-        max_in_flight: messages under way at once.
-        compress: whether bytes may be compressed on the way.
+        max_in_flight: maximum number of messages in flight.
+        compress: whether data may be compressed for the transfer.
         overlap_compute: whether to send a layer while the next one is computed.
     """
 
@@ -125,10 +125,12 @@ class TransportSettings:
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> TransportSettings:
-        """``high-bw``, ``low-latency`` or ``low-cost``; ``overrides`` win.
+        """Build settings from the preset ``high-bw``, ``low-latency`` or ``low-cost``.
+
+        ``overrides`` replace values of the preset.
 
         Raises:
-            CapabilityMismatch: there is no preset of that name.
+            CapabilityMismatch: the preset does not exist.
         """
         if preset not in TRANSPORT_PRESETS:
             raise CapabilityMismatch(
