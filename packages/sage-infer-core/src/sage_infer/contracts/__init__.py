@@ -1,4 +1,4 @@
-"""The protocols that plug-ins satisfy by shape, and the types of their arguments and results."""
+"""The protocols that plug-ins implement structurally, and the types of their arguments and results."""
 
 from sage_infer.contracts.embedding import EmbeddingBackend, TextLike, Truncation, as_texts, check_texts
 from sage_infer.contracts.executor import Executor, ReplicaExit, ReplicaHandle

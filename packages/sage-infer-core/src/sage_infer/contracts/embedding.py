@@ -1,4 +1,4 @@
-"""The contract of an engine that turns text into vectors or scores."""
+"""Contract of embedding and reranking engines."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TextLike = str | Sequence[int]
 """Text, or token ids."""
 
 Truncation = Literal["error", "end"]
-"""What happens to a text over the limit: it is refused, or cut at its end."""
+"""Handling of texts over the length limit: reject them, or truncate them at the end."""
 
 
 @runtime_checkable
 class EmbeddingBackend(Lifecycle, Protocol):
-    """An engine with one encoder loaded."""
+    """An engine with one loaded encoder."""
 
     async def embed(
         self,
@@ -30,16 +30,16 @@ class EmbeddingBackend(Lifecycle, Protocol):
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> EmbeddingResult:
-        """One vector per text, in their order; the backend batches them as suits it. No texts give an empty
-        result.
+        """Return one vector per text, in the order of the texts. The backend chooses the batches.
 
-        One text, or one text's token ids, is taken as a list of one. Token ids are used as they are, without
-        special tokens. ``abort(request_id)`` ends the call with ``RequestCancelled``.
+        An empty list returns an empty result. A single text, or the token ids of a single text, is treated as a
+        list of one. Token ids are used unchanged; no special tokens are added. ``abort(request_id)`` ends the
+        call with ``RequestCancelled``.
 
         Raises:
-            InvalidRequest: a text is empty, or longer than ``get_max_length`` and ``truncate`` is "error";
-                it names the text's index. Nothing was computed.
-            UnsupportedFeature: ``options`` set what this backend does not claim.
+            InvalidRequest: a text is empty, or longer than ``get_max_length`` and ``truncate`` is "error". The
+                message names the index of the text; nothing was computed.
+            UnsupportedFeature: ``options`` sets a field that this backend does not claim.
             Overloaded: the queue is full; nothing was started.
         """
         ...
@@ -53,15 +53,18 @@ class EmbeddingBackend(Lifecycle, Protocol):
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> EmbeddingResult:
-        """``embed`` of a list of texts, of which at most ``batch_size`` are computed together."""
+        """Embed a list of texts in batches of at most ``batch_size``; otherwise like ``embed``."""
         ...
 
     def get_embedding_dim(self) -> int:
-        """Length of a vector."""
+        """Return the length of a vector."""
         ...
 
     def get_max_length(self) -> int:
-        """Longest text, in tokens with the special ones; the capability's ``max_sequence_length``."""
+        """Return the maximum length of a text in tokens, including special tokens.
+
+        It equals the capability's ``max_sequence_length``.
+        """
         ...
 
     async def rerank(
@@ -73,21 +76,21 @@ class EmbeddingBackend(Lifecycle, Protocol):
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> RerankResult:
-        """Documents by relevance to the query, best first.
+        """Rank documents by relevance to the query, best first; ``top_n`` limits the result.
 
         Raises:
-            UnsupportedFeature: the model is not a reranker, or ``options`` set what this backend does not
-                claim.
+            UnsupportedFeature: the model is not a reranker, or ``options`` sets a field that this backend does
+                not claim.
         """
         ...
 
     async def abort(self, request_id: str) -> None:
-        """End a call of this id with ``RequestCancelled``; unknown ids are ignored."""
+        """End the call with this id with ``RequestCancelled``; unknown ids are ignored."""
         ...
 
 
 def as_texts(texts: TextLike | Sequence[TextLike]) -> list[TextLike]:
-    """One or several texts as a list; a flat list of integers is the token ids of one text."""
+    """Convert one or several texts to a list; a flat list of integers is the token ids of one text."""
     if isinstance(texts, str):
         return [texts]
     if texts and isinstance(texts[0], int):
@@ -96,10 +99,11 @@ def as_texts(texts: TextLike | Sequence[TextLike]) -> list[TextLike]:
 
 
 def check_texts(texts: Sequence[object], truncate: str) -> None:
-    """What every backend refuses before it computes: no list, an empty text, neither text nor token ids.
+    """Validate the arguments of ``embed`` and ``embed_batch``, as every backend does before it computes.
 
     Raises:
-        InvalidRequest: it names the text's index.
+        InvalidRequest: ``texts`` is a single string, ``truncate`` is unknown, or a text is empty or is neither a
+            string nor token ids; the message names the index of the text.
     """
     if isinstance(texts, str):
         raise InvalidRequest("texts must be a list of texts, got one string; pass it in a list")

@@ -1,4 +1,4 @@
-"""Contract of what runs replicas: in this process, in children, on a cluster."""
+"""Contract of executors, which run replicas in this process, in child processes or on a cluster."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ __all__ = ["Executor", "ReplicaExit", "ReplicaHandle"]
 
 @frozen(kw_only=True)
 class ReplicaExit:
-    """How a replica ended: ``code`` as the system reports it (negative for a signal), None where it is not a
-    process.
+    """Exit status of a replica.
+
+    Attributes:
+        code: exit code as reported by the system, negative for a signal; None if the replica is not a process.
+        reason: why the replica ended.
     """
 
     code: int | None
@@ -23,53 +26,51 @@ class ReplicaExit:
 
 @runtime_checkable
 class ReplicaHandle(Protocol):
-    """A replica that was started or adopted."""
+    """Handle of a started or adopted replica."""
 
     @property
     def spec(self) -> ReplicaSpec: ...
     @property
     def descriptor(self) -> InstanceDescriptor:
-        """The replica's identity; its ``addresses`` say how to talk to it."""
+        """The replica's identity; clients connect to its ``addresses``."""
         ...
 
     @property
     def backend(self) -> object | None:
-        """The backend itself for a replica in this process (address ``inproc:``); None elsewhere."""
+        """The backend object if the replica runs in this process (address ``inproc:``), else None."""
         ...
 
     async def wait(self) -> ReplicaExit:
-        """Return when the replica has ended, for whatever reason. Several may wait."""
+        """Wait until the replica has ended for any reason. Several callers may wait."""
         ...
 
     async def stop(self, *, grace_s: float = 10.0) -> ReplicaExit:
-        """Close the replica's backend, and end it by force after ``grace_s`` seconds. Safe to call twice."""
+        """Close the replica's backend; kill the replica after ``grace_s`` seconds. Safe to call twice."""
         ...
 
     async def kill(self) -> ReplicaExit:
-        """End the replica by force, without grace. Safe to call twice."""
+        """Kill the replica immediately. Safe to call twice."""
         ...
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """Starts replicas and finds those that outlived the caller."""
+    """Starts replicas, and adopts replicas that outlived the process that started them."""
 
     async def start(self, spec: ReplicaSpec) -> ReplicaHandle:
         """Start a replica and wait until it is ready.
 
         Raises:
-            InvalidRequest: a replica of that id runs already.
-            UnsupportedFeature: the executor cannot do what the spec asks for.
-            BackendUnavailable, OutOfMemory, EngineDead: the replica did not start; nothing of it is left.
+            InvalidRequest: a replica with this id is already running.
+            UnsupportedFeature: the executor does not support a field that the spec sets.
+            BackendUnavailable, OutOfMemory, EngineDead: the replica did not start; its resources were freed.
         """
         ...
 
     async def adopt(self) -> list[ReplicaHandle]:
-        """Replicas that run already, started by an earlier process; empty where replicas end with their
-        caller.
-        """
+        """Return running replicas that an earlier process started; empty if replicas end with their caller."""
         ...
 
     async def close(self) -> None:
-        """Let go of every replica: those that end with their caller are stopped. Safe to call twice."""
+        """Release all replicas. Replicas that end with their caller are stopped. Safe to call twice."""
         ...

@@ -1,4 +1,4 @@
-"""The contracts of what reads, and of what measures, a machine's hardware."""
+"""Contracts of hardware detection and hardware measurement."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ __all__ = ["HardwareDetector", "HardwareMeter"]
 
 @runtime_checkable
 class HardwareDetector(Protocol):
-    """Reads what is there and returns data, nothing else.
+    """Reads hardware facts and returns them as data.
 
-    No allocation on a device, no driver state changed, no privileges needed, an answer within a second.
+    A detector allocates no device memory, does not change driver state, needs no privileges, and returns within a
+    second.
     """
 
     def detect(self) -> HardwareProfile:
-        """What this machine has of the detector's kind; an empty profile where there is nothing.
+        """Return this machine's hardware of the detector's kind; the profile is empty if there is none.
 
         Raises:
-            SageInferError: the hardware or its tool is there, and its answer could not be understood.
+            SageInferError: the hardware or its tool is present, but its output could not be parsed.
         """
         ...
 
 
 @runtime_checkable
 class HardwareMeter(Protocol):
-    """What a detector has besides that can measure. It is asked only where a person wants that (``--measure``)."""
+    """Additional method of a detector that can measure. It is called only on request (``--measure``)."""
 
     def measure(self, profile: HardwareProfile, progress: Callable[[str, float], None]) -> HardwareProfile:
-        """The detector's own profile with ``measured_…`` figures and latencies filled in.
+        """Return the detector's profile with ``measured_…`` figures and latencies filled in.
 
-        Takes seconds, not minutes; leaves no file and no process, even when it is killed. What cannot be measured
-        here stays null, with a note that says why. ``progress(what, share)`` reports 0 to 1.
+        A measurement takes seconds, not minutes. It leaves no files or processes behind, even if it is killed.
+        Figures that cannot be measured on this machine stay null; a note gives the reason.
+        ``progress(stage, share)`` reports the current stage and its completed share, 0 to 1.
         """
         ...

@@ -1,4 +1,4 @@
-"""The contract of an instance that serves several models; the only contract that a gateway uses."""
+"""Contract of an instance that serves several models; the only contract that a gateway uses."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ ModelState = Literal["registered", "loading", "ready", "draining", "sleeping", "
 
 @frozen(kw_only=True)
 class ModelStatus:
-    """One model's state.
+    """State of one model.
 
     Attributes:
-        model_id: the model.
+        model_id: id of the model.
         state: registered, loading, ready, draining, sleeping or failed.
         since: when the state began, in seconds since the epoch.
         reason: why it failed.
         stage: current stage of loading.
         share: completed share of loading, 0 to 1; None if unknown.
-        instances: ids of the instances that serve it; empty for a model in this process.
+        instances: ids of the instances that serve the model; empty for a model in this process.
     """
 
     model_id: str
@@ -50,7 +50,7 @@ class ModelStatus:
 
 @runtime_checkable
 class HybridInferenceBackend(Protocol):
-    """Several models behind one object. Unknown model names raise ``ModelNotFound`` with the nearest ones."""
+    """Several models behind one object. An unknown model name raises ``ModelNotFound`` with similar names."""
 
     async def start(self) -> None: ...
     async def close(self) -> None: ...
@@ -66,7 +66,7 @@ class HybridInferenceBackend(Protocol):
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> list[TokenStream]:
-        """``InferenceBackend.generate`` on the named model, or on the default one."""
+        """Call ``InferenceBackend.generate`` of the named model, or of the default model."""
         ...
 
     async def chat(
@@ -80,7 +80,7 @@ class HybridInferenceBackend(Protocol):
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> TokenStream:
-        """Render the chat by the model's template and generate."""
+        """Render the messages with the model's chat template and generate an answer."""
         ...
 
     async def embed(
@@ -92,7 +92,7 @@ class HybridInferenceBackend(Protocol):
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> EmbeddingResult:
-        """``EmbeddingBackend.embed`` of the named model, or of the default embedding model."""
+        """Call ``EmbeddingBackend.embed`` of the named model, or of the default embedding model."""
         ...
 
     async def rerank(
@@ -105,27 +105,27 @@ class HybridInferenceBackend(Protocol):
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> RerankResult:
-        """``EmbeddingBackend.rerank`` of the named model, or of the default reranker."""
+        """Call ``EmbeddingBackend.rerank`` of the named model, or of the default reranker."""
         ...
 
     def list_models(self) -> list[ModelDescriptor]:
-        """Every registered model, loaded or not."""
+        """Return every registered model, loaded or not."""
         ...
 
     def load_model(self, model: ModelDescriptor) -> Awaitable[None]:
-        """Load a model beside the others.
+        """Load a model in addition to the others.
 
-        Before ``start`` the call itself registers the model, and ``start`` loads it; the result need not be
-        awaited. Afterwards, awaiting the result waits until the model is loaded.
+        Before ``start``, the call registers the model and ``start`` loads it; the result does not have to be
+        awaited. After ``start``, await the result to wait until the model is loaded.
 
         Raises:
-            InvalidRequest: a model of that id is registered already.
-            OutOfMemory: it does not fit; the message states the missing bytes.
+            InvalidRequest: a model with this id is already registered.
+            OutOfMemory: the model does not fit; the message states the missing bytes.
         """
         ...
 
     async def unload_model(self, model_id: str) -> None:
-        """Wait for the model's open requests, then free its memory."""
+        """Wait until the model's open requests have finished, then free its memory."""
         ...
 
     def get_model_status(self, model_id: str) -> ModelStatus: ...

@@ -1,4 +1,4 @@
-"""The contract of an engine that generates."""
+"""Contract of text generation engines."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ __all__ = [
 ]
 
 PromptLike = str | Sequence[int] | Prompt
-"""Text, token ids, or either with media."""
+"""Text, token ids, or a ``Prompt`` (which can have media)."""
 
 ChatMessage = Mapping[str, Any]
-"""A message in OpenAI's form: ``role`` and ``content``, and ``tool_calls`` and the like where they apply."""
+"""A message in OpenAI format: ``role`` and ``content``, and optional keys such as ``tool_calls``."""
 
 
 @frozen(kw_only=True)
 class PrefillResult:
-    """One state per prompt, in the prompts' order."""
+    """Result of a prefill: one state per prompt, in the order of the prompts."""
 
     states: tuple[DecodeState, ...]
     usage: Usage
@@ -48,9 +48,9 @@ class PrefillResult:
 
 @frozen(kw_only=True)
 class DecodeResult:
-    """The rest of a request after prefill.
+    """Result of a decode.
 
-    ``stream`` begins with the token that prefill chose, so that its deltas are those of ``generate``.
+    ``stream`` starts with the token that prefill sampled, so its deltas equal those of ``generate``.
     """
 
     stream: TokenStream
@@ -58,7 +58,7 @@ class DecodeResult:
 
 @runtime_checkable
 class InferenceBackend(Lifecycle, Protocol):
-    """An engine with one generating model loaded."""
+    """An engine with one loaded generative model."""
 
     async def prefill(
         self,
@@ -69,14 +69,14 @@ class InferenceBackend(Lifecycle, Protocol):
         options: RequestOptions | None = None,
         hold_s: float | None = None,
     ) -> PrefillResult:
-        """Compute the prompts' KV and the first token of each.
+        """Compute the KV and the first token of each prompt.
 
-        The KV stays held until ``decode`` takes it over, ``abort(request_id)`` frees it, or ``hold_s``
-        seconds have passed; None is the backend's own limit.
+        The KV is held until ``decode`` takes it over, ``abort(request_id)`` frees it, or ``hold_s`` seconds have
+        passed. None means the backend's own limit.
 
         Raises:
-            UnsupportedFeature: the backend does not claim ``prefill_decode``, or what ``params`` and
-                ``options`` ask for.
+            UnsupportedFeature: the backend does not claim ``prefill_decode``, or a feature that ``params`` or
+                ``options`` requires.
             InvalidRequest, Overloaded: as for ``generate``.
         """
         ...
@@ -84,16 +84,14 @@ class InferenceBackend(Lifecycle, Protocol):
     async def decode(
         self, state: DecodeState, *, request_id: str, options: RequestOptions | None = None
     ) -> DecodeResult:
-        """Continue from ``state``, whose KV is in this instance (prefilled here, or brought by
-        ``import_kv``).
+        """Continue a sequence whose KV is in this instance, from ``prefill`` or ``import_kv``.
 
-        ``request_id`` may be the state's own. A state that prefill has already ended is only delivered, any
-        number
-        of times: it is plain data, and nothing is held for it.
+        ``request_id`` may equal the state's. If prefill already ended the request, the stream only delivers its
+        result. Such a state holds no KV, so it can be decoded any number of times.
 
         Raises:
-            InvalidRequest: the KV is not here (unknown, already decoded or freed).
-            CapabilityMismatch: the state is of another model or KV schema.
+            InvalidRequest: this instance does not hold the KV (unknown, already decoded or freed).
+            CapabilityMismatch: the state belongs to another model or KV schema.
         """
         ...
 
@@ -105,17 +103,17 @@ class InferenceBackend(Lifecycle, Protocol):
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> list[TokenStream]:
-        """Start generating; one stream per prompt.
+        """Start generation and return one stream per prompt.
 
-        Several prompts share ``request_id`` as ``id/0``, ``id/1``, … (see ``request_ids``). ``max_tokens``
-        is an upper bound: an output that fills ``max_sequence_length`` ends with "length".
+        The streams of several prompts have the ids ``id/0``, ``id/1``, … (see ``request_ids``). ``max_tokens``
+        is an upper bound: an output that reaches ``max_sequence_length`` ends earlier, with "length".
 
         Raises:
-            InvalidRequest: there are no prompts; one is empty or has a token id outside the vocabulary; or
+            InvalidRequest: there are no prompts, a prompt is empty or has a token id outside the vocabulary, or
                 ``request_id`` belongs to an open request. Nothing was started.
-            ContextLengthExceeded: a prompt leaves no room for a token of output within ``max_sequence_length``
-                (the message names both numbers). It is an ``InvalidRequest``.
-            UnsupportedFeature: ``params`` or ``options`` set what this backend does not claim
+            ContextLengthExceeded: a prompt leaves no room for an output token within ``max_sequence_length``;
+                the message states both numbers. A subclass of ``InvalidRequest``.
+            UnsupportedFeature: ``params`` or ``options`` requires a feature that this backend does not claim
                 (``sage_infer.sdk.check_claims``).
             Overloaded: the queue is full; nothing was started.
             EngineDead: the engine has stopped.
@@ -130,55 +128,57 @@ class InferenceBackend(Lifecycle, Protocol):
         template_variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
-        """A chat as a prompt, by the model's own template.
+        """Render a chat to a prompt with the model's chat template.
 
-        ``template_variables`` are further variables that the template reads, such as ``enable_thinking``;
-        content parts other than text become the prompt's media.
+        ``template_variables`` are additional variables of the template, such as ``enable_thinking``. Content
+        parts other than text become the prompt's media.
 
         Raises:
-            UnsupportedFeature: the model has no chat template; or the call has ``template_variables``, or
-                messages with media, and the backend claims neither ``template_variables`` nor ``multimodal``.
-            InvalidRequest: no messages, one without a role, a user's without content, or the template refuses
-                them.
+            UnsupportedFeature: the model has no chat template; the call has ``template_variables`` and the
+                backend does not claim ``template_variables``; or a message has media and the backend does not
+                claim ``multimodal``.
+            InvalidRequest: there are no messages, a message has no role, a user message has no content, or the
+                template rejects the messages.
         """
         ...
 
     async def abort(self, request_id: str) -> None:
-        """End a request and its parts (``id/0``, …) with ``RequestCancelled``; unknown ids are ignored."""
+        """End a request and its parts (``id/0``, …) with ``RequestCancelled``. Unknown ids are ignored."""
         ...
 
     def get_kv_schema(self) -> KVCacheSchema:
-        """Form of this instance's KV cache, exact to the byte; the same that ``get_capability`` names.
+        """Return the exact memory layout of this instance's KV cache; equals the capability's ``kv_schema``.
 
         Raises:
-            UnsupportedFeature: the instance holds no KV, or KV in a form that a schema cannot describe;
-                exactly where the capability's ``kv_schema`` is null. Such an instance claims no KV features.
+            UnsupportedFeature: the instance has no KV cache, or one that a schema cannot describe. In these
+                cases the capability's ``kv_schema`` is null and the instance claims no KV features.
         """
         ...
 
     def load_quant_profile(self, profile: QuantizationProfile) -> None:
-        """Use a quantization profile; before ``start`` it configures the engine.
+        """Apply a quantization profile. Called before ``start``, it configures the engine.
 
         Raises:
-            CapabilityMismatch: not supported by platform or checkpoint; the message names the missing parts.
+            CapabilityMismatch: the platform or the checkpoint does not support the profile; the message names
+                the unsupported parts.
             UnsupportedFeature: the backend does not claim ``quant_profile``.
         """
         ...
 
 
 def as_prompts(prompts: PromptLike | Sequence[PromptLike]) -> list[Prompt]:
-    """One or several prompts in any form, as ``Prompt`` objects.
+    """Convert one or several prompts to a list of ``Prompt`` objects.
 
     A flat list of integers is one prompt of token ids.
 
     Raises:
-        SchemaError: a prompt is empty or of no known form.
+        SchemaError: a prompt is empty, or neither text nor token ids.
     """
     if isinstance(prompts, str | Prompt):
         return [_as_prompt(prompts)]
     if prompts and isinstance(prompts[0], int):
-        return [_as_prompt(prompts)]  # type: ignore[arg-type]  # token ids: told apart by their first element
-    return [_as_prompt(prompt) for prompt in prompts]  # type: ignore[arg-type]  # and these are prompts
+        return [_as_prompt(prompts)]  # type: ignore[arg-type]  # token ids, recognized by their first element
+    return [_as_prompt(prompt) for prompt in prompts]  # type: ignore[arg-type]  # a sequence of prompts
 
 
 def _as_prompt(prompt: PromptLike) -> Prompt:
@@ -188,5 +188,5 @@ def _as_prompt(prompt: PromptLike) -> Prompt:
 
 
 def request_ids(request_id: str, count: int) -> list[str]:
-    """Ids of a request's parts: itself for one prompt, ``id/0``, ``id/1``, … for several."""
+    """Return one id per prompt: the request id itself for one prompt, ``id/0``, ``id/1``, … for several."""
     return [request_id] if count == 1 else [f"{request_id}/{i}" for i in range(count)]

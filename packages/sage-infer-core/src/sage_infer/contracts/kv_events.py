@@ -1,4 +1,4 @@
-"""Contract of an engine that reports which KV it holds: the basis of cache-aware routing."""
+"""Contract of engines that report their cached KV blocks, for cache-aware routing."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["KVEventSource", "KVEvents", "KVSnapshot", "KVStored"]
 
 @frozen(kw_only=True)
 class KVStored:
-    """A run of blocks that an engine holds, each the parent of the next.
+    """Consecutive blocks of a sequence in an engine's cache; each block is the parent of the next.
 
     Attributes:
-        parent: key of the block before the first; None at the start of a sequence.
-        keys: keys of the blocks, as ``block_keys`` names them.
-        token_ids: the blocks' tokens, one block after another.
-        tier: where they lie.
-        salt: what was folded into the keys, as the engine was given it.
-        adapter: LoRA adapter that they were computed with; empty for none.
+        parent: key of the block before the first one; None at the start of a sequence.
+        keys: keys of the blocks, as returned by ``block_keys``.
+        token_ids: token ids of the blocks, concatenated.
+        tier: memory tier of the blocks.
+        salt: salt that is hashed into the keys.
+        adapter: LoRA adapter that the blocks were computed with; empty for none.
     """
 
     parent: bytes | None
@@ -35,7 +35,11 @@ class KVStored:
 
 @frozen(kw_only=True)
 class KVEvents:
-    """Changes since the last one. ``seq`` grows by one; a gap or a new generation means: take a snapshot."""
+    """Changes since the previous event.
+
+    ``seq`` is incremented by one per event. After a gap in ``seq`` or a change of ``generation``, take a new
+    snapshot.
+    """
 
     generation: int
     seq: int
@@ -46,7 +50,7 @@ class KVEvents:
 
 @frozen(kw_only=True)
 class KVSnapshot:
-    """Everything that the engine holds, as of the event ``seq``."""
+    """All blocks in the engine's cache, as of event ``seq``."""
 
     generation: int
     seq: int
@@ -59,10 +63,9 @@ class KVEventSource(Protocol):
 
     async def kv_snapshot(self) -> KVSnapshot: ...
     def kv_events(self, since: int) -> AsyncIterator[KVEvents]:
-        """Events after ``since`` (the ``seq`` of a snapshot or event), as they come, until the backend is
-        closed.
+        """Yield events after ``since`` (the ``seq`` of a snapshot or event) until the backend is closed.
 
-        A reader that is too slow, or whose ``since`` is no longer kept, sees a gap in ``seq``. Several may
-        read.
+        A reader that is too slow, or whose ``since`` is no longer buffered, sees a gap in ``seq``. Several
+        readers are allowed.
         """
         ...

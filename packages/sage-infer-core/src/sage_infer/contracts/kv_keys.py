@@ -1,4 +1,4 @@
-"""The one rule by which blocks of KV are named."""
+"""Content-based keys of KV blocks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sage_infer.schemas import KVCacheSchema
 __all__ = ["block_keys", "key_space", "partial_key"]
 
 _KEY_BYTES = 16
-# Fields of the first edition, in its order. The text that names a KV form is made of these, whatever is added to
-# the schema later, so that keys which a store has written stay valid.
+# Fields of the first schema version, in their original order. Keys are derived from these fields, and from later
+# fields only if they differ from the default, so that keys in existing stores stay valid.
 _FIRST_EDITION = (
     "dtype", "page_size", "num_layers", "num_heads", "head_dim", "scale_dtype", "scale_granularity",
     "value_scale_granularity", "zero_points", "layout", "axis_order", "format_id",
@@ -33,16 +33,16 @@ def block_keys(
     salt: bytes = b"",
     extras: Sequence[bytes] = (),
 ) -> Iterator[bytes]:
-    """Keys of the full blocks of a token sequence, 16 bytes each.
+    """Yield the keys of the full blocks of a token sequence, 16 bytes each.
 
-    Each key hashes (model, KV schema, salt, parent key, the block's tokens and extra) with BLAKE2b, so equal
-    keys mean an equal prefix, and two processes that computed the same prefix name it alike. A last block
-    that is not full has the key ``partial_key``.
+    A key is a BLAKE2b hash of the model, the KV schema, the salt, the parent's key, and the block's tokens and
+    extra. Equal keys therefore mean equal prefixes, and all processes compute the same key for the same prefix.
+    A partially filled last block has the key ``partial_key``.
 
     Args:
-        salt: what separates requests that must not share KV (a tenant's secret); one per request.
-        extras: what a block's KV depends on besides its tokens (an adapter's id, the hash of an image in
-            it), one per block; missing ones are empty.
+        salt: separates requests that must not share KV, for example a tenant's secret; one per request.
+        extras: other inputs of a block's KV, such as the id of an adapter or the hash of an image in the block;
+            one per block, missing ones are empty.
     """
     parent = _root_key(model_id, schema, salt)
     size = schema.page_size
@@ -63,16 +63,17 @@ def partial_key(
     salt: bytes = b"",
     extras: Sequence[bytes] = (),
 ) -> bytes:
-    """Key of the last block of a token sequence that does not fill it; the arguments are those of
-    ``block_keys``.
+    """Return the key of the partially filled last block of a token sequence.
+
+    The arguments are those of ``block_keys``.
 
     Raises:
-        InvalidRequest: the tokens fill whole blocks, so that there is no such block.
+        InvalidRequest: the tokens fill all blocks completely, so there is no partial block.
     """
     rest = len(tokens) % schema.page_size
     if not rest:
         raise InvalidRequest(
-            f"{len(tokens)} tokens fill whole pages of {schema.page_size}; only a last page that is not full has a "
+            f"{len(tokens)} tokens fill whole pages of {schema.page_size}; only a partially filled last page has a "
             "partial key"
         )
     full = list(block_keys(model_id, schema, tokens, salt=salt, extras=extras))
@@ -85,7 +86,10 @@ def partial_key(
 
 
 def key_space(model_id: str, schema: KVCacheSchema) -> str:
-    """What two instances share exactly where their unsalted keys mean the same KV, in hex."""
+    """Return the key space of a model and KV schema, in hex.
+
+    Two instances have the same key space if and only if equal unsalted keys mean equal KV.
+    """
     return _root_key(model_id, schema).hex()
 
 
@@ -103,8 +107,8 @@ def _unsalted_root(model_id: str, schema: KVCacheSchema) -> bytes:
 
 
 def _frozen_form(schema: KVCacheSchema) -> dict[str, Any]:
-    """The schema as keys see it: all fields of the first edition, and later ones where they are not the
-    default.
+    """Return the schema fields that keys depend on: all fields of the first version, and later ones if they
+    differ from the default.
     """
     first = {name: _plain(getattr(schema, name)) for name in _FIRST_EDITION}
     return {"schema_version": "1.0", **first, **_changed(schema, leave_out=_FIRST_EDITION)}

@@ -1,4 +1,4 @@
-"""Contracts of KV stores: blocks by content, in one tier, in shared memory, or in several tiers."""
+"""Contracts of content-addressed KV stores: in one tier, in shared memory, or in several tiers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,20 @@ __all__ = [
 
 @frozen(kw_only=True)
 class KVStoreStats:
-    """Blocks and bytes held, and the results of look-ups since the store was opened.
+    """Contents of a store, and counters since it was opened.
 
     Attributes:
-        blocks: blocks held.
-        capacity_blocks: blocks that fit; 0 where the store does not know.
-        bytes_used: bytes held.
-        dropped: blocks of ``put`` that were not kept, because a queue was full or nothing could be evicted.
-        tiers: blocks by tier, for a store with several.
+        blocks: number of stored blocks.
+        capacity_blocks: capacity in blocks; 0 if unknown.
+        bytes_used: size of the stored blocks in bytes.
+        pinned_blocks: number of pinned blocks.
+        hits: look-ups that found at least one block.
+        misses: look-ups that found no block.
+        evictions: number of evicted blocks.
+        corrupt: number of blocks dropped because of a failed check.
+        dropped: blocks passed to ``put`` that were not stored, because a queue was full or no block could be
+            evicted.
+        tiers: number of blocks by tier, for a store with several tiers.
     """
 
     blocks: int
@@ -47,102 +53,97 @@ class KVStoreStats:
 
 @runtime_checkable
 class KVStore(Protocol):
-    """Blocks of KV, found by content.
+    """A store of KV blocks, addressed by content.
 
-    A block is ``schema.bytes_per_page`` bytes; a key is one of ``block_keys``. Bytes move through buffers
-    that the caller owns. A store may be used from several threads.
+    A block has ``schema.bytes_per_page`` bytes; keys come from ``block_keys``. Data is copied to and from buffers
+    that the caller owns. All methods are thread-safe.
     """
 
     @property
     def schema(self) -> KVCacheSchema: ...
 
     def match(self, tokens: Sequence[int]) -> int:
-        """Tokens of the longest prefix held, a multiple of the page size, for requests without salt and
-        extras.
+        """Return the number of tokens in the longest stored prefix, a multiple of the page size.
 
-        A look-up counts as one hit, or as one miss where nothing is held.
+        This looks up keys without salt and extras. A look-up counts as one hit, or as one miss if no block is
+        stored.
         """
         ...
 
     def match_keys(self, keys: Sequence[bytes]) -> int:
-        """How many of these keys, from the first on, are held. Counts as ``match`` does.
+        """Return how many keys at the start of ``keys`` are stored. Hits and misses count as for ``match``.
 
-        Requests with a salt, an adapter or media look up this way: ``match`` does not know of them.
+        Use this for requests with a salt, an adapter or media, which ``match`` does not take into account.
         """
         ...
 
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
-        """Which blocks are held; neither a use nor a look-up."""
+        """Return for each key whether its block is stored. Does not count as a use or a look-up."""
         ...
 
     def get(self, keys: Sequence[bytes], out: Sequence[memoryview]) -> list[bool]:
-        """Copy blocks into ``out``; False where a block is not held (then its buffer is untouched).
+        """Copy blocks into ``out``; False for each block that is not stored (its buffer is unchanged).
 
         Raises:
-            InvalidRequest: keys and buffers do not pair up, or a buffer has the wrong size.
+            InvalidRequest: the numbers of keys and buffers differ, or a buffer has the wrong size.
         """
         ...
 
     def put(self, keys: Sequence[bytes], blocks: Sequence[memoryview]) -> int:
-        """Store blocks; returns how many of them are held afterwards.
+        """Store blocks and return how many of them are stored afterwards.
 
-        Unpinned blocks make room, in the order of the store's policy; ``get`` and ``put`` are uses.
+        If there is no room, unpinned blocks are evicted in the order of the store's policy. ``get`` and ``put``
+        count as uses.
 
         Raises:
-            InvalidRequest: keys and blocks do not pair up, or a block has the wrong size.
+            InvalidRequest: the numbers of keys and blocks differ, or a block has the wrong size.
         """
         ...
 
     def pin(self, keys: Sequence[bytes], *, lease_s: float | None = None) -> list[bool]:
-        """Keep these blocks from eviction; pins are counted. False where a block is not held.
+        """Protect blocks from eviction; pins are counted. False for each block that is not stored.
 
-        A pin with a lease ends by itself after ``lease_s`` seconds, so that a client that dies blocks
-        nothing.
+        A pin with a lease expires after ``lease_s`` seconds, so that a crashed client does not hold blocks
+        forever.
         """
         ...
 
     def unpin(self, keys: Sequence[bytes]) -> None:
-        """Take back one pin of each block; blocks that are not held or not pinned are ignored."""
+        """Remove one pin from each block; blocks that are not stored or not pinned are ignored."""
         ...
 
     def evict(self, count: int) -> int:
-        """Drop up to ``count`` unpinned blocks in the order of the store's policy; returns how many were
-        dropped.
-        """
+        """Evict up to ``count`` unpinned blocks in the order of the store's policy; return the number evicted."""
         ...
 
     def stats(self) -> KVStoreStats: ...
     def close(self) -> None:
-        """Finish writing and free everything. Safe to call twice."""
+        """Finish pending writes and free all resources. Safe to call twice."""
         ...
 
 
 @runtime_checkable
 class MappedKVStore(KVStore, Protocol):
-    """A store whose blocks lie in one region of memory that other processes can map.
+    """A store whose blocks are in one memory region (arena) that other processes can map.
 
-    Writing has two phases, so that a block is never visible before it is whole: ``reserve`` slots, fill
-    them, ``commit``.
+    Writes have two phases, so that an incomplete block is never visible: ``reserve`` slots, fill them, then
+    ``commit``.
     """
 
     def region(self) -> memoryview:
-        """The arena; slot ``i`` is the ``schema.bytes_per_page`` bytes from ``i * schema.bytes_per_page``
-        on.
-        """
+        """Return the arena. Slot ``i`` starts at byte ``i * schema.bytes_per_page``."""
         ...
 
     def region_uri(self) -> str:
-        """Where other processes map the arena (``shm://name``); empty for private memory."""
+        """Return the URI that other processes map the arena by (``shm://name``); empty for private memory."""
         ...
 
     def reserve(self, keys: Sequence[bytes]) -> list[int | None]:
-        """A slot to fill for each key; None where the block is held or reserved already, or there is no
-        room.
-        """
+        """Reserve a slot per key; None for each block that is already stored or reserved, or if there is no room."""
         ...
 
     def commit(self, keys: Sequence[bytes]) -> None:
-        """The reserved blocks are whole: they can be found from now on.
+        """Make reserved blocks visible after they have been filled.
 
         Raises:
             InvalidRequest: a key is not reserved; nothing was committed.
@@ -150,21 +151,21 @@ class MappedKVStore(KVStore, Protocol):
         ...
 
     def discard(self, keys: Sequence[bytes]) -> None:
-        """Give up reserved blocks; other keys are ignored."""
+        """Cancel reservations; other keys are ignored."""
         ...
 
     def acquire(self, keys: Sequence[bytes], *, lease_s: float | None = None) -> list[int | None]:
-        """Slot of each block, pinned until ``release`` or the end of the lease; None where it is not held."""
+        """Pin blocks until ``release`` or the end of the lease and return their slots; None if not stored."""
         ...
 
     def release(self, keys: Sequence[bytes]) -> None:
-        """Take back one ``acquire`` of each block; others are ignored."""
+        """Undo one ``acquire`` of each block; other keys are ignored."""
         ...
 
 
 @frozen(kw_only=True)
 class KVPlace:
-    """Where a tiered store holds a block, and the estimated seconds until it can be read there."""
+    """Tier of a block in a tiered store, and the estimated seconds until the block can be read."""
 
     tier: MemoryTier
     seconds: float
@@ -172,23 +173,23 @@ class KVPlace:
 
 @runtime_checkable
 class TieredKVStore(KVStore, Protocol):
-    """A store with several tiers: whether to load a block or to recompute it is the caller's decision."""
+    """A store with several tiers. The caller decides whether to load a block or to recompute it."""
 
     def locate(self, keys: Sequence[bytes]) -> list[KVPlace | None]:
-        """The fastest tier that holds each block; None where none does. Neither a use nor a look-up."""
+        """Return the fastest tier that has each block, or None. Does not count as a use or a look-up."""
         ...
 
     def prefetch(self, keys: Sequence[bytes], *, deadline_s: float | None = None) -> int:
-        """Begin to move blocks to the fastest tier; returns how many are moving or there.
+        """Start to promote blocks to the fastest tier; return how many are being promoted or already there.
 
-        What cannot arrive within ``deadline_s`` seconds is not moved.
+        Blocks that cannot arrive within ``deadline_s`` seconds are not promoted.
         """
         ...
 
 
 @frozen(kw_only=True)
 class KVStoreEvent:
-    """Blocks that a store took in or let go. ``cleared`` says that everything before it no longer counts."""
+    """A change of a store's contents. ``cleared`` invalidates all earlier events."""
 
     kind: Literal["stored", "removed", "cleared"]
     keys: tuple[bytes, ...] = ()
@@ -202,6 +203,6 @@ class ObservableKVStore(KVStore, Protocol):
     def subscribe(self, callback: Callable[[KVStoreEvent], None]) -> Callable[[], None]:
         """Call ``callback`` for each change, from any thread, until the returned function is called.
 
-        A subscriber that is too slow gets one ``cleared`` event in place of those that it missed.
+        A subscriber that is too slow receives one ``cleared`` event in place of the missed events.
         """
         ...

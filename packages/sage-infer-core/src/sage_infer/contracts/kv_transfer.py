@@ -1,4 +1,4 @@
-"""Contracts of moving KV in and out of an engine, and of reading private KV formats."""
+"""Contracts of KV export and import, KV endpoints, and codecs of private KV formats."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class KVTransfer(Protocol):
     """Additional methods of a backend that claims ``kv_export`` and ``kv_import``: KV as buffers."""
 
     async def export_kv(self, state: DecodeState) -> tuple[DecodeState, list[memoryview]]:
-        """The state with checksummed chunks, and each chunk's bytes in the order of ``state.chunks``.
+        """Return the state with checksummed chunks, and the bytes of each chunk in the order of ``state.chunks``.
 
-        The buffers are the caller's to keep; the blocks in the engine are freed by ``decode`` or ``abort``.
+        The caller owns the buffers. ``decode`` or ``abort`` frees the blocks in the engine.
 
         Raises:
             InvalidRequest: this instance does not hold the state's KV.
@@ -25,36 +25,35 @@ class KVTransfer(Protocol):
         ...
 
     async def import_kv(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
-        """Take KV that another instance exported; returns the state for this instance's ``decode``.
+        """Import KV that another instance exported; return the state for this instance's ``decode``.
 
         Raises:
-            CapabilityMismatch: another model or KV schema.
-            KVCorrupt: a buffer's size or checksum is wrong; nothing was taken.
-            Overloaded: no free blocks now.
+            CapabilityMismatch: the KV belongs to another model or KV schema.
+            KVCorrupt: a buffer has the wrong size or checksum; nothing was imported.
+            Overloaded: there are not enough free blocks now.
         """
         ...
 
 
 @runtime_checkable
 class KVEndpoint(Protocol):
-    """Where exported KV is reached by address: it joins ``KVTransfer`` (buffers) and ``Transport``
-    (locations).
+    """Makes exported KV addressable; connects ``KVTransfer`` (buffers) and ``Transport`` (locations).
 
-    A prefill instance publishes the chunks that it exported, a transport moves them, and the decode instance
-    opens what arrived for ``import_kv``.
+    The prefill instance publishes its exported chunks, a transport moves them, and the decode instance opens the
+    received chunks for ``import_kv``.
     """
 
     def publish(self, chunks: Sequence[KVChunk], buffers: Sequence[memoryview]) -> tuple[KVLocation, ...]:
-        """Make each chunk's bytes readable under a URI until they are withdrawn.
+        """Publish each chunk's bytes under a URI until they are withdrawn.
 
         Raises:
-            InvalidRequest: chunks and buffers do not pair up, or a buffer is not ``chunk.nbytes`` long.
+            InvalidRequest: the numbers of chunks and buffers differ, or a buffer is not ``chunk.nbytes`` long.
             Overloaded: there is no room now; nothing was published.
         """
         ...
 
     def reserve(self, chunks: Sequence[KVChunk]) -> tuple[KVLocation, ...]:
-        """Room for chunks that a transport will write.
+        """Allocate locations that a transport will write chunks to.
 
         Raises:
             Overloaded: there is no room now; nothing was reserved.
@@ -62,7 +61,7 @@ class KVEndpoint(Protocol):
         ...
 
     def open(self, location: KVLocation) -> memoryview:
-        """The bytes at a location of this endpoint; they stay valid until it is withdrawn.
+        """Return the bytes at a location of this endpoint. They stay valid until the location is withdrawn.
 
         Raises:
             InvalidRequest: this endpoint has no such location.
@@ -74,38 +73,38 @@ class KVEndpoint(Protocol):
         ...
 
     def close(self) -> None:
-        """Withdraw everything. Safe to call twice."""
+        """Withdraw all locations. Safe to call twice."""
         ...
 
 
 @runtime_checkable
 class KVFormatCodec(Protocol):
-    """Reads and writes the pages of a private KV format (``KVCacheSchema.format_id``).
+    """Converts pages between a private KV format (``KVCacheSchema.format_id``) and plain form.
 
-    The plain form of a page is ``(layer, kv, head, token, dim)``, C-contiguous, in the schema's dtypes,
-    without scales: that of the schema ``plain(schema)``.
+    A page in plain form has the axes ``(layer, kv, head, token, dim)``, C-contiguous, in the schema's dtypes,
+    without scales. ``plain(schema)`` returns its schema.
     """
 
     def matches(self, schema: KVCacheSchema) -> bool:
-        """Whether the codec knows the schema's ``format_id`` and form."""
+        """Return whether the codec supports the schema's ``format_id`` and layout."""
         ...
 
     def plain(self, schema: KVCacheSchema) -> KVCacheSchema:
-        """Schema of the plain form that ``unpack`` writes and ``pack`` reads; its ``format_id`` is empty."""
+        """Return the schema of the plain form that ``unpack`` writes and ``pack`` reads; no ``format_id``."""
         ...
 
     def unpack(self, page: memoryview, schema: KVCacheSchema, out: memoryview) -> None:
-        """One private page to plain form.
+        """Convert one page from the private format ``schema`` to plain form.
 
         Raises:
-            InvalidRequest: a buffer is not as long as its schema's page.
+            InvalidRequest: the length of a buffer differs from the page size of its schema in bytes.
         """
         ...
 
     def pack(self, page: memoryview, schema: KVCacheSchema, out: memoryview) -> None:
-        """One plain page to the private form ``schema``.
+        """Convert one page from plain form to the private format ``schema``.
 
         Raises:
-            InvalidRequest: a buffer is not as long as its schema's page.
+            InvalidRequest: the length of a buffer differs from the page size of its schema in bytes.
         """
         ...

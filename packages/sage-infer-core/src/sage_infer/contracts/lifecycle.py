@@ -14,8 +14,9 @@ __all__ = ["EngineStats", "Health", "Lifecycle"]
 
 @frozen(kw_only=True)
 class Health:
-    """Whether an instance answers; one that is draining answers what it has accepted. ``reason`` says why
-    not.
+    """Health of an instance; ``reason`` explains any status other than ``ok``.
+
+    A draining instance still completes accepted requests.
     """
 
     status: Literal["ok", "starting", "degraded", "draining", "dead"]
@@ -28,21 +29,20 @@ class Health:
 
 @frozen(kw_only=True)
 class EngineStats:
-    """Gauges of an instance at one moment, and counters since it started.
+    """Current gauges of an instance, and counters since its start.
 
     Attributes:
-        running: sequences in the current batch.
-        waiting: accepted requests that have not begun.
-        kv_blocks_total: total KV blocks (pages); 0 for an instance without KV.
-        kv_blocks_free: KV blocks that a new request could take; those held between prefill and decode are
-            not.
-        finished: requests that have ended, cancelled ones included.
-        prompt_tokens: prompt tokens computed.
-        output_tokens: tokens generated.
-        prefix_hit_tokens: prompt tokens taken from a prefix cache.
+        running: number of sequences in the current batch.
+        waiting: number of accepted requests that have not started.
+        kv_blocks_total: total number of KV blocks (pages); 0 for an instance without KV.
+        kv_blocks_free: KV blocks available to a new request; blocks held between prefill and decode are not.
+        finished: number of requests that have ended, including cancelled ones.
+        prompt_tokens: number of prompt tokens computed.
+        output_tokens: number of tokens generated.
+        prefix_hit_tokens: number of prompt tokens found in a prefix cache.
         waiting_prompt_tokens, running_context_tokens, oldest_wait_s, steps, step_s, kv_blocks_cached: as in
             ``InstanceReport``.
-        extensions: what only this engine reports.
+        extensions: engine-specific metrics.
     """
 
     running: int
@@ -67,7 +67,7 @@ class Lifecycle(Protocol):
     """Life cycle, health and capability of every backend."""
 
     async def start(self) -> None:
-        """Load the model and become ready. Called once.
+        """Load the model and get ready for requests. Called once.
 
         Raises:
             ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: the model cannot be loaded.
@@ -75,15 +75,15 @@ class Lifecycle(Protocol):
         ...
 
     async def close(self) -> None:
-        """End open requests with ``RequestCancelled`` and free everything.
+        """End open requests with ``RequestCancelled`` and free all resources.
 
-        Safe to call twice, and without ``start``. Afterwards, as before ``start``, every method that asks for
-        work raises ``EngineDead``; ``health`` says ``dead`` with a reason.
+        Safe to call twice, and without ``start``. Before ``start`` and after ``close``, every method that submits
+        work raises ``EngineDead``, and ``health`` returns ``dead`` with a reason.
         """
         ...
 
     async def health(self) -> Health: ...
     def stats(self) -> EngineStats: ...
     def get_capability(self) -> CapabilityDescriptor:
-        """What this instance can do, read from the loaded engine."""
+        """Return this instance's capability, as read from the loaded engine."""
         ...

@@ -9,7 +9,7 @@ __all__ = ["DeviceMemory", "MemoryPlanning", "MemoryReporting", "MemoryShare"]
 
 
 class DeviceMemory(Protocol):
-    """A device's memory in bytes: all of it, and the part that models may use."""
+    """Memory of a device in bytes: the total, and the part that models may use."""
 
     @property
     def name(self) -> str: ...
@@ -20,7 +20,7 @@ class DeviceMemory(Protocol):
 
 
 class MemoryShare(Protocol):
-    """One model's part of one device in the plan, in bytes."""
+    """Memory that the plan gives one model on one device, in bytes."""
 
     @property
     def model_id(self) -> str: ...
@@ -37,7 +37,7 @@ class MemoryShare(Protocol):
 
 
 class MemoryPlanning(Protocol):
-    """A plan. ``mode`` is ``exclusive``, ``mps`` or ``time_slice``."""
+    """A memory plan. ``mode`` is ``exclusive``, ``mps`` or ``time_slice``."""
 
     @property
     def mode(self) -> str: ...
@@ -46,7 +46,10 @@ class MemoryPlanning(Protocol):
     @property
     def shares(self) -> Sequence[MemoryShare]: ...
     def used(self, device: str) -> int:
-        """Bytes of a device that the plan allocates; activations count once where models run in turns."""
+        """Return the bytes of a device that the plan allocates.
+
+        If models run in turns, activations count only once.
+        """
         ...
 
 
@@ -56,5 +59,5 @@ class MemoryReporting(Protocol):
 
     def memory_plan(self) -> MemoryPlanning: ...
     def measured_bytes(self) -> Mapping[str, int | None]:
-        """Measured memory of each loaded model by id; None if it could not be measured."""
+        """Return the measured memory in bytes of each loaded model by id; None if it could not be measured."""
         ...

@@ -1,6 +1,4 @@
-"""Contracts of reporting: identity and load of an instance, further metrics, a cluster's state, loading
-progress.
-"""
+"""Contracts of reporting: identity and load of instances, extra metrics, cluster state, and loading progress."""
 
 from __future__ import annotations
 
@@ -24,20 +22,18 @@ __all__ = [
 
 @runtime_checkable
 class InstanceReporting(Protocol):
-    """Additional methods of a backend that claims ``reports``. Both are cheap and do not wait for the
-    engine.
-    """
+    """Additional methods of a backend that claims ``reports``. Both are cheap and do not wait for the engine."""
 
     def describe(self) -> InstanceDescriptor:
-        """Identity of this instance, the same at each call.
+        """Return the identity of this instance; it is the same at each call.
 
         Raises:
-            EngineDead: the backend is not started, or was closed.
+            EngineDead: the backend was not started, or is closed.
         """
         ...
 
     def report(self) -> InstanceReport:
-        """The load now; ``seq`` grows by one with each call."""
+        """Return the current load; each call increments ``seq`` by one."""
         ...
 
 
@@ -54,35 +50,31 @@ class Metric:
 
 @runtime_checkable
 class MetricsReporting(Protocol):
-    """Additional method of a ``HybridInferenceBackend`` with metrics of its own; the gateway shows them in
-    ``/metrics``.
-    """
+    """Additional method of a ``HybridInferenceBackend`` with its own metrics; the gateway adds them to ``/metrics``."""
 
     def metrics(self) -> Iterable[Metric]: ...
 
 
 @runtime_checkable
 class ModelReporting(Protocol):
-    """Additional method of a ``HybridInferenceBackend`` whose models' capabilities are known."""
+    """Additional method of a ``HybridInferenceBackend`` that knows its models' capabilities."""
 
     def get_model_capability(self, model_id: str) -> CapabilityDescriptor:
-        """Capability of a loaded model.
+        """Return the capability of a loaded model.
 
         Raises:
-            ModelNotFound: there is no model of this id or alias.
-            BackendUnavailable: it is not loaded.
+            ModelNotFound: no model has this id or alias.
+            BackendUnavailable: the model is not loaded.
         """
         ...
 
 
 @runtime_checkable
 class ClusterReporting(Protocol):
-    """Additional method of a ``HybridInferenceBackend`` that runs several instances; the dashboard shows
-    it.
-    """
+    """Additional method of a ``HybridInferenceBackend`` that runs several instances; used by the dashboard."""
 
     def cluster(self) -> Mapping[str, Any]:
-        """JSON-ready state of the cluster; ``instances`` is a list of ``InstanceReport`` in JSON form."""
+        """Return the JSON-ready state of the cluster; ``instances`` is a list of ``InstanceReport`` as JSON."""
         ...
 
 
@@ -95,7 +87,8 @@ class ProgressReporting(Protocol):
     """Additional method of a backend whose ``start`` reports its progress."""
 
     def on_progress(self, report: ProgressReport) -> None:
-        """Call ``report`` during ``start``, from any thread. Set before ``start``; a later call replaces
-        it.
+        """Register ``report``, to be called during ``start`` from any thread.
+
+        Call this before ``start``. A later call replaces the callback.
         """
         ...

@@ -1,4 +1,4 @@
-"""Contract of continuing a request on another instance after any number of tokens."""
+"""Contract of resuming a request on another instance after any number of output tokens."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ class Resuming(Protocol):
     async def resume(
         self, states: Sequence[DecodeState], *, request_id: str, options: RequestOptions | None = None
     ) -> TokenStream:
-        """Continue one request exactly where its output stopped, on any instance with the same weights.
+        """Continue a request exactly where its output stopped, on any instance with the same weights.
 
-        One state per completion that has not finished (``state.index``); all have the same prompt,
-        ``params`` and ``seed``. ``output_token_ids`` are the tokens that the consumer has, any number of
-        them, and ``delivered_chars`` is the number of characters of their text that it has. No KV is needed:
-        what is not in a cache is computed again. Penalties, constraints, ``min_tokens``, stop strings and
-        the random stream continue as if the request had never stopped. The stream's deltas begin after the
-        tokens and characters that were delivered; the first one may begin with text that was held back. Its
-        ``usage`` is of the whole request: the original prompt, and the output of these completions including
-        the tokens given. Its ``finish_reason`` is that of the lowest index.
+        Pass one state per unfinished completion (``state.index``). All states have the same prompt, ``params``
+        and ``seed``. ``output_token_ids`` are the tokens that the consumer has received, and ``delivered_chars``
+        is the number of characters of their text that it has received.
+
+        KV is not required: missing KV is recomputed. Penalties, constraints, ``min_tokens``, stop strings and
+        the random number generator continue as if the request had not stopped. The stream starts after the
+        delivered tokens and characters; its first delta may start with text that had been held back. Its
+        ``usage`` covers the whole request: the original prompt and the whole output of these completions. Its
+        ``finish_reason`` is that of the completion with the lowest index.
 
         Raises:
-            InvalidRequest: no states, states of different requests, an index given twice or not below ``n``,
-                a state that has finished, or an output that already reached ``max_tokens``; tokens that are
-                not in the vocabulary, break the constraint or end the output (the message names the position);
-                or more characters delivered than the tokens have.
-            UnsupportedFeature: the backend does not claim ``resume``, or cannot continue these ``params``
-                exactly.
-            CapabilityMismatch: the state is of another model or of other weights, or does not fit into
+            InvalidRequest: there are no states; they belong to different requests; an index occurs twice or is
+                not below ``n``; a state has finished or its output has reached ``max_tokens``; an output token is
+                outside the vocabulary, violates the constraint or ends the output (the message names its
+                position); or ``delivered_chars`` exceeds the length of the text.
+            UnsupportedFeature: the backend does not claim ``resume``, or cannot continue exactly with these
+                ``params``.
+            CapabilityMismatch: a state belongs to another model or other weights, or exceeds
                 ``max_sequence_length``.
             Overloaded, EngineDead: as for ``generate``.
         """

@@ -1,4 +1,4 @@
-"""The stream of a generation: the consumer's interface, and the implementation shared by in-process engines."""
+"""Token streams: the consumer's interface, and the implementation shared by in-process engines."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["BufferedTokenStream", "TokenStream", "collect_text"]
 class TokenStream(Protocol):
     """The streamed output of one prompt, for a single consumer.
 
-    ``async for delta in stream`` yields deltas until every completion has finished; an engine failure or a
-    cancellation by somebody else is raised there. Leaving the loop early cancels the request, so that the engine
-    is free for others; ``async with stream`` makes that certain even if the loop is never entered.
+    ``async for delta in stream`` yields deltas until every completion has finished. The loop raises engine
+    failures and external cancellations. Leaving the loop early cancels the request and frees the engine's
+    resources; ``async with stream`` guarantees this even if the loop is never entered.
 
     ``finish_reason``, ``usage`` and ``timing`` are ``None`` until the stream has ended.
     """
@@ -43,32 +43,32 @@ class TokenStream(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def cancel(self) -> None:
-        """Stop generating; returns immediately. Further reads raise ``RequestCancelled``.
+        """Stop generation and return immediately. Further reads raise ``RequestCancelled``.
 
-        Safe to call at any time and more than once; after the end it does nothing.
+        Safe to call at any time and more than once. It has no effect after the end of the stream.
         """
         ...
 
 
 async def collect_text(stream: TokenStream) -> str:
-    """The whole text of completion 0."""
+    """Return the whole text of completion 0."""
     return "".join([delta.text async for delta in stream if delta.index == 0])
 
 
 class BufferedTokenStream:
     """A ``TokenStream`` that an engine feeds from the event loop's thread.
 
-    The engine calls ``push`` for each delta and ends with ``finish`` or ``fail``, each exactly once; an engine in
-    another thread hands a whole step's calls over with one ``loop.call_soon_threadsafe``. ``on_cancel`` is called
-    once, from the event loop's thread, if the consumer gives up before the end.
+    The engine calls ``push`` for each delta, then ``finish`` or ``fail`` exactly once. An engine in another
+    thread submits all calls of a step with one ``loop.call_soon_threadsafe``. ``on_cancel`` is called once, from
+    the event loop's thread, if the consumer stops reading before the end.
     """
 
     def __init__(self, request_id: str, on_cancel: Callable[[], None]) -> None:
         self._request_id = request_id
         self._on_cancel: Callable[[], None] | None = on_cancel
         self._ready: list[TokenDelta] = []
-        self._loop: asyncio.AbstractEventLoop | None = None  # the reader's, once it reads
-        self._thread = 0  # the reader's; looking for the running loop instead would be a system call
+        self._loop: asyncio.AbstractEventLoop | None = None  # the reader's loop, set by its first read
+        self._thread = 0  # the reader's thread; getting the running loop instead would need a system call
         self._waiter: asyncio.Future[None] | None = None
         self._take: Callable[[TokenDelta], bool] | None = None
         self._error: SageInferError | None = None
@@ -103,20 +103,20 @@ class BufferedTokenStream:
 
     def _is_taken(self, delta: TokenDelta) -> bool:
         if self._waiter is None or self._waiter.done():
-            return False  # the reader is busy with what came before
+            return False  # the reader is busy with earlier deltas
         assert self._take is not None
         try:
             return self._take(delta)
-        except Exception:  # the reader's own, and no matter of the engine's: it meets it again in its loop
+        except Exception:  # the consumer's error, not the engine's: it recurs when the loop reads this delta
             self._take = None
             return False
 
     def finish(self, reason: FinishReason, usage: Usage, timing: Timing) -> None:
-        """End normally; ``reason`` is completion 0's."""
+        """End the stream normally; ``reason`` is the finish reason of completion 0."""
         self._end(reason, None, usage, timing)
 
     def fail(self, error: SageInferError, usage: Usage | None = None, timing: Timing | None = None) -> None:
-        """End with an error, which the consumer gets after the deltas that came before it."""
+        """End the stream with an error, which is raised after all earlier deltas have been read."""
         self._end("cancelled" if isinstance(error, RequestCancelled) else "error", error, usage, timing)
 
     def _end(
@@ -136,10 +136,11 @@ class BufferedTokenStream:
     # --- the consumer's side
 
     def on_delta(self, take: Callable[[TokenDelta], bool]) -> None:
-        """Give deltas to ``take`` as they are pushed, without waking the reader's task for each.
+        """Pass deltas to ``take`` as they are pushed, without waking the reader's task for each.
 
-        It is called while the reader waits in its ``async for``, and gives True for what it has dealt with; the loop
-        gets the rest, in order: what ``take`` refuses, what comes while the reader is busy, and the end.
+        ``take`` is called while the reader waits in its ``async for``, and returns True for each delta that it has
+        handled. The loop receives the rest in order: deltas for which ``take`` returned False, deltas pushed while
+        the reader was busy, and the end.
         """
         self._take = take
 
@@ -161,7 +162,7 @@ class BufferedTokenStream:
         self.cancel()
 
     async def _next(self, taken: list[TokenDelta]) -> bool:
-        """Move all that is ready into ``taken``; False at the end."""
+        """Move all pending deltas into ``taken``; return False at the end of the stream."""
         if self._loop is None:
             self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         while not self._ready:
@@ -173,7 +174,8 @@ class BufferedTokenStream:
             try:
                 await self._waiter
             except asyncio.CancelledError:
-                # At once: the task keeps the exception, and with it the iteration, until the garbage collector comes.
+                # Do not rely on ``_Iteration.__del__``: the task keeps the exception, and with it the iteration,
+                # alive until the next garbage collection.
                 self.cancel()
                 raise
             finally:
@@ -184,7 +186,7 @@ class BufferedTokenStream:
 
 
 class _Iteration:
-    """One ``async for``. It owns nothing but its place, so that dropping it tells that the consumer left."""
+    """One ``async for`` loop. Only the loop refers to it, so its deletion shows that the consumer left."""
 
     def __init__(self, stream: BufferedTokenStream) -> None:
         self._stream = stream
@@ -199,10 +201,10 @@ class _Iteration:
         return self._taken.pop()
 
     def __del__(self) -> None:
-        # Mostly the reader's thread, at once; but a garbage collection may run in any other one.
+        # Usually this runs in the reader's thread, but a garbage collection may run in any thread.
         loop = self._stream._loop
         if loop is None or self._stream._thread == threading.get_ident():
             self._stream.cancel()
         else:
-            with suppress(RuntimeError):  # a closed loop has no readers left
+            with suppress(RuntimeError):  # a closed loop has no readers
                 loop.call_soon_threadsafe(self._stream.cancel)

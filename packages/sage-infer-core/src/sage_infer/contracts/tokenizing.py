@@ -1,6 +1,4 @@
-"""The contract of showing a model's tokens, for counting before asking. Optional: some engines hide
-theirs.
-"""
+"""Optional contract of tokenization, for example to count tokens before a request."""
 
 from __future__ import annotations
 
@@ -18,11 +16,11 @@ class Tokenizing(Protocol):
     """Additional methods of a backend that claims ``tokenize``."""
 
     async def tokenize(self, prompt: PromptLike) -> list[int]:
-        """The token ids that ``generate`` would compute for the prompt, the model's start tokens included."""
+        """Return the token ids that ``generate`` would use for the prompt, including the model's start tokens."""
         ...
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included.
+        """Return the text of token ids, including special tokens.
 
         Raises:
             InvalidRequest: an id is outside the vocabulary.
@@ -32,9 +30,7 @@ class Tokenizing(Protocol):
 
 @runtime_checkable
 class TextCodec(Tokenizing, Protocol):
-    """A model's tokenizer and chat template without its weights: the factory ``BackendSpec.tokenizer``
-    returns one.
-    """
+    """A model's tokenizer and chat template without its weights, as returned by ``BackendSpec.tokenizer``."""
 
     async def render_chat(
         self,
@@ -44,17 +40,17 @@ class TextCodec(Tokenizing, Protocol):
         template_variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
-        """``InferenceBackend.render_chat``."""
+        """Like ``InferenceBackend.render_chat``."""
         ...
 
 
 @runtime_checkable
 class HybridTokenizing(Protocol):
-    """The same methods of an instance with several models.
+    """The same methods for an instance with several models.
 
-    Raises, in every call:
-        ModelNotFound: there is no such model.
-        UnsupportedFeature: the model's backend is no ``Tokenizing``.
+    Each method raises:
+        ModelNotFound: no model has this name.
+        UnsupportedFeature: the model's backend is not a ``Tokenizing``.
     """
 
     async def render_chat(
@@ -66,7 +62,7 @@ class HybridTokenizing(Protocol):
         template_variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
-        """``InferenceBackend.render_chat`` of the named model, or of the default one."""
+        """Call ``InferenceBackend.render_chat`` of the named model, or of the default model."""
         ...
 
     async def tokenize(self, prompt: PromptLike, *, model: str | None = None) -> list[int]: ...

@@ -1,4 +1,4 @@
-"""The contract of reading tool calls out of a model's answer."""
+"""Contract of parsing tool calls from a model's answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ChatAnswer", "HybridToolCalling", "ToolCall", "ToolCalling"]
 
 @frozen(kw_only=True)
 class ToolCall:
-    """A function that the model wants to be called; ``arguments`` is JSON text, as the model wrote it."""
+    """A function call requested by the model; ``arguments`` is JSON text as the model wrote it."""
 
     name: str
     arguments: str
@@ -20,7 +20,7 @@ class ToolCall:
 
 @frozen(kw_only=True)
 class ChatAnswer:
-    """An answer taken apart: ``content`` is what is said beside the calls, which are in the model's order."""
+    """A parsed answer: ``content`` is the text outside the calls; the calls are in the model's order."""
 
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
@@ -33,10 +33,10 @@ class ToolCalling(Protocol):
     async def parse_tool_calls(
         self, text: str, *, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> ChatAnswer:
-        """Take the whole text of an answer apart, by the model's own form of tool calls.
+        """Parse the complete text of an answer, using the model's tool call format.
 
-        ``tools`` are those that the prompt was rendered with. A text without calls, or with what only looks
-        like one, is all content. Special tokens may mark calls: generate with ``skip_special_tokens=False``.
+        ``tools`` are the tools that the prompt was rendered with. Text without valid calls is returned as
+        content. Special tokens may mark calls, so generate with ``skip_special_tokens=False``.
 
         Raises:
             UnsupportedFeature: the backend does not claim ``tool_calls``.
@@ -46,10 +46,10 @@ class ToolCalling(Protocol):
 
 @runtime_checkable
 class HybridToolCalling(Protocol):
-    """The same method of an instance with several models.
+    """The same method for an instance with several models.
 
     Raises:
-        ModelNotFound: there is no such model.
+        ModelNotFound: no model has this name.
         UnsupportedFeature: the model's backend does not claim ``tool_calls``.
     """
 

@@ -1,4 +1,4 @@
-"""The contract of what moves KV between places."""
+"""Contract of transports, which move KV between locations."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ StepCallback = Callable[[int, StepStatus], None]
 
 @runtime_checkable
 class Transport(Protocol):
-    """Executes plans. Chunks are verified on arrival: a chunk is whole at its target, or its step has
-    failed.
+    """Executes transfer plans.
+
+    Each chunk is verified on arrival. A step is done only if the whole chunk is at its target.
     """
 
     def can_reach(self, source: KVLocation, target: KVLocation) -> bool:
-        """Whether this transport can move bytes from ``source`` to ``target``."""
+        """Return whether this transport can move data from ``source`` to ``target``."""
         ...
 
     def register(self, region: memoryview) -> None:
-        """Prepare a region of memory (as RDMA needs it) that chunks will be read from or written to.
+        """Register a memory region for reading or writing chunks, as RDMA requires.
 
-        A transport that needs no registration returns immediately. Registering a region twice is harmless.
+        A transport that needs no registration returns immediately. A region can be registered repeatedly.
         """
         ...
 
     async def execute(self, plan: TransportPlan, *, on_step: StepCallback | None = None) -> TransportReport:
-        """Carry out a plan. A failed step is reported with one message, and does not stop the others.
+        """Execute a plan. A failed step is reported with one message and does not stop the other steps.
 
-        ``on_step(index, status)`` is called in the event loop as each step ends, so that a decode can begin
-        with what has arrived. Carrying out a plan again is harmless.
+        ``on_step(index, status)`` is called in the event loop as each step ends, so that decoding can start with
+        the chunks that have arrived. A plan can be executed repeatedly.
 
-        Cancelling the awaiting task stops the plan; targets that were not complete are as if never written.
+        Cancelling the awaiting task stops the plan; incomplete targets are left as if they were never written.
 
         Raises:
-            InvalidRequest: a step's source or target is not of a kind that this transport reaches, or its
-                chunk has no checksum; nothing was moved.
-            UnsupportedFeature: a checksum is not ``xxh3-64``, and the transport does not know its algorithm.
+            InvalidRequest: this transport cannot reach the source or target of a step, or a chunk has no
+                checksum; nothing was moved.
+            UnsupportedFeature: the transport does not support the algorithm of a checksum (all support
+                ``xxh3-64``).
         """
         ...
 
     async def close(self) -> None:
-        """Free connections and buffers. Safe to call twice."""
+        """Close connections and free buffers. Safe to call twice."""
         ...
