@@ -1,12 +1,12 @@
 """The hooks that a plug-in module can implement.
 
-A plug-in is a module named by an entry point in the group ``sage_infer.backends``. It holds functions marked with
-``sage_infer.hookimpl`` and imports nothing heavy: it is imported whenever the ``sage`` command lists something. A
-module may set ``SAGE_INFER_CONTRACT = "1.0"``, the contract version that it was written against.
+A plug-in is a module named by an entry point in the group ``sage_infer.backends``. It contains functions marked with
+``sage_infer.hookimpl``. It must not import heavy dependencies, because the ``sage`` command imports it for every
+listing. The module can set ``SAGE_INFER_CONTRACT = "1.0"``, the contract version that it was written against.
 
-All hooks take no arguments, are called at most once a process, in no promised order, and return a list of specs. A
-hook that raises, or returns anything else, is reported as that plug-in's fault and takes no other plug-in down. Two
-specs of one kind with one name are both refused, and both are reported.
+Hooks take no arguments and return a list of specs. Each hook is called at most once per process, in no particular
+order. A hook that raises, or returns anything else, is reported as a fault of its plug-in; other plug-ins are not
+affected. If two specs of the same kind have the same name, both are rejected and reported.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 # -------------------------------------------------------------------------
-# Engines and machines
+# Engines and hardware
 # -------------------------------------------------------------------------
 
 
 @hookspec
 def sage_infer_backends() -> list[BackendSpec]:
-    """Engines that this wheel brings.
+    """Engines that this wheel provides.
 
-    :return: One spec for each name that ``open_backend`` should know.
+    :return: One spec per backend name.
 
     Called when backends are listed or one is opened: by ``sage infer backend …``, by ``open_backend`` and by the
     control plane. The factory is resolved only when the backend is opened.
 
-    Order: backends are listed by name, whatever order the plug-ins come in.
+    Order: does not matter; backends are listed by name.
 
     .. versionadded:: 0.1
     """
@@ -56,14 +56,14 @@ def sage_infer_backends() -> list[BackendSpec]:
 
 @hookspec
 def sage_infer_detectors() -> list[DetectorSpec]:
-    """Hardware detectors that this wheel brings.
+    """Hardware detectors that this wheel provides.
 
-    :return: One spec for each detector.
+    :return: One spec per detector.
 
-    Called when the hardware is described, and when a backend's state depends on hardware other than ``cpu``: then
-    only the spec's ``device_nodes`` are looked at and the detector itself is not made.
+    Called when the hardware is described, and when a backend's state depends on hardware other than ``cpu``. In the
+    second case only the spec's ``device_nodes`` are checked; the detector is not created.
 
-    Order: profiles of several detectors are merged by device; the order does not matter.
+    Order: does not matter; profiles of several detectors are merged by device.
 
     .. versionadded:: 0.1
     """
@@ -71,15 +71,15 @@ def sage_infer_detectors() -> list[DetectorSpec]:
 
 
 # -------------------------------------------------------------------------
-# KV: where it lives, how it moves
+# KV storage and transfer
 # -------------------------------------------------------------------------
 
 
 @hookspec
 def sage_infer_kv_stores() -> list[KVStoreSpec]:
-    """KV stores that this wheel brings.
+    """KV stores that this wheel provides.
 
-    :return: One spec for each store.
+    :return: One spec per store.
 
     Called when a store is opened by name: by the KV connectors of engines and by prefill/decode disaggregation.
 
@@ -92,13 +92,13 @@ def sage_infer_kv_stores() -> list[KVStoreSpec]:
 
 @hookspec
 def sage_infer_kv_formats() -> list[KVFormatSpec]:
-    """Codecs of private KV formats that this wheel brings.
+    """Codecs of private KV formats that this wheel provides.
 
-    :return: One spec for each codec.
+    :return: One spec per codec.
 
-    Called when KV of one private format is wanted in another form: the codec is chosen by the schema's ``format_id``.
+    Called when KV in a private format is converted. The codec is chosen by the schema's ``format_id``.
 
-    Order: does not matter; two codecs that match one ``format_id`` are an error that names both.
+    Order: does not matter; two codecs that match the same ``format_id`` are an error that names both.
 
     .. versionadded:: 0.1
     """
@@ -107,14 +107,14 @@ def sage_infer_kv_formats() -> list[KVFormatSpec]:
 
 @hookspec
 def sage_infer_transports() -> list[TransportSpec]:
-    """Transports that this wheel brings.
+    """Transports that this wheel provides.
 
-    :return: One spec for each transport.
+    :return: One spec per transport.
 
-    Called when a ``TransportPlan`` is to be executed; the transport is chosen by the URI schemes of the plan's
+    Called before a ``TransportPlan`` is executed. The transport is chosen by the URI schemes of the plan's
     locations, or by name.
 
-    Order: where several transports reach a scheme, the configuration names the one to use.
+    Order: does not matter; if several transports support a scheme, the configuration selects one.
 
     .. versionadded:: 0.1
     """
@@ -128,9 +128,9 @@ def sage_infer_transports() -> list[TransportSpec]:
 
 @hookspec
 def sage_infer_executors() -> list[ExecutorSpec]:
-    """Executors that this wheel brings: places where replicas run.
+    """Executors that this wheel provides.
 
-    :return: One spec for each executor.
+    :return: One spec per executor.
 
     Called by the control plane when it starts replicas.
 
@@ -145,12 +145,12 @@ def sage_infer_executors() -> list[ExecutorSpec]:
 def sage_infer_models() -> list[ModelSpec]:
     """Models that this wheel can find by name.
 
-    :return: One spec for each name that ``--model`` should take.
+    :return: One spec per model name.
 
     Called when a model name is neither a path nor a hub id, and by ``sage infer model list``. Files are fetched
     only by ``sage infer model add``.
 
-    Order: names of the user's configuration win over plug-ins' names.
+    Order: does not matter; aliases in the user's configuration take precedence over plug-ins' names.
 
     .. versionadded:: 0.1
     """
@@ -159,11 +159,11 @@ def sage_infer_models() -> list[ModelSpec]:
 
 @hookspec
 def sage_infer_commands() -> list[CommandSpec]:
-    """Commands that this wheel adds below ``sage``.
+    """Commands that this wheel adds to ``sage``.
 
-    :return: One spec for each command or group of commands.
+    :return: One spec per command or command group.
 
-    Called when ``sage`` meets a command that it does not have itself, or prints help. The typer app is imported
+    Called when ``sage`` prints help, or is called with a command that is not built in. The typer app is imported
     only when the command runs.
 
     Order: commands are listed by name. A built-in command cannot be replaced.
@@ -177,12 +177,12 @@ def sage_infer_commands() -> list[CommandSpec]:
 def sage_infer_config() -> list[ConfigSpec]:
     """Sections of ``sage_infer.yaml`` that this wheel reads.
 
-    :return: One spec for each section.
+    :return: One spec per section.
 
-    Called when the configuration is read, shown, checked or written. The class of the settings is imported then, the
+    Called when the configuration is read, shown, checked or written. The settings class is imported each time, the
     template only when a file is written.
 
-    Order: sections follow those of the core, by name. A section of the core cannot be replaced.
+    Order: sections are sorted by name and follow the sections of the core, which cannot be replaced.
 
     .. versionadded:: 0.1
     """

