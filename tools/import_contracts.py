@@ -39,6 +39,7 @@ HEAVY = (
     "aiohttp", "fastapi", "starlette", "uvicorn",  # web
 )  # fmt: skip
 LIBRARIES = {
+    "sage_infer_kvstore": ("numpy",),
     "sage_infer_openvino": ("numpy", "openvino", "tokenizers"),
     "sage_infer_serve": ("uvicorn",),
     "sage_infer_vllm": ("numpy", "torch", "transformers", "vllm"),

@@ -1,0 +1,1 @@
+"""Pages of one arena of memory, private or shared between processes."""
