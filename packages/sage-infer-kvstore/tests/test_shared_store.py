@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from children import ended, forked
 from sage_infer.errors import ConfigError, InvalidRequest, OutOfMemory
 from sage_infer.schemas import KVCacheSchema
 from sage_infer_kvstore import PagedStore
-from children import ended, forked
 from shared_user import BLOCKS, KEYS, MODEL, SCHEMA, block, open_shared, use, work, wrong
 
 KILLS = int(os.environ.get("SAGE_KV_KILLS", "20"))
