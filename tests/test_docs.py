@@ -314,7 +314,7 @@ def test_protocols_are_all_described() -> None:
     import sage_infer_testing
     from sage_infer import contracts
 
-    rows = table("contracts.md", "protocol", "one instance is")
+    rows = table("contracts.md", "protocol", "description")
     assert all(hasattr(contracts, row[0]) for row in rows)
     kits = {row[2] for row in rows if row[2] != "the same"} | {
         "PluginContract",
