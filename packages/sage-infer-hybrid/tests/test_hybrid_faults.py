@@ -83,7 +83,7 @@ def test_an_engine_that_dies_fails_its_model_only(engines: Engines) -> None:
     run(main())
 
 
-def test_a_call_on_a_dead_engine_fails_its_model_at_once(engines: Engines) -> None:
+def test_a_call_on_a_dead_engine_fails_its_model_immediately(engines: Engines) -> None:
     async def main() -> None:
         instance = hybrid(LLM, ENCODER)
         await instance.start()

@@ -225,7 +225,7 @@ def test_sequences_end_where_the_cache_does(smollm2_gguf: Path, cache_dir: Path)
         ({"threads": 0, "max_queue": 0}, "max_queue.*threads|threads.*max_queue|max_queue: must be"),
     ],
 )
-def test_wrong_options_are_refused_at_once(options: dict[str, Any], says: str) -> None:
+def test_wrong_options_are_rejected_immediately(options: dict[str, Any], says: str) -> None:
     with pytest.raises(SchemaError, match=says):
         OpenVINOBackend(descriptor(Path("/nowhere"), "x"), **options)
 

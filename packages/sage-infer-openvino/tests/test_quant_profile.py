@@ -63,8 +63,8 @@ def test_activation_bits(tiny_gguf: Any, bits: int, rounded: bool) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"weight_bits": 3}, "weight_bits is 3, and the openvino backend does 4, 8, 16 or 32"),
-        ({"activation_bits": 4}, "activation_bits is 4, and the openvino backend does 8, 16 or 32"),
+        ({"weight_bits": 3}, "weight_bits is 3, but the openvino backend supports 4, 8, 16 or 32"),
+        ({"activation_bits": 4}, "activation_bits is 4, but the openvino backend supports 8, 16 or 32"),
         ({"kv_bits_prefill": 8}, "kv_bits_prefill is 8, .* 32, as kv_bits_decode"),
         ({"kv_bits_prefill": 4, "kv_bits_decode": 4}, "kv_bits_decode is 4"),
         ({"sparsity_ratio": 0.5, "sparsity_pattern": "2:4"}, r"sparsity_ratio is 0\.5"),

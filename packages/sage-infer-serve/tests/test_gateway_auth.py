@@ -149,7 +149,7 @@ def test_tokens_are_charged_as_they_are_generated(
     assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
 
 
-def test_requests_at_once(backend: EchoBackend, serve: Callable[..., Served]) -> None:
+def test_concurrent_requests(backend: EchoBackend, serve: Callable[..., Served]) -> None:
     digest = hashlib.sha256(b"k").digest()
     served = serve(backend, keys=[APIKey("ann", digest, KeyLimits(concurrency=1))])
     backend.gate = served.call(asyncio.Event)

@@ -230,7 +230,9 @@ class TestTheEnd:
         assert b"shutting_down" in body
         assert backend.cancelled == 1
 
-    def test_a_second_signal_ends_open_requests_at_once(self, backend: EchoBackend, served: Served) -> None:
+    def test_a_second_signal_ends_open_requests_immediately(
+        self, backend: EchoBackend, served: Served
+    ) -> None:
         backend.gate = served.call(asyncio.Event)
         with served.connect() as connection:
             connection.sendall(request_bytes(CHAT, chat_body()))

@@ -220,7 +220,7 @@ def test_presets_reach_the_engine_or_are_refused(live: Any, clean: None) -> None
         live.run(live.make(kv_schema={"preset": "int8"}).start())
 
 
-def test_a_missing_model_is_told_at_once(live: Any, tmp_path: Path) -> None:
+def test_a_missing_model_is_reported_immediately(live: Any, tmp_path: Path) -> None:
     model = attrs.evolve(live.model, model_path=str(tmp_path / "nothing"))
     with pytest.raises(ModelFileError, match="no such file or folder"):
         live.run(type(live.make())(model).start())

@@ -147,7 +147,7 @@ def test_work_before_start_is_refused() -> None:
     run(main())
 
 
-def test_a_profile_before_start_is_checked_at_once_where_the_table_tells(tmp_path: Path) -> None:
+def test_a_profile_before_start_is_checked_against_the_platform_table(tmp_path: Path) -> None:
     vendor = Platform(
         backend_name="v",
         engine={"vllm": ""},

@@ -79,7 +79,7 @@ def test_what_is_missing_is_named(tmp_path: Path, config: Any, fields: dict[str,
         quantization_for(profile(**fields), checkpoint(tmp_path, config), UPSTREAM, device="cpu")
 
 
-def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
+def test_all_missing_features_are_named_together(tmp_path: Path) -> None:
     with pytest.raises(CapabilityMismatch) as caught:
         quantization_for(
             profile(weight_bits=4, kv_bits_prefill=8, sparsity_ratio=0.5, sparsity_pattern="2:4"),

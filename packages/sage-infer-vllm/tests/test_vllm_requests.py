@@ -43,10 +43,13 @@ class Engine:
 
     async def call(self, request_id: str, texts: int, **options: Any) -> list[str]:
         """A call of the pooling runner whose texts are computed once ``self.compute`` is set."""
-        options = {"deadline": None, "at_once": 9, **options}
+        options = {"deadline": None, "concurrency": 9, **options}
         with self.requests.call(request_id, texts=texts, deadline=options["deadline"]) as call:
             return await call.run(
-                ["text"] * texts, len, lambda index, text: self.computed(index), at_once=options["at_once"]
+                ["text"] * texts,
+                len,
+                lambda index, text: self.computed(index),
+                concurrency=options["concurrency"],
             )
 
     async def computed(self, index: int) -> str:
@@ -168,10 +171,10 @@ def test_all_end_when_the_engine_does() -> None:
 def test_a_call_of_several_texts_is_one_request() -> None:
     async def main() -> None:
         engine = Engine(max_open=4)
-        first = asyncio.ensure_future(engine.call("a", 3, at_once=2))
+        first = asyncio.ensure_future(engine.call("a", 3, concurrency=2))
         await eventually(lambda: len(engine.computing) == 2, "the texts do not begin", within_s=20)
         await asyncio.sleep(0)
-        assert engine.computing == [0, 1]  # no more than at_once
+        assert engine.computing == [0, 1]  # no more than concurrency
         with pytest.raises(InvalidRequest, match="'a' is in use"):
             await engine.call("a", 1)
         with pytest.raises(InvalidRequest, match="'a' is in use"):

@@ -1,1 +1,1 @@
-"""The embedded inference engine of sage-infer: OpenVINO kernels with our own paged KV and scheduler."""
+"""The embedded inference engine of sage-infer: OpenVINO kernels with our own paged KV cache and scheduler."""

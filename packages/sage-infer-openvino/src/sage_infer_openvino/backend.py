@@ -62,7 +62,7 @@ FEATURES = (
 class OpenVINOBackend:
     """``InferenceBackend`` on OpenVINO's kernels, with our own scheduler and KV blocks.
 
-    It is a ``KVTransfer``, ``Tokenizing``, ``Resuming``, ``InstanceReporting``, ``KVEventSource`` and
+    Also implements ``KVTransfer``, ``Tokenizing``, ``Resuming``, ``InstanceReporting``, ``KVEventSource`` and
     ``ProgressReporting``.
     See ``sage infer backend show openvino`` for the options.
     """
@@ -201,7 +201,7 @@ class OpenVINOBackend:
         events = self._ready()[0].events
         if events is None:
             raise UnsupportedFeature(
-                "the openvino backend has KV events only with prefix_caching; set it to true"
+                "KV events of the openvino backend require prefix_caching; set it to true"
             )
         return events
 
@@ -254,7 +254,7 @@ class OpenVINOBackend:
         if engine is not None:
             await engine.abort(request_id)
 
-    # --- prefill and decode apart
+    # --- separate prefill and decode
 
     async def prefill(
         self,
@@ -338,7 +338,7 @@ class OpenVINOBackend:
             return [loaded.runner.read_block(block).data for block in sequence.blocks[: len(state.chunks)]]
 
         buffers = await engine.call(read)
-        return await asyncio.to_thread(loaded.states.leaving, state, buffers), buffers
+        return await asyncio.to_thread(loaded.states.exported, state, buffers), buffers
 
     async def import_kv(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
         engine, loaded = self._ready()
@@ -353,7 +353,7 @@ class OpenVINOBackend:
             except asyncio.CancelledError:
                 engine.cancel(request.request_id, request)
                 raise
-        return loaded.states.arrived(state)
+        return loaded.states.imported(state)
 
     def _check_claims(
         self, loaded: LoadedDecoder, params: SamplingParams, options: RequestOptions | None

@@ -39,7 +39,7 @@ from sage_infer_openvino.reporting import Reporter
 
 __all__ = ["OpenVINOEmbeddingBackend"]
 
-_INLINE = 4096  # characters: shorter texts are tokenized faster than another thread wakes up
+_INLINE = 4096  # characters: tokenizing shorter texts is faster than waking up another thread
 
 
 @frozen(kw_only=True)
@@ -84,7 +84,7 @@ class OpenVINOEmbeddingBackend:
             prompt_name=prompt_name,
         )
         if self._reranks and (prompt is not None or prompt_name is not None):
-            raise InvalidRequest("a reranker takes no prompt; remove prompt and prompt_name")
+            raise InvalidRequest("a reranker has no prompt; remove prompt and prompt_name")
         self._queue: EncoderQueue | None = None
         self._calls = OpenCalls()
         self._closed = False
@@ -205,7 +205,7 @@ class OpenVINOEmbeddingBackend:
     async def _embed(
         self,
         texts: Sequence[TextLike],
-        at_once: int | None,
+        batch_limit: int | None,
         truncate: Truncation,
         request_id: str | None,
         options: RequestOptions | None,
@@ -220,7 +220,7 @@ class OpenVINOEmbeddingBackend:
             inputs = await _tokenized(
                 lambda: worker.encoder.tokenize(texts, truncate=truncate == "end"), sum(map(len, texts))
             )
-            vectors = await _computed(worker, call, inputs, at_once)
+            vectors = await _computed(worker, call, inputs, batch_limit)
         return self._result(worker, vectors.data, sum(map(len, inputs)))
 
     async def rerank(
@@ -232,7 +232,7 @@ class OpenVINOEmbeddingBackend:
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> RerankResult:
-        """See the contract. A pair over ``get_max_length()`` is truncated at the end of its longer text."""
+        """See the contract. Pairs over ``get_max_length()`` tokens are truncated at the end of the longer text."""
         worker = self._ready()
         if not self._reranks:
             raise UnsupportedFeature(
@@ -296,10 +296,10 @@ async def _tokenized(tokenize: Callable[[], list[EncoderInput]], characters: int
 
 
 async def _computed(
-    worker: EncoderQueue, call: OpenCall, inputs: list[EncoderInput], at_once: int | None = None
+    worker: EncoderQueue, call: OpenCall, inputs: list[EncoderInput], batch_limit: int | None = None
 ) -> Rows:
     call.check()  # it may have been cancelled during tokenization
-    return await call.wait(worker.submit(inputs, at_once=at_once))
+    return await call.wait(worker.submit(inputs, batch_limit=batch_limit))
 
 
 def _check_batch_size(size: object) -> None:

@@ -1,9 +1,9 @@
-"""The pages in which OpenVINO keeps KV as 8-bit integers, to and from plain floats.
+"""Conversion of OpenVINO's 8-bit KV pages to and from floats.
 
-A layer's keys are ``[head, token + 8, dim]`` bytes: 8 rows that hold a float32 scale for every channel, then a float32
-zero point for every channel, and a row for each token. Its values are ``[head, token, dim + 8]`` bytes: a scale, a zero
-point, and the token's row. A number is ``(byte - zero point) * scale``; zero points are not rounded. So does OpenVINO
-2026.4 on CPUs; no API promises it, and a test compares it with the pages of a running model.
+A layer's keys are ``[head, token + 8, dim]`` bytes: 8 rows with a float32 scale per channel and a float32 zero point
+per channel, then one row per token. Its values are ``[head, token, dim + 8]`` bytes: per token a scale, a zero point,
+and the row. A value is ``(byte - zero point) * scale``; zero points are not rounded. This is the format of OpenVINO
+2026.4 on CPUs. No API guarantees it; a test compares it with the pages of a running model.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ __all__ = ["OpenVINOInt8Codec"]
 
 _SCALES = 8  # bytes of a float32 scale and a float32 zero point
 _SMALLEST_RANGE = 1e-8
-_quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # a page may hold anything
+_quiet = np.errstate(
+    over="ignore", invalid="ignore", divide="ignore"
+)  # unused parts of a page may hold any bytes
 _Bytes = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float32]
 
 
 class OpenVINOInt8Codec:
-    """A ``KVFormatCodec``. ``pack`` rounds as OpenVINO does, over all tokens of a page, also those not filled yet."""
+    """A ``KVFormatCodec``. Like OpenVINO, ``pack`` computes scales over all tokens of a page, including unused ones."""
 
     def matches(self, schema: KVCacheSchema) -> bool:
         return schema.format_id.startswith("openvino-") and schema == attrs.evolve(
@@ -84,7 +86,7 @@ class OpenVINOInt8Codec:
 
 
 def _rounded(floats: _Floats, axis: int) -> tuple[_Bytes, _Floats]:
-    """Bytes, and scales and zero points of what lies along ``axis``, in the order in which they are stored."""
+    """Quantized bytes, and scales and zero points along ``axis``, in storage order."""
     low, high = floats.min(axis, keepdims=True), floats.max(axis, keepdims=True)
     scale = np.maximum(high - low, np.float32(_SMALLEST_RANGE)) / np.float32(255)
     zero = -low / scale

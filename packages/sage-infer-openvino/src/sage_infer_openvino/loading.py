@@ -55,21 +55,21 @@ class LoadedDecoder:
     async def resumed(
         self, states: Sequence[DecodeState], request_id: str, options: RequestOptions | None
     ) -> EngineRequest:
-        """The request of these states (``checked_states``), as it was when its outputs stopped.
+        """Restore the request of these states (``checked_states``) with the outputs that they contain.
 
         Raises:
-            CapabilityMismatch, InvalidRequest, UnsupportedFeature: as ``Resuming.resume`` says.
+            CapabilityMismatch, InvalidRequest, UnsupportedFeature: see ``Resuming.resume``.
         """
         for state in states:
             self.states.check_model(state)
         grammar = await self.compile_grammar(states[0].params)
         request = self.requests.from_states(states, request_id, options=options, grammar=grammar)
-        # In a thread: an output of many thousand tokens takes some tenths of a second.
+        # In a thread, because outputs of many thousand tokens take tenths of a second.
         await asyncio.to_thread(replay, request, states, self.states.eos_token_ids)
         return request
 
     def start_engine(self, settings: DecoderSettings, generation: int) -> DecoderEngine:
-        """``generation`` is that of the instance's KV events."""
+        """Start the engine thread; ``generation`` identifies the instance's KV events."""
         return DecoderEngine(
             self.runner,
             Sampler(self.tokenizer),
@@ -109,7 +109,7 @@ def load_model(
     )
     report("compiling", None)
     with ThreadPoolExecutor(1) as pool:
-        tokenizer = pool.submit(prepared.load_tokenizer)  # uses one core while OpenVINO compiles
+        tokenizer = pool.submit(prepared.load_tokenizer)  # on one core, while OpenVINO compiles
         runner = PagedRunner(
             prepared.xml,
             kv_cache_bytes=int(settings.kv_cache_gb * 2**30),
@@ -144,7 +144,7 @@ def assemble(
     instance_id: str,
     max_sequence_length: int,
 ) -> LoadedDecoder:
-    """What the engine runs on, of a runner and a tokenizer."""
+    """Combine a runner and a tokenizer to a loaded model."""
     texts = DecoderTexts(tokenizer, runner.vocab_size)
     return LoadedDecoder(
         runner=runner,

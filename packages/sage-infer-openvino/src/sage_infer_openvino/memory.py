@@ -10,7 +10,7 @@ from sage_infer.specs import EngineMemory
 
 __all__ = ["decoder_memory", "encoder_memory"]
 
-# Bits with a scale, and for four bits a minimum, for every 32 weights or more; see weight_format.
+# Bits per weight, including one scale, and for 4 bits one minimum, per group of 32 or more; see weight_format.
 _WEIGHT_BITS = {
     "int8": (None, 8.5),
     "int4": (None, 6.0),
@@ -19,9 +19,9 @@ _WEIGHT_BITS = {
     "f32": (32, 32),
 }
 _KV_BITS = {"f32": 32.0, "bf16": 16.0, "f16": 16.0, "fp16": 16.0, "u8": 9.5, "int8": 9.5}
-# Held beside weights, KV and activations, as measured with OpenVINO 2026.4 on a CPU: compiled kernels, the graph, a
-# tokenizer, and 60 MiB of pages of libraries, which two models in one process share. Pages of a mapped weight file are
-# not among it: what is computed with are packed copies, for the most part, and the system takes the pages back.
+# Memory besides weights, KV and activations, measured with OpenVINO 2026.4 on a CPU: compiled kernels, the graph, a
+# tokenizer, and 60 MiB of library pages, which models in one process share. Pages of the mapped weight file are not
+# included: most computation uses packed copies, so the system can reclaim the pages.
 _DECODER_BYTES = 200 * 2**20
 _ENCODER_BYTES = 140 * 2**20
 

@@ -1,4 +1,4 @@
-"""What a ``QuantizationProfile`` means for this engine: settings, or an error that names what cannot be done."""
+"""Conversion of a ``QuantizationProfile`` to settings, or an error that names the unsupported field."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ _WEIGHTS: dict[int, WeightFormat] = {4: "int4", 8: "int8", 16: "bf16", 32: "f32"
 
 
 def with_profile(settings: DecoderSettings, profile: QuantizationProfile) -> DecoderSettings:
-    """The settings that carry out ``profile``.
+    """The settings for ``profile``.
 
-    Activations of 16 bits are computed in bf16 or f16 where the device has it, and in float32 where it does not,
-    which is closer to the model than what was asked for; those of 8 bits likewise, but for products with quantized
-    weights on devices that multiply 8 bits by 8. Weights that a file has in fewer bits than ``weight_bits``
-    keep theirs.
+    Activations of 16 bits are computed in bf16 or f16 if the device supports it, else in float32, which is more precise
+    than requested. Activations of 8 bits are treated in the same way, except in products with quantized weights on
+    devices with 8-bit products. Weights with fewer bits than ``weight_bits`` in the file are kept.
 
     Raises:
-        CapabilityMismatch: the device or this engine cannot do it.
+        CapabilityMismatch: the device or this engine does not support the profile.
     """
     precision = _precision(settings.device, profile.activation_bits)
     length = profile.max_sequence_length
@@ -34,7 +33,9 @@ def with_profile(settings: DecoderSettings, profile: QuantizationProfile) -> Dec
     if profile.weight_bits not in _WEIGHTS:
         raise _mismatch("weight_bits", profile.weight_bits, "4, 8, 16 or 32")
     if profile.sparsity_ratio:
-        raise _mismatch("sparsity_ratio", profile.sparsity_ratio, "0: OpenVINO's CPU kernels use no sparsity")
+        raise _mismatch(
+            "sparsity_ratio", profile.sparsity_ratio, "0: OpenVINO's CPU kernels do not use sparsity"
+        )
     if profile.kernel_backend not in (None, "openvino"):
         raise _mismatch("kernel_backend", profile.kernel_backend, "openvino or null")
     if profile.calibration_dataset is not None:
@@ -61,7 +62,7 @@ def _precision(device: str, bits: int) -> str:
 def _kv_precision(profile: QuantizationProfile, precision: str) -> str:
     bits = profile.kv_bits_decode
     if profile.kv_bits_prefill != bits:
-        message = f"{bits}, as kv_bits_decode: one instance keeps its KV in one form"
+        message = f"{bits}, as kv_bits_decode: an instance has one KV format"
         raise _mismatch("kv_bits_prefill", profile.kv_bits_prefill, message)
     names = {8: "u8", 16: "bf16" if precision == "bf16" else "f16", 32: "f32"}
     if bits not in names:
@@ -71,5 +72,5 @@ def _kv_precision(profile: QuantizationProfile, precision: str) -> str:
 
 def _mismatch(field: str, value: object, expected: str) -> CapabilityMismatch:
     return CapabilityMismatch(
-        f"quantization profile: {field} is {value!r}, and the openvino backend does {expected}"
+        f"quantization profile: {field} is {value!r}, but the openvino backend supports {expected}"
     )

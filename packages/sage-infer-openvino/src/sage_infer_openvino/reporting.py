@@ -1,4 +1,4 @@
-"""Identity and load of an instance, as routers read them."""
+"""Identity and load of an instance, for routers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHARED = (
 
 
 class Reporter:
-    """Makes the descriptor and the reports of one backend object, which starts once."""
+    """Creates the descriptor and the reports of one backend object, which starts only once."""
 
     def __init__(self, backend: str) -> None:
         self.instance_id = f"{backend}-{uuid.uuid4().hex[:12]}"
@@ -37,7 +37,7 @@ class Reporter:
         self._descriptor: InstanceDescriptor | None = None
 
     def started(self, model_id: str, capability: CapabilityDescriptor, key_space: str | None = None) -> None:
-        """Fix the identity of the instance that has just been loaded."""
+        """Set the identity of the loaded instance."""
         self._descriptor = InstanceDescriptor(
             instance_id=self.instance_id,
             generation=self.generation,
@@ -58,7 +58,7 @@ class Reporter:
         return self._descriptor
 
     def report(self, stats: EngineStats, health: Health) -> InstanceReport:
-        """The load now."""
+        """The current load."""
         self._seq += 1
         return InstanceReport(
             instance_id=self.instance_id,

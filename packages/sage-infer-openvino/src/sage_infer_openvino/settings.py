@@ -1,4 +1,4 @@
-"""How a decoder is to be run."""
+"""Settings of a decoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["DecoderSettings"]
 
 @frozen(kw_only=True)
 class DecoderSettings:
-    """How to run a model; wrong values are refused before anything is loaded."""
+    """Settings of the engine for one model; invalid values are rejected before loading."""
 
     weight_format: WeightFormat = field(validator=Choice(get_args(WeightFormat)))
     precision: str = field(validator=Choice(("f32", "bf16", "f16")))

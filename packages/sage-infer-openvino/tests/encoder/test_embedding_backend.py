@@ -423,7 +423,7 @@ def test_a_reranker_has_no_vectors_and_no_prompt(tmp_path: Path) -> None:
                 await backend.embed("x")
             with pytest.raises(UnsupportedFeature, match="is a reranker"):
                 backend.get_embedding_dim()
-            with pytest.raises(InvalidRequest, match="a reranker takes no prompt"):
+            with pytest.raises(InvalidRequest, match="a reranker has no prompt"):
                 OpenVINOEmbeddingBackend(backend.model, prompt="query: ")
 
     run(main())
@@ -432,7 +432,7 @@ def test_a_reranker_has_no_vectors_and_no_prompt(tmp_path: Path) -> None:
 # --- next to generation
 
 
-def test_embeddings_and_a_generation_at_once(minilm_dir: Path, smollm2_gguf: Path, cache_dir: Path) -> None:
+def test_concurrent_embeddings_and_generation(minilm_dir: Path, smollm2_gguf: Path, cache_dir: Path) -> None:
     """Both compute at the same time in one process, and each gives what it gives alone."""
     prompt = [1, *range(1000, 1030)]
 

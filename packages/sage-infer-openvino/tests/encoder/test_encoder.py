@@ -164,19 +164,19 @@ def test_a_plain_bert_folder_is_pooled_by_mean(folder: Path) -> None:
             "sentence_bert_config.json",
             {"max_seq_length": "many"},
             ModelFileError,
-            "longest text is not a number",
+            "maximum length is not a number",
         ),
         (
             "config_sentence_transformers.json",
             {"default_prompt_name": "query"},
             ModelFileError,
-            "'query' is none of its prompts",
+            "'query' is not one of its prompts",
         ),
         (
             "config_sentence_transformers.json",
             {"prompts": {"query": 3}},
             ModelFileError,
-            "not an object of texts",
+            "not an object of strings",
         ),
     ],
 )
@@ -224,7 +224,7 @@ def test_dense_modules_that_are_refused(
 
 def test_rerankers_that_are_refused(tmp_path: Path) -> None:
     folder = write_encoder(tmp_path / "three", family="bert", reranker=True, labels=3)
-    with pytest.raises(UnsupportedFeature, match="a classifier of 3 labels; a reranker has one"):
+    with pytest.raises(UnsupportedFeature, match="classifier has 3 labels, expected one"):
         Encoder(folder, reranker=True)
     own = folder / "config_sentence_transformers.json"
     write_json(own, {"activation_fn": "torch.nn.modules.activation.Softmax"})
@@ -234,7 +234,7 @@ def test_rerankers_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedFeature, match="default prompt"):
         Encoder(folder, reranker=True)
     plain = write_encoder(tmp_path / "plain", **EMBEDDERS["bert"])
-    with pytest.raises(ModelFileError, match=r"has no tensor classifier\.weight"):
+    with pytest.raises(ModelFileError, match=r"tensor classifier\.weight is missing"):
         Encoder(plain, reranker=True)
 
 

@@ -126,7 +126,7 @@ def test_prefill_decode_and_import_go_on_with_the_constraint(kind: str) -> None:
         ({"grammar": 'root ::= "yes" | ('}, InvalidRequest, "neither Lark nor GBNF"),
     ],
 )
-def test_constraints_that_cannot_be_are_refused_at_once(
+def test_impossible_constraints_are_rejected_immediately(
     constraint: dict[str, Any], error: type[Exception], says: str
 ) -> None:
     async def main() -> None:
@@ -152,7 +152,7 @@ def test_a_constraint_that_fails_midway_ends_its_request_only(monkeypatch: pytes
             other = await toy.generate(
                 PROMPT, SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
             )
-            with pytest.raises(InvalidRequest, match="the constraint cannot be followed"):
+            with pytest.raises(InvalidRequest, match="the constraint cannot be satisfied"):
                 await deltas(stream)
             assert len(await deltas(other)) == 30
             await toy.idle()

@@ -137,9 +137,9 @@ def test_abort_while_held_and_while_prefilling() -> None:
             state = await prefill(toy)
             await toy.backend.abort("a")
             await toy.idle()
-            with pytest.raises(InvalidRequest, match="'a' is held here"):
+            with pytest.raises(InvalidRequest, match="no prefilled request 'a'"):
                 await decode(toy, state)
-            with pytest.raises(InvalidRequest, match="'a' is held here"):
+            with pytest.raises(InvalidRequest, match="no prefilled request 'a'"):
                 await toy.backend.export_kv(state)
             toy.runner.gate.clear()
             task = asyncio.ensure_future(prefill(toy, list(range(90))))
@@ -161,10 +161,10 @@ def test_a_state_decodes_once_and_only_as_what_it_is() -> None:
             old = await prefill(toy)
             assert await decode(toy, old) == toy_greedy(PROMPT, 12)
             for call in (decode(toy, old), toy.backend.export_kv(old)):
-                with pytest.raises(InvalidRequest, match="it was decoded, aborted, or never prefilled"):
+                with pytest.raises(InvalidRequest, match="it was decoded, aborted, or prefilled in another"):
                     await call
             await prefill(toy, prompt=[1, 2, 3])
-            with pytest.raises(InvalidRequest, match="held here with other tokens"):
+            with pytest.raises(InvalidRequest, match="tokens of held request"):
                 await decode(toy, old)
             with pytest.raises(InvalidRequest, match="is in instance elsewhere"):
                 await decode(toy, attrs.evolve(old, instance_id="elsewhere"))
@@ -255,7 +255,7 @@ def test_a_hold_ends_and_frees_its_blocks_and_decode_says_so() -> None:
             state = await prefill(toy)  # by the backend's own limit
             asked = await toy.backend.prefill(PROMPT, request_id="long", params=greedy(3), hold_s=60)
             await toy.idle(free=toy.runner.num_blocks - 3)
-            with pytest.raises(InvalidRequest, match=r"'a' was held here for 0.05 s.*longer hold_s"):
+            with pytest.raises(InvalidRequest, match=r"'a' was held for 0.05 s.*longer hold_s"):
                 await decode(toy, state)
             assert await decode(toy, asked.states[0]) == toy_greedy(PROMPT, 3)
             await toy.idle()
@@ -274,7 +274,7 @@ def test_imported_kv_is_held_no_longer_than_the_backend_allows() -> None:
             state, buffers = await moved(here)
             arrived = await there.backend.import_kv(state, buffers)
             await there.idle()
-            with pytest.raises(InvalidRequest, match=r"was held here for 0\.05 s"):
+            with pytest.raises(InvalidRequest, match=r"was held for 0\.05 s"):
                 await decode(there, arrived)
 
     run(main())
@@ -397,7 +397,7 @@ def test_kv_of_another_engine_is_taken_and_shared_with_nobody(weights_id: str) -
             assert await decode(there, arrived) == toy_greedy(PROMPT, 12)
             await there.idle()
             wrong = attrs.evolve(state, chunks=state.chunks[::-1])
-            with pytest.raises(KVCorrupt, match="chunk 0 is not the KV of this prompt's tokens"):
+            with pytest.raises(KVCorrupt, match="chunk 0 is not that of this prompt's tokens"):
                 await there.backend.import_kv(wrong, buffers)
 
     run(main())
@@ -495,10 +495,10 @@ def test_damaged_buffers_are_refused_and_take_nothing() -> None:
             cases = [
                 (state, [buffers[0], memoryview(flipped), buffers[2]], "chunk 1 does not match its checksum"),
                 (state, [buffers[0], buffers[1][:-1], buffers[2]], "chunk 1 has 31 bytes, expected 32"),
-                (state, buffers[:2], "2 buffers arrived for 3 KV chunks"),
-                (attrs.evolve(state, chunks=state.chunks[:2]), buffers[:2], "of a prompt that has 3"),
+                (state, buffers[:2], "got 2 buffers and 3 KV chunks"),
+                (attrs.evolve(state, chunks=state.chunks[:2]), buffers[:2], "expected 3 for this prompt"),
                 (state, [buffers[1], buffers[0], buffers[2]], "checksum"),
-                (swapped, others, "chunk 0 is not the KV of this prompt's tokens"),
+                (swapped, others, "chunk 0 is not that of this prompt's tokens"),
             ]
             for wrong, data, says in cases:
                 with pytest.raises(KVCorrupt, match=says):
@@ -520,25 +520,25 @@ def test_states_that_do_not_fit_are_refused() -> None:
             guided = attrs.evolve(state.params, adapter="x")
             wrong_token = attrs.evolve(state, output_token_ids=(5000,))
             cases: list[tuple[Toy, DecodeState, type[Exception], str]] = [
-                (other, state, CapabilityMismatch, "of model 'toy', but 'other' is loaded here"),
+                (other, state, CapabilityMismatch, "to model 'toy', but 'other' is loaded"),
                 (
                     here,
                     attrs.evolve(state, weights_id="b"),
                     CapabilityMismatch,
-                    "weights b, and those here are",
+                    "weights b, but this instance has",
                 ),
                 (here, attrs.evolve(state, kv_schema=None, chunks=()), CapabilityMismatch, "has no KV"),
                 (
                     here,
                     attrs.evolve(state, kv_tokens=11),
                     InvalidRequest,
-                    "KV of 11 tokens, but its prompt has 10",
+                    "KV for 11 tokens, but its prompt has 10",
                 ),
                 (
                     here,
                     attrs.evolve(state, kv_schema=schema),
                     CapabilityMismatch,
-                    "needs conversion of dtype",
+                    "conversion required: dtype",
                 ),
                 (short, state, CapabilityMismatch, "exceeds the limit of this instance"),
                 (here, attrs.evolve(state, prompt_token_ids=[1] * 300), InvalidRequest, "300 tokens"),

@@ -138,7 +138,7 @@ class Sequences(RuleBasedStateMachine):
     @rule(data=st.data())
     def hold(self, data: st.DataObject) -> None:
         sequence = data.draw(st.sampled_from(self.scheduler.running))
-        self.scheduler.set_aside(sequence)
+        self.scheduler.detach(sequence)
         self.live.remove(sequence)
         self.held.append(sequence)
 
@@ -154,7 +154,7 @@ class Sequences(RuleBasedStateMachine):
     def every_block_is_counted(self) -> None:
         pool = self.scheduler.pool
         holders = Counter(block for sequence in [*self.live, *self.held] for block in sequence.blocks)
-        assert all(pool.holders(block) == holders[block] for block in range(BLOCKS))
+        assert all(pool.ref_count(block) == holders[block] for block in range(BLOCKS))
         assert pool.free + len(holders) == BLOCKS
         assert pool.cached <= pool.free
         assert self.caching or max(holders.values(), default=1) == 1
@@ -268,7 +268,7 @@ def stuck(*prompts: int) -> tuple[Scheduler, list[SequenceState]]:
         s.add(sequence)
     advance(s)
     for sequence in sequences:
-        s.set_aside(sequence)
+        s.detach(sequence)
     assert s.pool.free == 0
     return s, sequences
 
@@ -338,22 +338,22 @@ def test_who_needs_a_prefix_that_is_being_computed_waits_for_it() -> None:
 
 def test_blocks_that_are_needed_are_forgotten_oldest_use_first() -> None:
     pool = BlockPool(4)
-    a, b = pool.take(2), pool.take(2)
+    a, b = pool.allocate(2), pool.allocate(2)
     for blocks, name in ((a, b"a"), (b, b"b")):
         for i, block in enumerate(blocks):
             pool.publish(block, name + bytes([i]))
     a0 = a[0]
     pool.publish(b[0], b"other name")  # it has one already, and keeps it
-    pool.give_back(a)
-    pool.give_back(b)
+    pool.release(a)
+    pool.release(b)
     assert pool.cached == 4
     pool.share(a0)
-    first = pool.take(1)
+    first = pool.allocate(1)
     assert pool.find(b"a\x01") is None  # the end of what was given back first
     assert pool.find(b"a\0") == a0
-    assert pool.take(2)
+    assert pool.allocate(2)
     assert (pool.free, pool.find(b"b\0"), pool.find(b"other name")) == (0, None, None)
-    pool.give_back(first)
+    pool.release(first)
     assert (pool.free, pool.cached) == (1, 0)
 
 
@@ -365,7 +365,7 @@ def test_blocks_are_not_taken_for_a_prefix_that_lies_in_them() -> None:
         s.add(sequence)
     advance(s)
     for sequence in (waiting, held):
-        s.set_aside(sequence)
+        s.detach(sequence)
     waiting.tokens += [0] * 5  # it has come far enough to need another block
     s.add(waiting)
     s.add(make(17, 3, priority=-1))

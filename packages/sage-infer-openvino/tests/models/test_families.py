@@ -284,7 +284,7 @@ def test_folders_that_are_refused(
     [
         ("gemma", {"use_bidirectional_attention": 1}, "bidirectional attention is not supported"),
         ("qwen2 with yarn", {"rope.scaling.yarn_log_multiplier": 0.1}, "plain yarn"),
-        ("llama", {"rope.dimension_count": 8}, "a part of each head"),
+        ("llama", {"rope.dimension_count": 8}, "partial rotary embedding"),
         ("qwen2", {"expert_count": 4}, "mixture of experts"),
     ],
 )

@@ -123,7 +123,7 @@ def test_files_that_are_no_gguf(tmp_path: Path, content: bytes, says: str) -> No
     [
         ({"architecture": "mamba"}, UnsupportedFeature, r"'mamba' is not supported.*supported: llama"),
         ({"metadata": {"llama.expert_count": 8}}, UnsupportedFeature, "mixture of experts"),
-        ({"metadata": {"llama.rope.dimension_count": 8}}, UnsupportedFeature, "part of each head"),
+        ({"metadata": {"llama.rope.dimension_count": 8}}, UnsupportedFeature, "partial rotary embedding"),
         ({"metadata": {"llama.rope.scaling.type": "dynamic"}}, UnsupportedFeature, "dynamic"),
         ({"metadata": {"llama.block_count": None}}, ModelFileError, "llama.block_count is None"),
         (
@@ -172,12 +172,12 @@ def test_parts_that_do_not_make_a_model(parts: list[Path], tmp_path: Path) -> No
             prepare_decoder(path, cache_dir=tmp_path / "cache")
         assert "\n" not in str(caught.value)
 
-    fails(second, "is part 2 of 3 of a model; name the first, q-00001-of-00003.gguf")
+    fails(second, "is part 2 of 3 of a model; specify the first part, q-00001-of-00003.gguf")
     kept = second.read_bytes()
     second.write_bytes(third.read_bytes())
-    fails(first, "q-00003-of-00003.gguf: has tensors that an earlier part has")
+    fails(first, "q-00003-of-00003.gguf: repeats tensors of an earlier part")
     second.write_bytes(kept[:-1])
     fails(first, "q-00002-of-00003.gguf: truncated")
     second.unlink()
-    fails(first.parent, "q-00002-of-00003.gguf: not found; the model is in 3 parts")
-    fails(first.rename(first.with_name("renamed.gguf")), "give it back its name")
+    fails(first.parent, "q-00002-of-00003.gguf: not found; the model has 3 parts")
+    fails(first.rename(first.with_name("renamed.gguf")), "rename it")

@@ -101,12 +101,12 @@ def test_phi_3_swallows_the_space_after_its_marks(tiny_gguf: Write) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
-        ({"scores": None}, ModelFileError, "tokenizer.ggml.scores is not one number for each of the 600"),
+        ({"scores": None}, ModelFileError, "tokenizer.ggml.scores is not one number for each of 600"),
         ({"token_type": [1, 2, 3]}, ModelFileError, "tokenizer.ggml.token_type is not one number"),
         (
             {"model": "t5"},
             UnsupportedFeature,
-            "tokenizer.ggml.model 't5' is not supported.*'llama', SentencePiece's",
+            "tokenizer.ggml.model 't5' is not supported.*'llama' .SentencePiece",
         ),
     ],
 )

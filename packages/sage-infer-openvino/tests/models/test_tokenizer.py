@@ -167,7 +167,7 @@ def test_words_are_split_as_the_file_says(tiny_gguf: Write, pre: str, pieces: li
     [
         ({"tokenizer.ggml.pre": "chatglm-bpe"}, UnsupportedFeature, "'chatglm-bpe' is not supported.*smollm"),
         ({"tokenizer.ggml.model": "bert"}, UnsupportedFeature, "tokenizer.ggml.model 'bert'"),
-        ({"tokenizer.ggml.merges": ["he llo"]}, ModelFileError, "do not fit together"),
+        ({"tokenizer.ggml.merges": ["he llo"]}, ModelFileError, "do not match"),
         ({"tokenizer.ggml.merges": None}, ModelFileError, "tokenizer.ggml.merges is missing"),
     ],
 )
@@ -328,7 +328,7 @@ def test_messages_and_variables_that_a_template_cannot_take() -> None:
             "feature multimodal",
         ),
         ([{"role": "user", "content": [{"type": "text"}]}], {}, InvalidRequest, "content part without text"),
-        ([hi], {"messages": [], "tools": 1, "mood": ""}, InvalidRequest, "must not have messages, tools;"),
+        ([hi], {"messages": [], "tools": 1, "mood": ""}, InvalidRequest, "must not contain messages, tools;"),
     ):
         with pytest.raises(error, match=says):
             tokenizer.render_chat(messages, variables=variables)

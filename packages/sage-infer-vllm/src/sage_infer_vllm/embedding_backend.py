@@ -185,7 +185,7 @@ class VLLMEmbeddingBackend(BaseVLLMBackend):
 
             found = await call.run(
                 texts, lambda text: len(text.token_ids), compute,
-                at_once=min(batch_size, self._settings.max_queue),
+                concurrency=min(batch_size, self._settings.max_queue),
             )  # fmt: skip
             return found, sum(len(text.token_ids) for text in texts)
 

@@ -1,4 +1,4 @@
-"""Select the texts for the next batch: similar lengths, with calls served in turn."""
+"""Batch selection: texts of similar lengths, with calls served in turn."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["BatchLine"]
 CallT = TypeVar("CallT")
 _Key = tuple[int, int, int]  # length, ticket of the call, index in the call
 
-_PADDING_SHARE = 16  # maximum padding as a part of the budget: about the cost of a separate inference
-_LONGER_SHARE = 8  # maximum excess over the selected text, as a part of its length
+_PADDING_SHARE = 16  # maximum padding: 1/16 of the budget, about the cost of a separate inference
+_LONGER_SHARE = 8  # maximum excess over the selected text: 1/8 of its length
 
 
 @define(eq=False)
@@ -31,9 +31,9 @@ class _Waiting(Generic[CallT]):
 class BatchLine(Generic[CallT]):
     """Waiting texts of large and small calls. Not thread-safe.
 
-    Calls are served in turn. The next call puts its longest text into the batch, which is then filled
-    with texts of similar length from any call: so a call with one text waits for one batch of each call
-    before it, never for an entire call. A batch has at most ``budget`` tokens, including padding, or one text.
+    Calls are served in turn. The next call puts its longest text into the batch, which is then filled with texts of
+    similar length from any call. So a call with one text waits for one batch of each earlier call, never for an entire
+    call. A batch has at most ``budget`` tokens, including padding, or a single text.
     """
 
     def __init__(self, budget: int) -> None:
@@ -41,7 +41,7 @@ class BatchLine(Generic[CallT]):
         self._tickets = count()
         self._turns: deque[int] = deque()
         self._waiting: dict[int, _Waiting[CallT]] = {}
-        self._texts: list[_Key] = []  # rising
+        self._texts: list[_Key] = []  # ascending
 
     def __bool__(self) -> bool:
         return bool(self._texts)

@@ -1,9 +1,9 @@
-"""Builds the OpenVINO graph of a BERT encoder with its head: token ids in, a vector or a score out.
+"""Builds the OpenVINO graph of a BERT encoder with its head, from token ids to a vector or a score.
 
 The graph follows transformers' ``BertModel``, ``RobertaModel``, ``XLMRobertaModel``, ``DistilBertModel`` and their
 ``…ForSequenceClassification``, and sentence-transformers' ``Pooling``, ``Dense`` and ``Normalize``. Inputs:
-``input_ids`` and ``attention_mask`` i64 ``[batch, tokens]`` (the mask is 1 for tokens, 0 for padding, which comes
-after them), and ``token_type_ids`` alike where a score needs them. Output: ``rows`` f32 ``[batch, dimension]``.
+``input_ids`` and ``attention_mask`` i64 ``[batch, tokens]`` (the mask is 1 for tokens and 0 for padding at the end),
+and for scores of pairs also ``token_type_ids``. Output: ``rows`` f32 ``[batch, dimension]``.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class _BertBuilder:
         labels = self.tensors.shape(classifier + ".weight")[0]
         if labels != 1:
             raise UnsupportedFeature(
-                f"{self.tensors.folder}: a classifier of {labels} labels; a reranker has one, its score"
+                f"{self.tensors.folder}: the classifier has {labels} labels, expected one for a reranker"
             )
         x = _ACTIVATIONS[activation](self._linear(_pool(x, None, "cls"), hidden))
         return _ACTIVATIONS[head.activation](self._linear(x, classifier))

@@ -1,9 +1,8 @@
 """Reads the configuration of an encoder's folder, without its weights.
 
-Besides transformers' ``config.json``, sentence-transformers has ``modules.json`` (steps after
-the transformer, and their folders), ``sentence_bert_config.json`` (maximum length) and
-``config_sentence_transformers.json`` (prompts; a cross-encoder's activation). If they are missing, its defaults
-hold.
+Besides transformers' ``config.json``, sentence-transformers has ``modules.json`` (modules after the transformer, and
+their folders), ``sentence_bert_config.json`` (maximum length) and ``config_sentence_transformers.json`` (prompts; a
+cross-encoder's activation). Its defaults apply to missing files.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ class BertConfig:
     max_positions: int
     """Maximum number of tokens of a text."""
     padding_position: int | None
-    """Position, and id, of RoBERTa's padding; tokens are counted from the next one on. None: counted from 0."""
+    """Id and position of RoBERTa's padding; positions of tokens start after it. None: positions start at 0."""
     padding_id: int
     vocab_size: int
     pair_types: bool
@@ -133,7 +132,7 @@ class EncoderConfig:
 
 
 def read_encoder_config(folder: str | Path, *, reranker: bool = False) -> EncoderConfig:
-    """The configuration of an encoder, or of a cross-encoder when ``reranker``.
+    """The configuration of an encoder, or of a cross-encoder if ``reranker``.
 
     Raises :class:`ModelFileError` and :class:`UnsupportedFeature`, each naming the file.
     """
@@ -147,18 +146,18 @@ def read_encoder_config(folder: str | Path, *, reranker: bool = False) -> Encode
     prompts, default = own.get("prompts") or {}, own.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise ModelFileError(
-            f"{folder / 'config_sentence_transformers.json'}: prompts are not an object of texts"
+            f"{folder / 'config_sentence_transformers.json'}: prompts is not an object of strings"
         )
     if reranker and default is not None:
         raise UnsupportedFeature(f"{folder}: a reranker with a default prompt ({default!r}) is not supported")
     if default is not None and default not in prompts:
         raise ModelFileError(
-            f"{folder / 'config_sentence_transformers.json'}: default_prompt_name {default!r} is none of its prompts"
+            f"{folder / 'config_sentence_transformers.json'}: default_prompt_name {default!r} is not one of its prompts"
         )
     try:
         limit = int(sentence.get("max_seq_length") or tokenizer.get("model_max_length") or bert.max_positions)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ModelFileError(f"{folder}: the longest text is not a number: {error}") from error
+        raise ModelFileError(f"{folder}: the maximum length is not a number: {error}") from error
     return EncoderConfig(
         bert=bert,
         head=head,
@@ -210,7 +209,7 @@ def _read_bert(folder: Path, raw: dict[str, Any], tokenizer: dict[str, Any], *, 
 
 
 def _score_activation(folder: Path, raw: dict[str, Any], own: dict[str, Any]) -> Activation:
-    """As in ``CrossEncoder``: the newest location first, by default a sigmoid."""
+    """The activation of ``CrossEncoder``: newer locations first, by default a sigmoid."""
     section = raw.get("sentence_transformers")
     name = (
         own.get("activation_fn")
@@ -275,7 +274,7 @@ def _read_dense(folder: Path) -> DenseStep:
     names = {config.get("module_input_name"), config.get("module_output_name")}
     if config.get("use_residual") or not names <= {None, "sentence_embedding"}:
         raise UnsupportedFeature(
-            f"{path}: a Dense with a residual, or not on the sentence's vector, is not supported"
+            f"{path}: a Dense with a residual, or with an input other than the sentence embedding, is not supported"
         )
     try:
         return DenseStep(

@@ -1,4 +1,4 @@
-"""An encoder on OpenVINO, without torch: texts, pairs of texts or token ids in, float32 rows out."""
+"""An encoder on OpenVINO without torch, from texts, pairs of texts or token ids to float32 rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Encoder", "EncoderInput"]
 
 @attrs.frozen
 class EncoderInput:
-    """A text, or a pair of texts, as the encoder reads it."""
+    """Token ids of a text or a pair of texts."""
 
     ids: Sequence[int]
     types: Sequence[int] | None = None
@@ -116,7 +116,7 @@ class Encoder:
         ]
 
     def compute(self, batch: Sequence[EncoderInput]) -> npt.NDArray[np.float32]:
-        """Run one inference; returns rows ``[len(batch), dimension]`` in order, valid until the next call."""
+        """Run one inference. Returns rows ``[len(batch), dimension]`` in order, valid until the next call."""
         shape = len(batch), max(map(len, batch))
         feed = {
             "input_ids": np.full(shape, self.config.bert.padding_id, np.int64),
@@ -170,7 +170,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     # `tokenizers` raises a bare Exception for any problem with the file.
     except Exception as error:
-        raise ModelFileError(f"{path}: not a tokenizer.json that this `tokenizers` reads: {error}") from error
+        raise ModelFileError(f"{path}: not supported by the installed `tokenizers`: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -1,4 +1,4 @@
-"""The encoder thread: computes the texts of all open calls in batches and returns to each caller its rows."""
+"""The encoder thread: computes the texts of all open calls in batches and returns each caller's rows."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ class EncoderQueue:
             accepted = [call.accepted for call in self._open if not call.begun]
         return time.perf_counter() - min(accepted) if accepted else 0.0
 
-    def submit(self, inputs: Sequence[EncoderInput], *, at_once: int | None = None) -> Future[Rows]:
+    def submit(self, inputs: Sequence[EncoderInput], *, batch_limit: int | None = None) -> Future[Rows]:
         """Queue a call of at least one input; its rows are returned in order. Its future may be cancelled at any time.
 
-        At most ``at_once`` of its inputs are computed in one batch.
+        At most ``batch_limit`` of its inputs are computed in one batch.
 
         Raises:
             EngineDead: the encoder has stopped.
@@ -101,7 +101,7 @@ class EncoderQueue:
                 )
             self._open.add(call)
             self._texts += len(inputs)
-            self._line.add(call, map(len, inputs), limit=at_once)
+            self._line.add(call, map(len, inputs), limit=batch_limit)
             self._changed.notify()
         call.future.add_done_callback(lambda _: self._forget(call))
         return call.future

@@ -1,1 +1,1 @@
-"""From requests to tokens: scheduler, KV blocks, sampling, and the decoder thread."""
+"""The decoding engine: scheduler, KV blocks, sampling, and the engine thread."""

@@ -9,10 +9,10 @@ __all__ = ["BlockPool"]
 
 
 class BlockPool:
-    """Blocks are cached by the key of their content and shared; cached blocks are never written again.
+    """Allocates blocks, and shares cached blocks by the key of their content. Cached blocks are immutable.
 
-    A block with ref count 0 keeps its content and key until it is reallocated: least recently
-    freed first. ``on_removed`` is then called with the key.
+    A block with ref count 0 keeps its content and key until it is reallocated, least recently freed first.
+    ``on_removed`` is then called with the key.
     """
 
     def __init__(self, total: int, on_removed: Callable[[bytes], None] | None = None) -> None:
@@ -34,8 +34,8 @@ class BlockPool:
         """Free blocks that are still cached."""
         return len(self._cached)
 
-    def take(self, count: int) -> list[int]:
-        """Allocate ``count`` blocks to write to; the caller has checked availability."""
+    def allocate(self, count: int) -> list[int]:
+        """Allocate ``count`` writable blocks; the caller has checked availability."""
         taken = self._empty[max(len(self._empty) - count, 0) :]
         del self._empty[len(self._empty) - len(taken) :]
         while len(taken) < count:
@@ -53,7 +53,7 @@ class BlockPool:
         """The cached block with this key."""
         return self._block_of.get(key)
 
-    def holders(self, block: int) -> int:
+    def ref_count(self, block: int) -> int:
         """Ref count of the block."""
         return self._holders[block]
 
@@ -73,8 +73,8 @@ class BlockPool:
         self._key_of[block] = key
         return True
 
-    def give_back(self, blocks: list[int]) -> None:
-        """Free a sequence's blocks; its last ones will be evicted first."""
+    def release(self, blocks: list[int]) -> None:
+        """Release a sequence's blocks; the last ones are evicted first."""
         for block in reversed(blocks):
             self._holders[block] -= 1
             if self._holders[block] == 0:

@@ -1,7 +1,7 @@
 """Candidate selection for sampling, and the draw.
 
-Works on *weights*: probabilities up to a common factor, the most likely token's being 1. The vocabulary is never
-sorted: candidates are first found by a bound, usually a few hundred tokens.
+Works on *weights*: unnormalized probabilities, 1 for the most likely token. The vocabulary is never sorted: a bound
+first reduces it to the candidates, usually a few hundred tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def candidates(weights: Floats, params: SamplingParams) -> tuple[Ids | None, Flo
     elif params.top_p < 1:
         total = float(weights.sum())
         enough = params.top_p * total
-        # All tokens below this weight have less than 1 - top_p together, so none of them is needed.
+        # The total of all tokens below this weight is less than 1 - top_p, so none of them is needed.
         ids = np.flatnonzero(weights >= np.float32((total - enough) / len(weights)))
         ids = ids[np.argsort(-weights[ids], kind="stable")]
     elif params.min_p > 0:
@@ -61,7 +61,7 @@ def most_likely(values: Floats, count: int) -> Ids:
     """Ids of the ``count`` largest values of a row, in descending order; ties by id."""
     blocks = values[: len(values) // _BLOCK * _BLOCK].reshape(-1, _BLOCK).max(axis=1)
     if count <= len(blocks):
-        # ``count`` blocks have a value of at least this, so the ``count`` largest values have it, too.
+        # ``count`` blocks have a value of at least this, so the ``count`` largest values are at least this, too.
         bound = np.partition(blocks, -count)[-count]
         ids = np.flatnonzero(values >= bound)
     else:

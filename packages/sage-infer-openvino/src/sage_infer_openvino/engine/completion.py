@@ -16,8 +16,8 @@ def append_token(
 ) -> TokenDelta:
     """Append a token and return the consumer's delta; sets ``finish_reason`` for the last token.
 
-    The token that ends an output has no text. Text held back as part of a character or of a possible
-    stop string is emitted with the last token.
+    A stop token has no text. Text held back as part of a character or of a possible stop string is emitted with the
+    last token.
     """
     params = sequence.request.params
     sequence.tokens.append(token)

@@ -25,8 +25,8 @@ __all__ = ["StateKeeper", "kv_prompt"]
 class StateKeeper:
     """Exports and imports states of one instance.
 
-    ``fingerprint`` is of the weights in the form that they are computed with, ``weights_id`` of those in the source
-    files; ``schema`` is the KV cache's.
+    ``fingerprint`` identifies the prepared weights, ``weights_id`` the weights in the source files; ``schema`` is that
+    of the KV cache.
     """
 
     model_id: str
@@ -72,8 +72,8 @@ class StateKeeper:
         """Reject a state that this instance cannot continue.
 
         Raises:
-            CapabilityMismatch: of another model, other weights or another KV form. Whose engine made it, and in
-                which form that one computes with the weights, does not matter.
+            CapabilityMismatch: it has another model, other weights or another KV format. The engine that created it and
+                its weight format do not matter.
         """
         self.check_model(state)
         if state.kv_schema is None:
@@ -82,41 +82,41 @@ class StateKeeper:
             )
         fit = state.kv_schema.compatible_with(self.schema)
         if not fit.identical:
-            what = fit.reason or "needs conversion of " + ", ".join(fit.conversions)
-            raise CapabilityMismatch(f"the state's KV does not match this instance: {what}")
+            reason = fit.reason or "conversion required: " + ", ".join(fit.conversions)
+            raise CapabilityMismatch(f"the state's KV does not match this instance: {reason}")
 
     def check_model(self, state: DecodeState) -> None:
-        """Refuse a state of another model.
+        """Reject a state of another model.
 
         Raises:
-            CapabilityMismatch: its name differs, or its weights as far as both sides know them.
+            CapabilityMismatch: the model's name differs, or the weights differ and both sides know them.
         """
         if state.model_id != self.model_id:
             raise CapabilityMismatch(
-                f"the state is of model {state.model_id!r}, but {self.model_id!r} is loaded here"
+                f"the state belongs to model {state.model_id!r}, but {self.model_id!r} is loaded"
             )
         if state.weights_id and self.weights_id and state.weights_id != self.weights_id:
             raise CapabilityMismatch(
-                f"the state is of model {state.model_id!r} with the weights {state.weights_id}, and those here are "
-                f"{self.weights_id}; both instances need the same model files"
+                f"the state belongs to model {state.model_id!r} with the weights {state.weights_id}, but this instance "
+                f"has {self.weights_id}; use the same model files in both instances"
             )
 
     def find(self, engine: DecoderEngine, state: DecodeState) -> EngineRequest:
-        """The held request that a state describes. In the engine thread.
+        """The held request of a state. Runs in the engine thread.
 
         Raises:
-            InvalidRequest: its KV is not here (any more).
+            InvalidRequest: its KV is not in this instance, or no longer.
         """
         if state.instance_id != self.instance_id:
             raise InvalidRequest(
                 f"the KV of request {state.request_id!r} is in instance {state.instance_id}, but this is "
-                f"{self.instance_id}; bring it here with export_kv and import_kv"
+                f"{self.instance_id}; move it with export_kv and import_kv"
             )
         request = engine.held(state.request_id)
         (sequence,) = request.sequences
         if tuple(sequence.tokens) != state.prompt_token_ids + state.output_token_ids:
             raise InvalidRequest(
-                f"request {state.request_id!r} is held here with other tokens than the state's"
+                f"the tokens of held request {state.request_id!r} differ from those of the state"
             )
         return request
 
@@ -126,8 +126,8 @@ class StateKeeper:
         """Reconstruct the request of a state as after prefill, without its blocks.
 
         Raises:
-            InvalidRequest, UnsupportedFeature: this instance could not have made such a state.
-            CapabilityMismatch: it has no room for a sequence of this length.
+            InvalidRequest, UnsupportedFeature: the state is invalid for this instance.
+            CapabilityMismatch: the sequence is too long for this instance.
         """
         request = requests.from_state(state, grammar)
         (sequence,) = request.sequences
@@ -142,11 +142,11 @@ class StateKeeper:
             )
         request.first_delta = delta
         request.hold = True
-        if not self.names_as_here(state):
+        if not self.has_own_keys(state):
             request.salt, request.is_private = secrets.token_bytes(16), True
         return request
 
-    def leaving(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
+    def exported(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
         """The exported state: chunks are identified by content, without a location."""
         chunks = [
             attrs.evolve(chunk, checksum=checksum(buffer), location=None)
@@ -155,28 +155,25 @@ class StateKeeper:
         return attrs.evolve(state, chunks=chunks)
 
     def verified(self, state: DecodeState, buffers: Sequence[memoryview]) -> list[memoryview]:
-        """The buffers as bytes, each checked against its chunk, and the chunks against the prompt.
+        """The buffers as bytes, after checks of each buffer against its chunk, and of the chunks against the prompt.
 
-        Chunks of an equivalent engine have the same keys as here; keys of other engines
-        are not known.
+        Chunks of an equivalent engine have the same keys as in this instance; keys of other engines are unknown.
 
         Raises:
-            KVCorrupt: a buffer is missing, of the wrong size, or not what was exported for this prompt.
-            InvalidRequest: ``kv_tokens`` of the state are not tokens of its prompt.
+            KVCorrupt: a buffer is missing, has the wrong size, or differs from the exported one.
+            InvalidRequest: ``kv_tokens`` of the state exceeds its prompt.
         """
-        named = self.names_as_here(state)
+        named = self.has_own_keys(state)
         ours = () if state.finish_reason else self._chunks(state.request_id, kv_prompt(state))
         if not len(ours) == len(state.chunks) == len(buffers):
             raise KVCorrupt(
-                f"{len(buffers)} buffers arrived for {len(state.chunks)} KV chunks of a prompt that has {len(ours)}"
+                f"got {len(buffers)} buffers and {len(state.chunks)} KV chunks, expected {len(ours)} for this prompt"
             )
         blocks = [memoryview(buffer).cast("B") for buffer in buffers]
         for i, (chunk, own, block) in enumerate(zip(state.chunks, ours, blocks, strict=True)):
             is_named = not named or chunk.chunk_id == own.chunk_id
             if not is_named or (chunk.token_start, chunk.token_end) != (own.token_start, own.token_end):
-                raise KVCorrupt(
-                    f"KV chunk {i} is not the KV of this prompt's tokens from {own.token_start} on"
-                )
+                raise KVCorrupt(f"KV chunk {i} is not that of this prompt's tokens from {own.token_start} on")
             if block.nbytes != own.nbytes:
                 raise KVCorrupt(
                     f"KV chunk {i} has {block.nbytes} bytes, expected {own.nbytes}; send it again"
@@ -185,7 +182,7 @@ class StateKeeper:
                 raise KVCorrupt(f"KV chunk {i} does not match its checksum; send it again")
         return blocks
 
-    def arrived(self, state: DecodeState) -> DecodeState:
+    def imported(self, state: DecodeState) -> DecodeState:
         """The state of a request with imported KV."""
         chunks = [
             attrs.evolve(chunk, location=self._location(state.request_id, i), checksum=None)
@@ -193,8 +190,8 @@ class StateKeeper:
         ]
         return attrs.evolve(state, instance_id=self.instance_id, chunks=chunks)
 
-    def names_as_here(self, state: DecodeState) -> bool:
-        """Whether the state's chunks have the same unsalted keys as here."""
+    def has_own_keys(self, state: DecodeState) -> bool:
+        """Whether the state's chunks have the same unsalted keys as in this instance."""
         made = state.extensions.get("openvino")
         return (
             isinstance(made, dict) and made.get("fingerprint") == self.fingerprint and not made.get("salted")
@@ -225,15 +222,15 @@ class StateKeeper:
 
 
 def kv_prompt(state: DecodeState) -> tuple[int, ...]:
-    """The tokens of the prompt whose KV the state's chunks hold.
+    """The prompt tokens with KV in the state's chunks.
 
     Raises:
-        InvalidRequest: the state says more tokens than its prompt has, or none.
+        InvalidRequest: ``kv_tokens`` is 0 or exceeds the prompt.
     """
     prompt, count = state.prompt_token_ids, state.kv_tokens
     if count is not None and not 0 < count <= len(prompt):
         raise InvalidRequest(
-            f"the state of request {state.request_id!r} has KV of {count} tokens, but its prompt has {len(prompt)}"
+            f"the state of request {state.request_id!r} has KV for {count} tokens, but its prompt has {len(prompt)}"
         )
     return prompt[:count]
 

@@ -43,7 +43,7 @@ __all__ = ["DecoderEngine"]
 
 T = TypeVar("T")
 
-_LET_GO = 1024  # expired holds remembered for error messages
+_KEPT_EXPIRED = 1024  # expired holds remembered for error messages
 _SMALLEST_CHUNK = 16  # minimum prompt tokens per step, however slow
 
 
@@ -81,7 +81,7 @@ class DecoderEngine:
         self._requests: dict[str, EngineRequest] = {}
         self._arriving: dict[int, EngineRequest] = {}  # not yet accepted by the engine thread
         self._held: dict[str, EngineRequest] = {}
-        self._let_go: dict[str, float] = {}  # recently expired holds, with their length in seconds
+        self._expired: dict[str, float] = {}  # recently expired holds, with their length in seconds
         self._finished = self._steps = 0
         self._step_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="sage-openvino-engine", daemon=True)
@@ -105,7 +105,7 @@ class DecoderEngine:
             raise
 
     def cancel(self, request_id: str, who: EngineRequest | BufferedTokenStream) -> None:
-        """End the request that ``who`` is or reads, unless it has ended; others of that id are unaffected."""
+        """End the request given by itself or by its stream, unless it has ended; others with that id are unaffected."""
 
         def command() -> None:
             request = self._requests.get(request_id)
@@ -113,10 +113,10 @@ class DecoderEngine:
                 message = f"request {request_id} was cancelled by its caller"
                 self._end(request, RequestCancelled(message, by="caller"))
 
-        self._queue.tell(command)
+        self._queue.post(command)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Run ``function`` in the engine thread between two steps; skipped if the caller is cancelled before.
+        """Run ``function`` in the engine thread between two steps; skipped if the caller is cancelled first.
 
         Raises:
             EngineDead: the engine has stopped.
@@ -179,7 +179,7 @@ class DecoderEngine:
 
     def close(self) -> None:
         """End every request with ``RequestCancelled`` and stop the thread. Safe to call twice."""
-        self._queue.tell(None)
+        self._queue.post(None)
         self._thread.join()
 
     # --- in the engine thread
@@ -188,7 +188,7 @@ class DecoderEngine:
         reason: SageInferError = RequestCancelled("the backend was closed", by="close")
         try:
             busy = False
-            while self._queue.run_commands(wait_s=None if busy else self._patience()):
+            while self._queue.run_commands(wait_s=None if busy else self._wait_time()):
                 self._expire()
                 step = self._scheduler.next_step(self._pacer.prompt_tokens)
                 if step:
@@ -200,7 +200,7 @@ class DecoderEngine:
             reason.__cause__ = error
         self._stop(reason)
 
-    def _patience(self) -> float:
+    def _wait_time(self) -> float:
         """Time to wait for a command when nothing runs.
 
         Waiting requests then need blocks that are held for a ``decode``; only their deadline, or the end
@@ -224,9 +224,9 @@ class DecoderEngine:
             message = f"request {request.request_id} missed its deadline"
             self._end(request, RequestCancelled(message, by="deadline"))
         for request in [r for r in self._held.values() if r.held_until < now]:
-            self._let_go[request.request_id] = request.hold_s
-            if len(self._let_go) > _LET_GO:
-                del self._let_go[next(iter(self._let_go))]
+            self._expired[request.request_id] = request.hold_s
+            if len(self._expired) > _KEPT_EXPIRED:
+                del self._expired[next(iter(self._expired))]
             message = f"request {request.request_id} was held for {request.hold_s:g} s without a decode"
             self._end(request, RequestCancelled(message, by="deadline"))
 
@@ -251,14 +251,14 @@ class DecoderEngine:
                 if all(other.finish_reason is not None for other in request.sequences):
                     self._end(request, None)
             elif request.hold:
-                self._scheduler.set_aside(sequence)
+                self._scheduler.detach(sequence)
                 self._hold(request)
                 self._outbox.held(request)
 
     def _hold(self, request: EngineRequest) -> None:
         """Keep a request and its blocks for ``decode``. Its deadline was prefill's; ``hold_s`` counts from now."""
         self._held[request.request_id] = request
-        self._let_go.pop(request.request_id, None)
+        self._expired.pop(request.request_id, None)
         request.deadline = None
         request.held_until = time.perf_counter() + request.hold_s
 
@@ -318,14 +318,14 @@ class DecoderEngine:
         Raises:
             InvalidRequest: there is none with this id.
         """
-        if request_id in self._let_go:
+        if request_id in self._expired:
             raise InvalidRequest(
-                f"request {request_id!r} was held here for {self._let_go[request_id]:g} s before its KV was freed; "
+                f"request {request_id!r} was held for {self._expired[request_id]:g} s before its KV was freed; "
                 "prefill it again, with a longer hold_s if decode arrives later"
             )
         if request_id not in self._held:
             raise InvalidRequest(
-                f"no prefilled request {request_id!r} is held here; it was decoded, aborted, or never prefilled here"
+                f"no prefilled request {request_id!r}; it was decoded, aborted, or prefilled in another instance"
             )
         return self._held[request_id]
 
@@ -349,8 +349,8 @@ class DecoderEngine:
             salt = options.cache_salt.encode()
             if salt and salt != request.salt and not request.is_private:
                 raise InvalidRequest(
-                    f"request {request.request_id!r} was prefilled with another cache_salt; decode it with that one, "
-                    "or without any"
+                    f"request {request.request_id!r} was prefilled with another cache_salt; decode it with the same "
+                    "one, or without any"
                 )
         self._queue.rename(request.request_id, request_id)
         del self._held[request.request_id], self._requests[request.request_id]
@@ -377,7 +377,7 @@ class DecoderEngine:
             raise Overloaded(message, retry_after=self._queue.retry_after)
         self._queue.open(request.request_id)
         (sequence,) = request.sequences
-        sequence.blocks = self.pool.take(len(blocks))
+        sequence.blocks = self.pool.allocate(len(blocks))
         self._requests[request.request_id] = request
         self._hold(request)
         for block, data in zip(sequence.blocks, blocks, strict=True):

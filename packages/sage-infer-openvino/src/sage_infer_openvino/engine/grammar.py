@@ -42,7 +42,7 @@ class GrammarMatcher:
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise InvalidRequest(f"the constraint cannot be followed: {first_line(self._matcher)}")
+            raise InvalidRequest(f"the constraint cannot be satisfied: {first_line(self._matcher)}")
         return np.unpackbits(bits, count=vocab_size, bitorder="little").view(np.bool_)
 
     def accept(self, token: int) -> bool:
@@ -52,7 +52,7 @@ class GrammarMatcher:
 
     @property
     def failed(self) -> bool:
-        """Whether a token was not one of the allowed, or the constraint turned out to be too complex."""
+        """Whether a token was not allowed, or the constraint turned out to be too complex."""
         return bool(self._matcher.is_error())
 
     def copy(self) -> GrammarMatcher:

@@ -20,9 +20,7 @@ _MOST_FORMATS = 64
 
 
 class CompileError(Exception):
-    """The constraint is malformed or impossible; ``is_unsupported`` if llguidance does not implement
-    it.
-    """
+    """The constraint is malformed or impossible; ``is_unsupported`` if llguidance does not implement it."""
 
     def __init__(self, reason: str, *, is_unsupported: bool = False) -> None:
         super().__init__(reason)
@@ -37,7 +35,7 @@ def vocabulary_of(tokenizer_json: str, n_vocab: int, eos_token_ids: list[int]) -
 def matcher_of(vocabulary: llguidance.LLTokenizer, form: str) -> llguidance.LLMatcher:
     """
     Raises:
-        CompileError: there can be none.
+        CompileError: the constraint cannot be compiled.
     """
     matcher = llguidance.LLMatcher(vocabulary, form, log_level=0)
     if matcher.is_error():
@@ -47,8 +45,8 @@ def matcher_of(vocabulary: llguidance.LLTokenizer, form: str) -> llguidance.LLMa
 
 
 def llguidance_form(kind: str, text: str, vocabulary: llguidance.LLTokenizer) -> str:
-    """A constraint (``json_schema``, ``regex``, ``grammar`` or ``choice``, as JSON where it is data) in its
-    form.
+    """Convert a constraint (``json_schema``, ``regex``, ``grammar`` or ``choice``; data as JSON) to llguidance's
+    format.
 
     Raises:
         CompileError: it is malformed.
@@ -82,9 +80,7 @@ def _schema_form(schema: Any, vocabulary: llguidance.LLTokenizer) -> str:
 
 
 def _composes(schema: Any) -> bool:
-    """Whether objects are composed of several schemas, none of which may then forbid the others'
-    properties.
-    """
+    """Whether objects are composed of several schemas; then none of them may forbid the others' properties."""
     if isinstance(schema, list):
         return any(map(_composes, schema))
     if not isinstance(schema, Mapping):
@@ -98,8 +94,7 @@ def _composes(schema: Any) -> bool:
 
 
 def _closed(schema: Any) -> Any:
-    """Objects with properties allow no others by default: engines commonly do this, as
-    models would otherwise add arbitrary ones."""
+    """Forbid additional properties by default, as is common: models would otherwise add arbitrary ones."""
     if isinstance(schema, list):
         return [_closed(item) for item in schema]
     if not isinstance(schema, Mapping):
@@ -124,6 +119,6 @@ def _without_format(schema: Any, name: str) -> Any:
 
 
 def first_line(matcher: llguidance.LLMatcher) -> str:
-    """The reason on one line: the first says what, and those of a regular expression's error say where."""
+    """The matcher's error on one line: the first line is the error, further lines locate it in a regular expression."""
     lines = [line.strip() for line in matcher.get_error().partition("<state>")[0].splitlines()]
     return "; ".join(line for line in lines if line and not line.startswith("^"))[:300]

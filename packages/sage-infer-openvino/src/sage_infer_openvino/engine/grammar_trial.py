@@ -3,7 +3,7 @@
 A text of a few kilobytes can overflow the stack of llguidance's compiler or keep it busy for minutes.
 ``Trial.run`` sends a constraint to the child; if it succeeds within its time, it is compiled in this process.
 
-The child's side is this module as a program. Messages are JSON with their length in front, both ways.
+The child runs this module as a program. Messages in both directions are JSON with a length prefix.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Trial:
         self._child: subprocess.Popen[bytes] | None = None
 
     def run(self, kind: str, text: str) -> str:
-        """The constraint in llguidance's form, once the child has compiled it and taken a first step.
+        """The constraint in llguidance's format, after the child has compiled it and computed a first mask.
 
         Raises:
             CompileError: it cannot be compiled, crashed the child, or took too long.
@@ -54,8 +54,10 @@ class Trial:
             code = child.wait()
             self._child = None
             too_long = code in (-signal.SIGPROF, -signal.SIGKILL)
-            what = f"took more than {self._cpu_s:g} s to compile" if too_long else "is too complex to compile"
-            raise CompileError(f"the constraint {what}; make it smaller")
+            problem = (
+                f"took more than {self._cpu_s:g} s to compile" if too_long else "is too complex to compile"
+            )
+            raise CompileError(f"the constraint {problem}; simplify it")
         if "error" in answer:
             raise CompileError(answer["error"], is_unsupported=answer["is_unsupported"])
         form: str = answer["form"]
@@ -75,7 +77,7 @@ class Trial:
             if self._ask(self._child, self._hello) is None:
                 code = self._child.wait()
                 self._child = None
-                raise CompileError(f"the compiler of constraints did not start (exit status {code})")
+                raise CompileError(f"the grammar compiler's process did not start (exit status {code})")
         return self._child
 
     @staticmethod
@@ -113,7 +115,7 @@ def _receive(pipe: IO[bytes]) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """The child process: it exits with its parent, which closes the pipe."""
+    """The child process; it exits when the parent closes the pipe."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -133,9 +135,7 @@ def _answer_all() -> None:
     vocabulary = vocabulary_of(hello["tokenizer"], hello["n_vocab"], hello["eos"])
     _send(answers, {})
     while (request := _receive(requests)) is not None:
-        signal.setitimer(
-            signal.ITIMER_PROF, hello["cpu_s"]
-        )  # its signal ends the process, whatever code runs
+        signal.setitimer(signal.ITIMER_PROF, hello["cpu_s"])  # the signal also ends native code
         try:
             form = llguidance_form(request["kind"], request["text"], vocabulary)
             matcher = matcher_of(vocabulary, form)

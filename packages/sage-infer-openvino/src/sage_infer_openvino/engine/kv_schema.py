@@ -58,11 +58,11 @@ def check_page_size(kv_schema: Mapping[str, Any] | None, page_size: int) -> None
 def kv_schema_of(layout: KVLayout, num_layers: int, block_nbytes: int) -> KVCacheSchema:
     """The schema of a layout, verified to the byte.
 
-    Pages of floats are plain: layer by layer the keys, then the values, ``[head, token, dim]``. Where scales lie, no
-    schema says: ``format_id`` stands for that.
+    Pages of floats are plain: per layer the keys, then the values, ``[head, token, dim]``. The location of scales is
+    not part of a schema; ``format_id`` identifies it.
 
     Raises:
-        CapabilityMismatch: OpenVINO keeps these blocks in a form that the schema cannot describe.
+        CapabilityMismatch: a schema cannot describe OpenVINO's layout.
     """
     heads, page_size, width = layout.value_shape
     dtype = _DTYPES.get(layout.value_type)
@@ -74,14 +74,14 @@ def kv_schema_of(layout: KVLayout, num_layers: int, block_nbytes: int) -> KVCach
     head_dim = width
     key_shapes: dict[str, tuple[int, ...]] = {"": (heads, page_size, width)}
     if dtype == "int8":
-        # Values have scales per token and head in their row, keys the same or per channel in rows of their own.
+        # Values have scales per token and head in their row; keys have the same, or scales per channel in extra rows.
         head_dim = width - _SCALES
         key_shapes = {"channel": (heads, page_size + _SCALES, head_dim), "token_head": layout.value_shape}
         scales = {"scale_dtype": "fp32", "value_scale_granularity": "token_head", "zero_points": True}
     granularity = next((name for name, shape in key_shapes.items() if shape == layout.key_shape), None)
     if granularity is None:
         raise CapabilityMismatch(
-            f"OpenVINO {layout.openvino_version} keeps keys as {layout.key_shape} beside values as "
+            f"OpenVINO {layout.openvino_version} stores keys as {layout.key_shape} and values as "
             f"{layout.value_shape}, which no schema describes; use kv_precision f32 or bf16"
         )
     if granularity:
@@ -97,7 +97,7 @@ def kv_schema_of(layout: KVLayout, num_layers: int, block_nbytes: int) -> KVCach
     )
     if schema.bytes_per_page != block_nbytes:
         raise CapabilityMismatch(
-            f"OpenVINO {layout.openvino_version} keeps a KV block in {block_nbytes} bytes where its shapes mean "
+            f"OpenVINO {layout.openvino_version} stores a KV block in {block_nbytes} bytes, but its shapes require "
             f"{schema.bytes_per_page}; use kv_precision f32 or bf16"
         )
     return schema

@@ -38,7 +38,7 @@ def load_of(scheduler: Scheduler, arriving: Collection[EngineRequest]) -> Load:
                 continue  # completions after the first share its prompt
             prompts.add(id(sequence.request))
         elif left == 1:
-            continue  # it decodes
+            continue  # decoding
         to_prefill += left
     to_prefill += sum(len(request.prompt) for request in arriving)
     requests = [*(sequence.request for sequence in waiting), *arriving]

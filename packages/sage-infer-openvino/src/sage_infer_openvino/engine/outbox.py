@@ -50,7 +50,7 @@ class Outbox:
         self._parcel(request).deltas.append((request, delta))
 
     def ended(self, request: EngineRequest, error: SageInferError | None) -> None:
-        """Usage and timing are recorded here, at the actual end, not when the event loop processes it."""
+        """Record usage and timing now, at the actual end, not when the event loop processes it."""
         self._parcel(request).ended.append((request, error, request.usage(), request.timing()))
 
     def held(self, request: EngineRequest) -> None:

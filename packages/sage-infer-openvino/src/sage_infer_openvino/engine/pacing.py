@@ -1,4 +1,4 @@
-"""Limits the prompt tokens of a step while streams are being read."""
+"""Limits the prompt tokens of a step while outputs are streamed."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ _LARGEST_MOVE = 2.0  # outliers are clipped to this multiple of the mean
 class Pacer:
     """Keeps steps with prompt tokens from stalling active streams.
 
-    A step's time is estimated as that of the last decode-only step plus a constant per additional row,
-    a prompt token or another sequence: on CPUs each row costs its products. Both are learned from measured
-    steps. ``slowdown`` is the maximum ratio, above 1, of the time of a step with prompt tokens to that of a
-    decode-only step. With several prompts the limit is higher, by their number relative to
-    that of the decoding sequences: waiting for a first token counts as much as waiting for the next one.
+    A step's estimated time is that of the last decode-only step plus a constant per additional row (a prompt token or
+    another sequence), because on CPUs the cost of products grows with rows. Both are learned from measured steps.
+    ``slowdown`` is the maximum ratio, above 1, of the time of a step with prompt tokens to that of a decode-only step.
+    Several prompts raise the limit by their number relative to that of decoding sequences: waiting for a first token
+    counts as much as waiting for the next one.
     """
 
     def __init__(self, slowdown: float, *, smallest: int) -> None:
         self._slowdown = slowdown
         self._smallest = smallest
         self._decode_s: float | None = None
-        self._decode_rows = 0  # that many sequences took so long
+        self._decode_rows = 0  # number of sequences in that measurement
         self._row_s: float | None = None
 
     def prompt_tokens(self, decoding: int, prompts: int, limit: int) -> int:
         """Prompt tokens of ``prompts`` for a step beside ``decoding`` sequences: at least 1, at most ``limit``."""
         smallest = min(self._smallest, limit)
         if self._row_s is None:
-            return smallest  # the first of them shows what they cost
+            return smallest  # measures their cost
         spare = (self._slowdown * (1 + max(0, prompts - 1) / decoding) - 1) * self._decode(decoding)
         return max(smallest, min(limit, int(spare / self._row_s)))
 

@@ -2,8 +2,8 @@
 
 A *block* holds the keys and values of ``block_size`` consecutive tokens of one sequence, for every layer.
 The caller assigns blocks: for each sequence, a step receives the new tokens, the number of previous
-tokens, and the blocks. So the caller can share blocks between sequences, move them to another process,
-or give them back.
+tokens, and the blocks. So the caller can share blocks between sequences, move them to another process, or free
+them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["KVLayout", "PagedRunner", "SequenceSlice"]
 
 _ALIGNMENT = 64
 _WARM_UP_TOKENS = 16
-# Activations that share a scale where they are rounded; OpenVINO rounds none where it is told 0, and 32 by itself.
+# Activations per scale for dynamic quantization; 0 disables it, and OpenVINO's default is 32.
 _ROUNDED_GROUP, _NOT_ROUNDED = "32", "0"
 
 
@@ -34,8 +34,8 @@ _ROUNDED_GROUP, _NOT_ROUNDED = "32", "0"
 class SequenceSlice:
     """The new tokens of one sequence in one step.
 
-    ``block_ids`` are all the blocks of the sequence in order, with room for ``past_len + len(token_ids)``
-    tokens (more is fine). ``past_len`` tokens are in them already; the step writes the rest.
+    ``block_ids`` are the blocks of the sequence in order, with room for at least ``past_len + len(token_ids)`` tokens.
+    They contain ``past_len`` tokens; the step writes the rest.
     """
 
     token_ids: Sequence[int]
@@ -96,7 +96,7 @@ class PagedRunner:
     ) -> None:
         self._core = ov.Core()
         self._device, self._precision = device, precision
-        # Whether f16 is of use is known only where it was tried, in warm_up.
+        # warm_up tests whether f16 works.
         self.supported_precisions = tuple(
             name
             for name in check_precision(self._core, device, precision)
@@ -105,8 +105,7 @@ class PagedRunner:
         if isinstance(model, str | Path):
             model = self._core.read_model(str(model))
         to_paged_attention(model)
-        # The transformation declares the cache's layout per plug-in at compile time; nothing here assumes
-        # one.
+        # Plug-ins choose the cache's layout at compile time; nothing here assumes one.
         properties: dict[str, Any] = {
             **latency_properties(device, precision, threads),
             "KV_CACHE_PRECISION": kv_precision or precision,
@@ -120,8 +119,8 @@ class PagedRunner:
             reason = str(error).strip().splitlines()[-1]
             if properties["KV_CACHE_PRECISION"] != "f32":
                 raise CapabilityMismatch(
-                    f"OpenVINO cannot keep KV in {properties['KV_CACHE_PRECISION']} on device {device} of this "
-                    f"machine ({reason}); set kv_precision to f32, or another one"
+                    f"OpenVINO does not support KV in {properties['KV_CACHE_PRECISION']} on device {device} of this "
+                    f"machine ({reason}); set kv_precision to another one, such as f32"
                 ) from error
             raise UnsupportedFeature(
                 f"OpenVINO cannot compile this model for device {device}: {reason}"
@@ -135,8 +134,8 @@ class PagedRunner:
             num_blocks = (kv_cache_bytes or 0) // self.block_nbytes
         if num_blocks < 1:
             raise InvalidRequest(
-                f"a KV cache of {num_blocks} blocks of {self.block_nbytes} bytes; "
-                "expected at least one, ask for more memory"
+                f"the KV cache has {num_blocks} blocks of {self.block_nbytes} bytes, expected at least one; "
+                "raise its size"
             )
         self.num_blocks = num_blocks
         self._caches = [
@@ -148,14 +147,12 @@ class PagedRunner:
         self._inputs: list[Any] = []
 
     def step(self, batch: Sequence[SequenceSlice]) -> npt.NDArray[np.float32]:
-        """Computes the batch's tokens, writes their keys and values, and returns the last token's logits of
-        each slice.
+        """Compute the batch's tokens, write their keys and values, and return the logits of each slice's last token.
 
-        Prompts, parts of prompts and single tokens mix freely. The result is float32 ``[len(batch),
-        vocab_size]``, the caller's to change, and overwritten by the next step. Raises
-        :class:`InvalidRequest`, before anything is computed,
-        for a slice without tokens or without room, and for token or block ids that do not exist: OpenVINO
-        would read out of bounds.
+        A batch may mix prompts, parts of prompts and single tokens. The result is float32 ``[len(batch), vocab_size]``;
+        the caller may modify it, and the next step overwrites it. Raises :class:`InvalidRequest`, before any
+        computation, for a slice without tokens or with too few blocks, and for invalid token or block ids, for which
+        OpenVINO would read out of bounds.
         """
         if not batch:
             return np.zeros((0, self.vocab_size), np.float32)
@@ -166,9 +163,9 @@ class PagedRunner:
         for part, length, blocks in zip(batch, lengths, used, strict=True):
             if length == 0 or part.past_len < 0 or blocks > len(part.block_ids):
                 raise InvalidRequest(
-                    f"a slice of {length} tokens after {part.past_len} with {len(part.block_ids)} "
+                    f"a slice has {length} tokens after {part.past_len}, and {len(part.block_ids)} "
                     f"blocks of {self.block_size} "
-                    "tokens: expected at least one token, and a block for every token"
+                    "tokens; expected at least one token, and blocks for all tokens"
                 )
         tokens = np.concatenate([np.asarray(part.token_ids, np.int64) for part in batch])
         blocks = np.concatenate(
@@ -202,10 +199,11 @@ class PagedRunner:
     def warm_up(self) -> None:
         """Compute a few tokens in the first blocks before their first use, and check the result.
 
-        OpenVINO packs the weights at the first product of few rows, which would slow a request with a cached prefix.
+        OpenVINO packs the weights in the first product with few rows, which would slow down a request with a cached
+        prefix.
 
-        Raises :class:`CapabilityMismatch` where the logits are not finite: OpenVINO 2026.4 lists f16 on CPUs with
-        AVX512-FP16, and its attention computes NaN there for two tokens of a sequence or more.
+        Raises :class:`CapabilityMismatch` if the logits are not finite: OpenVINO 2026.4 lists f16 on CPUs with
+        AVX512-FP16, but its attention computes NaN for two or more tokens of a sequence.
         """
         count = min(_WARM_UP_TOKENS, self.num_blocks * self.block_size)
         logits = self.step([SequenceSlice([0] * count, 0, range(-(-count // self.block_size)))])
@@ -213,15 +211,13 @@ class PagedRunner:
             name = self._core.get_property(self._device, "FULL_DEVICE_NAME")
             raise CapabilityMismatch(
                 f"OpenVINO {ov.get_version()} computes non-finite numbers with precision={self._precision} "
-                f"of this model on {self._device} ({name}); set precision to f32, or to bf16 where the device has it"
+                f"of this model on {self._device} ({name}); set precision to f32, or bf16 if supported"
             )
 
     def read_block(self, block_id: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
-        """A copy of one block, ``[block_nbytes]``: layer 0's key bytes, its value bytes, layer 1's key bytes,
-        …
+        """A copy of one block, ``[block_nbytes]``: layer 0's key bytes, its value bytes, layer 1's key bytes, …
 
-        ``out`` takes the copy when given. The bytes mean something to a runner with an equal ``kv_layout``
-        only.
+        The copy is written to ``out`` if given. Only runners with an equal ``kv_layout`` can use it.
         """
         _check_range("block id", np.asarray([block_id]), self.num_blocks)
         if out is None:
@@ -234,16 +230,15 @@ class PagedRunner:
         return out
 
     def write_block(self, block_id: int, data: Any) -> None:
-        """Overwrites one block with bytes (any buffer) that :meth:`read_block` returned, here or in another
-        process.
+        """Overwrite one block with the bytes (any buffer) of :meth:`read_block`, of this or another process.
 
-        Raises :class:`KVCorrupt` when there are not ``block_nbytes`` of them.
+        Raises :class:`KVCorrupt` if their number is not ``block_nbytes``.
         """
         _check_range("block id", np.asarray([block_id]), self.num_blocks)
         source = np.frombuffer(data, dtype=np.uint8)
         if source.size != self.block_nbytes:
             raise KVCorrupt(
-                f"a KV block of {source.size} bytes, expected {self.block_nbytes}; it is from another "
+                f"the KV block has {source.size} bytes, expected {self.block_nbytes}; it is from another "
                 "model or KV type"
             )
         at = 0
@@ -253,7 +248,7 @@ class PagedRunner:
             at += width
 
     def copy_block(self, source: int, target: int) -> None:
-        """Makes block ``target`` equal to block ``source``, for a sequence that leaves a prefix it shares."""
+        """Copy block ``source`` to block ``target``, for a sequence that diverges from a shared prefix."""
         _check_range("block id", np.asarray([source, target]), self.num_blocks)
         for cache in self._caches:
             cache[target] = cache[source]
@@ -265,7 +260,7 @@ class PagedRunner:
             shape = port.partial_shape
             if shape.rank.is_dynamic or len(shape) != 4 or any(shape[axis].is_dynamic for axis in (1, 2, 3)):
                 raise UnsupportedFeature(
-                    f"OpenVINO {ov.get_version()} gives {name} the shape {shape}, expected [?, a, b, c]"
+                    f"{name} has the shape {shape} in OpenVINO {ov.get_version()}, expected [?, a, b, c]"
                 )
             shapes.append(tuple(int(shape[axis].get_length()) for axis in (1, 2, 3)))
             types.append(port.element_type.get_type_name())
@@ -282,17 +277,17 @@ class PagedRunner:
         return sum(bits) // 8
 
     def _allocate(self, name: str) -> npt.NDArray[np.uint8]:
-        """Allocate a zeroed cache for the request, and return its bytes, ``[num_blocks, bytes of a block in
-        it]``.
-        """
+        """Allocate a zeroed cache for the infer request; returns its bytes, ``[num_blocks, bytes per block]``."""
         port = self._compiled.input(name)
         shape = [self.num_blocks, *(port.partial_shape[axis].get_length() for axis in (1, 2, 3))]
         nbytes = int(np.prod(shape, dtype=np.int64)) * port.element_type.bitwidth // 8
         try:
-            # Zeroed lazily by the kernel: blocks that are never used cost no memory.
+            # Zeroed lazily by the operating system: unused blocks cost no memory.
             memory = np.zeros(nbytes + _ALIGNMENT, np.uint8)
         except MemoryError as error:
-            raise OutOfMemory(f"no memory for {self.num_blocks} KV blocks; reduce their number") from error
+            raise OutOfMemory(
+                f"not enough memory for {self.num_blocks} KV blocks; reduce their number"
+            ) from error
         start = -memory.ctypes.data % _ALIGNMENT
         cache = memory[start : start + nbytes]
         tensor = ov.Tensor(cache, ov.Shape(shape), port.element_type)

@@ -1,4 +1,4 @@
-"""Prefill without decode: requests that stop after their first token, and what the caller gets for them."""
+"""Prefill without decode: requests that stop after their first token, and their results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["hold", "prefill_result"]
 
 
 def hold(request: EngineRequest, hold_s: float) -> asyncio.Future[None]:
-    """Make a request stop after its first token, and be held for ``hold_s`` seconds; the future is done then."""
+    """Hold a request for ``hold_s`` seconds after its first token; the future is done when it is held."""
     held: asyncio.Future[None] = request.loop.create_future()
 
     def on_held(error: BaseException | None) -> None:
@@ -26,7 +26,7 @@ def hold(request: EngineRequest, hold_s: float) -> asyncio.Future[None]:
 
 
 def prefill_result(requests: Sequence[EngineRequest], states: Sequence[DecodeState]) -> PrefillResult:
-    """The states of one call's requests, with the usage and the times of all."""
+    """The states of one call's requests, with their total usage and timing."""
     timings = [request.timing() for request in requests]
     return PrefillResult(
         states=tuple(states),

@@ -13,7 +13,7 @@ __all__ = ["Command", "RequestQueue"]
 
 Command = Callable[[], None]
 
-_LONGEST_WAIT_S = 3600.0  # a thread cannot wait for any number of seconds
+_LONGEST_WAIT_S = 3600.0  # waits of threads are limited
 
 
 class RequestQueue:
@@ -51,7 +51,7 @@ class RequestQueue:
             self._check_running()
             self._commands.put(command)
 
-    def tell(self, command: Command | None) -> None:
+    def post(self, command: Command | None) -> None:
         """Queue a command without a waiting caller; None stops the engine."""
         self._commands.put(command)
 
@@ -67,12 +67,12 @@ class RequestQueue:
     # --- from the engine thread
 
     def open(self, request_id: str) -> None:
-        """Open an id. Raises as ``submit`` does."""
+        """Open an id. Raises the errors of ``submit``."""
         with self._lock:
             self._open([request_id])
 
     def rename(self, old: str, new: str) -> None:
-        """Let an open request have another id.
+        """Change the id of an open request.
 
         Raises:
             InvalidRequest: the new id is in use.
@@ -84,13 +84,13 @@ class RequestQueue:
             self._ids.add(new)
 
     def close(self, request_id: str) -> None:
-        """Forget an id: its request has ended."""
+        """Remove the id of a request that has ended."""
         self._retry.ended()
         with self._lock:
             self._ids.discard(request_id)
 
     def run_commands(self, *, wait_s: float | None) -> bool:
-        """Run queued commands; with ``wait_s``, first wait up to that long for one. False: stop."""
+        """Run queued commands; with ``wait_s``, first wait up to that long for one. Returns False to stop."""
         timeout = None if wait_s is None else min(max(wait_s, 0.0), _LONGEST_WAIT_S)
         try:
             command = self._commands.get(block=wait_s is not None, timeout=timeout)
@@ -102,7 +102,7 @@ class RequestQueue:
         return False
 
     def stop(self, reason: SageInferError) -> Iterator[Command]:
-        """Accept nothing more; returns the remaining commands."""
+        """Stop accepting; returns the remaining commands."""
         with self._lock:
             self._stopped = reason
         while not self._commands.empty():

@@ -1,4 +1,4 @@
-"""Builds requests from callers' arguments, and rejects unsupported ones before anything starts."""
+"""Creates requests from callers' arguments, and rejects unsupported ones before they start."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ __all__ = ["RequestFactory", "check_request_id", "checked_hold", "due_at"]
 
 
 class RequestFactory:
-    """Requests for one loaded model. Call it in the consumer's event loop, which will receive the streams."""
+    """Creates requests for one loaded model. Call it in the consumer's event loop, which will receive the streams."""
 
     def __init__(self, texts: DecoderTexts, *, max_sequence_length: int) -> None:
         self._texts = texts
         self._limit = max_sequence_length
 
     async def read(self, prompts: PromptLike | Sequence[PromptLike]) -> list[Prompt]:
-        """Prompts for ``from_prompts``: long texts are tokenized in a thread, since that holds up an event
-        loop.
+        """Prompts for ``from_prompts``. Long texts are tokenized in a thread, to keep the event loop responsive.
 
         Raises:
-            ContextLengthExceeded: a text is too long for its tokens to fit, which is seen before it is tokenized.
+            ContextLengthExceeded: a text has too many characters for the limit; checked before tokenization.
         """
         found = as_prompts(prompts)
         longest = self._limit * self._texts.longest_token
@@ -59,7 +58,7 @@ class RequestFactory:
         """One request per prompt, in order; ``grammar`` is the compiled ``params.guided``.
 
         Raises:
-            InvalidRequest, UnsupportedFeature: as ``InferenceBackend.generate`` says.
+            InvalidRequest, UnsupportedFeature: see ``InferenceBackend.generate``.
         """
         check_request_id(request_id)
         options = options or RequestOptions()
@@ -80,12 +79,12 @@ class RequestFactory:
         """Reconstruct the request of a state, before its first token.
 
         Raises:
-            InvalidRequest, UnsupportedFeature: this instance could not have made such a state.
+            InvalidRequest, UnsupportedFeature: the state is invalid for this instance.
         """
         if state.params.n != 1 or len(state.output_token_ids) != 1:
             raise InvalidRequest(
                 f"the state of request {state.request_id!r} has {state.params.n} completions and "
-                f"{len(state.output_token_ids)} output tokens; a state after prefill has one of each"
+                f"{len(state.output_token_ids)} output tokens, expected one of each after prefill"
             )
         self._texts.check_tokens((*state.prompt_token_ids, *state.output_token_ids))
         self._check_length(len(state.prompt_token_ids))
@@ -101,12 +100,11 @@ class RequestFactory:
         options: RequestOptions | None = None,
         grammar: GrammarMatcher | None = None,
     ) -> EngineRequest:
-        """The request of these states (``checked_states``), which ``replay`` brings to where its outputs
-        stopped.
+        """The request of these states (``checked_states``), for ``replay``.
 
         Raises:
             InvalidRequest: the id is empty, or a token is outside the vocabulary.
-            CapabilityMismatch: this instance has no room for a sequence of this length.
+            CapabilityMismatch: a sequence is too long for this instance.
         """
         check_request_id(request_id)
         options = options or RequestOptions()
@@ -131,8 +129,8 @@ class RequestFactory:
         length = len(state.prompt_token_ids) + len(state.output_token_ids)
         if length >= self._limit:
             raise CapabilityMismatch(
-                f"completion {state.index} has {length} tokens with its prompt, and the limit here is {self._limit} "
-                "with at least one more token; raise max_sequence_length, or resume it elsewhere"
+                f"completion {state.index} has {length} tokens with its prompt, but the limit is {self._limit} "
+                "including at least one more token; raise max_sequence_length, or resume it on another instance"
             )
 
     def _request(
@@ -187,13 +185,13 @@ class RequestFactory:
 
 
 def check_request_id(request_id: object) -> None:
-    """Reject errors that would otherwise fail in the engine thread and end every request there."""
+    """Reject invalid ids, which would otherwise stop the engine thread and end every request."""
     if not isinstance(request_id, str) or not request_id:
         raise InvalidRequest(f"request_id must be a non-empty string, got {request_id!r}")
 
 
 def checked_hold(hold_s: object) -> float:
-    """Seconds to hold a prefilled request; infinite without a limit.
+    """Seconds to hold a prefilled request; infinity without a limit.
 
     Raises:
         InvalidRequest: it is not a number above 0.
@@ -204,5 +202,5 @@ def checked_hold(hold_s: object) -> float:
 
 
 def due_at(options: RequestOptions) -> float | None:
-    """The deadline on ``time.perf_counter``'s clock."""
+    """The deadline in the time of ``time.perf_counter``."""
     return None if options.deadline is None else time.perf_counter() + options.deadline

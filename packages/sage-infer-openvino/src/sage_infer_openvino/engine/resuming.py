@@ -1,4 +1,4 @@
-"""Requests that begin with output from elsewhere: states are checked, and their tokens replayed."""
+"""Resuming requests with existing output: validation of states, and replay of their tokens."""
 
 from __future__ import annotations
 
@@ -17,47 +17,44 @@ def checked_states(states: Sequence[DecodeState]) -> list[DecodeState]:
     """The states of one request's unfinished completions, in the order of their indices.
 
     Raises:
-        InvalidRequest: the message names the state and what is wrong with it.
+        InvalidRequest: a state is invalid; the message names it.
     """
     if not states:
-        raise InvalidRequest("no state to resume; expected one for each completion that has not finished")
+        raise InvalidRequest("no state to resume; expected one for each unfinished completion")
     first, seen = states[0], set()
     params = first.params
     if params.seed is not None and params.seed != first.seed:
-        raise InvalidRequest(f"the state's seed is {first.seed} and that of its params is {params.seed}")
+        raise InvalidRequest(f"the state's seed is {first.seed}, but that of its params is {params.seed}")
     for state in states:
         which = f"the state of completion {state.index}"
         for name in ("prompt_token_ids", "params", "seed"):
             if getattr(state, name) != getattr(first, name):
                 raise InvalidRequest(
                     f"{which} and that of completion {first.index} differ in {name}; "
-                    "resume takes the states of one request"
+                    "resume requires the states of one request"
                 )
         if state.index in seen:
-            raise InvalidRequest(f"{which} is given twice; expected one for each completion")
+            raise InvalidRequest(f"{which} is repeated; expected one for each completion")
         if state.index >= params.n:
-            raise InvalidRequest(f"{which} has an index that is not below n, which is {params.n}")
+            raise InvalidRequest(f"{which} has an invalid index; expected less than n = {params.n}")
         if state.finish_reason is not None:
-            raise InvalidRequest(
-                f"{which} has finished ({state.finish_reason}); resume only those that have not"
-            )
+            raise InvalidRequest(f"{which} has finished ({state.finish_reason}); resume only unfinished ones")
         if params.max_tokens is not None and len(state.output_token_ids) >= params.max_tokens:
             raise InvalidRequest(
-                f"{which} has {len(state.output_token_ids)} tokens of output, and max_tokens is "
-                f"{params.max_tokens}: it ended with 'length'"
+                f"{which} has {len(state.output_token_ids)} output tokens, but max_tokens is "
+                f"{params.max_tokens}: it has finished with 'length'"
             )
         seen.add(state.index)
     return sorted(states, key=lambda state: state.index)
 
 
 def replay(request: EngineRequest, states: Sequence[DecodeState], eos_token_ids: Collection[int]) -> None:
-    """Bring new sequences to where the states' outputs stopped: penalties, constraint, stops and text.
+    """Replay the states' output in new sequences: penalties, constraint, stop strings and text.
 
-    It touches nothing but the request, so any thread may call it before the request is submitted.
+    It modifies only the request, so any thread may call it before the request is submitted.
 
     Raises:
-        InvalidRequest: the tokens cannot be the beginning of such an output, or have less text than was
-            delivered.
+        InvalidRequest: the tokens are not a possible output, or their text is shorter than ``delivered_chars``.
     """
     for sequence, state in zip(request.sequences, states, strict=True):
         shown = [
@@ -67,8 +64,8 @@ def replay(request: EngineRequest, states: Sequence[DecodeState], eos_token_ids:
         text = "".join(shown)
         if state.delivered_chars > len(text):
             raise InvalidRequest(
-                f"delivered_chars of completion {state.index} is {state.delivered_chars}, and its "
-                f"{len(shown)} tokens show {len(text)} characters of text"
+                f"delivered_chars of completion {state.index} is {state.delivered_chars}, but its "
+                f"{len(shown)} tokens have {len(text)} characters of text"
             )
         sequence.undelivered = text[state.delivered_chars :]
         sequence.given = len(shown)
@@ -78,7 +75,7 @@ def _replay_token(sequence: SequenceState, token: int, position: int, eos_token_
     text = append_token(sequence, token, None, eos_token_ids).text
     which = f"token {position} of the output of completion {sequence.index} (id {token})"
     if sequence.grammar is not None and sequence.grammar.failed:
-        raise InvalidRequest(f"{which} is not possible there under the request's constraint")
+        raise InvalidRequest(f"{which} violates the request's constraint")
     if sequence.finish_reason is not None:
         raise InvalidRequest(f"{which} ended the output ({sequence.finish_reason}); nothing can follow it")
     return text

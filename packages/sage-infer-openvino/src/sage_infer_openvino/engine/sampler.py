@@ -1,8 +1,8 @@
-"""Chooses the next token of every sequence from the batch's logits.
+"""Selects the next token of every sequence from the batch's logits.
 
-Greedy rows are one vectorised argmax, and the weights of all others one vectorised exponential. A sampled token
-depends on (seed, index, position) alone, by a counter-based generator, so it is the same whether the sequence was
-batched, preempted, or continued in another process.
+Greedy rows share one vectorized argmax, and all other rows one vectorized exponential. The random number of a token
+depends only on (seed, index, position), by a counter-based generator. So batching, preemption and continuation in
+another process do not change it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["Sampler"]
 Logits = npt.NDArray[np.float32]
 Allowed = npt.NDArray[np.bool_]
 
-_COLDEST = 1e-5  # below this temperature only the most likely token can be drawn
+_COLDEST = 1e-5  # minimum temperature; below it, sampling is greedy
 
 
 class Sampler:
-    """Sampling for one model."""
+    """Samples tokens for one model."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -41,8 +41,8 @@ class Sampler:
     ) -> list[tuple[int, TokenLogprob | None]]:
         """The next token of each sequence, with log probabilities if requested.
 
-        ``logits`` is ``[n, vocab]``, and is changed; ``allowed`` masks the rows of guided sequences. Log
-        probabilities are of the model's own distribution: before temperature, penalties, masks and cuts.
+        ``logits`` is ``[n, vocab]`` and is modified; ``allowed`` masks the rows of guided sequences. Log probabilities
+        are those of the model's distribution, before penalties, masks, temperature and truncation.
         """
         asked = {i: s.request.params.logprobs for i, s in enumerate(sequences)}
         raw = {i: logits[i].copy() for i, count in asked.items() if count is not None}
@@ -78,7 +78,7 @@ class Sampler:
         if allowed is not None:
             row[~allowed] = -np.inf
             if np.count_nonzero(allowed) == np.count_nonzero(allowed[ends]):
-                return  # the end of a constraint takes precedence over min_tokens
+                return  # the end of a constrained output takes precedence over min_tokens
         row[ends] = -np.inf
 
     def _logprob(self, row: Logits, token: int, count: int) -> TokenLogprob:
@@ -105,7 +105,7 @@ def _draw(weights: Logits, sequence: SequenceState) -> int:
 
 
 def _uniform(seed: int, index: int, position: int) -> float:
-    """A number in [0, 1) from three others: SplitMix64 (Steele, Lea, Flood 2014) over their mixture."""
+    """A number in [0, 1) from three integers, by SplitMix64 (Steele, Lea, Flood 2014)."""
     mask = (1 << 64) - 1
     z = (seed + 0x9E3779B97F4A7C15 * (position + 1) + 0xD1B54A32D192ED03 * index) & mask
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Schedules each engine step, in terms of tokens and blocks, independent of OpenVINO and threads."""
+"""Schedules engine steps in terms of tokens and blocks, independent of OpenVINO and threads."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 __all__ = ["BlockKeys", "Scheduler"]
 
 BlockKeys = Callable[[Sequence[int], bytes], list[bytes]]
-"""Keys of the full blocks of a token sequence under a salt, each standing for the block and all before it."""
+"""Keys of the full blocks of a token sequence with a salt; each key identifies the block and its whole prefix."""
 
 
 class Scheduler:
     """Continuous batching with chunked prefill and shared prefixes.
 
-    Every step runs one token of each decoding sequence, and as many prompt tokens as ``step_tokens`` has room
-    for. Blocks are allocated on demand; if none is free, the most recent sequence is preempted and recomputed
-    later (preemption by recomputation).
+    Every step runs one token of each decoding sequence, and prompt tokens up to the token budget ``step_tokens``.
+    Blocks are allocated on demand; if none is free, the most recent sequence is preempted and recomputed later.
 
-    A sequence starts with the cached blocks of its prefix, by ``block_keys`` (none without). A sequence
-    whose prefix is being computed for another one waits for it, as do ``n`` completions of one prompt.
+    A sequence starts with the cached blocks of its prefix, identified by ``block_keys`` (None disables the cache). A
+    sequence whose prefix is being computed for another one waits for it, as do ``n`` completions of one prompt.
 
-    A waiting sequence may have blocks: its prefill was held and ``decode`` has resumed it.
+    A waiting sequence may have blocks, if it was held after prefill and continued by ``decode``.
     """
 
     def __init__(
@@ -55,10 +54,10 @@ class Scheduler:
 
     def remove(self, sequence: SequenceState) -> None:
         """Remove a sequence and free its blocks."""
-        self.set_aside(sequence)
-        self.pool.give_back(sequence.blocks)
+        self.detach(sequence)
+        self.pool.release(sequence.blocks)
 
-    def set_aside(self, sequence: SequenceState) -> None:
+    def detach(self, sequence: SequenceState) -> None:
         """Remove a sequence without freeing its blocks."""
         for queue in (self.running, self.waiting):
             if sequence in queue:
@@ -78,17 +77,17 @@ class Scheduler:
     def next_step(
         self, beside_decodes: Callable[[int, int, int], int] | None = None
     ) -> list[tuple[SequenceState, int]]:
-        """Sequences to run now with their number of tokens; blocks for them are allocated.
+        """Sequences of the next step with their number of tokens; their blocks are allocated.
 
-        ``beside_decodes(decoding, prompts, limit)`` limits the prompt tokens of a step in which so many sequences
-        decode and so many that have room to run do not yet; it gives 1 or more, and ``limit`` at most.
-        Empty only if sequences that are held have all the needed blocks.
+        ``beside_decodes(decoding, prompts, limit)`` returns the maximum number of prompt tokens, from 1 to ``limit``,
+        in a step with ``decoding`` decoding sequences and ``prompts`` sequences in prefill. The step is empty only if
+        held sequences have all the required blocks.
         """
         step: list[tuple[SequenceState, int]] = []
         in_turn = sorted(self.running, key=_turn)
-        # Decodes first: they are one token each, and their streams are being read.
+        # Decodes first: they need one token each, and their output is being streamed.
         budget = self._advance([s for s in in_turn if _remaining(s) == 1], self.step_tokens, step)
-        # From its second token on: a burst that came together starts together, and decodes in one batch from then on.
+        # Only from the second token on, so that a burst of requests is prefilled together and decodes in one batch.
         read_along = any(sequence.new_length > 1 for sequence, _ in step)
         if read_along and budget and beside_decodes is not None:
             prompts = min(len(self.running) + len(self.waiting), self.max_batch_size) - len(step)
@@ -105,8 +104,8 @@ class Scheduler:
             budget -= self._start(sequence, budget, step)
             in_progress.update(self._keys_to_come(sequence))
         if not step and self.waiting:
-            # Nothing runs that could give blocks back, so waiting in line helps nobody: whoever fits may start,
-            # and else blocks are taken from those that wait with theirs.
+            # No running sequence can free blocks, so the order of arrival is ignored: start any sequence that fits, or
+            # else preempt waiting sequences that have blocks.
             fitting = next(filter(self._fits, self.waiting), None) or next(
                 filter(self._reclaim, self.waiting), None
             )
@@ -115,7 +114,7 @@ class Scheduler:
         return step
 
     def computed(self, sequence: SequenceState, count: int) -> None:
-        """``count`` more tokens have KV: blocks filled by them can now be shared."""
+        """Record that ``count`` more tokens have KV, and publish the blocks filled by them."""
         full = sequence.computed // self.block_size
         sequence.computed += count
         if sequence.computed // self.block_size > full:
@@ -155,7 +154,7 @@ class Scheduler:
         step.append((sequence, count))
         return count
 
-    # --- what is there already
+    # --- cached prefixes
 
     def _keys(self, sequence: SequenceState) -> list[bytes]:
         if self._block_keys is not None and len(sequence.keys) < len(sequence.tokens) // self.block_size:
@@ -182,7 +181,7 @@ class Scheduler:
         return rest[0] if rest else None
 
     def _keys_in_progress(self) -> set[bytes]:
-        """Keys of the blocks that running sequences are filling with tokens that they have."""
+        """Keys of the blocks that running sequences are computing from existing tokens."""
         return {key for sequence in self.running for key in self._keys_to_come(sequence)}
 
     def _keys_to_come(self, sequence: SequenceState) -> list[bytes]:
@@ -198,7 +197,7 @@ class Scheduler:
 
     def _needed(self, sequence: SequenceState) -> int:
         """Free blocks needed to start a waiting sequence; shared blocks cost nothing."""
-        shared = sum(self.pool.holders(block) > 0 for block in self._found(sequence))
+        shared = sum(self.pool.ref_count(block) > 0 for block in self._found(sequence))
         return self._missing_blocks(sequence, _remaining(sequence)) - shared
 
     def _reclaim(self, sequence: SequenceState) -> bool:
@@ -206,8 +205,8 @@ class Scheduler:
         holders = [other for other in self.waiting if other.blocks and other is not sequence]
         taken = Counter(block for holder in holders for block in holder.blocks)
         for block in self._found(sequence):
-            del taken[block]  # it is of use where it is
-        to_free = sum(self.pool.holders(block) == count for block, count in taken.items())
+            del taken[block]  # shared with this sequence's prefix
+        to_free = sum(self.pool.ref_count(block) == count for block, count in taken.items())
         if self._needed(sequence) > self.pool.free + to_free:
             return False
         while self._needed(sequence) > self.pool.free:
@@ -220,14 +219,14 @@ class Scheduler:
     def _grow(self, sequence: SequenceState, count: int) -> None:
         missing = self._missing_blocks(sequence, count)
         if missing > 0:
-            sequence.blocks += self.pool.take(missing)
+            sequence.blocks += self.pool.allocate(missing)
 
     def _make_room(self, sequence: SequenceState, count: int, in_step: Collection[int]) -> bool:
         """Allocate blocks for a running sequence, preempting later ones; False if it must wait."""
         while self._missing_blocks(sequence, count) > self.pool.free:
             victim = max((s for s in self.running if id(s) not in in_step), key=_turn)
             if victim is sequence and in_step:
-                return False  # the others continue and will free blocks; until then it keeps its own
+                return False  # sequences of this step will free blocks; until then it keeps its own
             self._preempt(victim)
             if victim is sequence:
                 return False

@@ -6,7 +6,7 @@ __all__ = ["StopStringDetector"]
 
 
 class StopStringDetector:
-    """Ends a stream of text at the first complete stop string, independent of how the text is split.
+    """Ends a stream of text at the first complete stop string, however the text is split into pieces.
 
     If two are complete at the same character, the one that started earlier wins.
     """
@@ -16,7 +16,7 @@ class StopStringDetector:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text that certainly belongs to the output, and whether a stop string follows it."""
+        """Definite output text, and whether a stop string follows it."""
         text = self._held + text
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:

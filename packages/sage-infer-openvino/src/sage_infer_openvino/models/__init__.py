@@ -1,1 +1,1 @@
-"""From a model's files to a decoder graph and a tokenizer."""
+"""Model files: conversion to a decoder graph and a tokenizer."""

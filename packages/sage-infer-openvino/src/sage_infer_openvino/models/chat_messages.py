@@ -11,11 +11,10 @@ __all__ = ["plain_messages", "with_argument_objects"]
 
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with text as their content: parts of text are joined by line ends, as templates of text models
-    expect strings.
+    """The messages with strings as content. Text parts are joined with newlines, as templates of text models expect.
 
     Raises:
-        InvalidRequest: there are none, one has no role, or a user's has no content.
+        InvalidRequest: there are no messages, one has no role, or a user message has no content.
         UnsupportedFeature: a content part is not text.
     """
     if not messages:
@@ -46,8 +45,9 @@ def _plain(index: int, message: Any) -> dict[str, Any]:
 
 
 def with_argument_objects(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
-    """The messages with arguments that are text, as of a model that wrote no JSON, in an object: some templates take
-    arguments apart. None where there are no such arguments.
+    """The messages with string arguments of calls wrapped in an object; None if there are no string arguments.
+
+    Arguments are strings if a model wrote invalid JSON, but some templates iterate over them.
     """
     changed = False
     found = []

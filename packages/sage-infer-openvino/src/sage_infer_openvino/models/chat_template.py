@@ -1,8 +1,8 @@
 """Renders a model's chat template: an untrusted Jinja program from the model's files.
 
-The environment is the one that templates are written for (https://huggingface.co/docs/transformers/chat_templating):
-blocks do not leave lines behind, loops can ``break`` and ``continue``, what a model said may stand in
-``{% generation %}``, and ``raise_exception``, ``strftime_now`` and ``tojson`` exist.
+The environment matches that of transformers (https://huggingface.co/docs/transformers/chat_templating): lines of blocks
+are trimmed, loops support ``break`` and ``continue``, ``{% generation %}`` is accepted, and ``raise_exception``,
+``strftime_now`` and ``tojson`` are defined.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ RESERVED_VARIABLES = ("messages", "tools", "add_generation_prompt", "raise_excep
 
 
 class ChatTemplate:
-    """One compiled template. Raises :class:`ModelFileError` when ``source`` is not valid Jinja.
+    """One compiled template. Raises :class:`ModelFileError` if ``source`` is not valid Jinja.
 
     Attributes:
-        reads_tools: whether the template has a place for tools.
-        reads_calls: whether it has one for the calls of earlier messages.
+        reads_tools: whether the template renders tools.
+        reads_calls: whether it renders calls of earlier messages.
     """
 
     def __init__(self, source: str) -> None:
@@ -58,9 +58,9 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt's text; ``variables`` are further ones that the template reads.
+        """Render the prompt; ``variables`` are additional template variables.
 
-        Raises :class:`InvalidRequest` when the template refuses the messages, or fails on them.
+        Raises :class:`InvalidRequest` if the template rejects the messages, or fails on them.
         """
         try:
             return self._template.render(
@@ -74,8 +74,7 @@ class ChatTemplate:
             )
         except _Refused as error:
             raise InvalidRequest(f"the model's chat template rejects these messages: {error}") from error
-        # A template is a program over the caller's data: a missing key or a number where text belongs ends up
-        # here.
+        # A template is a program over the caller's data: a missing key or a wrong type raises an arbitrary error.
         except (
             jinja2.TemplateError,
             TypeError,
@@ -92,7 +91,7 @@ class ChatTemplate:
 
 
 class _Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks what a training learns from; a prompt has its content as it is."""
+    """``{% generation %}`` marks the assistant's text for training; in a prompt, its content is unchanged."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 

@@ -1,8 +1,8 @@
-"""Builds the OpenVINO graph of a decoder, and turns it into its paged-attention form.
+"""Builds the OpenVINO graph of a decoder, and converts it to paged attention.
 
-:func:`build_decoder` makes the stateful form that OpenVINO's exporters make too (a key and a value state a
-layer, read, reordered by ``beam_idx``, appended to, and assigned), because that is what OpenVINO's own
-transformation to paged attention recognizes. The same file therefore also runs as a plain stateful model.
+:func:`build_decoder` builds the same stateful form as OpenVINO's exporters (one key state and one value state per
+layer, each read, reordered by ``beam_idx``, appended to, and assigned), because OpenVINO's transformation to paged
+attention recognizes this form. The same file therefore also runs as a plain stateful model.
 
 Inputs of the stateful form: ``input_ids``, ``attention_mask``, ``position_ids`` i64 ``[batch, tokens]`` (the
 mask covers past and present), ``beam_idx`` i32 ``[batch]``. Output: ``logits`` f32 ``[batch, tokens,
@@ -35,7 +35,7 @@ _EMBEDDING, _LM_HEAD = "embed", "lm_head"
 _LAST_OUTPUT, _LAST_RESIDUAL = "last_layer.attention.output", "last_layer.attention.residual"
 _WINDOWS = ["sage_infer", "windows"]
 _WINDOW_INPUT = 10
-"""Place of ``sliding_window`` among paged attention's inputs (OpenVINO's ``paged_attention.hpp``)."""
+"""Index of the input ``sliding_window`` of paged attention (OpenVINO's ``paged_attention.hpp``)."""
 
 
 def build_decoder(
@@ -43,26 +43,24 @@ def build_decoder(
     weight_format: WeightFormat,
     progress: Callable[[float], None] | None = None,
 ) -> Any:
-    """The stateful ``openvino.Model`` of ``source``. One weight at a time is dequantized; the model owns its
+    """Build the stateful ``openvino.Model`` of ``source``. Weights are dequantized one at a time; the model owns its
     constants.
 
-    ``progress`` is called with the part of the layers that is done, 0 to 1. Raises :class:`InvalidRequest`
-    for another ``weight_format``, and :class:`ModelFileError` when a weight is missing or does not have the
-    shape that the config says.
+    ``progress`` is called with the fraction of completed layers, 0 to 1. Raises :class:`InvalidRequest` for an unknown
+    ``weight_format``, and :class:`ModelFileError` if a weight is missing or its shape does not match the config.
     """
     check_weight_format(weight_format)
     return _DecoderBuilder(source, weight_format).build(progress or (lambda done: None))
 
 
 def to_paged_attention(model: Any) -> None:
-    """Rewrites the stateful model, in place, to paged attention over caller-owned blocks.
+    """Convert the stateful model, in place, to paged attention over caller-owned blocks.
 
     Its inputs become ``input_ids`` and ``position_ids`` i64 ``[tokens]``; ``past_lens``,
     ``subsequence_begins``, ``block_indices``, ``block_indices_begins`` i32; ``max_context_len`` i32 scalar;
     ``key_cache.N`` and ``value_cache.N``; and ``sampled_tokens_indices`` i64 ``[n]``: the tokens whose logits
-    are computed. Once the last layer has attended, the others are of no use: what follows (the vocabulary's
-    projection above all, the largest product of a small model) runs for these only. ``logits`` becomes
-    ``[n, 1, vocab]``.
+    are computed. After the attention of the last layer, only these tokens are computed further; this matters most for
+    the projection to the vocabulary, the largest product of a small model. ``logits`` becomes ``[n, 1, vocab]``.
     """
     windows = _windows_of(model)
     paged_attention_transformation(model)
@@ -77,13 +75,13 @@ def to_paged_attention(model: Any) -> None:
 
 
 def _windows_of(model: Any) -> list[int]:
-    """What :func:`build_decoder` noted in the model, which its file keeps."""
+    """Windows per layer, stored in the model's metadata by :func:`build_decoder`."""
     noted = str(model.get_rt_info(_WINDOWS).value).split(",") if model.has_rt_info(_WINDOWS) else []
     return [int(window) for window in noted]
 
 
 def _set_windows(model: Any, windows: list[int]) -> None:
-    """Tells each layer's paged attention its window: the transformation drops the masks that say so."""
+    """Set the window of each layer's paged attention, because the transformation drops the masks."""
     for node in model.get_ops():
         if windows and node.get_type_name() == "PagedAttentionExtension":
             layer = int(node.input_value(3).get_node().get_friendly_name().removeprefix("key_cache."))
@@ -92,7 +90,7 @@ def _set_windows(model: Any, windows: list[int]) -> None:
 
 
 class _DecoderBuilder:
-    """Holds what every layer needs: the config, the weights and the inputs."""
+    """Builds layers from the config, the weights and the inputs."""
 
     def __init__(self, source: DecoderSource, weight_format: WeightFormat) -> None:
         self.source = source
@@ -176,7 +174,7 @@ class _DecoderBuilder:
         return ops.multiply(ops.multiply(x, inverse), self._vector(name, size))
 
     def _heads(self, x: Any, heads: int, norm: str) -> Any:
-        """``[batch, tokens, heads * d]`` → ``[batch, heads, tokens, d]``, normalized as the model has it."""
+        """``[batch, tokens, heads * d]`` → ``[batch, heads, tokens, d]``, normalized according to the config."""
         match self.config.qk_norm:
             case "head":
                 return self._norm(split_heads(x, heads), norm, self.config.head_dim)
@@ -194,8 +192,8 @@ class _DecoderBuilder:
         return ops.add(y, self._vector(name + ".bias", shape[0])) if has_bias else y
 
     def _linears(self, x: Any, prefix: str, rows: dict[str, int], has_bias: bool) -> Sequence[Any]:
-        """Several projections of one input: as one product where their matrices share a form, since for a few
-        tokens every product costs its start, not its size.
+        """Several projections of one input, as one product if their matrices share a format: for few tokens, the
+        overhead per product dominates.
         """
         shapes = {name: (count, self.config.hidden_size) for name, count in rows.items()}
         matrix = stacked([self._formed(prefix + name, shape) for name, shape in shapes.items()])
@@ -209,9 +207,7 @@ class _DecoderBuilder:
         return parts
 
     def _remember(self, current: Any, name: str) -> Any:
-        """Appends ``current`` ``[batch, kv_heads, tokens, head_dim]`` to the state ``name``; the whole state
-        is returned.
-        """
+        """Append ``current`` ``[batch, kv_heads, tokens, head_dim]`` to the state ``name``; returns the whole state."""
         heads, head_dim = self.config.num_kv_heads, self.config.head_dim
         empty_shape = ops.concat([self.inputs.batch, i64([heads]), i64([0]), i64([head_dim])], 0)
         shape = ov.PartialShape([-1, heads, -1, head_dim])
@@ -236,7 +232,7 @@ class _DecoderBuilder:
         return matrix_node(self._formed(name, shape))
 
     def _formed(self, name: str, shape: tuple[int, int]) -> Weight:
-        """A matrix in the weight format that was asked for."""
+        """A matrix in the requested weight format."""
         is_table = name in (_EMBEDDING, _LM_HEAD)
         return in_format(self._weight(name, shape), self.weight_format, is_table=is_table)
 

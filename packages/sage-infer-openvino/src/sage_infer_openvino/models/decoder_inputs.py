@@ -1,4 +1,4 @@
-"""A decoder's inputs, and what every layer derives from positions alone: rotary embeddings and masks."""
+"""A decoder's inputs, and the nodes derived from positions: rotary embeddings and masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["DecoderInputs"]
 
 
 class DecoderInputs:
-    """The ``parameters`` of the stateful form (see ``decoder_graph``), and ``masks`` by size of window, 0 for none."""
+    """The ``parameters`` of the stateful form (see ``decoder_graph``), and ``masks`` by window size, 0 for none."""
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
@@ -29,8 +29,8 @@ class DecoderInputs:
         self._tables = {local: self._rotary_tables(local) for local in kinds}
 
     def rotate(self, x: Any, layer: int) -> Any:
-        """Rotary embedding of ``[batch, heads, tokens, head_dim]`` as the layer has it, halves against each other
-        (Hugging Face's order).
+        """Apply the layer's rotary embedding to ``[batch, heads, tokens, head_dim]``, with rotated halves (Hugging
+        Face's order).
         """
         config = self.config
         if layer in config.unrotated_layers:
@@ -49,7 +49,7 @@ class DecoderInputs:
         return self.config.local_rope_theta is not None and self.config.window(layer) > 0
 
     def _rotary_tables(self, local: bool) -> tuple[Any, Any]:
-        """Cosine and sine of every token's angles, ``[batch, 1, tokens, rotary_dim]``."""
+        """Cosine and sine of all angles, ``[batch, 1, tokens, rotary_dim]``."""
         frequencies = ops.constant(self.config.inverse_frequencies(local).reshape(1, 1, -1))
         position = ops.convert(ops.unsqueeze(self.positions, i64(2)), "f32")
         angles = ops.multiply(position, frequencies)
@@ -59,9 +59,7 @@ class DecoderInputs:
         return ops.unsqueeze(cos, i64(1)), ops.unsqueeze(sin, i64(1))
 
     def _causal_mask(self, window: int) -> Any:
-        """Which keys a query may see, boolean ``[batch, 1, tokens, past + tokens]``. Paged attention drops
-        it.
-        """
+        """Causal attention mask, boolean ``[batch, 1, tokens, past + tokens]``; removed by paged attention."""
         total, current = dimension(self.mask, 1), dimension(self.ids, 1)
         scalar = i64(np.zeros(0, np.int64))
         end, count = ops.reshape(total, scalar, False), ops.reshape(current, scalar, False)

@@ -1,8 +1,8 @@
-"""What a decoder is, independent of the file format it came from: its dimensions and its exact weights.
+"""A decoder's config and exact weights, independent of the file format.
 
-``gguf_model`` and ``hf_model`` produce a :class:`DecoderSource`; ``decoder_graph`` consumes one. Weights have
-the canonical names below, whatever the file calls them, and rows of ``q``/``k`` are in Hugging Face order
-(the two halves of a head are rotated against each other), whatever order the file has.
+``gguf.model`` and ``hf_model`` produce a :class:`DecoderSource`; ``decoder_graph`` consumes one. In every file format,
+weights have the canonical names below, and rows of ``q`` and ``k`` are in Hugging Face order (the two halves of a head
+are rotated against each other).
 
 ===============================  =========================================
 ``embed``                        ``[vocab, hidden]``
@@ -17,11 +17,11 @@ the canonical names below, whatever the file calls them, and rows of ``q``/``k``
 ``layers.N.{gate,up}``           ``[intermediate, hidden]``
 ``layers.N.down``                ``[hidden, intermediate]``
 ``layers.N.mlp_post_norm``       ``[hidden]``
-``layers.N.X.bias``              ``[rows of X]``, where the model has one
+``layers.N.X.bias``              ``[rows of X]``, optional
 ===============================  =========================================
 
-Norms, biases and ``lm_head`` exist where the config says so. A norm's weight is what the normalized vector is
-multiplied by, also where a file stores it less one.
+The config says which norms and biases exist, and whether ``lm_head`` does. A norm's weight is the factor of the
+normalized vector, even if a file stores the factor minus one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
 FloatType = Literal["f32", "f16", "bf16"]
 Activation = Literal["silu", "gelu_tanh"]
 QkNorm = Literal["none", "head", "width"]
-"""Whether q and k are normalized before they are rotated: not, each head by itself, or all heads together."""
+"""Normalization of q and k before rotation: none, per head, or over all heads together."""
 
 
 @attrs.frozen(kw_only=True)
@@ -57,7 +57,7 @@ class DecoderConfig:
     """Dimensions and constants of a decoder-only language model. Lengths count tokens, ids are token ids."""
 
     architecture: str
-    """The family's key (``families``); what it computes is in the other fields alone."""
+    """The family's key (``families``), informative only: the other fields define the computation."""
     name: str
     num_layers: int
     hidden_size: int
@@ -70,27 +70,27 @@ class DecoderConfig:
     rms_eps: float
     rope_theta: float
     rope_factors: tuple[float, ...] | None = None
-    """Divisors of the ``rotary_dim / 2`` rotary frequencies (``rotary``); ``None``: all one."""
+    """Divisors of the ``rotary_dim / 2`` rotary frequencies (``rotary``); ``None``: all 1."""
     rope_scale: float = 1.0
     """Factor on cosine and sine."""
     rotary_dim: int | None = None
-    """How many of a head's first values are rotated; ``None``: all ``head_dim``."""
+    """Number of leading values per head that are rotated; ``None``: all ``head_dim``."""
     local_rope_theta: float | None = None
-    """Base of the rotation in layers with a window, without factors or scale; ``None``: as in the others."""
+    """Rotary base in layers with a window, without factors or scale; ``None``: same as in other layers."""
     unrotated_layers: tuple[int, ...] = ()
     windows: tuple[int, ...] | None = None
-    """For every layer how many tokens a token sees, itself included, 0 for all; ``None``: all in every layer."""
+    """Attention window per layer in tokens, including the token itself, 0 for none; ``None``: no windows."""
     attention_scale: float | None = None
     """Factor on attention scores; ``None``: ``1 / sqrt(head_dim)``."""
     qk_norm: QkNorm = "none"
     activation: Activation = "silu"
     input_norms: bool = True
-    """Whether attention and MLP take normalized values."""
+    """Whether the inputs of attention and MLP are normalized."""
     output_norms: bool = False
-    """Whether what they give is normalized before it is added."""
+    """Whether the outputs of attention and MLP are normalized before they are added."""
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
-    """Factor on what attention and MLP add."""
+    """Factor on the outputs of attention and MLP."""
     logit_scale: float = 1.0
     logit_cap: float | None = None
     """Logits become ``cap * tanh(logits / cap)``."""
@@ -105,7 +105,7 @@ class DecoderConfig:
     pad_token_id: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; :meth:`from_dict` reads it back."""
+        """JSON data, for :meth:`from_dict`."""
         return attrs.asdict(self)
 
     @classmethod
@@ -118,12 +118,13 @@ class DecoderConfig:
         return cls(**data)
 
     def window(self, layer: int) -> int:
-        """How many tokens a token sees in that layer, 0 for all."""
+        """Attention window of a layer in tokens, 0 for none."""
         return self.windows[layer] if self.windows else 0
 
     def inverse_frequencies(self, local: bool = False) -> npt.NDArray[np.float32]:
-        """The rotary embedding's angular frequencies per position, ``[rotary_dim / 2]``, computed in float32;
-        ``local``: those of layers with a window.
+        """Angular frequencies of the rotary embedding per position, ``[rotary_dim / 2]``, computed in float32.
+
+        ``local`` selects those of layers with a window.
         """
         dimensions = self.rotary_dim or self.head_dim
         exponents = np.arange(0, dimensions, 2, dtype=np.float32) / np.float32(dimensions)
@@ -137,7 +138,7 @@ class DecoderConfig:
 
 @attrs.frozen(eq=False)
 class DenseWeight:
-    """A weight that the file stores as floats. ``values`` holds bf16 as its ``uint16`` bit patterns."""
+    """A weight stored as floats. ``values`` holds bf16 as ``uint16`` bit patterns."""
 
     values: npt.NDArray[Any]
     type: FloatType
@@ -147,7 +148,7 @@ class DenseWeight:
         return tuple(self.values.shape)
 
     def dense(self) -> npt.NDArray[np.float32]:
-        """The weight in float32; exact, since every supported type is a subset of it."""
+        """The weight in float32; exact, because float32 contains every supported type."""
         if self.type == "bf16":
             bits: npt.NDArray[Any] = np.left_shift(self.values, 16, dtype=np.uint32)
             return bits.view(np.float32)
@@ -156,11 +157,11 @@ class DenseWeight:
 
 @attrs.frozen(eq=False)
 class GroupedWeight:
-    """A matrix of small integers with one scale, and maybe one minimum, for every ``group`` columns.
+    """A matrix of small integers with one scale, and optionally one minimum, per ``group`` columns.
 
-    ``w[r, g * group + j] = scale[r, g] * quants[r, g, j] + minimum[r, g]``, without a minimum when it is
-    ``None``. ``quants`` is ``[rows, groups, group]`` of ``int8`` (``bits=8``, signed) or ``uint8``
-    (``bits=4``, 0 to 15, one value a byte); ``scale`` and ``minimum`` are float32 ``[rows, groups]``.
+    ``w[r, g * group + j] = scale[r, g] * quants[r, g, j] + minimum[r, g]``; a ``minimum`` of ``None`` counts as 0.
+    ``quants`` is ``[rows, groups, group]`` of ``int8`` (``bits=8``, signed) or ``uint8`` (``bits=4``, 0 to 15, one
+    value per byte); ``scale`` and ``minimum`` are float32 ``[rows, groups]``.
     """
 
     bits: Literal[4, 8]
@@ -175,11 +176,11 @@ class GroupedWeight:
 
     @property
     def form(self) -> tuple[int, int, bool]:
-        """Bits, columns in a group, and whether there are minima."""
+        """Bits, columns per group, and whether there are minima."""
         return self.bits, self.quants.shape[2], self.minimum is not None
 
     def dense(self) -> npt.NDArray[np.float32]:
-        """The weight in float32, rounded exactly as ``gguf.quants.dequantize`` rounds it."""
+        """The weight in float32, with the same rounding as ``gguf.quants.dequantize``."""
         values = self.quants.astype(np.float32)
         values *= self.scale[:, :, None]
         if self.minimum is not None:
@@ -187,11 +188,10 @@ class GroupedWeight:
         return values.reshape(self.shape)
 
     def affine(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-        """The same weight as ``(quants - zero_point) * scale``: quants, scale and zero point (all float32).
+        """The same weight as ``(quants - zero_point) * scale``: quants, float32 scale, and float32 zero point or None.
 
-        The zero point is not rounded to an integer, which would change weights by up to a tenth. A group
-        whose scale is zero (all its weights are the minimum) has no zero point; it becomes ``(0 + minimum) *
-        1``.
+        The zero point is not rounded to an integer, which would change weights by up to a tenth. A group with scale 0
+        (all its weights are the minimum) has no zero point; it becomes ``(0 + minimum) * 1``.
         """
         if self.minimum is None:
             return self.quants, self.scale, None
@@ -205,7 +205,7 @@ Weight = DenseWeight | GroupedWeight
 
 
 def map_rows(weight: Weight, move: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Weight:
-    """The weight whose rows ``move`` chose or reordered; it is called with every array that has them first."""
+    """The weight with rows selected or reordered by ``move``, which is called for each array with rows as axis 0."""
     if isinstance(weight, DenseWeight):
         return DenseWeight(move(weight.values), weight.type)
     minimum = None if weight.minimum is None else move(weight.minimum)
@@ -213,7 +213,7 @@ def map_rows(weight: Weight, move: Callable[[npt.NDArray[Any]], npt.NDArray[Any]
 
 
 def stacked(weights: Sequence[Weight]) -> Weight | None:
-    """The rows of several matrices in one, in the form that they share; ``None`` where they do not share one."""
+    """Concatenate the rows of several matrices of one format; ``None`` if their formats differ."""
     first = weights[0]
     if isinstance(first, DenseWeight):
         dense = [w for w in weights if isinstance(w, DenseWeight) and w.type == first.type]
@@ -233,13 +233,11 @@ def stacked(weights: Sequence[Weight]) -> Weight | None:
 
 
 class DecoderSource(Protocol):
-    """An opened model file: its config, and its weights one at a time, so that few are in memory at once."""
+    """An opened model file: its config, and its weights one at a time, to save memory."""
 
     @property
     def config(self) -> DecoderConfig: ...
 
     def weight(self, name: str) -> Weight:
-        """The weight of that canonical name. Raises ``ModelFileError`` when it is missing or has another
-        shape.
-        """
+        """The weight with a canonical name. Raises ``ModelFileError`` if it is missing or has another shape."""
         ...

@@ -1,9 +1,8 @@
 """Incremental detokenization that never emits partial characters.
 
-A token stands for bytes, and a character may span tokens (an emoji is often four). So every token is mapped
-to its bytes once, and an incremental UTF-8 decoder holds back the bytes that do not make a character yet:
-constant cost per token, and the concatenated pieces equal the text of all tokens. Bytes that can never
-be UTF-8 become U+FFFD.
+A token stands for bytes, and a character may span tokens (an emoji often spans four). So every token is mapped
+to its bytes once, and an incremental UTF-8 decoder holds back the bytes of an incomplete character. The cost per token
+is constant, and the concatenated pieces equal the text of all tokens. Invalid UTF-8 becomes U+FFFD.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ __all__ = ["IncrementalDetokenizer", "TokenBytes"]
 class TokenBytes:
     """The bytes of every token of a vocabulary, looked up on first use.
 
-    Knows the two kinds of decoders that generative models have: ``ByteLevel`` (GPT-2's alphabet of 256
-    letters), and the SentencePiece kind (``▁`` for a space, ``<0xAB>`` for a byte). Raises
-    :class:`UnsupportedFeature` for others.
+    Supports the two decoders of generative models: ``ByteLevel`` (GPT-2's alphabet of 256 letters) and SentencePiece's
+    (``▁`` for a space, ``<0xAB>`` for a byte). Raises :class:`UnsupportedFeature` for others.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -38,7 +36,7 @@ class TokenBytes:
                 f"text cannot be streamed from a tokenizer with the decoder {kinds}; "
                 "supported: ByteLevel and ByteFallback"
             )
-        #: Whether the space that SentencePiece puts in front of a text is taken off again.
+        #: Whether the leading space that SentencePiece adds to a text is removed.
         self.strips_first_space = "Strip" in kinds or any(
             step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never" for step in steps
         )
@@ -75,7 +73,7 @@ class TokenBytes:
 
 
 class IncrementalDetokenizer:
-    """Turns a stream of token ids into text. ``skip`` are ids without text (special tokens)."""
+    """Converts a stream of token ids to text. ``skip`` contains ids without text (special tokens)."""
 
     def __init__(self, token_bytes: TokenBytes, skip: Collection[int] = ()) -> None:
         self._bytes = token_bytes
@@ -84,9 +82,7 @@ class IncrementalDetokenizer:
         self._at_start = token_bytes.strips_first_space
 
     def push(self, token_id: int) -> str:
-        """The text that became certain with this token; often its own, empty while a character is
-        incomplete.
-        """
+        """The text completed by this token; empty while a character is incomplete."""
         if token_id < 0:
             raise InvalidRequest(f"token id {token_id} does not exist, expected 0 or more")
         if token_id in self._skip:
@@ -94,11 +90,11 @@ class IncrementalDetokenizer:
         return self._first(self._decoder.decode(self._bytes[token_id]))
 
     def push_all(self, token_ids: Iterable[int]) -> str:
-        """:meth:`push` for several tokens at once."""
+        """:meth:`push` for several tokens."""
         return "".join(map(self.push, token_ids))
 
     def flush(self) -> str:
-        """The rest, at the end of the stream: a character that was never completed becomes U+FFFD."""
+        """The rest at the end of the stream: an incomplete character becomes U+FFFD."""
         return self._first(self._decoder.decode(b"", final=True))
 
     def _first(self, text: str) -> str:
@@ -109,9 +105,7 @@ class IncrementalDetokenizer:
 
 
 def _letters() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the other 68 for the letters from
-    U+0100 on.
-    """
+    """GPT-2's alphabet: printable Latin-1 bytes map to themselves, the other 68 to the letters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(256) if byte not in printable)

@@ -1,9 +1,9 @@
 """Supported decoder families: one row each with tensor names and graph features.
 
-A family is named by ``model_type`` and ``architectures`` in a Hugging Face ``config.json``, and by
-``general.architecture`` in a GGUF. What a config says itself (dimensions, biases, multipliers) is read where it is
-read for every family; a row holds facts missing from the files. Sources: transformers' ``configuration_*.py`` and
-``modeling_*.py``, and llama.cpp's ``conversion/*.py`` and ``src/models/*.cpp``.
+A family is identified by ``model_type`` and ``architectures`` in a Hugging Face ``config.json``, and by
+``general.architecture`` in a GGUF. The readers take dimensions, biases and multipliers from the files for every family;
+a row holds facts that the files lack. Sources: transformers' ``configuration_*.py`` and ``modeling_*.py``, and
+llama.cpp's ``conversion/*.py`` and ``src/models/*.cpp``.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 Windows = Literal["none", "all", "late", "alternating"]
-"""Which layers see a window of the past only: none; all; those from ``max_window_layers`` on; all but every
-``period``-th. A ``layer_types`` in the config says it layer by layer.
+"""Layers with an attention window: none; all; those from ``max_window_layers`` on; all but every ``period``-th. A
+``layer_types`` in the config takes precedence.
 """
 
 _LLAMA = {
@@ -86,8 +86,8 @@ _BOTH_WAYS = "bidirectional attention is not supported: a decoder cannot attend 
 
 @frozen(kw_only=True)
 class Family:
-    """One row. ``tensors`` and ``gguf_tensors`` name a layer's modules; modules of one name are rows of one matrix,
-    in the order of :func:`rows_of`.
+    """One row. ``tensors`` and ``gguf_tensors`` name a layer's modules; modules with the same name share one matrix,
+    with rows in the order of :func:`rows_of`.
     """
 
     name: str
@@ -99,33 +99,33 @@ class Family:
     tensors: Mapping[str, str] = Factory(lambda: _LLAMA)
     gguf_tensors: Mapping[str, str] = Factory(lambda: _GGUF)
     gguf_interleaves: bool = False
-    """Whether llama.cpp rotates neighbours, so that its converter has reordered the rows of q and k."""
+    """Whether llama.cpp rotates neighbouring values, so its converter reorders the rows of q and k."""
     defaults: Mapping[str, Any] = Factory(dict)
-    """What transformers takes for keys that a ``config.json`` leaves out, where it is not Llama's."""
+    """Defaults of transformers for missing keys of a ``config.json``, if they differ from Llama's."""
     refused: Mapping[str, str] = Factory(dict)
-    """Keys that must be absent or off, in either kind of file, and what they would mean."""
+    """Keys that must be absent or off, in both file formats, with the reason."""
     activation: Activation = "silu"
-    """What files use that do not say, as no GGUF does."""
+    """Default for files without an activation, which includes every GGUF."""
     activations: Mapping[str, Activation] = Factory(lambda: _ACTIVATIONS)
-    """What transformers' names mean here."""
+    """Activations by transformers' names."""
     qk_norm: QkNorm = "none"
     input_norms: bool = True
     output_norms: bool = False
     offset_norms: bool = False
-    """Whether a Hugging Face folder stores a norm's weights less one."""
+    """Whether Hugging Face folders store norm weights minus one."""
     scales_embedding: bool = False
-    """By the root of the hidden size."""
+    """Whether embeddings are multiplied by the square root of the hidden size."""
     windows: Windows = "none"
     period: int = 0
     local_rotary: bool = False
-    """Whether layers with a window have a rotary embedding of their own, which is not stretched."""
+    """Whether layers with a window have their own, unscaled rotary embedding."""
     local_theta: float | None = None
-    """Its base in files that do not say; ``None``: that of the others."""
+    """Default rotary base of layers with a window; ``None``: the base of the other layers."""
     unrotated_period: int = 0
-    """Every so many layers one goes without rotary embedding, in files that do not say."""
+    """Default interval of layers without rotary embedding; 0: none."""
     gguf_query_scalars: Mapping[int, float] = Factory(dict)
-    """``query_pre_attn_scalar`` by number of layers where it is not the head's width: llama.cpp tells the sizes of a
-    family apart by that.
+    """``query_pre_attn_scalar`` by number of layers, if it is not the head dimension. llama.cpp distinguishes models of
+    a family in the same way.
     """
 
 
@@ -190,7 +190,7 @@ FAMILIES: tuple[Family, ...] = (
         defaults={"head_dim": 256, "max_position_embeddings": 8192, "tie_word_embeddings": True},
         refused={"use_bidirectional_attention": _BOTH_WAYS},
         activation="gelu_tanh",
-        # The first releases said so and meant the other.
+        # The first releases say gelu in config.json but use the tanh approximation.
         activations={**_ACTIVATIONS, "gelu": "gelu_tanh"},
         offset_norms=True,
         scales_embedding=True,
@@ -259,7 +259,7 @@ FAMILIES: tuple[Family, ...] = (
             "rope_theta": 2e6,
             "tie_word_embeddings": True,
         },
-        refused={"use_sliding_window": "a window in some layers, which no published model has"},
+        refused={"use_sliding_window": "sliding windows are not supported for this family"},
         unrotated_period=4,
     ),
     Family(
@@ -280,7 +280,7 @@ FAMILIES: tuple[Family, ...] = (
         qk_norm="width",
         input_norms=False,
         output_norms=True,
-        # llama.cpp has OLMo 3 under this name, which is OLMo 2 with windows; OLMo 2 itself has none.
+        # llama.cpp also uses this name for OLMo 3, which is OLMo 2 with windows; OLMo 2 itself has none.
         windows="alternating",
         period=4,
         local_rotary=True,
@@ -302,7 +302,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def hf_family(model_type: object, architectures: Sequence[object], where: str) -> Family:
-    """The row of a ``config.json``. Raises :class:`UnsupportedFeature` with the list of those there are."""
+    """The row of a ``config.json``. Raises :class:`UnsupportedFeature`, with the supported ones, if there is none."""
     for family in FAMILIES:
         name = family.classes.get(str(model_type))
         if name is not None and all(architecture == name for architecture in architectures):
@@ -315,7 +315,9 @@ def hf_family(model_type: object, architectures: Sequence[object], where: str) -
 
 
 def gguf_family(architecture: object, where: str) -> Family:
-    """The row of a ``general.architecture``. Raises :class:`UnsupportedFeature` with the list of those there are."""
+    """The row of a ``general.architecture``. Raises :class:`UnsupportedFeature`, with the supported ones, if there is
+    none.
+    """
     for family in FAMILIES:
         if architecture in family.gguf:
             return family
@@ -326,9 +328,9 @@ def gguf_family(architecture: object, where: str) -> Family:
 
 
 def rows_of(kind: str, names: Mapping[str, str], config: DecoderConfig) -> tuple[slice, int] | None:
-    """Rows of a module in its matrix, and the total, if ``names`` maps several modules to one matrix.
+    """Rows of a module in its matrix, and the total number of rows, if ``names`` maps several modules to one matrix.
 
-    A matrix of q, k and v has them in this order, one of gate and up as well. ``None``: the module has its own.
+    The order is q, k, v, and gate, up. ``None``: the module has its own matrix.
     """
     sizes = {
         "q": config.num_heads * config.head_dim,
@@ -354,10 +356,10 @@ def refuse(family: Family, config: Mapping[str, Any], where: str) -> None:
 def windows_of(
     family: Family, config: Mapping[str, Any], layers: int, length: int, where: str
 ) -> tuple[int, ...] | None:
-    """``DecoderConfig.windows`` by ``layer_types`` or the family's rule, for texts of up to ``length`` tokens.
+    """``DecoderConfig.windows`` from ``layer_types`` or the family's rule, for texts of up to ``length`` tokens.
 
-    ``config`` has the keys of a ``config.json``; ``None``: no window that ever cuts. Raises :class:`ModelFileError`
-    for ``layer_types`` that are not one known kind a layer.
+    ``config`` has the keys of a ``config.json``. Returns ``None`` if no window is shorter than the texts. Raises
+    :class:`ModelFileError` if ``layer_types`` is not one known type per layer.
     """
     window = config.get("sliding_window") or 0
     if family.windows == "none" or not 0 < window < length or not config.get("use_sliding_window", True):
@@ -382,7 +384,7 @@ def _window_layers(family: Family, config: Mapping[str, Any], layers: int, where
 
 
 def unrotated_layers(family: Family, config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
-    """Layers without rotary embedding: those that ``no_rope_layers`` marks with 0, or every so many."""
+    """Layers without rotary embedding: those with 0 in ``no_rope_layers``, or those at the family's interval."""
     marks = config.get("no_rope_layers")
     if not family.unrotated_period:
         return ()

@@ -1,6 +1,4 @@
-"""Checks of what model files say: each number, id and text is looked at where it is read, and named with its
-file.
-"""
+"""Validation of values from model files. Error messages name the file and the key."""
 
 from __future__ import annotations
 
@@ -20,16 +18,16 @@ __all__ = ["check_config", "check_finite", "check_kinds", "checked_number", "rea
 
 log = logging.getLogger("sage_infer.openvino")
 
-_LARGEST_COUNT = 2**31 - 1  # layers, widths and lengths beyond it are no model's
+_LARGEST_COUNT = 2**31 - 1  # no model has more layers, or larger widths or lengths
 
 
 def checked_number(
     value: object, where: str, *, gt: float | None = None, ge: float | None = None, whole: bool = False
 ) -> float:
-    """A finite number within bounds; ``where`` names file and key.
+    """Return a finite number within bounds; ``where`` names file and key.
 
     Raises:
-        ModelFileError: it is not.
+        ModelFileError: the value is not such a number.
     """
     bound = f" > {gt:g}" if gt is not None else f" ≥ {ge:g}" if ge is not None else ""
     kind = "a whole number" if whole else "a number"
@@ -46,10 +44,10 @@ def checked_number(
 
 
 def check_kinds(config: Mapping[str, Any], where: str) -> None:
-    """What is read of a ``config.json`` as a text, a list or a small number is one, or is not there.
+    """Check the types of optional strings, lists and counts of a ``config.json``.
 
     Raises:
-        ModelFileError: a value is of another kind; it names the key.
+        ModelFileError: a value has another type; the message names the key.
     """
     for key, (kind, fits) in _KINDS.items():
         value = config.get(key)
@@ -67,9 +65,9 @@ def _are_texts(value: object) -> bool:
 
 _KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     **dict.fromkeys(
-        ("model_type", "hidden_act", "hidden_activation"), ("a text", lambda value: isinstance(value, str))
+        ("model_type", "hidden_act", "hidden_activation"), ("a string", lambda value: isinstance(value, str))
     ),
-    **dict.fromkeys(("architectures", "layer_types"), ("a list of texts", _are_texts)),
+    **dict.fromkeys(("architectures", "layer_types"), ("a list of strings", _are_texts)),
     **dict.fromkeys(
         ("sliding_window", "sliding_window_pattern", "max_window_layers", "no_rope_layer_interval"),
         ("a whole number ≥ 0", _is_count),
@@ -79,35 +77,38 @@ _KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
 
 
 def special_token_id(value: object, where: str, vocab_size: int) -> int | None:
-    """A special token's id; one that cannot be is left out with a warning, as published files have such."""
+    """A special token's id. Invalid ids are ignored with a warning, because published files have them."""
     if value is None:
         return None
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size:
         return value
     log.warning(
-        "%s is %s, which is no id of a vocabulary of %d; it is ignored", where, _shown(value), vocab_size
+        "%s is %s, which is not an id of a vocabulary of %d; ignored", where, _shown(value), vocab_size
     )
     return None
 
 
 def check_config(config: DecoderConfig, where: str) -> None:
-    """What holds between the numbers of a model.
+    """Check that the numbers of a config are consistent.
 
     Raises:
-        ModelFileError: something does not; it names both.
+        ModelFileError: they are not; the message names every inconsistency.
     """
     rotated = config.head_dim if config.rotary_dim is None else config.rotary_dim
     problems = [
-        (config.num_heads % config.num_kv_heads, "heads are not a multiple of KV heads"),
-        (config.head_dim % 2, "the head's width is odd"),
-        (rotated % 2 or not 0 < rotated <= config.head_dim, "rotated values are not an even part of a head"),
+        (config.num_heads % config.num_kv_heads, "the number of heads is not a multiple of that of KV heads"),
+        (config.head_dim % 2, "the head dimension is odd"),
+        (
+            rotated % 2 or not 0 < rotated <= config.head_dim,
+            "the rotary dimension is odd or exceeds the head dimension",
+        ),
         (
             config.rope_factors is not None and len(config.rope_factors) != rotated // 2,
-            "rotary factors are not one for each rotated pair",
+            "there is not one rotary factor per rotated pair",
         ),
         (
             not all(math.isfinite(f) and f > 0 for f in config.rope_factors or ()),
-            "rotary factors are not positive numbers",
+            "rotary factors must be positive numbers",
         ),
         (any(window < 0 for window in config.windows or ()), "a window is negative"),
     ]
@@ -127,7 +128,7 @@ def check_config(config: DecoderConfig, where: str) -> None:
 def check_finite(weight: Weight, name: str, where: str) -> None:
     """
     Raises:
-        ModelFileError: the weight has values that are no numbers.
+        ModelFileError: the weight has NaN or infinite values.
     """
     if isinstance(weight, DenseWeight):
         is_finite = _bf16_is_finite(weight.values) if weight.type == "bf16" else _is_finite(weight.values)
@@ -139,10 +140,10 @@ def check_finite(weight: Weight, name: str, where: str) -> None:
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Report what a library raises about a file as that file's error: the last resort behind the checks.
+    """Convert a library's unexpected errors to errors about the file; a fallback after the explicit checks.
 
     Raises:
-        ModelFileError: in place of whatever is no error of ours, nor of the system or of memory.
+        ModelFileError: in place of any exception except ``SageInferError``, ``OSError`` and ``MemoryError``.
     """
     try:
         yield
@@ -152,7 +153,7 @@ def reading(where: str) -> Iterator[None]:
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
         raise ModelFileError(
-            f"{where}: cannot be read ({reason}); it is damaged, or of an unknown form"
+            f"{where}: cannot be read ({reason}); the file is damaged, or its format is unknown"
         ) from error
 
 
@@ -165,7 +166,7 @@ def _bf16_is_finite(bits: npt.NDArray[Any]) -> bool:
 
 
 def _parts(values: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
-    """So many rows at a time that the masks stay small."""
+    """Split into parts of a few rows, to limit the memory of masks."""
     if values.ndim < 2:
         return [values]
     step = max(1, (1 << 22) // max(1, int(np.prod(values.shape[1:]))))

@@ -1,6 +1,6 @@
-"""Tools for chat templates that have no place for them: described in a system message, in the form of Hermes.
+"""Tools for chat templates without support for them: described in a system message, in Hermes' format.
 
-Calls and results of the conversation become text in the same form, which the gateway reads.
+Calls and results in the conversation become text in the same format, which the gateway parses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["tools_as_text", "with_call_text", "with_tool_text"]
 
 
 def tools_as_text(tools: Sequence[Mapping[str, Any]]) -> str:
-    """What a model needs to call ``tools``."""
+    """Instructions for calling ``tools``."""
     described = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     return (
         "You can call functions. These are available, one JSON object per line:\n"
@@ -24,8 +24,10 @@ def tools_as_text(tools: Sequence[Mapping[str, Any]]) -> str:
 
 
 def with_tool_text(messages: Sequence[Mapping[str, Any]], text: str, role: str) -> list[dict[str, Any]]:
-    """The messages with ``text`` at the end of the first one if it is the system's, or at the start of the first of
-    ``role``; a new first message holds it where there is none.
+    """Add ``text`` to the messages.
+
+    With the role ``system``, it is appended to a leading system message; with another role, it is prepended to the
+    first message of that role. Without such a message, a new first message contains it.
     """
     found = [dict(message) for message in messages]
     first = found[0]
@@ -40,7 +42,7 @@ def with_tool_text(messages: Sequence[Mapping[str, Any]], text: str, role: str) 
 
 
 def with_call_text(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with calls as text of the assistant, and results, also of several calls, as one of the user."""
+    """Convert calls to text of the assistant, and consecutive results to one user message."""
     found: list[dict[str, Any]] = []
     after_result = False
     for message in messages:

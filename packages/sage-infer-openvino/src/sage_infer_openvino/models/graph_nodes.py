@@ -1,4 +1,4 @@
-"""Pieces of OpenVINO graphs that decoders are built of: constants, weights, and small arithmetic."""
+"""Building blocks of OpenVINO graphs for decoders: constants, weights, and small arithmetic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["dimension", "f32", "i64", "matrix_node", "owned", "parameter", "scal
 
 
 def matrix_node(weight: Weight) -> Any:
-    """A matrix as a constant in its own form, and what makes float32 of it."""
+    """A matrix as a constant in its own format, with its conversion to float32."""
     return _grouped_node(weight) if isinstance(weight, GroupedWeight) else _dense_node(weight)
 
 
@@ -25,12 +25,10 @@ def _dense_node(weight: DenseWeight) -> Any:
 
 
 def _grouped_node(weight: GroupedWeight) -> Any:
-    """``(convert(quants) - zero_point) * scale``: what the plug-ins recognize as a compressed weight and keep
-    so.
-    """
+    """``(convert(quants) - zero_point) * scale``, which the plug-ins recognize as a compressed weight."""
     quants, scale, zero_point = weight.affine()
     if weight.bits == 4:
-        # OpenVINO packs the earlier value into the low nibble.
+        # OpenVINO packs the first value into the low nibble.
         packed = quants[..., 0::2] | (quants[..., 1::2] << 4)
         node = _constant(packed, quants.shape, ov.Type.u4)
     else:
@@ -43,7 +41,7 @@ def _grouped_node(weight: GroupedWeight) -> Any:
 
 
 def _constant(values: npt.NDArray[Any], shape: tuple[int, ...], element: Any) -> Any:
-    # The tensor borrows NumPy's memory, so the constant must copy it: nothing would keep the array alive.
+    # The tensor borrows NumPy's memory, so the constant must copy it: the array may be freed.
     return ops.constant(ov.Tensor(owned(values), ov.Shape(list(shape)), element), shared_memory=False)
 
 
@@ -53,7 +51,7 @@ def owned(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def parameter(name: str, shape: list[int], element: Any) -> Any:
-    """An input of that name; -1 is any size."""
+    """A graph input; -1 is a dynamic size."""
     node = ops.parameter(shape, element, name=name)
     node.output(0).set_names({name})
     return node
@@ -65,7 +63,7 @@ def dimension(node: Any, axis: int) -> Any:
 
 
 def scaled(x: Any, factor: float) -> Any:
-    """``x`` times ``factor``, and no node for a factor of one."""
+    """``x`` times ``factor``; ``x`` itself for a factor of 1."""
     return x if factor == 1.0 else ops.multiply(x, f32(factor))
 
 

@@ -1,8 +1,7 @@
 """A decoder from a Hugging Face folder: ``config.json`` and safetensors, whole or sharded.
 
-Fields of ``config.json``: transformers' configuration classes, in the spelling of version 4 (``rope_theta``,
-``rope_scaling``) and of version 5 (``rope_parameters``). Of a model that also sees or hears, the text part
-is read.
+Fields of ``config.json`` follow transformers' configuration classes of version 4 (``rope_theta``, ``rope_scaling``) and
+version 5 (``rope_parameters``). Of a multimodal model, the language model is read.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from sage_infer_openvino.models.safetensors_file import SafetensorsFolder
 __all__ = ["HfModel"]
 
 _GLOBAL_NAMES = {"embed": "embed_tokens.weight", "final_norm": "norm.weight"}
-# Where the decoder is in a folder of its own, and in those of models that have more than it.
+# Prefixes of the decoder's tensors: in a text model, and in multimodal models.
 _PREFIXES = {
     "model.": "lm_head.weight",
     "language_model.model.": "language_model.lm_head.weight",
@@ -51,8 +50,8 @@ class HfModel:
     """A Hugging Face folder opened as a decoder (a
     :class:`~sage_infer_openvino.models.decoder_weights.DecoderSource`).
 
-    Raises :class:`ModelFileError` for files that are missing, cut off or inconsistent, and
-    :class:`UnsupportedFeature` for another architecture, activation or rotary scaling than are implemented.
+    Raises :class:`ModelFileError` for files that are missing, truncated or inconsistent, and
+    :class:`UnsupportedFeature` for an unsupported architecture, activation or rotary scaling.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -77,13 +76,11 @@ class HfModel:
         self.config = self._config()
 
     def tensors(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
-        """Every tensor of the folder: its name, type, shape and bytes."""
+        """All tensors of the folder: name, type, shape and bytes."""
         return self._tensors.tensors()
 
     def weight(self, name: str) -> DenseWeight:
-        """The weight of that canonical name (see ``decoder_weights``), as a view of the file where it is
-        stored so.
-        """
+        """The weight with a canonical name (see ``decoder_weights``), as a view of the file if possible."""
         tensor = hf_name(name, self.family, self._prefix)
         weight = self._tensors.weight(tensor)
         check_finite(weight, tensor, str(self.folder))
@@ -113,7 +110,9 @@ class HfModel:
         tied = bool(raw.get("tie_word_embeddings", False)) or not has_head
         embed = tensors.shape(hf_name("embed", family, self._prefix))
         if len(embed) != 2:
-            raise ModelFileError(f"{self.folder}: the embedding has the shape {embed}, expected two numbers")
+            raise ModelFileError(
+                f"{self.folder}: the embedding has the shape {embed}, expected two dimensions"
+            )
         eos = raw.get("eos_token_id")
         rope, local = self._ropes()
         theta = self._checked(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0, "rope_theta", gt=1)
@@ -195,14 +194,14 @@ class HfModel:
         return None if scale == head_dim**-0.5 else scale
 
     def _ropes(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The rotary parameters of layers that see everything, and what is said of those with a window."""
+        """The rotary parameters of layers without a window, and of those with one."""
         rope = self._object("rope_parameters") or self._object("rope_scaling")
         if "full_attention" not in rope:
             return rope, {}
         local, everywhere = (rope.get(key) or {} for key in ("sliding_attention", "full_attention"))
         if not isinstance(local, dict) or not isinstance(everywhere, dict):
             raise ModelFileError(
-                f"{self.folder / 'config.json'}: rope_parameters has no object for each kind of layer"
+                f"{self.folder / 'config.json'}: rope_parameters lacks an object for a layer type"
             )
         if local.get("rope_type", "default") != "default":
             raise UnsupportedFeature(
@@ -211,7 +210,7 @@ class HfModel:
         return everywhere, local
 
     def _stretched(self, rope: dict[str, Any], length: int) -> int:
-        """The context with YaRN: ``factor`` times the original one, which many folders leave in their
+        """The context length with YaRN: ``factor`` times the original length, which many configs declare as their
         length.
         """
         original = rope.get("original_max_position_embeddings")
@@ -264,8 +263,8 @@ class HfModel:
                     truncate=bool(rope.get("truncate", True)),
                 )
         raise UnsupportedFeature(
-            f"{self.folder}: rotary scaling {kind!r} is not supported (default, linear, llama3, longrope and plain "
-            "yarn are)"
+            f"{self.folder}: rotary scaling {kind!r} is not supported; supported: default, linear, llama3, longrope "
+            "and plain yarn"
         )
 
     def _float(self, key: str, default: float, *, gt: float | None = None, ge: float | None = None) -> float:
@@ -290,9 +289,7 @@ class HfModel:
 
 
 def hf_name(name: str, family: Family = FAMILIES[0], prefix: str = "model.") -> str:
-    """The tensor of a canonical weight name: ``layers.3.q.bias`` →
-    ``model.layers.3.self_attn.q_proj.bias``.
-    """
+    """The tensor name of a canonical weight name: ``layers.3.q.bias`` → ``model.layers.3.self_attn.q_proj.bias``."""
     if name == "lm_head":
         return _PREFIXES[prefix]
     if not name.startswith("layers."):

@@ -16,10 +16,10 @@ __all__ = ["find_model_file", "open_texts"]
 
 
 def find_model_file(path: str | Path) -> Path:
-    """The absolute GGUF file (of several parts the first) or Hugging Face folder that ``path`` means.
+    """The absolute path of the GGUF file (the first of several parts) or Hugging Face folder at ``path``.
 
-    Raises :class:`ModelNotFound` when there is nothing, and :class:`ModelFileError` when a folder holds
-    neither or several.
+    Raises :class:`ModelNotFound` if the path does not exist, and :class:`ModelFileError` if a folder does not contain
+    exactly one model.
     """
     path = Path(path).expanduser().resolve()
     if path.is_file():
@@ -33,15 +33,19 @@ def find_model_file(path: str | Path) -> Path:
         return found[0]
     names = ", ".join(file.name for file in found)
     if found:
-        raise ModelFileError(f"{path}: holds several models ({names}); name one of the files")
-    raise ModelFileError(f"{path}: holds neither a config.json nor a .gguf file; expected one model")
+        raise ModelFileError(
+            f"{path}: the folder contains several models ({names}); specify one of the files"
+        )
+    raise ModelFileError(
+        f"{path}: the folder contains neither a config.json nor a .gguf file; expected one model"
+    )
 
 
 def open_texts(model: ModelDescriptor) -> DecoderTexts:
     """The model's tokenizer and chat template (``BackendSpec.tokenizer``); no weights are read.
 
     Raises:
-        ModelNotFound, ModelFileError: there is no model, or its tokenizer cannot be read.
+        ModelNotFound, ModelFileError: the model does not exist, or its tokenizer cannot be read.
     """
     source = find_model_file(model.model_path)
     if source.is_file():
@@ -58,7 +62,5 @@ def _vocab_size(folder: Path) -> int | None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     except (OSError, ValueError, AttributeError) as error:
-        raise ModelFileError(
-            f"{folder / 'config.json'}: not readable as a model's config: {error!r}"
-        ) from error
+        raise ModelFileError(f"{folder / 'config.json'}: not a valid model config: {error!r}") from error
     return size if isinstance(size, int) else None

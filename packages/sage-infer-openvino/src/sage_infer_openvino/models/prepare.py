@@ -1,8 +1,7 @@
-"""Prepares a model's files once: OpenVINO's format, tokenizer and config, in a cache
-folder.
+"""Prepares a model's files once: converts them to OpenVINO's format, with tokenizer and config, in a cache folder.
 
-Preparation takes seconds and happens on first use, or ahead of time by ``sage infer model add``; afterwards
-a model is opened by memory-mapping the prepared form.
+Preparation takes seconds and happens on first use, or ahead of time by ``sage infer model add``. Prepared models are
+memory-mapped.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from sage_infer_openvino.ov_runtime import ov
 __all__ = ["PREPARED_VERSION", "PreparedDecoder", "prepare_decoder"]
 
 PREPARED_VERSION = 3
-"""Increase it whenever the format below changes: older entries are then rebuilt."""
+"""Version of the format below. Increase it with every change; older entries are then rebuilt."""
 
 _SOURCE_FILES = ("*.json", "*.jinja", "*.safetensors")
 
 
 @attrs.frozen(kw_only=True)
 class PreparedDecoder:
-    """A prepared language model in the cache. Its files must not be changed."""
+    """A prepared language model in the cache. Its files must not be modified."""
 
     folder: Path
     xml: Path
@@ -46,12 +45,12 @@ class PreparedDecoder:
     config: DecoderConfig
     weight_format: WeightFormat
     fingerprint: str
-    """SHA-256 of the weights in this form and what the config says to compute with them: models with equal
-    ones compute equal KV on equal OpenVINO versions, wherever their files came from.
+    """SHA-256 of the prepared weights and the config. Models with equal fingerprints compute equal KV on equal OpenVINO
+    versions.
     """
 
     weights_id: str
-    """Hash of the weights as they are in the source files; see ``models.weights_id``."""
+    """Hash of the weights in the source files; see ``models.weights_id``."""
 
     def load_tokenizer(self) -> TextTokenizer:
         return TextTokenizer.load(self.folder)
@@ -68,11 +67,11 @@ def prepare_decoder(
     weight_format: WeightFormat = "int8",
     progress: Progress | None = None,
 ) -> PreparedDecoder:
-    """The prepared form of a GGUF file, or of a folder with one GGUF file or a Hugging Face model.
+    """Prepare a GGUF file, or a folder with one GGUF file or a Hugging Face model, below ``cache_dir``.
 
-    It is made below ``cache_dir`` unless it is there, whole, and made from the same files (path, sizes,
-    modification times) by the same versions. Raises :class:`ModelNotFound`, :class:`ModelFileError` or
-    :class:`UnsupportedFeature` for the model, and :class:`ConfigError` for the cache folder.
+    A complete entry for the same files (path, sizes, modification times) and versions is reused. Raises
+    :class:`ModelNotFound`, :class:`ModelFileError` or :class:`UnsupportedFeature` for the model, and
+    :class:`ConfigError` for the cache folder.
     """
     report = progress or (lambda stage, done: None)
     source = find_model_file(path)
@@ -98,7 +97,7 @@ def prepare_decoder(
         try:
             ov.serialize(graph, str(folder / "model.xml"), str(folder / "model.bin"))
         except RuntimeError as error:
-            # How OpenVINO reports a full disk; the cache reports it as what it is.
+            # OpenVINO reports a full disk in this way; the cache converts it to a clear error.
             raise OSError(f"OpenVINO stopped writing ({error})") from error
         tokenizer.save(folder)
         (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1), encoding="utf-8")
@@ -117,7 +116,7 @@ def prepare_decoder(
 
 
 def _fingerprints(source: Path) -> list[list[Any]]:
-    """Name, size and modification time of every file that the prepared form depends on."""
+    """Name, size and modification time of every source file."""
     files = (
         part_paths(source)
         if source.is_file()
@@ -128,7 +127,7 @@ def _fingerprints(source: Path) -> list[list[Any]]:
 
 
 def _fingerprint(weights: str, config: DecoderConfig) -> str:
-    """Hash of what is computed. Not of the XML, which numbers its nodes differently in every process."""
+    """Hash of weights and config, not of the XML, whose node numbers differ between processes."""
     computed = {**config.to_dict(), "weights": weights, "version": PREPARED_VERSION}
     for other in ("architecture", "name", "bos_token_id", "eos_token_ids", "pad_token_id"):
         del computed[other]
@@ -143,7 +142,7 @@ def _open(folder: Path, weight_format: WeightFormat) -> PreparedDecoder:
         weights_id = json.loads((folder / "source.json").read_text(encoding="utf-8"))["weights_id"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelFileError(
-            f"{folder}: the prepared model is not readable ({error!r}); delete this folder and try again"
+            f"{folder}: the prepared model cannot be read ({error!r}); delete this folder and try again"
         ) from error
     return PreparedDecoder(
         folder=folder,

@@ -1,7 +1,8 @@
 """Rotary scaling for texts longer than in training.
 
-Each gives divisors of the ``dimensions / 2`` angular frequencies and a factor on cosine and sine, both fixed for all
-positions. Formulas: transformers' ``modeling_rope_utils.py``; llama.cpp's ``ggml_rope_yarn_corr_dims`` agrees.
+Each function returns divisors of the ``dimensions / 2`` angular frequencies and a factor on cosine and sine, both
+constant over positions. Formulas: transformers' ``modeling_rope_utils.py``; llama.cpp's ``ggml_rope_yarn_corr_dims``
+agrees.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ __all__ = ["RopeScaling", "linear", "llama3", "longrope", "yarn"]
 
 @frozen
 class RopeScaling:
-    """``factors`` divide the frequencies (``None``: by one), ``scale`` multiplies cosine and sine; ``limit`` is the
-    longest text, in tokens, for which both hold (``None``: any).
+    """``factors`` divide the frequencies (``None``: all 1), ``scale`` multiplies cosine and sine, and ``limit`` is the
+    maximum length in tokens (``None``: no limit).
     """
 
     factors: tuple[float, ...] | None = None
@@ -27,15 +28,15 @@ class RopeScaling:
 
 
 def linear(dimensions: int, factor: float) -> RopeScaling:
-    """All frequencies alike (position interpolation)."""
+    """Divide all frequencies by ``factor`` (position interpolation)."""
     return RopeScaling((factor,) * (dimensions // 2) if factor != 1.0 else None)
 
 
 def llama3(
     dimensions: int, theta: float, factor: float, low: float, high: float, original_length: float
 ) -> RopeScaling:
-    """Frequencies that turn more than ``high`` times over the original context stay, those that turn less than
-    ``low`` times are stretched, between them a ramp.
+    """Llama 3: keep frequencies with more than ``high`` turns over the original context, divide those with fewer than
+    ``low`` turns by ``factor``, and interpolate in between.
     """
     factors = []
     for exponent in np.arange(0, dimensions, 2) / dimensions:
@@ -56,8 +57,8 @@ def yarn(
     scale: float | None = None,
     truncate: bool = True,
 ) -> RopeScaling:
-    """YaRN (https://arxiv.org/abs/2309.00071): a ramp between the frequencies that turn ``beta_fast`` and
-    ``beta_slow`` times, over their numbers; ``scale`` defaults to ``0.1 ln(factor) + 1``.
+    """YaRN (https://arxiv.org/abs/2309.00071): a ramp over the indices between the frequencies with ``beta_fast`` and
+    ``beta_slow`` turns; ``scale`` defaults to ``0.1 ln(factor) + 1``.
     """
 
     def number(turns: float) -> float:
@@ -80,10 +81,10 @@ def yarn(
 def longrope(
     short_factors: Sequence[float], factor: float, original_length: int, scale: float | None = None
 ) -> RopeScaling:
-    """LongRoPE (https://arxiv.org/abs/2402.13753) as far as the original context goes.
+    """LongRoPE (https://arxiv.org/abs/2402.13753), limited to the original context.
 
-    Beyond it all angles change, also those of keys that are in the cache already, so that is where it ends here.
-    ``factor`` is how much longer the model's whole context is.
+    Beyond it, all angles change, including those of cached keys, which is not supported. ``factor`` is the ratio of the
+    model's whole context to the original one.
     """
     if scale is None:
         scale = math.sqrt(1 + math.log(factor) / math.log(original_length)) if factor > 1.0 else 1.0

@@ -1,7 +1,7 @@
 """Reads the tensors of safetensors files, one file or the shards of an index, as views of a memory map.
 
-Written out here because the ``safetensors`` package reads bf16 only through torch. The format is a length, a
-JSON header, and the bytes: https://github.com/huggingface/safetensors#format
+Implemented here because the ``safetensors`` package requires torch for bf16. The format is a length, a JSON header, and
+the bytes: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ _LONGEST_HEADER = 100_000_000
 
 @attrs.frozen
 class _Entry:
-    """Where one tensor is: its file's map, its dtype as the file spells it, its shape and its bytes'
-    place.
-    """
+    """Location of one tensor: the map of its file, its dtype in the file's spelling, shape, and byte range."""
 
     path: Path
     map: mmap.mmap
@@ -47,7 +45,7 @@ class _Entry:
 
 
 def _are_sizes(value: object, count: int | None = None) -> bool:
-    """A list of numbers that are not negative."""
+    """Whether ``value`` is a list of non-negative integers."""
     return (
         isinstance(value, list)
         and (count is None or len(value) == count)
@@ -58,15 +56,14 @@ def _are_sizes(value: object, count: int | None = None) -> bool:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("it has a duplicate name")
     return found
 
 
 class SafetensorsFolder:
     """All tensors of a model's folder, by name.
 
-    Raises :class:`ModelFileError`, naming the file, when it, a shard of its index, or a part of one is
-    missing.
+    Raises :class:`ModelFileError`, naming the file, if a file or a shard of the index is missing or truncated.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -86,12 +83,12 @@ class SafetensorsFolder:
             ) from error
         for shard in shards:
             if Path(shard).name != shard:
-                raise ModelFileError(f"{index}: names the shard {shard!r} outside its own folder")
+                raise ModelFileError(f"{index}: the shard {shard!r} is outside of the folder")
             self._open(self.folder / shard)
         for name, shard in weight_map.items():
             if name not in self._entries:
                 raise ModelFileError(
-                    f"{self.folder / shard}: has no tensor {name}, which the index says it has"
+                    f"{self.folder / shard}: tensor {name} is missing, but listed in the index"
                 )
 
     def __contains__(self, name: str) -> bool:
@@ -104,11 +101,11 @@ class SafetensorsFolder:
         return self._entry(name).shape
 
     def weight(self, name: str) -> DenseWeight:
-        """One tensor, as a view. Raises :class:`UnsupportedFeature` unless it is F32, F16 or BF16."""
+        """One tensor as a view. Raises :class:`UnsupportedFeature` if it is not F32, F16 or BF16."""
         entry = self._entry(name)
         if entry.dtype not in _FLOATS:
             raise UnsupportedFeature(
-                f"{entry.path}: tensor {name} is {entry.dtype}; F32, F16 and BF16 are supported"
+                f"{entry.path}: tensor {name} has the unsupported type {entry.dtype}; supported: F32, F16, BF16"
             )
         kind, dtype = _FLOATS[entry.dtype]
         count = int(np.prod(entry.shape, dtype=np.int64))
@@ -116,7 +113,7 @@ class SafetensorsFolder:
         return DenseWeight(values, kind)
 
     def tensors(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
-        """Every tensor: its name, its dtype as the file spells it, shape and bytes."""
+        """All tensors: name, dtype in the file's spelling, shape and bytes."""
         for name, entry in self._entries.items():
             yield name, entry.dtype, entry.shape, memoryview(entry.map)[entry.offset : entry.end]
 
@@ -125,7 +122,7 @@ class SafetensorsFolder:
             return self._entries[name]
         except KeyError:
             raise ModelFileError(
-                f"{self.folder}: has no tensor {name}; the model is incomplete or of another kind"
+                f"{self.folder}: tensor {name} is missing; the model is incomplete or has another architecture"
             ) from None
 
     def _open(self, path: Path) -> None:
@@ -140,8 +137,8 @@ class SafetensorsFolder:
         (length,) = struct.unpack_from("<Q", data)
         if length > _LONGEST_HEADER or 8 + length > size:
             raise ModelFileError(
-                f"{path}: its header would be {length:,} bytes and the file has {size:,}: truncated, or "
-                "not safetensors"
+                f"{path}: the header length is {length:,} bytes, but the file has {size:,}; it is truncated, or "
+                "not a safetensors file"
             )
         try:
             header = json.loads(data[8 : 8 + length], object_pairs_hook=_without_repeats)
@@ -158,7 +155,7 @@ class SafetensorsFolder:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = str(error)[:200]
             raise ModelFileError(
-                f"{path}: its header is not that of a safetensors file: {type(error).__name__} {reason}"
+                f"{path}: invalid safetensors header: {type(error).__name__} {reason}"
             ) from error
         expected = max((entry.end for entry in entries.values()), default=8 + length)
         if expected > size:

@@ -16,19 +16,19 @@ from sage_infer_openvino.models.tokenizer import TextTokenizer
 
 __all__ = ["INLINE_CHARACTERS", "DecoderTexts"]
 
-INLINE_CHARACTERS = 4096  # shorter texts are tokenized faster than another thread wakes up
+INLINE_CHARACTERS = 4096  # tokenizing shorter texts is faster than waking up another thread
 
 
 @frozen
 class DecoderTexts:
-    """Texts and token ids of one model of ``vocab_size`` tokens."""
+    """Tokenizer and chat template of one model with a vocabulary of ``vocab_size`` tokens."""
 
     tokenizer: TextTokenizer
     vocab_size: int
 
     @property
     def longest_token(self) -> int:
-        """Characters of text that one token stands for at most."""
+        """Maximum number of characters per token."""
         return self.tokenizer.longest_token
 
     async def render_chat(
@@ -56,7 +56,7 @@ class DecoderTexts:
         return self.tokenizer.decode(token_ids, skip_special=False)
 
     def tokens_of(self, prompt: Prompt) -> tuple[int, ...]:
-        """A prompt's token ids, however many they are.
+        """A prompt's token ids, without a check of their number.
 
         Raises:
             InvalidRequest: there are none, or one is outside the vocabulary.

@@ -1,7 +1,7 @@
 """A language model's tokenizer: text to ids and back, special tokens, chat template, and streaming.
 
-Read from a GGUF's metadata or a Hugging Face folder; saved as ``tokenizer.json`` (the ``tokenizers``
-library's own format) with ``tokenizer_meta.json`` beside it, which holds what that format has no place for.
+Read from a GGUF's metadata or a Hugging Face folder; saved as ``tokenizer.json`` (the format of the ``tokenizers``
+library) and ``tokenizer_meta.json`` for data that this format cannot store.
 """
 
 from __future__ import annotations
@@ -26,35 +26,32 @@ from sage_infer_openvino.models.gguf.tokenizer import build_tokenizer, end_of_ge
 __all__ = ["IncrementalDetokenizer", "TextTokenizer", "TokenizerMeta"]
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
-_TOOL_USE = "tool_use"  # the name that models give to their template for chats with tools
-_LARGEST_ID = 2**31 - 1  # a folder's model may have more rows than its tokenizer has tokens
+_TOOL_USE = "tool_use"  # usual name of a model's template for chats with tools
+_LARGEST_ID = 2**31 - 1  # a model may have more rows than its tokenizer has tokens
 
 
 @attrs.frozen(kw_only=True)
 class TokenizerMeta:
-    """What a tokenizer knows besides its vocabulary."""
+    """Data of a tokenizer besides its vocabulary."""
 
     eos_token_ids: tuple[int, ...] = ()
-    """Ids that end a generation, the model's own EOS first."""
+    """Ids that end a generation, the model's EOS first."""
     special_tokens: dict[str, str] = attrs.field(factory=dict)
-    """Texts of ``bos_token``, ``eos_token``, ``pad_token`` and ``unk_token``, as far as they exist, for the
-    chat template.
-    """
+    """Texts of ``bos_token``, ``eos_token``, ``pad_token`` and ``unk_token``, if they exist, for the chat template."""
     chat_template: str | None = None
     tool_template: str | None = None
-    """The chat template ``tool_use`` of models that have one of their own for chats with tools."""
+    """The chat template ``tool_use``, if the model has a separate one for chats with tools."""
 
 
 class TextTokenizer:
     """Encodes, decodes and renders chats for one model. Safe to use from several threads.
 
-    Build one with :meth:`from_gguf`, :meth:`from_folder` (Hugging Face) or :meth:`load` (what :meth:`save`
-    wrote).
+    Create one with :meth:`from_gguf`, :meth:`from_folder` (Hugging Face) or :meth:`load` (after :meth:`save`).
     """
 
     def __init__(self, tokenizer: Tokenizer, meta: TokenizerMeta) -> None:
         self._tokenizer = tokenizer
-        # A tokenizer.json may carry the limits of whoever saved it; a prompt is never cut or padded silently.
+        # A tokenizer.json may configure truncation and padding, but prompts must not change silently.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.meta = meta
@@ -65,15 +62,15 @@ class TextTokenizer:
             index for index, token in added.items() if token.special
         )
         self.token_bytes = TokenBytes(tokenizer)
-        # Normalization makes a text shorter by a few characters each at most (NFC joins up to three).
+        # Normalization shortens a text by a small factor at most (NFC joins up to three characters).
         self.longest_token: int = 3 * max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
         self.chat_template = ChatTemplate(meta.chat_template) if meta.chat_template else None
         self._tool_template = ChatTemplate(meta.tool_template) if meta.tool_template else None
 
     @classmethod
     def from_gguf(cls, file: GgufFile | str | Path) -> TextTokenizer:
-        """From a GGUF's metadata. Raises as
-        :func:`~sage_infer_openvino.models.gguf.tokenizer.build_tokenizer` does.
+        """Read a GGUF's metadata. Raises the errors of
+        :func:`~sage_infer_openvino.models.gguf.tokenizer.build_tokenizer`.
         """
         if not isinstance(file, GgufFile):
             file = GgufFile(file)
@@ -94,9 +91,9 @@ class TextTokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> TextTokenizer:
-        """From a Hugging Face folder: ``tokenizer.json``, and ``tokenizer_config.json``,
-        ``generation_config.json``, ``config.json``, ``chat_template.jinja`` and
-        ``additional_chat_templates`` as far as they are there.
+        """Read a Hugging Face folder: ``tokenizer.json``, and optionally ``tokenizer_config.json``,
+        ``generation_config.json``, ``config.json``, ``chat_template.jinja`` and ``additional_chat_templates``.
+
         Raises :class:`ModelFileError`.
         """
         folder = Path(folder)
@@ -127,56 +124,53 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> TextTokenizer:
-        """What :meth:`save` wrote. Raises :class:`ModelFileError` when it is missing or broken."""
+        """Read the files written by :meth:`save`. Raises :class:`ModelFileError` if they are missing or damaged."""
         folder = Path(folder)
         data = _read_json(folder / "tokenizer_meta.json", required=True)
         try:
             meta = TokenizerMeta(**{**data, "eos_token_ids": tuple(data["eos_token_ids"])})
         except (KeyError, TypeError) as error:
             raise ModelFileError(
-                f"{folder / 'tokenizer_meta.json'}: not what this version writes; prepare the model again"
+                f"{folder / 'tokenizer_meta.json'}: not in the format of this version; prepare the model again"
             ) from error
         return cls(_read_tokenizer(folder / "tokenizer.json"), meta)
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``tokenizer.json`` and ``tokenizer_meta.json`` into an existing folder."""
+        """Write ``tokenizer.json`` and ``tokenizer_meta.json`` to an existing folder."""
         folder = Path(folder)
         self._tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
         text = json.dumps(attrs.asdict(self.meta), ensure_ascii=False, indent=1)
         (folder / "tokenizer_meta.json").write_text(text, encoding="utf-8")
 
     def to_json(self) -> str:
-        """The whole tokenizer in its library's own format."""
+        """The tokenizer in the format of the ``tokenizers`` library."""
         text: str = self._tokenizer.to_str()
         return text
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids of ``text``. Special tokens written out in the text become themselves; ``add_special``
-        adds BOS and the like where the model has them. Use ``False`` for the result of :meth:`render_chat`,
-        which has its own.
+        """Token ids of ``text``. Special tokens in the text are recognized. ``add_special`` adds BOS and other special
+        tokens of the model; use ``False`` for the result of :meth:`render_chat`, which already contains them.
         """
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special).ids
         except (
             UnicodeError,
             TypeError,
-        ) as error:  # surrogates, as a terminal's bytes become that are no UTF-8
+        ) as error:  # surrogates, such as from a terminal's input that is not UTF-8
             raise InvalidRequest(f"the text is not valid Unicode: {error}") from error
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Text of ``ids``, equal to the joined output of a :meth:`detokenizer`; ids without a token have no
-        text.
-        """
+        """Text of ``ids``, equal to the joined output of a :meth:`detokenizer`; ids without a token have no text."""
         stream = self.detokenizer(skip_special)
         return stream.push_all(ids) + stream.flush()
 
     def detokenizer(self, skip_special: bool = True) -> IncrementalDetokenizer:
-        """A new stream from ids to text."""
+        """A new incremental detokenizer."""
         return IncrementalDetokenizer(self.token_bytes, self.special_token_ids if skip_special else ())
 
     def token_id(self, text: str) -> int | None:
-        """The id of exactly this token, as the vocabulary spells it, or ``None``."""
+        """The id of a token in the vocabulary's spelling, or ``None``."""
         found: int | None = self._tokenizer.token_to_id(text)
         return found
 
@@ -187,14 +181,14 @@ class TextTokenizer:
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The model's own prompt for a chat; encode it with ``add_special=False``.
+        """Render a chat as a prompt; encode it with ``add_special=False``.
 
-        ``variables`` reach the template as they are (``enable_thinking`` is one that some models know). With
-        ``tools``, the model's template ``tool_use`` renders where it has one; where no template reads tools,
-        they are described in the system message.
-        Raises :class:`UnsupportedFeature` when the model has no template or the messages have media, and
-        :class:`InvalidRequest` when they are not messages, the template refuses them, or a variable has a
-        reserved name.
+        ``variables`` are passed to the template unchanged (``enable_thinking`` is a common one). With ``tools``, the
+        model's template ``tool_use`` is used if it exists. If the template does not render tools, they are described in
+        the system message.
+
+        Raises :class:`UnsupportedFeature` if the model has no template or the messages have media, and
+        :class:`InvalidRequest` if messages are invalid, the template rejects them, or a variable has a reserved name.
         """
         if self.chat_template is None:
             raise UnsupportedFeature(
@@ -203,8 +197,8 @@ class TextTokenizer:
         reserved = sorted(set(variables or ()) & set(RESERVED_VARIABLES))
         if reserved:
             raise InvalidRequest(
-                f"template_variables must not have {', '.join(reserved)}; pass messages, tools and "
-                "add_generation_prompt as arguments of their own"
+                f"template_variables must not contain {', '.join(reserved)}; pass messages, tools and "
+                "add_generation_prompt as arguments"
             )
         template = self._tool_template if tools and self._tool_template is not None else self.chat_template
         plain = plain_messages(messages)
@@ -222,7 +216,7 @@ class TextTokenizer:
         if not tools or template.reads_tools:
             return _first_accepted(render, plain)
         text = tools_as_text(tools)
-        # Some templates refuse a system's message.
+        # Some templates reject system messages.
         return _first_accepted(
             render, with_tool_text(plain, text, "system"), with_tool_text(plain, text, "user")
         )
@@ -231,10 +225,10 @@ class TextTokenizer:
 def _first_accepted(
     render: Callable[[Sequence[Mapping[str, Any]]], str], *chats: Sequence[Mapping[str, Any]]
 ) -> str:
-    """The first of ``chats`` that a template renders, each also with objects as arguments of its calls.
+    """Render the first of ``chats`` that the template accepts; each is also tried with objects as call arguments.
 
     Raises:
-        InvalidRequest: it renders none; the reason is that of the first.
+        InvalidRequest: the template rejects all of them; the error is that of the first.
     """
     refusal: InvalidRequest | None = None
     for chat in chats:
@@ -252,7 +246,7 @@ def _first_accepted(
 def _text(file: GgufFile, key: str) -> str | None:
     value = file.metadata.get(key)
     if value is not None and not isinstance(value, str):
-        raise ModelFileError(f"{file.path}: metadata {key} is a {type(value).__name__}, expected a text")
+        raise ModelFileError(f"{file.path}: metadata {key} is a {type(value).__name__}, expected a string")
     return value
 
 
@@ -263,7 +257,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     # `tokenizers` raises a bare Exception for any problem with the file.
     except Exception as error:
-        raise ModelFileError(f"{path}: not a tokenizer.json that this `tokenizers` reads: {error}") from error
+        raise ModelFileError(f"{path}: not supported by the installed `tokenizers`: {error}") from error
 
 
 def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
@@ -281,14 +275,14 @@ def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
 
 
 def _token_text(value: Any) -> str | None:
-    """A special token is a text, or an object with a ``content``, depending on who saved the file."""
+    """The text of a special token, which is stored as a string, or as an object with a ``content``."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
 
 
 def _folder_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Chat templates by name; ``default`` is the one without a name. Files go before ``tokenizer_config.json``."""
+    """Chat templates by name; ``default`` is the unnamed one. Files take precedence over ``tokenizer_config.json``."""
     given = config.get("chat_template")
     named: dict[Any, Any] = {"default": given}
     if isinstance(given, list):

@@ -1,6 +1,6 @@
-"""In which form a model's matrices are kept: as the file has them, or rounded to fewer bits.
+"""Formats of a model's matrices: the file's format, or rounded to fewer bits.
 
-Every form is one that OpenVINO represents exactly, so that what is computed with is what is written here.
+OpenVINO represents every format exactly, so it computes with the values defined here.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sage_infer_openvino.models.decoder_weights import DenseWeight, GroupedWeigh
 __all__ = ["WeightFormat", "check_weight_format", "in_format"]
 
 WeightFormat = Literal["int8", "int4", "exact", "bf16", "f32"]
-"""``int8``: float matrices are rounded to 8 bits, and the 4- and 8-bit blocks of a file stay as they are;
-``int4``: whatever has more bits is rounded to 4, but for the embedding and the head, which are as in ``int8``;
-``exact``: nothing is rounded; ``bf16`` and ``f32``: everything is made this float.
+"""``int8``: float matrices are rounded to 8 bits; 4- and 8-bit blocks of a file are kept.
+``int4``: all matrices are rounded to 4 bits, except the embedding and the head, which are as in ``int8``.
+``exact``: no rounding. ``bf16`` and ``f32``: all matrices are converted to this type.
 """
 
 _INT8_GROUPS = (128, 64, 32)
@@ -26,14 +26,14 @@ _INT4_GROUPS = (64, 32)
 
 
 def check_weight_format(weight_format: str) -> None:
-    """Raises :class:`InvalidRequest` for a name that is not a ``WeightFormat``."""
+    """Raise :class:`InvalidRequest` for a name that is not a ``WeightFormat``."""
     names = get_args(WeightFormat)
     if weight_format not in names:
         raise InvalidRequest(f"weight_format is {weight_format!r}, expected one of {', '.join(names)}")
 
 
 def in_format(weight: Weight, weight_format: WeightFormat, *, is_table: bool = False) -> Weight:
-    """A matrix ``[rows, columns]`` in the given form; ``is_table`` says that it embeds tokens or is the head."""
+    """Convert a matrix ``[rows, columns]`` to a format; ``is_table``: it is the embedding or the head."""
     match weight_format:
         case "exact":
             return weight
@@ -51,17 +51,17 @@ def in_format(weight: Weight, weight_format: WeightFormat, *, is_table: bool = F
 
 
 def _int8(values: npt.NDArray[np.float32]) -> GroupedWeight:
-    """Symmetric: ``scale * q`` with q from -127 to 127, a scale for every group of columns."""
+    """Symmetric: ``scale * q`` with q from -127 to 127, one scale per group of columns."""
     groups = _grouped(values, _INT8_GROUPS)
     scale = np.abs(groups).max(axis=-1) / np.float32(127)
     scale = np.where(scale == 0, np.float32(1), scale)
-    # The clip is for scales so small that they have lost digits themselves.
+    # Subnormal scales have lost precision, so the quotient may exceed 127: clip it.
     quants = np.rint(groups / scale[..., None]).clip(-127, 127).astype(np.int8)
     return GroupedWeight(8, quants, scale, None)
 
 
 def _int4(values: npt.NDArray[np.float32]) -> GroupedWeight:
-    """Asymmetric: ``minimum + scale * q`` with q from 0 to 15. The minimum is kept unrounded."""
+    """Asymmetric: ``minimum + scale * q`` with q from 0 to 15. The minimum is not rounded."""
     groups = _grouped(values, _INT4_GROUPS)
     low, high = groups.min(axis=-1), groups.max(axis=-1)
     scale = (high - low) / np.float32(15)
@@ -71,14 +71,14 @@ def _int4(values: npt.NDArray[np.float32]) -> GroupedWeight:
 
 
 def _grouped(values: npt.NDArray[np.float32], sizes: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """``[rows, columns]`` → ``[rows, groups, group]``, in the largest groups that divide the columns."""
+    """``[rows, columns]`` → ``[rows, groups, group]``, with the largest group size that divides the columns."""
     rows, columns = values.shape
     group = next((size for size in sizes if columns % size == 0), columns)
     return values.reshape(rows, columns // group, group)
 
 
 def _bf16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-    """The upper halves of float32, rounded to nearest, ties to even."""
+    """Round float32 to bf16 bit patterns, to nearest, ties to even."""
     bits = values.view(np.uint32)
     rounding = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     return ((bits + rounding) >> np.uint32(16)).astype(np.uint16)

@@ -197,7 +197,7 @@ class Exchange:
         self.streaming = True
         await self._start(200, list(_SSE_HEADERS))
 
-    def write_at_once(self, data: bytes) -> bool:
+    def write_nowait(self, data: bytes) -> bool:
         """``write`` without waiting; False if impossible, and then nothing was written."""
         return self._wire is not None and self._wire.write(data)
 

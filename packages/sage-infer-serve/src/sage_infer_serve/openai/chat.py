@@ -100,7 +100,7 @@ async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Work) 
         """The common case: new text, written on arrival."""
         if delta.index not in started or delta.finish_reason is not None or not delta.text:
             return False
-        if not exchange.write_at_once(writer.text(delta.index, delta.text)):
+        if not exchange.write_nowait(writer.text(delta.index, delta.text)):
             return False
         work.tokens(len(delta.token_ids))
         return True
@@ -126,7 +126,7 @@ async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Work) 
             parts += await answer.chunks(writer, delta)
         if parts:
             data = b"".join(parts) if len(parts) > 1 else parts[0]
-            if not exchange.write_at_once(data):
+            if not exchange.write_nowait(data):
                 await exchange.write(data)
     if not started:
         await exchange.start_stream()

@@ -47,15 +47,15 @@ class PoolingCall:
         tokens: Callable[[TextT], int],
         compute: Callable[[int, TextT], Awaitable[Any]],
         *,
-        at_once: int,
+        concurrency: int,
     ) -> list[Any]:
         """``compute(index, text)`` of every text, in their order; the first error ends the others.
 
         Args:
             tokens: returns a text's length.
-            at_once: texts that are in the engine simultaneously.
+            concurrency: texts that are in the engine simultaneously.
         """
-        slots = asyncio.Semaphore(at_once)
+        slots = asyncio.Semaphore(concurrency)
         self.begun, self.tokens = True, sum(map(tokens, texts))
 
         async def one(index: int, text: TextT) -> Any:

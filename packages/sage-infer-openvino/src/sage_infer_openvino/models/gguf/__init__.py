@@ -1,1 +1,1 @@
-"""What GGUF files hold: tensors, a decoder's weights, a tokenizer."""
+"""Readers of GGUF files: tensors, a decoder's weights, and the tokenizer."""

@@ -1,7 +1,6 @@
-"""Finds a GGUF model's tensors, in one file or in several parts, and checks that the files have all their bytes.
+"""Locates the tensors of a GGUF model in one or several files, and checks that the files are complete.
 
-The header is read by ``sage_infer.sdk.gguf``; the formats of the tensors themselves stay with the ``gguf`` package
-(``models.gguf.model``).
+``sage_infer.sdk.gguf`` reads the header; the ``gguf`` package defines the tensor formats (``models.gguf.model``).
 """
 
 from __future__ import annotations
@@ -21,9 +20,7 @@ __all__ = ["GgufFile", "GgufTensor", "part_paths"]
 
 @attrs.frozen
 class GgufTensor:
-    """Where a tensor's bytes are. ``shape`` is in NumPy order (rows first), ``offset`` counts from the file's
-    start.
-    """
+    """Location of a tensor. ``shape`` is in NumPy order (rows first), ``offset`` counts from the start of the file."""
 
     name: str
     type: GGMLQuantizationType
@@ -36,10 +33,9 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 def part_paths(path: Path) -> list[Path]:
-    """All files of the model that ``path`` is (the first part of), whether they exist or not.
+    """Paths of all parts of a model, existing or not; ``path`` is the only or the first one.
 
-    llama.cpp's ``gguf-split`` calls them ``NAME-00001-of-0000N.gguf``. Raises :class:`ModelFileError` for a
-    later part.
+    llama.cpp's ``gguf-split`` names them ``NAME-00001-of-0000N.gguf``. Raises :class:`ModelFileError` for a later part.
     """
     found = _PART.search(path.name)
     if found is None:
@@ -47,7 +43,7 @@ def part_paths(path: Path) -> list[Path]:
     part, count = map(int, found.groups())
     if part != 1:
         first = path.name[: found.start()] + f"-00001-of-{count:05}.gguf"
-        raise ModelFileError(f"{path}: is part {part} of {count} of a model; name the first, {first}")
+        raise ModelFileError(f"{path}: is part {part} of {count} of a model; specify the first part, {first}")
     stem = path.name[: found.start()]
     return [path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
 
@@ -55,10 +51,11 @@ def part_paths(path: Path) -> list[Path]:
 class GgufFile:
     """A GGUF file: ``metadata`` (key → int, float, bool, str or list), and ``tensors`` by name.
 
-    Given the first of several parts, it has the tensors of all, and its own metadata. Files stay
-    memory-mapped as long as the object or an array of :meth:`raw` lives.
-    Raises :class:`ModelFileError` when a file is not a whole, little-endian GGUF of version 2 or 3, or a
-    part is missing.
+    If ``path`` is the first of several parts, ``tensors`` are those of all parts, and ``metadata`` is that of the first
+    one. Files stay memory-mapped while the object or an array of :meth:`raw` exists.
+
+    Raises :class:`ModelFileError` if a file is not a complete, little-endian GGUF of version 2 or 3, or a part is
+    missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -83,15 +80,14 @@ class GgufFile:
         paths = part_paths(self.path)
         if len(paths) != count:
             raise ModelFileError(
-                f"{self.path}: is part 1 of {count}, and parts are called NAME-00001-of-{count:05}.gguf; "
-                "give it back its name"
+                f"{self.path}: is part 1 of {count}, and must be named NAME-00001-of-{count:05}.gguf; rename it"
             )
         for path in paths[1:]:
             if not path.is_file():
-                raise ModelFileError(f"{path}: not found; the model is in {count} parts, fetch this one too")
+                raise ModelFileError(f"{path}: not found; the model has {count} parts, fetch this one too")
             part = GgufFile(path)
             if part.tensors.keys() & self.tensors.keys():
-                raise ModelFileError(f"{path}: has tensors that an earlier part has; fetch the parts again")
+                raise ModelFileError(f"{path}: repeats tensors of an earlier part; fetch the parts again")
             self.tensors |= part.tensors
             self._part_of |= dict.fromkeys(part.tensors, part)
         expected = self.metadata.get("split.tensors.count", len(self.tensors))
@@ -102,17 +98,17 @@ class GgufFile:
             )
 
     def _place(self, header: GgufHeader) -> None:
-        """Find the tensors' bytes, and check that the file has them all."""
+        """Locate the tensors' bytes, and check that the file is complete."""
         for info in header.tensors:
             kind = self._type(info)
             block, block_bytes = GGML_QUANT_SIZES[kind]
             count = int(np.prod([1, *info.shape], dtype=object))
             if info.shape and info.shape[-1] % block:
                 raise ModelFileError(
-                    f"{self.path}: rows of tensor {info.name} have {info.shape[-1]} values, not whole blocks of {block}"
+                    f"{self.path}: rows of tensor {info.name} have {info.shape[-1]} values, not a multiple of {block}"
                 )
             if info.name in self.tensors:
-                raise ModelFileError(f"{self.path}: tensor {info.name} is listed twice")
+                raise ModelFileError(f"{self.path}: tensor {info.name} is repeated")
             nbytes = count // block * block_bytes
             offset = header.data_start + info.offset
             self.tensors[info.name] = GgufTensor(info.name, kind, info.shape, offset, nbytes)
@@ -128,6 +124,5 @@ class GgufFile:
             return GGMLQuantizationType(info.type)
         except ValueError as error:
             raise ModelFileError(
-                f"{self.path}: tensor {info.name} has the unknown GGML type {info.type}; a newer `gguf` package "
-                "may know it"
+                f"{self.path}: tensor {info.name} has the unknown GGML type {info.type}; update the package `gguf`"
             ) from error

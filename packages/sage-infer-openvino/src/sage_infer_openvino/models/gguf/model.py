@@ -1,8 +1,7 @@
-"""A decoder from a GGUF file: its config, and its weights exactly as they are.
+"""A decoder from a GGUF file: its config, and its exact weights.
 
-Metadata keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Blocks of the quantized types:
-``ggml-common.h`` of the same project, and ``gguf.quants`` for every type that is not kept in its own form
-here.
+Metadata keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Block formats of quantized types:
+``ggml-common.h`` of the same project; ``gguf.quants`` dequantizes the types without a :class:`GroupedWeight`.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ _END_OF_TURN = ("eos_token_id", "eot_token_id", "eom_token_id")
 class GgufModel:
     """A GGUF file opened as a decoder (a :class:`~sage_infer_openvino.models.decoder_weights.DecoderSource`).
 
-    Raises :class:`ModelFileError` for a file that is not a whole GGUF or lacks what a decoder needs, and
-    :class:`UnsupportedFeature` for an architecture, rotary scaling or tensor type that is not implemented.
+    Raises :class:`ModelFileError` for an incomplete file or missing data, and :class:`UnsupportedFeature` for an
+    unsupported architecture, rotary scaling or tensor type.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -62,9 +61,7 @@ class GgufModel:
         self.config = self._config()
 
     def weight(self, name: str) -> Weight:
-        """The weight of that canonical name (see ``decoder_weights``), read from the memory map on each
-        call.
-        """
+        """The weight with a canonical name (see ``decoder_weights``), read from the memory map on each call."""
         tensor = self._tensor(gguf_name(name, self.family))
         kind = name.split(".")[2] if name.startswith("layers.") else name
         weight = self._decode(tensor, kind)
@@ -75,7 +72,7 @@ class GgufModel:
         return weight
 
     def tensors(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
-        """Every tensor of the file: its name, type, shape and bytes."""
+        """All tensors of the file: name, type, shape and bytes."""
         for tensor in self.file.tensors.values():
             yield tensor.name, tensor.type.name, tensor.shape, self.file.raw(tensor).data
 
@@ -83,7 +80,9 @@ class GgufModel:
         try:
             return self.file.tensors[name]
         except KeyError:
-            raise ModelFileError(f"{self.file.path}: has no tensor {name}; the file is incomplete") from None
+            raise ModelFileError(
+                f"{self.file.path}: tensor {name} is missing; the file is incomplete"
+            ) from None
 
     def _decode(self, tensor: GgufTensor, kind: str = "") -> Weight:
         raw, shape = self.file.raw(tensor), tensor.shape
@@ -116,8 +115,8 @@ class GgufModel:
             )
         except NotImplementedError as error:
             raise UnsupportedFeature(
-                f"{self.file.path}: tensor {tensor.name} is {tensor.type.name}, which the `gguf` "
-                "package cannot dequantize; "
+                f"{self.file.path}: tensor {tensor.name} has the type {tensor.type.name}, which the package `gguf` "
+                "cannot dequantize; "
                 "use a file in F16, Q8_0, Q4_0, Q4_1 or a K-quant"
             ) from error
 
@@ -137,12 +136,12 @@ class GgufModel:
         head_dim = self._count("attention.key_length", hidden // heads)
         if self._count("attention.value_length", head_dim) != head_dim:
             raise UnsupportedFeature(
-                f"{self.file.path}: keys and values of different width are not supported"
+                f"{self.file.path}: keys and values of different dimensions are not supported"
             )
         rotary_dim = self._count("rope.dimension_count", head_dim)
         if rotary_dim != head_dim and family.gguf_interleaves:
             raise UnsupportedFeature(
-                f"{self.file.path}: rotary embedding of a part of each head is not supported for "
+                f"{self.file.path}: partial rotary embedding is not supported for "
                 f"{meta['general.architecture']}"
             )
         theta = float(self._number("rope.freq_base", 10000.0, gt=1))
@@ -150,7 +149,7 @@ class GgufModel:
         embed = self._tensor("token_embd.weight")
         if len(embed.shape) != 2:
             raise ModelFileError(
-                f"{self._where}: token_embd.weight has the shape {embed.shape}, expected two numbers"
+                f"{self._where}: token_embd.weight has the shape {embed.shape}, expected two dimensions"
             )
         ids = [self._token_id(key, embed.shape[0]) for key in _END_OF_TURN]
         windows = self._windows(layers, length)
@@ -281,8 +280,8 @@ class GgufModel:
                 yarn.factors, yarn.scale * self._number("rope.scaling.attn_factor", 1.0)
             )
         raise UnsupportedFeature(
-            f"{self.file.path}: rotary scaling {kind!r} is not supported (none, linear, llama3, longrope and plain "
-            "yarn are)"
+            f"{self.file.path}: rotary scaling {kind!r} is not supported; supported: none, linear, llama3, longrope "
+            "and plain yarn"
         )
 
     def _floats(self, name: str) -> tuple[float, ...]:
@@ -290,7 +289,7 @@ class GgufModel:
 
 
 def gguf_name(name: str, family: Family = FAMILIES[0]) -> str:
-    """The GGUF tensor of a canonical weight name: ``layers.3.q.bias`` → ``blk.3.attn_q.bias``."""
+    """The GGUF tensor name of a canonical weight name: ``layers.3.q.bias`` → ``blk.3.attn_q.bias``."""
     if not name.startswith("layers."):
         return _GLOBAL_NAMES[name] + ".weight"
     _, layer, kind, *rest = name.split(".")
@@ -300,9 +299,7 @@ def gguf_name(name: str, family: Family = FAMILIES[0]) -> str:
 def _grouped(
     raw: npt.NDArray[np.uint8], shape: tuple[int, ...], *, bits: int, has_minimum: bool
 ) -> GroupedWeight:
-    """Takes blocks of 32 values apart: ``d: f16 [, m: f16], then 32 int8 or 16 bytes of nibble pairs (j, j +
-    16)``.
-    """
+    """Decode blocks of 32 values: ``d: f16 [, m: f16]``, then 32 int8 or 16 bytes of nibble pairs ``(j, j + 16)``."""
     rows, groups = int(np.prod(shape[:-1])), shape[-1] // 32
     head = 4 if has_minimum else 2
     blocks = raw.reshape(rows, groups, -1)
@@ -312,14 +309,14 @@ def _grouped(
         return GroupedWeight(8, np.ascontiguousarray(blocks[..., head:]).view(np.int8), scale, None)
     packed = blocks[..., head:]
     quants = np.concatenate([packed & 15, packed >> 4], axis=-1)
-    # Q4_0 is d * (q - 8); d * -8 is exact (a power of two), so d * q + minimum rounds as d * (q - 8) does
-    # only after an exact sum. It is kept as such: 15 * d has 4 + 11 significant bits, far from float32's 24.
+    # Q4_0 is d * (q - 8), stored here as d * q + minimum with minimum = -8 * d. Both are exact in float32: products of
+    # an f16 (11 significant bits) and at most 4 bits need 15 of 24 significant bits.
     minimum = np.ascontiguousarray(floats[..., 1]) if has_minimum else scale * np.float32(-8)
     return GroupedWeight(4, quants, scale, minimum)
 
 
 def _unpermute(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
-    """Undoes llama.cpp's order of a head's rows: it interleaves the halves that Hugging Face keeps apart."""
+    """Convert a head's rows from llama.cpp's order, which interleaves the two halves, to Hugging Face's order."""
     half = rows.shape[0] // heads // 2
     return np.ascontiguousarray(rows.reshape(heads, half, 2, *rows.shape[1:]).swapaxes(1, 2)).reshape(
         rows.shape

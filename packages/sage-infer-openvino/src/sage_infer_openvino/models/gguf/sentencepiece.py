@@ -1,8 +1,8 @@
 """SentencePiece's BPE from a GGUF's vocabulary: pieces with scores (``tokenizer.ggml.model`` = ``llama``).
 
-SentencePiece and llama.cpp's ``llm_tokenizer_spm`` join the neighbours whose joint piece has the best score,
-until none has one. As merges that is: every way to cut a piece into two pieces, best score first. What no
-piece covers becomes its UTF-8 bytes. transformers converts such vocabularies in the same way.
+SentencePiece and llama.cpp's ``llm_tokenizer_spm`` repeatedly join the neighbours whose joint piece has the best score.
+The equivalent merges are all splits of a piece into two pieces, best score first. Characters without a piece become
+UTF-8 bytes. transformers converts such vocabularies in the same way.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ _NORMAL, _UNKNOWN = 1, 2
 
 
 def sentencepiece_tokenizer(file: GgufFile, tokens: list[str]) -> Tokenizer:
-    """The tokenizer without its special tokens. Raises :class:`ModelFileError` when a token has no score or
-    type.
-    """
+    """The tokenizer without its special tokens. Raises :class:`ModelFileError` if a token has no score or type."""
     scores, types = (_numbers(file, f"tokenizer.ggml.{key}", len(tokens)) for key in ("scores", "token_type"))
     vocab = {token: index for index, token in enumerate(tokens)}
     unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == _UNKNOWN), None)
@@ -43,7 +41,7 @@ def sentencepiece_tokenizer(file: GgufFile, tokens: list[str]) -> Tokenizer:
 
 
 def _merges(tokens: list[str], scores: list[float], types: list[int]) -> list[tuple[str, str]]:
-    """Special tokens take no part: they are found whole, or not at all."""
+    """Merges of all tokens except special ones, which are only matched whole."""
     pieces = {
         token: index for index, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind == _NORMAL
     }
@@ -64,6 +62,6 @@ def _numbers(file: GgufFile, key: str, count: int) -> list[Any]:
         or not all(isinstance(item, int | float) for item in value)
     ):
         raise ModelFileError(
-            f"{file.path}: metadata {key} is not one number for each of the {count} tokens; convert the model again"
+            f"{file.path}: metadata {key} is not one number for each of {count} tokens; convert the model again"
         )
     return value

@@ -1,8 +1,8 @@
-"""Builds a ``tokenizers.Tokenizer`` from a GGUF file's metadata: byte-level BPE, split as the vocabulary was
-trained, or SentencePiece's (``gguf_sentencepiece``).
+"""Builds a ``tokenizers.Tokenizer`` from a GGUF file's metadata: byte-level BPE, or SentencePiece's BPE
+(``gguf.sentencepiece``).
 
-A GGUF names its splitting rule (``tokenizer.ggml.pre``) and leaves the rule itself to the reader; the rules
-below are those of llama.cpp's ``llm_tokenizer_bpe`` (``src/llama-vocab.cpp``), which defines the names.
+A GGUF contains only the name of its pre-tokenization rule (``tokenizer.ggml.pre``). The rules below are those of
+llama.cpp's ``llm_tokenizer_bpe`` (``src/llama-vocab.cpp``), which defines the names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LLAMA3 = (
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
-# Words break where small letters go over to capitals. With contractions it is OpenAI's o200k, without Mistral's Tekken.
+# Words are split between lower and upper case. OpenAI's o200k adds contractions; Mistral's Tekken does not.
 _CAPITALS, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}*{_SMALL}+@|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}+{_SMALL}*@|#"
@@ -50,11 +50,11 @@ _SPLITS: dict[str, tuple[str, ...]] = {
     "gpt-4o": (_O200K,),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"), (_QWEN2,)),
 }
-# These vocabularies contain whole words that no sequence of their merges reaches.
+# These vocabularies contain words that merges cannot produce.
 _IGNORE_MERGES = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken"}
 _NFC = {"qwen2", "deepseek-r1-qwen"}
 
-# A file names one or two ids that end a text; models end their turn with others of these as well.
+# A file names one or two end-of-text ids; models also end their turn with others of these tokens.
 _END_TEXTS = {
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -68,11 +68,10 @@ _END_TEXTS = {
 
 
 def build_tokenizer(file: GgufFile) -> Tokenizer:
-    """The file's tokenizer, with its special tokens, and BOS or EOS added where the file says so.
+    """The file's tokenizer with its special tokens; it adds BOS or EOS if the file says so.
 
-    Raises :class:`UnsupportedFeature` for another kind of tokenizer than byte-level or SentencePiece's BPE
-    or an unknown splitting rule, and :class:`ModelFileError` when the vocabulary and the merges do not fit
-    together.
+    Raises :class:`UnsupportedFeature` for tokenizers other than byte-level and SentencePiece's BPE and for an unknown
+    pre-tokenization rule, and :class:`ModelFileError` if vocabulary and merges do not match.
     """
     kind, tokens = file.metadata.get("tokenizer.ggml.model"), _strings(file, "tokenizer.ggml.tokens")
     match kind:
@@ -82,8 +81,8 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
             tokenizer = sentencepiece_tokenizer(file, tokens)
         case _:
             raise UnsupportedFeature(
-                f"{file.path}: tokenizer.ggml.model {kind!r} is not supported ('gpt2', byte-level BPE, and 'llama', "
-                "SentencePiece's, are); use the model's Hugging Face folder, which has a tokenizer.json"
+                f"{file.path}: tokenizer.ggml.model {kind!r} is not supported; supported: 'gpt2' (byte-level BPE) and "
+                "'llama' (SentencePiece); use the model's Hugging Face folder with its tokenizer.json"
             )
     _add_whole_tokens(tokenizer, file, tokens)
     _add_template(tokenizer, file, tokens)
@@ -96,22 +95,19 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
         raise UnsupportedFeature(
             f"{file.path}: tokenizer.ggml.pre {pre!r} is not supported; supported: "
             f"{', '.join(sorted(_SPLITS))}; "
-            "use the model's Hugging Face folder, which has a tokenizer.json"
+            "use the model's Hugging Face folder with its tokenizer.json"
         )
     vocab = {token: index for index, token in enumerate(tokens)}
     pairs = []
     for merge in _strings(file, "tokenizer.ggml.merges"):
-        # From 1: the left half may itself be a space in vocabularies that were not spelled in GPT-2's
-        # alphabet.
+        # From index 1, because the left half may itself start with a space in vocabularies without GPT-2's alphabet.
         cut = merge.find(" ", 1)
         pairs.append((merge[:cut], merge[cut + 1 :]))
     try:
         tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre in _IGNORE_MERGES))
     # `tokenizers` raises a bare Exception for a merge of tokens that are not in the vocabulary.
     except Exception as error:
-        raise ModelFileError(
-            f"{file.path}: its vocabulary and merges do not fit together: {error}"
-        ) from error
+        raise ModelFileError(f"{file.path}: vocabulary and merges do not match: {error}") from error
     if pre in _NFC:
         tokenizer.normalizer = normalizers.NFC()
     splits: list[Any] = [pre_tokenizers.Split(Regex(rule), behavior="isolated") for rule in _SPLITS[pre]]
@@ -122,7 +118,7 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
 
 
 def end_of_generation_ids(file: GgufFile) -> tuple[int, ...]:
-    """Ids that end a text or a turn: those that the metadata names, then every whole token known to do so."""
+    """Ids that end a text or a turn: those of the metadata, then all known end tokens of the vocabulary."""
     meta = file.metadata
     named = [special_id(file, key) for key in ("eos", "eot", "eom")]
     types = _types(file)
@@ -135,7 +131,7 @@ def end_of_generation_ids(file: GgufFile) -> tuple[int, ...]:
 
 
 def special_id(file: GgufFile, key: str) -> int | None:
-    """Id of a special token (``eos``, ``bos``, …); None where the file has none, or one that cannot be."""
+    """Id of a special token (``eos``, ``bos``, …); None if missing or invalid."""
     name = f"tokenizer.ggml.{key}_token_id"
     count = len(file.metadata.get("tokenizer.ggml.tokens", ()))
     return special_token_id(file.metadata.get(name), f"{file.path}: metadata {name}", count)
@@ -149,14 +145,14 @@ def _types(file: GgufFile) -> list[int]:
 
 
 def adds_bos(file: GgufFile) -> bool:
-    """Whether a text begins with BOS; llama.cpp's default where the file does not say."""
+    """Whether a text begins with BOS; llama.cpp's default if the file does not say."""
     meta = file.metadata
     default = meta.get("tokenizer.ggml.model") == "llama" or meta.get("tokenizer.ggml.pre") in _IGNORE_MERGES
     return bool(meta.get("tokenizer.ggml.add_bos_token", default))
 
 
 def _add_whole_tokens(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
-    """Tokens that are found whole in a text. They are in the vocabulary already, so no id is added."""
+    """Register tokens that are matched whole in a text. They are in the vocabulary, so no id is added."""
     types, kept = _types(file), _keeps_space(file)
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         whole = [
@@ -173,9 +169,9 @@ def _add_whole_tokens(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -
 
 
 def _keeps_space(file: GgufFile) -> set[str] | None:
-    """Whole tokens that do not swallow the space after them, where the others do; ``None``: none does.
+    """Special tokens that keep the space after them, if the others strip it; ``None``: no token strips it.
 
-    Only Phi-3's do, which a GGUF cannot say: llama.cpp knows it (``llama-vocab.cpp``, by the model's name).
+    Only Phi-3's tokens strip it. A GGUF does not say so; llama.cpp goes by the model's name (``llama-vocab.cpp``).
     """
     meta = file.metadata
     phi = meta.get("general.architecture") == "phi3" and meta.get("tokenizer.ggml.model") == "llama"
@@ -203,6 +199,6 @@ def _strings(file: GgufFile, key: str) -> list[str]:
     value = file.metadata.get(key)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ModelFileError(
-            f"{file.path}: metadata {key} is missing or not a list of texts; convert the model again"
+            f"{file.path}: metadata {key} is missing or not a list of strings; convert the model again"
         )
     return value
