@@ -16,4 +16,10 @@ def sage_infer_kv_stores() -> list[KVStoreSpec]:
             requires=_REQUIRES,
             summary="pages in memory, or in named shared memory that several processes use",
         ),
+        KVStoreSpec(
+            name="ssd",
+            factory="sage_infer_kvstore.ssd.store:SSDStore",
+            requires=_REQUIRES,
+            summary="blocks in a folder, which survive a restart",
+        ),
     ]

@@ -1,0 +1,1 @@
+"""Blocks on disk, in append-only segments."""
