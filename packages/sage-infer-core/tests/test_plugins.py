@@ -193,10 +193,10 @@ REFUSALS: dict[str, tuple[Callable[[], Any], type[SageInferError], str]] = {
     ),
     "not of the shape": (
         lambda: kv_codec("mine/1"), BackendUnavailable,
-        "'mine' of all-dist: parts:Codec returned a Codec, which is no KVFormatCodec: it lacks ",
+        "'mine' of all-dist: parts:Codec returned a Codec, which is not a KVFormatCodec: it lacks ",
     ),
     "no codec": (lambda: kv_codec("other"), BackendUnavailable, "reads 'other'; installed codecs read: mine/[*]"),
-    "several kinds": (lambda: find_plugin("mine"), InvalidRequest, "of a command .*; say which with --kind"),
+    "several kinds": (lambda: find_plugin("mine"), InvalidRequest, "of a command .*; choose one with --kind"),
 }  # fmt: skip
 
 

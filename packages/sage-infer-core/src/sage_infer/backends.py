@@ -22,12 +22,12 @@ __all__ = ["create_backend", "find_backend", "list_backends", "open_backend"]
 
 
 def list_backends() -> list[BackendInfo]:
-    """Every installed backend with its state, by name."""
+    """Return every installed backend with its state, sorted by name."""
     return backend_info(discover())
 
 
 def find_backend(name: str) -> BackendInfo:
-    """The backend of this name, whatever its state.
+    """Return the backend with this name, in any state.
 
     Raises:
         BackendUnavailable: no plug-in registers the name; the message suggests the nearest name.
@@ -91,21 +91,20 @@ def open_backend(
     on_progress: ProgressReport | None = None,
     **options: Any,
 ) -> AbstractAsyncContextManager[Any]:
-    """Open a backend with a model; the backend is started on entry and closed on exit.
+    """Open a backend with a model. The backend is started on entry and closed on exit.
 
-    ``model`` is any form that ``resolve_model`` accepts; a hybrid backend needs none. ``options`` go to
-    the backend (``sage infer backend show`` lists them). ``serves`` is the expected contract, for the type
-    checker and for an early error. ``quant_profile`` is a profile, its fields, or a JSON or YAML file with them, and
-    is applied before the start. ``on_progress(stage, share)`` is called while a ``ProgressReporting`` backend loads,
-    from any thread.
+    ``model`` is any form that ``resolve_model`` accepts; a hybrid backend needs none. ``options`` are passed to the
+    backend (``sage infer backend show`` lists them). ``serves`` is the expected contract, for type checkers and for an
+    early error. ``quant_profile`` is a profile, its fields, or a JSON or YAML file; it is applied before the
+    start. ``on_progress(stage, share)`` is called from any thread while a ``ProgressReporting`` backend loads.
 
     Raises:
-        BackendUnavailable: unknown, not ready on this machine, of another contract, or its code failed; the
-            message names the wheel, the function and the error.
-        ConfigError: an unknown option of the backend.
+        BackendUnavailable: the backend is unknown, not ready on this machine, or of another contract, or its code
+            failed. The message names the wheel, the function and the error.
+        ConfigError: the backend has no such option.
         ModelNotFound, ModelFileError: the model is missing or cannot be read.
-        InvalidRequest: no model for a backend that needs one, or a profile that cannot be read.
-        UnsupportedFeature, CapabilityMismatch: the backend has no quantization profiles, or cannot use this one.
+        InvalidRequest: a model is required, or the profile cannot be read.
+        UnsupportedFeature, CapabilityMismatch: the backend does not support quantization profiles, or not this one.
     """
     return _opened(name, model, serves, quant_profile, on_progress, options)
 
@@ -140,7 +139,7 @@ def create_backend(
     quant_profile: QuantProfileLike | None = None,
     **options: Any,
 ) -> Any:
-    """The backend object, not started. Raises as ``open_backend`` does."""
+    """Return the backend object without starting it. Raises the same errors as ``open_backend``."""
     return _created(name, model, serves, quant_profile, options)[1]
 
 
@@ -172,6 +171,6 @@ def _created(
 
 
 def _model_type(spec: BackendSpec, serves: ServedType | None) -> Any:
-    """The one matching type of model, or None if the files must tell."""
+    """Return the model type if only one is possible, or None to detect it from the files."""
     types = {serves} if serves is not None else set(spec.serves)
     return next(iter(types)) if len(types) == 1 and "hybrid" not in types else None

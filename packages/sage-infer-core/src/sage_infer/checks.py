@@ -1,8 +1,7 @@
-"""Field checks: one definition of a rule, with three uses.
+"""Field checks: one definition of a rule for three uses.
 
-A check is an attrs validator (direct construction), validates each field while JSON is read (so that all
-problems are reported together), and writes its own JSON Schema. Messages name the rule, the value and its
-type.
+A check is an attrs validator for direct construction. It also validates fields while JSON is read, so that all
+problems are reported together, and generates its JSON Schema. Messages name the rule, the value and its type.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _SHOWN = 60  # characters of an invalid value quoted in a message
 
 
 def shown(value: object) -> str:
-    """A value and its type for a message, truncated."""
+    """Return a truncated representation of a value and its type, for a message."""
     if isinstance(value, str | bytes):
         text = repr(value[:_SHOWN]) if len(value) > _SHOWN else repr(value)
     elif isinstance(value, Sequence | Mapping) and len(value) > _SHOWN:
@@ -51,7 +50,7 @@ def shown(value: object) -> str:
 def as_tuple(value: Iterable[Any]) -> tuple[Any, ...]:
     """Converter: lists and other iterables become tuples; a bare string is kept for the check to reject."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        return value  # type: ignore[return-value]  # the field's check says what is wrong with it
+        return value  # type: ignore[return-value]  # the field's check reports the problem
     return tuple(value)
 
 
@@ -63,7 +62,7 @@ def as_optional_tuple(value: Iterable[Any] | None) -> tuple[Any, ...] | None:
 def as_frozenset(value: Collection[Any]) -> frozenset[Any]:
     """Converter: sets and lists become frozensets; a bare string is kept for the check to reject."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        return value  # type: ignore[return-value]  # the field's check says what is wrong with it
+        return value  # type: ignore[return-value]  # the field's check reports the problem
     return frozenset(value)
 
 
@@ -107,9 +106,7 @@ class Integer(_Validator):
             yield Problem(path, f"must be {_bounds(ge=self.ge, le=self.le)}, got {value}")
 
     def fits_all(self, values: Collection[Any]) -> bool:
-        """Whether all of many values are within the bounds; in a fraction of the time that looking at each
-        takes.
-        """
+        """Return whether all values are within the bounds; much faster than checking each one."""
         return (
             bool(values)
             and set(map(type, values)) == {int}

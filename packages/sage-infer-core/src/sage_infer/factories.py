@@ -1,4 +1,4 @@
-"""From a spec's dotted path to the object that it names, and calls of plug-ins' code whose errors name the plug-in."""
+"""Loading of dotted paths in specs, and calls of plug-ins' code with errors that name the plug-in."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["blame", "call_factory", "call_path", "check_options", "is_plugins_fa
 
 
 def load_object(path: str, *, what: str) -> Callable[..., Any]:
-    """Resolve ``package.module:attribute``.
+    """Import ``package.module:attribute``.
 
     Raises:
-        BackendUnavailable: the import fails or there is no such attribute; the cause is chained.
+        BackendUnavailable: the import failed or the attribute does not exist; the cause is chained.
     """
     module_name, _, attribute = path.partition(":")
     with blame(f"{what} cannot be loaded from {path}"):
@@ -29,11 +29,11 @@ def load_object(path: str, *, what: str) -> Callable[..., Any]:
 
 
 def call_path(path: str, /, *arguments: Any, what: str, **keywords: Any) -> Any:
-    """Load what ``path`` names and call it.
+    """Load the function at ``path`` and call it.
 
     Raises:
-        BackendUnavailable: loading or the call failed with an error of the plug-in's own.
-        SageInferError: what the called function raises on purpose.
+        BackendUnavailable: loading or the call failed with an unexpected error.
+        SageInferError: raised by the function on purpose.
     """
     function = load_object(path, what=what)
     with blame(f"{what}: {path} failed"):
@@ -44,9 +44,9 @@ def call_factory(path: str, /, *, what: str, options: Mapping[str, Any], **fixed
     """Load a factory and call it with ``fixed`` arguments and the user's ``options``.
 
     Raises:
-        ConfigError: an option that the factory does not have; the message names those that it has.
-        BackendUnavailable: loading or the call failed with an error of the plug-in's own.
-        SageInferError: what the factory raises on purpose.
+        ConfigError: an option is not a parameter of the factory; the message suggests the nearest one, or lists all.
+        BackendUnavailable: loading or the call failed with an unexpected error.
+        SageInferError: raised by the factory on purpose.
     """
     factory = load_object(path, what=what)
     check_options(factory, options, what=what, fixed=fixed)
@@ -58,16 +58,16 @@ def call_factory(path: str, /, *, what: str, options: Mapping[str, Any], **fixed
 def check_options(
     factory: Callable[..., Any], options: Mapping[str, Any], *, what: str, fixed: Mapping[str, Any]
 ) -> None:
-    """Refuse options that a factory's signature does not have.
+    """Reject options that are not parameters of a factory.
 
     Raises:
-        ConfigError: it names the option and the nearest one, or all.
+        ConfigError: the message names the option, and the nearest parameter or all of them.
     """
     if not options:
         return
     try:
         parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # no Python signature: the call itself will say
+    except (TypeError, ValueError):  # no Python signature: the call itself reports unknown options
         return
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
@@ -81,12 +81,12 @@ def check_options(
 
 @contextmanager
 def blame(what: str) -> Iterator[None]:
-    """Turn whatever a plug-in's code raises by mistake into one error that begins with ``what``.
+    """Convert unexpected errors in a plug-in's code into one error whose message starts with ``what``.
 
-    Errors of ``sage_infer.errors`` pass as they are, and so do Ctrl-C and the cancellation of a task.
+    Errors of ``sage_infer.errors``, Ctrl-C and task cancellation pass through.
 
     Raises:
-        BackendUnavailable: with the type and text of the plug-in's error, which is chained.
+        BackendUnavailable: the message has the type and text of the plug-in's error, which is chained.
     """
     try:
         yield
@@ -99,8 +99,10 @@ def blame(what: str) -> Iterator[None]:
 
 
 def is_plugins_fault(error: BaseException) -> bool:
-    """Whether an error that came out of a plug-in's code is its own: also ``SystemExit`` and a panic of native code,
-    which are no ``Exception``. Ctrl-C and the cancellation of a task are not.
+    """Return whether an error raised in a plug-in's code is a fault of the plug-in.
+
+    This includes ``SystemExit`` and panics of native code, which are not subclasses of ``Exception``. Ctrl-C and task
+    cancellation are not faults.
     """
     if type(error) is KeyboardInterrupt or isinstance(error, GeneratorExit):
         return False

@@ -1,4 +1,4 @@
-"""Front doors that import what is behind them when it is asked for (PEP 562)."""
+"""Lazy imports of a package's public names (PEP 562)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ __all__ = ["lazy_exports"]
 
 
 def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
-    """A ``__getattr__`` for ``package`` that takes each public name from its home in ``homes``, a submodule
-    or a module with its full name.
+    """Return a ``__getattr__`` for ``package`` that imports public names on first access.
+
+    ``homes`` maps each public name to a submodule of the package or to the full name of a module.
     """
 
     def __getattr__(name: str) -> object:

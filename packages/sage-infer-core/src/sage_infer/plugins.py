@@ -1,4 +1,4 @@
-"""Find and open what plug-ins bring besides backends: KV stores and codecs, transports, executors, detectors."""
+"""Find and open items of plug-ins other than backends: KV stores and codecs, transports, executors, detectors."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ __all__ = [
 
 
 def list_plugins(kind: KindName | None = None) -> list[PluginInfo]:
-    """Everything that plug-ins bring, or all of one kind, with its state. No engine is imported."""
+    """Return all items of plug-ins with their states, optionally of one kind. No engine is imported."""
     return plugin_info(discover()) if kind is None else plugin_info(discover(), [kind])
 
 
 def find_plugin(name: str, kind: KindName | None = None) -> PluginInfo:
-    """The thing of this name, whatever its state.
+    """Return the item with this name, in any state.
 
     Raises:
-        BackendUnavailable: no plug-in registers the name; the message names the nearest one that exists.
-        InvalidRequest: things of several kinds have the name, and ``kind`` is None.
+        BackendUnavailable: no plug-in registers the name; the message suggests the nearest name.
+        InvalidRequest: items of several kinds have this name, and ``kind`` is None.
     """
     rows = [row for row in list_plugins(kind) if kind is None or row.kind in (kind, "plugin")]
     found = [row for row in rows if row.name == name]
     found = [row for row in found if row.kind != "plugin"] or found
     kinds = sorted({row.kind for row in found})
     if len(kinds) > 1:
-        raise InvalidRequest(f"{name!r} is the name of a {' and of a '.join(kinds)}; say which with --kind")
+        raise InvalidRequest(f"{name!r} is the name of a {' and of a '.join(kinds)}; choose one with --kind")
     if found:
         return found[0]
     known = sorted({row.name for row in rows})
@@ -57,10 +57,10 @@ def find_plugin(name: str, kind: KindName | None = None) -> PluginInfo:
 
 
 def require_ready(info: PluginInfo) -> Any:
-    """The spec of something that can be opened here.
+    """Return the spec of an item that can be opened on this machine.
 
     Raises:
-        BackendUnavailable: it is not ready; the message says why, and what to do.
+        BackendUnavailable: the item is not ready; the message has the reason and the fix.
     """
     if info.state == "ready" and info.spec is not None:
         return info.spec
@@ -75,7 +75,7 @@ def open_store(name: str, *, schema: KVCacheSchema, model_id: str, **options: An
 
     Raises:
         BackendUnavailable: unknown, not ready on this machine, or its code failed.
-        ConfigError: an option that the store does not have.
+        ConfigError: the store has no such option.
     """
     from sage_infer.contracts import KVStore
 
@@ -84,11 +84,11 @@ def open_store(name: str, *, schema: KVCacheSchema, model_id: str, **options: An
 
 
 def open_transport(name: str, *, settings: TransportSettings | None = None, **options: Any) -> Transport:
-    """Open a transport; the caller closes it. Without ``settings``, those of the configuration apply.
+    """Open a transport; the caller closes it. ``settings`` default to those of the configuration.
 
     Raises:
         BackendUnavailable: unknown, not ready on this machine, or its code failed.
-        ConfigError: an option that the transport does not have, or a wrong configuration.
+        ConfigError: the transport has no such option, or the configuration is invalid.
     """
     from sage_infer.contracts import Transport
 
@@ -105,7 +105,7 @@ def open_executor(name: str, **options: Any) -> Executor:
 
     Raises:
         BackendUnavailable: unknown, not ready on this machine, or its code failed.
-        ConfigError: an option that the executor does not have.
+        ConfigError: the executor has no such option.
     """
     from sage_infer.contracts import Executor
 
@@ -114,7 +114,7 @@ def open_executor(name: str, **options: Any) -> Executor:
 
 
 def open_detector(name: str) -> HardwareDetector:
-    """Make a hardware detector.
+    """Create a hardware detector.
 
     Raises:
         BackendUnavailable: unknown, not ready on this machine, or its code failed.
@@ -126,11 +126,11 @@ def open_detector(name: str) -> HardwareDetector:
 
 
 def kv_codec(format_id: str) -> KVFormatCodec:
-    """The codec of a private KV format, chosen by ``KVCacheSchema.format_id``.
+    """Return the codec of a private KV format (``KVCacheSchema.format_id``).
 
     Raises:
-        BackendUnavailable: no installed codec reads the format, it is not ready, or its code failed.
-        ConfigError: several codecs read it; the message names their wheels.
+        BackendUnavailable: no installed codec supports the format, it is not ready, or its code failed.
+        ConfigError: several codecs support the format; the message names their wheels.
     """
     from sage_infer.contracts import KVFormatCodec
 
@@ -143,7 +143,7 @@ def kv_codec(format_id: str) -> KVFormatCodec:
         )
     if len({row.name for row in found}) > 1:
         names = " and ".join(row.title for row in found)
-        raise ConfigError(f"{format_id!r} is read by {names}; switch all but one off with SAGE_INFER_DISABLE")
+        raise ConfigError(f"{format_id!r} is read by {names}; disable all but one with SAGE_INFER_DISABLE")
     codec: KVFormatCodec = _open("format", found[0].name, KVFormatCodec, {})
     return codec
 
@@ -157,10 +157,10 @@ def _open(kind: KindName, name: str, contract: type[Any], options: dict[str, Any
 
 
 def check_shape(made: object, contract: Callable[..., Any], what: str) -> None:
-    """Refuse an object that lacks members of its contract.
+    """Reject an object that lacks members of its contract.
 
     Raises:
-        BackendUnavailable: it names the members.
+        BackendUnavailable: members are missing; the message names them.
     """
     wanted = sorted(getattr(contract, "__protocol_attrs__", ())) or [
         name for name in dir(contract) if not name.startswith("_")
@@ -169,5 +169,5 @@ def check_shape(made: object, contract: Callable[..., Any], what: str) -> None:
     if lacking:
         name = getattr(contract, "__name__", "contract")
         raise BackendUnavailable(
-            f"{what} returned a {type(made).__name__}, which is no {name}: it lacks {', '.join(lacking)}"
+            f"{what} returned a {type(made).__name__}, which is not a {name}: it lacks {', '.join(lacking)}"
         )

@@ -17,11 +17,11 @@ QuantProfileLike = str | Path | Mapping[str, Any] | QuantizationProfile
 
 
 def as_quant_profile(source: QuantProfileLike) -> QuantizationProfile:
-    """A profile as it is, from its fields, or from a JSON or YAML file with them.
+    """Return a profile unchanged, or build one from its fields or from a JSON or YAML file.
 
     Raises:
         InvalidRequest: the file cannot be read, or is neither JSON nor YAML.
-        SchemaError: the fields do not fit ``QuantizationProfile``; the message names the file and each field.
+        SchemaError: the fields do not match ``QuantizationProfile``; the message names the file and each field.
     """
     if isinstance(source, QuantizationProfile):
         return source

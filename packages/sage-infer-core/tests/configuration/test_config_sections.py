@@ -93,7 +93,7 @@ def test_a_section_of_a_wheel_that_is_not_installed_is_ignored_and_names_it(load
     ("settings", "reason"),
     [
         ("garden:Bare", "section 'beds' of bad-dist: garden:Bare has no default for rows"),
-        ("garden:TEMPLATE", "garden:TEMPLATE is no attrs class"),
+        ("garden:TEMPLATE", "garden:TEMPLATE is not an attrs class"),
         ("garden:Nothing", "section 'beds' of bad-dist cannot be loaded from garden:Nothing: AttributeError"),
     ],
 )

@@ -60,9 +60,7 @@ def show(
     name: Annotated[str, typer.Argument(help="Name of the backend.")],
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model", "-m", help="Open it with this model, and show what it can do with the model."
-        ),
+        typer.Option("--model", "-m", help="Open the backend with this model and show its capability."),
     ] = None,
     options: BackendOptions = None,
     as_json: AsJson = False,
@@ -70,7 +68,7 @@ def show(
         bool, typer.Option("--verbose", "-v", help="Print the traceback of a broken one.")
     ] = False,
 ) -> None:
-    """Show a backend in detail; its engine is imported only where --model opens it."""
+    """Show a backend in detail. The engine is imported only with --model."""
     if options and model is None:
         from sage_infer.errors import InvalidRequest
 

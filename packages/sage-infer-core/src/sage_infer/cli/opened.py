@@ -1,4 +1,4 @@
-"""What a backend can do with one model, read from the opened backend."""
+"""Capability of an opened backend with one model, for ``sage infer backend show --model``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _KV_FEATURES = (
 
 
 def open_and_describe(name: str, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Open the backend with the model, and return its capability, JSON-ready.
+    """Open the backend with the model, and return its JSON-ready capability.
 
-    ``kv_schema_reason`` says why the capability has no KV schema; it is null where it has one.
+    ``kv_schema_reason`` says why the capability has no KV schema; it is null if it has one.
     """
     return asyncio.run(_describe(name, model, options))
 
@@ -51,7 +51,7 @@ async def _describe(name: str, model: str, options: Mapping[str, Any]) -> dict[s
 
 
 def summary(opened: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Lines of label and text for a person."""
+    """Yield pairs of label and text for the command's output."""
     capability = opened["capability"]
     features = capability["features"]
     yield "features", ", ".join(feature for feature in features if feature not in _KV_FEATURES) or "none"

@@ -27,7 +27,7 @@ def print_json(data: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A message for people on standard error, apart from the command's output."""
+    """Print a message for people to standard error, separate from the command's output."""
     print(text, file=sys.stderr)
 
 
@@ -49,8 +49,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 @contextmanager
 def loading(model: str, backend: str) -> Iterator[Callable[[str, float | None], None]]:
-    """Yields ``report(stage, share)`` for a model that is being loaded: a bar on a terminal's stderr, without a
-    percentage while no share is known; one line elsewhere.
+    """Yield ``report(stage, share)`` for the loading of a model.
+
+    On a terminal it shows a progress bar on stderr, without a percentage while the share is unknown; elsewhere it
+    prints one line.
     """
     text = f"loading {model} on {backend}"
     if not sys.stderr.isatty():
@@ -74,9 +76,9 @@ def loading(model: str, backend: str) -> Iterator[Callable[[str, float | None], 
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
-    """Yields ``report(stage, share)``: one bar per stage on a terminal's stderr, one line per stage elsewhere.
+    """Yield ``report(stage, share)``: one bar per stage on a terminal's stderr, one line per stage elsewhere.
 
-    A share of None stands for one that is not known.
+    The share is None if it is unknown.
     """
     if not sys.stderr.isatty():
         stages: set[str] = set()

@@ -1,4 +1,4 @@
-"""The configuration with the sections of the installed plug-ins."""
+"""Loading of the configuration, including the sections of installed plug-ins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sage_infer.specs import ConfigSpec
 __all__ = ["SECTION_WHEELS", "installed_config_class", "load_config", "section_templates"]
 
 SECTION_WHEELS: Mapping[str, str] = {"serve": "sage-infer-serve"}
-"""Sections of other wheels, and the wheel that brings each."""
+"""Sections of other wheels, and the wheel that defines each."""
 
 
 def load_config(
@@ -32,18 +32,18 @@ def load_config(
 ) -> LoadedConfig:
     """Load the effective configuration.
 
-    ``path`` is the file to read; by default the usual places are searched, and a missing file is fine. ``flags``
-    are values from the command line by key (``{"inference.backend": "vllm"}``), None means not set.
-    ``flag_names`` maps a key to the flag as typed (``{"inference.embedding_backend": "--backend"}``)
-    if it differs from the key's last word.
+    ``path`` is the file to read. By default the usual locations are searched, and the file is optional. ``flags``
+    are values from the command line by key (``{"inference.backend": "vllm"}``); None means not set.
+    ``flag_names`` maps a key to its flag (``{"inference.embedding_backend": "--backend"}``) if the flag differs from
+    the last word of the key.
 
-    Mappings (options, aliases) are merged entry by entry; a higher layer replaces any other value;
+    Mappings (options, aliases) are merged entry by entry. For all other values, a higher layer replaces a lower one.
     SAGE_INFER_DISABLE adds to ``plugins.disabled``. A section of a wheel that is not installed is a warning.
 
     Raises:
         ConfigError: the file cannot be found or read.
-        InvalidConfig: something is invalid; it holds every problem of every layer with its file and line,
-            variable or flag.
+        InvalidConfig: the configuration is invalid; the error lists every problem of every layer with its file and
+            line, variable or flag.
     """
     installed = _installed()
     return read_layers(
@@ -57,12 +57,12 @@ def load_config(
 
 
 def installed_config_class() -> type[Config]:
-    """The configuration's class with the sections of the installed plug-ins."""
+    """Return the configuration class with the sections of installed plug-ins."""
     return config_class(_installed().classes)
 
 
 def section_templates() -> list[str]:
-    """The text of each plug-in's section; a comment with the reason for one that cannot be had."""
+    """Return the text of each plug-in's section, or a comment with the reason if it cannot be loaded."""
     texts = []
     for entry in discover().config():
         if entry.fault is not None:
@@ -80,7 +80,7 @@ def section_templates() -> list[str]:
 
 @frozen
 class _Installed:
-    """Classes of plug-ins' sections, and why others cannot be used, by name."""
+    """Classes of plug-ins' sections, and the reasons why other sections cannot be used, by name."""
 
     classes: tuple[tuple[str, type], ...] = ()
     unusable: Mapping[str, str] = attrs.field(factory=dict)
@@ -90,7 +90,7 @@ def _installed() -> _Installed:
     try:
         registry = discover()
     except ConfigError:
-        return _Installed()  # reading the layers finds the same mistake, and all others with it
+        return _Installed()  # reading the layers reports this problem together with all others
     return _sections_of(registry)
 
 
@@ -110,14 +110,14 @@ def _sections_of(registry: Registry) -> _Installed:
 
 
 def _settings_class(entry: Entry[ConfigSpec]) -> type:
-    """The class of a section's settings.
+    """Return the settings class of a section.
 
     Raises:
-        BackendUnavailable: it cannot be loaded, or its fields do not all have defaults.
+        BackendUnavailable: the class cannot be loaded, or a field has no default.
     """
     kind: Any = load_object(entry.spec.settings, what=_title(entry))
     if not (isinstance(kind, type) and attrs.has(kind)):
-        raise BackendUnavailable(f"{_title(entry)}: {entry.spec.settings} is no attrs class")
+        raise BackendUnavailable(f"{_title(entry)}: {entry.spec.settings} is not an attrs class")
     bare = [field.name for field in attrs.fields(kind) if field.default is attrs.NOTHING]
     if bare:
         raise BackendUnavailable(

@@ -1,4 +1,4 @@
-"""Git LFS leaves a short text where a large file should be; it is the commonest way to have no model."""
+"""Detection of Git LFS pointers: short text files in place of large files, a common cause of missing weights."""
 
 __all__ = ["is_pointer"]
 

@@ -1,4 +1,4 @@
-"""Whether files are those that were written: by size and SHA-256, read again only where they may have changed."""
+"""Verification of files by size and SHA-256. Files are read again only if they may have changed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 
 __all__ = ["describe", "files_match", "flush", "read_json"]
 
-_COMPARED = "compared.json"  # at which times and inodes a folder's files were last compared
+_COMPARED = "compared.json"  # sizes, times and inodes of a folder's files at the last verification
 _CHUNK = 1 << 20
 
 
 def files_match(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a folder's files have the ``size`` and ``sha256`` that are stated by name.
+    """Return whether a folder's files have the given ``size`` and ``sha256``, by file name.
 
-    What was read for it is noted in the folder, where it can be written to, and not read the next time unless size,
-    times (of modification, and of the inode's change, which nobody sets) or inode are others.
+    The result is recorded in the folder if it is writable. A recorded file is not read again while its size, times
+    (of modification, and of the inode's change, which programs cannot set) and inode stay the same.
 
     Raises:
-        OSError: a file is not there.
+        OSError: a file is missing.
     """
     known = read_json(folder / _COMPARED)
     compared: dict[str, list[int]] = {}
@@ -41,13 +41,13 @@ def files_match(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _place(path: Path) -> list[int]:
-    """What changes when a file's bytes are changed through the file system."""
+    """Return the metadata that changes when a file's content is changed through the file system."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _remember(entry: Path, compared: Mapping[str, list[int]]) -> None:
-    """As far as the folder may be written to; otherwise files are read again the next time."""
+    """Record the metadata if the folder is writable; otherwise files are read again the next time."""
     new = entry / f".{_COMPARED}.{uuid.uuid4().hex[:8]}"
     with contextlib.suppress(OSError):
         try:
@@ -58,7 +58,7 @@ def _remember(entry: Path, compared: Mapping[str, list[int]]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is none."""
+    """Return the JSON object in a file, or an empty one if there is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -80,7 +80,7 @@ def _sha256(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """To the disk itself. Folders cannot be flushed on every system; there it is left to the file system."""
+    """Flush a file or folder to disk. Does nothing for folders on Windows, which cannot flush them."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)

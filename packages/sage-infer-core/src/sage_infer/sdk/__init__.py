@@ -1,4 +1,4 @@
-"""What engines and plug-ins share: public, and kept stable like the contracts."""
+"""Helpers for engines and plug-ins: public, and as stable as the contracts."""
 
 from typing import TYPE_CHECKING
 

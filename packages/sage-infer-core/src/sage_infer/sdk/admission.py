@@ -1,4 +1,4 @@
-"""When to try again, for an engine that has no room for a request."""
+"""Estimate of ``Overloaded.retry_after`` for engines."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _WEIGHT = 0.1  # of the newest interval in the average
 
 
 class RetryEstimate:
-    """Seconds until a request is likely to end: a moving average of the intervals between ends.
+    """Estimated seconds until a request ends: a moving average of the intervals between ends.
 
-    ``ended`` is called by one thread; ``retry_after`` may be read by any.
+    ``ended`` must be called from one thread; ``retry_after`` can be read from any thread.
     """
 
     def __init__(self, *, shortest_s: float = 0.05, longest_s: float = 30.0) -> None:
@@ -20,7 +20,7 @@ class RetryEstimate:
         self._last_end, self._interval = time.perf_counter(), 1.0
 
     def ended(self) -> None:
-        """Take note that one or more requests have just ended."""
+        """Record that one or more requests have just ended."""
         now = time.perf_counter()
         self._interval += _WEIGHT * (now - self._last_end - self._interval)
         self._last_end = now

@@ -1,4 +1,4 @@
-"""The checksum of KV on the move."""
+"""Checksums of KV chunks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ __all__ = ["checksum", "verify"]
 
 
 def checksum(buffer: bytes | bytearray | memoryview) -> str:
-    """``xxh3-64:`` and 16 hex digits over the bytes."""
+    """Return the checksum of the bytes: ``xxh3-64:`` and 16 hex digits."""
     import xxhash
 
     return f"{CHECKSUM}:{xxhash.xxh3_64_hexdigest(buffer)}"
 
 
 def verify(buffer: bytes | bytearray | memoryview, stated: str) -> bool:
-    """Whether the bytes have the checksum that is stated for them.
+    """Return whether the bytes match a checksum.
 
     Raises:
-        UnsupportedFeature: it was made by another algorithm than xxh3-64.
+        UnsupportedFeature: the algorithm of the checksum is not xxh3-64.
     """
     if stated.split(":", 1)[0] != CHECKSUM:
         raise UnsupportedFeature(f"checksum {stated!r} is not supported; expected {CHECKSUM}")

@@ -1,8 +1,7 @@
-"""Which field of a request needs which feature, and the one function that refuses what a backend does not
-claim.
+"""Features required by the fields of a request, and the function that refuses unclaimed features.
 
-It is an allow-list: a field that stands in no table here is refused by name as soon as it is set, so that a
-backend never drops what it has not heard of.
+The tables are an allow-list: a field that is in no table is refused by name if it is set, so that a backend never
+silently ignores fields of later versions.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ __all__ = ["FEATURE_OF", "accepted_options", "check_claims"]
 
 FEATURE_OF: Mapping[type, Mapping[str, str | None]] = {
     SamplingParams: {
-        # None: every backend that generates has it.
+        # None: every generating backend supports the field.
         "temperature": None, "top_p": None, "top_k": None, "max_tokens": None, "min_tokens": None, "stop": None,
         "stop_token_ids": None, "ignore_eos": None, "skip_special_tokens": None,
-        "guided": None,  # by its own fields, below
+        "guided": None,  # checked by its own fields, below
         "min_p": "min_p", "repetition_penalty": "penalties", "presence_penalty": "penalties",
         "frequency_penalty": "penalties", "seed": "seed", "n": "parallel_sampling", "logprobs": "logprobs",
         "adapter": "lora",
@@ -37,7 +36,7 @@ FEATURE_OF: Mapping[type, Mapping[str, str | None]] = {
                      "retention", "trace")
     },
 }  # fmt: skip
-"""Feature that each field of a request needs, by class; None where every backend has it."""
+"""Feature that each field of a request requires, by class; None if every backend supports the field."""
 
 
 _known_defaults: dict[type, tuple[tuple[str, Any], ...]] = {}  # one entry per class of the contract
@@ -51,14 +50,14 @@ def check_claims(
     options: RequestOptions | None = None,
     prompts: Sequence[Prompt] = (),
 ) -> None:
-    """Refuse what a request sets and the backend does not claim.
+    """Refuse a request that sets fields whose feature the backend does not claim.
 
     Args:
-        features: the capability's ``features``.
-        backend: name for the message.
+        features: ``features`` of the backend's capability.
+        backend: name of the backend, for the message.
 
     Raises:
-        UnsupportedFeature: it names each such field and the feature that it needs.
+        UnsupportedFeature: the message names each such field and the required feature.
     """
     refused = [
         *_refused("params", params, SamplingParams, features),
@@ -74,7 +73,7 @@ def check_claims(
 
 
 def accepted_options(features: Collection[str], options: RequestOptions) -> RequestOptions:
-    """The options that a backend with these features takes, for callers that honour the others themselves."""
+    """Return the options whose features are claimed, for callers that honour the other options themselves."""
     table = FEATURE_OF[RequestOptions]
     kept = {}
     for name, default in _defaults(type(options)):
@@ -91,7 +90,7 @@ def _refused(place: str, request: Any, base: type, features: Collection[str]) ->
     found = []
     for name, default in _defaults(type(request)):
         if getattr(request, name) != default:
-            feature = table.get(name, "")  # "" stands for a field that no table knows
+            feature = table.get(name, "")  # "" for a field that is in no table
             if feature is not None and feature not in features:
                 found.append(f"{place}.{name}" + (f" (feature {feature})" if feature else ""))
     return found

@@ -1,6 +1,6 @@
 """Validators and converters for the fields of ``attrs`` classes: a plug-in's settings, options and schemas.
 
-Each validator raises ``SchemaError`` with the field's name and a message in the words of the core's own schemas.
+Each validator raises ``SchemaError`` with the name of the field and the same messages as the schemas of the core.
 """
 
 from sage_infer.checks import (

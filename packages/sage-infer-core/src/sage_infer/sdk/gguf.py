@@ -1,7 +1,8 @@
-"""Reads the header of a GGUF file, its metadata and list of tensors, without numpy.
+"""Reader of GGUF headers (metadata and list of tensors) without numpy.
 
-Every length is checked against the file's size: a copy that stopped half way is refused with the sizes that it should
-and does have, and a corrupt count is not looped over. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Every length is checked against the size of the file. A truncated file is therefore rejected with its expected and
+actual sizes, and a corrupt count does not cause a long loop.
+Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ _MAX_DEPTH = 8  # of lists in lists
 
 @frozen
 class TensorInfo:
-    """A tensor as the header lists it.
+    """A tensor in the header.
 
     Attributes:
-        shape: in NumPy order, rows first.
-        type: GGML's number of the tensor's type.
-        offset: bytes from ``GgufHeader.data_start``.
+        name: name of the tensor.
+        shape: shape in NumPy order, rows first.
+        type: number of the tensor's GGML type.
+        offset: offset of the data in bytes from ``GgufHeader.data_start``.
     """
 
     name: str
@@ -47,13 +49,13 @@ class GgufHeader:
     Attributes:
         path: the file.
         size: its size in bytes.
-        data: the whole file as a read-only memory map, which lives as long as anything that refers to it.
-        metadata: int, float, bool, str or list by key; without ``lists``, a list is ``KEY#`` with its length.
-        tensors: in the order of the file.
-        data_start: where the tensors' bytes begin.
+        data: the whole file as a read-only memory map, which stays open while it is referenced.
+        metadata: int, float, bool, str or list by key; without ``lists``, a list is stored as ``KEY#`` with its length.
+        tensors: tensors in the order of the file.
+        data_start: offset of the tensor data in bytes.
 
     Raises:
-        ModelFileError: the file cannot be read, is no little-endian GGUF of version 2 or 3, or ends too soon.
+        ModelFileError: the file cannot be read, is truncated, or is not little-endian GGUF of version 2 or 3.
     """
 
     def __init__(self, path: str | Path, *, lists: bool = True) -> None:
@@ -180,9 +182,9 @@ class GgufHeader:
 
 
 def read_metadata(path: str | Path) -> dict[str, int | float | bool | str]:
-    """Scalars and texts by key; of a list only its length, as ``KEY#``.
+    """Return scalars and texts by key; for a list only its length, as ``KEY#``.
 
     Raises:
-        ModelFileError: it cannot be read, or is no GGUF file.
+        ModelFileError: the file cannot be read, or is not a GGUF file.
     """
     return GgufHeader(path, lists=False).metadata

@@ -1,7 +1,7 @@
-"""Backends of a vendor's wheel that are another wheel's engine on the vendor's platform.
+"""Backends of a vendor's wheel that run another wheel's engine on the vendor's platform.
 
-The vendor's plug-in is listed whether the engine's wheel is installed or not; only the engine's plug-in module is
-imported, never the engine.
+The vendor's plug-in is listed even if the wheel of the engine is not installed. Only the plug-in module of the engine
+is imported, never the engine itself.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ __all__ = ["PlatformBackends"]
 
 @frozen(kw_only=True)
 class PlatformBackends:
-    """What the backends of one vendor on one engine share; ``spec`` makes the ``BackendSpec`` of each.
+    """Common properties of one vendor's backends on one engine; ``spec`` builds the ``BackendSpec`` of each.
 
     Attributes:
-        engine_plugin: module of the engine's hooks, such as ``sage_infer_vllm.plugin``.
+        engine_plugin: plug-in module of the engine, such as ``sage_infer_vllm.plugin``.
         requires: the engine's wheel with its version specifier, as in ``BackendSpec.requires``.
-        install: command that installs it.
+        install: command that installs the engine's wheel.
         hardware: the vendor's hardware name.
-        needs: what else must be there: driver, toolkit, the vendor's build of the engine.
-        device_nodes: glob patterns of files that show that the hardware is there.
-        limits: what is not verified or not supported, one sentence each.
+        needs: other requirements: driver, toolkit, the vendor's build of the engine.
+        device_nodes: glob patterns of files that exist if the hardware is present.
+        limits: limitations and unverified features, one sentence each.
     """
 
     engine_plugin: str
@@ -42,13 +42,13 @@ class PlatformBackends:
     def spec(
         self, engine_backend: str, *, name: str, factory: str, serves: Collection[ServedType], summary: str
     ) -> BackendSpec:
-        """The spec of a backend that is ``engine_backend`` of the engine's wheel on this platform.
+        """Return the spec of a backend that runs ``engine_backend`` of the engine's wheel on this platform.
 
-        Options, ``prepare`` and ``memory`` are those of the engine's backend. Where its wheel is not installed they
-        are empty, and the backend is listed with a missing requirement.
+        Options, ``prepare`` and ``memory`` are those of the engine's backend. If the engine's wheel is not installed,
+        they are empty, and the backend is listed with a missing requirement.
 
         Raises:
-            LookupError: the engine's wheel is installed and has no backend of that name.
+            LookupError: the engine's wheel is installed but has no backend with this name.
         """
         spec = BackendSpec(
             name=name,
@@ -75,7 +75,7 @@ class PlatformBackends:
         return evolve(spec, options=base.options, prepare=base.prepare, memory=base.memory)
 
     def _engine_backends(self) -> Mapping[str, BackendSpec] | None:
-        """Specs of the engine's wheel by name; None where it is not installed."""
+        """Return the backend specs of the engine's wheel by name, or None if it is not installed."""
         try:
             module = import_module(self.engine_plugin)
         except ImportError:

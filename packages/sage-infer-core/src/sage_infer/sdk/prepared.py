@@ -1,4 +1,4 @@
-"""A cache of models in an engine's own form: one folder per entry, complete or absent, shared by processes.
+"""On-disk cache of models in an engine's own format: one folder per entry, complete or absent, shared by processes.
 
 An entry is written into a temporary folder next to its destination, flushed to disk, and renamed, so that a crash
 leaves no partial entry. Its manifest holds every file's size and SHA-256. A file's hash is verified unless the file is
@@ -31,19 +31,19 @@ _MANIFEST = "manifest.json"
 
 
 class PreparedCache:
-    """Entries below ``root``, which is created with the first entry. Raises :class:`ConfigError` if it cannot
-    be written.
-    """
+    """A cache in the folder ``root``, which is created with the first entry."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
     def get_or_build(self, label: str, identity: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-        """The folder of the entry for ``identity`` (plain JSON data), created by ``build(empty folder)`` unless
-        it exists and is complete.
+        """Return the folder of the entry for ``identity`` (plain JSON data).
 
-        ``label`` is a readable prefix of the folder's name. Exceptions of ``build`` are passed on and leave
-        nothing behind.
+        If no complete entry exists, ``build(empty folder)`` creates it. ``label`` is a readable prefix of the folder's
+        name. If ``build`` raises, the exception is passed on and no partial entry is left.
+
+        Raises:
+            ConfigError: the cache folder cannot be written.
         """
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         entry = self.root / f"{_file_name(label)}-{key[:20]}"
@@ -63,9 +63,9 @@ class PreparedCache:
         return entry
 
     def remove_outdated(self, is_outdated: Callable[[dict[str, Any]], bool]) -> None:
-        """Delete entries that ``is_outdated`` identifies as unreachable.
+        """Delete entries for whose identity ``is_outdated`` returns true.
 
-        Best effort: a read-only cache, or an entry that another process deletes, is left alone.
+        Best effort: errors, such as a read-only cache or an entry that another process deletes, are ignored.
         """
         for manifest in self.root.glob(f"*/{_MANIFEST}"):
             data = _read_manifest(manifest.parent)
@@ -115,7 +115,7 @@ def _read_manifest(entry: Path) -> dict[str, Any] | None:
 
 
 def _discard(entry: Path) -> None:
-    """Rename an entry atomically, so that nobody sees a partial one, then delete it."""
+    """Rename an entry atomically, so that no process sees a partial one, then delete it."""
     aside = entry.with_name(f".{entry.name}.old-{uuid.uuid4().hex[:8]}")
     entry.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
