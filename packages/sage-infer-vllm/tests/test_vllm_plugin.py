@@ -19,10 +19,8 @@ from sage_infer.errors import (
     BackendUnavailable,
     ConfigError,
     EngineDead,
-    InvalidRequest,
     ModelFileError,
     ModelNotFound,
-    UnsupportedFeature,
 )
 from sage_infer.schemas import ModelDescriptor, QuantizationProfile, SamplingParams
 from sage_infer_testing import PluginContract
@@ -31,7 +29,6 @@ from sage_infer_vllm.embedding_backend import VLLMEmbeddingBackend
 from sage_infer_vllm.engine.stats import EngineCounters
 from sage_infer_vllm.models import prepare
 from sage_infer_vllm.platform import Platform, QuantizationMethod
-from sage_infer_vllm.requests.chat import render_chat
 from vllm_toys import have_vllm
 
 MODEL = ModelDescriptor(model_id="m", model_type="llm", model_path="/m")
@@ -223,61 +220,6 @@ def test_an_adapter_folder_must_be_one(tmp_path: Path) -> None:
 
     with pytest.raises(ModelNotFound, match=r"adapter 'x': .* has no adapter_config\.json"):
         adapter_folder("x", str(tmp_path))
-
-
-# --- chats
-
-
-class Tokenizer:
-    chat_template = "…"
-
-    def apply_chat_template(self, messages: Any, **options: Any) -> str:
-        if messages[0]["role"] == "odd":
-            raise ValueError("roles must alternate\nsee the documentation")
-        tools = f" {len(options['tools'])} tools" if options["tools"] else ""
-        end = "A:" if options["add_generation_prompt"] else ""
-        known = {"tools", "add_generation_prompt", "tokenize"}
-        end += "".join(f"{name}={value}" for name, value in options.items() if name not in known)
-        return f"<{messages[0]['content']}{tools}>{end}"
-
-
-def test_chats_become_text_without_further_special_tokens() -> None:
-    messages = [{"role": "user", "content": "hi"}]
-    prompt = render_chat(Tokenizer(), messages, tools=[{"type": "function"}])
-    assert (prompt.text, prompt.add_special_tokens) == ("<hi 1 tools>A:", False)
-    assert render_chat(Tokenizer(), messages, add_generation_prompt=False).text == "<hi>"
-    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
-    assert render_chat(Tokenizer(), parts).text == "<a\nb>A:"
-
-
-def test_template_variables_reach_the_template() -> None:
-    messages = [{"role": "user", "content": "hi"}]
-    prompt = render_chat(Tokenizer(), messages, template_variables={"enable_thinking": False})
-    assert prompt.text == "<hi>A:enable_thinking=False"
-    with pytest.raises(InvalidRequest, match="cannot set tokenize, tools"):
-        render_chat(Tokenizer(), messages, template_variables={"tools": [], "tokenize": True})
-
-
-def test_media_in_a_message_are_refused() -> None:
-    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
-    with pytest.raises(UnsupportedFeature, match="message 0 has a content part of type 'image_url'"):
-        render_chat(Tokenizer(), messages)
-
-
-@pytest.mark.parametrize(
-    ("messages", "message"),
-    [
-        ([], "no messages"),
-        ([{"content": "x"}], "message 0 has no role"),
-        ([{"role": "user"}], "message 0 of the user has no content"),
-        ([{"role": "odd"}], r"fails on these messages \(ValueError: roles must alternate\)"),
-    ],
-)
-def test_chats_that_are_refused(messages: Any, message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
-        render_chat(Tokenizer(), messages)
-    with pytest.raises(UnsupportedFeature, match="no chat template"):
-        render_chat(SimpleNamespace(chat_template=None), messages)
 
 
 # --- statistics

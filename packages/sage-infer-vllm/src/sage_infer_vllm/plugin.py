@@ -31,6 +31,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             device_nodes=("/dev/nvidia[0-9]*",),
             memory="sage_infer_vllm.models.memory:engine_memory",
             prepare="sage_infer_vllm.models.prepare:prepare",
+            tokenizer="sage_infer_vllm.models.texts:open_texts",
             summary="vLLM V1 engine (AsyncLLM)",
             options={
                 **_COMMON,

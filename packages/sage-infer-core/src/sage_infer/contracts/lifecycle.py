@@ -58,7 +58,7 @@ class EngineStats:
     oldest_wait_s: float = 0.0
     steps: int = 0
     step_s: float | None = None
-    kv_blocks_cached: int = 0
+    kv_blocks_cached: int | None = 0
     extensions: Mapping[str, float] = field(factory=dict)
 
 

@@ -81,7 +81,7 @@ class InstanceReport:
         step_s: duration of a recent step in seconds; null before the first step.
         kv_blocks_total: total number of KV blocks.
         kv_blocks_free: KV blocks available to a new request, including cached ones.
-        kv_blocks_cached: free KV blocks that still hold a cached prefix.
+        kv_blocks_cached: free KV blocks that still hold a cached prefix; null if the engine does not report them.
         finished: number of requests that have ended, including cancelled ones.
         prompt_tokens: number of prompt tokens computed.
         output_tokens: number of tokens generated.
@@ -103,7 +103,7 @@ class InstanceReport:
     step_s: float | None = field(default=None, validator=optional(Number(ge=0)))
     kv_blocks_total: int = field(default=0, validator=Integer(ge=0))
     kv_blocks_free: int = field(default=0, validator=Integer(ge=0))
-    kv_blocks_cached: int = field(default=0, validator=Integer(ge=0))
+    kv_blocks_cached: int | None = field(default=0, validator=optional(Integer(ge=0)))
     finished: int = field(default=0, validator=Integer(ge=0))
     prompt_tokens: int = field(default=0, validator=Integer(ge=0))
     output_tokens: int = field(default=0, validator=Integer(ge=0))

@@ -44,8 +44,8 @@ class PlatformBackends:
     ) -> BackendSpec:
         """Return the spec of a backend that runs ``engine_backend`` of the engine's wheel on this platform.
 
-        Options, ``prepare`` and ``memory`` are those of the engine's backend. If the engine's wheel is not installed,
-        they are empty, and the backend is listed with a missing requirement.
+        Options, ``prepare``, ``memory`` and ``tokenizer`` are those of the engine's backend. If the engine's wheel is
+        not installed, they are empty, and the backend is listed with a missing requirement.
 
         Raises:
             LookupError: the engine's wheel is installed but has no backend with this name.
@@ -72,7 +72,13 @@ class PlatformBackends:
                 f"that has it"
             )
         base = engine[engine_backend]
-        return evolve(spec, options=base.options, prepare=base.prepare, memory=base.memory)
+        return evolve(
+            spec,
+            options=base.options,
+            prepare=base.prepare,
+            memory=base.memory,
+            tokenizer=base.tokenizer,
+        )
 
     def _engine_backends(self) -> Mapping[str, BackendSpec] | None:
         """Return the backend specs of the engine's wheel by name, or None if it is not installed."""

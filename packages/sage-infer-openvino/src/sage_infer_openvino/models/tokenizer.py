@@ -13,13 +13,13 @@ from typing import Any
 
 import attrs
 from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
+from sage_infer.sdk.generic_tools import tools_as_text, with_call_text, with_tool_text
 from tokenizers import Tokenizer
 
 from sage_infer_openvino.models.chat_messages import plain_messages, with_argument_objects
 from sage_infer_openvino.models.chat_template import RESERVED_VARIABLES, ChatTemplate
 from sage_infer_openvino.models.detokenizer import IncrementalDetokenizer, TokenBytes
 from sage_infer_openvino.models.file_checks import special_token_id
-from sage_infer_openvino.models.generic_tools import tools_as_text, with_call_text, with_tool_text
 from sage_infer_openvino.models.gguf.file import GgufFile
 from sage_infer_openvino.models.gguf.tokenizer import build_tokenizer, end_of_generation_ids, special_id
 

@@ -54,7 +54,7 @@ class LifecycleSuite(BackendSuite, kit=True):
         for name in _COUNTS:
             assert getattr(stats, name) >= 0, f"stats().{name} is {getattr(stats, name)}"
         assert 0 <= stats.kv_blocks_free <= stats.kv_blocks_total, stats
-        assert 0 <= stats.kv_blocks_cached <= stats.kv_blocks_free, stats
+        assert 0 <= (stats.kv_blocks_cached or 0) <= stats.kv_blocks_free, stats
         assert stats.step_s is None or stats.step_s >= 0, f"stats().step_s is {stats.step_s}"
 
     async def test_progress_is_reported_during_start(self) -> None:

@@ -96,6 +96,7 @@ class Running:
             waiting=waiting,
             kv_blocks_total=total,
             kv_blocks_free=total - round(usage * total),
+            kv_blocks_cached=None if total else 0,  # vLLM does not report them
             finished=self.requests.finished,
             prompt_tokens=counters.prompt_tokens,
             output_tokens=counters.output_tokens,

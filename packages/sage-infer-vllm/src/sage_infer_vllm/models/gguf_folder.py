@@ -15,7 +15,7 @@ from typing import Any
 from sage_infer.errors import ModelFileError, UnsupportedFeature
 from sage_infer.sdk.prepared import Progress
 
-__all__ = ["convert"]
+__all__ = ["convert", "read_config", "read_tokenizer"]
 
 
 def convert(source: Path, folder: Path, progress: Progress) -> None:
@@ -26,7 +26,7 @@ def convert(source: Path, folder: Path, progress: Progress) -> None:
         ModelFileError: the file is damaged or incomplete.
     """
     progress("reading", 0.0)
-    config = _config(source)
+    config = read_config(source)
     with _reporting(progress, 0.2, 0.7):
         tensors, architecture = _tensors(source, config)
     progress("writing weights", 0.7)
@@ -36,10 +36,11 @@ def convert(source: Path, folder: Path, progress: Progress) -> None:
     config.architectures, config.dtype = [architecture], "float32"
     config.save_pretrained(folder)
     progress("converting the tokenizer", 0.9)
-    _tokenizer(source).save_pretrained(folder)
+    read_tokenizer(source).save_pretrained(folder)
 
 
-def _config(source: Path) -> Any:
+def read_config(source: Path) -> Any:
+    """transformers' configuration of a GGUF file; raises as ``convert`` does."""
     from transformers import AutoConfig
 
     try:
@@ -79,7 +80,8 @@ def _tensors(source: Path, config: Any) -> tuple[dict[str, Any], str]:
     return tensors, type(model).__name__
 
 
-def _tokenizer(source: Path) -> Any:
+def read_tokenizer(source: Path) -> Any:
+    """transformers' tokenizer of a GGUF file; raises as ``convert`` does."""
     from transformers import AutoTokenizer
 
     try:

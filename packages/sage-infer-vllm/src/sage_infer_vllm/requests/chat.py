@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sage_infer.contracts import ChatMessage
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import Prompt
+from sage_infer.sdk.generic_tools import tools_as_text, with_call_text, with_tool_text
 
 __all__ = ["render_chat"]
 
@@ -17,6 +18,8 @@ _NO_VARIABLES = {
     "tokenizer_kwargs", "processor_kwargs",
 }  # fmt: skip
 """Arguments of transformers' ``apply_chat_template`` that are not variables of a template."""
+
+Render = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None], str]
 
 
 def render_chat(
@@ -28,6 +31,8 @@ def render_chat(
     add_generation_prompt: bool = True,
 ) -> Prompt:
     """The chat as text that needs no further special tokens.
+
+    Tools, and calls of earlier messages, that the template has no place for become text.
 
     Raises:
         UnsupportedFeature: the model has no chat template, or a message has media.
@@ -42,21 +47,41 @@ def render_chat(
     taken = sorted(_NO_VARIABLES & set(variables))
     if taken:
         raise InvalidRequest(f"template_variables cannot set {', '.join(taken)}; these names are taken")
+
+    def render(chat: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]] | None = None) -> str:
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    [dict(message) for message in chat],
+                    tools=[dict(tool) for tool in given] if given else None,
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                    **variables,
+                )
+            )
+        except Exception as error:  # a template is a program over the caller's data, and can fail in any way
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InvalidRequest(
+                f"the model's chat template fails on these messages ({what}); check each message's role and content"
+            ) from error
+
     conversation = [_message(index, message) for index, message in enumerate(messages)]
+    if "tool_calls" not in str(tokenizer.chat_template):
+        conversation = with_call_text(conversation)
+    text = _with_tools(render, conversation, tools) if tools else render(conversation, None)
+    return Prompt(text=text, add_special_tokens=False)
+
+
+def _with_tools(render: Render, chat: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+    """The chat with ``tools``, which are described in a message where the template ignores them."""
+    text = render(chat, tools)
+    if text != render(chat, None):
+        return text
+    described = tools_as_text(tools)
     try:
-        text = tokenizer.apply_chat_template(
-            conversation,
-            tools=[dict(tool) for tool in tools] if tools else None,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-            **variables,
-        )
-    except Exception as error:  # a template is a program over the caller's data, and can fail in any way
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InvalidRequest(
-            f"the model's chat template fails on these messages ({what}); check each message's role and content"
-        ) from error
-    return Prompt(text=str(text), add_special_tokens=False)
+        return render(with_tool_text(chat, described, "system"), None)
+    except InvalidRequest:  # some templates refuse a system's message
+        return render(with_tool_text(chat, described, "user"), None)
 
 
 def _message(index: int, message: ChatMessage) -> dict[str, Any]:
