@@ -188,7 +188,9 @@ def test_kv_of_another_precision_is_refused(
                 "token_head",
                 True,
             )
-            with pytest.raises(CapabilityMismatch, match="needs conversion of format_id, dtype, scale_dtype"):
+            with pytest.raises(
+                CapabilityMismatch, match="conversion required: format_id, dtype, scale_dtype"
+            ):
                 await small.import_kv(state, buffers)
             assert len((await all_tokens(small, "The sky is", greedy(4)))[0]) == 4
             # Its own KV comes back to it, byte for byte.

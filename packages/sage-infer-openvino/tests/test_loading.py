@@ -79,7 +79,7 @@ def test_layouts_without_a_schema_are_refused() -> None:
         (attrs.evolve(known, key_type="i4", value_type="i4"), 1, "KV of type i4/i4 has no schema"),
         (attrs.evolve(known, key_type="u8"), 1, "KV of type u8/f32 has no schema"),
         (attrs.evolve(known, key_shape=(3, 64, 32)), 1, "which no schema describes"),
-        (known, 77, "in 77 bytes where its shapes mean 49152"),
+        (known, 77, "in 77 bytes, but its shapes require 49152"),
     ):
         with pytest.raises(CapabilityMismatch, match=says):
             kv_schema_of(form, 1, nbytes)

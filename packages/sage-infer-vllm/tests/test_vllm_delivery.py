@@ -80,7 +80,7 @@ def test_an_aborted_request_is_cancelled_for_its_reader() -> None:
     assert ends.ended == ["r"]
 
 
-def test_an_error_inside_vllm_concerns_one_request() -> None:
+def test_an_error_inside_vllm_affects_one_request() -> None:
     delivery = Ends().delivery()
     delivery.take(output(completion("", (), reason="error"), finished=True))
     with pytest.raises(SageInferError, match="ended request r with 'error'"):

@@ -177,7 +177,7 @@ def test_a_start_that_is_given_up_leaves_nothing(live: Any, clean: None) -> None
 def test_a_profile_on_a_running_engine_drains_and_starts_it_again(live: Any) -> None:
     async def main() -> None:
         backend = live.backend
-        with pytest.raises(CapabilityMismatch, match="vLLM on cpu cannot make 4-bit weights"):
+        with pytest.raises(CapabilityMismatch, match="vLLM on cpu cannot quantize to 4-bit weights"):
             backend.load_quant_profile(QuantizationProfile(profile_id="w4", weight_bits=4))
         assert backend.get_capability().quant_profile_id is None
         (stream,) = await backend.generate(

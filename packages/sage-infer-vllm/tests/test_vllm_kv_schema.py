@@ -151,18 +151,22 @@ def test_a_model_without_kv_has_neither_schema_nor_reason() -> None:
 @pytest.mark.parametrize(
     ("layers", "more", "reason"),
     [
-        ([{**LAYER, "page_bytes": 7}], {}, "a page of 128 tokens in 7 bytes a layer, where bf16 means 98304"),
-        ([{**LAYER, "dtype": "complex64"}], {}, r"no schema has KV of vLLM's type complex64 \(auto\)"),
-        ([{**LAYER, "kind": "CrossAttentionSpec"}], {}, "keeps layers as CrossAttentionSpec"),
-        ([{**MLA, "tokens_per_entry": 4.0}], {}, "one entry for 4 tokens"),
-        ([STATE], {}, "a state per sequence and no KV per token"),
+        (
+            [{**LAYER, "page_bytes": 7}],
+            {},
+            "a page of 128 tokens in 7 bytes per layer, but bf16 requires 98304",
+        ),
+        ([{**LAYER, "dtype": "complex64"}], {}, r"no schema describes KV of vLLM's type complex64 \(auto\)"),
+        ([{**LAYER, "kind": "CrossAttentionSpec"}], {}, "stores layers as CrossAttentionSpec"),
+        ([{**MLA, "tokens_per_entry": 4.0}], {}, "one entry per 4 tokens"),
+        ([STATE], {}, "a state per sequence, not KV per token"),
         ([LAYER, MLA], {"ranks": 3, "total_heads": 9}, "split the KV heads of some layers and replicate"),
-        ([LAYER, {**LAYER, "isa": "amx"}], {}, "axes of a page out in different orders"),
+        ([LAYER, {**LAYER, "isa": "amx"}], {}, "axes of a page have different orders"),
         ([LAYER], {"halves": (False, True)}, "rotary embeddings differ"),
-        ([{**LAYER, "dtype": "int8"}], {"cache_dtype": "int8_per_token_head"}, "bytes a layer, where int8"),
+        ([{**LAYER, "dtype": "int8"}], {"cache_dtype": "int8_per_token_head"}, "bytes per layer, but int8"),
     ],
 )
-def test_what_no_schema_describes_has_a_reason(layers: Any, more: dict[str, Any], reason: str) -> None:
+def test_caches_without_a_schema_have_a_reason(layers: Any, more: dict[str, Any], reason: str) -> None:
     schema, text = described(*layers, **more)
     assert schema is None
     assert re.search(reason, text), text

@@ -154,7 +154,7 @@ def test_a_profile_before_start_is_checked_against_the_platform_table(tmp_path: 
     backend = type("Toy", (VLLMBackend,), {"platform": vendor})(model)
     backend.load_quant_profile(QuantizationProfile(weight_bits=8))
     assert backend._quantization.method == "q"
-    with pytest.raises(Exception, match="v cannot make 4-bit weights"):
+    with pytest.raises(Exception, match="v cannot quantize to 4-bit weights"):
         backend.load_quant_profile(QuantizationProfile(weight_bits=4))
     assert backend._quantization.method == "q"  # the refused one changed nothing
 

@@ -24,8 +24,8 @@ from sage_infer.errors import (
 from sage_infer.errors import UnsupportedFeature as Unsupported
 from sage_infer_vllm.engine import worker
 from sage_infer_vllm.engine.failures import start_failure
-from sage_infer_vllm.engine.news import ADDRESS, Listener, tell, tell_failure
 from sage_infer_vllm.engine.process import EngineProcesses, engine_start, wait_for_end
+from sage_infer_vllm.engine.start_reports import ADDRESS, Listener, report, report_failure
 from vllm_children import fail, hold_shared_memory, say_group
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc, which only Linux has")
@@ -168,29 +168,29 @@ def test_the_engine_ends_with_its_parent(tmp_path: Path) -> None:
     parent.stdout.close()
 
 
-# --- news
+# --- reports of a start
 
 
-def test_news_arrive_in_order_and_failures_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_arrive_in_order_and_failures_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[str] = []
     with Listener(stages.append) as listener:
         monkeypatch.setenv(ADDRESS, listener.address)
-        tell(stage="load_model")
-        tell_failure(FileNotFoundError("no shard"))
-        tell(stage="again")
-        tell_failure(RuntimeError("because of that"))
+        report(stage="load_model")
+        report_failure(FileNotFoundError("no shard"))
+        report(stage="again")
+        report_failure(RuntimeError("because of that"))
     assert stages == ["load_model", "again"]
     assert listener.failures == [("FileNotFoundError", "no shard"), ("RuntimeError", "because of that")]
     assert not Path(listener.address).exists()
-    tell(stage="nobody listens any more")
+    report(stage="nobody listens any more")
 
 
-def test_nobody_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_without_a_listener(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ADDRESS, raising=False)
-    tell(stage="x")
+    report(stage="x")
 
 
-def test_what_an_engine_process_raises_is_told(
+def test_exceptions_of_engine_processes_are_reported(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with Listener(lambda stage: None) as listener:

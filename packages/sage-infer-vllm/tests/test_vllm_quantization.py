@@ -59,19 +59,23 @@ def test_profiles_that_fit(
         (
             None,
             {"weight_bits": 4},
-            r"floating point, and vLLM on cpu cannot make 4-bit weights .*4/16 by awq",
+            r"not quantized, and vLLM on cpu cannot quantize to 4-bit weights .*4/16 by awq",
         ),
         (AWQ, {"weight_bits": 8}, r"checkpoint has 4-bit weights with 16-bit activations \(awq\), not 8-bit"),
-        ({"quant_method": "odd", "bits": 3}, {"weight_bits": 3}, "does not run odd checkpoints"),
+        ({"quant_method": "odd", "bits": 3}, {"weight_bits": 3}, "does not support odd checkpoints"),
         (
             AWQ,
             {"weight_bits": 4, "kernel_backend": "marlin"},
-            "kernel_backend 'marlin' cannot be chosen here",
+            "kernel_backend 'marlin' cannot be selected",
         ),
-        (None, {"kernel_backend": "cutlass"}, "kernel_backend 'cutlass' cannot be chosen here"),
+        (None, {"kernel_backend": "cutlass"}, "kernel_backend 'cutlass' cannot be selected"),
         (None, {"sparsity_ratio": 0.5, "sparsity_pattern": "2:4"}, "no sparse kernels.*2:4 sparsity of 0.5"),
         (None, {"kv_bits_prefill": 8}, "kv_bits_prefill is 8 but kv_bits_decode 16"),
-        (None, {"kv_bits_prefill": 6, "kv_bits_decode": 6}, "no KV cache of 6 bits; choose 16, 8 or 4"),
+        (
+            None,
+            {"kv_bits_prefill": 6, "kv_bits_decode": 6},
+            "a KV cache of 6 bits is not supported; use 16, 8 or 4",
+        ),
     ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, config: Any, fields: dict[str, Any], message: str) -> None:
@@ -92,7 +96,9 @@ def test_a_vendors_methods_replace_vllms(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, None)
     found = quantization_for(profile(weight_bits=8, activation_bits=8), folder, VENDOR, device="")
     assert found.method == "vendor-w8a8"
-    with pytest.raises(CapabilityMismatch, match=r"vendor cannot make 4-bit weights.*8/8 by vendor-w8a8"):
+    with pytest.raises(
+        CapabilityMismatch, match=r"vendor cannot quantize to 4-bit weights.*8/8 by vendor-w8a8"
+    ):
         quantization_for(profile(weight_bits=4), folder, VENDOR, device="")
 
 

@@ -126,7 +126,7 @@ def test_devices_of_the_descriptor_become_the_platforms_variable() -> None:
     assert visible_devices(UPSTREAM, two, "cuda") == {"CUDA_VISIBLE_DEVICES": "1,3"}
     assert visible_devices(UPSTREAM, two, "cpu") == {}
     assert visible_devices(UPSTREAM, MODEL, "cuda") == {}
-    with pytest.raises(InvalidRequest, match=r"device_ids \[1, 3\] cannot be chosen on v"):
+    with pytest.raises(InvalidRequest, match=r"device_ids \[1, 3\] cannot be selected on v"):
         visible_devices(Platform(backend_name="v", engine={"vllm": ""}), two, "npu")
 
 
@@ -183,11 +183,11 @@ def test_constraints(guided: dict[str, Any], expected: dict[str, Any]) -> None:
     ("params", "message"),
     [
         ({"temperature": 2.5}, r"up to 2, got 2\.5"),
-        ({"temperature": 0.0, "n": 2}, "n is 2: set a temperature"),
-        ({"logprobs": 30}, "up to 20 log probabilities a token, got logprobs=30"),
+        ({"temperature": 0.0, "n": 2}, "got n=2; set a temperature"),
+        ({"logprobs": 30}, "up to 20 log probabilities per token, got logprobs=30"),
     ],
 )
-def test_what_vllm_would_refuse_or_change_is_refused_first(params: dict[str, Any], message: str) -> None:
+def test_unsupported_sampling_is_rejected_first(params: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedFeature, match=message):
         check_params(SamplingParams(**params), max_logprobs=20)
 
@@ -233,7 +233,7 @@ def test_every_form_of_a_prompt() -> None:
     [
         ([], "no prompts"),
         ([[5], [3, 120]], r"prompt 1 has token id 120; expected 0 to 99"),
-        ("a" * 9, r"maximum context length is 10 tokens for prompt and output together, and prompt has 10"),
+        ("a" * 9, r"maximum context length is 10 tokens for prompt and output together, but prompt has 10"),
     ],
 )
 def test_prompts_that_are_refused(prompts: PromptLike, message: str) -> None:
@@ -253,7 +253,7 @@ def test_texts_are_cut_or_refused() -> None:
     assert cut.token_ids[-1] == 2  # the special tokens at both ends stay
     (ids,) = tokenize_texts(tokenizer, [[7] * 9], limit=5, cut=True, vocab_size=100)
     assert ids.token_ids == [7] * 5
-    with pytest.raises(InvalidRequest, match="text 1 has 10 tokens, and the limit is 5"):
+    with pytest.raises(InvalidRequest, match="text 1 has 10 tokens, but the limit is 5"):
         tokenize_texts(tokenizer, ["a", "abcdefgh"], limit=5, cut=False, vocab_size=100)
     with pytest.raises(InvalidRequest, match="text 0 has token id 100"):
         tokenize_texts(tokenizer, [[100]], limit=5, cut=False, vocab_size=100)
@@ -263,5 +263,5 @@ def test_pairs_know_where_their_second_part_begins() -> None:
     pair, other = tokenize_pairs(Tokenizer(), "ab", ["c", "dd"], limit=8)
     assert pair.token_ids == [1, 97, 98, 2, 99, 2]
     assert (pair.second_from, other.second_from) == (4, 4)
-    with pytest.raises(InvalidRequest, match="the query with document 0 has 6 tokens, and the limit is 5"):
+    with pytest.raises(InvalidRequest, match="the query with document 0 has 6 tokens, but the limit is 5"):
         tokenize_pairs(Tokenizer(), "ab", ["c"], limit=5)

@@ -166,7 +166,7 @@ def test_without_prefix_caching_there_are_none() -> None:
         async with Toy(prefix_caching=False) as toy:
             features = toy.backend.get_capability().features
             assert not {"kv_events", "cache_salt", "prefix_caching"} & set(features)
-            with pytest.raises(UnsupportedFeature, match="only with prefix_caching"):
+            with pytest.raises(UnsupportedFeature, match="require prefix_caching"):
                 await toy.backend.kv_snapshot()
             with pytest.raises(UnsupportedFeature, match="feature cache_salt"):
                 await toy.generate(PROMPT, greedy(1), cache_salt="a")

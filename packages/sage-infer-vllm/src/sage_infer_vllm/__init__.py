@@ -1,1 +1,1 @@
-"""vLLM behind the sage-infer contract: generation, embedding, reranking. The only package that imports vLLM."""
+"""vLLM backends of sage-infer for generation, embedding and reranking. The only package that imports vLLM."""

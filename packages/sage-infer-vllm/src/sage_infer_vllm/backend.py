@@ -97,7 +97,7 @@ class VLLMBackend(BaseVLLMBackend):
         if schema is None:
             raise UnsupportedFeature(
                 f"the KV cache of model {self.model.model_id!r} has no schema: "
-                f"{running.undescribed or 'the model keeps none'}"
+                f"{running.undescribed or 'the model has no KV cache'}"
             )
         return schema
 
@@ -223,7 +223,7 @@ class VLLMBackend(BaseVLLMBackend):
             )
         return running.parse_tools(text, tools)
 
-    # --- prefill and decode apart
+    # --- separate prefill and decode
 
     async def prefill(
         self,

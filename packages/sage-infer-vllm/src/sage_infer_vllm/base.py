@@ -50,7 +50,7 @@ class BaseVLLMBackend:
         self._settings = settings
         self._kv_schema = kv_schema
         self._quantization: Quantization = NONE
-        cache_arguments(kv_schema, self.platform, None)  # reject early what the table rules out
+        cache_arguments(kv_schema, self.platform, None)  # reject early, by the platform's table
         self._running: Running | None = None
         self._restarting: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -93,7 +93,7 @@ class BaseVLLMBackend:
             quantization=self._quantization,
             on_progress=self._progress,
         )
-        if self._closed:  # meanwhile
+        if self._closed:  # during the start
             await running.close()
             self._check_open()
         self._running = running
@@ -148,7 +148,7 @@ class BaseVLLMBackend:
         """Free device memory: level 1 moves the weights to host memory, level 2 drops them. Requests wait.
 
         Raises:
-            UnsupportedFeature: the platform cannot, or the engine was started without ``enable_sleep_mode``.
+            UnsupportedFeature: the platform does not support it, or ``enable_sleep_mode`` is not set.
         """
         running = await self._available()
         if not running.capability.supports("sleep"):
@@ -162,7 +162,7 @@ class BaseVLLMBackend:
         """Undo ``sleep``.
 
         Raises:
-            UnsupportedFeature: as for ``sleep``.
+            UnsupportedFeature: see ``sleep``.
         """
         running = await self._available()
         if not running.capability.supports("sleep"):
@@ -170,7 +170,7 @@ class BaseVLLMBackend:
         await running.engine.llm.wake_up()
         self._sleeping = False
 
-    # --- starting again
+    # --- restart
 
     def _restart_later(self) -> None:
         """Restart a running engine with the current configuration after its open requests."""
@@ -213,7 +213,7 @@ class BaseVLLMBackend:
     def _ready(self) -> Running:
         self._check_open()
         if self._failure is not None:
-            raise EngineDead(f"the engine could not start again: {self._failure}")
+            raise EngineDead(f"the engine could not restart: {self._failure}")
         if self._running is None:
             raise EngineDead("the backend is not started; call start() first, or use open_backend")
         if self._running.stopped:
@@ -224,7 +224,7 @@ class BaseVLLMBackend:
 async def _end(running: Running) -> None:
     running.requests.fail_all(
         lambda request_id: RequestCancelled(
-            f"request {request_id} ended as the backend was closed", by="close"
+            f"request {request_id} ended because the backend was closed", by="close"
         )
     )
     await running.close()

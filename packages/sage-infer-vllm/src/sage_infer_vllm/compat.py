@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 
-# Usage statistics go to vllm.ai unless switched off; whoever wants to send them sets the variable. Logs belong on
-# standard error: standard output is the answer's.
+# By default vLLM sends usage statistics to vllm.ai; users can enable this with the variable. Logs go to standard
+# error, as standard output is reserved for results.
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -48,9 +48,9 @@ _GRACE_S = 2.0
 
 
 def engine_config(arguments: Mapping[str, Any]) -> Any:
-    """vLLM's whole configuration for these engine arguments; checks model, platform and arguments together.
+    """vLLM's configuration for these engine arguments, after vLLM's checks of model, platform and arguments.
 
-    Defaults are those of ``vllm serve``, as vLLM's defaults for steps and batches depend on the usage context.
+    Defaults are those of ``vllm serve``, because vLLM's limits of steps and batches depend on the usage context.
     """
     found = dict(arguments)
     guided = found.get("structured_outputs_config")
@@ -81,7 +81,7 @@ def attach(collector: Any, put: Callable[[Any], None]) -> None:
 def stat_logger(record: Callable[[Any, Any], None]) -> Callable[[Any, int], StatLoggerBase]:
     """A stat logger for ``AsyncLLM`` that passes each step's statistics to ``record(scheduler, iteration)``."""
 
-    class Recorder(StatLoggerBase):  # type: ignore[misc]  # vLLM is not there when types are checked
+    class Recorder(StatLoggerBase):  # type: ignore[misc]  # vLLM is not installed for type checks
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
             self.engine_index = engine_index
 
@@ -89,18 +89,18 @@ def stat_logger(record: Callable[[Any, Any], None]) -> Callable[[Any, int], Stat
             record(scheduler_stats, iteration_stats)
 
         def log_engine_initialized(self) -> None:
-            """Nothing is logged."""
+            """Log nothing."""
 
     return Recorder
 
 
 def active_platform_plugins() -> list[str]:
-    """Names of the platform plug-ins whose class is the one that vLLM runs on."""
+    """Names of the platform plug-ins that provide vLLM's current platform class."""
     from importlib.metadata import entry_points
 
     active = type(current_platform)
     qualified = f"{active.__module__}.{active.__qualname__}"
-    # A plug-in is a function that gives the qualified name of its platform, or None where its hardware is not there.
+    # A plug-in is a function that returns the qualified name of its platform, or None without its hardware.
     return [
         entry.name for entry in entry_points(group="vllm.platform_plugins") if entry.load()() == qualified
     ]
@@ -115,7 +115,7 @@ def engine_pids(llm: AsyncLLM) -> list[int]:
 def shut_down(llm: AsyncLLM) -> None:
     """Terminate the engine's processes, and kill the remaining ones; blocks for a few seconds at most."""
     if llm.output_handler is not None:
-        # Otherwise it logs the engine's exit as a crash with a traceback. vLLM cancels it too late.
+        # Otherwise the monitor logs the engine's exit as a crash with a traceback; vLLM cancels it too late.
         cancel_task_threadsafe(llm.output_handler)
     llm.shutdown(timeout=_GRACE_S)
 
@@ -145,12 +145,12 @@ def traces(llm: AsyncLLM) -> bool:
 
 
 def max_model_len(llm: AsyncLLM) -> int:
-    """Longest sequence, after vLLM has fitted it to the KV cache."""
+    """Maximum sequence length, which vLLM may have reduced to fit the KV cache."""
     return int(llm.vllm_config.model_config.max_model_len)
 
 
 def tool_parser(name: str, tokenizer: Any) -> Callable[[str, Sequence[Mapping[str, Any]] | None], ChatAnswer]:
-    """vLLM's parser of this name, as a function of an answer's text and the tools.
+    """vLLM's parser with this name, as a function of an answer's text and the tools.
 
     Raises:
         UnsupportedFeature: this vLLM has no such parser, or the model's tokenizer lacks its tokens.
@@ -168,7 +168,7 @@ def tool_parser(name: str, tokenizer: Any) -> Callable[[str, Sequence[Mapping[st
         raise UnsupportedFeature(f"tool parser {name!r} does not support the model: {error}") from error
 
     def parse(text: str, tools: Sequence[Mapping[str, Any]] | None) -> ChatAnswer:
-        # Parsers keep state from call to call, so that each answer needs its own.
+        # Parsers keep state between calls, so each answer needs its own.
         request = ChatCompletionRequest(
             messages=[], model="", tools=[dict(tool) for tool in tools or ()] or None
         )
@@ -182,7 +182,7 @@ def tool_parser(name: str, tokenizer: Any) -> Callable[[str, Sequence[Mapping[st
 
 
 def cache_dtypes(device: str) -> Sequence[str]:
-    """Every ``kv_cache_dtype`` supported by attention on this device, as far as vLLM reports before the start."""
+    """All ``kv_cache_dtype`` values that attention supports on this device, as reported by vLLM before the start."""
     from typing import get_args
 
     from vllm.config.cache import CacheDType

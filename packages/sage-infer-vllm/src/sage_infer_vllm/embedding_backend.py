@@ -64,7 +64,7 @@ class VLLMEmbeddingBackend(BaseVLLMBackend):
         tasks = [name for name, task in (("embed", "embed"), ("rerank", "classify")) if task in engine.tasks]
         return [*tasks, "priority", "deadline", "reports"]
 
-    # --- what the model is
+    # --- the model
 
     def get_embedding_dim(self) -> int:
         return int(self._ready().engine.config.model_config.embedding_size)
@@ -175,7 +175,7 @@ class VLLMEmbeddingBackend(BaseVLLMBackend):
         request_id: str | None,
         options: RequestOptions,
     ) -> tuple[list[Any], int]:
-        """The pooler's output of each text, in their order, and the texts' tokens."""
+        """The pooler's output of each text, in order, and the total number of tokens."""
         call_id = f"pool-{uuid.uuid4().hex}" if request_id is None else request_id
         with running.requests.call(call_id, texts=count, deadline=options.deadline) as call:
             texts = await asyncio.to_thread(tokenized)

@@ -16,7 +16,7 @@ PLUGIN_GROUP = "vllm.platform_plugins"
 
 
 def platform_plugins() -> dict[str, str]:
-    """Platform plug-ins of vLLM on this machine: entry point name → distribution. None of them is loaded."""
+    """Installed platform plug-ins of vLLM: entry point name → distribution. Does not load them."""
     found = importlib.metadata.entry_points(group=PLUGIN_GROUP)
     return {
         entry.name: entry.dist.name if entry.dist is not None else "unknown distribution" for entry in found
@@ -72,10 +72,10 @@ def _plugin_problems(platform: Platform, plugins: Mapping[str, str]) -> list[str
 
 
 def check_installed(platform: Platform) -> None:
-    """Refuse to start if a requirement is missing.
+    """Check the platform's requirements.
 
     Raises:
-        BackendUnavailable: with every line of ``missing``.
+        BackendUnavailable: requirements are missing; the message contains every line of ``missing``.
     """
     problems = missing(platform)
     if problems:
@@ -90,5 +90,5 @@ def _version(name: str) -> str | None:
 
 
 def _fits(version: str, specifier: str) -> bool:
-    # Vendors' builds carry local versions and pre-releases (0.18.1+das); both count as the release they are of.
+    # Vendors' builds have local versions and pre-releases (0.18.1+das), which count as their base release.
     return not specifier or SpecifierSet(specifier).contains(version, prereleases=True)

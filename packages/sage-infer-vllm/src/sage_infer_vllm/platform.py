@@ -48,21 +48,21 @@ class Platform:
     Attributes:
         backend_name: name of the generating backend in ``BackendSpec`` and ``CapabilityDescriptor``; the pooling
             one is ``<backend_name>-embedding``.
-        engine: distributions that bring the import package ``vllm`` for this platform, any one of which is
-            enough, with their version specifiers.
-        plugin: the ``vllm.platform_plugins`` entry point that must be there; None for platforms built into vLLM.
-        plugin_distributions: distributions that bring that entry point, with their version specifiers.
-        hardware_backend: contract's name of the hardware; None takes vLLM's own device type (``cpu``,
-            ``cuda``, …). Vendors set it: some platforms call their device ``cuda``.
+        engine: distributions that provide the import package ``vllm`` for this platform, with version specifiers;
+            one of them is required.
+        plugin: the required entry point of ``vllm.platform_plugins``; None for platforms built into vLLM.
+        plugin_distributions: distributions that provide that entry point, with version specifiers.
+        hardware_backend: the contract's name of the hardware; None: vLLM's device type (``cpu``, ``cuda``, …). Vendors
+            set it, because some platforms name their device ``cuda``.
         kv_dtypes: KV dtype of the schemas (``fp8_e4m3``, ``int8``, …) → vLLM's ``kv_cache_dtype`` on this
-            platform, beside the model's own dtype; None asks vLLM.
-        block_sizes: KV page sizes in tokens that the platform's attention takes; empty asks vLLM.
-        quantization: methods that the platform runs; None asks vLLM.
-        precisions: precisions of the platform by the contract's names; empty asks vLLM.
-        kv_connectors: names of the vLLM KV connectors that work on it, for the README and ``extensions``.
+            platform, in addition to the model's dtype; None: query vLLM.
+        block_sizes: supported KV page sizes in tokens; empty: query vLLM.
+        quantization: supported methods; None: query vLLM.
+        precisions: precisions of the platform by the contract's names; empty: query vLLM.
+        kv_connectors: names of the supported vLLM KV connectors, for the README and ``extensions``.
         visible_devices: environment variable that selects the engine's devices; None without one.
-        memory_fraction: default share of device memory for the engine, 0 to 1; None leaves vLLM's.
-        engine_options: further defaults for vLLM's engine arguments; the user's options win.
+        memory_fraction: default share of device memory for the engine, 0 to 1; None: vLLM's default.
+        engine_options: additional defaults for vLLM's engine arguments; the user's options take precedence.
         sources: source of each fact, by attribute name.
     """
 

@@ -1,4 +1,4 @@
-"""What this wheel brings to sage-infer. Imports nothing of the engine."""
+"""Plug-in of this wheel. Does not import the engine."""
 
 from sage_infer import BackendSpec, hookimpl
 
@@ -9,12 +9,12 @@ _INSTALL = {"cuda": "pip install 'sage-infer-vllm[cuda]'", "cpu": "pip install '
 _COMMON = {
     "dtype": "auto (default), bfloat16, float16 or float32",
     "memory_fraction": "share of device memory for the engine, 0 to 1; default: vLLM's",
-    "max_batch_size": "sequences that run at once; default: as in vllm serve",
+    "max_batch_size": "maximum concurrent sequences; default: that of vllm serve",
     "max_sequence_length": "prompt and output in tokens; default: the model's limit",
-    "max_queue": "open requests before new ones are refused, 1024 by default",
-    "tensor_parallel": "devices that share the model, 1 by default",
-    "eager": "run without compiled graphs, false by default: starts faster, runs slower",
-    "engine_options": "further engine arguments of vLLM by name, passed unchanged",
+    "max_queue": "maximum open requests, 1024 by default",
+    "tensor_parallel": "number of devices to divide the model over, 1 by default",
+    "eager": "run without compiled graphs, false by default; starts faster, runs slower",
+    "engine_options": "additional engine arguments of vLLM by name, passed unchanged",
 }
 
 
@@ -35,12 +35,12 @@ def sage_infer_backends() -> list[BackendSpec]:
             summary="vLLM V1 engine (AsyncLLM)",
             options={
                 **_COMMON,
-                "kv_schema": "{preset: fp16, bf16, fp8, int8 or int4, page_size: N} as --kv-schema sets it",
+                "kv_schema": "{preset: fp16, bf16, fp8, int8 or int4, page_size: N}, set by --kv-schema",
                 "kv_cache_gb": "size of the KV cache in GiB; default: by memory_fraction; 2.0 on a CPU",
                 "prefix_caching": "cache blocks of finished requests for prompts with the same prefix, true by default",
                 "quantization": "vLLM's quantization method; default: the checkpoint's",
                 "adapters": "LoRA adapters, {name: folder in PEFT's format}",
-                "max_adapter_rank": "largest rank among the adapters, 16 by default",
+                "max_adapter_rank": "maximum rank of the adapters, 16 by default",
                 "tool_parser": "vLLM's parser of tool calls (hermes, llama3_json, …); default: none",
                 "cache_dir": "folder for models converted from GGUF; default: the user's cache folder",
             },

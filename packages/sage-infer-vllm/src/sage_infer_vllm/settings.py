@@ -1,4 +1,4 @@
-"""The options of a backend, checked before anything is loaded, and what they mean as vLLM's engine arguments."""
+"""Options of a backend, validated before loading, and their conversion to vLLM's engine arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sage_infer_vllm.platform import Platform
 __all__ = ["CPU_KV_GB", "VLLMSettings", "engine_arguments", "engine_environment", "visible_devices"]
 
 CPU_KV_GB = 2.0
-"""KV cache on a CPU where nobody says how much: vLLM itself would take most of the machine's memory."""
+"""Default KV cache on a CPU in GiB; vLLM's own default would use most of the machine's memory."""
 
 _CPU_KV_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
@@ -32,12 +32,12 @@ _OURS = {
     "block_size": "kv_schema",
     "enable_lora": "adapters",
 }
-"""Engine arguments that options of ours set, and which ones."""
+"""Engine arguments set by our options, with the option's name."""
 
 
 @frozen(kw_only=True)
 class VLLMSettings:
-    """How to run a model; wrong values are refused before anything is loaded."""
+    """Settings of an engine; invalid values are rejected before loading."""
 
     dtype: str = field(default="auto", validator=Choice(("auto", "bfloat16", "float16", "float32")))
     max_batch_size: int | None = field(default=None, validator=optional(Integer(ge=1)))
@@ -70,9 +70,9 @@ def engine_arguments(
     device: str,
     runner: Literal["generate", "pooling"],
 ) -> dict[str, Any]:
-    """Arguments for vLLM's ``AsyncEngineArgs``; what nobody set is left to vLLM.
+    """Arguments for vLLM's ``AsyncEngineArgs``; unset options are left to vLLM.
 
-    ``device`` is vLLM's device type, ``path`` the folder that it can load.
+    ``device`` is vLLM's device type, ``path`` the model's folder.
     """
     limits = [n for n in (settings.max_sequence_length, model.max_sequence_length) if n is not None]
     batches = [n for n in (settings.max_batch_size, model.max_batch_size) if n is not None]
@@ -97,7 +97,8 @@ def engine_arguments(
         "enable_prefix_caching": settings.prefix_caching and runner == "generate",
         "scheduling_policy": "priority",
         "enable_log_requests": False,
-        # As the embedded engine has it: the same dialects, and JSON without free white space, in which models run away.
+        # As in the embedded engine: the same dialects, and JSON without free white space, which models may repeat
+        # endlessly.
         "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
         **{name: value for name, value in wanted.items() if value is not None},
     }
@@ -113,27 +114,27 @@ def engine_arguments(
 def engine_environment(
     settings: VLLMSettings, platform: Platform, model: ModelDescriptor, device: str
 ) -> dict[str, str | None]:
-    """Environment variables of an engine, None for those that it must not see.
+    """Environment variables of an engine; None unsets a variable.
 
     On a CPU, vLLM's variable for the size of the KV cache would override the option ``kv_cache_gb``.
 
     Raises:
-        InvalidRequest: as for ``visible_devices``.
+        InvalidRequest: see ``visible_devices``.
     """
     hidden = {_CPU_KV_VARIABLE: None} if device == "cpu" and settings.kv_cache_gb is not None else {}
     return {**visible_devices(platform, model, device), **hidden}
 
 
 def visible_devices(platform: Platform, model: ModelDescriptor, device: str) -> dict[str, str]:
-    """Environment that shows the engine the devices of the model's descriptor; empty where it names none.
+    """Environment that limits the engine to the devices of the model's descriptor; empty without devices.
 
     Raises:
-        InvalidRequest: devices are named, and the platform cannot choose among them.
+        InvalidRequest: the descriptor has devices, but the platform cannot select devices.
     """
     if not model.device_ids or device == "cpu":
         return {}
     if platform.visible_devices is None:
         raise InvalidRequest(
-            f"device_ids {list(model.device_ids)} cannot be chosen on {platform.backend_name}; leave them out"
+            f"device_ids {list(model.device_ids)} cannot be selected on {platform.backend_name}; remove them"
         )
     return {platform.visible_devices: ",".join(map(str, model.device_ids))}

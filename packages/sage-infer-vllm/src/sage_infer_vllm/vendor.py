@@ -1,8 +1,8 @@
-"""What a vendor's wheel builds on: the table of its platform, and the backends to subclass with it.
+"""API for vendors' wheels: the platform table, and the backend classes to subclass.
 
-This is the public surface for wheels such as ``sage-infer-ascend``; other modules may move between releases. Importing
-it does not import vLLM. The plug-in module of such a wheel lists its backends with
-``sage_infer.sdk.platform_backends``, which works without this wheel.
+Only this module is public; other modules may change between releases. Importing it does not import vLLM. The plug-in
+module of a vendor's wheel, such as ``sage-infer-ascend``, lists its backends with ``sage_infer.sdk.platform_backends``,
+which works without this wheel.
 """
 
 from sage_infer_vllm.backend import VLLMBackend

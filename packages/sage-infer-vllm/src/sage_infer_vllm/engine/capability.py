@@ -24,13 +24,13 @@ _PRECISIONS = {
 
 @frozen(kw_only=True)
 class Service:
-    """How a backend serves an engine.
+    """A backend's facts for the capability of an engine.
 
     Attributes:
-        name: the name that the backend is registered under.
+        name: the backend's registered name.
         platform: the table of the vendor's vLLM.
-        runner: which of vLLM's runners serves the model.
-        features: returns the features that requests may use on a running engine, whatever the model.
+        runner: vLLM's runner for the model.
+        features: returns the features of a running engine that do not depend on the model.
     """
 
     name: str
@@ -49,7 +49,7 @@ def capability_of(
     settings: VLLMSettings,
     quantization: Quantization,
 ) -> CapabilityDescriptor:
-    """The descriptor of a running engine; ``schema`` is None for one without KV, and where none describes it."""
+    """The descriptor of a running engine; ``schema`` is None without KV, or if no schema describes it."""
     config, platform = engine.config, service.platform
     dtypes = [str(dtype).removeprefix("torch.") for dtype in compat.current_platform.supported_dtypes]
     precisions = platform.precisions or tuple(_PRECISIONS[dtype] for dtype in dtypes if dtype in _PRECISIONS)

@@ -1,8 +1,8 @@
 """Entry module of the engine's processes: they form their own process group, exit with their parent, and
 report failures to it.
 
-``process.engine_start`` has multiprocessing import this module in them, in the place of the user's main module.
-That one would be run a second time otherwise, and fail in every script without an ``if __name__`` guard.
+``process.engine_start`` makes multiprocessing import this module instead of the user's main module. Otherwise the main
+module would run a second time, and fail in every script without an ``if __name__`` guard.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from sage_infer_vllm.engine.news import tell_failure
 from sage_infer_vllm.engine.process import wait_for_end
+from sage_infer_vllm.engine.start_reports import report_failure
 
 __all__ = ["lead_group", "report_failures"]
 
@@ -31,18 +31,18 @@ def _end_with(parent: int) -> None:
     wait_for_end([parent])
     if os.getpgid(0) == os.getpid():
         os.killpg(0, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)  # if it could not lead a group, kill no other process
+    os.kill(os.getpid(), signal.SIGKILL)  # if there is no own group, kill only this process
 
 
 def report_failures() -> None:
-    """Report exceptions of the process's target, whose traceback would otherwise only be printed."""
+    """Report exceptions of the process's target, which multiprocessing only prints."""
     run = multiprocessing.process.BaseProcess.run
 
     def reporting(self: Any) -> None:
         try:
             run(self)
         except Exception as error:
-            tell_failure(error)
+            report_failure(error)
             raise
 
     multiprocessing.process.BaseProcess.run = reporting  # type: ignore[method-assign]  # in this process alone

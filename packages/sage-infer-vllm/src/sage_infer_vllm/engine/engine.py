@@ -18,14 +18,14 @@ from sage_infer.errors import BackendUnavailable
 from sage_infer_vllm import compat
 from sage_infer_vllm.engine import worker
 from sage_infer_vllm.engine.failures import start_failure
-from sage_infer_vllm.engine.news import ADDRESS, Listener
 from sage_infer_vllm.engine.process import EngineProcesses, engine_start
+from sage_infer_vllm.engine.start_reports import ADDRESS, Listener
 from sage_infer_vllm.engine.stats import EngineCounters
 from sage_infer_vllm.platform import Platform
 
 __all__ = ["VLLMEngine", "check_platform", "start_engine"]
 
-_RPC_S = 60.0  # for the engine to describe its KV cache
+_RPC_S = 60.0  # timeout for the engine's description of its KV cache
 _ENGINE_NAME = "EngineCore"
 
 
@@ -47,7 +47,7 @@ class VLLMEngine:
         kv: the first worker's description of its KV cache (``kv_facts``).
         kv_bytes: size of the KV cache over all workers.
         tasks: the model's tasks according to vLLM (``generate``, ``embed``, ``classify``, …).
-        stopped: why the engine ended; empty while it runs.
+        stopped: reason why the engine ended; empty while it runs.
     """
 
     llm: Any
@@ -84,7 +84,7 @@ class VLLMEngine:
             self._on_death()
 
     async def close(self) -> None:
-        """Stop the engine and everything that belongs to it."""
+        """Stop the engine and clean up its processes and shared memory."""
         self._closing = True
         self.stopped = self.stopped or "the backend was closed"
         self.processes.note_shared_memory()
@@ -101,8 +101,8 @@ async def start_engine(
 ) -> VLLMEngine:
     """Start vLLM with the engine arguments returned by ``arguments(device type)``.
 
-    ``environment(device type)`` applies while the engine is configured, and to its processes. Cancelling this, as
-    Ctrl-C does, ends them.
+    ``environment(device type)`` applies during the engine's configuration, and to its processes. Cancellation, such as
+    by Ctrl-C, ends them.
 
     Raises:
         BackendUnavailable, ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: vLLM did not start.
@@ -131,7 +131,7 @@ async def start_engine(
 async def _ask(
     started: _Started, progress: ProgressReport, listener: Listener, *, warm_up: bool
 ) -> VLLMEngine:
-    """The started engine with what it says of itself, after a first request where it is to warm up."""
+    """The started engine with its reported facts, after a warm-up request if requested."""
     try:
         answers = await asyncio.wait_for(started.llm.collective_rpc("sage_kv_facts"), _RPC_S)
         tasks = await started.llm.get_supported_tasks()
@@ -165,7 +165,7 @@ def _start(
 ) -> _Started:
     device = str(compat.current_platform.device_type)
     check_platform(platform)
-    wanted = arguments(device)  # raises a specific error before anything is started
+    wanted = arguments(device)  # raises a specific error before the start
     counters = EngineCounters()
     try:
         with engine_start(), _environment({**environment(device), ADDRESS: listener.address}):
@@ -189,7 +189,7 @@ async def _abandon(starting: asyncio.Future[_Started], before: set[int | None]) 
     while not starting.done():
         pids = _new_engine_pids(before)
         await asyncio.to_thread(EngineProcesses.of(pids).reap)
-        for pid in pids:  # also where one does not lead its group yet
+        for pid in pids:  # a process may not lead its group yet
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await asyncio.wait([starting], timeout=0.1)
@@ -209,7 +209,7 @@ def check_platform(platform: Platform) -> None:
     found = type(compat.current_platform)
     if platform.plugin not in compat.active_platform_plugins():
         raise BackendUnavailable(
-            f"backend {platform.backend_name!r} needs vLLM's platform plug-in {platform.plugin!r}, and vLLM runs on "
+            f"backend {platform.backend_name!r} requires vLLM's platform plug-in {platform.plugin!r}, but vLLM uses "
             f"{found.__module__}.{found.__qualname__}; check the vendor's driver, and that VLLM_PLUGINS is not set"
         )
 
@@ -231,7 +231,7 @@ def _shut_down(llm: Any, processes: EngineProcesses) -> None:
 
 @contextmanager
 def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Variables for the engine's configuration and the processes that start meanwhile; None unsets one."""
+    """Set variables for the engine's configuration and the processes started during it; None unsets one."""
     before = {name: os.environ.get(name) for name in variables}
     _set(variables)
     try:

@@ -29,9 +29,9 @@ _QUANTIZATION = re.compile(r"quantization|kv.?cache.?dtype|cache dtype|KV cache 
 _ARCHITECTURE = re.compile(r"architectures?.*(not supported|are not supported|failed to be inspected)", re.I)
 
 
-def start_failure(told: Sequence[tuple[str, str]], raised: BaseException) -> SageInferError:
-    """The error for a failed start; ``told`` are the failures reported by the engine's processes, in order."""
-    kind, text = told[0] if told else (type(raised).__name__, str(raised))
+def start_failure(reported: Sequence[tuple[str, str]], raised: BaseException) -> SageInferError:
+    """The error for a failed start; ``reported`` are the failures of the engine's processes, in order."""
+    kind, text = reported[0] if reported else (type(raised).__name__, str(raised))
     line = _one_line(text) or kind
     if kind in _MEMORY_TYPES or _MEMORY.search(text):
         return OutOfMemory(
@@ -40,14 +40,14 @@ def start_failure(told: Sequence[tuple[str, str]], raised: BaseException) -> Sag
     if _ARCHITECTURE.search(text):
         return Unsupported(f"vLLM cannot run this model: {line}")
     if _QUANTIZATION.search(text):
-        return CapabilityMismatch(f"vLLM on this platform cannot do it: {line}")
+        return CapabilityMismatch(f"not supported by vLLM on this platform: {line}")
     if kind in _FILE_TYPES or _FILES.search(text):
         return ModelFileError(f"vLLM cannot load the model: {line}")
     return BackendUnavailable(f"vLLM did not start: {kind}: {line} (VLLM_LOGGING_LEVEL=INFO shows its log)")
 
 
 def _one_line(text: str) -> str:
-    """The text's sentences in one line, without pydantic's heading and links."""
+    """The text on one line, without pydantic's heading and links."""
     lines = [line.strip() for line in text.splitlines()]
     kept = [line for line in lines if line and not line.startswith("For further information")]
     if len(kept) > 1 and "validation error" in kept[0]:

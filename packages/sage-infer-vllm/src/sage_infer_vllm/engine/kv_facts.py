@@ -14,10 +14,10 @@ _SPECS = "vllm.v1.kv_cache_interface"
 
 
 def kv_facts(worker: Any) -> dict[str, Any]:
-    """The form of each layer's KV cache in the order of the layers, the bytes of the whole, and how keys are rotated.
+    """The layout of each layer's KV cache in order, the total bytes, and the rotation of keys.
 
-    ``kind`` is the name of vLLM's class of the layer's specification; a vendor's subclass counts as what it is
-    derived from. ``isa`` is the instruction set that vLLM's CPU kernels lay a page out for.
+    ``kind`` is the class name of the layer's specification in vLLM; for a vendor's subclass, that of its base class.
+    ``isa`` is the instruction set that determines the page layout of vLLM's CPU kernels.
     """
     runner = worker.model_runner
     blocks, groups = _block_sizes(runner), _attention_groups(runner)
@@ -37,7 +37,7 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def _block_sizes(runner: Any) -> dict[str, int]:
-    """Tokens in a block of each layer, after vLLM has made the blocks of hybrid models equal in bytes."""
+    """Tokens per block of each layer, after vLLM has equalized the bytes per block in hybrid models."""
     found = {}
     for group in getattr(getattr(runner, "kv_cache_config", None), "kv_cache_groups", ()):
         own = getattr(group.kv_cache_spec, "kv_cache_specs", {})
@@ -92,7 +92,7 @@ def _attention(group: Any) -> dict[str, str]:
 
 
 def _form(tensors: list[Any]) -> dict[str, list[int]]:
-    if len(tensors) != 1:  # a state has several, and no axes that a schema names
+    if len(tensors) != 1:  # a state has several, whose axes no schema names
         return {"shape": [], "stride": []}
     return {"shape": [int(n) for n in tensors[0].shape], "stride": [int(n) for n in tensors[0].stride()]}
 
@@ -110,7 +110,7 @@ def _storage(tensor: Any) -> Any:
 
 
 def _rotation(runner: Any) -> dict[str, list[Any]]:
-    """What the model's rotary embeddings say of themselves: whether they pair halves, and how much they rotate."""
+    """Facts of the model's rotary embeddings: whether they pair halves, and the rotary dimension."""
     model = getattr(runner, "model", None)
     modules = model.modules() if model is not None else ()
     found = [m for m in modules if hasattr(m, "is_neox_style") and hasattr(m, "rotary_dim")]

@@ -43,7 +43,8 @@ async def open_model(
     """Convert the model if needed, start vLLM with it, and read the engine's facts.
 
     Raises:
-        BackendUnavailable, ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: it cannot be opened.
+        BackendUnavailable, ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: the model cannot be
+            opened.
     """
     platform, converted = service.platform, 0.0
 
@@ -61,7 +62,7 @@ async def open_model(
     )
     progress("importing vLLM", 0.0)
     compat = await asyncio.to_thread(import_compat)
-    from sage_infer_vllm.engine.engine import start_engine  # it has vLLM at its top
+    from sage_infer_vllm.engine.engine import start_engine  # imports vLLM
 
     if quantization.max_sequence_length is not None:
         limits = [
@@ -79,9 +80,11 @@ async def open_model(
             found["quantization"] = quantization.method
         return {**found, **cache_arguments(wanted_kv, platform, supported)}
 
-    # Beside the start: vLLM reads the same files, and both wait for the disk.
+    # Concurrent with the start: vLLM reads the same files, and both wait for the disk.
     hashing = asyncio.ensure_future(asyncio.to_thread(content_id, folder))
-    hashing.add_done_callback(lambda done: done.cancelled() or done.exception())  # also of a start that fails
+    hashing.add_done_callback(
+        lambda done: done.cancelled() or done.exception()
+    )  # retrieved even if the start fails
     engine = await start_engine(
         arguments,
         platform,
@@ -144,7 +147,7 @@ def _read(
 
 
 def _key_space(running: Running, weights: str) -> str | None:
-    """What instances share exactly where their keys mean the same KV: weights, how they are computed, and form."""
+    """Identity of the key space, equal only for instances with equal KV: weights, computation and KV format."""
     schema, model = running.capability.kv_schema, running.engine.config.model_config
     if schema is None:
         return None
@@ -158,14 +161,14 @@ def _check_kv(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     dtypes = {KV_DTYPES.get(layer["dtype"], layer["dtype"]) for layer in layers}
     if preset in ("fp16", "bf16") and dtypes - {preset}:
         raise CapabilityMismatch(
-            f"{preset} KV was requested, but vLLM uses the model's {', '.join(sorted(dtypes))} here; "
-            f"set the option dtype to {'float16' if preset == 'fp16' else 'bfloat16'}, or leave the preset out"
+            f"{preset} KV was requested, but vLLM uses the model's {', '.join(sorted(dtypes))}; "
+            f"set the option dtype to {'float16' if preset == 'fp16' else 'bfloat16'}, or remove the preset"
         )
     sizes = {layer["block_size"] for layer in layers}
     if page_size is not None and sizes - {page_size}:
         raise CapabilityMismatch(
-            f"KV pages of {page_size} tokens were asked for, and vLLM made "
-            f"{', '.join(map(str, sorted(sizes)))}; leave page_size out"
+            f"KV pages of {page_size} tokens were requested, but vLLM uses "
+            f"{', '.join(map(str, sorted(sizes)))}; remove page_size"
         )
 
 

@@ -1,8 +1,8 @@
 """The engine's processes: started in their own group, and cleaned up with their shared memory.
 
-vLLM's engine core is a child of this process and starts workers itself. If the core is killed, workers keep running
-and spin; the shared memory of their queues stays in ``/dev/shm`` in any case. Both are recorded while the engine runs,
-so that they can always be removed.
+vLLM's engine core is a child of this process and starts the workers. If the core is killed, workers continue in a busy
+loop; the shared memory of their queues always remains in ``/dev/shm``. Both are recorded while the engine runs, so that
+they can be removed.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _start_lock = threading.Lock()
 
 @contextmanager
 def engine_start() -> Iterator[None]:
-    """While this is entered, processes that vLLM starts import ``sage_infer_vllm.engine.child`` as their main module.
+    """Make processes started by vLLM in this block import ``sage_infer_vllm.engine.child`` as their main module.
 
-    One engine at a time starts; other processes of this program are not touched.
+    Only one engine starts at a time; other processes of this program are not affected.
     """
     with _start_lock:
         original = multiprocessing.spawn.get_preparation_data
@@ -63,7 +63,7 @@ def engine_start() -> Iterator[None]:
 
 @define(eq=False)
 class EngineProcesses:
-    """Process groups of one engine, and the files in ``/dev/shm`` that they opened."""
+    """Process groups of one engine, and the files that they opened in ``/dev/shm``."""
 
     leaders: frozenset[int] = frozenset()
     groups: frozenset[int] = frozenset()
@@ -71,7 +71,7 @@ class EngineProcesses:
 
     @classmethod
     def of(cls, leaders: Iterable[int]) -> EngineProcesses:
-        """The processes that ``leaders`` (process ids of the engine cores) have started so far."""
+        """The current processes of ``leaders`` (process ids of the engine cores)."""
         found = cls()
         found.add(leaders)
         return found
@@ -110,7 +110,7 @@ class EngineProcesses:
 
 
 def wait_for_end(pids: Collection[int]) -> None:
-    """Wait until one of these processes has ended; they need not be children of this one."""
+    """Wait until one of these processes has exited; they need not be children of this process."""
     if not hasattr(os, "pidfd_open"):
         while all(not _is_zombie(pid) for pid in pids):
             time.sleep(_POLL_S)
@@ -121,7 +121,7 @@ def wait_for_end(pids: Collection[int]) -> None:
             watched.append(os.pidfd_open(pid))
         select.select(watched, [], [])
     except ProcessLookupError:
-        return  # it has ended already
+        return  # it has already exited
     finally:
         for descriptor in watched:
             os.close(descriptor)
@@ -135,7 +135,7 @@ def _title(pid: int) -> str:
 
 
 def _forget(file: Path) -> None:
-    """Unregister the file from multiprocessing's shared tracker, which would warn at exit."""
+    """Unregister the file from multiprocessing's resource tracker, which would warn at exit."""
     name = file.name
     if name.startswith("sem."):
         resource_tracker.unregister(f"/{name.removeprefix('sem.')}", "semaphore")
@@ -173,7 +173,7 @@ def _is_zombie(pid: int) -> bool:
 def _shared_memory_of(pids: Iterable[int]) -> set[Path]:
     """Files in ``/dev/shm`` that one of the processes maps.
 
-    They are known by their inodes: glibc maps a semaphore under a temporary name before it gets its own.
+    Files are identified by inode, because glibc maps a semaphore under a temporary name before it renames it.
     """
     inodes = {inode for pid in pids for inode in _mapped_inodes(pid)}
     found = set()

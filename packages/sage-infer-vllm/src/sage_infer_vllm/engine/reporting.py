@@ -1,4 +1,4 @@
-"""Identity and load of an instance, as routers read them."""
+"""Identity and load of an instance, for routers."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _SHARED = (
 
 
 class Reporter:
-    """Makes the descriptor and the reports of one backend object.
+    """Creates the descriptor and the reports of one backend object.
 
-    The instance id lasts as long as the object; each start of its engine is a new generation.
+    The instance id belongs to the object; each start of its engine is a new generation.
     """
 
     def __init__(self, backend: str, model: ModelDescriptor) -> None:
@@ -40,11 +40,11 @@ class Reporter:
         self._seq = 0
 
     def new_generation(self) -> None:
-        """The engine starts, for the first time or again."""
+        """Begin a generation, at each start of the engine."""
         self._generation, self._seq = max(time.time_ns(), self._generation + 1), 0
 
     def describe(self, running: Running) -> InstanceDescriptor:
-        """The identity of the instance that runs now."""
+        """The identity of the running instance."""
         return InstanceDescriptor(
             instance_id=self._instance_id,
             generation=self._generation,
@@ -58,7 +58,7 @@ class Reporter:
         )
 
     def report(self, stats: EngineStats, health: Health, *, sleeping: bool) -> InstanceReport:
-        """The load now."""
+        """The current load."""
         self._seq += 1
         state = _STATES[health.status]
         return InstanceReport(

@@ -1,4 +1,4 @@
-"""An engine with its model loaded, and what the backends read from it."""
+"""An engine with a loaded model, and its facts for the backends."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Running:
         engine: the engine that runs it.
         compat: the module that imported vLLM.
         capability: its capabilities.
-        tokenizer: the model's, None where it has none.
-        requests: the requests that are open.
-        adapters: LoRA adapters by name, as vLLM takes them.
-        parse_tools: separates tool calls from an answer's text; None where no parser was chosen.
-        undescribed: why the KV cache has no schema; empty if it has one, or there is no KV.
-        key_space: ``contracts.key_space`` of the KV; None where it has no schema.
+        tokenizer: the model's tokenizer; None without one.
+        requests: the open requests.
+        adapters: LoRA adapters by name, as vLLM's requests.
+        parse_tools: separates tool calls from an answer's text; None without the option ``tool_parser``.
+        undescribed: reason why the KV cache has no schema; empty if it has one, or there is no KV.
+        key_space: ``contracts.key_space`` of the KV; None without a schema.
     """
 
     engine: VLLMEngine
@@ -65,13 +65,13 @@ class Running:
         return self.engine.stopped
 
     def dead(self) -> EngineDead:
-        return EngineDead(f"the engine has stopped: {self.stopped or 'it ended'}; open the backend again")
+        return EngineDead(f"the engine has stopped: {self.stopped or 'it exited'}; open the backend again")
 
     def adapter(self, name: str | None) -> Any:
-        """vLLM's request for an adapter; None for none.
+        """vLLM's request for an adapter; None without one.
 
         Raises:
-            ModelNotFound: it has none of this name.
+            ModelNotFound: there is no adapter with this name.
         """
         if name is None:
             return None
@@ -81,7 +81,7 @@ class Running:
 
     def stats(self) -> EngineStats:
         counters, open_requests = self.engine.counters, len(self.requests)
-        # vLLM reports nothing after the last request was cancelled; then nothing runs or holds blocks.
+        # vLLM does not report after the last request was cancelled; then no sequence runs or holds blocks.
         usage = counters.kv_usage if open_requests else 0.0
         running = counters.running if open_requests else 0
         waiting = max(counters.waiting, open_requests - running) if open_requests else 0

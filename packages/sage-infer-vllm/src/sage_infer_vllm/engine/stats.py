@@ -19,12 +19,12 @@ class EngineCounters:
 
     Attributes:
         steps: engine steps since the start.
-        step_s: seconds between the last two steps without idle time between them; None before there were two.
+        step_s: seconds between the last two steps without idle time between them; None before the second step.
         running: sequences in the batch after the last step.
         waiting: requests in the queue after the last step.
-        kv_usage: share of the KV blocks in use then, 0 to 1.
-        prompt_tokens: prompt tokens computed.
-        output_tokens: tokens generated.
+        kv_usage: share of KV blocks in use after the last step, 0 to 1.
+        prompt_tokens: computed prompt tokens.
+        output_tokens: generated tokens.
         cache_queries: prompt tokens looked up in the prefix cache.
         cache_hits: prompt tokens found there.
         preemptions: number of preempted requests.
@@ -44,7 +44,7 @@ class EngineCounters:
     _last_step: float | None = None
 
     def record(self, scheduler: Any, iteration: Any) -> None:
-        """Take the statistics of one engine step; either may be None."""
+        """Record the statistics of one engine step; either may be None."""
         if scheduler is not None:
             self._count_step(busy=scheduler.num_running_reqs > 0)
             self.running, self.waiting = scheduler.num_running_reqs, scheduler.num_waiting_reqs
@@ -67,11 +67,11 @@ class EngineCounters:
         self.steps += 1
         if self._last_step is not None:
             self.step_s = now - self._last_step
-        # The time until the next step is the next step's own only while requests run.
+        # The time until the next step measures that step only while requests run.
         self._last_step = now if busy else None
 
     def clear(self) -> None:
-        """Begin to count from here."""
+        """Reset the counters."""
         self.steps, self.step_s, self._last_step = 0, None, None
         self.prompt_tokens = self.output_tokens = self.cache_queries = self.cache_hits = self.preemptions = 0
         self._recent.clear()

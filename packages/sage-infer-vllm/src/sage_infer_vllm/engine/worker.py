@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from sage_infer_vllm.engine.kv_facts import kv_facts
-from sage_infer_vllm.engine.news import tell, tell_failure
+from sage_infer_vllm.engine.start_reports import report, report_failure
 
 __all__ = ["BASE", "CLASS", "STAGES"]
 
@@ -24,26 +24,26 @@ STAGES = {
     "initialize_from_config": ("allocating the KV cache", 0.7),
     "compile_or_warm_up_model": ("warming up", 0.75),
 }
-"""What vLLM calls while it starts, in this order: what people read, and the share of the start that lies before it."""
+"""Methods that vLLM calls during the start, in order: the stage's name, and the progress before it, 0 to 1."""
 
 
 def _reporting(base: type[Any]) -> type[Any]:
-    """``base`` with methods that report that they begin, and what they raise."""
+    """A subclass of ``base`` that reports the start and exceptions of these methods."""
 
     def wrap(name: str) -> Any:
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             if name in STAGES:
-                tell(stage=name)
+                report(stage=name)
             try:
                 return getattr(super(reporting, self), name)(*args, **kwargs)
             except Exception as error:
-                tell_failure(error)
+                report_failure(error)
                 raise
 
         method.__name__ = name
         return method
 
-    # A failure of a step is the cause of a start that fails with its first request; later nobody listens.
+    # A failed step may cause the failure of the warm-up request; after the start, reports are ignored.
     methods: dict[str, Any] = {name: wrap(name) for name in (*STAGES, "execute_model")}
     reporting = type("Worker", (base,), {**methods, "sage_kv_facts": kv_facts, "__module__": __name__})
     return reporting

@@ -1,8 +1,8 @@
 """Converts a GGUF file to a Hugging Face folder with exact weights.
 
-vLLM's own GGUF reader is a plug-in for CUDA. transformers, which comes with every vLLM, knows the names, the permuted
-rows of each family and the tokenizers; the ``gguf`` package dequantizes. Scales are half precision and zero points
-are not rounded, so float32 is the smallest type that holds every product exactly.
+vLLM's own GGUF reader is a plug-in for CUDA. transformers, a dependency of vLLM, supports the names, the permuted
+rows of each family and the tokenizers; the package ``gguf`` dequantizes. Scales have half precision and zero points
+are not rounded, so float32 is the smallest type that stores every product exactly.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["convert", "read_config", "read_tokenizer"]
 
 
 def convert(source: Path, folder: Path, progress: Progress) -> None:
-    """Fill ``folder`` with config, tokenizer and float32 weights of ``source``.
+    """Write config, tokenizer and float32 weights of ``source`` to ``folder``.
 
     Raises:
-        UnsupportedFeature: transformers knows no such architecture or tokenizer in GGUF.
+        UnsupportedFeature: transformers does not support the architecture or tokenizer in GGUF.
         ModelFileError: the file is damaged or incomplete.
     """
     progress("reading", 0.0)
@@ -52,7 +52,7 @@ def read_config(source: Path) -> Any:
 
 
 def _tensors(source: Path, config: Any) -> tuple[dict[str, Any], str]:
-    """Every weight of the model under its name in transformers, and the class that they belong to."""
+    """All weights of the model by their names in transformers, and the model class."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -75,7 +75,7 @@ def _tensors(source: Path, config: Any) -> tuple[dict[str, Any], str]:
     missing = sorted(model.state_dict().keys() - tensors.keys() - tied)
     if missing:
         raise ModelFileError(
-            f"{source} lacks {len(missing)} of the model's weights, {missing[0]} among them; fetch the file again"
+            f"{source} lacks {len(missing)} of the model's weights, including {missing[0]}; fetch the file again"
         )
     return tensors, type(model).__name__
 

@@ -18,7 +18,7 @@ _PRESETS = {
     "int8": ("int8", ("int8_per_token_head",)),
     "int4": ("int4", ("int4_per_token_head",)),
 }
-"""Preset → dtype of the schemas, and vLLM's names for it, the most usual first."""
+"""Preset → dtype of the schemas, and vLLM's names for it, most common first."""
 
 _FULL = {"fp32", "fp16", "bf16"}
 
@@ -28,8 +28,8 @@ def cache_arguments(
 ) -> dict[str, Any]:
     """The option ``kv_schema`` (``preset``, ``page_size``) as vLLM's ``kv_cache_dtype`` and ``block_size``.
 
-    ``supported`` are the platform's cache dtypes by vLLM's names; None if not known yet, so
-    that only the platform's table can reject.
+    ``supported`` are the platform's cache dtypes by vLLM's names; None if not known yet: then only the platform's table
+    is checked.
 
     Raises:
         CapabilityMismatch: the platform has no such KV cache; the message lists those available.

@@ -1,4 +1,4 @@
-"""The running engine's KV cache as a schema, or the reason why no schema describes it."""
+"""Schema of the running engine's KV cache, or the reason why no schema describes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PAGED = {
 }  # fmt: skip
 _STATE = "MambaSpec"
 _NO_KV = "EncoderOnlyAttentionSpec"
-# Kernels of vLLM's CPU attention that keep a head's keys of a page as [dim, token], as was probed.
+# Kernels of vLLM's CPU attention that store a head's keys of a page as [dim, token], determined by experiment.
 _TRANSPOSED_KEYS = {"vec", "vec16"}
 
 
@@ -37,16 +37,16 @@ class _Undescribed(Exception):
 def describe_kv(
     facts: Mapping[str, Any], *, cache_dtype: str, version: str, ranks: int, total_heads: int
 ) -> tuple[KVCacheSchema | None, str]:
-    """The KV cache that a worker reports (``kv_facts``) as a schema that is exact to the byte.
+    """Convert a worker's report of its KV cache (``kv_facts``) to a schema, exact to the byte.
 
     Args:
-        cache_dtype: vLLM's ``kv_cache_dtype`` in force.
-        version: vLLM's.
+        cache_dtype: vLLM's effective ``kv_cache_dtype``.
+        version: vLLM's version.
         ranks: tensor-parallel ranks.
         total_heads: the model's KV heads over all ranks.
 
     Returns:
-        The schema, and an empty text; or None, and the reason. A model without KV has neither.
+        The schema and an empty string, or None and the reason. For a model without KV: None and an empty string.
     """
     layers = [layer for layer in facts["layers"] if layer["kind"] != _NO_KV]
     if not layers:
@@ -56,7 +56,7 @@ def describe_kv(
     except _Undescribed as reason:
         return None, str(reason)
     except SchemaError as error:
-        return None, f"vLLM's KV cache makes no schema: {error.problems[0]}"
+        return None, f"vLLM's KV cache has no valid schema: {error.problems[0]}"
 
 
 def _schema(
@@ -69,14 +69,14 @@ def _schema(
 ) -> KVCacheSchema:
     for layer in layers:
         if layer["kind"] not in {*_PAGED, _STATE}:
-            raise _Undescribed(f"vLLM keeps layers as {layer['kind']}, which no schema describes")
+            raise _Undescribed(f"vLLM stores layers as {layer['kind']}, which no schema describes")
         if layer["tokens_per_entry"] != 1:
             raise _Undescribed(
-                f"vLLM keeps one entry for {layer['tokens_per_entry']:g} tokens, and a schema has one per token"
+                f"vLLM stores one entry per {layer['tokens_per_entry']:g} tokens, but a schema has one per token"
             )
     paged = [layer for layer in layers if layer["kind"] != _STATE]
     if not paged:
-        raise _Undescribed("the model keeps a state per sequence and no KV per token")
+        raise _Undescribed("the model has a state per sequence, not KV per token")
     first = next((layer for layer in paged if _attention(layer) == ("full", None)), paged[0])
     shards = {_shards(layer, ranks, total_heads) for layer in paged}
     if len(shards) > 1:
@@ -86,7 +86,7 @@ def _schema(
     dtype, scales = _dtype_of(first, cache_dtype)
     orders = {_orders(layer) for layer in paged}
     if len(orders) > 1:
-        raise _Undescribed("layers lay the axes of a page out in different orders")
+        raise _Undescribed("the axes of a page have different orders in different layers")
     ((axis_order, key_axis_order),) = orders
     schema = KVCacheSchema(
         **{**numbers, "dtype": dtype},
@@ -104,7 +104,7 @@ def _schema(
 
 
 def _numbers(layer: Mapping[str, Any], cache_dtype: str, shards: int) -> dict[str, Any]:
-    """A layer's own numbers, by the names that ``KVGroup`` and ``KVCacheSchema`` share."""
+    """A layer's numbers, by the field names common to ``KVGroup`` and ``KVCacheSchema``."""
     dim, value_dim = layer["head_dim"], layer["value_dim"]
     return {
         "page_size": layer["block_size"],
@@ -116,7 +116,7 @@ def _numbers(layer: Mapping[str, Any], cache_dtype: str, shards: int) -> dict[st
 
 
 def _attention(layer: Mapping[str, Any]) -> tuple[str, int | None]:
-    """Kind and window of a layer. vLLM can keep all tokens of a layer that sees a window; the model decides here."""
+    """Kind and window of a layer, according to the model: vLLM may cache all tokens of a layer with a window."""
     if layer["window"] is not None:
         return "sliding", layer["window"]
     if layer["chunk"] is not None:
@@ -125,7 +125,7 @@ def _attention(layer: Mapping[str, Any]) -> tuple[str, int | None]:
 
 
 def _shards(layer: Mapping[str, Any], ranks: int, total_heads: int) -> int:
-    """Ranks that the layer's heads are split over; MLA's one head is replicated."""
+    """Number of ranks that the layer's heads are split over; MLA's single head is replicated."""
     if layer["num_heads"] == 1 and layer["value_dim"] == 0:
         return 1
     per_rank: int = layer["num_heads"]
@@ -139,7 +139,7 @@ def _groups(
     shards: int,
     ranks: int,
 ) -> tuple[KVGroup, ...]:
-    """Layers of one form together; empty where all hold full attention with the schema's numbers."""
+    """Groups of layers with equal layout; empty if all layers have full attention and the schema's numbers."""
     members: dict[tuple[Any, ...], list[int]] = {}
     for index, layer in enumerate(layers):
         kind, window = _attention(layer)
@@ -160,7 +160,7 @@ def _groups(
 
 
 def _check_bytes(schema: KVCacheSchema, layers: Sequence[Mapping[str, Any]], shards: int) -> None:
-    """The schema's bytes are those of the engine, layer by layer."""
+    """Check that the schema's bytes match those of the engine, layer by layer."""
     groups = schema.groups or (KVGroup(layers=tuple(range(len(layers)))),)
     for group in groups:
         layer = layers[group.layers[0]]
@@ -170,28 +170,28 @@ def _check_bytes(schema: KVCacheSchema, layers: Sequence[Mapping[str, Any]], sha
         found = layer["page_bytes"] * shards
         if expected != found:
             raise _Undescribed(
-                f"vLLM keeps a page of {layer['block_size']} tokens in {found} bytes a layer, where "
-                f"{schema.of_group(group).dtype} means {expected}"
+                f"vLLM stores a page of {layer['block_size']} tokens in {found} bytes per layer, but "
+                f"{schema.of_group(group).dtype} requires {expected}"
             )
 
 
 def _dtype_of(layer: Mapping[str, Any], cache_dtype: str) -> tuple[str, dict[str, Any]]:
-    """Dtype of the schemas and the scales that go with it."""
+    """Dtype of the schema, and its scale fields."""
     torch_dtype = layer["dtype"]
     dtype = KV_DTYPES.get(torch_dtype)
-    if dtype in _FLOATS:  # also a layer that a quantized cache leaves out
+    if dtype in _FLOATS:  # including layers excluded from a quantized cache
         return dtype, {}
     if "int4" in cache_dtype:
         return "int4", _SCALES["token_head"]
     if cache_dtype == "fp8_e5m2":
         return "fp8_e5m2", _SCALES["tensor"]
     if dtype is None:
-        raise _Undescribed(f"no schema has KV of vLLM's type {torch_dtype} ({cache_dtype})")
+        raise _Undescribed(f"no schema describes KV of vLLM's type {torch_dtype} ({cache_dtype})")
     return dtype, _SCALES["token_head" if "per_token_head" in cache_dtype else "tensor"]
 
 
 def _format_id(layers: Sequence[Mapping[str, Any]], version: str) -> str:
-    """Names what decides the bytes besides the schema's numbers: vLLM's version, its kernels and their ISA."""
+    """Identifies the byte layout beyond the schema's numbers: vLLM's version, its kernels and their ISA."""
     kernels = dict.fromkeys(
         "-".join(filter(None, (layer["backend"] or "unknown", layer["isa"]))) for layer in layers
     )
@@ -203,16 +203,16 @@ def _rope(facts: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     if not halves:
         return {"rope": "none"}
     if len(halves) > 1 or len(dims) > 1:
-        raise _Undescribed("the model's rotary embeddings differ in form from layer to layer")
+        raise _Undescribed("the model's rotary embeddings differ between layers")
     rotated = {"rope_dim": dims[0]} if 0 < dims[0] < head_dim else {}
     return {"rope": "half" if halves[0] else "interleaved", **rotated}
 
 
 def _orders(layer: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Order of the axes inside one page, slowest first, and the keys' own order where it differs.
+    """Order of the axes in a page, slowest first, and that of the keys if different.
 
-    Every layer has a tensor of its own, so ``layer`` comes first. Shapes of no known kind are taken for vLLM's most
-    usual one; ``format_id`` keeps them apart.
+    Every layer has its own tensor, so ``layer`` is first. Unknown shapes are assumed to have vLLM's most common order;
+    ``format_id`` distinguishes them.
     """
     shape, stride = layer["shape"], layer["stride"]
     heads, tokens, dim, value_dim = (

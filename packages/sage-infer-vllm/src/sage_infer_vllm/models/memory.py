@@ -12,13 +12,13 @@ __all__ = ["engine_memory"]
 
 _KV_BITS = {"fp8": 8.0, "int8": 9.0, "int4": 5.0}
 _CPU_BYTES = 1536 * 2**20  # torch and vLLM in two processes
-# A step's tokens and sequences, as vllm serve has them on a CPU and, at most, on accelerators of less than 160 GiB.
+# Tokens and sequences per step: vllm serve's defaults on a CPU, and its maxima on accelerators with less than 160 GiB.
 _CPU_BATCH, _DEVICE_BATCH = (2048, 128), (8192, 1024)
 _DEVICE_BYTES = 1536 * 2**20  # the device's context, its graphs, workspaces of attention and collectives
 
 
 def engine_memory(*, model: ModelDescriptor, options: Mapping[str, Any], hardware: str) -> EngineMemory:
-    """For a generating model, an encoder or a reranker, on any platform that vLLM runs on."""
+    """Memory requirements of a generating model, an encoder or a reranker on any platform of vLLM."""
     bits = {"float32": 32.0}.get(options.get("dtype", "auto"))
     on_cpu = hardware == "cpu"
     step_tokens, sequences = _CPU_BATCH if on_cpu else _DEVICE_BATCH

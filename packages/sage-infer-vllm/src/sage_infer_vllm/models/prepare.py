@@ -1,4 +1,4 @@
-"""A model's files in the form that vLLM loads: a Hugging Face folder as it is, a GGUF file converted, once."""
+"""Model files for vLLM: Hugging Face folders are used directly, GGUF files are converted once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sage_infer.sdk.prepared import PreparedCache, Progress
 __all__ = ["default_cache_dir", "loadable_folder", "prepare"]
 
 FORMAT = 1
-"""Increase it whenever the format changes: older entries are then rebuilt."""
+"""Version of the format. Increase it with every change; older entries are then rebuilt."""
 
 
 def default_cache_dir() -> Path:
@@ -22,11 +22,11 @@ def default_cache_dir() -> Path:
 
 
 def loadable_folder(path: str | Path, *, cache_dir: str | Path | None, progress: Progress) -> Path:
-    """The folder that vLLM can load: ``path`` itself, or the converted GGUF file.
+    """A folder that vLLM can load: ``path`` itself, or that of the converted GGUF file.
 
     Raises:
         ModelFileError: there is no complete model at ``path``.
-        UnsupportedFeature: a GGUF file of an architecture that cannot be converted.
+        UnsupportedFeature: the architecture of the GGUF file cannot be converted.
         ConfigError: the cache folder cannot be written.
     """
     source = Path(path).expanduser().resolve()

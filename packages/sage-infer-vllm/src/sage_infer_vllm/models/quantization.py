@@ -1,4 +1,4 @@
-"""Quantization profiles as vLLM's settings, checked against the platform and the checkpoint before anything starts."""
+"""Conversion of quantization profiles to vLLM's settings, validated against platform and checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DEVICE_METHODS: Mapping[str, tuple[QuantizationMethod, ...]] = {
 }
 """vLLM's own platforms by device type (https://docs.vllm.ai/en/latest/features/quantization/#supported-hardware)."""
 
-_KERNELS = {"marlin": "_marlin"}  # kernel families that vLLM lets one choose, as the end of a method's name
+_KERNELS = {"marlin": "_marlin"}  # selectable kernel families → suffix of the method's name
 _KV_PRESETS = {8: "fp8", 4: "int4"}
 
 
@@ -44,10 +44,10 @@ class Quantization:
     """A profile as engine settings.
 
     Attributes:
-        profile_id: the profile in force; None for the checkpoint's own form.
+        profile_id: the profile; None for the checkpoint's own format.
         method: vLLM's ``quantization``; None leaves it to the checkpoint.
         kv_preset: KV preset in the sense of ``--kv-schema``; None keeps the model's precision.
-        max_sequence_length: longest sequence that the profile's calibration covers.
+        max_sequence_length: maximum sequence length in tokens covered by the profile's calibration.
     """
 
     profile_id: str | None = None
@@ -88,7 +88,7 @@ def quantization_for(
 
 
 def checkpoint_method(model_path: str | Path) -> QuantizationMethod | None:
-    """How a checkpoint was quantized; None for a float one, and for GGUF files, which are dequantized."""
+    """The quantization of a checkpoint; None for floats, and for GGUF files, which are dequantized."""
     config = Path(model_path) / "config.json"
     try:
         found = json.loads(config.read_text(encoding="utf-8")).get("quantization_config")
@@ -132,8 +132,8 @@ def _method(
             return _with_kernel(online[0].name, profile, methods, problems)
         able = sorted({f"{m.weight_bits}/{m.activation_bits} by {m.name}" for m in methods})
         problems.append(
-            f"the checkpoint is in floating point, and {where} cannot make {words} while loading; give a checkpoint "
-            f"that is quantized ({', '.join(able) or 'none is supported'})"
+            f"the checkpoint is not quantized, and {where} cannot quantize to {words} while loading; use a quantized "
+            f"checkpoint ({', '.join(able) or 'none is supported'})"
         )
         return None
     has = (checkpoint.weight_bits, checkpoint.activation_bits)
@@ -143,7 +143,9 @@ def _method(
         )
     elif not any(m.name == checkpoint.name and (m.weight_bits, m.activation_bits) == has for m in methods):
         names = ", ".join(sorted({m.name for m in methods})) or "none"
-        problems.append(f"{where} does not run {checkpoint.name} checkpoints of {words}; it runs {names}")
+        problems.append(
+            f"{where} does not support {checkpoint.name} checkpoints with {words}; supported: {names}"
+        )
     return _with_kernel(checkpoint.name, profile, methods, problems)
 
 
@@ -159,7 +161,7 @@ def _with_kernel(
     chosen = f"{method}{_KERNELS.get(kernel, '')}" if method else None
     if kernel in _KERNELS and any(m.name == chosen for m in methods):
         return chosen
-    problems.append(f"kernel_backend {kernel!r} cannot be chosen here: vLLM selects its own; remove it")
+    problems.append(f"kernel_backend {kernel!r} cannot be selected for this method; remove it")
     return method
 
 
@@ -174,7 +176,7 @@ def _kv_preset(profile: QuantizationProfile, problems: list[str]) -> str | None:
         return None
     if decode not in _KV_PRESETS:
         problems.append(
-            f"there is no KV cache of {decode} bits; choose 16, {' or '.join(map(str, _KV_PRESETS))}"
+            f"a KV cache of {decode} bits is not supported; use 16, {' or '.join(map(str, _KV_PRESETS))}"
         )
         return None
     return _KV_PRESETS[decode]

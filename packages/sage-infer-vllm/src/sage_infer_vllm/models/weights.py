@@ -1,4 +1,4 @@
-"""Identity of a model's weights, the same for every copy of its files."""
+"""Identity of a model's weights, equal for every copy of its files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PIECE = 16 * 2**20
 
 
 def content_id(folder: Path) -> str:
-    """Hash of the configuration and of every weight file, in hex. It reads them whole; xxhash holds no GIL.
+    """Hash of the configuration and all weight files, in hex. Reads the whole files; xxhash releases the GIL.
 
     Raises:
         ModelFileError: a file cannot be read.

@@ -1,1 +1,1 @@
-"""Convert requests of the contract to vLLM's, and outputs back."""
+"""Conversion between the contract's requests and outputs and those of vLLM."""

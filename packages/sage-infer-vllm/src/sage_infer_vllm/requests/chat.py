@@ -1,4 +1,4 @@
-"""Chats as prompts, by the template that came with the model."""
+"""Chats as prompts, rendered by the model's template."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_VARIABLES = {
     "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
     "tokenizer_kwargs", "processor_kwargs",
 }  # fmt: skip
-"""Arguments of transformers' ``apply_chat_template`` that are not variables of a template."""
+"""Arguments of transformers' ``apply_chat_template`` that are not template variables."""
 
 Render = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None], str]
 
@@ -30,14 +30,14 @@ def render_chat(
     template_variables: Mapping[str, Any] | None = None,
     add_generation_prompt: bool = True,
 ) -> Prompt:
-    """The chat as text that needs no further special tokens.
+    """Render the chat as text that already contains special tokens.
 
-    Tools, and calls of earlier messages, that the template has no place for become text.
+    If the template does not render tools or calls of earlier messages, they become text.
 
     Raises:
         UnsupportedFeature: the model has no chat template, or a message has media.
-        InvalidRequest: no messages, one without a role, a user's without content, a template variable of a name that
-            is taken, or the template refuses them.
+        InvalidRequest: there are no messages, one has no role, a user message has no content, a template variable has a
+            reserved name, or the template rejects the messages.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UnsupportedFeature("the model has no chat template; pass the prompt as text")
@@ -46,7 +46,7 @@ def render_chat(
     variables = dict(template_variables or {})
     taken = sorted(_NO_VARIABLES & set(variables))
     if taken:
-        raise InvalidRequest(f"template_variables cannot set {', '.join(taken)}; these names are taken")
+        raise InvalidRequest(f"template_variables cannot set {', '.join(taken)}; these names are reserved")
 
     def render(chat: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]] | None = None) -> str:
         try:
@@ -59,7 +59,7 @@ def render_chat(
                     **variables,
                 )
             )
-        except Exception as error:  # a template is a program over the caller's data, and can fail in any way
+        except Exception as error:  # a template is a program over the caller's data and can raise any error
             what = f"{type(error).__name__}: {error}".splitlines()[0]
             raise InvalidRequest(
                 f"the model's chat template fails on these messages ({what}); check each message's role and content"
@@ -73,14 +73,14 @@ def render_chat(
 
 
 def _with_tools(render: Render, chat: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
-    """The chat with ``tools``, which are described in a message where the template ignores them."""
+    """Render the chat with ``tools``, described in a message if the template ignores them."""
     text = render(chat, tools)
     if text != render(chat, None):
         return text
     described = tools_as_text(tools)
     try:
         return render(with_tool_text(chat, described, "system"), None)
-    except InvalidRequest:  # some templates refuse a system's message
+    except InvalidRequest:  # some templates reject system messages
         return render(with_tool_text(chat, described, "user"), None)
 
 
@@ -98,7 +98,7 @@ def _message(index: int, message: ChatMessage) -> dict[str, Any]:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind != "text":
             raise UnsupportedFeature(
-                f"message {index} has a content part of type {kind!r}; this backend reads parts of type text only"
+                f"message {index} has a content part of type {kind!r}; this backend supports only text"
             )
         texts.append(str(part.get("text", "")))
     return {**message, "content": "\n".join(texts)}

@@ -1,4 +1,4 @@
-"""Convert vLLM's outputs to a stream's deltas. Called per token, so it validates nothing and creates one object."""
+"""Conversion of vLLM's outputs to a stream's deltas. Runs per token, so it does not validate and creates one object."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ __all__ = ["Delivery"]
 
 
 class Delivery:
-    """One request's way from the engine to its stream. ``take`` is what the engine calls with each output.
+    """Delivers one request's outputs to its stream. The engine calls ``take`` with each output.
 
-    ``ended`` is called once, in the event loop's thread, with the request's id when the request ends for
-    any reason.
+    ``ended`` is called once with the delivery, in the event loop's thread, when the request ends for any reason.
     """
 
     __slots__ = ("_cached", "_ended", "_first", "_queue_s", "collector", "lengths", "logprobs", "prompt_tokens",
@@ -106,7 +105,7 @@ class Delivery:
 
     def _finished(self, output: Any) -> None:
         self._cached = output.num_cached_tokens or 0
-        if output.metrics is not None:  # the engine core's clock, in seconds
+        if output.metrics is not None:  # in seconds of the engine core's clock
             self._queue_s = max(output.metrics.scheduled_ts - output.metrics.queued_ts, 0.0)
         self.stream.finish(self.reason, self.usage(), self.timing())
         self._close()
@@ -117,8 +116,8 @@ class Delivery:
         else:
             self.fail(
                 SageInferError(
-                    f"vLLM ended request {self.request_id} with {reason!r}: an error inside the engine that concerns "
-                    "this request alone; send it again"
+                    f"vLLM ended request {self.request_id} with {reason!r}, an internal error that affects only "
+                    "this request; retry it"
                 )
             )
 
@@ -138,14 +137,14 @@ class Delivery:
 
 
 def _logprobs(completion: Any, count: int) -> tuple[TokenLogprob, ...]:
-    """The chosen tokens' log probabilities with the ``count`` best alternatives; ranks begin with 1."""
+    """The chosen tokens' log probabilities with the ``count`` best alternatives; ranks start at 1."""
     found = []
     for token, entries in zip(completion.token_ids, completion.logprobs or (), strict=False):
         chosen = entries[token]
         best = sorted((entry.rank, i, entry) for i, entry in entries.items() if entry.rank <= count)
         alternatives = tuple((i, entry.decoded_token or "", entry.logprob) for _, i, entry in best[:count])
         found.append(TokenLogprob(token, chosen.decoded_token or "", chosen.logprob, alternatives))
-    # After a stop token vLLM names the token, and nothing after an end token; after a stop text it names the text.
+    # vLLM's stop_reason is the id of a stop token, None for an end-of-sequence token, and the text of a stop string.
     if found and completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str):
         found[-1].is_end = True
     return tuple(found)

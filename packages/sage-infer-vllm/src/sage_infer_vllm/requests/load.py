@@ -1,4 +1,4 @@
-"""The load that open requests are, in tokens: what vLLM's own statistics do not say."""
+"""Load of open requests in tokens, which vLLM's statistics lack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Load", "load_of"]
 
 @frozen(kw_only=True)
 class Load:
-    """Gauges of ``EngineStats`` by the same names."""
+    """Gauges with the same names as in ``EngineStats``."""
 
     waiting_prompt_tokens: int = 0
     running_context_tokens: int = 0
@@ -23,10 +23,10 @@ class Load:
 
 
 def load_of(deliveries: Iterable[Delivery], calls: Iterable[PoolingCall], *, waiting: int) -> Load:
-    """The load of requests and calls, of which ``waiting`` have not begun.
+    """The load of requests and calls, ``waiting`` of which have not begun.
 
-    A prompt counts as waiting until its first token: vLLM does not say how much of it is computed. Of the requests
-    without a token those that came last are taken for the ones that wait.
+    A prompt counts as waiting until its first token, because vLLM does not report the progress of prefill. The most
+    recent requests without a token are assumed to be the waiting ones.
     """
     prompts, context, starts = 0, 0, []
     for delivery in deliveries:

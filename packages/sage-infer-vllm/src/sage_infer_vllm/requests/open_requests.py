@@ -1,4 +1,4 @@
-"""The requests that are open: their ids, how many there may be, and how they end."""
+"""Open requests: their ids, their limit, and their end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _SHORTEST_RETRY_S = 0.1
 
 
 class OpenRequests:
-    """Used in one event loop. ``abort`` gives an awaitable that takes a collector's request out of the engine."""
+    """The open requests of one engine, used in one event loop.
+
+    ``abort`` returns an awaitable that removes a collector's request from the engine.
+    """
 
     def __init__(self, max_open: int, abort: Callable[[Any], Any]) -> None:
         self.finished = 0
@@ -36,7 +39,7 @@ class OpenRequests:
         return len(self._open) + sum(call.texts for call in self._calls.values())
 
     def deliveries(self) -> list[Delivery]:
-        """The open requests that have a stream."""
+        """The open requests with a stream."""
         return [delivery for delivery in self._open.values() if delivery is not None]
 
     def calls(self) -> list[PoolingCall]:
@@ -44,7 +47,7 @@ class OpenRequests:
         return list(self._calls.values())
 
     def reserve(self, ids: Sequence[str]) -> None:
-        """Take these ids, all or none.
+        """Reserve these ids, all or none.
 
         Raises:
             InvalidRequest: an id is in use, or there are more ids than the limit.
@@ -63,14 +66,14 @@ class OpenRequests:
         self._open.update(dict.fromkeys(ids))
 
     def release(self, ids: Sequence[str]) -> None:
-        """Give ids back whose requests have not begun."""
+        """Release reserved ids whose requests have not begun."""
         for request_id in ids:
             if self._open.get(request_id, self) is None:
                 del self._open[request_id]
 
     @contextmanager
     def call(self, request_id: str, *, texts: int, deadline: float | None) -> Iterator[PoolingCall]:
-        """A call of the pooling runner is open in this block; ``abort``, the deadline and ``fail_all`` stop it.
+        """Context of an open call of the pooling runner; ``abort``, the deadline and ``fail_all`` stop it.
 
         Raises:
             InvalidRequest: the id is in use.
@@ -99,7 +102,7 @@ class OpenRequests:
     def add(
         self, request_id: str, *, prompt_tokens: int, logprobs: int | None, deadline: float | None
     ) -> Delivery:
-        """The delivery for a reserved id, ended with ``RequestCancelled`` after ``deadline`` seconds."""
+        """Create the delivery for a reserved id; it ends with ``RequestCancelled`` after ``deadline`` seconds."""
         timer: asyncio.TimerHandle | None = None
 
         def ended(delivery: Delivery) -> None:
@@ -128,9 +131,9 @@ class OpenRequests:
             self._calls[request_id].stop(RequestCancelled(f"request {request_id} was aborted"))
 
     def fail_all(self, error: Callable[[str], SageInferError]) -> None:
-        """End every request with ``error(request id)``, and refuse with it those that come late.
+        """End every request with ``error(request id)``, and reject later ones with it.
 
-        One whose text is still being tokenized is such a one: an engine that has stopped would never answer it.
+        This includes requests that are still being tokenized: a stopped engine would never respond to them.
         """
         self._failed = error
         for delivery in self.deliveries():
@@ -139,7 +142,7 @@ class OpenRequests:
             call.stop(error(call.request_id))
 
     async def settled(self) -> None:
-        """Wait until the engine has been told of every request that ended early."""
+        """Wait until every request that ended early is aborted in the engine."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -164,7 +167,7 @@ class OpenRequests:
         )
 
     def _cancelled(self, delivery: Delivery) -> None:
-        """The stream's reader has gone."""
+        """The stream's reader has cancelled it."""
         self._stop(delivery, RequestCancelled(f"request {delivery.request_id} was cancelled by its caller"))
 
     def _stop(self, delivery: Delivery, error: SageInferError) -> None:
@@ -178,7 +181,7 @@ class OpenRequests:
     def _forget(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # a dead engine has nothing left to abort
+            task.exception()  # retrieved and ignored: a dead engine cannot abort
 
     def _ended(self, delivery: Delivery) -> None:
         del self._open[delivery.request_id]

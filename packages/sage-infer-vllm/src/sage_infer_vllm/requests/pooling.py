@@ -19,10 +19,10 @@ class PoolingCall:
 
     Attributes:
         request_id: the call's id.
-        texts: texts that have no result yet.
-        tokens: tokens of those texts.
+        texts: number of texts without a result.
+        tokens: number of tokens of those texts.
         started: when the call began, in seconds of ``time.perf_counter``.
-        begun: whether its texts were given to the engine; those that are refused before never were.
+        begun: whether its texts were submitted to the engine.
     """
 
     def __init__(self, request_id: str, texts: int) -> None:
@@ -35,7 +35,7 @@ class PoolingCall:
         self._error: SageInferError | None = None
 
     def stop(self, error: SageInferError) -> None:
-        """End the call with an error, and take its texts out of the engine."""
+        """End the call with an error, and remove its texts from the engine."""
         if self._error is None:
             self._error = error
             if self._work is not None:
@@ -49,11 +49,11 @@ class PoolingCall:
         *,
         concurrency: int,
     ) -> list[Any]:
-        """``compute(index, text)`` of every text, in their order; the first error ends the others.
+        """Results of ``compute(index, text)`` for every text, in order; the first error cancels the others.
 
         Args:
             tokens: returns a text's length.
-            concurrency: texts that are in the engine simultaneously.
+            concurrency: maximum texts in the engine simultaneously.
         """
         slots = asyncio.Semaphore(concurrency)
         self.begun, self.tokens = True, sum(map(tokens, texts))
@@ -67,7 +67,7 @@ class PoolingCall:
 
         tasks = [asyncio.ensure_future(one(index, text)) for index, text in enumerate(texts)]
         self._work = asyncio.gather(*tasks)
-        if self._error is not None:  # stopped while it was tokenized
+        if self._error is not None:  # stopped during tokenization
             self._work.cancel()
         try:
             return list(await self._work)

@@ -1,4 +1,4 @@
-"""Prompts as token ids that fit, or the error that says why not."""
+"""Prompts as token ids within the limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sage_infer.schemas import Prompt
 
 __all__ = ["TokenizedPrompt", "text_of", "tokenize", "tokens_of"]
 
-_INLINE_CHARACTERS = 2000  # a longer text is tokenized in a thread, so that other requests go on
+_INLINE_CHARACTERS = 2000  # longer texts are tokenized in a thread, so that other requests continue
 
 
 @frozen
@@ -38,7 +38,7 @@ async def tokenize(
         ids = await tokens_of(tokenizer, prompt, which, vocab_size=vocab_size)
         if len(ids) >= limit:
             raise ContextLengthExceeded(
-                f"this model's maximum context length is {limit} tokens for prompt and output together, and "
+                f"this model's maximum context length is {limit} tokens for prompt and output together, but "
                 f"{which} has {len(ids)} tokens; shorten it"
             )
         tokenized.append(TokenizedPrompt(ids, prompt.text))
@@ -46,7 +46,7 @@ async def tokenize(
 
 
 async def tokens_of(tokenizer: Any, prompt: Prompt, which: str, *, vocab_size: int) -> list[int]:
-    """One prompt's token ids, however many they are. ``which`` names it in errors.
+    """One prompt's token ids, without a check of their number. ``which`` names it in errors.
 
     Raises:
         InvalidRequest: there are none, or one is outside the vocabulary.
@@ -66,7 +66,7 @@ async def tokens_of(tokenizer: Any, prompt: Prompt, which: str, *, vocab_size: i
 
 
 def text_of(tokenizer: Any, token_ids: Sequence[int], *, vocab_size: int) -> str:
-    """The text of token ids, special tokens included.
+    """The text of token ids, including special tokens.
 
     Raises:
         InvalidRequest: one is outside the vocabulary.

@@ -1,4 +1,4 @@
-"""A request's sampling in vLLM's words; what vLLM does not do is refused, never dropped."""
+"""Conversion of sampling parameters to vLLM's. Parameters without support are rejected, never ignored."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ MAX_TEMPERATURE = 2.0
 
 
 def check_params(params: SamplingParams, *, max_logprobs: int) -> None:
-    """Refuse what vLLM would refuse or silently change, before anything is queued.
+    """Reject parameters that vLLM would reject or silently change, before queueing.
 
     Raises:
-        UnsupportedFeature: vLLM has no such sampling.
+        UnsupportedFeature: vLLM does not support the parameters.
     """
     if params.temperature > MAX_TEMPERATURE:
         raise UnsupportedFeature(
-            f"vLLM samples at temperatures up to {MAX_TEMPERATURE:g}, got {params.temperature:g}"
+            f"vLLM supports temperatures up to {MAX_TEMPERATURE:g}, got {params.temperature:g}"
         )
     if params.n > 1 and params.temperature == 0:
         raise UnsupportedFeature(
-            f"vLLM makes one completion at temperature 0, as all would be alike; n is {params.n}: set a temperature"
+            f"vLLM supports only one completion at temperature 0, got n={params.n}; set a temperature above 0"
         )
     if params.logprobs is not None and params.logprobs > max_logprobs:
         raise UnsupportedFeature(
-            f"this engine gives up to {max_logprobs} log probabilities a token, got logprobs={params.logprobs}; "
+            f"this engine supports up to {max_logprobs} log probabilities per token, got logprobs={params.logprobs}; "
             "set the option engine_options={max_logprobs: N}"
         )
 
 
 def engine_params(compat: Any, params: SamplingParams, *, room: int) -> Any:
-    """vLLM's parameters for one prompt that leaves ``room`` tokens for its output; used by that prompt alone."""
+    """vLLM's parameters for one prompt with ``room`` tokens for its output; not shared between prompts."""
     max_tokens = min(params.max_tokens or room, room)
     return compat.SamplingParams(
         n=params.n,
@@ -67,5 +67,5 @@ def _structured(compat: Any, guided: GuidedDecoding) -> Any:
     if guided.grammar is not None:
         return compat.StructuredOutputsParams(grammar=guided.grammar)
     if guided.choice is None:
-        raise InvalidRequest("guided decoding names no constraint")
+        raise InvalidRequest("guided decoding has no constraint")
     return compat.StructuredOutputsParams(choice=list(guided.choice))

@@ -1,4 +1,4 @@
-"""Texts for the pooling runner as token ids, checked and cut."""
+"""Tokenization of texts for the pooling runner, with validation and truncation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["TokenizedText", "tokenize_pairs", "tokenize_texts"]
 
 @frozen
 class TokenizedText:
-    """Token ids of a text or of a pair; ``second_from`` is where a pair's second part begins."""
+    """Token ids of a text or a pair; ``second_from`` is the start of a pair's second part."""
 
     token_ids: list[int]
     second_from: int | None = None
@@ -22,9 +22,9 @@ class TokenizedText:
 def tokenize_texts(
     tokenizer: Any, texts: Sequence[str | Sequence[int]], *, limit: int, cut: bool, vocab_size: int
 ) -> list[TokenizedText]:
-    """Token ids of every text, with special tokens; those that are ids already are used as they are.
+    """Token ids of every text, with special tokens; inputs of token ids are used unchanged.
 
-    ``cut`` keeps the beginning of what is longer than ``limit``, special tokens at both ends included.
+    ``cut`` truncates inputs over ``limit`` at the end, and keeps special tokens at both ends.
 
     Raises:
         InvalidRequest: a text is too long, or has a token id outside the vocabulary.
@@ -47,7 +47,7 @@ def tokenize_texts(
 def tokenize_pairs(
     tokenizer: Any, query: str, documents: Sequence[str], *, limit: int
 ) -> list[TokenizedText]:
-    """The query with each document, as the cross-encoder wants them.
+    """Token ids of the query with each document, in the cross-encoder's format.
 
     Raises:
         InvalidRequest: a pair is longer than ``limit``.
@@ -57,7 +57,7 @@ def tokenize_pairs(
         encoded = tokenizer(query, document)
         ids, kinds = list(encoded["input_ids"]), list(encoded.get("token_type_ids") or ())
         _check_length(f"the query with document {index}", len(ids), limit)
-        # vLLM wants the place where the kinds change from 0 to 1; models without kinds have none.
+        # vLLM requires the position where token types change from 0 to 1; models without token types have none.
         found.append(TokenizedText(ids, kinds.index(1) if 1 in kinds else None))
     return found
 
@@ -65,5 +65,5 @@ def tokenize_pairs(
 def _check_length(what: str, length: int, limit: int) -> None:
     if length > limit:
         raise ContextLengthExceeded(
-            f"{what} has {length} tokens, and the limit is {limit}; shorten it, or set truncate to 'end'"
+            f"{what} has {length} tokens, but the limit is {limit}; shorten it, or set truncate to 'end'"
         )

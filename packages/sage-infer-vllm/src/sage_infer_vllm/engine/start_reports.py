@@ -13,41 +13,41 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["ADDRESS", "Listener", "tell"]
+__all__ = ["ADDRESS", "Listener", "report", "report_failure"]
 
-ADDRESS = "SAGE_INFER_VLLM_NEWS"
-_LONGEST = 8192  # bytes of a datagram
-_SHOWN = 1500  # characters of an error's text
+ADDRESS = "SAGE_INFER_VLLM_REPORTS"
+_LONGEST = 8192  # maximum bytes of a datagram
+_SHOWN = 1500  # maximum characters of an error's text
 
 
-def tell(**news: str) -> None:
+def report(**fields: str) -> None:
     """Send a report to the process that starts the engine; ignored if it no longer listens."""
     address = os.environ.get(ADDRESS)
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
-            sender.sendto(json.dumps(news).encode()[:_LONGEST], address)
+            sender.sendto(json.dumps(fields).encode()[:_LONGEST], address)
 
 
-def tell_failure(error: BaseException) -> None:
+def report_failure(error: BaseException) -> None:
     """Report a failure. The first reported failure is the cause of the others."""
-    tell(error=type(error).__name__, text=str(error)[:_SHOWN])
+    report(error=type(error).__name__, text=str(error)[:_SHOWN])
 
 
 class Listener:
     """Receives reports while entered; ``on_stage`` is called in a separate thread.
 
     Attributes:
-        failures: reported errors as (type name, text), in order.
+        failures: reported errors as (class name, text), in order.
     """
 
     def __init__(self, on_stage: Callable[[str], None]) -> None:
         self.failures: list[tuple[str, str]] = []
         self._on_stage = on_stage
         self._folder = tempfile.TemporaryDirectory(prefix="sage-vllm-")
-        self.address = str(Path(self._folder.name, "news"))
+        self.address = str(Path(self._folder.name, "reports"))
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self.address)
-        self._thread = threading.Thread(target=self._listen, name="sage-vllm-news", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="sage-vllm-reports", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -65,8 +65,8 @@ class Listener:
     def _listen(self) -> None:
         while data := self._socket.recv(_LONGEST):
             with suppress(ValueError):
-                news = json.loads(data)
-                if "stage" in news:
-                    self._on_stage(news["stage"])
-                if "error" in news:
-                    self.failures.append((news["error"], news.get("text", "")))
+                found = json.loads(data)
+                if "stage" in found:
+                    self._on_stage(found["stage"])
+                if "error" in found:
+                    self.failures.append((found["error"], found.get("text", "")))
