@@ -237,7 +237,7 @@ def test_a_sleeping_model_can_be_unloaded_and_a_loaded_one_not_loaded_again(engi
     async def main() -> None:
         instance = hybrid(ENCODER)
         await instance.start()
-        with pytest.raises(InvalidRequest, match="'vec' is ready already; unload it first"):
+        with pytest.raises(InvalidRequest, match="'vec' is already ready; unload it first"):
             await instance.load_model(ENCODER)
         assert len(engines.made["vec"]) == 1
         await instance.sleep_model("vec")
@@ -466,10 +466,10 @@ def test_other_modes_do_not_slice(engines: Engines, mode: Any) -> None:
     ("options", "message"),
     [
         ({"sharing_mode": "turns"}, "sharing_mode must be one of exclusive, mps, time_slice"),
-        ({"llm_config": {"modle": "x"}}, "llm_config has no key 'modle'; it takes model, model_id"),
+        ({"llm_config": {"modle": "x"}}, "llm_config has no key 'modle'; valid keys: model, model_id"),
         ({"llm_config": {}}, "llm_config lacks the key model or model_id"),
-        ({"llm_config": 7}, "llm_config must name a model or be a mapping"),
-        ({"llm_config": ENCODER}, "'vec' is of type embedding, expected llm"),
+        ({"llm_config": 7}, "llm_config must be a model's name or a mapping"),
+        ({"llm_config": ENCODER}, "'vec' has the type embedding, expected llm"),
         ({"llm_config": {"model": 7}}, "model must be a name, a path or a ModelDescriptor, got 7"),
         ({"llm_config": {"model": LLM, "weight": 0}}, "weight"),
     ],

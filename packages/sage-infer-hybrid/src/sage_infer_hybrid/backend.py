@@ -57,10 +57,10 @@ class HybridBackend:
 
     Args:
         llm_config, embedding_config, reranker_config: a model of each kind.
-        models: any number of further ones.
+        models: any number of additional models.
         model: one model, as ``open_backend`` passes it.
-        sharing_mode: ``time_slice`` (batch work in turns with streams), ``mps`` (simultaneously) or ``exclusive`` (a
-            device each).
+        sharing_mode: ``time_slice`` (batch work alternates with streams), ``mps`` (simultaneously) or ``exclusive``
+            (one device per model).
         profile: the machine; by default it is detected.
     """
 
@@ -91,7 +91,7 @@ class HybridBackend:
             if value is not None:
                 self._host.register(as_config(value, where), kind)
 
-    # --- life
+    # --- life cycle
 
     async def start(self) -> None:
         """Load all configured models.
@@ -126,10 +126,10 @@ class HybridBackend:
         return Health(status="degraded", reason="; ".join(reasons)) if reasons else Health(status="ok")
 
     def stats(self) -> EngineStats:
-        """Gauges of all models together; counters include those of models that are no longer loaded."""
+        """Combined gauges of all models; counters include those of unloaded models."""
         return self._host.stats()
 
-    # --- work
+    # --- requests
 
     async def generate(
         self,
@@ -175,7 +175,7 @@ class HybridBackend:
         template_variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
-        """A chat as a prompt, by the model's own template."""
+        """Render a chat as a prompt with the model's template."""
         loaded = await self._host.ready(model, GENERATING)
         with self._host.call(loaded) as backend:
             prompt: Prompt = await backend.render_chat(
@@ -187,7 +187,7 @@ class HybridBackend:
             return prompt
 
     async def tokenize(self, prompt: PromptLike, *, model: str | None = None) -> list[int]:
-        """The token ids of a prompt, as the model computes it.
+        """The token ids of a prompt, as the model receives it.
 
         Raises:
             UnsupportedFeature: the model's backend does not claim ``tokenize``.
@@ -199,7 +199,7 @@ class HybridBackend:
             return await backend.tokenize(prompt)
 
     async def detokenize(self, token_ids: Sequence[int], *, model: str | None = None) -> str:
-        """The text of a model's token ids; raises as ``tokenize``."""
+        """The text of a model's token ids; raises the errors of ``tokenize``."""
         loaded = await self._host.ready(model, GENERATING)
         with self._host.call(loaded) as backend:
             if not isinstance(backend, Tokenizing):
@@ -218,7 +218,7 @@ class HybridBackend:
         with self._host.call(loaded) as backend:
             if "tool_calls" not in loaded.features:
                 raise UnsupportedFeature(
-                    f"the backend of model {loaded.descriptor.model_id!r} has no parser of tool calls"
+                    f"the backend of model {loaded.descriptor.model_id!r} has no tool-call parser"
                 )
             answer: ChatAnswer = await backend.parse_tool_calls(text, tools=tools)
             return answer
@@ -261,7 +261,7 @@ class HybridBackend:
         return self._host.named(model_id).status
 
     def get_model_capability(self, model_id: str) -> CapabilityDescriptor:
-        """What a loaded model can do, from its own backend.
+        """The capability of a loaded model, as reported by its backend.
 
         Raises:
             BackendUnavailable: it is not loaded.
@@ -293,7 +293,7 @@ class HybridBackend:
         )
 
     def plan(self) -> MemoryPlan:
-        """Memory per model and device once every registered model is loaded. Nothing is loaded.
+        """Planned memory per model and device for all registered models, without loading them.
 
         Raises:
             OutOfMemory: they do not fit together; the message states the missing bytes.
@@ -320,9 +320,9 @@ class HybridBackend:
         loading it, and awaiting the result waits until it is loaded.
 
         Raises:
-            InvalidRequest: a model of that id is loaded already, or registered before the start.
+            InvalidRequest: a model with that id is already loaded, or registered before the start.
             OutOfMemory: it does not fit; the message states the missing bytes and what would fit.
-            BackendUnavailable: no backend for it is ready.
+            BackendUnavailable: its backend is not ready.
         """
         self._host.check_open()
         entry = self._host.add(as_config(model, "model"), may_be_registered=self._started)
@@ -334,12 +334,12 @@ class HybridBackend:
         await self._host.unload(self._host.named(model_id), "registered")
 
     async def sleep_model(self, model_id: str) -> None:
-        """As ``unload_model``, but the next request for the model loads it again."""
+        """Like ``unload_model``, but the next request for the model loads it again."""
         await self._host.unload(self._host.named(model_id), "sleeping")
 
 
 class _Done:
-    """The result as an awaitable; unlike a coroutine it need not be awaited."""
+    """A completed awaitable; unlike a coroutine, it need not be awaited."""
 
     def __await__(self) -> Generator[Any, Any, None]:
         return

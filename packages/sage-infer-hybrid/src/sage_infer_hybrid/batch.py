@@ -1,4 +1,4 @@
-"""Embedding and reranking of a hybrid instance: in slices beside streams, within a deadline, until aborted."""
+"""Embedding and reranking of a hybrid instance: time slices while streams are live, deadlines, and abort."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class BatchWork:
 
 
 class _Arguments:
-    """Further arguments for the backend's calls, of which one request may need several."""
+    """Additional arguments for the backend calls of one request, which may be several."""
 
     def __init__(self, loaded: LoadedModel, request_id: str | None, options: RequestOptions | None) -> None:
         # This instance enforces the deadline for the whole call.

@@ -25,20 +25,19 @@ def _as_profile(value: Any) -> QuantizationProfile | None:
 
 @frozen(kw_only=True)
 class ModelConfig:
-    """A model and how to run it.
+    """A model and its settings.
 
     Attributes:
         model: a name or path as for ``resolve_model``, or a descriptor.
-        model_id: name that requests use; the name of the model where None. A mapping with ``model_id`` and without
-            ``model`` names the model by its id.
-        backend: name of an installed backend; None for the configured backend of this kind of model.
+        model_id: name for requests; None: the model's name. In a mapping without ``model``, ``model_id`` is also the
+            model.
+        backend: name of an installed backend; None: the configured backend for this type of model.
         aliases: additional names for requests.
         options: backend options; ``sage infer backend show`` lists them.
-        weight: its relative share of compute and of left-over memory; None: 3 for generating models
-            and 1 for others.
-        device_ids: devices to divide it over; empty: the planner chooses.
+        weight: its relative share of compute and of remaining memory; None: 3 for generating models and 1 for others.
+        device_ids: devices to divide the model over; empty: chosen by the planner.
         memory_fraction: maximum share of each device's memory, above 0 to 1; None: as much as needed.
-        quant_profile: quantization to load it with: a profile, its fields, or a JSON or YAML file.
+        quant_profile: its quantization: a profile, a mapping of its fields, or a JSON or YAML file.
     """
 
     model: str | ModelDescriptor = field(validator=_is_model)
@@ -57,7 +56,7 @@ class ModelConfig:
 
 
 def as_config(value: str | ModelDescriptor | Mapping[str, Any] | ModelConfig, where: str) -> ModelConfig:
-    """Parse the configuration that a caller passed as ``where``.
+    """Parse a configuration that the caller passed as argument ``where``.
 
     Raises:
         InvalidRequest: it is not a configuration, or has an unknown key.
@@ -67,10 +66,10 @@ def as_config(value: str | ModelDescriptor | Mapping[str, Any] | ModelConfig, wh
     if isinstance(value, str | ModelDescriptor):
         return ModelConfig(model=value)
     if not isinstance(value, Mapping):
-        raise InvalidRequest(f"{where} must name a model or be a mapping with a key model, got {value!r}")
+        raise InvalidRequest(f"{where} must be a model's name or a mapping with a key model, got {value!r}")
     known = [attribute.name for attribute in ModelConfig.__attrs_attrs__]
     unknown = [str(key) for key in value if key not in known]
     if unknown or not ("model" in value or "model_id" in value):
         problem = f"has no key {unknown[0]!r}" if unknown else "lacks the key model or model_id"
-        raise InvalidRequest(f"{where} {problem}; it takes {', '.join(known)}")
+        raise InvalidRequest(f"{where} {problem}; valid keys: {', '.join(known)}")
     return ModelConfig(**{"model": value.get("model_id"), **value})

@@ -33,7 +33,7 @@ __all__ = ["Engine", "described"]
 
 @define
 class Engine:
-    """How a registered model is run."""
+    """The engine settings of a registered model."""
 
     config: ModelConfig
     model: ModelDescriptor
@@ -69,7 +69,7 @@ class Engine:
         Raises:
             BackendUnavailable: there is no such backend.
             ModelFileError: the model's files lack its sizes.
-            InvalidRequest: it names devices that do not exist.
+            InvalidRequest: it specifies devices that do not exist.
             UnsupportedFeature: the backend cannot divide a model over devices.
         """
         if self._demand is None:
@@ -88,13 +88,13 @@ class Engine:
             if demand.spread > 1 and SPREAD_OPTION not in spec.options:
                 raise UnsupportedFeature(
                     f"backend {spec.name!r} cannot divide model {self.model.model_id!r} over {demand.spread} devices; "
-                    "name one device, or use another backend"
+                    "specify one device, or use another backend"
                 )
             self._demand = evolve(demand, fraction=self.config.memory_fraction)
         return self._demand
 
     def memory(self, hardware: str) -> EngineMemory:
-        """The backend's own memory requirements on a kind of device."""
+        """The backend's memory requirements on a type of device."""
         info = find_backend(self.backend_name)
         spec = self._spec()
         if spec.memory is None:
@@ -105,7 +105,7 @@ class Engine:
             )
         except BackendUnavailable as error:
             if self.options and isinstance(error.__cause__, AttributeError | TypeError):
-                return EngineMemory()  # an option of the wrong type: the backend will report it
+                return EngineMemory()  # an option has the wrong type; the backend will report it
             raise
         if not isinstance(found, EngineMemory):
             raise BackendUnavailable(
@@ -114,7 +114,7 @@ class Engine:
         return self._with_profile(found)
 
     def _with_profile(self, memory: EngineMemory) -> EngineMemory:
-        """The engine's memory requirements with the profile's bits, if these are fewer."""
+        """The engine's memory requirements, with the profile's bits if they are lower."""
         profile = self.config.quant_profile
         if profile is None:
             return memory
@@ -141,7 +141,7 @@ class Engine:
         load_object(spec.factory, what=info.title)
 
     def create(self, shares: Sequence[Share], devices: Sequence[Device]) -> Any:
-        """The backend, not started, with its planned devices and memory.
+        """Create the backend with its planned devices and memory, without starting it.
 
         Raises:
             UnsupportedFeature, CapabilityMismatch: it cannot use the quantization profile.
@@ -156,7 +156,7 @@ class Engine:
             if len(shares) > 1:
                 options.setdefault(SPREAD_OPTION, len(shares))
             if FRACTION_OPTION in spec.options:
-                # An engine checks that this share is free, independent of its KV cache.
+                # The engine checks that this share is free, independent of its KV cache.
                 total = min(device.total for device in devices if device.name == first.device)
                 options.setdefault(FRACTION_OPTION, round(first.total / total, 3))
             if sum(kind_of(device.name) == kind for device in devices) > len(shares):
@@ -175,11 +175,11 @@ class Engine:
 
 
 def described(config: ModelConfig, kind: ModelType | None) -> ModelDescriptor:
-    """The model of a configuration, resolved to files; ``kind`` is the required kind.
+    """The model of a configuration, resolved to files; ``kind`` is the required type.
 
     Raises:
-        ModelNotFound, ModelFileError: there are no files, or no model in them.
-        InvalidRequest: it is of another kind.
+        ModelNotFound, ModelFileError: there are no files, or they contain no model.
+        InvalidRequest: the model has another type.
     """
     model = config.model
     if isinstance(model, str):
@@ -189,7 +189,7 @@ def described(config: ModelConfig, kind: ModelType | None) -> ModelDescriptor:
             (kind,) = spec.serves  # type: ignore[assignment]  # a backend with sizes serves models
         model = resolve_model(model, model_type=kind, any_format=any_format)
     elif kind is not None and model.model_type != kind:
-        raise InvalidRequest(f"model {model.model_id!r} is of type {model.model_type}, expected {kind}")
+        raise InvalidRequest(f"model {model.model_id!r} has the type {model.model_type}, expected {kind}")
     elif is_model_name(model.model_path):
         found = resolve_model(model.model_path, model_type=model.model_type)
         model = evolve(
@@ -204,7 +204,7 @@ def described(config: ModelConfig, kind: ModelType | None) -> ModelDescriptor:
 
 
 def _spec_of(config: ModelConfig, kind: ModelType | None) -> BackendSpec | None:
-    """The spec of the configured backend; None if it is not known yet or does not exist."""
+    """The spec of the configured backend; None if the backend is not known yet or does not exist."""
     if config.backend is None and kind is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Loads, keeps and unloads the models of a hybrid instance."""
+"""Loading and unloading of a hybrid instance's models."""
 
 from __future__ import annotations
 
@@ -91,16 +91,16 @@ class ModelHost:
         return entry
 
     def add(self, config: ModelConfig, *, may_be_registered: bool) -> ModelEntry:
-        """``register``, of a model that is not there yet, or that failed or was unloaded.
+        """Register a model that is new, has failed, or was unloaded.
 
         Raises:
-            InvalidRequest: a model of that id is there.
+            InvalidRequest: a model with that id exists.
         """
         model = described(config, None)
         known = self.registry.find(model.model_id)
         if known is not None and not (may_be_registered and known.state in ("registered", "failed")):
             raise InvalidRequest(
-                f"model {model.model_id!r} is {known.state} already; unload it first, or choose another model_id"
+                f"model {model.model_id!r} is already {known.state}; unload it first, or use another model_id"
             )
         return self.register(evolve(config, model=model), model.model_type)
 
@@ -110,7 +110,7 @@ class ModelHost:
         return entry
 
     async def ready(self, name: str | None, types: Sequence[ModelType]) -> LoadedModel:
-        """The loaded model for a request; waits for a loading model, and wakes a sleeping one."""
+        """The loaded model for a request; waits while it is loading, and wakes it if it sleeps."""
         self.check_open()
         entry = self.router.route(name, types)
         model_id = entry.descriptor.model_id
@@ -131,7 +131,7 @@ class ModelHost:
 
     @contextmanager
     def call(self, model: LoadedModel) -> Iterator[Any]:
-        """The model's backend for one call, during which it cannot be unloaded."""
+        """Context of one call of the model's backend; the model cannot be unloaded during it."""
         model.calls += 1
         try:
             yield model.backend
@@ -142,7 +142,7 @@ class ModelHost:
             model.calls -= 1
 
     def lost(self, model: LoadedModel, reason: str) -> None:
-        """The model's engine has died: mark the model as failed and clean up."""
+        """Mark the model as failed after its engine has died, and clean up."""
         model_id = model.descriptor.model_id
         if self.closed or self.loaded.get(model_id) is not model:
             return
@@ -150,7 +150,7 @@ class ModelHost:
         self._clear_away(model)
 
     def _clear_away(self, model: LoadedModel) -> asyncio.Task[None]:
-        """Close the model's engine; the task is done when its memory is free."""
+        """Close the model's engine; the task is done when its memory is freed."""
         del self.loaded[model.descriptor.model_id]
         stats = model.backend.stats()
         self._past = evolve(
@@ -164,7 +164,7 @@ class ModelHost:
     # --- loading
 
     async def load_registered(self) -> None:
-        """Load every registered model; all are planned before the first one is loaded.
+        """Load all registered models, after planning them together.
 
         Raises:
             OutOfMemory: they do not fit together.
@@ -181,14 +181,14 @@ class ModelHost:
             self.coming.clear()
 
     async def load(self, entry: ModelEntry, *, again: bool = False) -> None:
-        """Load a model, unless it is loaded when its turn comes; a failed one only ``again``.
+        """Load a model unless it is loaded; load a failed model only if ``again``.
 
         Concurrent requests for a loading model share one load, which continues if a request is cancelled.
 
         Raises:
-            EngineDead: it has failed.
-            OutOfMemory: it does not fit in addition to loaded and registered models.
-            BackendUnavailable: no backend for it is ready.
+            EngineDead: the model has failed.
+            OutOfMemory: the model does not fit in addition to loaded and registered models.
+            BackendUnavailable: its backend is not ready.
         """
         self.check_open()
         model_id = entry.descriptor.model_id
@@ -276,7 +276,7 @@ class ModelHost:
 
     @staticmethod
     def _tell(entry: ModelEntry, stage: str, share: float | None) -> None:
-        """Thread-safe, as engines report from their own threads."""
+        """Report loading progress. Thread-safe, as engines report from their own threads."""
         if entry.state == "loading":
             entry.stage, entry.share = stage, share
 
@@ -285,7 +285,7 @@ class ModelHost:
     async def unload(self, entry: ModelEntry, state: Literal["registered", "sleeping"]) -> None:
         """Wait for the model's open requests and unload it; ``state`` is its next state.
 
-        A request that arrives before a model sleeps cancels the draining: the model stays ready.
+        A request that arrives before the model sleeps cancels the draining, and the model stays ready.
 
         Raises:
             InvalidRequest: it is not loaded.

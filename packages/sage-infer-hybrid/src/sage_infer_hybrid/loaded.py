@@ -19,13 +19,13 @@ class LoadedModel:
     """A model with its backend.
 
     Attributes:
-        shares: its memory on each of its devices, at least one.
-        weight: its relative share of compute and of left-over memory.
+        shares: its memory per device, at least one.
+        weight: its relative share of compute and of remaining memory.
         fraction: maximum share of its devices' memory; None without a limit.
-        features: what its backend claims.
+        features: features claimed by its backend.
         measured: bytes of main memory added by loading it, None if unknown.
         calls: calls in progress, except started streams.
-        may_sleep: it drains in order to sleep, so a request may cancel the draining.
+        may_sleep: whether it drains in order to sleep, so that a request may cancel the draining.
     """
 
     entry: ModelEntry
@@ -48,7 +48,7 @@ class LoadedModel:
 
     @property
     def device(self) -> str:
-        """The device that its batch work is scheduled on."""
+        """The device on which its batch work is scheduled."""
         return self.shares[0].device
 
     @property

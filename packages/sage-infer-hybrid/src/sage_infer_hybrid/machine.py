@@ -10,7 +10,7 @@ __all__ = ["machine_devices"]
 
 
 def machine_devices(profile: HardwareProfile | None) -> tuple[Device, ...]:
-    """Devices with known memory, of ``profile`` or of what the installed detectors find.
+    """Devices with known memory, from ``profile`` or from the installed detectors.
 
     Raises:
         BackendUnavailable: the machine's memory is unknown.
@@ -23,7 +23,7 @@ def machine_devices(profile: HardwareProfile | None) -> tuple[Device, ...]:
     if not devices:
         notes = f" ({'; '.join(profile.notes)})" if profile.notes else ""
         raise BackendUnavailable(
-            f"no detector knows this machine's memory{notes}; pip install sage-infer-host-hal, and the detector of "
+            f"no detector reports this machine's memory{notes}; pip install sage-infer-host-hal, and the detector of "
             "its accelerators"
         )
     return devices

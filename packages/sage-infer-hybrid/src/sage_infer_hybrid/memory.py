@@ -1,4 +1,4 @@
-"""Memory of a hybrid instance's machine: used by loaded models, and available for another."""
+"""Memory of a hybrid instance's machine: used by loaded models, and available for others."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class InstanceMemory:
         self._profile = profile
         self._loaded = loaded
         self._devices: tuple[Device, ...] | None = None
-        self._empty: int | None = None  # bytes of the process before the first model was loaded
+        self._empty: int | None = None  # bytes of the process before the first load
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """Those of the machine with known memory.
+        """Devices of the machine with known memory.
 
         Raises:
             BackendUnavailable: there are none.
@@ -48,7 +48,7 @@ class InstanceMemory:
         return MemoryPlan(mode=self._mode, devices=self.devices, shares=shares)
 
     def shares_for(self, demand: Demand, coming: Sequence[Demand]) -> tuple[Share, ...]:
-        """Plan one model in addition to the loaded ones and to those that will be loaded later (``coming``).
+        """Plan one model in addition to the loaded ones and to those to be loaded later (``coming``).
 
         Raises:
             OutOfMemory: they do not fit.

@@ -19,7 +19,7 @@ _NOTHING = RequestOptions()
 def forwarded(features: Collection[str], options: RequestOptions | None) -> RequestOptions | None:
     """The options for a backend with these features; None if none remain.
 
-    Other options are kept even if not claimed: the backend refuses them by name.
+    Other options are kept even if not claimed: the backend rejects them by name.
     """
     if options is None:
         return None

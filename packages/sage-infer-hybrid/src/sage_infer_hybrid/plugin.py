@@ -1,4 +1,4 @@
-"""What this wheel brings to sage-infer. Imports nothing else."""
+"""Plug-in of this wheel. Imports nothing else."""
 
 from sage_infer import BackendSpec, hookimpl
 
@@ -17,9 +17,9 @@ def sage_infer_backends() -> list[BackendSpec]:
             options={
                 "llm_config": "the LLM: a name, or a mapping with model_id, backend, aliases, options, weight, "
                 "device_ids, memory_fraction, quant_profile",
-                "embedding_config": "the embedding model, in the same form",
-                "reranker_config": "the reranker, in the same form",
-                "models": "a list of further models, in the same form",
+                "embedding_config": "the embedding model, in the same format",
+                "reranker_config": "the reranker, in the same format",
+                "models": "a list of additional models, in the same format",
                 "sharing_mode": "time_slice (default), mps or exclusive",
             },
             limits=(

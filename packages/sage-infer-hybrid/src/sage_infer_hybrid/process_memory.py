@@ -14,9 +14,9 @@ _HELD = re.compile(r"^Rss(?:Anon|Shmem):\s*(\d+) kB$", re.MULTILINE)
 def held_bytes(root: Path = Path("/proc"), pid: int | None = None) -> int | None:
     """Resident bytes of a process and its descendants, without file pages; None without /proc.
 
-    File pages are mapped weights, which the system evicts when memory is short, and libraries, which engines
-    plan for: memory beyond a plan is noticed only if it exceeds these. Shared pages count in
-    each process, so forking engines appear slightly larger.
+    File pages are mapped weights, which the system can evict, and libraries, which engines include in their
+    requirements. So memory beyond the plan is detected only if it exceeds these. Shared pages count in each process, so
+    engines that fork appear slightly larger.
     """
     pid = os.getpid() if pid is None else pid
     parents: dict[int, int] = {}
@@ -24,7 +24,7 @@ def held_bytes(root: Path = Path("/proc"), pid: int | None = None) -> int | None
         try:
             after_name = stat.read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it has ended
+            continue  # the process has exited
         parents[int(stat.parent.name)] = int(after_name[1])
     if pid not in parents:
         return None
@@ -42,5 +42,5 @@ def _held(process: Path) -> int:
     try:
         status = (process / "status").read_text()
     except OSError:
-        return 0  # it has ended
+        return 0  # the process has exited
     return 1024 * sum(map(int, _HELD.findall(status)))

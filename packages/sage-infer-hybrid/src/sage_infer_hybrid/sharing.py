@@ -18,7 +18,7 @@ from sage_infer_hybrid.time_slice import Batch, TimeSlicer
 
 __all__ = ["ComputeSharing", "in_time"]
 
-CHARACTERS_OF_TOKEN = 4  # so that texts and token ids have comparable cost
+CHARACTERS_OF_TOKEN = 4  # makes the sizes of texts and token ids comparable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,10 +53,10 @@ class ComputeSharing:
         each: int = 0,
         deadline: float | None = None,
     ) -> list[Result]:
-        """``compute`` on all items, one at least, in parts; the parts' results in order.
+        """Run ``compute`` on all items (at least one) in parts; returns the parts' results in order.
 
-        ``each`` are additional characters per item. Calls of one model run by ``deadline`` (seconds from now),
-        earliest first.
+        ``each`` is the number of additional characters per item. Calls of one model run in order of ``deadline``
+        (seconds from now), earliest first.
         """
         if self._mode != "time_slice" or not self._generating_on(model.device):
             return [await compute(items)]

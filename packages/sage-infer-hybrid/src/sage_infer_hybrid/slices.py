@@ -11,7 +11,7 @@ __all__ = ["merge_embeddings", "merge_hits"]
 
 
 def merge_embeddings(parts: Sequence[EmbeddingResult]) -> EmbeddingResult:
-    """One result with the vectors of all, in order."""
+    """One result with all vectors in order."""
     if len(parts) == 1:
         return parts[0]
     return evolve(
@@ -22,7 +22,7 @@ def merge_embeddings(parts: Sequence[EmbeddingResult]) -> EmbeddingResult:
 
 
 def merge_hits(parts: Sequence[RerankResult], sizes: Sequence[int], top_n: int | None) -> RerankResult:
-    """One result, best first, its indices counted over all documents; ``sizes`` are how many each part had."""
+    """One result, best first, with indices over all documents; ``sizes`` are the numbers of documents per part."""
     hits: list[RerankHit] = []
     start = 0
     for part, size in zip(parts, sizes, strict=True):

@@ -12,12 +12,12 @@ from attrs import define, field, frozen
 
 __all__ = ["Batch", "Streams", "TimeSlicer"]
 
-PART_S = 0.1  # maximum seconds of batch work at a time without streams, which bounds the wait of a new stream
+PART_S = 0.1  # maximum seconds of a part without streams, which bounds the wait of a new stream
 LONGEST_SLICE_S, USUAL_SLICE_S, SHORTEST_SLICE_S = (
     0.05,
     0.01,
     0.002,
-)  # of work; the usual one where steps are not known
+)  # of work; the usual one applies while the step time is unknown
 PART_OF_STEP = 0.3  # maximum slice length, as a share of the streams' step
 BESIDE_STREAMS = 0.45  # share of the device that a slice gets beside streams, as measured on CPUs
 LEARNING = 0.3  # weight of the newest measurement in a running mean
@@ -44,11 +44,11 @@ class Batch(Generic[Item, Result]):
 
     Attributes:
         model_id: the model; calls of one model alternate.
-        items: what to compute, at least one.
+        items: the inputs, at least one.
         sizes: size of each item, in a unit of roughly constant cost.
-        compute: returns the result of some of the items.
+        compute: returns the result for a subsequence of the items.
         weight: the model's relative share of the device.
-        due: the caller's deadline, by the slicer's clock.
+        due: the caller's deadline in the time of the slicer's clock.
     """
 
     model_id: str
@@ -66,25 +66,25 @@ class _Job:
     batch: Batch[Any, Any]
     at: int
     done: asyncio.Future[None]
-    part: asyncio.Future[Any] | None = None  # under way
+    part: asyncio.Future[Any] | None = None  # in progress
     results: list[Any] = field(factory=list)
 
 
 class TimeSlicer:
-    """Runs batch work (embedding, reranking) on a device in slices while a stream is live there.
+    """Runs batch work (embedding, reranking) on a device, in slices while a stream is live there.
 
-    Streams are never delayed: their engines run unchanged. While any stream is live, items of all open calls go to
-    their engines together as a *slice*, shorter than a step of the streams; the next slice starts when batch
-    work has had no more than its share of the device by weight. Among models that wait, the one with the
-    least time relative to its weight is next; its calls run by deadline, the others alternate item by item.
+    Streams are not paused: their engines run unchanged. While any stream is live, items of all open calls go to their
+    engines together as a *slice*, shorter than a step of the streams. The next slice starts when the time used by batch
+    work does not exceed its share of the device by weight. Among waiting models, the one with the least time relative
+    to its weight is next. Its calls run in order of deadline; calls without a deadline alternate item by item.
 
     Without live streams, calls go directly to their engines in parts of ``PART_S``.
 
     Cost is learned per model: device seconds per unit of item size.
 
     Args:
-        streams: those on the device.
-        clock: seconds; ``sleep`` waits for as many.
+        streams: the streams on the device.
+        clock: monotonic time in seconds; ``sleep`` uses the same unit.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class TimeSlicer:
         self._unit_s: dict[str, float] = {}
         self._served: dict[
             str, float
-        ] = {}  # seconds for its weight that a model has had; see start-time fair queueing
-        self._now_served = 0.0  # of the model that was served last: where one that comes anew begins
-        self._open = self._begun = 0  # parts under way while nobody reads, and those ever
+        ] = {}  # device seconds divided by weight, per model (start-time fair queueing)
+        self._now_served = 0.0  # that of the model served last, the initial value of a new model
+        self._open = self._begun = 0  # parts in progress without live streams, and parts ever begun
 
     async def run(self, batch: Batch[Item, Result]) -> list[Result]:
-        """Compute all items, in parts; the parts' results in order."""
+        """Compute all items in parts; returns the parts' results in order."""
         results: list[Result] = []
         at = 0
         while at < len(batch.items):
@@ -116,7 +116,7 @@ class TimeSlicer:
             at = end
         return results
 
-    # --- while nobody reads
+    # --- without live streams
 
     async def _alone(self, batch: Batch[Item, Result], at: int, end: int) -> Result:
         self._open += 1
@@ -127,13 +127,13 @@ class TimeSlicer:
             result = await batch.compute(batch.items[at:end])
         finally:
             self._open -= 1
-        # What ran beside something else says nothing about its own cost.
+        # Only parts that ran alone measure their own cost.
         if was_alone and begun == self._begun and not self._streams.weight():
             self._learn(batch.model_id, sum(batch.sizes[at:end]), self._clock() - started)
         return result
 
     def _count(self, batch: Batch[Any, Any], at: int, seconds: float) -> int:
-        """How many items from ``at`` on take so long; one, until it is known what they cost."""
+        """Number of items from ``at`` on that take up to ``seconds``, at least one; one if the cost is unknown."""
         unit_s = self._unit_s.get(batch.model_id)
         left = 0.0 if unit_s is None else seconds / unit_s
         count = 0
@@ -149,7 +149,7 @@ class TimeSlicer:
         old = self._unit_s.get(model_id, cost)
         self._unit_s[model_id] = max(old + LEARNING * (cost - old), 1e-12)
 
-    # --- while somebody reads
+    # --- while streams are live
 
     async def _in_slices(self, batch: Batch[Any, Any], at: int) -> list[Any]:
         job = _Job(batch, at, asyncio.get_running_loop().create_future())
@@ -160,7 +160,7 @@ class TimeSlicer:
             self._serving = asyncio.ensure_future(self._serve())
         try:
             await job.done
-        except asyncio.CancelledError:  # the caller no longer waits; cancel what runs for it
+        except asyncio.CancelledError:  # the caller no longer waits; cancel its part
             if job.part is not None:
                 job.part.cancel()
             raise
@@ -176,15 +176,13 @@ class TimeSlicer:
             self._jobs = []
 
     async def _serve_slices(self) -> None:
-        """Slice after slice, until no call waits for one."""
+        """Run slices until no call waits."""
         free_at = self._clock()
         while self._jobs:
             while (wait := free_at - self._clock()) > 0 and self._streams.weight():
-                await self._sleep(min(wait, LONGEST_SLICE_S))  # in parts: the last stream may end meanwhile
+                await self._sleep(min(wait, LONGEST_SLICE_S))  # limited, because the last stream may end
             live = self._streams.weight()
-            self._jobs = [
-                job for job in self._jobs if not job.done.done()
-            ]  # without those that were given up
+            self._jobs = [job for job in self._jobs if not job.done.done()]  # without cancelled calls
             parts = self._next_slice(self._slice_s() if live else PART_S)
             if not parts:
                 return
@@ -204,8 +202,8 @@ class TimeSlicer:
         return min(max(PART_OF_STEP * step_s, SHORTEST_SLICE_S), LONGEST_SLICE_S)
 
     def _next_slice(self, seconds: float) -> dict[_Job, int]:
-        """How many items each call may compute, one at least, of a model whose cost is not known just that one."""
-        # Calls of each model as a heap: what is due first, had the least, came first.
+        """Number of items per call in the next slice: at least one in total, and only one if its cost is unknown."""
+        # Calls of each model as a heap: by deadline, then by items in this slice, then by turn.
         waiting: dict[str, list[tuple[float, int, int, _Job]]] = {}
         for turn, job in enumerate(self._jobs):
             waiting.setdefault(job.batch.model_id, []).append((job.batch.due, 0, turn, job))
@@ -232,7 +230,9 @@ class TimeSlicer:
                 heapq.heappop(calls)
                 if not calls:
                     del waiting[name]
-        self._jobs.sort(key=lambda job: job in parts)  # those that had nothing come first
+        self._jobs.sort(
+            key=lambda job: job in parts
+        )  # calls without items in this slice are first in the next
         return parts
 
     async def _run_slice(self, parts: dict[_Job, int]) -> None:
