@@ -147,7 +147,7 @@ def test_shapes() -> None:
         "go must be async",
         "go: 'where' must be accepted by position",
         "go: 'fast' must have a default",
-        "go demands the parameter 'must', which the contract does not have",
+        "go requires the parameter 'must', which is not in the contract",
         "stop is a int, not a method",
         "name is missing",
     ]

@@ -12,12 +12,12 @@ MARK = "How to fix:"
 
 
 def advice_of(test: Callable[..., Any]) -> str:
-    """The advice on one line, without its "How to fix:"; empty where the docstring has none."""
+    """Return the advice on one line, without "How to fix:"; empty if the docstring has none."""
     _, found, advice = (inspect.getdoc(test) or "").partition(MARK)
     return " ".join(advice.split()) if found else ""
 
 
 def summary_of(test: Callable[..., Any]) -> str:
-    """What the test asserts: the docstring's first paragraph on one line."""
+    """Return the assertion of a test: the first paragraph of its docstring on one line."""
     first, _, _ = (inspect.getdoc(test) or "").partition("\n\n")
     return " ".join(first.split())

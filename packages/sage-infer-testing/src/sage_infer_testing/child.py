@@ -1,6 +1,6 @@
-"""The test process: runs pytest and tells the runner of every test, a line of JSON each on standard output.
+"""The test process: runs pytest and reports events to the runner, one JSON line per event on standard output.
 
-Standard output belongs to the events alone; what pytest and the engine print goes to standard error.
+Only events are written to standard output; the output of pytest and of the engine goes to standard error.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Recorder:
 
 
 def _outcome(reports: list[pytest.TestReport]) -> tuple[Outcome, pytest.TestReport]:
-    """What became of a test, and the phase that says so."""
+    """Return the outcome of a test, and the report of the phase that determined it."""
     for report in reports:
         if report.failed:
             return "failed", report
@@ -85,13 +85,13 @@ def _reason(outcome: Outcome, report: pytest.TestReport) -> str:
     lines = message.partition(MARK)[0].strip().splitlines() or ["failed without a message"]
     if lines[0].endswith(
         "Regex pattern did not match."
-    ):  # what was expected, and what was there, stand below
+    ):  # the expected and actual text are on the next lines
         lines[0] = " ".join(line.strip() for line in lines[:3])
     return str(lines[0]).removeprefix("AssertionError: ").removeprefix("Failed: ")
 
 
 def main(arguments: list[str]) -> int:
-    """Run pytest with these arguments; the events go where standard output went."""
+    """Run pytest with these arguments; events are written to the original standard output."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     recorder = Recorder(events)

@@ -1,6 +1,6 @@
 """``sage infer backend test`` and ``sage infer plugin test``"""
 
-# ruff: noqa: PT028 - the function is a command that is called test, and no test
+# ruff: noqa: PT028 - the function is a command named test, not a test
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test(
     model: Model = None,
     option: BackendOptions = None,
     select: Annotated[
-        str, typer.Option("-k", metavar="EXPR", help="Only tests that fit, as in pytest -k.")
+        str, typer.Option("-k", metavar="EXPR", help="Run only matching tests, as with pytest -k.")
     ] = "",
     setting: Annotated[
         list[str] | None,
@@ -35,7 +35,7 @@ def test(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the contract kit against an installed backend. Exits with 0 if nothing failed."""
+    """Run the contract kit for an installed backend. Exits with 0 if no test failed."""
     from sage_infer_testing.target import find_targets
 
     target = find_targets(name, model, parse_options(option), parse_options(setting))
@@ -48,7 +48,7 @@ def test_plugin(
     model: Model = None,
     option: BackendOptions = None,
     select: Annotated[
-        str, typer.Option("-k", metavar="EXPR", help="Only tests that fit, as in pytest -k.")
+        str, typer.Option("-k", metavar="EXPR", help="Run only matching tests, as with pytest -k.")
     ] = "",
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE for the kit, such as lossless=false.")
@@ -59,7 +59,7 @@ def test_plugin(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the contract kit of its kind against something installed. Exits with 0 if nothing failed."""
+    """Run the contract kit for an installed item of any kind. Exits with 0 if no test failed."""
     from sage_infer.plugins import find_plugin, require_ready
 
     from sage_infer_testing.target import find_part, find_targets

@@ -1,7 +1,7 @@
 """A second process that opens the same backend, imports KV and decodes it.
 
-The parent sends one JSON line and the buffers on standard input; the child answers with one JSON line behind a
-marker on standard output, where engines may print what they like.
+The parent sends one JSON line and the buffers on standard input. The child answers with one JSON line after a marker on
+standard output, because engines may print other text there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHOWN = 2000  # characters of a failed child's output
 async def decode_elsewhere(
     suite: type, state: DecodeState, buffers: Sequence[memoryview], *, timeout_s: float
 ) -> list[int]:
-    """Token ids that a child process decodes from ``state``; fails the test where the child fails."""
+    """Return the token ids that a child process decodes from ``state``; fail the test if the child fails."""
     if "<locals>" in suite.__qualname__:
         pytest.fail(
             f"{suite.__qualname__} must be at the top of its module, so that a child process can find it"
@@ -61,7 +61,7 @@ async def decode_elsewhere(
 
 
 def load_suite(module: str, file: str | None, qualname: str) -> type:
-    """The test class in this process, by its module's name or else by its file."""
+    """Return the test class, imported by the name of its module or else from its file."""
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError:
@@ -78,7 +78,7 @@ def load_suite(module: str, file: str | None, qualname: str) -> type:
 
 
 async def answer(source: BinaryIO) -> list[int]:
-    """Carry out the order that ``source`` holds."""
+    """Execute the request that ``source`` contains."""
     order = json.loads(source.readline())
     buffers = [memoryview(source.read(size)) for size in order["sizes"]]
     backend = load_suite(order["module"], order["file"], order["suite"])().make_backend()

@@ -1,4 +1,4 @@
-"""Tests that apply only where a feature is claimed, or only where it is not."""
+"""Markers for tests that apply only if a feature is claimed, or only if it is not."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _UNWANTED = "__unless_claimed__"
 
 
 def when_claimed(*features: str) -> Callable[[TestT], TestT]:
-    """Skip the test, naming the feature, on a backend that does not claim every one of these."""
+    """Skip the test if the backend does not claim all of these features; the reason names the missing ones."""
     return _marker(_WANTED, features)
 
 
 def unless_claimed(*features: str) -> Callable[[TestT], TestT]:
-    """Skip the test on a backend that claims all of these: it asserts that they are refused."""
+    """Skip the test if the backend claims all of these features; the test asserts that they are refused."""
     return _marker(_UNWANTED, features)
 
 
@@ -32,7 +32,7 @@ def _marker(attribute: str, features: tuple[str, ...]) -> Callable[[TestT], Test
 
 
 def claim_problem(test: Callable[..., Any], fixtures: Mapping[str, Any]) -> str:
-    """Why the test does not apply to the backend among its fixtures; empty where it does."""
+    """Return why the test does not apply to the backend among its fixtures; empty if it applies."""
     wanted: tuple[str, ...] = getattr(test, _WANTED, ())
     unwanted: tuple[str, ...] = getattr(test, _UNWANTED, ())
     if not wanted and not unwanted:
@@ -42,5 +42,5 @@ def claim_problem(test: Callable[..., Any], fixtures: Mapping[str, Any]) -> str:
     if missing:
         return f"backend does not claim {', '.join(map(repr, missing))}"
     if unwanted and all(feature in claimed for feature in unwanted):
-        return f"backend claims {', '.join(map(repr, unwanted))}, so there is nothing to refuse"
+        return f"backend claims {', '.join(map(repr, unwanted))}, so it does not refuse them"
     return ""

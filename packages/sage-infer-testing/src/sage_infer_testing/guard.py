@@ -1,8 +1,8 @@
-"""The kit cannot be switched off silently.
+"""Guard against contract tests that are silently disabled.
 
-Every name of a contract test must lead to the kit's own function, or to an override marked ``xfail`` with a reason.
-Anything else (a test redefined, deleted, set to None or marked ``skip``) is a ``TypeError`` when the class is made
-or changed, so that its module fails at collection.
+The name of a contract test must refer to the kit's own function, or to an override marked ``xfail`` with a reason.
+Anything else (a test that is redefined, deleted, set to None or marked ``skip``) raises ``TypeError`` when the class is
+created or changed, so that its module fails at collection.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _KIT = "__contract_kit__"  # on a test: the kit class that defines it
 _REPLACES = "__contract_replaces__"  # on an xfail override: the kit's test that it runs
 
 ADVICE = (
-    "fix the implementation, or say openly that it does not pass: decorate the override with "
+    "fix the implementation, or declare the known failure: decorate the override with "
     "sage_infer_testing.xfail(reason=…), which still runs the kit's test"
 )
 
 
 def xfail(*, reason: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Mark an override of a contract test as a known failure, shown with its reason in every report.
+    """Mark an override of a contract test as a known failure. Every report shows it with its reason.
 
-    The kit's own test runs, not the override's body; once it passes, the mark itself is reported as a failure.
+    The kit's own test runs instead of the body of the override. If the test passes, the mark is reported as a failure.
     """
     if not reason.strip():
-        raise ValueError("xfail needs a reason: what does not work, and if possible where that is tracked")
+        raise ValueError("xfail needs a reason: what fails, and the issue that tracks it if there is one")
     return pytest.mark.xfail(reason=reason, strict=True)
 
 
 def contract_tests(cls: type) -> dict[str, FunctionType]:
-    """The kits' tests that a class inherits, by name."""
+    """Return the contract tests that a class inherits, by name."""
     return {
         name: value
         for base in reversed(cls.__mro__)
@@ -48,7 +48,7 @@ def contract_tests(cls: type) -> dict[str, FunctionType]:
 
 
 class ContractMeta(type):
-    """Type of every kit (``kit=True``) and of every class made from one, which may not switch a test off."""
+    """Metaclass of all kits (``kit=True``) and their subclasses; subclasses cannot disable a test."""
 
     def __new__(
         mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], *, kit: bool = False
@@ -95,7 +95,7 @@ def _problems(cls: type) -> Iterator[str]:
 
 
 def _expected_to_fail(test: FunctionType, override: object) -> object:
-    """The kit's test under the override's ``xfail``; the override itself where it has none, to be refused."""
+    """Return the kit's test marked with the override's ``xfail``; without this mark, the override, to be rejected."""
     marks = _marks(getattr(override, "pytestmark", ()))
     xfails = [mark for mark in marks if mark.name == "xfail"]
     if (

@@ -1,4 +1,4 @@
-"""The test module of ``sage infer backend test``: its classes are made for the backend that the runner names."""
+"""The test module of ``sage infer backend test``: its classes are created for the runner's target."""
 
 import os
 

@@ -1,7 +1,7 @@
-"""An event loop in a thread of its own, in which one instance and all its tests run.
+"""An event loop in its own thread, which runs one instance and all of its tests.
 
-The instance's background tasks go on between tests, a vendor's pytest needs no asyncio plugin or mode, and a
-backend that hangs, or blocks the loop, is a failed test instead of a stuck run.
+The background tasks of the instance continue between tests, pytest needs no asyncio plug-in, and a backend that hangs
+or blocks the loop fails its test instead of hanging the whole run.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class LoopThread:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T], *, timeout_s: float) -> T:
-        """The coroutine's result; what it raises is raised here.
+        """Run the coroutine and return its result; its exceptions are re-raised.
 
-        Fails the test where it takes longer than ``timeout_s``, saying where it waits, and from then on at once
-        where the loop no longer answers.
+        If it takes longer than ``timeout_s`` seconds, the test fails and the message says where the coroutine waits. If
+        the loop no longer responds, all later calls fail immediately.
         """
         __tracebackhide__ = True
         if self._blocked:
@@ -64,7 +64,7 @@ class LoopThread:
         return future.result()
 
     def _where(self, coroutine: Coroutine[Any, Any, Any]) -> str:
-        """Where the unfinished coroutine waits, innermost call last."""
+        """Return where the unfinished coroutine waits, innermost call last."""
         if not self._answers():
             self._blocked = "the event loop is blocked: the backend runs synchronous work on it for too long"
             return self._blocked
@@ -80,7 +80,7 @@ class LoopThread:
         return answered.wait(_GRACE_S)
 
     def close(self) -> None:
-        """Cancel what still runs and end the thread."""
+        """Cancel running tasks and end the thread."""
         if self._blocked or self._loop.is_closed():
             return  # a blocked thread is a daemon: it ends with the process
         ending = asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop)

@@ -1,4 +1,4 @@
-"""Kits of installed things other than backends: how each is opened by name."""
+"""Kits for installed items other than backends, which are opened by name."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ Kits = list[tuple[str, type, dict[str, Any]]]
 def part_kits(
     kind: KindName, name: str, options: Mapping[str, Any], models: Mapping[str, ModelDescriptor]
 ) -> Kits:
-    """Class name, kit and attributes of each test class for a thing; empty for kinds that ``PluginContract`` covers.
+    """Return name, kit and attributes of each test class for an item; empty if ``PluginContract`` covers its kind.
 
     Raises:
-        InvalidRequest: options for a kind that takes none.
-        UnsupportedFeature: the kit needs a transport's places, and knows those of files only; or a schema in a codec's
-            format, and finds none.
+        InvalidRequest: options were given for a kind that has none.
+        UnsupportedFeature: the transport does not support ``file:`` locations, or no simple schema matches the codec.
     """
     makers: Mapping[str, Callable[[str, Mapping[str, Any]], Kits]] = {
         "detector": _detector, "store": _store, "transport": _transport, "format": _format,
@@ -77,8 +76,8 @@ def _transport(name: str, options: Mapping[str, Any]) -> Kits:
 
     if "file" not in find_plugin(name, "transport").spec.schemes:
         raise UnsupportedFeature(
-            f"transport {name!r} does not reach file: locations, the only ones that this command can make; "
-            "subclass sage_infer_testing.TransportContract in a test of your own"
+            f"transport {name!r} does not support file: locations, the only ones that this command can create; "
+            "subclass sage_infer_testing.TransportContract in your own tests"
         )
 
     def place(self: Any, data: bytes, label: str, folder: Path) -> KVLocation:
@@ -113,14 +112,14 @@ def _format(name: str, options: Mapping[str, Any]) -> Kits:
     schema = _schema_of(make_codec(None), info.spec.format_ids)
     if schema is None:
         raise UnsupportedFeature(
-            f"no simple schema is of a form that codec {name!r} matches; subclass "
-            "sage_infer_testing.KVFormatCodecContract in a test of your own and set kv_schema"
+            f"codec {name!r} matches no simple schema; subclass sage_infer_testing.KVFormatCodecContract in your "
+            "own tests and set kv_schema"
         )
     return [("TestCodec", KVFormatCodecContract, {"make_codec": make_codec, "kv_schema": schema})]
 
 
 def _schema_of(codec: Any, format_ids: Iterable[str]) -> KVCacheSchema | None:
-    """A schema that a codec matches, of those that presets make."""
+    """Return a schema made from a preset that the codec matches, or None."""
     exact = sorted(format_id for format_id in format_ids if not set(format_id) & set("*?["))
     for format_id, preset, page_size in itertools.product(exact, KV_PRESETS, (16, 32)):
         schema = KVCacheSchema.from_preset(

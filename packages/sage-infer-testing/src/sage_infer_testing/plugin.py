@@ -1,4 +1,4 @@
-"""What this wheel plugs into sage-infer: the commands ``sage infer backend test`` and ``sage infer plugin test``."""
+"""Plug-in module of this wheel: the commands ``sage infer backend test`` and ``sage infer plugin test``."""
 
 from sage_infer import CommandSpec, hookimpl
 
@@ -11,11 +11,11 @@ def sage_infer_commands() -> list[CommandSpec]:
         CommandSpec(
             path="infer backend test",
             app="sage_infer_testing.cli:test",
-            summary="Run the contract kit against an installed backend",
+            summary="Run the contract kit for an installed backend",
         ),
         CommandSpec(
             path="infer plugin test",
             app="sage_infer_testing.cli:test_plugin",
-            summary="Run the contract kit of its kind against anything installed",
+            summary="Run the contract kit for an installed item of any kind",
         ),
     ]

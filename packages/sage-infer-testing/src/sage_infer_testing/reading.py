@@ -1,4 +1,4 @@
-"""Reads a whole stream into something that tests can compare, and checks on the way what holds for every stream."""
+"""Read a whole stream for comparison, and check the guarantees of every stream while reading."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Completion:
 
 @define
 class Output:
-    """Everything that a stream gave."""
+    """All output of a stream."""
 
     request_id: str
     deltas: list[TokenDelta]
@@ -43,12 +43,12 @@ class Output:
         return self.completions[0].token_ids
 
     def counted(self) -> Usage:
-        """The usage; fails where the stream has none."""
+        """Return the usage; fail if the stream has none."""
         assert self.usage is not None, "usage is None after the stream has ended"
         return self.usage
 
     def measured(self) -> Timing:
-        """The timing; fails where the stream has none."""
+        """Return the timing; fail if the stream has none."""
         assert self.timing is not None, "timing is None after the stream has ended"
         return self.timing
 
@@ -69,9 +69,9 @@ class _Reader:
 
 
 async def read(stream: TokenStream, begun: asyncio.Event | None = None) -> Output:
-    """The whole stream. Fails if a completion continues after its end, or never ends.
+    """Read the whole stream. Fails if a completion continues after its end, or never ends.
 
-    ``begun`` is set with the first delta, and at the end.
+    ``begun`` is set at the first delta, and at the end.
     """
     reader, deltas = _Reader(), []
     try:
@@ -94,21 +94,21 @@ async def read(stream: TokenStream, begun: asyncio.Event | None = None) -> Outpu
 
 
 def greedy(max_tokens: int, **more: Any) -> SamplingParams:
-    """Greedy sampling of exactly ``max_tokens`` tokens, end-of-sequence or not."""
+    """Return greedy sampling of exactly ``max_tokens`` tokens; end-of-sequence is ignored."""
     return SamplingParams(**{"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True, **more})
 
 
 async def generate_one(backend: Any, prompt: PromptLike, params: SamplingParams, **options: Any) -> Output:
-    """Generate for one prompt and read it all."""
+    """Generate for one prompt and read the whole output."""
     streams = await backend.generate(prompt, params, **options)
-    assert len(streams) == 1, f"one prompt must give one stream, got {len(streams)}"
+    assert len(streams) == 1, f"one prompt must return one stream, got {len(streams)}"
     return await read(streams[0])
 
 
 async def generate_all(backend: Any, prompts: Sequence[PromptLike], params: SamplingParams) -> list[Output]:
-    """Generate for several prompts in one call and read all, in the prompts' order."""
+    """Generate for several prompts in one call and read all outputs, in the order of the prompts."""
     streams = await backend.generate(prompts, params)
     assert len(streams) == len(prompts), (
-        f"{len(prompts)} prompts must give as many streams, got {len(streams)}"
+        f"{len(prompts)} prompts must return as many streams, got {len(streams)}"
     )
     return list(await asyncio.gather(*[read(stream) for stream in streams]))

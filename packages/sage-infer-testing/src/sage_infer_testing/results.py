@@ -1,4 +1,4 @@
-"""What a run of the kit gave, test by test."""
+"""Results of a run of the kit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Outcome = Literal["passed", "failed", "skipped", "xfailed"]
 
 @frozen(kw_only=True)
 class TestResult:
-    """One test.
+    """Result of one test.
 
-    ``reason`` says on one line why it failed or was skipped, ``advice`` how to fix it, ``details`` is pytest's report.
+    ``reason`` is one line about why the test failed or was skipped, ``advice`` is how to fix it, and ``details`` is
+    pytest's report.
     """
 
     __test__ = False  # pytest: this is not a test class
@@ -33,7 +34,7 @@ class TestResult:
 
 @frozen(kw_only=True)
 class ContractReport:
-    """All tests of one backend. ``not_run`` counts those that a dead test process left undone."""
+    """Results of all tests of one target. ``not_run`` counts tests that were not run because the test process died."""
 
     backend: str
     model: str
@@ -46,7 +47,7 @@ class ContractReport:
 
     @property
     def ok(self) -> bool:
-        """Nothing failed, and everything ran."""
+        """Whether all tests ran and none failed."""
         return not self.counts["failed"] and not self.not_run
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs the kit against an installed backend, in a process of its own: an engine that crashes is a failed test."""
+"""Run the kit for an installed backend in a separate process, so that an engine crash is a failed test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["run_contract"]
 
 _NOTHING_COLLECTED = 5  # pytest's exit codes
 _USAGE_ERROR = 4
-_SHOWN = 15  # last lines of what a dead process printed
+_SHOWN = 15  # last output lines of a dead process
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -29,13 +29,13 @@ Listener = Callable[[dict[str, Any]], None]
 def run_contract(
     target: Target, *, select: str = "", junit: Path | None = None, listener: Listener = lambda event: None
 ) -> ContractReport:
-    """Run every test of the target's kits, or those that ``select`` (pytest's ``-k``) names.
+    """Run all tests of the target's kits, or those that match ``select`` (pytest's ``-k``).
 
-    ``listener`` gets each event as it comes: ``collected`` with a count, ``started`` and ``finished`` with the test.
+    ``listener`` is called for each event: ``collected`` with a count, ``started`` and ``finished`` with the test.
 
     Raises:
-        InvalidRequest: no test fits ``select``.
-        SageInferError: the test process could not run the kit at all.
+        InvalidRequest: no test matches ``select``.
+        SageInferError: the test process could not run the kit.
     """
     with tempfile.TemporaryDirectory(prefix="sage-infer-testing-") as folder:
         log = Path(folder, "log.txt")
@@ -61,7 +61,7 @@ def _start(
         "-p",
         "no:cacheprovider",
         "--import-mode=importlib",
-        "--capture=no",  # a crash must leave in the log what the engine printed
+        "--capture=no",  # after a crash the log must have the output of the engine
     ]
     arguments += [f"-k={select}"] if select else []
     arguments += [f"--junitxml={junit.absolute()}"] if junit else []
@@ -94,7 +94,7 @@ def _follow(
         listener({"event": kind, **event})
     child.wait()
     if code == _USAGE_ERROR or (code == _NOTHING_COLLECTED and select):
-        raise InvalidRequest(f"no test fits -k {select!r}; without it all tests run")
+        raise InvalidRequest(f"no test matches -k {select!r}; without it all tests run")
     if code is None:
         death = f"the test process died: {_how_it_ended(child.returncode)}"
         tail = "\n".join(log.read_text("utf-8", errors="replace").splitlines()[-_SHOWN:])

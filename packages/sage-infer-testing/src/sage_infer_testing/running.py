@@ -1,4 +1,4 @@
-"""Makes a contract test something that pytest calls: claims checked first, coroutines run, advice on failure."""
+"""Adapt contract tests to pytest: check claims first, run coroutines, and add advice to failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["runnable"]
 
 
 def runnable(test: FunctionType) -> FunctionType:
-    """``test`` (async or not) as a plain test method of a ``ContractSuite``."""
+    """Wrap ``test`` (async or not) as a synchronous test method of a ``ContractSuite``."""
 
     @functools.wraps(test)
     def run(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Whether an object has a protocol's shape: every method there, async where it must be, callable as promised."""
+"""Check that an object implements a protocol: all methods present, async if required, with matching parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYW
 
 
 def shape_problems(candidate: object, protocol: type) -> list[str]:
-    """What keeps ``candidate`` from being used as ``protocol``, one sentence each."""
+    """Return the reasons why ``candidate`` does not implement ``protocol``, one sentence each."""
     problems = []
     for name, promised in _members(protocol).items():
         found = getattr(type(candidate), name, None)
@@ -37,7 +37,7 @@ def _method_problems(name: str, method: Any, promised: Any) -> list[str]:
     if not callable(method):
         return [f"{name} is a {type(method).__name__}, not a method"]
     problems = []
-    if inspect.iscoroutinefunction(promised) and not _gives_awaitable(method):
+    if inspect.iscoroutinefunction(promised) and not _returns_awaitable(method):
         problems.append(f"{name} must be async")
     if not inspect.iscoroutinefunction(promised) and inspect.iscoroutinefunction(method):
         problems.append(f"{name} must not be async")
@@ -59,7 +59,7 @@ def _method_problems(name: str, method: Any, promised: Any) -> list[str]:
             problems.append(f"{name}: {wanted.name!r} must have a default")
     known = {parameter.name for parameter in ours}
     problems += [
-        f"{name} demands the parameter {parameter.name!r}, which the contract does not have"
+        f"{name} requires the parameter {parameter.name!r}, which is not in the contract"
         for parameter in theirs
         if parameter.name not in known
         and parameter.default is parameter.empty
@@ -68,8 +68,8 @@ def _method_problems(name: str, method: Any, promised: Any) -> list[str]:
     return problems
 
 
-def _gives_awaitable(method: Any) -> bool:
-    """Async, or a plain function that says it returns an awaitable (a thin forwarder)."""
+def _returns_awaitable(method: Any) -> bool:
+    """Return whether a method is async, or a plain function annotated as returning an awaitable."""
     returned = str(inspect.signature(method).return_annotation)
     return inspect.iscoroutinefunction(method) or any(
         word in returned for word in ("Awaitable", "Coroutine", "Future")

@@ -1,5 +1,5 @@
-"""Stand-ins for a vendor's machine that is not here: its tool, which replays recorded output, its PCI devices in a
-made-up sysfs, and what is installed on it."""
+"""Stand-ins for a vendor's machine: a tool that replays recorded output, PCI devices in a simulated sysfs, and
+installed distributions."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ sys.exit(answer["exit_code"])
 
 @frozen(kw_only=True)
 class Replay:
-    """What a stand-in does when it is called.
+    """Response of a stand-in to one command line.
 
     Attributes:
         prints: its standard output.
-        exit_code: what it exits with.
-        writes: files that it writes into its working directory, with their contents.
+        exit_code: its exit code.
+        writes: names and contents of files that it writes into its working directory.
     """
 
     prints: str = ""
@@ -48,10 +48,11 @@ class Replay:
 
 
 def stand_in_tool(folder: Path, name: str, answers: Mapping[str, str | Replay]) -> Path:
-    """Make an executable that answers as a vendor's tool did.
+    """Create an executable that replays recorded output of a vendor's tool.
 
-    ``answers`` are by command line without the tool's name (``info -t topo``); a text is what it prints. Any other
-    command line fails, as the tool would for an option that it does not have. ``calls_of`` tells what it was asked.
+    The keys of ``answers`` are command lines without the tool's name (``info -t topo``); a text value is the standard
+    output. Any other command line fails, as the tool does for an unknown option. ``calls_of`` returns the received
+    command lines.
     """
     replays = {
         call: answer if isinstance(answer, Replay) else Replay(prints=answer)
@@ -69,7 +70,7 @@ def stand_in_tool(folder: Path, name: str, answers: Mapping[str, str | Replay]) 
 
 
 def calls_of(tool: Path) -> list[str]:
-    """Command lines that a stand-in was called with, in order."""
+    """Return the command lines that a stand-in was called with, in order."""
     log = tool.with_name(f"{tool.name}.calls")
     return log.read_text("utf-8").splitlines() if log.exists() else []
 
@@ -77,7 +78,7 @@ def calls_of(tool: Path) -> list[str]:
 def add_pci_device(
     sysfs: Path, address: str, *, vendor: int, device: int, class_code: int = 0x120000, **files: object
 ) -> None:
-    """Add a device to a made-up sysfs; ``files`` are further files of its folder, such as ``numa_node``."""
+    """Add a device to a simulated sysfs; ``files`` are additional files of its folder, such as ``numa_node``."""
     folder = sysfs / "bus/pci/devices" / address
     folder.mkdir(parents=True)
     ids = {"vendor": f"{vendor:#06x}", "device": f"{device:#06x}", "class": f"{class_code:#08x}"}
@@ -88,7 +89,7 @@ def add_pci_device(
 def add_distribution(
     folder: Path, name: str, version: str, entry_points: Mapping[str, str] | None = None
 ) -> None:
-    """Add the metadata of a distribution to a folder of ``sys.path``, and no module.
+    """Add the metadata of a distribution, without modules, to a folder in ``sys.path``.
 
     ``entry_points`` are values by ``group:name``.
     """

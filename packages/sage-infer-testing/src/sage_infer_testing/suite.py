@@ -1,7 +1,7 @@
-"""What every kit is built on: shared instances, async tests, claims, advice.
+"""Base of all kits: shared instances, async tests, claims, advice.
 
-A test of a kit is a method ``test_…``, async or not, that asks for fixtures as any pytest test does. Its docstring
-says what it asserts and ends with "How to fix: …". A vendor's own async tests in a subclass run in the same way.
+A test of a kit is a method ``test_…``, async or not, with fixtures as in any pytest test. Its docstring starts with the
+assertion and ends with "How to fix: …". A vendor's own async tests in a subclass run in the same way.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class ContractSuite(metaclass=ContractMeta, kit=True):
     """Base of every kit.
 
     Attributes:
-        timeout_s: a test that takes longer has hung and fails.
-        settle_s: how long to wait for something that must happen soon, such as memory being freed.
+        timeout_s: timeout of a test in seconds.
+        settle_s: maximum wait in seconds for an expected condition, such as freed memory.
     """
 
     timeout_s: float = 120.0
@@ -46,7 +46,7 @@ class ContractSuite(metaclass=ContractMeta, kit=True):
     def share(
         self, request: pytest.FixtureRequest, key: str, make: Callable[[], T], dispose: Callable[[T], object]
     ) -> T:
-        """One object for all tests of the class; where it cannot be made, the first test says why."""
+        """Share one object between all tests of the class. If it cannot be created, the first test reports why."""
         __tracebackhide__ = True
         node = request.node.getparent(pytest.Class)
         assert node is not None, "contract tests live in classes"
@@ -68,8 +68,8 @@ class ContractSuite(metaclass=ContractMeta, kit=True):
     def test_nothing_is_switched_off(self, request: pytest.FixtureRequest) -> None:
         """No contract test of this class is skipped by a mark from a conftest, a plug-in or another module.
 
-        How to fix: remove the mark. A test that this implementation cannot pass is overridden in the class and
-        decorated with ``sage_infer_testing.xfail(reason=…)``; a capability that it lacks is not claimed.
+        How to fix: remove the mark. If the implementation cannot pass a test, override the test in the class and
+        decorate it with ``sage_infer_testing.xfail(reason=…)``. Do not claim capabilities that it lacks.
         """
         names = contract_tests(type(self))
         skipped = {

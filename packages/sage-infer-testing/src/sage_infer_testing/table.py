@@ -1,4 +1,4 @@
-"""A report for people: a live line while tests run, then a table, advice on failures, totals."""
+"""Report for people: a live progress line, then a table, advice for failures, and totals."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _STYLES: Mapping[Outcome, str] = {
     "skipped": "yellow",
     "xfailed": "yellow",
 }
-_WIDTH = 140  # of a table that does not go to a terminal
+_WIDTH = 140  # of a table that is not printed to a terminal
 
 
 @contextmanager
 def live(title: str, console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Shows events as a progress line on a terminal; elsewhere only that the tests began."""
+    """Show events as a progress line on a terminal; elsewhere print only one line at the start."""
     if not console.is_terminal:
         console.print(f"{escape(title)} …", highlight=False)
         yield lambda event: None
@@ -51,7 +51,7 @@ def live(title: str, console: Console) -> Iterator[Callable[[dict[str, Any]], No
 
 
 def print_report(report: ContractReport, console: Console | None = None) -> None:
-    """The table, each failure with its advice, and the totals."""
+    """Print the table, each failure with its advice, and the totals."""
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=_WIDTH)

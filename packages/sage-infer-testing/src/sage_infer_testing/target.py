@@ -1,4 +1,4 @@
-"""An installed backend as the kit sees it, and the test classes that its kind calls for."""
+"""Targets of the kit (installed backends and other items), and the test classes for their kinds."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _KINDS = {"llm": "llm", "multimodal": "llm", "embedding": "embedding", "reranker
 
 @frozen(kw_only=True)
 class Target:
-    """A thing that a plug-in brings, and how to run the kit.
+    """An item of a plug-in, and the settings of the kit.
 
     Attributes:
-        backend: name of the thing, most often a backend.
-        module: the plug-in's module.
-        models: the models to open a backend with, by what it then serves; empty for other kinds.
-        kind: what it is, as in ``sage infer plugin list``.
+        backend: name of the item, usually a backend.
+        module: the plug-in module.
+        models: models to open the backend with, by the type that it serves with them; empty for other kinds.
+        kind: kind of the item, as in ``sage infer plugin list``.
     """
 
     backend: str
@@ -42,7 +42,7 @@ class Target:
     settings: Mapping[str, Any] = field(factory=dict)
 
     def to_json(self) -> str:
-        """Text that ``from_json`` reads in the test process."""
+        """Return JSON text for ``from_json`` in the test process."""
         models = {kind: to_dict(model) for kind, model in self.models.items()}
         plain = {
             "backend": self.backend, "module": self.module, "kind": self.kind, "options": dict(self.options),
@@ -56,10 +56,10 @@ class Target:
         return cls(**data)
 
     def suites(self) -> dict[str, type]:
-        """A test class for the plug-in, and one for each kind of model or for the kind of thing, by class name.
+        """Return the test classes by name: one for the plug-in, and one per type of model or for the item's kind.
 
         Raises:
-            InvalidRequest: a setting that no kit has.
+            InvalidRequest: no kit has such a setting.
         """
         from sage_infer_testing.kits.embedding import EmbeddingBackendContract
         from sage_infer_testing.kits.hybrid import HybridBackendContract
@@ -104,13 +104,13 @@ class Target:
 def find_part(
     name: str, kind: KindName, model: str | None, options: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Target:
-    """Something other than a backend. An executor runs replicas of the model, or else of a sample model.
+    """Return the target for an item other than a backend. An executor runs replicas of the model or a sample model.
 
     Raises:
-        BackendUnavailable: it is not there or not ready.
+        BackendUnavailable: the item is missing or not ready.
         ModelNotFound: the model is not on this machine.
-        InvalidRequest: a setting that no kit has, or options or a model for a kind without.
-        UnsupportedFeature: what the kit needs around it is not known.
+        InvalidRequest: no kit has such a setting, or the kind has no options or no model.
+        UnsupportedFeature: the kit cannot create the environment that the item requires.
     """
     from sage_infer.models import resolve_model
     from sage_infer.plugins import find_plugin, require_ready
@@ -138,12 +138,12 @@ def find_part(
 def find_targets(
     backend: str, model: str | None, options: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Target:
-    """The backend with the model asked for, or with the sample model of each kind that it serves.
+    """Return the target for a backend with the given model, or with a sample model of each type that it serves.
 
     Raises:
-        BackendUnavailable: the backend is not there or not ready.
+        BackendUnavailable: the backend is missing or not ready.
         ModelNotFound: the model is not on this machine.
-        InvalidRequest: the model is of a kind that the backend does not serve, or must be named.
+        InvalidRequest: the backend does not serve this type of model, or there is no sample model.
     """
     from sage_infer.backends import find_backend
     from sage_infer.models import resolve_model
@@ -171,7 +171,7 @@ def find_targets(
                 models[kind] = resolve_model(name, model_type=kind)
         if not models:
             raise InvalidRequest(
-                f"there is no sample model for what {backend!r} serves; name one with --model"
+                f"there is no sample model of the types that {backend!r} serves; name one with --model"
             )
     target = Target(
         backend=backend, module=info.plugin.location, models=models, options=options, settings=settings

@@ -1,4 +1,4 @@
-"""Waiting for what must happen soon: polls a condition until a deadline, and fails by naming it."""
+"""Wait for a condition: poll it until a deadline, then fail with its description."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POLL_S = 0.004
 async def eventually(
     condition: Callable[[], bool], what: Callable[[], str] | str, *, within_s: float
 ) -> None:
-    """Return as soon as ``condition`` holds; fail the test with ``what`` if it does not in time."""
+    """Return as soon as ``condition`` holds; fail the test with ``what`` after ``within_s`` seconds."""
     __tracebackhide__ = True
     deadline = time.monotonic() + within_s
     while not condition():

@@ -1,4 +1,4 @@
-"""The kits, a module each. Their assertions are rewritten by pytest, so that failures show both sides."""
+"""The kits, one module each. pytest rewrites their assertions, so that failures show both sides."""
 
 import pytest
 

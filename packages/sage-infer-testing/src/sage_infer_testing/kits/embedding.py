@@ -1,4 +1,4 @@
-"""The kit for engines that embed or rerank."""
+"""The kit for embedding and reranking engines."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
-    """Everything that an ``EmbeddingBackend`` promises.
+    """Guarantees of an ``EmbeddingBackend``.
 
-    An instance claims ``embed``, ``rerank`` or both; the tests of what it does not claim are skipped.
+    An instance claims ``embed``, ``rerank`` or both. Tests of unclaimed features are skipped.
 
     Attributes:
-        texts: texts of very different lengths, all different.
-        alike: pairs of texts with one meaning; each must be closer than any two texts of different pairs.
-        normalized: whether vectors have length 1; None does not look.
-        batch_tolerance: how far a text's vector in a batch may be from its vector alone, as 1 − cosine.
-        query: what to rerank ``documents`` by.
-        documents: the most relevant one first.
+        texts: distinct texts of very different lengths.
+        alike: pairs of texts with the same meaning; each pair must be closer than texts of different pairs.
+        normalized: whether vectors have length 1; None skips the test.
+        batch_tolerance: maximum distance (1 − cosine) between a text's vectors in a batch and alone.
+        query: query to rerank ``documents`` by.
+        documents: documents with the most relevant one first.
     """
 
     serves: ClassVar[ServedType] = "embedding"
@@ -73,7 +73,7 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
             await backend.rerank(self.query, self.documents[:1], options=options)
 
     def too_long(self, backend: Any) -> str:
-        """A text over the limit in any vocabulary: a word is a token at least."""
+        """Return a text over the limit in any vocabulary: each word is at least one token."""
         limit: int = backend.get_max_length()
         return "word " * (limit + 8)
 
@@ -93,7 +93,7 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
     def test_limits_are_positive(self, backend: Any) -> None:
         """``get_max_length`` is positive and is the capability's ``max_sequence_length``.
 
-        How to fix: take both from the loaded model's configuration, special tokens included.
+        How to fix: read both from the loaded model's configuration, including special tokens.
         """
         limit = backend.get_max_length()
         assert limit > 0, f"get_max_length() is {limit}"
@@ -104,7 +104,7 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
     async def test_work_after_close_is_refused(self, closed_backend: Any) -> None:
         """A closed instance raises ``EngineDead``.
 
-        How to fix: check whether the instance runs before anything else.
+        How to fix: first check whether the instance is running.
         """
         with pytest.raises(EngineDead):
             await closed_backend.embed_batch(self.texts[:1])
@@ -118,8 +118,8 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
         How to fix: return an ``EmbeddingResult`` over a float32 buffer of ``dim`` numbers.
         """
         result = await backend.embed(self.texts[0])
-        assert isinstance(result, EmbeddingResult), f"embed() gave a {type(result).__name__}"
-        assert len(result) == 1, f"embed() gave {len(result)} vectors"
+        assert isinstance(result, EmbeddingResult), f"embed() returned a {type(result).__name__}"
+        assert len(result) == 1, f"embed() returned {len(result)} vectors"
         assert result.dim == backend.get_embedding_dim(), (
             f"dim {result.dim}, promised {backend.get_embedding_dim()}"
         )
@@ -131,19 +131,19 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
     async def test_embedding_is_deterministic(self, backend: Any) -> None:
         """The same text produces the same vector twice.
 
-        How to fix: switch off dropout and anything else that draws random numbers.
+        How to fix: disable dropout and all other sources of randomness.
         """
         first, second = await backend.embed(self.texts[1]), await backend.embed(self.texts[1])
         assert cosine(first.vectors[0], second.vectors[0]) >= 1 - self.batch_tolerance, "two runs differ"
 
     @when_claimed("embed")
     async def test_batch_keeps_the_order(self, backend: Any) -> None:
-        """Each text's vector in a batch of mixed lengths is its vector alone, in the texts' order.
+        """Each text has the same vector in a batch of mixed lengths as alone, and the order is kept.
 
-        How to fix: undo the sorting by length; keep padding out of attention and pooling with the attention mask.
+        How to fix: undo the sorting by length; exclude padding from attention and pooling with the attention mask.
         """
         batch = await backend.embed_batch(self.texts)
-        assert len(batch) == len(self.texts), f"{len(self.texts)} texts gave {len(batch)} vectors"
+        assert len(batch) == len(self.texts), f"{len(self.texts)} texts returned {len(batch)} vectors"
         for index, text in enumerate(self.texts):
             alone = (await backend.embed(text)).vectors[0]
             apart = 1 - cosine(batch.vectors[index], alone)
@@ -153,9 +153,9 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
 
     @when_claimed("embed")
     async def test_vectors_have_length_one(self, backend: Any) -> None:
-        """Where ``normalized`` is True vectors have length 1; where it is False they do not all.
+        """If ``normalized`` is True, all vectors have length 1; if it is False, some do not.
 
-        How to fix: set ``normalized`` to what the backend does, or None.
+        How to fix: set ``normalized`` to the behaviour of the backend, or to None.
         """
         if self.normalized is None:
             pytest.skip("normalized is None")
@@ -165,7 +165,7 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
 
     @when_claimed("embed")
     async def test_meaning_decides(self, backend: Any) -> None:
-        """Texts with one meaning are closer than texts with different meanings.
+        """Texts with the same meaning are closer than texts with different meanings.
 
         How to fix: check the pooling (mean, cls or last token) and the special tokens against the model's card.
         """
@@ -178,13 +178,13 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
             for j in range(i + 1, len(flat))
             if i // 2 != j // 2
         ]
-        assert min(within) > max(across), f"pairs that mean one thing: {within}; others: {across}"
+        assert min(within) > max(across), f"pairs with the same meaning: {within}; others: {across}"
 
     @when_claimed("embed")
     async def test_concurrent_calls_do_not_mix(self, backend: Any) -> None:
-        """Concurrent calls each return their own vector.
+        """Each of several concurrent calls returns its own vector.
 
-        How to fix: where calls are merged into one batch, hand each caller its own rows.
+        How to fix: if calls are merged into one batch, return to each caller its own rows.
         """
         alone = [(await backend.embed(text)).vectors[0] for text in self.texts]
         together = await asyncio.gather(*[backend.embed(text) for text in self.texts])
@@ -195,9 +195,9 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
 
     @when_claimed("embed")
     async def test_token_ids_may_be_given(self, backend: Any) -> None:
-        """Token ids instead of a text give a vector.
+        """``embed`` accepts token ids instead of a text.
 
-        How to fix: use the ids as they are, without adding special tokens.
+        How to fix: use the ids unchanged, without adding special tokens.
         """
         result = await backend.embed([1, 2, 3])
         assert result.usage.prompt_tokens == 3, f"3 token ids, usage counts {result.usage.prompt_tokens}"
@@ -206,10 +206,10 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
     async def test_no_texts_give_no_vectors(self, backend: Any) -> None:
         """An empty list returns an empty result.
 
-        How to fix: return an ``EmbeddingResult`` with no data before the model is called.
+        How to fix: return an ``EmbeddingResult`` without data, without calling the model.
         """
         result = await backend.embed_batch([])
-        assert len(result) == 0, f"no texts gave {len(result)} vectors"
+        assert len(result) == 0, f"no texts returned {len(result)} vectors"
         assert result.usage.prompt_tokens == 0
 
     @when_claimed("embed")
@@ -238,9 +238,9 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
 
     @when_claimed("embed")
     async def test_text_over_the_limit_is_cut(self, backend: Any) -> None:
-        """With ``truncate="end"`` a text over the limit counts as its beginning; a short one is not changed.
+        """With ``truncate="end"`` a text over the limit is truncated; a short text is unchanged.
 
-        How to fix: cut the token ids at ``get_max_length``, keeping the special tokens at both ends.
+        How to fix: truncate the token ids to ``get_max_length``, keeping the special tokens at both ends.
         """
         result = await backend.embed(self.too_long(backend), truncate="end")
         used, limit = result.usage.prompt_tokens, backend.get_max_length()
@@ -254,41 +254,43 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
 
     @unless_claimed("rerank")
     async def test_refuses_to_rerank(self, backend: Any) -> None:
-        """A model that is no reranker raises ``UnsupportedFeature``.
+        """A model that is not a reranker raises ``UnsupportedFeature``.
 
-        How to fix: raise it from ``rerank``; cosines of embeddings are not what the caller asked for.
+        How to fix: raise it from ``rerank``; do not return cosine similarities of embeddings instead.
         """
         with pytest.raises(UnsupportedFeature):
             await backend.rerank(self.query, self.documents)
 
     @when_claimed("rerank")
     async def test_rerank_orders_by_relevance(self, backend: Any) -> None:
-        """The relevant document comes first, every document once, scores fall.
+        """The relevant document is first, each document occurs once, and scores are in descending order.
 
-        How to fix: sort by score, highest first; ``RerankHit.index`` is the document's place in the request.
+        How to fix: sort by score, highest first; ``RerankHit.index`` is the document's index in the request.
         """
         for shift in range(len(self.documents)):
             documents = [*self.documents[shift:], *self.documents[:shift]]
             result = await backend.rerank(self.query, documents)
-            assert isinstance(result, RerankResult), f"rerank() gave a {type(result).__name__}"
+            assert isinstance(result, RerankResult), f"rerank() returned a {type(result).__name__}"
             assert sorted(hit.index for hit in result.hits) == list(range(len(documents))), (
                 f"hits {result.hits}"
             )
             scores = [hit.score for hit in result.hits]
-            assert scores == sorted(scores, reverse=True), f"scores are not in falling order: {scores}"
+            assert scores == sorted(scores, reverse=True), f"scores are not in descending order: {scores}"
             best = documents[result.hits[0].index]
             assert best == self.documents[0], f"for {self.query!r} the best document is {best!r}"
 
     @when_claimed("rerank")
     async def test_top_n_limits_the_hits(self, backend: Any) -> None:
-        """``top_n`` keeps the first hits; more than there are documents changes nothing.
+        """``top_n`` limits the number of hits; a value above the number of documents has no effect.
 
-        How to fix: score all, then cut.
+        How to fix: score all documents, then keep the first ``top_n`` hits.
         """
         everything = await backend.rerank(self.query, self.documents)
         first = await backend.rerank(self.query, self.documents, top_n=1)
-        assert [hit.index for hit in first.hits] == [everything.hits[0].index], f"top_n=1 gave {first.hits}"
+        assert [hit.index for hit in first.hits] == [everything.hits[0].index], (
+            f"top_n=1 returned {first.hits}"
+        )
         more = await backend.rerank(self.query, self.documents, top_n=len(self.documents) + 5)
         assert len(more.hits) == len(self.documents), (
-            f"{len(self.documents)} documents gave {len(more.hits)} hits"
+            f"{len(self.documents)} documents returned {len(more.hits)} hits"
         )

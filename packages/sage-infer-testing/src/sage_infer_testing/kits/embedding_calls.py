@@ -1,4 +1,4 @@
-"""Calls that embed or rerank: their forms, and every way to end one early."""
+"""Calls that embed or rerank: forms of arguments, and early termination."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sage_infer_testing.kits.options import OptionTests, UnheardOptions, refused
 
 __all__ = ["EmbeddingCallTests"]
 
-_DOUBLINGS = 8  # of the number of texts, until a call is slow enough to be ended
+_DOUBLINGS = 8  # of the number of texts, until a call is slow enough to be ended early
 
 
 class EmbeddingCallTests(OptionTests, kit=True):
@@ -28,21 +28,20 @@ class EmbeddingCallTests(OptionTests, kit=True):
 
     @when_claimed("embed")
     async def test_embed_takes_one_text_or_a_list(self, backend: Any) -> None:
-        """A text, a list of one text and one text's token ids are a list of one; a list of texts has a vector for
-        each.
+        """A text, a list of one text, and the token ids of one text return one vector; a list returns one per text.
 
         How to fix: pass ``texts`` through ``sage_infer.contracts.as_texts`` first.
         """
         several = await backend.embed(list(self.texts))
-        assert len(several) == len(self.texts), f"{len(self.texts)} texts gave {len(several)} vectors"
+        assert len(several) == len(self.texts), f"{len(self.texts)} texts returned {len(several)} vectors"
         for one in (self.texts[0], [self.texts[0]], [1, 2, 3], [[1, 2, 3]]):
             result = await backend.embed(one)
-            assert len(result) == 1, f"embed({one!r}) gave {len(result)} vectors"
-        assert len(await backend.embed([])) == 0, "no texts must give no vectors"
+            assert len(result) == 1, f"embed({one!r}) returned {len(result)} vectors"
+        assert len(await backend.embed([])) == 0, "no texts must return no vectors"
 
     @when_claimed("embed")
     async def test_a_result_is_a_sequence_of_vectors(self, backend: Any) -> None:
-        """``len``, index and iteration of a result give float32 vectors of ``dim`` numbers, equal to ``vectors``.
+        """``len``, indexing and iteration of a result return float32 vectors of length ``dim``, equal to ``vectors``.
 
         How to fix: return ``sage_infer.schemas.EmbeddingResult``.
         """
@@ -53,22 +52,22 @@ class EmbeddingCallTests(OptionTests, kit=True):
 
     @when_claimed("embed")
     async def test_batch_size_changes_no_vector(self, backend: Any) -> None:
-        """``embed_batch`` returns the same vectors whatever ``batch_size`` is, by position or by keyword.
+        """``embed_batch`` returns the same vectors for any ``batch_size``, positional or keyword.
 
-        How to fix: split the texts into parts of at most ``batch_size``, and put the parts together in order.
+        How to fix: split the texts into batches of at most ``batch_size``, and join the results in order.
         """
         whole = await backend.embed_batch(list(self.texts))
         for result in (
             await backend.embed_batch(list(self.texts), 1),
             await backend.embed_batch(list(self.texts), batch_size=4),
         ):
-            assert len(result) == len(whole), f"{len(whole)} texts gave {len(result)} vectors"
+            assert len(result) == len(whole), f"{len(whole)} texts returned {len(result)} vectors"
             for index, (vector, expected) in enumerate(zip(result.vectors, whole.vectors, strict=True)):
                 apart = max(abs(a - b) for a, b in zip(vector, expected, strict=True))
                 assert apart <= max(self.batch_tolerance, 1e-6) ** 0.5, f"text {index} is {apart:.2g} off"
 
     async def ended(self, backend: Any, end: Callable[[str, int], Awaitable[Any]], what: str) -> None:
-        """Fail unless some call is ended early; calls grow until one is too slow to finish first."""
+        """Fail unless a call is ended early; the calls grow until one is slow enough."""
         __tracebackhide__ = True
         texts = list(self.texts)
         for _ in range(_DOUBLINGS):
@@ -78,7 +77,7 @@ class EmbeddingCallTests(OptionTests, kit=True):
             except RequestCancelled as error:
                 expected = "caller" if what == "abort" else what
                 if error.by != expected:
-                    pytest.fail(f"ended by {what}, and the error says {error.by!r}: {error}")
+                    pytest.fail(f"ended by {what}, but the error says {error.by!r}: {error}")
                 await self.idle(backend)
                 return
         pytest.fail(f"{what} did not end a call of {len(texts)} texts")
@@ -87,7 +86,7 @@ class EmbeddingCallTests(OptionTests, kit=True):
     async def test_abort_ends_a_call(self, backend: Any) -> None:
         """``abort(request_id)`` ends a call of ``embed`` with ``RequestCancelled`` by the caller.
 
-        How to fix: keep the open calls by their ids, and look between two batches whether one was aborted.
+        How to fix: keep a table of open calls by id, and check between batches whether a call was aborted.
         """
 
         async def embed_and_abort(request_id: str, times: int) -> None:
@@ -104,7 +103,7 @@ class EmbeddingCallTests(OptionTests, kit=True):
     async def test_deadline_ends_a_call(self, backend: Any) -> None:
         """A call of ``embed`` that misses its ``deadline`` ends with ``RequestCancelled`` by ``deadline``.
 
-        How to fix: look between two batches whether the deadline has passed.
+        How to fix: check between batches whether the deadline has passed.
         """
 
         async def embed_late(request_id: str, times: int) -> None:

@@ -1,4 +1,4 @@
-"""The kit for executors: what runs replicas."""
+"""The kit for executors, which run replicas."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _NO_BACKEND = "kit-no-such-backend"
 
 
 class ExecutorContract(ContractSuite, kit=True):
-    """Everything that an ``Executor`` promises. Override ``make_executor`` and ``make_spec``.
+    """Guarantees of an ``Executor``. Override ``make_executor`` and ``make_spec``.
 
     Attributes:
-        outlives_caller: whether replicas run on after ``close``, for a later executor to adopt.
-        unsupported: changes to a spec that the executor cannot do and must refuse, such as ``{"gpus": 1.0}``; the test
-            of that is skipped where it is empty.
-        start_timeout_s: seconds that a replica may take to start in these tests.
+        outlives_caller: whether replicas continue after ``close``, for a later executor to adopt.
+        unsupported: fields of a spec that the executor does not support and must refuse, such as ``{"gpus": 1.0}``; if
+            it is empty, the test is skipped.
+        start_timeout_s: start timeout of replicas in these tests, in seconds.
     """
 
     outlives_caller: ClassVar[bool] = False
@@ -37,17 +37,17 @@ class ExecutorContract(ContractSuite, kit=True):
     start_timeout_s: ClassVar[float] = 60.0
 
     def make_executor(self) -> Executor:
-        """An executor. Called several times; each one finds the replicas of those before it, if they outlive them."""
+        """Return an executor. Called several times; each executor can adopt replicas that outlived earlier ones."""
         pytest.fail(f"{type(self).__name__} must override make_executor()")
 
     def make_spec(self, replica_id: str) -> ReplicaSpec:
-        """A replica that the executor can run, with this id."""
+        """Return the spec of a replica with this id that the executor can run."""
         pytest.fail(f"{type(self).__name__} must override make_spec(replica_id)")
 
     async def use(self, handle: ReplicaHandle) -> None:
-        """Send the replica a small request; fail where it does not answer.
+        """Send the replica a small request; fail if it does not answer.
 
-        The default asks a backend in this process for its health. Override it for replicas elsewhere.
+        The default checks the health of a backend in this process. Override it for replicas in other processes.
         """
         backend: Any = handle.backend
         if backend is not None:
@@ -78,7 +78,7 @@ class ExecutorContract(ContractSuite, kit=True):
         return handle
 
     async def ended(self, handle: ReplicaHandle) -> ReplicaExit:
-        """How the replica ended; fails where it does not."""
+        """Return the exit of the replica; fail if it does not end."""
         __tracebackhide__ = True
         try:
             found = await asyncio.wait_for(handle.wait(), self.settle_s)
@@ -90,9 +90,9 @@ class ExecutorContract(ContractSuite, kit=True):
     # --- tests
 
     async def test_has_the_shape_of_its_protocol(self, executor: Any) -> None:
-        """Every method of ``Executor``, and of the ``ReplicaHandle`` that it returns, is there with its parameters.
+        """Every method of ``Executor``, and of the ``ReplicaHandle`` that it returns, exists with its parameters.
 
-        How to fix: the message names each; copy the signature from ``sage_infer.contracts``.
+        How to fix: the message names each problem; copy the signature from ``sage_infer.contracts``.
         """
         problems = shape_problems(executor, Executor)
         assert not problems, f"not an Executor: {'; '.join(problems)}"
@@ -100,9 +100,9 @@ class ExecutorContract(ContractSuite, kit=True):
         assert not problems, f"not a ReplicaHandle: {'; '.join(problems)}"
 
     async def test_a_started_replica_is_ready(self, executor: Any) -> None:
-        """``start`` returns when the replica answers; its handle says what it is and where it is reached.
+        """``start`` returns when the replica is ready; its handle has the identity and addresses of the replica.
 
-        How to fix: await the backend's ``start``, or its first healthy answer, before returning. ``instance_id`` is
+        How to fix: await the backend's ``start``, or its first healthy response, before returning. ``instance_id`` is
         the spec's ``replica_id``; ``inproc:`` is the address of a backend in this process.
         """
         spec = self.spec()
@@ -122,7 +122,7 @@ class ExecutorContract(ContractSuite, kit=True):
     async def test_replicas_run_side_by_side(self, executor: Any) -> None:
         """Two replicas run simultaneously; stopping one leaves the other running.
 
-        How to fix: keep everything of a replica in its handle.
+        How to fix: keep all state of a replica in its handle.
         """
         one, other = await self.started(executor), await self.started(executor)
         await one.kill()
@@ -130,9 +130,9 @@ class ExecutorContract(ContractSuite, kit=True):
         await self.use(other)
 
     async def test_an_id_in_use_is_refused(self, executor: Any) -> None:
-        """Starting a replica whose id runs already is ``InvalidRequest`` that names it; the first one runs on.
+        """Starting a replica with the id of a running one is an ``InvalidRequest`` that names it; the first continues.
 
-        How to fix: look the id up before anything is started, also among replicas that are still starting.
+        How to fix: look up the id first, including replicas that are still starting.
         """
         handle = await self.started(executor)
         with pytest.raises(InvalidRequest, match=handle.spec.replica_id):
@@ -140,9 +140,9 @@ class ExecutorContract(ContractSuite, kit=True):
         await self.use(handle)
 
     async def test_simultaneous_starts_of_one_id_start_one(self, executor: Any) -> None:
-        """Of two concurrent ``start`` calls with one id, one is refused.
+        """Of two concurrent ``start`` calls with the same id, one is refused.
 
-        How to fix: take the id before the first await, and give it back where the start fails.
+        How to fix: reserve the id before the first await, and release it if the start fails.
         """
         spec = self.spec()
         made = await asyncio.gather(executor.start(spec), executor.start(spec), return_exceptions=True)
@@ -154,7 +154,7 @@ class ExecutorContract(ContractSuite, kit=True):
     async def test_kill_ends_the_replica(self, executor: Any) -> None:
         """After ``kill`` every ``wait`` returns the same ``ReplicaExit`` with a reason; a second ``kill`` does too.
 
-        How to fix: set one future when the replica has ended, and let everybody await it, shielded.
+        How to fix: set one future when the replica has ended, and await it through ``asyncio.shield`` in each call.
         """
         handle = await self.started(executor)
         waiting = [asyncio.ensure_future(handle.wait()) for _ in range(2)]
@@ -166,7 +166,7 @@ class ExecutorContract(ContractSuite, kit=True):
         assert all(found == killed for found in exits), f"kill() returned {killed}, then {exits}"
 
     async def test_a_cancelled_wait_ends_nothing(self, executor: Any) -> None:
-        """Cancelling one ``wait`` leaves the replica and the others that wait alone.
+        """Cancelling one ``wait`` does not affect the replica or other calls of ``wait``.
 
         How to fix: await the shared future through ``asyncio.shield``.
         """
@@ -184,7 +184,7 @@ class ExecutorContract(ContractSuite, kit=True):
     async def test_stop_closes_the_replica(self, executor: Any) -> None:
         """``stop`` closes the backend, ends the replica and returns its exit; it is safe to call twice.
 
-        How to fix: await the backend's ``close`` for at most ``grace_s`` seconds, then end it by force.
+        How to fix: await the backend's ``close`` for at most ``grace_s`` seconds, then kill the replica.
         """
         handle = await self.started(executor)
         backend: Any = handle.backend
@@ -199,16 +199,16 @@ class ExecutorContract(ContractSuite, kit=True):
     async def test_stop_without_grace_ends_it_all_the_same(self, executor: Any) -> None:
         """``stop(grace_s=0)`` ends the replica.
 
-        How to fix: where the grace is over, do what ``kill`` does.
+        How to fix: after the grace period, do the same as ``kill``.
         """
         handle = await self.started(executor)
         await handle.stop(grace_s=0.0)
         await self.ended(handle)
 
     async def test_an_id_is_free_after_its_end(self, executor: Any) -> None:
-        """A replica that has ended can be started again under its id; its generation is larger then.
+        """A replica that has ended can be restarted with the same id and a larger generation.
 
-        How to fix: forget the id when the replica ends; ``generation`` is its start time in nanoseconds.
+        How to fix: release the id when the replica ends; ``generation`` is its start time in nanoseconds.
         """
         first = await self.started(executor)
         before = first.descriptor
@@ -220,9 +220,9 @@ class ExecutorContract(ContractSuite, kit=True):
         assert again.descriptor.instance_id == before.instance_id
 
     async def test_a_replica_that_cannot_start_leaves_nothing(self, executor: Any) -> None:
-        """A replica of a backend that is not there fails with an error of the contract, and its id is free.
+        """Starting a replica of a missing backend raises an error of the contract and leaves its id free.
 
-        How to fix: close what was opened, and raise ``BackendUnavailable``, ``OutOfMemory`` or ``EngineDead``.
+        How to fix: free all resources, and raise ``BackendUnavailable``, ``OutOfMemory`` or ``EngineDead``.
         """
         spec = self.spec()
         with pytest.raises((BackendUnavailable, OutOfMemory, EngineDead)):
@@ -230,9 +230,9 @@ class ExecutorContract(ContractSuite, kit=True):
         await self.use(await self.started(executor, spec))
 
     async def test_what_it_cannot_do_is_refused(self, executor: Any) -> None:
-        """A spec that asks for what the executor cannot do is ``UnsupportedFeature`` that names the field.
+        """A spec with an unsupported field is an ``UnsupportedFeature`` that names the field.
 
-        How to fix: check the whole spec first: nothing that it asks for may be dropped.
+        How to fix: check the whole spec first; do not ignore any field.
         """
         if not self.unsupported:
             pytest.skip("unsupported is not set")
@@ -241,9 +241,9 @@ class ExecutorContract(ContractSuite, kit=True):
                 await self.started(executor, self.spec(**{field: value}))
 
     async def test_close_lets_go(self, executor: Any) -> None:
-        """``close`` ends the replicas that end with their caller, leaves the others, and is safe to call twice.
+        """``close`` stops replicas that end with their caller, leaves the others running, and is safe to call twice.
 
-        How to fix: stop every replica in ``close``; where they outlive the caller, only close the connections.
+        How to fix: stop every replica in ``close``; if replicas outlive the caller, only close the connections.
         """
         other = self.make_executor()
         handle = await self.started(other)
@@ -255,10 +255,10 @@ class ExecutorContract(ContractSuite, kit=True):
             await self.ended(handle)
 
     async def test_adopts_what_outlived_its_caller(self, executor: Any) -> None:
-        """``adopt`` finds the replicas of an executor that was closed, and none where replicas end with their caller.
+        """``adopt`` returns the replicas of a closed executor, or none if replicas end with their caller.
 
-        How to fix: find them where they are registered, by their specs and descriptors; return an empty list where
-        they cannot outlive their caller.
+        How to fix: look up their specs and descriptors where they are registered; return an empty list if replicas
+        cannot outlive their caller.
         """
         other = self.make_executor()
         handle = await self.started(other)

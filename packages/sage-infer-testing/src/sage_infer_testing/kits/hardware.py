@@ -27,11 +27,11 @@ _LOCAL = (socket.AF_UNIX,) if hasattr(socket, "AF_UNIX") else ()
 
 
 class HardwareDetectorContract(ContractSuite, kit=True):
-    """Everything that a ``HardwareDetector`` promises, with or without its hardware. Override ``make_detector``.
+    """Guarantees of a ``HardwareDetector``, with or without its hardware. Override ``make_detector``.
 
     Attributes:
-        hardware: names of the hardware that it reports, as in ``DetectorSpec.hardware``; empty does not look.
-        engines: modules that detecting must not load.
+        hardware: hardware names that it reports, as in ``DetectorSpec.hardware``; empty skips this check.
+        engines: modules that detection must not import.
     """
 
     hardware: ClassVar[Collection[str]] = ()
@@ -60,7 +60,7 @@ class HardwareDetectorContract(ContractSuite, kit=True):
         monkeypatch.setenv("PATH", str(tmp_path))
 
     def test_has_the_shape_of_its_protocol(self, detector: Any) -> None:
-        """``detect`` is there and takes no arguments.
+        """``detect`` exists and takes no arguments.
 
         How to fix: ``def detect(self) -> HardwareProfile``, not async.
         """
@@ -68,25 +68,25 @@ class HardwareDetectorContract(ContractSuite, kit=True):
         assert not problems, f"not a HardwareDetector: {'; '.join(problems)}"
 
     def test_profile_survives_json(self, detector: Any) -> None:
-        """``detect`` returns a ``HardwareProfile`` that reads back from JSON as it was, hardware or not.
+        """``detect`` returns a ``HardwareProfile`` that survives a round trip through JSON, with or without hardware.
 
-        How to fix: an empty profile where there is nothing; plain numbers and strings in every field.
+        How to fix: return an empty profile if there is no hardware; use plain numbers and strings in all fields.
         """
         profile = detector.detect()
         assert isinstance(profile, HardwareProfile), f"detect() returned a {type(profile).__name__}"
         assert from_json(to_json(profile), HardwareProfile) == profile
 
     def test_detects_the_same_twice(self, detector: Any) -> None:
-        """Two calls, and a second detector, say the same: only static facts belong into a profile.
+        """Two calls, and a second detector, return equal profiles: a profile has only static facts.
 
-        How to fix: leave out what changes by the second, such as free memory, clocks and temperatures.
+        How to fix: leave out changing values, such as free memory, clocks and temperatures.
         """
         first = detector.detect()
         assert detector.detect() == first, "a second detect() differs"
         assert self.make_detector().detect() == first, "a second detector differs"
 
     def test_says_where_it_knows_it_from(self, detector: Any) -> None:
-        """A profile with anything in it names its sources, and so does every figure.
+        """A non-empty profile names its sources, and so does every figure.
 
         How to fix: put the tool and its version, or the file, into ``HardwareProfile.sources`` and ``Figure.source``.
         """
@@ -106,9 +106,9 @@ class HardwareDetectorContract(ContractSuite, kit=True):
         assert not self.hardware or not strangers, f"reports {strangers}, declared are {set(self.hardware)}"
 
     def test_links_join_what_is_there(self, detector: Any) -> None:
-        """No link starts and ends at one place, and accelerators that links name are listed.
+        """No link connects an endpoint to itself, and all accelerators named by links are listed.
 
-        How to fix: name endpoints ``cuda:0``, ``numa:1``, ``host`` and the like, by the accelerator's own index.
+        How to fix: use endpoint names such as ``cuda:0``, ``numa:1`` and ``host``, with the accelerator's own index.
         """
         profile = detector.detect()
         names = {a.hardware_backend for a in profile.accelerators}
@@ -124,8 +124,8 @@ class HardwareDetectorContract(ContractSuite, kit=True):
     def test_missing_tools_are_no_crash(self, detector: Any) -> None:
         """Without any command-line tool on the path, ``detect`` returns a profile or a ``SageInferError``.
 
-        How to fix: catch ``FileNotFoundError`` around the tool; where the hardware is surely absent, return an empty
-        profile, else say what is missing.
+        How to fix: catch ``FileNotFoundError`` when calling the tool. If the hardware is certainly absent, return an
+        empty profile; otherwise raise an error that names the missing tool.
         """
         try:
             profile = detector.detect()
@@ -136,7 +136,7 @@ class HardwareDetectorContract(ContractSuite, kit=True):
             assert isinstance(profile, HardwareProfile), f"detect() returned a {type(profile).__name__}"
 
     def test_leaves_no_trace(self, detector: Any) -> None:
-        """``detect`` changes neither the environment, nor the working directory, nor leaves a child process.
+        """``detect`` does not change the environment or the working directory, and leaves no child process.
 
         How to fix: pass ``env=`` to the tool instead of setting variables, and wait for it.
         """
@@ -151,7 +151,7 @@ class HardwareDetectorContract(ContractSuite, kit=True):
     def test_stays_on_this_machine(self, detector: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """``detect`` opens no network connection.
 
-        How to fix: ask the driver, the vendor's library or files; cloud metadata services are not hardware.
+        How to fix: query the driver, the vendor's library or files, not cloud metadata services.
         """
         asked: list[str] = []
 
@@ -167,7 +167,7 @@ class HardwareDetectorContract(ContractSuite, kit=True):
         assert not asked, f"connected to {', '.join(asked)}"
 
     def test_loads_no_engine(self, detector: Any) -> None:
-        """``detect`` imports no engine: that would initialize the device.
+        """``detect`` imports no engine, because this would initialize the device.
 
         How to fix: use the vendor's management library, not its framework.
         """
@@ -177,9 +177,10 @@ class HardwareDetectorContract(ContractSuite, kit=True):
         assert not loaded, f"detect() imported {', '.join(loaded)}"
 
     def test_works_in_any_thread(self, detector: Any) -> None:
-        """``detect`` in other threads, several at once, gives the same.
+        """``detect`` returns the same profile in several threads simultaneously.
 
-        How to fix: keep no state between calls, or lock it; initialize and shut the library down in pairs.
+        How to fix: keep no state between calls, or protect it with a lock; pair each initialization of the library with
+        a shutdown.
         """
         expected = detector.detect()
         with ThreadPoolExecutor(3) as pool:
@@ -187,11 +188,11 @@ class HardwareDetectorContract(ContractSuite, kit=True):
                 assert profile == expected, "detect() in another thread differs"
 
     def test_measuring_only_adds_figures(self, detector: Any) -> None:
-        """``measure`` fills in measured figures and latencies, each with its source, and changes nothing else.
+        """``measure`` only fills in measured figures and latencies, each with its source.
 
         How to fix: ``def measure(self, profile, progress) -> HardwareProfile``; fill ``measured_…`` and ``latency_us``
-        of the profile that was given, report shares of 0 to 1, and add a note for what could not be measured. A
-        detector that cannot measure has no ``measure``.
+        of the given profile, report shares of 0 to 1, and add a note for each figure that cannot be measured. A
+        detector that cannot measure must not have ``measure``.
         """
         if not hasattr(detector, "measure"):
             pytest.skip("the detector does not measure")
@@ -209,7 +210,7 @@ class HardwareDetectorContract(ContractSuite, kit=True):
 
 
 def _unmeasured(profile: HardwareProfile) -> HardwareProfile:
-    """The profile without what ``measure`` may fill in."""
+    """Return the profile without the fields that ``measure`` fills in."""
 
     def without(part: Any) -> Any:
         names = [

@@ -25,15 +25,15 @@ _UNKNOWN = "no-such-model"
 
 
 class HybridBackendContract(LifecycleSuite, kit=True):
-    """Everything that a ``HybridInferenceBackend`` promises.
+    """Guarantees of a ``HybridInferenceBackend``.
 
-    Override ``make_backend`` to give an instance with its models registered.
+    Override ``make_backend`` to return an instance with registered models.
 
     Attributes:
-        llm: id of a generating model that is loaded after ``start``; its tests are skipped where empty.
+        llm: id of a generative model that is loaded after ``start``; if empty, its tests are skipped.
         embedder: the same for an embedding model.
-        spare: a model that is not loaded, which fits beside the others; tests of loading are skipped where None.
-        too_large: a model that can never fit; None where there is no such limit.
+        spare: a further model that fits in addition to the others; if None, tests of loading are skipped.
+        too_large: a model that can never fit; None if there is no limit.
         prompts: texts to generate from.
         texts: texts to embed.
     """
@@ -50,13 +50,13 @@ class HybridBackendContract(LifecycleSuite, kit=True):
     # --- what tests use
 
     def need(self, value: object, name: str) -> Any:
-        """The value; skips the test where the vendor has not set it."""
+        """Return the value; skip the test if the vendor has not set it."""
         if not value:
             pytest.skip(f"{name} is not set")
         return value
 
     async def first_stream(self, backend: Any, *, tokens: int = 8, **options: Any) -> Any:
-        """A greedy stream of the generating model for the first prompt."""
+        """Return a greedy stream of the generative model for the first prompt."""
         model = self.need(self.llm, "llm")
         (stream,) = await backend.generate(self.prompts[0], greedy(tokens), **{"model": model, **options})
         return stream
@@ -64,29 +64,29 @@ class HybridBackendContract(LifecycleSuite, kit=True):
     # --- what there is
 
     def test_lists_its_models(self, backend: Any) -> None:
-        """``list_models`` returns a descriptor a model, each id once; each has a status.
+        """``list_models`` returns one descriptor per model with unique ids; each model has a status.
 
-        How to fix: list registered models too, loaded or not; ``get_model_status`` knows all of them.
+        How to fix: list all registered models, loaded or not; ``get_model_status`` must support all of them.
         """
         models = backend.list_models()
-        assert all(isinstance(m, ModelDescriptor) for m in models), f"list_models() gave {models}"
+        assert all(isinstance(m, ModelDescriptor) for m in models), f"list_models() returned {models}"
         ids = [m.model_id for m in models]
         assert len(ids) == len(set(ids)), f"an id is listed twice: {ids}"
         for model_id in ids:
             status = backend.get_model_status(model_id)
-            assert isinstance(status, ModelStatus), f"get_model_status() gave a {type(status).__name__}"
+            assert isinstance(status, ModelStatus), f"get_model_status() returned a {type(status).__name__}"
             assert status.model_id == model_id
         for name in filter(None, (self.llm, self.embedder)):
             assert name in ids, f"{name!r} is not among {ids}"
             assert backend.get_model_status(name).state == "ready", f"{name!r} is not ready after start()"
 
     def test_capability_lists_the_loaded_models(self, backend: Any) -> None:
-        """``get_hybrid_capability`` names exactly the models that are ready, and survives JSON.
+        """``get_hybrid_capability`` lists exactly the models that are ready, and survives a round trip through JSON.
 
-        How to fix: build it from the models' states at the time of the call.
+        How to fix: build it from the states of the models at the time of the call.
         """
         capability = backend.get_hybrid_capability()
-        assert isinstance(capability, HybridCapabilityDescriptor), f"gave a {type(capability).__name__}"
+        assert isinstance(capability, HybridCapabilityDescriptor), f"returned a {type(capability).__name__}"
         assert from_json(to_json(capability), HybridCapabilityDescriptor) == capability
         ready = {
             m.model_id for m in backend.list_models() if backend.get_model_status(m.model_id).state == "ready"
@@ -95,9 +95,9 @@ class HybridBackendContract(LifecycleSuite, kit=True):
         assert loaded == ready, f"loaded_models {sorted(loaded)}, ready are {sorted(ready)}"
 
     async def test_unknown_models_are_not_found(self, backend: Any) -> None:
-        """An unknown model is ``ModelNotFound`` in every call, and the message repeats the name.
+        """An unknown model raises ``ModelNotFound`` in every call; the message has the name.
 
-        How to fix: look the name up first: "no model 'x'; did you mean …; loaded: …".
+        How to fix: look up the name first: "no model 'x'; did you mean …; loaded: …".
         """
         chat = [{"role": "user", "content": "Hello"}]
         calls: list[Callable[[], Awaitable[Any]]] = [
@@ -118,16 +118,16 @@ class HybridBackendContract(LifecycleSuite, kit=True):
     async def test_generates_with_a_named_model(self, backend: Any) -> None:
         """``generate(model=…)`` streams that model's output to its end.
 
-        How to fix: hand the call on to the model's backend, arguments and all.
+        How to fix: forward the call with all arguments to the model's backend.
         """
         output = await read(await self.first_stream(backend))
         assert output.finish_reason == "length", f"ended with {output.finish_reason!r}, not 'length'"
-        assert len(output.token_ids) == 8, f"max_tokens=8 gave {len(output.token_ids)} tokens"
+        assert len(output.token_ids) == 8, f"max_tokens=8 returned {len(output.token_ids)} tokens"
 
     async def test_there_is_a_default_model(self, backend: Any) -> None:
-        """Without ``model`` the default one of the fitting type answers.
+        """Without ``model``, the default model of the matching type is used.
 
-        How to fix: where only one model of a type is loaded, it is the default.
+        How to fix: if only one model of a type is loaded, it is the default.
         """
         if self.llm:
             (stream,) = await backend.generate(self.prompts[0], greedy(2))
@@ -136,18 +136,18 @@ class HybridBackendContract(LifecycleSuite, kit=True):
             assert len(await backend.embed(self.texts)) == len(self.texts)
 
     async def test_chats(self, backend: Any) -> None:
-        """``chat`` renders by the model's template and streams the answer.
+        """``chat`` renders the messages with the model's template and streams the answer.
 
-        How to fix: ``render_chat`` of the model's backend, then ``generate``.
+        How to fix: call ``render_chat`` of the model's backend, then ``generate``.
         """
         model = self.need(self.llm, "llm")
         stream = await backend.chat([{"role": "user", "content": "Hello"}], greedy(4), model=model)
         assert len((await read(stream)).token_ids) == 4
 
     async def test_models_are_named_by_position_too(self, backend: Any) -> None:
-        """``model`` is the last positional argument of every call, and a single text is a list of one.
+        """``model`` is the last positional argument of every call, and a single text is treated as a list of one.
 
-        How to fix: copy the signatures from ``HybridInferenceBackend``; hand texts on to the backend's ``embed``.
+        How to fix: copy the signatures from ``HybridInferenceBackend``; forward texts to the backend's ``embed``.
         """
         if self.llm:
             (stream,) = await backend.generate(self.prompts[0], greedy(2), self.llm)
@@ -156,9 +156,9 @@ class HybridBackendContract(LifecycleSuite, kit=True):
             assert len(await backend.embed(self.texts[0], self.embedder)) == 1
 
     async def test_unknown_options_are_refused_by_name(self, backend: Any) -> None:
-        """An option of a later version is refused by its name in every call, and never dropped.
+        """An option of a later version is refused by name in every call, never ignored.
 
-        How to fix: check the options against the table of ``sage_infer.sdk`` before the call is handed on.
+        How to fix: check the options against the table in ``sage_infer.sdk`` before forwarding the call.
         """
         unheard, chat = UnheardOptions(unheard_of="x"), [{"role": "user", "content": "Hello"}]
         calls: list[Awaitable[Any]] = []
@@ -173,9 +173,9 @@ class HybridBackendContract(LifecycleSuite, kit=True):
         assert not any(problems), "; ".join(filter(None, problems))
 
     async def test_embeds_in_order(self, backend: Any) -> None:
-        """``embed`` returns a vector a text, in order, from the named model.
+        """``embed`` returns one vector per text, in order, from the named model.
 
-        How to fix: hand the call on to ``embed_batch`` of the model's backend.
+        How to fix: forward the call to ``embed_batch`` of the model's backend.
         """
         model = self.need(self.embedder, "embedder")
         together = (await backend.embed(self.texts, model=model)).vectors
@@ -187,7 +187,7 @@ class HybridBackendContract(LifecycleSuite, kit=True):
     async def test_models_work_side_by_side(self, backend: Any) -> None:
         """Concurrent generation and embedding produce the same results as each alone.
 
-        How to fix: look for state that the models share.
+        How to fix: look for state that is shared between the models.
         """
         model = self.need(self.embedder, "embedder")
         alone = await read(await self.first_stream(backend))
@@ -199,10 +199,9 @@ class HybridBackendContract(LifecycleSuite, kit=True):
             assert vector == pytest.approx(expected, abs=1e-3), "embedding beside generation differs"
 
     async def test_a_late_embedding_is_cancelled(self, backend: Any) -> None:
-        """A call of ``embed`` that misses its ``deadline`` ends with ``RequestCancelled`` by it; one in time is
-        answered.
+        """A call of ``embed`` past its ``deadline`` ends with ``RequestCancelled`` by ``deadline``; others succeed.
 
-        How to fix: end the call after that many seconds, and free what it holds in the model's backend.
+        How to fix: end the call after that many seconds, and free its resources in the model's backend.
         """
         model = self.need(self.embedder, "embedder")
         with pytest.raises(RequestCancelled) as caught:
@@ -214,7 +213,7 @@ class HybridBackendContract(LifecycleSuite, kit=True):
     async def test_giving_up_frees_the_request(self, backend: Any) -> None:
         """Leaving the loop, and ``abort`` by id, free the request in the model's backend.
 
-        How to fix: pass the backend's own stream through, or cancel it when yours is cancelled.
+        How to fix: return the backend's own stream, or cancel it when your stream is cancelled.
         """
         before = await self.idle(backend)
         async for _ in await self.first_stream(backend, tokens=10_000):
@@ -229,7 +228,7 @@ class HybridBackendContract(LifecycleSuite, kit=True):
     async def test_work_after_close_is_refused(self, closed_backend: Any) -> None:
         """A closed instance raises ``EngineDead``.
 
-        How to fix: check whether the instance runs before the model is looked up.
+        How to fix: check whether the instance is running before looking up the model.
         """
         with pytest.raises(EngineDead):
             await closed_backend.generate(self.prompts[0], greedy(1))
@@ -237,9 +236,9 @@ class HybridBackendContract(LifecycleSuite, kit=True):
     # --- loading
 
     async def test_loads_and_unloads(self, backend: Any) -> None:
-        """A model that is loaded becomes ready and is listed; unloaded, it is no longer among the loaded ones.
+        """A loaded model becomes ready and is listed; after unloading it is no longer among the loaded models.
 
-        How to fix: keep the state in one place that ``get_model_status`` and ``get_hybrid_capability`` both read.
+        How to fix: keep the state in one place, and read it in ``get_model_status`` and ``get_hybrid_capability``.
         """
         spare: ModelDescriptor = self.need(self.spare, "spare")
 
@@ -256,10 +255,10 @@ class HybridBackendContract(LifecycleSuite, kit=True):
         assert not loaded(), f"{spare.model_id!r} is still loaded"
 
     async def test_a_model_is_registered_before_start(self) -> None:
-        """Before ``start`` the call of ``load_model`` alone registers the model; the result need not be awaited.
+        """Before ``start``, calling ``load_model`` registers the model; the result does not have to be awaited.
 
-        How to fix: let ``load_model`` be a plain method that registers, and return an awaitable that is no coroutine:
-        Python warns of coroutines that nobody awaits.
+        How to fix: make ``load_model`` a plain method that registers the model and returns an awaitable other than a
+        coroutine, because Python warns about coroutines that are never awaited.
         """
         spare: ModelDescriptor = self.need(self.spare, "spare")
         backend = self.make_backend()
@@ -274,7 +273,7 @@ class HybridBackendContract(LifecycleSuite, kit=True):
         assert not is_coroutine, "load_model returned a coroutine, which must be awaited"
 
     async def test_unloading_lets_requests_finish(self, backend: Any) -> None:
-        """A request that runs while its model is unloaded finishes normally.
+        """A request that is running while its model is unloaded finishes normally.
 
         How to fix: refuse new requests, wait for the open ones, then close the model's backend.
         """
@@ -291,16 +290,16 @@ class HybridBackendContract(LifecycleSuite, kit=True):
             before = backend.stats()
             await eventually(
                 lambda: work.done() or backend.stats() != before,
-                "embedding did not begin",
+                "embedding did not start",
                 within_s=self.settle_s,
             )
             await backend.unload_model(spare.model_id)
             assert len(await work) == len(self.texts)
 
     async def test_a_model_that_cannot_fit_is_refused(self, backend: Any) -> None:
-        """Loading a model that is too large is ``OutOfMemory``, and the others go on.
+        """Loading a model that is too large raises ``OutOfMemory``; other models continue to work.
 
-        How to fix: plan memory before loading; the message says how much is missing.
+        How to fix: plan memory before loading; the message states the missing amount.
         """
         model: ModelDescriptor = self.need(self.too_large, "too_large")
         with pytest.raises(OutOfMemory):

@@ -1,4 +1,4 @@
-"""The kit for engines that generate."""
+"""The kit for text generation engines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class InferenceBackendContract(
     ResumingTests,
     kit=True,
 ):
-    """Everything that an ``InferenceBackend`` promises.
+    """Guarantees of an ``InferenceBackend``.
 
     Subclass it, set ``backend_name`` and ``model`` (or override ``make_backend``), and run pytest::
 
@@ -44,6 +44,6 @@ class InferenceBackendContract(
             model = "smollm2-135m"
             options = {"threads": 4}
 
-    ``GenerationSuite`` describes what else can be set. Features that the instance's ``CapabilityDescriptor`` does not
-    claim are skipped for that reason, and the backend must refuse them.
+    ``GenerationSuite`` describes the other settings. Tests of features that the ``CapabilityDescriptor`` does
+    not claim are skipped, and the backend must refuse these features.
     """

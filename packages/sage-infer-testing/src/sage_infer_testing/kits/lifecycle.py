@@ -1,4 +1,4 @@
-"""What every backend has, whatever it serves: shape, capability, health, start and close."""
+"""Tests of all backends: protocol, capability, health, start and close."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _COUNTS = ("running", "waiting", "finished", "prompt_tokens", "output_tokens", "
 
 
 class LifecycleSuite(BackendSuite, kit=True):
-    """Tests of the life of an instance."""
+    """Tests of the life cycle of an instance."""
 
     protocol: ClassVar[type] = Lifecycle
 
     def test_has_the_shape_of_its_protocol(self, backend: Any) -> None:
-        """Every method of the protocol is there, async where it must be, and takes the contract's arguments.
+        """Every method of the protocol exists with the parameters of the contract, and is async if required.
 
         How to fix: the message names each method and parameter. Copy the signature from the protocol in
-        ``sage_infer.contracts``; further parameters need a default, and keyword-only ones keep their names.
+        ``sage_infer.contracts``. Additional parameters need a default; keyword-only parameters keep their names.
         """
         problems = shape_problems(backend, self.protocol)
         assert not problems, f"not a {self.protocol.__name__}: {'; '.join(problems)}"
@@ -36,21 +36,19 @@ class LifecycleSuite(BackendSuite, kit=True):
     async def test_is_healthy(self, backend: Any) -> None:
         """A started instance reports ``ok``.
 
-        How to fix: ``health`` returns ``Health(status="ok")`` from the end of ``start`` on, and must not run a
-        request to find out.
+        How to fix: return ``Health(status="ok")`` after ``start`` has finished; do not run a request to find out.
         """
         health = await backend.health()
-        assert isinstance(health, Health), f"health() gave a {type(health).__name__}"
+        assert isinstance(health, Health), f"health() returned a {type(health).__name__}"
         assert health.status == "ok", f"status {health.status!r}, reason {health.reason!r}"
 
     def test_stats_are_gauges(self, backend: Any) -> None:
-        """``stats`` returns counts that are not negative, and no more free KV blocks than there are.
+        """``stats`` returns non-negative counts, and at most as many free KV blocks as the total.
 
-        How to fix: return ``EngineStats`` from counters that the scheduler keeps; an instance without KV says 0 for
-        both block counts.
+        How to fix: return ``EngineStats`` with the scheduler's counters; without KV, both block counts are 0.
         """
         stats = backend.stats()
-        assert isinstance(stats, EngineStats), f"stats() gave a {type(stats).__name__}"
+        assert isinstance(stats, EngineStats), f"stats() returned a {type(stats).__name__}"
         for name in _COUNTS:
             assert getattr(stats, name) >= 0, f"stats().{name} is {getattr(stats, name)}"
         assert 0 <= stats.kv_blocks_free <= stats.kv_blocks_total, stats
@@ -58,10 +56,10 @@ class LifecycleSuite(BackendSuite, kit=True):
         assert stats.step_s is None or stats.step_s >= 0, f"stats().step_s is {stats.step_s}"
 
     async def test_progress_is_reported_during_start(self) -> None:
-        """A backend with ``on_progress`` reports stages, and shares of 0 to 1, until ``start`` returns and not after.
+        """A backend with ``on_progress`` reports stages and shares of 0 to 1 during ``start``, and not afterwards.
 
-        How to fix: call ``report(stage, share)`` while loading, with share None where it is not known; keep nothing
-        running that reports after ``start``.
+        How to fix: call ``report(stage, share)`` while loading, with share None if unknown; stop all reporting tasks
+        before ``start`` returns.
         """
         backend = self.make_backend()
         if not hasattr(backend, "on_progress"):
@@ -83,10 +81,9 @@ class LifecycleSuite(BackendSuite, kit=True):
         assert reports == during, f"reported after start() had returned: {reports[len(during) :]}"
 
     async def test_close_without_start_is_safe(self) -> None:
-        """``close`` on an instance that was never started does nothing: it is what ``open_backend`` calls when
-        ``start`` has failed.
+        """``close`` is safe on an instance that was never started; ``open_backend`` calls it when ``start`` fails.
 
-        How to fix: set every resource to None in ``__init__`` and free in ``close`` only those that are there.
+        How to fix: set every resource to None in ``__init__``, and free only existing resources in ``close``.
         """
         backend = self.make_backend()
         try:
@@ -105,38 +102,38 @@ class LifecycleSuite(BackendSuite, kit=True):
             pytest.fail(f"a second close() raised {error!r}")
 
     async def test_is_dead_after_close(self, closed_backend: Any) -> None:
-        """``health`` of a closed instance is ``dead`` and gives a reason; it does not raise.
+        """``health`` of a closed instance returns ``dead`` with a reason; it does not raise.
 
         How to fix: return ``Health(status="dead", reason="closed")`` after ``close``.
         """
         health = await closed_backend.health()
         assert health.status == "dead", f"status {health.status!r} after close()"
-        assert health.reason, "a dead instance must say why in Health.reason"
+        assert health.reason, "Health.reason of a dead instance must not be empty"
 
 
 class CapabilitySuite(LifecycleSuite, kit=True):
-    """Tests of what an instance with one model says of itself."""
+    """Tests of the capability of an instance with one model."""
 
     async def ask(self, backend: Any, *, options: Any = None) -> None:
-        """A small request with these options, to its end; each kind of backend has its own."""
+        """Send a small request with these options and wait for its end; each kind of backend overrides this."""
         raise NotImplementedError(f"{type(self).__name__} has no request to send")
 
     def test_capability_survives_json(self, backend: Any) -> None:
-        """``get_capability`` returns a descriptor that reads back from JSON as it was.
+        """``get_capability`` returns a descriptor that survives a round trip through JSON.
 
-        How to fix: return a ``CapabilityDescriptor`` made of plain numbers and strings; a numpy scalar or an enum of
-        the engine must be converted.
+        How to fix: return a ``CapabilityDescriptor`` with plain numbers and strings; convert numpy scalars and the
+        engine's enums.
         """
         capability = backend.get_capability()
         assert isinstance(capability, CapabilityDescriptor), (
-            f"get_capability() gave a {type(capability).__name__}"
+            f"get_capability() returned a {type(capability).__name__}"
         )
         assert from_json(to_json(capability), CapabilityDescriptor) == capability
 
     def test_capability_is_stable(self, backend: Any) -> None:
-        """Two calls of ``get_capability`` on a running instance agree, so that schedulers can cache it.
+        """Two calls of ``get_capability`` on a running instance return the same, so that schedulers can cache it.
 
-        How to fix: report limits of the loaded engine, not what is free at the moment; that belongs in ``stats``.
+        How to fix: report limits of the loaded engine; free capacity belongs in ``stats``.
         """
         assert backend.get_capability() == backend.get_capability()
 
@@ -151,10 +148,10 @@ class CapabilitySuite(LifecycleSuite, kit=True):
         )
 
     def test_honours_the_sequence_limit(self, backend: Any) -> None:
-        """An instance opened with a smaller ``max_sequence_length`` keeps to it.
+        """An instance opened with a smaller ``max_sequence_length`` enforces it.
 
-        How to fix: where ``ModelDescriptor.max_sequence_length`` is set, pass it to the engine, and report the
-        smaller of it and the model's own limit in ``CapabilityDescriptor.max_sequence_length``.
+        How to fix: if ``ModelDescriptor.max_sequence_length`` is set, pass it to the engine, and report the smaller of
+        this value and the model's own limit in ``CapabilityDescriptor.max_sequence_length``.
         """
         limit = backend.get_capability().max_sequence_length
         assert not (self.backend_name and self.sequence_limit) or limit <= self.sequence_limit, (

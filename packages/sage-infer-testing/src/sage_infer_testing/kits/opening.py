@@ -1,4 +1,4 @@
-"""How a kit gets instances of the backend under test: one that is shared, and further ones where a test needs them."""
+"""Instances of the backend under test: one shared by all tests, and additional ones if a test needs them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _NUMBERS = itertools.count(1)
 
 
 class BackendSuite(ContractSuite, kit=True):
-    """Base of the kits for backends: says how to create one.
+    """Base of the kits for backends.
 
     Set ``backend_name`` and ``model`` for an installed plug-in, or override ``make_backend``.
 
     Attributes:
-        backend_name: name that ``open_backend`` knows.
+        backend_name: registered name of the backend, for ``open_backend``.
         model: model name, path or descriptor, for ``backend_name``.
         options: options for ``backend_name``.
-        sequence_limit: the instance is opened with this ``max_sequence_length`` (if the model's own is not
-            smaller), so that tests at the limit stay quick; None leaves the model's own.
+        sequence_limit: ``max_sequence_length`` of the instance (unless the model's is smaller), to keep tests at the
+            limit fast; None uses the model's own limit.
     """
 
     backend_name: ClassVar[str] = ""
@@ -41,7 +41,7 @@ class BackendSuite(ContractSuite, kit=True):
     serves: ClassVar[ServedType] = "llm"
 
     def make_backend(self) -> Any:
-        """A backend that is not started. Called several times; the instances may live side by side."""
+        """Return a backend that is not started. Called several times; several instances can exist simultaneously."""
         from sage_infer.backends import create_backend
 
         if not self.backend_name or not self.model:
@@ -78,7 +78,7 @@ class BackendSuite(ContractSuite, kit=True):
 
     @pytest.fixture
     def backend(self, request: pytest.FixtureRequest) -> Iterator[Any]:
-        """The instance that all tests of the class share, started. Requests of ``new_id`` end with the test."""
+        """A started instance, shared by all tests of the class. Requests with ids of ``new_id`` end with the test."""
         shared = self.share(
             request, "backend", lambda: self.run(self._started()), lambda b: self.run(b.close())
         )
@@ -88,13 +88,13 @@ class BackendSuite(ContractSuite, kit=True):
             self.run(shared.abort(request_id))
 
     def new_id(self) -> str:
-        """A request id that no other request has."""
+        """Return a unique request id."""
         self._ids.append(f"kit-{next(_NUMBERS)}")
         return self._ids[-1]
 
     @pytest.fixture
     def closed_backend(self, request: pytest.FixtureRequest) -> Any:
-        """An instance that was started and closed again, shared by the tests of what may still be called."""
+        """An instance that was started and closed, shared by the tests of closed instances."""
 
         async def start_and_close() -> Any:
             backend = await self._started()
@@ -106,7 +106,7 @@ class BackendSuite(ContractSuite, kit=True):
     # --- waiting
 
     async def idle(self, backend: Any, *, free_blocks: int | None = None) -> EngineStats:
-        """Wait until nothing runs or waits, and ``free_blocks`` KV blocks are free again; the gauges then."""
+        """Wait until no request is open and ``free_blocks`` KV blocks are free, and return the gauges."""
         __tracebackhide__ = True
 
         def is_idle() -> bool:

@@ -1,4 +1,4 @@
-"""Options of requests: what is claimed is accepted, everything else is refused by name."""
+"""Options of requests: claimed options are accepted, all others are refused by name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["OptionTests", "UnheardOptions", "refused_by_name"]
 
 @attrs.frozen(kw_only=True)
 class UnheardOptions(RequestOptions):
-    """Options of a later version: with a field that no backend of today knows."""
+    """Options of a later version, with a field that is unknown to all current backends."""
 
     unheard_of: str = ""
 
 
 async def refused_by_name(call: Any, name: str) -> str:
-    """Why the call was not refused with ``UnsupportedFeature`` that names the field; empty where it was."""
+    """Return why the call was not refused with an ``UnsupportedFeature`` that names the field; empty if it was."""
     try:
         await call
     except UnsupportedFeature as error:
@@ -33,11 +33,10 @@ async def refused_by_name(call: Any, name: str) -> str:
 
 
 class OptionTests(CapabilitySuite, kit=True):
-    """What every call that takes ``RequestOptions`` does with them.
+    """Tests of calls that accept ``RequestOptions``.
 
     Attributes:
-        option_values: a value for each field of ``RequestOptions`` that the backend accepts where it claims the
-            feature of that name.
+        option_values: for each field of ``RequestOptions``, a value that the backend accepts if it claims the feature.
     """
 
     option_values: ClassVar[Mapping[str, Any]] = {
@@ -47,7 +46,7 @@ class OptionTests(CapabilitySuite, kit=True):
     }  # fmt: skip
 
     def options_by_claim(self, backend: Any, *, claimed: bool) -> dict[str, Any]:
-        """Values of the options whose feature the backend claims, or of those that it does not claim."""
+        """Return values of the options whose features the backend claims, or does not claim."""
         table = FEATURE_OF[RequestOptions]
         supports = backend.get_capability().supports
         return {
@@ -59,7 +58,7 @@ class OptionTests(CapabilitySuite, kit=True):
     def test_the_kit_knows_every_option(self) -> None:
         """``option_values`` has a value for each field of ``RequestOptions``.
 
-        How to fix: add the missing fields where the class overrides ``option_values``; otherwise the installed
+        How to fix: if the class overrides ``option_values``, add the missing fields; otherwise the installed
         sage-infer-core is newer than this kit.
         """
         fields = {attribute.name for attribute in attrs.fields(RequestOptions)}
@@ -88,10 +87,10 @@ class OptionTests(CapabilitySuite, kit=True):
         assert not any(problems), "; ".join(filter(None, problems))
 
     async def test_an_unknown_option_is_refused_by_name(self, backend: Any) -> None:
-        """A field that a later version of ``RequestOptions`` adds is refused where it is set, and nowhere else.
+        """A field added by a later version of ``RequestOptions`` is refused only if it is set.
 
-        How to fix: refuse by an allow-list, as ``sage_infer.sdk.check_claims`` does: not a list of what the engine
-        lacks, but of what it has.
+        How to fix: use an allow-list of supported fields, as ``sage_infer.sdk.check_claims`` does, not a list of
+        unsupported ones.
         """
         problem = await refused_by_name(
             self.ask(backend, options=UnheardOptions(unheard_of="x")), "unheard_of"

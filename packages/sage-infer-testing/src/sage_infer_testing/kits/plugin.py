@@ -1,4 +1,4 @@
-"""The kit for a plug-in module: light to import, honest about what it brings."""
+"""The kit for plug-in modules: cheap imports, valid hooks and specs."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class PluginContract(ContractSuite, kit=True):
     """Guarantees of a plug-in module for listing.
 
     Attributes:
-        module: the plug-in module, as the entry point names it.
+        module: name of the plug-in module in the entry point.
         heavy: modules that it must not import.
-        max_modules: how many modules importing it may add, beside its own package's.
+        max_modules: maximum number of modules that its import may add, not counting its own package.
     """
 
     module: ClassVar[str] = ""
@@ -70,7 +70,7 @@ class PluginContract(ContractSuite, kit=True):
         return Registry((importlib.metadata.EntryPoint(name="under-test", value=self.module, group=group),))
 
     def added_modules(self) -> list[str]:
-        """Modules that importing the plug-in and calling its hooks adds to a fresh interpreter."""
+        """Modules that a new interpreter imports for the plug-in and its hooks."""
         child = subprocess.run(
             [sys.executable, "-c", _PROBE, self.module],
             capture_output=True, text=True, timeout=self.timeout_s,
@@ -85,16 +85,16 @@ class PluginContract(ContractSuite, kit=True):
     def test_imports_nothing_heavy(self, plugin: Any) -> None:
         """Importing the module and calling its hooks loads no engine, numeric library or web framework.
 
-        How to fix: import the engine inside the factory's module, and name the factory by its dotted path. Look at the
-        package's ``__init__`` too: it is imported first.
+        How to fix: import the engine in the factory's module, and refer to the factory by its dotted path. Also check
+        the package's ``__init__``, which is imported first.
         """
         loaded = sorted({name.partition(".")[0] for name in self.added_modules()} & set(self.heavy))
         assert not loaded, f"{self.module} imports {', '.join(loaded)}"
 
     def test_imports_few_modules(self, plugin: Any) -> None:
-        """Importing the module is cheap: it adds only a handful of modules.
+        """Importing the module is cheap: it imports few other modules.
 
-        How to fix: ``python -X importtime -c 'import …'`` shows what brings them in; move it into the factory's module.
+        How to fix: find them with ``python -X importtime -c 'import …'``, and move them into the factory's module.
         """
         own = self.module.partition(".")[0]
         added = [name for name in self.added_modules() if name.partition(".")[0] != own]
@@ -103,14 +103,14 @@ class PluginContract(ContractSuite, kit=True):
         )
 
     def test_contract_version_fits(self, plugin: Any) -> None:
-        """``SAGE_INFER_CONTRACT``, where the module sets it, is not newer than the core and of its major version.
+        """``SAGE_INFER_CONTRACT``, if set, has the core's major version and is not newer than the core.
 
-        How to fix: set it to the contract version that you build against, now ``sage_infer.CONTRACT_VERSION``.
+        How to fix: set it to the contract version that you build against, currently ``sage_infer.CONTRACT_VERSION``.
         """
         wanted = getattr(plugin, "SAGE_INFER_CONTRACT", CONTRACT_VERSION)
         assert isinstance(wanted, str), f"SAGE_INFER_CONTRACT must be a string such as '1.0', got {wanted!r}"
         theirs, ours = ([int(part) for part in version.split(".")] for version in (wanted, CONTRACT_VERSION))
-        assert theirs[0] == ours[0], f"written for contract {wanted}, the core speaks {CONTRACT_VERSION}"
+        assert theirs[0] == ours[0], f"written for contract {wanted}, the core supports {CONTRACT_VERSION}"
         assert theirs <= ours, f"written for contract {wanted}, newer than the core's {CONTRACT_VERSION}"
 
     def test_hooks_are_known(self, plugin: Any) -> None:
@@ -131,9 +131,9 @@ class PluginContract(ContractSuite, kit=True):
             assert not inspect.signature(function).parameters, f"{name} must take no arguments"
 
     def test_hooks_return_specs(self, plugin: Any, registry: Registry) -> None:
-        """The core can read the plug-in: every hook returns a list of specs of its kind, and names are unique.
+        """Every hook returns a list of specs of its kind with unique names.
 
-        How to fix: the message is the one that ``sage infer backend list`` shows for the plug-in.
+        How to fix: see the message, which ``sage infer backend list`` also shows for the plug-in.
         """
         faults = []
         for kind in KINDS:
@@ -147,19 +147,19 @@ class PluginContract(ContractSuite, kit=True):
         assert any(registry.entries(kind) for kind in KINDS), f"{self.module} brings nothing"
 
     def test_hooks_repeat_themselves(self, plugin: Any) -> None:
-        """Calling a hook twice gives equal specs: what is installed does not depend on who asks first.
+        """Calling a hook twice returns equal specs.
 
-        How to fix: return literals; look at devices, files and the environment in the factory.
+        How to fix: return literals; inspect devices, files and the environment in the factory.
         """
         for name, function in vars(plugin).items():
             if name.startswith("sage_infer_") and callable(function):
-                assert function() == function(), f"{name} returns something else the second time"
+                assert function() == function(), f"{name} returns different specs the second time"
 
     def test_factories_resolve(self, plugin: Any, registry: Registry) -> None:
-        """Every dotted path in a spec leads to something callable, unless what the spec requires is not installed.
+        """Every dotted path in a spec refers to a callable, unless a requirement of the spec is not installed.
 
-        How to fix: correct the path, ``package.module:attribute``; import the engine where a missing one gives a clear
-        ``BackendUnavailable``.
+        How to fix: correct the path, ``package.module:attribute``; import the engine so that a missing one raises a
+        clear ``BackendUnavailable``.
         """
         from sage_infer.discovery.paths import dotted_paths
         from sage_infer.discovery.readiness import missing_requirements
@@ -176,9 +176,9 @@ class PluginContract(ContractSuite, kit=True):
                         assert callable(found), f"{field} {path} of {spec.name!r} is a {type(found).__name__}"
 
     def test_memory_is_told_without_a_model(self, plugin: Any, registry: Registry) -> None:
-        """``BackendSpec.memory`` returns an ``EngineMemory`` for every kind of model and hardware that the backend has.
+        """``BackendSpec.memory`` returns an ``EngineMemory`` for all supported types of models and hardware.
 
-        How to fix: estimate from the arguments alone; the model's files may be missing, and options may be missing.
+        How to fix: estimate from the arguments alone; files of the model and options may be missing.
         """
         from sage_infer.discovery.readiness import missing_requirements
         from sage_infer.factories import load_object
@@ -192,12 +192,12 @@ class PluginContract(ContractSuite, kit=True):
             for kind, hardware in itertools.product(kinds, sorted(spec.hardware)):
                 model = ModelDescriptor(model_id="m", model_type=kind, model_path="/nowhere")
                 found = tell(model=model, options={}, hardware=hardware)
-                assert isinstance(found, EngineMemory), f"{spec.memory} gave a {type(found).__name__}"
+                assert isinstance(found, EngineMemory), f"{spec.memory} returned a {type(found).__name__}"
 
     def test_names_are_said_once(self, plugin: Any, registry: Registry) -> None:
-        """No two specs of one kind have one name, and each has a summary for lists.
+        """All specs of a kind have unique names, and each has a summary for lists.
 
-        How to fix: rename one of them; fill in ``summary`` with one line.
+        How to fix: rename one of them; set ``summary`` to one line of text.
         """
         for kind in KINDS:
             specs = [entry.spec for entry in registry.entries(kind)]

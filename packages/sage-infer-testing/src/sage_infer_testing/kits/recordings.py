@@ -25,16 +25,15 @@ _PLAIN = "\x1b[0m"
 
 
 class RecordingContract(ContractSuite, kit=True):
-    """What a reader promises of recordings that it knows, and of those same recordings damaged.
+    """Guarantees of a reader for intact and for damaged recordings.
 
     Attributes:
-        folder: where the recordings lie.
-        pattern: which files of the folder are recordings.
-        damaged: how many damaged forms of each recording are tried.
-        at_once: how many damages a form has at most; 1 for XML, where a lost end and a lost beginning of two elements
-            leave a document that nobody can tell from a whole one.
-        no_number: a note by which the reader says that an output does not tell which device it describes; the
-            number that it then shows is not compared.
+        folder: folder with the recordings.
+        pattern: glob pattern of the recordings in the folder.
+        damaged: number of damaged variants to test per recording.
+        at_once: maximum number of damages per variant. Use 1 for XML: a lost end and a lost start of two elements leave
+            a document that looks intact.
+        no_number: note of the reader that an output does not identify its device; the index is then not compared.
     """
 
     folder: ClassVar[Path] = Path()
@@ -44,12 +43,12 @@ class RecordingContract(ContractSuite, kit=True):
     no_number: ClassVar[str] = ""
 
     def read(self, text: str, *, name: str) -> HardwareProfile:
-        """The function that ``DetectorSpec.read_recording`` names."""
+        """Call the function named by ``DetectorSpec.read_recording``."""
         pytest.fail(f"{type(self).__name__} must override read(text, name=…)")
 
     @pytest.fixture
     def recordings(self) -> list[tuple[str, str, HardwareProfile]]:
-        """Each recording that can be read: its name, text and profile."""
+        """Name, text and profile of each readable recording."""
         found = []
         for path in sorted(self.folder.glob(self.pattern)):
             text = path.read_text("utf-8")
@@ -60,7 +59,7 @@ class RecordingContract(ContractSuite, kit=True):
         return found
 
     def _read(self, text: str, name: str) -> HardwareProfile | None:
-        """The profile, or None for a ``ToolOutputError``; anything else fails the test."""
+        """Return the profile, or None for a ``ToolOutputError``; any other result fails the test."""
         refusal = ""
         try:
             profile = self.read(text, name=name)
@@ -70,11 +69,11 @@ class RecordingContract(ContractSuite, kit=True):
             assert "\n" not in refusal, f"the error is more than one line: {refusal}"
             assert name in refusal, f"the error does not name the recording {name}: {refusal}"
             return None
-        assert isinstance(profile, HardwareProfile), f"read() gave a {type(profile).__name__}"
+        assert isinstance(profile, HardwareProfile), f"read() returned a {type(profile).__name__}"
         return profile
 
     def test_profiles_survive_json(self, recordings: Any) -> None:
-        """A profile is plain data and names its source.
+        """A profile survives a round trip through JSON and names its source.
 
         How to fix: put the tool and its version into ``HardwareProfile.sources``.
         """
@@ -83,9 +82,9 @@ class RecordingContract(ContractSuite, kit=True):
             assert profile.sources, f"{name}: no sources"
 
     def test_lines_may_end_and_be_coloured_in_any_way(self, recordings: Any) -> None:
-        """Carriage returns, colours, a byte order mark, trailing blanks and a wide terminal change nothing.
+        """Carriage returns, colours, a byte order mark, trailing blanks and a wide terminal do not change the profile.
 
-        How to fix: take these away before anything is read; tell columns apart by their order, not their place.
+        How to fix: remove them before parsing; identify columns by their order, not by their position.
         """
         for name, text, profile in recordings:
             lines = text.split("\n")
@@ -100,9 +99,9 @@ class RecordingContract(ContractSuite, kit=True):
                 assert found == profile, f"{name} with {what} reads differently"
 
     def test_what_is_no_output_is_refused(self) -> None:
-        """Empty text, prose, and binary noise are a ``ToolOutputError``.
+        """Empty text, prose, and binary noise raise ``ToolOutputError``.
 
-        How to fix: recognise an output by a line that only it has, and refuse what no output has.
+        How to fix: recognize an output by a line that is unique to it, and reject all other text.
         """
         for text in (
             "",
@@ -117,10 +116,10 @@ class RecordingContract(ContractSuite, kit=True):
             assert self._read(text, "noise.txt") is None, f"{text!r} was read as an output"
 
     def test_damage_never_invents_or_changes_a_device(self, recordings: Any) -> None:
-        """Lost lines, shifted and added columns, masked serials: an error, or a part of what was there.
+        """Lost lines, shifted or added columns and masked serials result in an error or in part of the same machine.
 
-        How to fix: check each line against its heading (how many cells, what is in them), and raise
-        ``ToolOutputError`` with the line where it does not fit.
+        How to fix: check the number and content of each line's cells against the heading, and raise
+        ``ToolOutputError`` with the line if they do not match.
         """
         for name, text, profile in recordings:
             self._damage(name, text, profile)
@@ -140,7 +139,7 @@ class RecordingContract(ContractSuite, kit=True):
 
 
 def _damages(lines: list[str], at_once: int) -> st.SearchStrategy[list[str]]:
-    """Damaged forms of a recording: up to so many damages after each other."""
+    """Damaged variants of a recording, with up to ``at_once`` damages."""
     place = st.integers(0, max(0, len(lines) - 1))
     damage = st.one_of(
         st.builds(_drop, place),
@@ -175,12 +174,12 @@ def _repeat(place: int) -> Callable[[list[str]], list[str]]:
 
 
 def _cells(line: str) -> tuple[list[str], str]:
-    """The cells of a line, and what stands between them: ``|``, or blanks."""
+    """Return the cells of a line and their separator: ``|`` or blanks."""
     return (line.split("|"), "|") if "|" in line else (re.split(r"\s{2,}|\t", line), "   ")
 
 
 def _shift(place: int, count: int) -> Callable[[list[str]], list[str]]:
-    """Move the cells of one line to the right; what falls off comes in at the front."""
+    """Rotate the cells of one line to the right."""
 
     def shift(lines: list[str]) -> list[str]:
         if place < len(lines):
@@ -208,7 +207,7 @@ def _lose_cell(place: int, cell: int) -> Callable[[list[str]], list[str]]:
 
 
 def _add_column(lines: list[str]) -> list[str]:
-    """A column that a newer version of the tool may print, at the end of each line of a table."""
+    """Add a column to each line of a table, as a newer version of the tool may do."""
     if any(line.rstrip().endswith("|") for line in lines):
         return [f"{line.rstrip()} new |" if line.rstrip().endswith("|") else line for line in lines]
     return [line if re.search(r"[:={}\[\]]", line) or not line.strip() else f"{line}   new" for line in lines]
@@ -234,7 +233,7 @@ def _assert_part(found: HardwareProfile, whole: HardwareProfile, name: str) -> N
 
 
 def _identity(link: LinkProfile) -> tuple[str | None, ...]:
-    """What tells a link. A network card's name comes from a legend, which may be lost."""
+    """Return the fields that identify a link, without the network card's name, whose legend may be lost."""
     ends = ["nic" if end.startswith("nic:") else end for end in (link.source, link.target)]
     return (*ends, link.kind, link.vendor_code)
 

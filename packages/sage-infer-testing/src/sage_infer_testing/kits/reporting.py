@@ -1,4 +1,4 @@
-"""Identity and load of an instance, where ``reports`` is claimed."""
+"""Identity and load of an instance, if ``reports`` is claimed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ReportTests(CapabilitySuite, kit=True):
 
     @when_claimed("reports")
     def test_describes_itself_the_same_each_time(self, backend: Any) -> None:
-        """``describe`` returns one stable ``InstanceDescriptor`` with the instance's own capability.
+        """``describe`` always returns the same ``InstanceDescriptor`` with the instance's own capability.
 
-        How to fix: make it once, in ``start``: ``generation`` is the start time in nanoseconds since the epoch.
+        How to fix: create it once, in ``start``; ``generation`` is the start time in nanoseconds since the epoch.
         """
         problems = shape_problems(backend, InstanceReporting)
         assert not problems, f"not an InstanceReporting: {'; '.join(problems)}"
@@ -37,7 +37,7 @@ class ReportTests(CapabilitySuite, kit=True):
         assert from_json(to_json(identity), InstanceDescriptor) == identity
         assert identity.generation > 0, "generation must be the start time in nanoseconds"
         assert identity.model_ids, "model_ids is empty"
-        assert identity.capability == backend.get_capability(), "the capability is another one"
+        assert identity.capability == backend.get_capability(), "the capability differs from get_capability()"
         has_kv = identity.capability.kv_schema is not None
         assert (identity.key_space is not None) is has_kv, (
             f"key_space is {identity.key_space!r} with kv_schema {identity.capability.kv_schema}"
@@ -45,10 +45,10 @@ class ReportTests(CapabilitySuite, kit=True):
 
     @when_claimed("reports")
     def test_reports_count_up(self, backend: Any) -> None:
-        """Reports are of the described instance, are ready, and ``seq`` grows by one with each.
+        """Reports belong to the described instance, have the state ``ready``, and each increments ``seq`` by one.
 
-        How to fix: count in ``report``; copy ``instance_id`` and ``generation`` from the descriptor; ``taken_at`` is
-        ``time.monotonic()``.
+        How to fix: count calls of ``report``; copy ``instance_id`` and ``generation`` from the descriptor; ``taken_at``
+        is ``time.monotonic()``.
         """
         identity, first, second = backend.describe(), backend.report(), backend.report()
         for report in (first, second):
@@ -61,9 +61,9 @@ class ReportTests(CapabilitySuite, kit=True):
 
     @when_claimed("reports")
     async def test_reports_agree_with_stats(self, backend: Any) -> None:
-        """An idle instance reports the numbers of ``stats``, and no more free or cached blocks than there are.
+        """An idle instance reports the same numbers as ``stats``, and at most as many free and cached blocks as exist.
 
-        How to fix: take both from the same counters.
+        How to fix: read both from the same counters.
         """
         await self.ask(backend)
         stats = await self.idle(backend)
@@ -75,22 +75,25 @@ class ReportTests(CapabilitySuite, kit=True):
         }
         assert not differ, f"report and stats differ: {differ}"
         assert (report.kv_blocks_cached or 0) <= report.kv_blocks_free <= report.kv_blocks_total, report
-        assert report.waiting_prompt_tokens == report.running_context_tokens == 0, f"idle, and yet {report}"
-        assert report.oldest_wait_s == 0, f"nothing waits, and oldest_wait_s is {report.oldest_wait_s}"
+        assert report.waiting_prompt_tokens == report.running_context_tokens == 0, (
+            f"the instance is idle, but reports {report}"
+        )
+        assert report.oldest_wait_s == 0, f"no request waits, but oldest_wait_s is {report.oldest_wait_s}"
 
     @when_claimed("reports")
     async def test_steps_grow_with_work(self, backend: Any) -> None:
-        """A request raises ``steps`` and ``finished``.
+        """A request increases ``steps`` and ``finished``.
 
-        How to fix: count engine steps; a supervisor takes an instance that is busy and whose steps stand still for
-        stuck.
+        How to fix: count engine steps; a supervisor considers a busy instance stuck if its steps do not grow.
         """
         await self.idle(backend)
         before = backend.report()
         await self.ask(backend)
         await self.idle(backend)
         after = backend.report()
-        assert after.steps > before.steps, f"a request was served in no step: {before.steps} before and after"
+        assert after.steps > before.steps, (
+            f"a request did not increase steps: {before.steps} before and after"
+        )
         assert after.finished == before.finished + 1, (
             f"finished went from {before.finished} to {after.finished}"
         )
@@ -101,7 +104,7 @@ class ReportTests(CapabilitySuite, kit=True):
     ) -> None:
         """``describe`` raises ``EngineDead`` before ``start`` and after ``close``.
 
-        How to fix: check whether the instance runs before anything else.
+        How to fix: first check whether the instance is running.
         """
         fresh = self.make_backend()
         try:

@@ -1,1 +1,1 @@
-"""The parts of ``InferenceBackendContract``, a subject each."""
+"""The parts of ``InferenceBackendContract``, one subject per module."""

@@ -1,4 +1,4 @@
-"""What the generation tests share: prompts, lengths, and how they read outputs."""
+"""Base of the generation tests: prompts, lengths, and reading of outputs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["GenerationSuite"]
 
 
 class GenerationSuite(OptionTests, ReportTests, kit=True):
-    """Base of the generation tests, with what a vendor can set.
+    """Base of the generation tests, with the settings for vendors.
 
     Attributes:
-        prompts: at least four texts of a few words each, all different.
-        max_output: tokens that most tests generate; at least 8.
-        exact_batch_invariance: whether greedy output is the same to the token alone and in a batch. False where
+        prompts: at least four distinct texts of a few words each.
+        max_output: number of tokens that most tests generate; at least 8.
+        exact_batch_invariance: whether each token of greedy output is the same alone and in a batch. Set it to False if
             the engine's kernels round differently by batch size; then only first tokens are compared.
-        prompt_token_ids: token ids of ``prompts[0]`` as the model's tokenizer gives them, where the backend does
-            not claim ``prefill_decode`` (which tells them).
-        max_queue: most requests that the instance accepts, running and waiting, before ``Overloaded``; None where
-            there is no such limit or it is too high to reach in a test.
-        tool_answer: an answer with one tool call in the model's form, the function's name and its arguments,
-            where the backend claims ``tool_calls``.
-        template_variables: variables that the model's chat template takes, where ``template_variables`` is claimed.
-        quant_profile: a profile that the backend can do with the model, where it claims ``quant_profile``.
+        prompt_token_ids: token ids of ``prompts[0]`` from the model's tokenizer; required only if the backend does not
+            claim ``prefill_decode``.
+        max_queue: maximum number of running and waiting requests before ``Overloaded``; None if there is no limit, or
+            if it is too high for a test.
+        tool_answer: an answer with one tool call in the model's format, the function's name and its arguments; required
+            if the backend claims ``tool_calls``.
+        template_variables: variables that the model's chat template uses, if ``template_variables`` is claimed.
+        quant_profile: a profile that the backend supports for the model, if it claims ``quant_profile``.
         grammar: a guided-decoding grammar in the backend's dialect whose only outputs are "yes" and "no".
     """
 
@@ -53,16 +53,16 @@ class GenerationSuite(OptionTests, ReportTests, kit=True):
     grammar: ClassVar[str] = 'root ::= "yes" | "no"'
 
     async def ask(self, backend: Any, *, options: Any = None) -> None:
-        """Two tokens for the first prompt."""
+        """Generate two tokens for the first prompt."""
         await generate_one(backend, self.prompts[0], greedy(2), options=options)
 
     async def greedy_output(self, backend: Any, prompt: Any = None, **more: Any) -> Output:
-        """Greedy output of ``max_output`` tokens for a prompt, the first one if none is given."""
+        """Return greedy output of ``max_output`` tokens for a prompt, by default the first one."""
         params = greedy(more.pop("max_tokens", self.max_output), **more)
         return await generate_one(backend, self.prompts[0] if prompt is None else prompt, params)
 
     async def first_prompt_ids(self, backend: Any) -> tuple[int, ...]:
-        """Token ids of ``prompts[0]``, or else some ids of the vocabulary."""
+        """Return the token ids of ``prompts[0]`` if they are known, or other valid token ids."""
         if backend.get_capability().supports("prefill_decode"):
             result = await backend.prefill(
                 self.prompts[0], request_id=(request_id := self.new_id()), params=greedy(1)
@@ -72,16 +72,16 @@ class GenerationSuite(OptionTests, ReportTests, kit=True):
         return tuple(self.prompt_token_ids or (await self.greedy_output(backend)).token_ids)
 
     async def long_prompt(self, backend: Any, length: int) -> tuple[int, ...]:
-        """``length`` token ids of the vocabulary."""
+        """Return ``length`` valid token ids."""
         ids = await self.first_prompt_ids(backend)
         return (ids * (length // len(ids) + 1))[:length]
 
     def endless(self, backend: Any) -> SamplingParams:
-        """Sampling that continues until the sequence limit unless stopped."""
+        """Return sampling parameters that continue to the sequence limit unless stopped."""
         return SamplingParams(temperature=0.0, ignore_eos=True)
 
     def same(self, one: Output, other: Output, what: str) -> None:
-        """Fail unless two outputs are equal, as far as ``exact_batch_invariance`` lets them be."""
+        """Fail unless two outputs are equal, or start with the same token without ``exact_batch_invariance``."""
         __tracebackhide__ = True
         length = None if self.exact_batch_invariance else 1
         assert one.token_ids[:length] == other.token_ids[:length], (

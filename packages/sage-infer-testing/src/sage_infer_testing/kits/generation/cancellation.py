@@ -1,4 +1,4 @@
-"""Every way to cancel a request: its consumer gets an error, and the engine frees its resources."""
+"""Every way to cancel a request: its consumer receives an error, and the engine frees its resources."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ async def first_delta(stream: TokenStream) -> None:
 
 
 async def ended_by(what: str, reading: Awaitable[Any]) -> None:
-    """Fail unless the reader gets ``RequestCancelled`` by this."""
+    """Fail unless reading raises ``RequestCancelled`` with this cause."""
     __tracebackhide__ = True
     with pytest.raises(RequestCancelled) as caught:
         await reading
     assert caught.value.by == what, (
-        f"cancelled by {what}, and the error says {caught.value.by!r}: {caught.value}"
+        f"cancelled by {what}, but the error says {caught.value.by!r}: {caught.value}"
     )
 
 
 class CancellationTests(GenerationSuite, kit=True):
-    """Capacity comes back, however a request is given up."""
+    """A cancelled request frees its capacity, regardless of how it was cancelled."""
 
     async def frees(
         self,
@@ -44,7 +44,7 @@ class CancellationTests(GenerationSuite, kit=True):
         give_up: Callable[[TokenStream], Awaitable[None]],
         params: SamplingParams | None = None,
     ) -> TokenStream:
-        """Start a long request, give it up, and fail unless everything it held comes back."""
+        """Start a long request, cancel it, and fail unless all of its resources are freed."""
         __tracebackhide__ = True
         before = await self.idle(backend)
         (stream,) = await backend.generate(
@@ -54,23 +54,22 @@ class CancellationTests(GenerationSuite, kit=True):
         after = await self.idle(backend, free_blocks=before.kv_blocks_free)
         full = backend.get_capability().max_sequence_length
         spent = after.output_tokens - before.output_tokens
-        assert spent < full // 2, f"the request went on for {spent} tokens instead of being stopped"
+        assert spent < full // 2, f"the request continued for {spent} tokens instead of being stopped"
         assert after.finished == before.finished + 1, (
             f"finished went from {before.finished} to {after.finished}"
         )
-        return stream  # type: ignore[no-any-return]  # what the backend gave
+        return stream  # type: ignore[no-any-return]  # the backend's stream
 
     async def test_leaving_the_loop_frees_the_request(self, backend: Any) -> None:
         """``break`` out of ``async for`` stops the request and frees its KV.
 
-        How to fix: use ``BufferedTokenStream``, whose iterator cancels when it is dropped, and let ``on_cancel`` take
-        the sequence out of the batch and its blocks back before the next step.
+        How to fix: use ``BufferedTokenStream``, whose iterator cancels the request when it is deleted. In
+        ``on_cancel``, remove the sequence from the batch and free its blocks before the next step.
         """
         await self.frees(backend, first_delta)
 
     async def test_cancel_frees_the_request(self, backend: Any) -> None:
-        """``cancel`` stops the request; reading on raises ``RequestCancelled``, and ``finish_reason`` is
-        ``cancelled``.
+        """``cancel`` stops the request; further reads raise ``RequestCancelled``, ``finish_reason`` is ``cancelled``.
 
         How to fix: ``cancel`` must return immediately, end the stream with ``RequestCancelled`` and free the request.
         """
@@ -84,9 +83,9 @@ class CancellationTests(GenerationSuite, kit=True):
         assert stream.finish_reason == "cancelled", f"finish_reason is {stream.finish_reason!r}"
 
     async def test_abort_frees_the_request(self, backend: Any) -> None:
-        """``abort(request_id)`` from elsewhere raises ``RequestCancelled`` in the consumer.
+        """``abort(request_id)`` from another task raises ``RequestCancelled`` in the consumer.
 
-        How to fix: find the request by its id, in the queue as well as in the batch, and end its stream with
+        How to fix: look up the request by its id, in the queue and in the batch, and end its stream with
         ``RequestCancelled``.
         """
 
@@ -112,9 +111,10 @@ class CancellationTests(GenerationSuite, kit=True):
         await self.frees(backend, enter_and_leave)
 
     async def test_cancelling_the_reading_task_frees_the_request(self, backend: Any) -> None:
-        """Cancelling the asyncio task that reads (a client that hung up) stops the request.
+        """Cancelling the asyncio task that reads, as after a client's disconnect, stops the request.
 
-        How to fix: let ``CancelledError`` pass through ``__anext__``, and free the request when the iterator goes.
+        How to fix: let ``CancelledError`` pass through ``__anext__``, and free the request when the iterator is
+        deleted.
         """
 
         async def hang_up(stream: TokenStream) -> None:
@@ -135,7 +135,7 @@ class CancellationTests(GenerationSuite, kit=True):
     async def test_abort_reaches_every_part(self, backend: Any) -> None:
         """``abort(id)`` ends ``id/0``, ``id/1``, … ; a longer id with the same prefix continues.
 
-        How to fix: match the id itself and ids that begin with it and a slash.
+        How to fix: match the id itself, and ids that start with the id and a slash.
         """
         before = await self.idle(backend)
         request_id = self.new_id()
@@ -151,16 +151,16 @@ class CancellationTests(GenerationSuite, kit=True):
         await self.idle(backend, free_blocks=before.kv_blocks_free)
 
     async def test_abort_of_an_unknown_request_does_nothing(self, backend: Any) -> None:
-        """``abort`` with an id that is not there, or has ended, is no error.
+        """``abort`` with an unknown id, or the id of a finished request, is not an error.
 
-        How to fix: ignore unknown ids; the request may have finished a moment ago.
+        How to fix: ignore unknown ids; the request may just have finished.
         """
         await backend.abort("kit-never-was")
         output = await self.greedy_output(backend, max_tokens=1)
         await backend.abort(output.request_id)
 
     async def test_others_go_on_when_one_is_cancelled(self, backend: Any) -> None:
-        """A cancelled request does not disturb its neighbour in the batch.
+        """Cancellation of a request does not affect other requests in the batch.
 
         How to fix: remove only the cancelled sequence's rows and blocks.
         """
@@ -174,15 +174,15 @@ class CancellationTests(GenerationSuite, kit=True):
     async def test_cancel_ends_all_completions(self, backend: Any) -> None:
         """Cancelling a request with ``n=2`` frees both completions.
 
-        How to fix: a request owns all its sequences; free each.
+        How to fix: free all sequences of a request.
         """
         await self.frees(backend, first_delta, SamplingParams(temperature=1.0, ignore_eos=True, n=2))
 
     @when_claimed("deadline")
     async def test_deadline_ends_the_request(self, backend: Any) -> None:
-        """A request past its deadline ends with ``RequestCancelled`` by ``deadline``; one in time is not touched.
+        """A request past its deadline ends with ``RequestCancelled`` by ``deadline``; a request in time finishes.
 
-        How to fix: look at the deadlines of waiting and running requests in every step, and say ``by="deadline"``.
+        How to fix: check the deadlines of waiting and running requests in every step, and set ``by="deadline"``.
         """
         before = await self.idle(backend)
         late = RequestOptions(deadline=0.001)
@@ -194,10 +194,10 @@ class CancellationTests(GenerationSuite, kit=True):
         await generate_one(backend, self.prompts[0], greedy(2), options=patient)
 
     async def test_close_ends_open_requests(self) -> None:
-        """``close`` ends open streams with ``RequestCancelled`` by ``close``; no reader waits for ever.
+        """``close`` ends open streams with ``RequestCancelled`` by ``close``; no reader waits forever.
 
-        How to fix: in ``close`` stop the scheduler, then end every stream that is still open, and say
-        ``by="close"``: such a request is worth trying on another instance.
+        How to fix: stop the scheduler in ``close``, then end every open stream with ``by="close"``. Clients retry such
+        requests on another instance.
         """
         backend = await self._started()
         try:

@@ -1,4 +1,4 @@
-"""Chats become prompts by the model's own template."""
+"""Rendering of chats with the model's template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ChatTests"]
 
 
 class ChatTests(GenerationSuite, kit=True):
-    """``render_chat``, where it is claimed."""
+    """Tests of ``render_chat``, if it is claimed."""
 
     @when_claimed("chat")
     async def test_chat_becomes_a_prompt(self, backend: Any) -> None:
@@ -39,9 +39,9 @@ class ChatTests(GenerationSuite, kit=True):
 
     @when_claimed("chat")
     async def test_generation_prompt_can_be_left_out(self, backend: Any) -> None:
-        """``add_generation_prompt`` decides whether the prompt ends with the opening of the assistant's turn.
+        """``add_generation_prompt`` determines whether the prompt ends with the start of the assistant's turn.
 
-        How to fix: pass the argument on to the template.
+        How to fix: pass the argument to the template.
         """
         messages = [{"role": "user", "content": "Hello"}]
         with_turn = await backend.render_chat(messages)
@@ -52,8 +52,7 @@ class ChatTests(GenerationSuite, kit=True):
     async def test_malformed_chat_is_refused(self, backend: Any) -> None:
         """No messages, or a message without a role, is an ``InvalidRequest``.
 
-        How to fix: check the messages before the template, and turn the template's own errors into
-        ``InvalidRequest``.
+        How to fix: check the messages before rendering, and convert errors of the template to ``InvalidRequest``.
         """
         for wrong in ([], [{"content": "Hello"}], [{"role": "user"}]):
             with pytest.raises(InvalidRequest):
@@ -61,10 +60,10 @@ class ChatTests(GenerationSuite, kit=True):
 
     @when_claimed("chat", "template_variables")
     async def test_template_variables_are_taken(self, backend: Any) -> None:
-        """``template_variables`` reach the template: the prompt is rendered with them.
+        """The prompt is rendered with ``template_variables``.
 
-        How to fix: pass the mapping on to the template as variables of its own; set the kit's
-        ``template_variables`` to some that the model's template reads.
+        How to fix: pass the mapping to the template as variables; set the kit's ``template_variables`` to variables
+        that the model's template uses.
         """
         messages = [{"role": "user", "content": "Hello"}]
         prompt = await backend.render_chat(messages, template_variables=dict(self.template_variables))
@@ -73,9 +72,9 @@ class ChatTests(GenerationSuite, kit=True):
     @when_claimed("chat")
     @unless_claimed("template_variables")
     async def test_template_variables_are_refused(self, backend: Any) -> None:
-        """``template_variables`` that are not claimed are refused by name; none, and an empty mapping, are not.
+        """Unclaimed ``template_variables`` are refused by name; None and an empty mapping are accepted.
 
-        How to fix: raise ``UnsupportedFeature`` in ``render_chat`` where the mapping is not empty.
+        How to fix: raise ``UnsupportedFeature`` in ``render_chat`` if the mapping is not empty.
         """
         messages = [{"role": "user", "content": "Hello"}]
         with pytest.raises(UnsupportedFeature, match="template_variables"):
@@ -85,9 +84,9 @@ class ChatTests(GenerationSuite, kit=True):
     @when_claimed("chat")
     @unless_claimed("multimodal")
     async def test_media_in_a_message_are_refused(self, backend: Any) -> None:
-        """A message with an image part is ``UnsupportedFeature`` for a backend that reads text only.
+        """A message with an image part raises ``UnsupportedFeature`` in a text-only backend.
 
-        How to fix: look at the parts of each message's content before the template drops them.
+        How to fix: check the parts of each message's content before rendering, since the template may ignore them.
         """
         image = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGODlhAQABAAAAACw="}}
         parts = [{"type": "text", "text": "What is this?"}, image]
@@ -96,10 +95,10 @@ class ChatTests(GenerationSuite, kit=True):
 
     @when_claimed("tool_calls")
     async def test_tool_calls_are_read_out_of_an_answer(self, backend: Any) -> None:
-        """``parse_tool_calls`` finds the call in ``tool_answer``, and takes plain text for what it is.
+        """``parse_tool_calls`` finds the call in ``tool_answer``, and returns plain text as content.
 
-        How to fix: set ``tool_answer`` to an answer in the model's own form. Arguments are JSON text; what stands
-        beside the calls is ``content``; a text without calls comes back whole.
+        How to fix: set ``tool_answer`` to an answer in the model's own format. Return arguments as JSON text, and text
+        outside the calls as ``content``.
         """
         problems = shape_problems(backend, ToolCalling)
         assert not problems, f"not a ToolCalling: {'; '.join(problems)}"

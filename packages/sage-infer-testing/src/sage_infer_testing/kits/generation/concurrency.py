@@ -1,4 +1,4 @@
-"""Concurrent requests: nothing mixes, everything finishes."""
+"""Concurrent requests: outputs do not mix, and all requests finish."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ConcurrencyTests"]
 
 
 class ConcurrencyTests(GenerationSuite, kit=True):
-    """Requests that share a batch do not know of each other."""
+    """Requests in the same batch do not influence each other."""
 
     async def test_concurrent_requests_do_not_mix(self, backend: Any) -> None:
         """Concurrent prompts produce the same output as each alone.
@@ -29,9 +29,9 @@ class ConcurrencyTests(GenerationSuite, kit=True):
             self.same(output, expected, f"{prompt!r} among others and alone")
 
     async def test_requests_of_different_lengths_join_and_leave(self, backend: Any) -> None:
-        """Requests that start while others run and end at different times keep their lengths and their outputs.
+        """Requests that join and leave a running batch have the same lengths and outputs as alone.
 
-        How to fix: as for concurrent requests; look at what happens to the rows behind one that leaves.
+        How to fix: as for concurrent requests; check the rows after a row that is removed.
         """
         lengths = [max(2 * self.max_output - 4 * i, 2) for i in range(len(self.prompts))]
         alone = [
@@ -45,21 +45,21 @@ class ConcurrencyTests(GenerationSuite, kit=True):
             await begun.wait()
         for prompt, expected, output in zip(self.prompts, alone, await asyncio.gather(*waves), strict=True):
             assert len(output.token_ids) == len(expected.token_ids), (
-                f"{prompt!r} gave {len(output.token_ids)} tokens"
+                f"{prompt!r} returned {len(output.token_ids)} tokens"
             )
             self.same(output, expected, f"{prompt!r} among others and alone")
 
     async def test_more_requests_than_the_batch_holds(self, backend: Any) -> None:
-        """More requests than ``max_batch_size`` wait their turn and all finish.
+        """If there are more requests than ``max_batch_size``, the others wait and all finish.
 
-        How to fix: queue what does not fit; start waiting requests whenever one leaves.
+        How to fix: queue requests that do not fit; start a waiting request whenever another one ends.
         """
         size = backend.get_capability().max_batch_size
         count = min(size + 2, 12, self.max_queue or 12)
         prompts = [self.prompts[i % 3] for i in range(count)]
         outputs = await generate_all(backend, prompts, greedy(4))
         for prompt, output in zip(prompts, outputs, strict=True):
-            assert len(output.token_ids) == 4, f"{prompt!r} gave {len(output.token_ids)} tokens"
+            assert len(output.token_ids) == 4, f"{prompt!r} returned {len(output.token_ids)} tokens"
         firsts: dict[str, int] = {}
         for prompt, output in zip(prompts, outputs, strict=True):
             assert firsts.setdefault(prompt, output.token_ids[0]) == output.token_ids[0], (
@@ -69,7 +69,7 @@ class ConcurrencyTests(GenerationSuite, kit=True):
     async def test_equal_prompts_at_once_agree(self, backend: Any) -> None:
         """The same prompt several times in one call produces the same output each time.
 
-        How to fix: where prefixes are shared, a block must not be written while another sequence reads it.
+        How to fix: if prefixes are shared, do not write a block that another sequence reads.
         """
         outputs = await generate_all(backend, [self.prompts[0]] * 3, greedy(self.max_output))
         for output in outputs[1:]:
@@ -79,7 +79,7 @@ class ConcurrencyTests(GenerationSuite, kit=True):
     async def test_seeds_do_not_depend_on_neighbours(self, backend: Any) -> None:
         """A seeded request in a batch produces the same output as alone.
 
-        How to fix: one generator a request, advanced only by its own tokens.
+        How to fix: use one random number generator per request, advanced only by the request's own tokens.
         """
         params = greedy(self.max_output, temperature=1.0, seed=3)
         alone = await generate_one(backend, self.prompts[0], params)

@@ -1,4 +1,4 @@
-"""Prefill and decode as two calls: together they are ``generate``."""
+"""Prefill and decode as two calls, which together equal ``generate``."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ __all__ = ["DisaggregationTests"]
 
 
 def through_json(state: DecodeState) -> DecodeState:
-    """The state as another process would receive it."""
+    """Return the state as another process receives it."""
     return from_json(to_json(state), DecodeState)
 
 
 class DisaggregationTests(GenerationSuite, kit=True):
-    """``prefill`` and ``decode`` in one instance, where they are claimed."""
+    """``prefill`` and ``decode`` in one instance, if they are claimed."""
 
     async def prefilled(self, backend: Any, params: SamplingParams) -> DecodeState:
-        """State of the first prompt after ``prefill``."""
+        """Return the state of the first prompt after ``prefill``."""
         result = await backend.prefill(self.prompts[0], request_id=self.new_id(), params=params)
-        assert len(result.states) == 1, f"one prompt must give one state, got {len(result.states)}"
+        assert len(result.states) == 1, f"one prompt must return one state, got {len(result.states)}"
         state: DecodeState = result.states[0]
         return state
 
     async def decoded(self, backend: Any, state: DecodeState) -> Output:
-        """All output of ``decode`` for a state."""
+        """Return the whole output of ``decode`` for a state."""
         return await read((await backend.decode(state, request_id=state.request_id)).stream)
 
     @when_claimed("prefill_decode")
     async def test_prefill_and_decode_equal_generate(self, backend: Any) -> None:
         """Greedy prefill and decode produce the output of ``generate``, including the first token.
 
-        How to fix: the stream of ``decode`` begins with the token that ``prefill`` chose; ``max_tokens``, stops and
-        positions count from the start of the output.
+        How to fix: start the stream of ``decode`` with the token that ``prefill`` sampled; count ``max_tokens``, stops
+        and positions from the start of the output.
         """
         expected = await self.greedy_output(backend)
         output = await self.decoded(backend, await self.prefilled(backend, greedy(self.max_output)))
@@ -52,9 +52,9 @@ class DisaggregationTests(GenerationSuite, kit=True):
 
     @when_claimed("prefill_decode", "seed")
     async def test_prefill_and_decode_with_a_seed_equal_generate(self, backend: Any) -> None:
-        """The same holds for seeded sampling.
+        """Seeded prefill and decode produce the output of ``generate``.
 
-        How to fix: ``decode`` continues the generator where ``prefill`` left it: one draw has been made.
+        How to fix: continue the random number generator after the one draw of ``prefill``.
         """
         params = greedy(self.max_output, temperature=1.0, seed=9)
         expected = await generate_one(backend, self.prompts[0], params)
@@ -63,15 +63,15 @@ class DisaggregationTests(GenerationSuite, kit=True):
 
     @when_claimed("prefill_decode")
     async def test_state_survives_json(self, backend: Any) -> None:
-        """A state that went through JSON is equal, and decodes to the same output.
+        """A state survives a round trip through JSON and decodes to the same output.
 
-        How to fix: put only numbers, strings, lists and maps into ``DecodeState``; keep the engine's objects under
-        the request id in the instance.
+        How to fix: put only numbers, strings, lists and maps into ``DecodeState``; store the engine's objects in the
+        instance, under the request id.
         """
         expected = await self.greedy_output(backend)
         state = await self.prefilled(backend, greedy(self.max_output))
         copy = through_json(state)
-        assert copy == state, "the state that was read back from JSON is another one"
+        assert copy == state, "the state read from JSON differs"
         output = await self.decoded(backend, copy)
         assert output.token_ids == expected.token_ids, f"{output.text!r}, generate: {expected.text!r}"
 
@@ -79,8 +79,8 @@ class DisaggregationTests(GenerationSuite, kit=True):
     async def test_state_describes_the_request(self, backend: Any) -> None:
         """The state has the prompt's tokens, one output token, the parameters, and chunks that cover the prompt.
 
-        How to fix: list the KV that was computed as ``KVChunk``s in token order, without gaps, from token 0 to at
-        least the prompt's last but one.
+        How to fix: list the computed KV as ``KVChunk``s in token order, without gaps, from token 0 to at least the
+        prompt's second-to-last token.
         """
         params = greedy(self.max_output)
         result = await backend.prefill(
@@ -89,7 +89,7 @@ class DisaggregationTests(GenerationSuite, kit=True):
         (state,) = result.states
         await backend.abort(request_id)
         assert state.request_id == request_id, (
-            f"prefill of {request_id!r} gave the state of {state.request_id!r}"
+            f"prefill of {request_id!r} returned the state of {state.request_id!r}"
         )
         assert len(state.output_token_ids) == 1, f"prefill chooses one token, got {state.output_token_ids}"
         assert state.params == params, f"asked for {params}, the state has {state.params}"
@@ -119,9 +119,9 @@ class DisaggregationTests(GenerationSuite, kit=True):
 
     @when_claimed("prefill_decode")
     async def test_a_request_that_prefill_finishes(self, backend: Any) -> None:
-        """With ``max_tokens=1`` the state is finished already, and ``decode`` returns its one token and ends.
+        """With ``max_tokens=1`` the state is already finished, and ``decode`` only delivers its one token.
 
-        How to fix: set ``DecodeState.finish_reason`` in ``prefill``; ``decode`` then only delivers.
+        How to fix: set ``DecodeState.finish_reason`` in ``prefill``, and do not compute anything in ``decode``.
         """
         before = await self.idle(backend)
         state = await self.prefilled(backend, greedy(1))
@@ -133,9 +133,9 @@ class DisaggregationTests(GenerationSuite, kit=True):
 
     @when_claimed("prefill_decode")
     async def test_a_state_decodes_once(self, backend: Any) -> None:
-        """A second ``decode`` of one state is an ``InvalidRequest``: its KV has been taken over.
+        """A second ``decode`` of the same state is an ``InvalidRequest``, because its KV is no longer held.
 
-        How to fix: forget the held KV when ``decode`` takes it, and look it up there.
+        How to fix: remove the entry of the held KV when ``decode`` takes it over, and raise if there is none.
         """
         state = await self.prefilled(backend, greedy(4))
         await self.decoded(backend, state)
@@ -144,9 +144,9 @@ class DisaggregationTests(GenerationSuite, kit=True):
 
     @when_claimed("prefill_decode")
     async def test_abort_after_prefill_frees_the_kv(self, backend: Any) -> None:
-        """KV stays held after ``prefill`` until ``abort`` frees it; then ``decode`` is an ``InvalidRequest``.
+        """KV is held after ``prefill`` until ``abort`` frees it; then ``decode`` is an ``InvalidRequest``.
 
-        How to fix: count held KV as taken in ``kv_blocks_free``, and let ``abort`` find it by the request id.
+        How to fix: do not count held KV in ``kv_blocks_free``, and look it up by request id in ``abort``.
         """
         before = await self.idle(backend)
         state = await self.prefilled(backend, greedy(4))
@@ -160,11 +160,10 @@ class DisaggregationTests(GenerationSuite, kit=True):
 
     @when_claimed("prefill_decode")
     async def test_a_hold_ends_by_itself(self, backend: Any) -> None:
-        """KV without a decode is freed ``hold_s`` seconds after ``prefill``; ``decode`` is then
+        """KV is freed ``hold_s`` seconds after ``prefill`` if it was not decoded; then ``decode`` is
         ``InvalidRequest``.
 
-        How to fix: note when each hold ends, and free those that are over in the engine's loop, also while it is
-        idle.
+        How to fix: record the end of each hold, and free expired holds in the engine's loop, even while it is idle.
         """
         before = await self.idle(backend)
         result = await backend.prefill(
@@ -180,7 +179,7 @@ class DisaggregationTests(GenerationSuite, kit=True):
     async def test_unknown_options_are_refused_in_both_phases(self, backend: Any) -> None:
         """``prefill`` and ``decode`` refuse an unknown option as ``generate`` does.
 
-        How to fix: check ``options`` in both, before anything else.
+        How to fix: check ``options`` first in both methods.
         """
         unheard = UnheardOptions(unheard_of="x")
         problem = await refused_by_name(
@@ -196,9 +195,9 @@ class DisaggregationTests(GenerationSuite, kit=True):
 
     @when_claimed("prefill_decode")
     async def test_decode_frees_the_kv(self, backend: Any) -> None:
-        """When ``decode`` has ended, or was given up, the request's KV is free.
+        """The request's KV is freed when ``decode`` has ended or was cancelled.
 
-        How to fix: from ``decode`` on the KV belongs to the stream; free it as after ``generate``.
+        How to fix: transfer the KV to the stream in ``decode``, and free it as after ``generate``.
         """
         before = await self.idle(backend)
         await self.decoded(backend, await self.prefilled(backend, greedy(4)))
@@ -211,9 +210,9 @@ class DisaggregationTests(GenerationSuite, kit=True):
 
     @when_claimed("prefill_decode")
     async def test_unknown_state_is_refused(self, backend: Any) -> None:
-        """A state of a request that this instance never had is an ``InvalidRequest``.
+        """A state of an unknown request is an ``InvalidRequest``.
 
-        How to fix: look up ``state.request_id``; do not compute the prompt again silently.
+        How to fix: look up ``state.request_id``; do not silently recompute the prompt.
         """
         state = await self.prefilled(backend, greedy(4))
         await backend.abort(state.request_id)

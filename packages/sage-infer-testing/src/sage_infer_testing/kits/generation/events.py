@@ -21,17 +21,17 @@ from sage_infer_testing.waiting import eventually
 __all__ = ["EventTests"]
 
 _PAGES = 3  # of each prompt here
-_DIGITS = 8  # tokens at a prompt's beginning that write its number
-_MOST_TOKENS = 4096  # of KV, to be filled so that an engine evicts something
+_DIGITS = 8  # tokens at the start of a prompt that encode its number
+_MOST_TOKENS = 4096  # of KV that a test fills to cause evictions
 
 Held = dict[bytes, tuple[bytes | None, tuple[int, ...]]]
 
 
 class EventTests(GenerationSuite, kit=True):
-    """``kv_snapshot`` and ``kv_events``, where they are claimed."""
+    """Tests of ``kv_snapshot`` and ``kv_events``, if they are claimed."""
 
     async def fresh_prompt(self, backend: Any, number: int) -> list[int]:
-        """Token ids of a few pages that no other prompt begins with."""
+        """Return token ids of a few pages with a unique first page."""
         ids = await self.first_prompt_ids(backend)
         size = backend.get_kv_schema().page_size
         length = min(_PAGES * size + 1, backend.get_capability().max_sequence_length - 4)
@@ -42,7 +42,7 @@ class EventTests(GenerationSuite, kit=True):
         return [*first, *rest][:length]
 
     def pages(self, backend: Any, stored: Iterable[KVStored]) -> Held:
-        """Each block with its parent and tokens; fails where a run does not add up."""
+        """Return each block with its parent and tokens; fail if a run is inconsistent."""
         __tracebackhide__ = True
         size, held = backend.get_kv_schema().page_size, {}
         for run in stored:
@@ -59,7 +59,7 @@ class EventTests(GenerationSuite, kit=True):
     def is_named_right(
         self, backend: Any, run: KVStored, key: bytes, parent: bytes | None, tokens: tuple[int, ...]
     ) -> None:
-        """Fail unless a block without salt and adapter has the key that ``block_keys`` makes."""
+        """Fail unless a block without salt and adapter has the key of ``block_keys``."""
         __tracebackhide__ = True
         if run.salt or run.adapter:
             return
@@ -71,7 +71,7 @@ class EventTests(GenerationSuite, kit=True):
             assert key == expected, f"the block of {tokens} after {parent.hex()} is named {key.hex()}"
 
     def apply(self, backend: Any, held: Held, event: KVEvents) -> None:
-        """Change what is held as the event says."""
+        """Apply an event to the held blocks."""
         if event.cleared:
             held.clear()
         for key in event.removed:
@@ -85,7 +85,7 @@ class EventTests(GenerationSuite, kit=True):
 
     @contextlib.asynccontextmanager
     async def followed(self, backend: Any) -> Any:
-        """A snapshot, and the list that fills with the events after it."""
+        """A snapshot, and a growing list of the events after it."""
         snapshot = await backend.kv_snapshot()
         events: list[KVEvents] = []
         reading = asyncio.ensure_future(self.follow(backend, snapshot.seq, events))
@@ -97,21 +97,21 @@ class EventTests(GenerationSuite, kit=True):
                 await reading
 
     async def caught_up(self, backend: Any, snapshot: KVSnapshot, events: list[KVEvents]) -> KVSnapshot:
-        """A snapshot of now, once all events before it have arrived."""
+        """Return a new snapshot after all events before it have arrived."""
         later: KVSnapshot = await backend.kv_snapshot()
 
         def arrived() -> bool:
             return (events[-1].seq if events else snapshot.seq) >= later.seq
 
-        await eventually(arrived, f"the events up to {later.seq} did not come", within_s=self.settle_s)
+        await eventually(arrived, f"the events up to {later.seq} did not arrive", within_s=self.settle_s)
         return later
 
     @when_claimed("kv_events")
     async def test_a_snapshot_and_events_are_the_next_snapshot(self, backend: Any) -> None:
-        """What a reader keeps up by events is what a later snapshot says; ``seq`` has no gap, the generation is one.
+        """A snapshot with all events applied equals a later one; ``seq`` has no gaps and the generation is constant.
 
-        How to fix: number the events where the index of blocks changes, under the same lock, and take snapshots
-        there too.
+        How to fix: number the events under the lock that protects the index of blocks, and take snapshots under it,
+        too.
         """
         problems = shape_problems(backend, KVEventSource)
         assert not problems, f"not a KVEventSource: {'; '.join(problems)}"
@@ -121,13 +121,13 @@ class EventTests(GenerationSuite, kit=True):
                 await generate_one(backend, await self.fresh_prompt(backend, number), greedy(2))
             await self.idle(backend)
             later = await self.caught_up(backend, snapshot, events)
-        assert events, "three new prompts, and no event"
+        assert events, "no event for three new prompts"
         seqs = [event.seq for event in events]
         assert seqs == list(range(snapshot.seq + 1, snapshot.seq + 1 + len(events))), (
             f"seq after {snapshot.seq}: {seqs}"
         )
         generations = {snapshot.generation, later.generation, *(event.generation for event in events)}
-        assert len(generations) == 1, f"one instance, and the generations {generations}"
+        assert len(generations) == 1, f"one instance has the generations {generations}"
         held = self.pages(backend, snapshot.stored)
         for event in events:
             if event.seq <= later.seq:
@@ -139,7 +139,7 @@ class EventTests(GenerationSuite, kit=True):
     async def test_computed_blocks_are_stored(self, backend: Any) -> None:
         """The full blocks of a new prompt are in the next snapshot, with their tokens.
 
-        How to fix: report each block when it becomes full and can be found.
+        How to fix: report each block when it is full and reusable.
         """
         prompt = await self.fresh_prompt(backend, 1000)
         await generate_one(backend, prompt, greedy(2))
@@ -154,9 +154,9 @@ class EventTests(GenerationSuite, kit=True):
 
     @when_claimed("kv_events")
     async def test_evicted_blocks_are_removed(self, backend: Any) -> None:
-        """Blocks that make room for others are reported as removed, and are in no later snapshot.
+        """Evicted blocks are reported as removed, and are in no later snapshot.
 
-        How to fix: report the key when the block is taken for something else.
+        How to fix: report the key when the block is reused for other tokens.
         """
         total, size = backend.stats().kv_blocks_total, backend.get_kv_schema().page_size
         if total * size > _MOST_TOKENS:

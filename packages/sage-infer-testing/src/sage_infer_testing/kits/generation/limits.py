@@ -1,4 +1,4 @@
-"""Limits: what is refused, with which error, and that a refused call leaves nothing behind."""
+"""Limits: refused calls, their errors, and that a refused call starts nothing."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _NO_TOKEN = 2**31 - 1  # no vocabulary is that large
 
 
 class LimitTests(GenerationSuite, kit=True):
-    """Wrong input raises the right error immediately."""
+    """Invalid input immediately raises the documented error."""
 
     def test_kv_schema_is_the_capability_s(self, backend: Any) -> None:
-        """``get_kv_schema`` and the capability agree, and a page has bytes.
+        """``get_kv_schema`` equals the capability's schema, and the page size is not zero.
 
-        How to fix: make one ``KVCacheSchema`` from the loaded engine's cache and return it in both places; an
-        engine without KV has null in its capability and raises ``UnsupportedFeature`` from ``get_kv_schema``.
+        How to fix: create one ``KVCacheSchema`` from the loaded engine's cache and return it in both places. Without
+        KV, the capability has null and ``get_kv_schema`` raises ``UnsupportedFeature``.
         """
         if backend.get_capability().kv_schema is None:
             with pytest.raises(UnsupportedFeature):
                 backend.get_kv_schema()
             return
         schema = backend.get_kv_schema()
-        assert isinstance(schema, KVCacheSchema), f"get_kv_schema() gave a {type(schema).__name__}"
-        assert backend.get_capability().kv_schema == schema, "the capability's kv_schema is another one"
+        assert isinstance(schema, KVCacheSchema), f"get_kv_schema() returned a {type(schema).__name__}"
+        assert backend.get_capability().kv_schema == schema, "the capability's kv_schema differs"
         assert schema.bytes_per_page > 0
 
     async def test_prompt_over_the_limit_is_refused(self, backend: Any) -> None:
@@ -53,18 +53,19 @@ class LimitTests(GenerationSuite, kit=True):
         )
 
     async def test_prompt_that_leaves_no_room_is_refused(self, backend: Any) -> None:
-        """A prompt of exactly ``max_sequence_length`` tokens is refused: the limit counts the output too.
+        """A prompt of exactly ``max_sequence_length`` tokens is refused, because the limit includes the output.
 
-        How to fix: refuse where prompt tokens + 1 > limit.
+        How to fix: refuse the prompt if prompt tokens + 1 > limit.
         """
         prompt = await self.long_prompt(backend, backend.get_capability().max_sequence_length)
         with pytest.raises(InvalidRequest):
             await generate_one(backend, prompt, greedy(1))
 
     async def test_output_ends_at_the_sequence_limit(self, backend: Any) -> None:
-        """A prompt near the limit is served; its output ends with ``length`` where the sequence is full.
+        """A prompt near the limit is accepted; its output ends with ``length`` at the sequence limit.
 
-        How to fix: ``max_tokens`` is an upper bound: cut it to what the sequence has room for, also where it is None.
+        How to fix: treat ``max_tokens`` as an upper bound: reduce it to the room left in the sequence, also if it is
+        None.
         """
         limit = backend.get_capability().max_sequence_length
         prompt = await self.long_prompt(backend, limit - 3)
@@ -78,7 +79,7 @@ class LimitTests(GenerationSuite, kit=True):
     async def test_empty_prompt_is_refused(self, backend: Any) -> None:
         """Empty text, an empty list of ids and an empty list of prompts are ``InvalidRequest``.
 
-        How to fix: ``sage_infer.contracts.as_prompts`` refuses the first two; check for no prompts at all besides.
+        How to fix: ``sage_infer.contracts.as_prompts`` rejects the first two; also check for an empty list of prompts.
         """
         nothing: tuple[Any, ...] = ("", [], [[]], ["fine", ""])
         for empty in nothing:
@@ -86,7 +87,7 @@ class LimitTests(GenerationSuite, kit=True):
                 await backend.generate(empty, greedy(1))
 
     async def test_token_outside_the_vocabulary_is_refused(self, backend: Any) -> None:
-        """A token id that the model does not have is an ``InvalidRequest``, not a crash of the engine.
+        """A token id outside the vocabulary is an ``InvalidRequest``, not an engine crash.
 
         How to fix: compare the largest id with the vocabulary before the request is queued.
         """
@@ -96,7 +97,7 @@ class LimitTests(GenerationSuite, kit=True):
         await self.greedy_output(backend)
 
     async def test_one_wrong_prompt_starts_none(self, backend: Any) -> None:
-        """Where one prompt of several is refused, the others are not started either.
+        """If one of several prompts is refused, none is started.
 
         How to fix: check all prompts before the first one is queued.
         """
@@ -110,7 +111,7 @@ class LimitTests(GenerationSuite, kit=True):
     async def test_request_id_in_use_is_refused(self, backend: Any) -> None:
         """A second request with the id of an open one is an ``InvalidRequest`` that names it; the first continues.
 
-        How to fix: keep the ids of open requests and look there before queuing.
+        How to fix: keep a table of open requests, and look up the id before queuing.
         """
         (stream,) = await backend.generate(
             self.prompts[0], self.endless(backend), request_id=(request_id := self.new_id())
@@ -123,10 +124,10 @@ class LimitTests(GenerationSuite, kit=True):
         await self.idle(backend)
 
     async def test_full_queue_is_overloaded(self, backend: Any) -> None:
-        """Past ``max_queue`` open requests ``generate`` raises ``Overloaded`` with a time to wait; room comes back.
+        """With ``max_queue`` open requests, ``generate`` raises ``Overloaded`` with a wait; capacity is freed later.
 
-        How to fix: count running and waiting requests in ``generate``, and estimate ``retry_after`` from how fast
-        requests finish. Without a limit leave ``max_queue`` at None.
+        How to fix: count running and waiting requests in ``generate``, and estimate ``retry_after`` from the rate at
+        which requests finish. If there is no limit, leave ``max_queue`` at None.
         """
         if self.max_queue is None:
             pytest.skip("max_queue is not set")
@@ -146,16 +147,16 @@ class LimitTests(GenerationSuite, kit=True):
     async def test_work_after_close_is_refused(self, closed_backend: Any) -> None:
         """``generate`` on a closed instance raises ``EngineDead``.
 
-        How to fix: check in ``generate`` and ``prefill`` whether the instance runs.
+        How to fix: check in ``generate`` and ``prefill`` whether the instance is running.
         """
         with pytest.raises(EngineDead):
             await closed_backend.generate(self.prompts[0], greedy(1))
 
     @when_claimed("prefill_decode")
     async def test_prefill_over_the_limit_is_refused(self, backend: Any) -> None:
-        """``prefill`` refuses what ``generate`` refuses.
+        """``prefill`` refuses the same prompts as ``generate``.
 
-        How to fix: share the checks of both.
+        How to fix: use the same checks in both methods.
         """
         prompt = await self.long_prompt(backend, backend.get_capability().max_sequence_length + 1)
         with pytest.raises(InvalidRequest):

@@ -1,4 +1,4 @@
-"""Quantization profiles of a backend that claims them."""
+"""Quantization profiles, if the backend claims them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _IMPOSSIBLE = QuantizationProfile(profile_id="impossible", weight_bits=31)
 
 
 class QuantizationTests(GenerationSuite, kit=True):
-    """What ``load_quant_profile`` must do where it is claimed."""
+    """Tests of ``load_quant_profile``, if it is claimed."""
 
     @when_claimed("quant_profile")
     async def test_names_what_a_profile_asks_too_much(self, backend: Any) -> None:
-        """A profile of 31-bit weights is a ``CapabilityMismatch`` before ``start``, and its message names the field.
+        """A profile with 31-bit weights raises ``CapabilityMismatch`` before ``start``; the message names the field.
 
-        How to fix: compare each field of the profile with what platform and checkpoint can do in
-        ``load_quant_profile``, and name the field, what it asks for, and what there is.
+        How to fix: in ``load_quant_profile``, compare each field of the profile with the supported values of platform
+        and checkpoint; name the field, the requested value and the supported ones.
         """
         fresh = self.make_backend()
         try:
@@ -35,10 +35,10 @@ class QuantizationTests(GenerationSuite, kit=True):
 
     @when_claimed("quant_profile")
     async def test_a_profile_is_in_force_after_start(self, backend: Any) -> None:
-        """With ``quant_profile`` loaded before ``start``, the instance says so and generates.
+        """With ``quant_profile`` loaded before ``start``, the capability names the profile and the instance generates.
 
-        How to fix: configure the engine from the profile, and give its id as ``quant_profile_id`` in
-        ``get_capability``, together with the KV schema that follows from it.
+        How to fix: configure the engine from the profile; return its id as ``quant_profile_id`` in
+        ``get_capability``, together with the resulting KV schema.
         """
         if self.quant_profile is None:
             pytest.skip("quant_profile is not set")

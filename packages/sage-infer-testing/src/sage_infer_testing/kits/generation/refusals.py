@@ -1,4 +1,4 @@
-"""Honesty: what a backend does not claim it refuses, and never drops silently."""
+"""Unclaimed features are refused, never silently ignored."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEA
 
 @attrs.frozen(kw_only=True)
 class UnheardParams(SamplingParams):
-    """Sampling of a later version: with a field that no backend of today knows."""
+    """Sampling parameters of a later version, with a field that is unknown to all current backends."""
 
     unheard_of: float = 0.0
 
 
 class RefusalTests(GenerationSuite, kit=True):
-    """One test for each feature that may be left unclaimed."""
+    """Tests of unclaimed features."""
 
     def by_claim(self, backend: Any, *, claimed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Name and parameters for each field whose feature the backend claims, or does not claim."""
+        """Yield name and parameters for each field whose feature the backend claims, or does not claim."""
         guided = {
             "json_schema": {"type": "object"}, "regex": "[0-9]+", "grammar": self.grammar, "choice": ("yes", "no"),
         }  # fmt: skip
@@ -55,7 +55,7 @@ class RefusalTests(GenerationSuite, kit=True):
         before = await self.idle(backend)
         asked = SamplingParams(
             **{"temperature": 1.0, "max_tokens": 2, **params}
-        )  # greedy completions would be alike
+        )  # greedy completions would be equal
         streams: list[Any] = []
         try:
             streams = await backend.generate(prompt or self.prompts[0], asked, **options)
@@ -66,7 +66,7 @@ class RefusalTests(GenerationSuite, kit=True):
             for stream in streams:
                 stream.cancel()
             what = ", ".join(f"{k}={v!r}" for k, v in {**params, **options}.items()) or repr(prompt)
-            pytest.fail(f"not claimed, and yet accepted: {what}")
+            pytest.fail(f"accepted but not claimed: {what}")
         after = await self.idle(backend, free_blocks=before.kv_blocks_free)
         assert after.output_tokens == before.output_tokens, (
             f"a refused request was started: {before}, then {after}"
@@ -75,8 +75,8 @@ class RefusalTests(GenerationSuite, kit=True):
     async def test_parameters_that_are_not_claimed_are_refused_by_name(self, backend: Any) -> None:
         """Each field of ``SamplingParams`` and ``GuidedDecoding`` whose feature is not claimed is refused by name.
 
-        How to fix: call ``sage_infer.sdk.check_claims(features, backend=…, params=params)`` first. Free output would
-        look like a valid answer.
+        How to fix: call ``sage_infer.sdk.check_claims(features, backend=…, params=params)`` first. Unconstrained output
+        would look like a valid answer.
         """
         for name, params in self.by_claim(backend, claimed=False):
             await self.refused(backend, params, name=name)
@@ -88,19 +88,19 @@ class RefusalTests(GenerationSuite, kit=True):
         """
         for name, params in self.by_claim(backend, claimed=True):
             if name == "adapter":
-                continue  # the kit knows no adapter that is there
+                continue  # the kit does not know an existing adapter
             asked = SamplingParams(
                 **{"temperature": 1.0, "max_tokens": 2, **params}
-            )  # greedy completions would be alike
+            )  # greedy completions would be equal
             try:
                 await generate_one(backend, self.prompts[0], asked)
             except UnsupportedFeature as error:
-                pytest.fail(f"claimed, and yet refused: {name} ({error})")
+                pytest.fail(f"claimed but refused: {name} ({error})")
 
     async def test_an_unknown_parameter_is_refused_by_name(self, backend: Any) -> None:
-        """A field that a later version of ``SamplingParams`` adds is refused where it is set, and nowhere else.
+        """A field added by a later version of ``SamplingParams`` is refused only if it is set.
 
-        How to fix: refuse by an allow-list, as ``sage_infer.sdk.check_claims`` does.
+        How to fix: use an allow-list of supported fields, as ``sage_infer.sdk.check_claims`` does.
         """
         plain = greedy(2)
         fields = {a.name: getattr(plain, a.name) for a in attrs.fields(SamplingParams)}
@@ -111,16 +111,16 @@ class RefusalTests(GenerationSuite, kit=True):
 
     @unless_claimed("multimodal")
     async def test_refuses_media(self, backend: Any) -> None:
-        """A prompt with an image is refused by a backend that reads text only.
+        """A text-only backend refuses a prompt with an image.
 
-        How to fix: raise ``UnsupportedFeature`` in ``generate`` where a prompt has ``media``.
+        How to fix: raise ``UnsupportedFeature`` in ``generate`` if a prompt has ``media``.
         """
         image = MediaItem(kind="image", uri=_PIXEL)
         await self.refused(backend, {}, prompt=Prompt(text="What is this?", media=(image,)))
 
     @unless_claimed("chat")
     async def test_refuses_chats(self, backend: Any) -> None:
-        """``render_chat`` is refused where the model has no template.
+        """``render_chat`` is refused if the model has no template.
 
         How to fix: raise ``UnsupportedFeature`` from ``render_chat``.
         """
@@ -129,7 +129,7 @@ class RefusalTests(GenerationSuite, kit=True):
 
     @unless_claimed("prefill_decode")
     async def test_refuses_prefill(self, backend: Any) -> None:
-        """``prefill`` is refused where the two phases cannot be called apart.
+        """``prefill`` is refused if the backend does not support separate phases.
 
         How to fix: raise ``UnsupportedFeature`` from ``prefill``.
         """
@@ -138,9 +138,9 @@ class RefusalTests(GenerationSuite, kit=True):
 
     @unless_claimed("resume")
     async def test_refuses_resume(self, backend: Any) -> None:
-        """``resume`` is refused, or not there, where it is not claimed.
+        """If ``resume`` is not claimed, the method is missing or refuses all states.
 
-        How to fix: raise ``UnsupportedFeature`` from ``resume`` whatever the states, or claim the feature.
+        How to fix: raise ``UnsupportedFeature`` from ``resume`` for any states, or claim the feature.
         """
         if hasattr(backend, "resume"):
             with pytest.raises(UnsupportedFeature):
@@ -148,9 +148,9 @@ class RefusalTests(GenerationSuite, kit=True):
 
     @unless_claimed("quant_profile")
     def test_refuses_quant_profiles(self, backend: Any) -> None:
-        """``load_quant_profile`` is refused where it is not claimed.
+        """``load_quant_profile`` is refused if it is not claimed.
 
-        How to fix: raise ``UnsupportedFeature`` from ``load_quant_profile``, whatever the profile.
+        How to fix: raise ``UnsupportedFeature`` from ``load_quant_profile`` for any profile.
         """
         with pytest.raises(UnsupportedFeature):
             backend.load_quant_profile(QuantizationProfile(weight_bits=4))

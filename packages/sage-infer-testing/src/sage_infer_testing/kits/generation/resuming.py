@@ -1,4 +1,4 @@
-"""A request that stopped anywhere continues exactly: ``resume``."""
+"""``resume``: a request that was interrupted at any token continues exactly."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sage_infer_testing.shape import shape_problems
 
 __all__ = ["ResumingTests"]
 
-_CLOSE = 1e-3  # between two log probabilities that should be one
+_CLOSE = 1e-3  # tolerance between log probabilities that should be equal
 _NO_TOKEN = 2**31 - 1
 _SEED = 7
 
 
 def states_after(start: DecodeState, output: Output, count: int) -> list[DecodeState]:
-    """States of the completions that have not finished with the first ``count`` deltas of an output."""
+    """Return the states of the completions that are unfinished after the first ``count`` deltas of an output."""
     states = []
     for index in range(start.params.n):
         given = [delta for delta in output.deltas[:count] if delta.index == index]
@@ -43,20 +43,20 @@ def states_after(start: DecodeState, output: Output, count: int) -> list[DecodeS
 
 
 class ResumingTests(GenerationSuite, kit=True):
-    """Tests of backends that claim ``resume``: each cuts an output in several places and resumes it.
+    """Tests of backends that claim ``resume``: each interrupts an output at several tokens and resumes it.
 
-    A backend may refuse to resume parameters that it cannot continue exactly (``UnsupportedFeature``); the test of
-    these parameters is then skipped. Greedy output it must resume.
+    A backend can refuse to resume parameters that it cannot continue exactly (``UnsupportedFeature``); the test of
+    these parameters is then skipped. Greedy output must be resumed.
 
     Attributes:
-        resume_model_id: the model's id in a ``DecodeState``, where the backend claims neither ``prefill_decode`` nor
-            ``reports`` and is made by ``make_backend``.
+        resume_model_id: the model's id in a ``DecodeState``; required if the backend is created by ``make_backend`` and
+            claims neither ``prefill_decode`` nor ``reports``.
     """
 
     resume_model_id: ClassVar[str] = ""
 
     async def start_state(self, backend: Any, params: SamplingParams) -> DecodeState:
-        """State of the first prompt before its first token."""
+        """Return the state of the first prompt before its first output token."""
         capability = backend.get_capability()
         model_id = self.resume_model_id
         if not model_id and capability.supports("prefill_decode"):
@@ -79,11 +79,11 @@ class ResumingTests(GenerationSuite, kit=True):
         )  # fmt: skip
 
     async def resumed(self, backend: Any, states: Sequence[DecodeState]) -> Output:
-        """Everything that ``resume`` streams for these states."""
+        """Return the whole output of ``resume`` for these states."""
         return await read(await backend.resume(states, request_id=self.new_id()))
 
     async def resumes_exactly(self, backend: Any, params: SamplingParams) -> Output:
-        """Cut the output of the first prompt in several places, resume it, and compare; the whole output."""
+        """Interrupt and resume the output of the first prompt at several tokens; return the whole output."""
         __tracebackhide__ = True
         whole = await generate_one(backend, self.prompts[0], params)
         start = await self.start_state(backend, params)
@@ -101,7 +101,7 @@ class ResumingTests(GenerationSuite, kit=True):
         return whole
 
     def continues(self, whole: Output, states: Sequence[DecodeState], rest: Output, when: str) -> None:
-        """Fail unless ``rest`` is what comes after ``states`` in ``whole``."""
+        """Fail unless ``rest`` is the part of ``whole`` after ``states``."""
         __tracebackhide__ = True
         indices = [state.index for state in states]
         assert sorted(rest.completions) == indices, (
@@ -143,11 +143,11 @@ class ResumingTests(GenerationSuite, kit=True):
 
     @when_claimed("resume")
     async def test_resume_continues_greedy_output(self, backend: Any) -> None:
-        """Greedy output that is cut anywhere continues with the same tokens, text, finish reason and usage.
+        """Interrupted greedy output continues with the same tokens, text, finish reason and usage.
 
-        How to fix: compute the KV of prompt and given tokens, then generate; send deltas only for new tokens, and
-        text only from ``delivered_chars`` on. ``max_tokens`` and ``Usage`` count the given tokens as output, and the
-        prompt as the original one.
+        How to fix: compute the KV of prompt and given tokens, then generate. Send deltas only for new tokens, and text
+        only after ``delivered_chars``. Count the given tokens as output in ``max_tokens`` and ``Usage``, and only the
+        original prompt as prompt.
         """
         problems = shape_problems(backend, Resuming)
         assert not problems, f"not a Resuming: {'; '.join(problems)}"
@@ -155,7 +155,7 @@ class ResumingTests(GenerationSuite, kit=True):
 
     @when_claimed("resume", "seed")
     async def test_resume_continues_seeded_sampling(self, backend: Any) -> None:
-        """Seeded output continues with the draws that it would have had.
+        """Seeded output continues with the same draws as without interruption.
 
         How to fix: derive each draw from the seed, the completion's index and the token's position, or advance the
         generator by one draw per given token.
@@ -165,18 +165,18 @@ class ResumingTests(GenerationSuite, kit=True):
 
     @when_claimed("resume", "penalties")
     async def test_resume_penalizes_given_tokens(self, backend: Any) -> None:
-        """Presence and frequency penalties count the given tokens as output, and not the prompt's.
+        """Presence and frequency penalties count the given tokens as output, but not the prompt's tokens.
 
-        How to fix: keep the original prompt's length with the sequence; given tokens are output, not prompt.
+        How to fix: store the length of the original prompt with the sequence, and treat given tokens as output.
         """
         for penalties in ({"presence_penalty": 1.5, "frequency_penalty": 1.5}, {"repetition_penalty": 1.5}):
             await self.resumes_exactly(backend, greedy(self.max_output, **penalties))
 
     @when_claimed("resume")
     async def test_resume_finds_a_stop_string_across_the_cut(self, backend: Any) -> None:
-        """A stop string that began in the given tokens ends the output, and no part of it is shown.
+        """A stop string that started in the given tokens ends the output, and no new delta contains any part of it.
 
-        How to fix: feed the text of the given tokens to the stop-string detector before the first new token.
+        How to fix: pass the text of the given tokens to the stop-string detector before the first new token.
         """
         stop = spanning_stop(await self.greedy_output(backend))
         if not stop:
@@ -188,7 +188,7 @@ class ResumingTests(GenerationSuite, kit=True):
     async def test_resume_counts_min_tokens_from_the_start(self, backend: Any) -> None:
         """``min_tokens`` counts the given tokens.
 
-        How to fix: compare ``min_tokens`` with given and new tokens together.
+        How to fix: compare ``min_tokens`` with the sum of given and new tokens.
         """
         tokens = (await self.greedy_output(backend)).token_ids
         least = self.max_output // 2
@@ -200,7 +200,7 @@ class ResumingTests(GenerationSuite, kit=True):
 
     @when_claimed("resume", "guided_json")
     async def test_resume_continues_a_constraint(self, backend: Any) -> None:
-        """Constrained output continues within its constraint, and does not begin it again.
+        """Constrained output continues its constraint and does not restart it.
 
         How to fix: advance the constraint's matcher over the given tokens.
         """
@@ -213,7 +213,7 @@ class ResumingTests(GenerationSuite, kit=True):
 
     @when_claimed("resume", "logprobs")
     async def test_resume_reports_logprobs_of_new_tokens(self, backend: Any) -> None:
-        """New tokens have the log probabilities that they have without interruption; given tokens have none.
+        """New tokens have the same log probabilities as without interruption; given tokens have none.
 
         How to fix: attach log probabilities to deltas of new tokens only.
         """
@@ -231,10 +231,10 @@ class ResumingTests(GenerationSuite, kit=True):
 
     @when_claimed("resume", "parallel_sampling", "seed")
     async def test_resume_continues_every_completion(self, backend: Any) -> None:
-        """Each of ``n`` completions continues as itself, and one that is not given stays away.
+        """Each given completion of ``n`` continues, and others do not appear.
 
-        How to fix: take the completion's number from ``DecodeState.index``; it may be any below ``n``, and selects the
-        completion's random stream.
+        How to fix: take the index of the completion from ``DecodeState.index``. It can be any number below ``n``, and
+        determines the completion's random draws.
         """
         params = greedy(self.max_output, temperature=1.0, seed=5, n=3)
         whole = await self.resumes_exactly(backend, params)
@@ -243,9 +243,9 @@ class ResumingTests(GenerationSuite, kit=True):
 
     @when_claimed("resume")
     async def test_resume_delivers_text_that_was_held_back(self, backend: Any) -> None:
-        """Text of given tokens that the consumer does not have yet comes first.
+        """The stream starts with undelivered text of the given tokens.
 
-        How to fix: begin the text at ``delivered_chars``, which may lie anywhere within the given tokens' text.
+        How to fix: start the text at ``delivered_chars``, which can be any position in the text of the given tokens.
         """
         whole = await self.greedy_output(backend)
         start = await self.start_state(backend, greedy(self.max_output))
@@ -255,13 +255,14 @@ class ResumingTests(GenerationSuite, kit=True):
             rest = await self.resumed(backend, [state])
             self.continues(whole, [state], rest, f"{delivered} characters delivered")
 
-    # --- life
+    # --- cancellation
 
     @when_claimed("resume")
     async def test_giving_up_a_resumed_request_frees_it(self, backend: Any) -> None:
-        """A resumed request is cancelled and aborted as any other; its KV is free then, and an ``abort`` is told.
+        """A resumed request can be cancelled and aborted like any other; its KV is freed, and ``abort`` ends the
+        stream.
 
-        How to fix: put resumed requests into the same table of open requests as those of ``generate``.
+        How to fix: add resumed requests to the same table of open requests as those of ``generate``.
         """
         before = await self.idle(backend)
         params = self.endless(backend)
@@ -295,8 +296,8 @@ class ResumingTests(GenerationSuite, kit=True):
     async def test_resume_refuses_what_is_not_one_open_request(self, backend: Any) -> None:
         """States that are not the unfinished completions of one request are ``InvalidRequest``.
 
-        How to fix: check, before anything is queued, that there is a state, that prompt, params and seed are equal,
-        that each index occurs once and is below ``n``, that none has finished, and that none has ``max_tokens`` tokens.
+        How to fix: before queuing, check that there is at least one state, that prompt, params and seed are equal, that
+        each index is unique and below ``n``, and that no state has finished or has ``max_tokens`` tokens.
         """
         n = 2 if backend.get_capability().supports("parallel_sampling") else 1
         first = await self.start_state(backend, greedy(4, n=n))
@@ -320,9 +321,9 @@ class ResumingTests(GenerationSuite, kit=True):
 
     @when_claimed("resume")
     async def test_resume_refuses_output_that_cannot_be(self, backend: Any) -> None:
-        """Tokens outside the vocabulary, and more characters than the tokens have, are ``InvalidRequest``.
+        """Tokens outside the vocabulary, and ``delivered_chars`` beyond the tokens' text, are ``InvalidRequest``.
 
-        How to fix: check given tokens as those of a prompt, and ``delivered_chars`` against their text.
+        How to fix: check given tokens like those of a prompt, and ``delivered_chars`` against the length of their text.
         """
         whole = await self.greedy_output(backend)
         start = await self.start_state(backend, greedy(self.max_output))
@@ -335,10 +336,10 @@ class ResumingTests(GenerationSuite, kit=True):
 
     @when_claimed("resume", "guided_choice")
     async def test_resume_refuses_output_against_its_constraint(self, backend: Any) -> None:
-        """Given tokens that the constraint does not allow are ``InvalidRequest``.
+        """Given tokens that violate the constraint are ``InvalidRequest``.
 
-        How to fix: advance the constraint's matcher over the given tokens before the request is queued, and refuse the
-        first that it rejects.
+        How to fix: advance the constraint's matcher over the given tokens before queuing the request; raise an error
+        with the position of the first token that it rejects.
         """
         whole = await self.greedy_output(backend)
         choice = "x" if whole.text.strip().startswith("z") else "z"
@@ -354,7 +355,7 @@ class ResumingTests(GenerationSuite, kit=True):
     async def test_resume_refuses_another_model(self, backend: Any) -> None:
         """A state of another model is a ``CapabilityMismatch``.
 
-        How to fix: compare ``model_id``, and ``weights_id`` where both sides know it.
+        How to fix: compare ``model_id``, and ``weights_id`` if both sides know it.
         """
         state = await self.start_state(backend, greedy(4))
         await self.resume_refused(

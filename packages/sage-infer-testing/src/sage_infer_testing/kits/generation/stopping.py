@@ -1,4 +1,4 @@
-"""When an output ends: lengths, stop strings, stop tokens."""
+"""End of outputs: lengths, stop strings, stop tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["StoppingTests"]
 
 
 def spanning_stop(output: Output) -> str:
-    """A string that first occurs in the output's text across the border of two deltas; empty if there is none."""
+    """Return a string whose first occurrence in the output spans two deltas; empty if there is none."""
     text, border = output.text, 0
     for delta in output.deltas[:-1]:
         border += len(delta.text)
@@ -26,22 +26,24 @@ def spanning_stop(output: Output) -> str:
 
 
 class StoppingTests(GenerationSuite, kit=True):
-    """Every way in which an output ends as planned."""
+    """Every regular way in which an output ends."""
 
     async def test_max_tokens_is_kept(self, backend: Any) -> None:
-        """An output has at most ``max_tokens`` tokens, and then ends with ``length``.
+        """An output ends with ``length`` after ``max_tokens`` tokens.
 
-        How to fix: count generated tokens, not steps or characters, and report ``length`` when the count is reached.
+        How to fix: count generated tokens, not steps or characters, and report ``length`` at the limit.
         """
         for count in (1, 3, self.max_output):
             output = await self.greedy_output(backend, max_tokens=count)
-            assert len(output.token_ids) == count, f"max_tokens={count} gave {len(output.token_ids)} tokens"
+            assert len(output.token_ids) == count, (
+                f"max_tokens={count} returned {len(output.token_ids)} tokens"
+            )
             assert output.finish_reason == "length", f"ended with {output.finish_reason!r}, not 'length'"
 
     async def test_a_shorter_output_is_a_prefix(self, backend: Any) -> None:
-        """Greedy output of few tokens is how the longer one begins: texts concatenate, nothing is held back.
+        """Short greedy output is a prefix of longer greedy output, and no text is held back at the end.
 
-        How to fix: flush held-back text (part of a character, or of a stop string) with the last delta.
+        How to fix: flush held-back text (part of a character or of a stop string) with the last delta.
         """
         long = await self.greedy_output(backend)
         short = await self.greedy_output(backend, max_tokens=self.max_output // 2)
@@ -50,10 +52,10 @@ class StoppingTests(GenerationSuite, kit=True):
         assert long.text.startswith(common), f"{long.text!r} does not begin with {short.text!r}"
 
     async def test_stop_string_ends_the_output(self, backend: Any) -> None:
-        """The output ends before the first stop string, with reason ``stop``, and no delta shows any of it.
+        """The output ends before the first stop string, with reason ``stop``, and no delta contains any part of it.
 
-        How to fix: hold back text that could begin a stop string until the next token decides, and search the
-        concatenated text, not each token's. Tokenizing the stop string does not find it where tokens span it.
+        How to fix: hold back text that could start a stop string until the next token decides, and search the
+        concatenated text. A search for the stop string's token ids misses occurrences with other token boundaries.
         """
         whole = await self.greedy_output(backend, max_tokens=2 * self.max_output)
         stop = spanning_stop(whole)
@@ -63,15 +65,15 @@ class StoppingTests(GenerationSuite, kit=True):
         output = await self.greedy_output(backend, max_tokens=2 * self.max_output, stop=[stop])
         assert stop not in output.text, f"stop string {stop!r} is in the output {output.text!r}"
         assert output.text == expected, (
-            f"stop {stop!r} in {whole.text!r} leaves {expected!r}, got {output.text!r}"
+            f"stop {stop!r} in {whole.text!r}: expected {expected!r}, got {output.text!r}"
         )
         assert output.finish_reason == "stop", f"ended with {output.finish_reason!r}, not 'stop'"
-        assert len(output.token_ids) < len(whole.token_ids), "generation went on after the stop string"
+        assert len(output.token_ids) < len(whole.token_ids), "generation continued after the stop string"
 
     async def test_the_earliest_of_several_stops_counts(self, backend: Any) -> None:
-        """With several stop strings the one that occurs first in the text ends it; one that never occurs does nothing.
+        """With several stop strings, the output ends at the one that occurs first in the text.
 
-        How to fix: search for all of them and cut at the smallest position.
+        How to fix: search for all of them and truncate at the smallest position.
         """
         whole = await self.greedy_output(backend)
         middle = next(
@@ -85,9 +87,9 @@ class StoppingTests(GenerationSuite, kit=True):
         assert output.text == whole.text[:cut], f"stops {stops} in {whole.text!r}: got {output.text!r}"
 
     async def test_text_held_for_a_stop_is_given_at_the_end(self, backend: Any) -> None:
-        """Text that only began a stop string is delivered when the output ends without completing it.
+        """Text that matches only the start of a stop string is delivered at the end of the output.
 
-        How to fix: flush what is held back before the last delta.
+        How to fix: flush held-back text before the last delta.
         """
         whole = await self.greedy_output(backend)
         tail = whole.text[-1]
@@ -110,17 +112,19 @@ class StoppingTests(GenerationSuite, kit=True):
         assert output.finish_reason == "stop", f"ended with {output.finish_reason!r}, not 'stop'"
         kept = [t for t in output.token_ids if t != whole.token_ids[position]]
         assert tuple(kept) == whole.token_ids[:position], f"{whole.token_ids} stopped as {output.token_ids}"
-        assert whole.text.startswith(output.text), f"{output.text!r} shows the stop token of {whole.text!r}"
-        assert len(output.text) < len(whole.text), "the stop token cut nothing off"
+        assert whole.text.startswith(output.text), (
+            f"{output.text!r} contains the text of the stop token in {whole.text!r}"
+        )
+        assert len(output.text) < len(whole.text), "the stop token did not shorten the text"
 
     async def test_min_tokens_delays_stops(self, backend: Any) -> None:
-        """Before ``min_tokens`` tokens neither a stop token nor a stop string ends the output.
+        """Neither a stop token nor a stop string ends the output before ``min_tokens`` tokens.
 
-        How to fix: check stops only once ``min_tokens`` tokens are there.
+        How to fix: check stops only after ``min_tokens`` tokens.
         """
         whole = await self.greedy_output(backend)
         output = await self.greedy_output(backend, stop_token_ids=[whole.token_ids[0]], min_tokens=4)
-        assert len(output.token_ids) >= 4, f"min_tokens=4 gave {len(output.token_ids)} tokens"
+        assert len(output.token_ids) >= 4, f"min_tokens=4 returned {len(output.token_ids)} tokens"
 
     async def test_ignore_eos_goes_on(self, backend: Any) -> None:
         """With ``ignore_eos`` every prompt's output has the full length.
@@ -135,17 +139,17 @@ class StoppingTests(GenerationSuite, kit=True):
 
     @when_claimed("prefix_caching")
     async def test_a_cached_prefix_changes_nothing(self, backend: Any) -> None:
-        """The second run of a long prompt takes tokens from the cache and produces the same output.
+        """The second run of a long prompt reuses cached tokens and produces the same output.
 
-        How to fix: report ``Usage.cached_tokens``; where outputs differ, the cached blocks hold other tokens' KV, or
-        positions are counted from the first token that is not cached.
+        How to fix: report ``Usage.cached_tokens``. If outputs differ, the cached blocks hold KV of other tokens, or
+        positions are counted from the first uncached token.
         """
         limit = backend.get_capability().max_sequence_length - 8
         length = min(limit, 3 * backend.get_kv_schema().page_size + 1)
-        prompt = (await self.long_prompt(backend, length))[::-1]  # so that no other test has run it
+        prompt = (await self.long_prompt(backend, length))[::-1]  # not used by any other test
         first = await self.greedy_output(backend, prompt, max_tokens=4)
         await self.idle(backend)
         second = await self.greedy_output(backend, prompt, max_tokens=4)
         more = second.counted().cached_tokens > first.counted().cached_tokens
-        assert more, f"nothing came from the cache: {first.usage}, then {second.usage}"
+        assert more, f"no tokens were cached: {first.usage}, then {second.usage}"
         self.same(second, first, "with a cached prefix and without")

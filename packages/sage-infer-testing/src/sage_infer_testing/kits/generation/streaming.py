@@ -1,4 +1,4 @@
-"""Streams: order, finality, usage, timing, and the forms that prompts come in."""
+"""Streams: order, end, usage, timing, and the forms of prompts."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ __all__ = ["StreamingTests"]
 
 
 class StreamingTests(GenerationSuite, kit=True):
-    """What consumers see."""
+    """Tests of streams from the consumer's view."""
 
     async def test_generate_gives_token_streams(self, backend: Any) -> None:
-        """``generate`` returns a list of objects with the shape of ``TokenStream``.
+        """``generate`` returns a list of objects that implement ``TokenStream``.
 
-        How to fix: return ``sage_infer.contracts.BufferedTokenStream`` objects, or give your own class every method
-        that the message names.
+        How to fix: return ``sage_infer.contracts.BufferedTokenStream`` objects, or add the methods in the message to
+        your own class.
         """
         streams = await backend.generate(self.prompts[0], greedy(2))
-        assert isinstance(streams, list), f"generate() gave a {type(streams).__name__}, not a list"
+        assert isinstance(streams, list), f"generate() returned a {type(streams).__name__}, not a list"
         problems = shape_problems(streams[0], TokenStream)
         await read(streams[0])
         assert not problems, f"not a TokenStream: {'; '.join(problems)}"
 
     async def test_every_completion_finishes_once(self, backend: Any) -> None:
-        """The last delta of a completion carries its only ``finish_reason``, and nothing follows it.
+        """Only the last delta of a completion has a ``finish_reason``.
 
-        How to fix: set ``finish_reason`` on the delta of the last token (or on a last, empty delta), never earlier, and
-        drop the sequence from the batch in the same step.
+        How to fix: set ``finish_reason`` on the delta of the last token (or on a final, empty delta), never earlier,
+        and remove the sequence from the batch in the same step.
         """
         output = await self.greedy_output(backend)
         assert list(output.completions) == [0], (
@@ -46,9 +46,9 @@ class StreamingTests(GenerationSuite, kit=True):
         )
 
     async def test_results_are_none_until_the_end(self, backend: Any) -> None:
-        """``finish_reason``, ``usage`` and ``timing`` are None while the stream runs, and set after it.
+        """``finish_reason``, ``usage`` and ``timing`` are None until the stream has ended, and set afterwards.
 
-        How to fix: set the three together when the last completion has finished, before the consumer sees the end.
+        How to fix: set the three together when the last completion has finished, before the consumer's loop ends.
         """
         (stream,) = await backend.generate(self.prompts[0], greedy(self.max_output))
         assert stream.finish_reason is None, "finish_reason is set before the first delta was read"
@@ -59,9 +59,9 @@ class StreamingTests(GenerationSuite, kit=True):
         output.measured()
 
     async def test_a_finished_stream_stays_finished(self, backend: Any) -> None:
-        """A second ``async for`` over a stream that has ended yields nothing, and ``cancel`` changes nothing.
+        """A second ``async for`` over a finished stream yields nothing, and ``cancel`` has no effect.
 
-        How to fix: keep the ended state in the stream; deltas are delivered once.
+        How to fix: store in the stream that it has ended; deliver each delta once.
         """
         (stream,) = await backend.generate(self.prompts[0], greedy(4))
         first = await read(stream)
@@ -72,9 +72,9 @@ class StreamingTests(GenerationSuite, kit=True):
 
     @when_claimed("streaming")
     async def test_tokens_arrive_as_they_are_made(self, backend: Any) -> None:
-        """Output arrives in several deltas, not in one at the end.
+        """Output arrives in several deltas, not in a single one at the end.
 
-        How to fix: push a delta after each engine step; or do not claim ``streaming``.
+        How to fix: push a delta after each engine step, or do not claim ``streaming``.
         """
         output = await self.greedy_output(backend)
         assert len(output.deltas) > 1, f"{self.max_output} tokens came in one delta"
@@ -82,18 +82,18 @@ class StreamingTests(GenerationSuite, kit=True):
     async def test_greedy_is_deterministic(self, backend: Any) -> None:
         """The same prompt at temperature 0 produces the same output twice.
 
-        How to fix: temperature 0 takes the most likely token and draws nothing. Where a prefix cache or an autotuned
-        kernel changes the second run's numbers, switch it off through ``options``, or use xfail with that reason.
+        How to fix: always choose the most likely token at temperature 0. If a prefix cache or an autotuned kernel
+        changes the numbers of the second run, disable it through ``options``, or use xfail with this reason.
         """
         first, second = await self.greedy_output(backend), await self.greedy_output(backend)
         assert first.token_ids == second.token_ids, f"{first.text!r}, then {second.text!r}"
         assert first.text == second.text
 
     async def test_usage_counts_the_tokens(self, backend: Any) -> None:
-        """``usage`` counts the prompt's tokens and exactly the token ids that the deltas carried.
+        """``usage`` counts the tokens of the prompt and exactly the token ids in the deltas.
 
-        How to fix: count tokens where they are emitted, end-of-sequence and stop tokens included only if a delta
-        carries them.
+        How to fix: count tokens when they are emitted; count end-of-sequence and stop tokens only if a delta contains
+        them.
         """
         ids = await self.first_prompt_ids(backend)
         output = await self.greedy_output(backend, ids)
@@ -102,12 +102,12 @@ class StreamingTests(GenerationSuite, kit=True):
         assert usage.completion_tokens == len(output.token_ids), (
             f"deltas carried {len(output.token_ids)} token ids, usage {usage}"
         )
-        assert usage.cached_tokens <= usage.prompt_tokens, f"more cached than there are: {usage}"
+        assert usage.cached_tokens <= usage.prompt_tokens, f"more cached tokens than prompt tokens: {usage}"
 
     async def test_timing_is_ordered(self, backend: Any) -> None:
-        """0 ≤ queue ≤ time to first token ≤ total, and a mean gap between tokens that fits into it.
+        """0 ≤ queue ≤ time to first token ≤ total, and the mean time between tokens is consistent with them.
 
-        How to fix: take all moments from one monotonic clock, from acceptance on. ``inter_token_s`` is (last token −
+        How to fix: use one monotonic clock for all times, starting at acceptance. ``inter_token_s`` is (last token −
         first token) / (tokens − 1).
         """
         timing = (await self.greedy_output(backend)).measured()
@@ -118,7 +118,8 @@ class StreamingTests(GenerationSuite, kit=True):
     async def test_counters_grow(self, backend: Any) -> None:
         """``stats`` counts the request as finished and its tokens as output.
 
-        How to fix: raise ``finished`` once for each request, however it ended, and ``output_tokens`` for each token.
+        How to fix: increment ``finished`` once per request, regardless of how it ended, and ``output_tokens`` per
+        token.
         """
         before = await self.idle(backend)
         output = await self.greedy_output(backend)
@@ -134,7 +135,7 @@ class StreamingTests(GenerationSuite, kit=True):
     # --- forms of prompts
 
     async def test_text_prompt_may_be_a_string_or_a_prompt(self, backend: Any) -> None:
-        """A string, a ``Prompt`` and a list with one string mean the same.
+        """A string, a ``Prompt`` and a list with one string are equivalent.
 
         How to fix: pass ``prompts`` through ``sage_infer.contracts.as_prompts`` first.
         """
@@ -145,26 +146,26 @@ class StreamingTests(GenerationSuite, kit=True):
         assert plain.token_ids == listed.token_ids, "a list of one string differs from the string"
 
     async def test_token_ids_are_used_as_they_are(self, backend: Any) -> None:
-        """The token ids of a text give what the text gives; a list of ids and ``Prompt(token_ids=…)`` are the same.
+        """A text, its token ids as a list, and ``Prompt(token_ids=…)`` produce the same output.
 
-        How to fix: do not add special tokens to ``token_ids``, and add those that the model expects to ``text``.
+        How to fix: do not add special tokens to ``token_ids``; add the model's start tokens to ``text``.
         """
         ids = await self.first_prompt_ids(backend)
         listed = await self.greedy_output(backend, list(ids))
         wrapped = await self.greedy_output(backend, Prompt(token_ids=ids))
         assert listed.token_ids == wrapped.token_ids, "a list of ids differs from Prompt(token_ids=…)"
         counted = listed.counted().prompt_tokens
-        assert counted == len(ids), f"{len(ids)} ids were given, {counted} are counted"
+        assert counted == len(ids), f"{len(ids)} token ids, usage counts {counted}"
         if self.prompt_token_ids or backend.get_capability().supports("prefill_decode"):
             text = await self.greedy_output(backend)
             assert text.token_ids == listed.token_ids, (
-                f"text gives {text.text!r}, its token ids {listed.text!r}"
+                f"the text produces {text.text!r}, its token ids {listed.text!r}"
             )
 
     async def test_several_prompts_give_streams_in_order(self, backend: Any) -> None:
-        """Each prompt has its own stream, in order, named ``id/0``, ``id/1``, …
+        """Each prompt has its own stream, in order, with the id ``id/0``, ``id/1``, …
 
-        How to fix: name the parts with ``sage_infer.contracts.request_ids`` and keep the prompts' order.
+        How to fix: use the ids of ``sage_infer.contracts.request_ids``, and keep the order of the prompts.
         """
         prompts = list(self.prompts[:3])
         alone = [await self.greedy_output(backend, prompt) for prompt in prompts]
@@ -175,9 +176,9 @@ class StreamingTests(GenerationSuite, kit=True):
             self.same(await read(stream), expected, f"prompt {prompt!r} among several and alone")
 
     async def test_one_prompt_keeps_its_request_id(self, backend: Any) -> None:
-        """A single prompt's stream has the request id that was given; without one, ids differ.
+        """The stream of a single prompt has the given request id; without an id, unique ids are generated.
 
-        How to fix: use ``request_id`` as it is for one prompt, and draw a unique one where there is none.
+        How to fix: use ``request_id`` unchanged for one prompt, and generate a unique one if it is None.
         """
         request_id = self.new_id()
         output = await generate_one(backend, self.prompts[0], greedy(1), request_id=request_id)
@@ -186,9 +187,9 @@ class StreamingTests(GenerationSuite, kit=True):
         assert len(drawn) == 3, f"requests without an id share one: {drawn}"
 
     async def test_a_finished_request_id_can_be_used_again(self, backend: Any) -> None:
-        """An id is free again once its request has ended.
+        """An id can be reused after its request has ended.
 
-        How to fix: forget the id when the last completion has finished.
+        How to fix: release the id when the last completion has finished.
         """
         request_id = self.new_id()
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""Tokens that a backend shows are those that it computes."""
+"""``tokenize`` and ``detokenize`` agree with ``generate``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _UNKNOWN = 2**31 - 1
 
 
 class TokenTests(GenerationSuite, kit=True):
-    """``tokenize`` and ``detokenize``, where they are claimed."""
+    """Tests of ``tokenize`` and ``detokenize``, if they are claimed."""
 
     @when_claimed("tokenize")
     async def test_shown_tokens_are_those_computed(self, backend: Any) -> None:
-        """A text and the token ids that ``tokenize`` returns for it are the same prompt: same count, same output.
+        """A text and its token ids from ``tokenize`` are equivalent prompts: same token count, same output.
 
-        How to fix: encode in ``tokenize`` as ``generate`` does, with the tokens that the model expects at the start.
+        How to fix: encode text in ``tokenize`` as in ``generate``, including the model's start tokens.
         """
         problems = shape_problems(backend, Tokenizing)
         assert not problems, f"not a Tokenizing: {'; '.join(problems)}"
@@ -36,15 +36,15 @@ class TokenTests(GenerationSuite, kit=True):
         of_ids = await generate_one(backend, token_ids, greedy(8))
         computed = of_text.counted().prompt_tokens
         assert len(token_ids) == computed, (
-            f"tokenize shows {len(token_ids)} tokens, and {computed} were computed"
+            f"tokenize returns {len(token_ids)} tokens, but {computed} were computed"
         )
-        assert of_ids.token_ids == of_text.token_ids, "the text and its token ids give different outputs"
+        assert of_ids.token_ids == of_text.token_ids, "the text and its token ids produce different outputs"
 
     @when_claimed("tokenize")
     async def test_tokens_become_their_text(self, backend: Any) -> None:
-        """``detokenize`` returns the text back that ``tokenize`` took apart.
+        """``detokenize`` restores a tokenized text.
 
-        How to fix: decode all ids at once, with special tokens and without cleaning up blanks.
+        How to fix: decode all ids in one call, with special tokens and without clean-up of white space.
         """
         token_ids = await backend.tokenize(Prompt(text=_TEXT, add_special_tokens=False))
         text = await backend.detokenize(token_ids)

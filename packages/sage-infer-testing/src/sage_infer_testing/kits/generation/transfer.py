@@ -23,7 +23,7 @@ class TransferTests(DisaggregationTests, kit=True):
     """Tests of backends that claim ``kv_export`` and ``kv_import``."""
 
     async def exported(self, backend: Any) -> tuple[DecodeState, list[memoryview]]:
-        """State and buffers of the first prompt; the instance itself has forgotten the request."""
+        """Return state and buffers of the first prompt after the instance has freed the request."""
         state = await self.prefilled(backend, greedy(self.max_output))
         moved, buffers = await backend.export_kv(state)
         copies = [memoryview(bytes(buffer)) for buffer in buffers]
@@ -32,9 +32,9 @@ class TransferTests(DisaggregationTests, kit=True):
 
     @when_claimed("kv_export")
     async def test_export_gives_whole_checksummed_chunks(self, backend: Any) -> None:
-        """The exported state has one buffer a chunk, of the chunk's size, and every chunk has a checksum.
+        """There is one buffer per chunk of the exported state, with the chunk's size, and every chunk has a checksum.
 
-        How to fix: fill in ``KVChunk.nbytes`` and ``KVChunk.checksum`` from the bytes that are handed out.
+        How to fix: set ``KVChunk.nbytes`` and ``KVChunk.checksum`` from the exported bytes.
         """
         problems = shape_problems(backend, KVTransfer)
         assert not problems, f"not a KVTransfer: {'; '.join(problems)}"
@@ -50,7 +50,7 @@ class TransferTests(DisaggregationTests, kit=True):
     async def test_export_of_what_is_not_held_is_refused(self, backend: Any) -> None:
         """Exporting a state whose KV was freed is an ``InvalidRequest``.
 
-        How to fix: look the request up before reading blocks; they may belong to somebody else by now.
+        How to fix: look up the request before reading blocks, which may belong to another request by now.
         """
         state = await self.prefilled(backend, greedy(4))
         await backend.abort(state.request_id)
@@ -59,9 +59,10 @@ class TransferTests(DisaggregationTests, kit=True):
 
     @when_claimed("kv_export", "kv_import")
     async def test_imported_kv_decodes_as_if_computed_here(self, backend: Any) -> None:
-        """Exported KV, imported again, decodes to the output of ``generate``; all blocks come back.
+        """Exported and re-imported KV decodes to the output of ``generate``; all blocks are freed.
 
-        How to fix: compare a block's bytes before export and after import; then look at positions and the block table.
+        How to fix: compare the bytes of a block before export and after import; then check positions and the block
+        table.
         """
         expected = await self.greedy_output(backend)
         before = await self.idle(backend)
@@ -73,7 +74,7 @@ class TransferTests(DisaggregationTests, kit=True):
 
     @when_claimed("kv_export", "kv_import")
     async def test_damaged_kv_is_refused(self, backend: Any) -> None:
-        """A flipped bit or a short buffer is ``KVCorrupt``, and no blocks stay taken.
+        """A flipped bit or a short buffer raises ``KVCorrupt``, and no blocks stay allocated.
 
         How to fix: verify size and checksum of every buffer before the first block is written.
         """
@@ -90,7 +91,7 @@ class TransferTests(DisaggregationTests, kit=True):
     async def test_kv_of_another_kind_is_refused(self, backend: Any) -> None:
         """KV of another model or another schema is a ``CapabilityMismatch``.
 
-        How to fix: compare ``model_id`` and ``kv_schema`` before anything else, and name what differs.
+        How to fix: first compare ``model_id`` and ``kv_schema``, and name the difference.
         """
         state, buffers = await self.exported(backend)
         assert state.kv_schema is not None, "exported KV needs a kv_schema"
@@ -101,14 +102,14 @@ class TransferTests(DisaggregationTests, kit=True):
 
     @when_claimed("kv_export", "kv_import")
     async def test_another_process_goes_on(self, backend: Any) -> None:
-        """KV that was exported here is imported and decoded by an instance in another process, to the same tokens.
+        """An instance in another process imports the exported KV and decodes it to the same tokens.
 
-        How to fix: everything that ``decode`` needs must be in the state and the buffers. The child process makes its
-        instance with this class's ``make_backend``.
+        How to fix: put everything that ``decode`` needs into the state and the buffers. The child process creates its
+        instance with ``make_backend`` of this class.
         """
         expected = await self.greedy_output(backend)
         state, buffers = await self.exported(backend)
         token_ids = await decode_elsewhere(type(self), state, buffers, timeout_s=self.timeout_s)
         assert tuple(token_ids) == expected.token_ids, (
-            f"the child gave {token_ids}, generate {expected.token_ids}"
+            f"the child returned {token_ids}, generate {expected.token_ids}"
         )

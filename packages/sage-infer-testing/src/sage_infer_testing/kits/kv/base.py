@@ -1,4 +1,4 @@
-"""What the tests of KV stores share: stores, keys, and blocks that belong to keys."""
+"""Base of the tests of KV stores: stores, keys, and the blocks of keys."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class KVStoreSuite(ContractSuite, kit=True):
     """Base of the kits for stores. Override ``open_store``.
 
     Attributes:
-        model_id: the model that the store is opened for.
-        kv_schema: the schema that it is opened with.
-        lossless: whether blocks come back byte for byte; False for a store that quantizes.
-        exact_capacity: whether a store holds exactly the blocks that it was opened for; False for one that rounds up.
-        policy: order in which unpinned blocks go; the tests of that order are for "lru" alone.
-        examples: sequences of operations that the randomized test tries.
+        model_id: model that the store is opened for.
+        kv_schema: schema that the store is opened with.
+        lossless: whether blocks are returned unchanged; False for a store that quantizes.
+        exact_capacity: whether the capacity is exactly the requested one; False for a store that rounds up.
+        policy: eviction policy; the eviction order is tested only for "lru".
+        examples: number of operation sequences in the randomized test.
     """
 
     model_id: ClassVar[str] = "kit-model"
@@ -41,7 +41,7 @@ class KVStoreSuite(ContractSuite, kit=True):
     examples: ClassVar[int] = 40
 
     def open_store(self, capacity_blocks: int) -> KVStore:
-        """An empty store for ``model_id`` and ``kv_schema`` that holds ``capacity_blocks`` blocks."""
+        """Return an empty store for ``model_id`` and ``kv_schema`` with a capacity of ``capacity_blocks`` blocks."""
         pytest.fail(f"{type(self).__name__} must override open_store(capacity_blocks)")
 
     # --- what tests use
@@ -60,7 +60,7 @@ class KVStoreSuite(ContractSuite, kit=True):
             store.close()
 
     def capacity(self, store: KVStore, asked: int) -> int:
-        """Blocks that the store holds at most; skips the test where it cannot be filled."""
+        """Return the capacity of the store in blocks; skip the test if it is too large to fill."""
         __tracebackhide__ = True
         found = store.stats().capacity_blocks
         if self.exact_capacity:
@@ -70,34 +70,34 @@ class KVStoreSuite(ContractSuite, kit=True):
         return found
 
     def need_lru(self) -> None:
-        """Skip the test where the store has another policy."""
+        """Skip the test if the store has another policy."""
         if self.policy != "lru":
             pytest.skip(f"policy is {self.policy!r}")
 
     def tokens(self, blocks: int, salt: int = 0) -> list[int]:
-        """A token sequence of so many full blocks."""
+        """Return a token sequence of ``blocks`` full blocks."""
         return [salt * 100_003 + i for i in range(blocks * self.kv_schema.page_size)]
 
     def keys(self, blocks: int, salt: int = 0) -> list[bytes]:
-        """The sequence's keys."""
+        """Return the keys of the sequence."""
         return list(block_keys(self.model_id, self.kv_schema, self.tokens(blocks, salt)))
 
     def block(self, key: bytes) -> memoryview:
-        """The one block that belongs to a key."""
+        """Return the block of a key."""
         size = self.kv_schema.bytes_per_page
         return memoryview(hashlib.shake_128(key).digest(size))
 
     def fill(self, store: KVStore, keys: Sequence[bytes]) -> int:
-        """Put the keys' blocks."""
+        """Put the blocks of the keys."""
         return store.put(keys, [self.block(key) for key in keys])
 
     def held(self, store: KVStore, keys: Sequence[bytes]) -> list[bool]:
-        """Which keys are held; fails where a block comes back with other bytes."""
+        """Return which keys are stored; fail if a block is returned with different bytes."""
         __tracebackhide__ = True
         out = [bytearray(self.kv_schema.bytes_per_page) for _ in keys]
         found = store.get(keys, [memoryview(buffer) for buffer in out])
         for key, buffer, hit in zip(keys, out, found, strict=True):
             if hit and self.lossless:
-                assert buffer == self.block(key), f"block {key.hex()} came back with other bytes"
-            assert hit or not any(buffer), f"block {key.hex()} is not held, and its buffer was written"
+                assert buffer == self.block(key), f"block {key.hex()} was returned with different bytes"
+            assert hit or not any(buffer), f"block {key.hex()} is not stored, but its buffer was written"
         return found

@@ -19,13 +19,12 @@ __all__ = ["KVFormatCodecContract"]
 
 
 class KVFormatCodecContract(ContractSuite, kit=True):
-    """Everything that a ``KVFormatCodec`` promises. Override ``make_codec`` and set ``kv_schema``.
+    """Guarantees of a ``KVFormatCodec``. Override ``make_codec`` and set ``kv_schema``.
 
     Attributes:
-        kv_schema: a schema in the codec's private format; its ``format_id`` is not empty.
-        lossless: whether a page keeps every bit on the way to the private form and back; False for a format that
-            quantizes.
-        examples: random pages that the tests try.
+        kv_schema: a schema in the codec's private format, with a non-empty ``format_id``.
+        lossless: whether ``pack`` followed by ``unpack`` restores every bit; False for a format that quantizes.
+        examples: number of random pages in the tests.
     """
 
     kv_schema: ClassVar[KVCacheSchema | None] = None
@@ -51,20 +50,20 @@ class KVFormatCodecContract(ContractSuite, kit=True):
         return self.kv_schema
 
     def pages(self, schema: KVCacheSchema) -> Iterator[bytes]:
-        """Pages of random bytes, the same in each run; the first is all zeros."""
+        """Yield pages of random bytes, the same in each run; the first page is all zeros."""
         draw = random.Random(str(schema))
         yield bytes(schema.bytes_per_page)
         for _ in range(self.examples):
             yield draw.randbytes(schema.bytes_per_page)
 
     def unpacked(self, codec: KVFormatCodec, page: bytes) -> bytes:
-        """A private page in plain form."""
+        """Return a private page in plain form."""
         out = bytearray(codec.plain(self.private).bytes_per_page)
         codec.unpack(memoryview(page), self.private, memoryview(out))
         return bytes(out)
 
     def packed(self, codec: KVFormatCodec, plain: bytes) -> bytes:
-        """A plain page in private form."""
+        """Return a plain page in the private format."""
         out = bytearray(self.private.bytes_per_page)
         codec.pack(memoryview(plain), self.private, memoryview(out))
         return bytes(out)
@@ -72,17 +71,17 @@ class KVFormatCodecContract(ContractSuite, kit=True):
     # --- tests
 
     def test_has_the_shape_of_its_protocol(self, codec: Any) -> None:
-        """Every method of ``KVFormatCodec`` is there with its parameters.
+        """Every method of ``KVFormatCodec`` exists with its parameters.
 
-        How to fix: the message names each; copy the signature from ``sage_infer.contracts.KVFormatCodec``.
+        How to fix: the message names each problem; copy the signature from ``sage_infer.contracts.KVFormatCodec``.
         """
         problems = shape_problems(codec, KVFormatCodec)
         assert not problems, f"not a KVFormatCodec: {'; '.join(problems)}"
 
     def test_matches_its_own_format(self, codec: Any) -> None:
-        """``matches`` is true for ``kv_schema``, and false for plain KV and for the format of somebody else.
+        """``matches`` is true for ``kv_schema``, and false for plain KV and for other formats.
 
-        How to fix: look at ``format_id``, version included, and at the fields that decide about the bytes.
+        How to fix: check ``format_id`` including its version, and the fields that determine the layout.
         """
         assert codec.matches(self.private) is True, f"does not match {self.private.format_id!r}"
         for format_id in ("", "kit-nobodys-format-1"):
@@ -90,10 +89,10 @@ class KVFormatCodecContract(ContractSuite, kit=True):
             assert codec.matches(other) is False, f"matches the format {format_id!r}"
 
     def test_the_plain_form_is_of_the_same_model(self, codec: Any) -> None:
-        """``plain`` is the same KV with the axes (layer, kv, head, token, dim), without format and scales.
+        """``plain`` describes the same KV with the axes (layer, kv, head, token, dim), without format and scales.
 
         How to fix: evolve the private schema: ``format_id=""``, the default ``axis_order``, no ``key_axis_order``, no
-        scales; the dtype is that of the numbers which ``unpack`` writes.
+        scales, and the dtype of the elements that ``unpack`` writes.
         """
         plain = codec.plain(self.private)
         assert plain.format_id == "", f"format_id is {plain.format_id!r}"
@@ -107,10 +106,10 @@ class KVFormatCodecContract(ContractSuite, kit=True):
         assert fit.compatible, f"not the same model: {fit.reason}"
 
     def test_plain_pages_survive_the_private_form(self, codec: Any) -> None:
-        """A plain page of random bytes that is packed and unpacked is the page it was.
+        """``unpack`` restores a packed plain page of random bytes.
 
-        How to fix: ``unpack`` must undo ``pack``, element by element; move bytes, do not compute with them. A
-        format that quantizes sets ``lossless = False``: then what went there and back once no longer changes.
+        How to fix: make ``unpack`` the inverse of ``pack`` for each element; move bytes, do not compute with them. For
+        a format that quantizes set ``lossless = False``; then a second round trip must not change the page.
         """
         for plain in self.pages(codec.plain(self.private)):
             once = self.unpacked(codec, self.packed(codec, plain))
@@ -118,7 +117,7 @@ class KVFormatCodecContract(ContractSuite, kit=True):
             assert once == expected, f"byte {_first_difference(once, expected)} of a plain page has changed"
 
     def test_private_pages_unpack_to_what_they_hold(self, codec: Any) -> None:
-        """A private page that was unpacked and packed again unpacks to the same plain page.
+        """A private page that is unpacked and packed unpacks to the same plain page.
 
         How to fix: ``pack`` must write every byte that ``unpack`` reads.
         """
@@ -130,9 +129,9 @@ class KVFormatCodecContract(ContractSuite, kit=True):
             )
 
     def test_every_element_is_carried(self, codec: Any) -> None:
-        """Two plain pages that differ in one byte differ in private form.
+        """Two plain pages that differ in one byte differ in the private format.
 
-        How to fix: copy keys and values of every layer, head and token; look at the loops' ends.
+        How to fix: copy keys and values of every layer, head and token; check the bounds of the loops.
         """
         if not self.lossless:
             pytest.skip("lossless is False")
@@ -143,9 +142,9 @@ class KVFormatCodecContract(ContractSuite, kit=True):
             assert self.packed(codec, other) != zero, f"byte {at} of a plain page is lost"
 
     def test_pages_are_only_read(self, codec: Any) -> None:
-        """``pack`` and ``unpack`` leave the page that they read as it was, and take read-only memory.
+        """``pack`` and ``unpack`` do not change their input, and accept read-only memory.
 
-        How to fix: write into ``out`` alone.
+        How to fix: write only into ``out``.
         """
         *_, private = self.pages(self.private)
         mine = bytearray(private)
@@ -154,9 +153,9 @@ class KVFormatCodecContract(ContractSuite, kit=True):
         assert bytes(mine) == private, "unpack() changed the page that it read"
 
     def test_wrong_sizes_are_refused(self, codec: Any) -> None:
-        """A page or a buffer that is not as long as its schema's page is ``InvalidRequest``; nothing is written.
+        """A page or buffer whose length differs from ``bytes_per_page`` is ``InvalidRequest``; nothing is written.
 
-        How to fix: compare both lengths with ``bytes_per_page`` of their schemas first.
+        How to fix: first compare both lengths with ``bytes_per_page`` of their schemas.
         """
         sizes = {
             codec.unpack: (self.private.bytes_per_page, codec.plain(self.private).bytes_per_page),
@@ -167,7 +166,7 @@ class KVFormatCodecContract(ContractSuite, kit=True):
                 out = bytearray(space)
                 with pytest.raises(InvalidRequest):
                     convert(memoryview(b"\x01" * size), self.private, memoryview(out))
-                assert not any(out), f"{convert.__name__}() wrote before it refused"
+                assert not any(out), f"{convert.__name__}() wrote before it raised the error"
 
 
 def _first_difference(one: bytes, other: bytes) -> int:

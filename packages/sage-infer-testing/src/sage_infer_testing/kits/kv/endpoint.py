@@ -1,4 +1,4 @@
-"""The kit for endpoints: where exported KV is reached by address."""
+"""The kit for endpoints, which make exported KV addressable."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _SIZES = (64, 100_000, 1)
 
 
 class KVEndpointContract(ContractSuite, kit=True):
-    """Everything that a ``KVEndpoint`` promises. Override ``make_endpoint``.
+    """Guarantees of a ``KVEndpoint``. Override ``make_endpoint``.
 
     Attributes:
-        capacity_bytes: bytes that an endpoint of ``make_endpoint`` holds at most; None where it has no limit.
+        capacity_bytes: capacity of an endpoint of ``make_endpoint`` in bytes; None if it has no limit.
     """
 
     capacity_bytes: ClassVar[int | None] = None
 
     def make_endpoint(self) -> KVEndpoint:
-        """An empty endpoint. Called several times; the endpoints live side by side."""
+        """Return an empty endpoint. Called several times; several endpoints can exist simultaneously."""
         pytest.fail(f"{type(self).__name__} must override make_endpoint()")
 
     def make_transport(self) -> Transport | None:
-        """A transport that reaches the endpoint's locations; None leaves out the tests that move chunks."""
+        """Return a transport that reaches the endpoint's locations; None skips the tests that move chunks."""
         return None
 
     # --- what tests use
@@ -76,17 +76,17 @@ class KVEndpointContract(ContractSuite, kit=True):
     # --- tests
 
     def test_has_the_shape_of_its_protocol(self, endpoint: Any) -> None:
-        """Every method of ``KVEndpoint`` is there with its parameters.
+        """Every method of ``KVEndpoint`` exists with its parameters.
 
-        How to fix: the message names each; copy the signature from ``sage_infer.contracts.KVEndpoint``.
+        How to fix: the message names each problem; copy the signature from ``sage_infer.contracts.KVEndpoint``.
         """
         problems = shape_problems(endpoint, KVEndpoint)
         assert not problems, f"not a KVEndpoint: {'; '.join(problems)}"
 
     def test_published_chunks_can_be_opened(self, endpoint: Any) -> None:
-        """``publish`` returns a location for each chunk, in order, all different, under which its bytes are read.
+        """``publish`` returns a unique location per chunk, in order, and the chunk's bytes can be read there.
 
-        How to fix: name locations by chunk and by a number that is used once.
+        How to fix: derive the URI from the chunk and a unique number.
         """
         chunks, buffers = self.chunks()
         locations = endpoint.publish(chunks, buffers)
@@ -96,18 +96,20 @@ class KVEndpointContract(ContractSuite, kit=True):
             assert bytes(endpoint.open(location)) == bytes(buffer), f"other bytes at {location.uri}"
 
     def test_a_chunk_can_be_published_twice(self, endpoint: Any) -> None:
-        """A chunk published again has a location of its own: withdrawing one leaves the other.
+        """A chunk that is published twice has two locations, which are withdrawn separately.
 
-        How to fix: do not name locations by ``chunk_id`` alone; two requests may share a prefix.
+        How to fix: do not derive URIs from ``chunk_id`` alone, because two requests can share a prefix.
         """
         chunks, buffers = self.chunks()
         first, second = endpoint.publish(chunks, buffers), endpoint.publish(chunks, buffers)
         endpoint.withdraw(first)
         for location, buffer in zip(second, buffers, strict=True):
-            assert bytes(endpoint.open(location)) == bytes(buffer), f"{location.uri} went with the other one"
+            assert bytes(endpoint.open(location)) == bytes(buffer), (
+                f"{location.uri} was withdrawn with the other one"
+            )
 
     def test_wrong_buffers_are_refused(self, endpoint: Any) -> None:
-        """Buffers of another number or size than the chunks say are ``InvalidRequest``.
+        """Buffers whose number or sizes differ from the chunks are ``InvalidRequest``.
 
         How to fix: compare the numbers, and each buffer with ``chunk.nbytes``, before anything is published.
         """
@@ -117,9 +119,9 @@ class KVEndpointContract(ContractSuite, kit=True):
                 endpoint.publish(chunks, wrong)
 
     def test_withdrawn_locations_are_gone(self, endpoint: Any) -> None:
-        """``withdraw`` ends the locations it names and no others; unknown ones are ignored.
+        """``withdraw`` frees only the given locations; unknown ones are ignored.
 
-        How to fix: forget the location and free its memory; the same call may come twice.
+        How to fix: remove the location and free its memory; the same call may be repeated.
         """
         chunks, buffers = self.chunks()
         first, *others = endpoint.publish(chunks, buffers)
@@ -130,9 +132,9 @@ class KVEndpointContract(ContractSuite, kit=True):
             assert bytes(endpoint.open(location)) == bytes(buffer)
 
     def test_unknown_locations_are_refused(self, endpoint: Any) -> None:
-        """A location that this endpoint never had is ``InvalidRequest``.
+        """Opening an unknown location is ``InvalidRequest``.
 
-        How to fix: look the URI up among the endpoint's own; do not open whatever it names.
+        How to fix: look up the URI in the endpoint's own table; do not open arbitrary URIs.
         """
         self.is_gone(endpoint, KVLocation(tier="dram", uri="nowhere-kit://host/chunk"))
         other = self.make_endpoint()
@@ -143,9 +145,9 @@ class KVEndpointContract(ContractSuite, kit=True):
             other.close()
 
     def test_reserved_room_can_be_opened(self, endpoint: Any) -> None:
-        """``reserve`` returns a location for each chunk with room for its bytes, and ``withdraw`` frees it.
+        """``reserve`` returns one location per chunk with room for its bytes, and ``withdraw`` frees it.
 
-        How to fix: allocate ``chunk.nbytes`` bytes for each chunk under a URI of its own.
+        How to fix: allocate ``chunk.nbytes`` bytes per chunk under a unique URI.
         """
         chunks, _ = self.chunks()
         locations = endpoint.reserve(chunks)
@@ -155,9 +157,9 @@ class KVEndpointContract(ContractSuite, kit=True):
             self.is_gone(endpoint, location)
 
     def test_too_much_is_overloaded(self, endpoint: Any) -> None:
-        """Past ``capacity_bytes`` both ``publish`` and ``reserve`` raise ``Overloaded`` and take nothing.
+        """Above ``capacity_bytes``, ``publish`` and ``reserve`` raise ``Overloaded`` and allocate nothing.
 
-        How to fix: add up all sizes before the first chunk is taken; free what was withdrawn.
+        How to fix: add up all sizes before allocating the first chunk; free withdrawn chunks.
         """
         if self.capacity_bytes is None:
             pytest.skip("capacity_bytes is not set")
@@ -170,12 +172,12 @@ class KVEndpointContract(ContractSuite, kit=True):
             endpoint.reserve(chunks)
         endpoint.withdraw([kept])
         locations = endpoint.publish(*self.chunks((half, half)))
-        assert len(locations) == 2, "the room of a refused call, or of a withdrawn chunk, was lost"
+        assert len(locations) == 2, "the memory of a refused call, or of a withdrawn chunk, was not freed"
 
     async def test_a_transport_joins_two_endpoints(self, endpoint: Any) -> None:
-        """Chunks published here and moved by a transport are opened in the room that another endpoint reserved.
+        """A transport moves published chunks to locations that another endpoint reserved, where they can be opened.
 
-        How to fix: hand out URIs that the transport of ``make_transport`` reads and writes.
+        How to fix: use URIs that the transport of ``make_transport`` can read and write.
         """
         transport = self.make_transport()
         if transport is None:

@@ -1,4 +1,4 @@
-"""Which blocks of a store go, and which must stay."""
+"""Eviction from a store, and blocks that must not be evicted."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["EvictionTests"]
 
 
 class EvictionTests(KVStoreSuite, kit=True):
-    """Capacity, the policy's order, pins and leases."""
+    """Tests of capacity, eviction order, pins and leases."""
 
     def test_least_recently_used_makes_room(self, make_store: Callable[[int], Any]) -> None:
-        """A full store drops the block that was used longest ago; ``get`` is a use, ``contains`` is none.
+        """A full store evicts the least recently used block; ``get`` counts as a use, ``contains`` does not.
 
-        How to fix: move a key to the end of the order on ``get`` and ``put``; drop from the front.
+        How to fix: move a key to the end of the order on ``get`` and ``put``; evict from the front.
         """
         self.need_lru()
         store = make_store(3)
@@ -27,18 +27,20 @@ class EvictionTests(KVStoreSuite, kit=True):
             self.fill(store, [key])
         assert self.held(store, keys[:1]) == [True]
         store.contains(keys[1:2])
-        assert self.fill(store, keys[size:]) == 1, "a full store must make room for a block"
+        assert self.fill(store, keys[size:]) == 1, "a full store must evict a block to store another one"
         assert self.held(store, [*keys[:3], keys[size]]) == [True, False, True, True], (
-            "not the least recently used block was dropped"
+            "a block other than the least recently used one was evicted"
         )
         stats = store.stats()
-        assert stats.blocks == stats.capacity_blocks == size, f"a full store of {size} blocks says {stats}"
-        assert stats.evictions == 1, f"one block was dropped, stats() count {stats.evictions}"
+        assert stats.blocks == stats.capacity_blocks == size, (
+            f"stats() of a full store of {size} blocks return {stats}"
+        )
+        assert stats.evictions == 1, f"one block was evicted, stats() count {stats.evictions}"
 
     def test_evict_drops_the_oldest(self, make_store: Callable[[int], Any]) -> None:
-        """``evict(n)`` drops up to n unpinned blocks, least recently used first, and returns how many.
+        """``evict(n)`` evicts up to n unpinned blocks, least recently used first, and returns their number.
 
-        How to fix: share the code with the eviction that makes room.
+        How to fix: use the same code as for eviction from a full store.
         """
         self.need_lru()
         store, keys = make_store(4), self.keys(3)
@@ -46,13 +48,13 @@ class EvictionTests(KVStoreSuite, kit=True):
             self.fill(store, [key])
         assert store.evict(1) == 1
         assert self.held(store, keys) == [False, True, True]
-        assert store.evict(10) == 2, "evict() returns how many blocks went"
+        assert store.evict(10) == 2, "evict() must return the number of evicted blocks"
         assert store.evict(1) == 0, "an empty store has nothing to evict"
 
     def test_pins_hold(self, make_store: Callable[[int], Any]) -> None:
-        """Pinned blocks outlive ``evict`` and a full store; pins are counted; unknown keys are False.
+        """Pinned blocks are not evicted; pins are counted; ``pin`` returns False for unknown keys.
 
-        How to fix: keep a count a block; skip blocks with a count over 0 when something must go.
+        How to fix: keep a pin count per block, and do not evict blocks with a count above 0.
         """
         store = make_store(2)
         size = self.capacity(store, 2)
@@ -64,48 +66,50 @@ class EvictionTests(KVStoreSuite, kit=True):
         assert store.stats().pinned_blocks == 1, (
             f"one block is pinned, stats() say {store.stats().pinned_blocks}"
         )
-        assert store.evict(10) == 1, "evict() must leave the pinned block, whose second pin still holds"
+        assert store.evict(10) == 1, "evict() must not evict the pinned block, which still has its second pin"
         self.fill(store, keys[1:])
-        assert self.held(store, keys[:1]) == [True], "a pinned block was dropped to make room"
+        assert self.held(store, keys[:1]) == [True], "a pinned block was evicted from a full store"
         store.unpin(keys[:1])
         assert store.evict(2 * size) == size, "an unpinned block can be evicted again"
         store.unpin(keys)
 
     def test_a_lease_holds_until_its_end(self, make_store: Callable[[int], Any]) -> None:
-        """A pin with a long lease keeps its block, is counted, and can be taken back before its end.
+        """A pin with a long lease protects its block, is counted, and can be removed before its end.
 
-        How to fix: a lease is a pin with an end; treat both alike until then.
+        How to fix: treat a lease like a pin until it expires.
         """
         store, keys = make_store(4), self.keys(2)
         self.fill(store, keys)
         store.pin(keys[:1], lease_s=3600.0)
         assert store.stats().pinned_blocks == 1, f"one block is leased: {store.stats()}"
-        assert store.evict(10) == 1, "evict() must leave the leased block"
+        assert store.evict(10) == 1, "evict() must not evict the leased block"
         store.unpin(keys[:1])
         assert store.evict(10) == 1, "the lease was taken back, and the block cannot be evicted"
 
     async def test_leases_end_by_themselves(self, make_store: Callable[[int], Any]) -> None:
-        """A pin with a lease ends after ``lease_s`` seconds; one without holds, also beside one that has ended.
+        """A pin with a lease expires after ``lease_s`` seconds; other pins of the same block stay.
 
-        How to fix: note when each pin ends, and drop those that are over when something must go.
+        How to fix: record the end of each lease, and remove expired pins before an eviction.
         """
         store, keys = make_store(4), self.keys(2)
         self.fill(store, keys)
         assert store.pin(keys, lease_s=0.02) == [True, True]
         assert store.pin(keys[1:]) == [True]
         await eventually(
-            lambda: store.evict(1) == 1, "a block whose lease is over was not evicted", within_s=self.settle_s
+            lambda: store.evict(1) == 1,
+            "a block whose lease has expired was not evicted",
+            within_s=self.settle_s,
         )
         assert store.contains(keys) == [False, True], (
-            "the pin without a lease ended with the other one's lease"
+            "the pin without a lease ended with the other pin's lease"
         )
         store.unpin(keys)
-        assert store.evict(1) == 1, "the last pin was taken back, and the block cannot be evicted"
+        assert store.evict(1) == 1, "the last pin was removed, but the block cannot be evicted"
 
     def test_a_store_full_of_pins_takes_nothing(self, make_store: Callable[[int], Any]) -> None:
-        """Where every block is pinned, ``put`` returns 0, stores nothing and counts what it dropped.
+        """If every block is pinned, ``put`` returns 0, stores nothing and counts the dropped blocks.
 
-        How to fix: return how many of the given blocks are held, not how many were given.
+        How to fix: return how many of the given blocks are stored, not how many were given.
         """
         store = make_store(2)
         size = self.capacity(store, 2)
@@ -115,5 +119,5 @@ class EvictionTests(KVStoreSuite, kit=True):
         assert self.fill(store, keys[size:]) == 0, "put() into a store full of pinned blocks must return 0"
         assert self.held(store, keys) == [True] * size + [False]
         assert store.stats().dropped == 1, (
-            f"one block was not kept, stats() say dropped={store.stats().dropped}"
+            f"one block was not stored, stats() return dropped={store.stats().dropped}"
         )

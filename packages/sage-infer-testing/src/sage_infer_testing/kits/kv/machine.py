@@ -1,4 +1,4 @@
-"""Random operations on a KV store, beside a model of what it must hold."""
+"""Random operations on a KV store, compared with a model of its contents."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _BLOCKS = st.lists(st.integers(0, 6), min_size=1, max_size=3, unique=True)
 
 
 def explore(suite: Any, examples: int) -> None:
-    """Run ``examples`` random sequences on stores that ``suite.open_store`` opens.
+    """Run ``examples`` random sequences of operations on stores opened by ``suite.open_store``.
 
-    The model knows which blocks must be held (pinned ones), which cannot be, and how many fit. Which unpinned block
-    goes first is left to the store here.
+    The model knows which blocks must be stored (pinned ones), which cannot be, and the capacity. It does not check the
+    eviction order of unpinned blocks.
     """
 
     class Machine(RuleBasedStateMachine):
@@ -34,12 +34,12 @@ def explore(suite: Any, examples: int) -> None:
             return [self.names[i] for i in blocks]
 
         def look(self) -> None:
-            """Take over which blocks the store dropped, which only unpinned ones may have been."""
+            """Update the model with evicted blocks, none of which may be pinned."""
             found = suite.held(self.store, self.names)
             now = {key for key, hit in zip(self.names, found, strict=True) if hit}
             assert now <= self.held, "a block is held that was never put"
             lost = {key for key in self.held - now if self.pins[key]}
-            assert not lost, f"{len(lost)} pinned blocks are gone"
+            assert not lost, f"{len(lost)} pinned blocks were evicted"
             self.held = now
 
         @rule(blocks=_BLOCKS)
@@ -53,7 +53,7 @@ def explore(suite: Any, examples: int) -> None:
             )
             pinned = sum(1 for key in self.held if self.pins[key] and key not in keys)
             assert count >= min(len(keys), _CAPACITY - pinned), (
-                f"put() stored {count} blocks though there was room"
+                f"put() stored only {count} blocks although there was room"
             )
 
         @rule(blocks=_BLOCKS)
@@ -77,7 +77,7 @@ def explore(suite: Any, examples: int) -> None:
             assert gone == min(count, loose), f"evict({count}) with {loose} unpinned blocks returned {gone}"
             self.look()
             assert len(self.held) == before - gone, (
-                f"evict() returned {gone}, {before - len(self.held)} blocks went"
+                f"evict() returned {gone}, {before - len(self.held)} blocks were evicted"
             )
 
         @rule(blocks=st.integers(0, 7))
@@ -86,7 +86,7 @@ def explore(suite: Any, examples: int) -> None:
             found = self.store.match(suite.tokens(blocks))
             page = suite.kv_schema.page_size
             assert found == length * page, (
-                f"match() of {blocks} blocks gave {found} tokens, {length * page} are held"
+                f"match() of {blocks} blocks returned {found} tokens, {length * page} are held"
             )
 
         @rule(blocks=_BLOCKS)

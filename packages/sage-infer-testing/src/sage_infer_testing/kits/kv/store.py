@@ -18,10 +18,10 @@ __all__ = ["KVStoreContract"]
 
 
 class KVStoreContract(EvictionTests, kit=True):
-    """All guarantees of a ``KVStore``. Override ``open_store``; see ``KVStoreSuite`` for other settings."""
+    """Guarantees of a ``KVStore``. Override ``open_store``; see ``KVStoreSuite`` for other settings."""
 
     def test_has_the_shape_of_its_protocol(self, make_store: Callable[[int], Any]) -> None:
-        """Every method of the protocol is there with its parameters, and ``schema`` is the one asked for.
+        """Every method of the protocol exists with its parameters, and ``schema`` is the requested one.
 
         How to fix: the message names each method and parameter; copy the signature from the protocol.
         """
@@ -31,18 +31,18 @@ class KVStoreContract(EvictionTests, kit=True):
         assert store.schema == self.kv_schema, f"opened with {self.kv_schema}, has {store.schema}"
 
     def test_blocks_come_back(self, make_store: Callable[[int], Any]) -> None:
-        """What was put is got, byte for byte; what was not put is False and leaves its buffer alone.
+        """``get`` returns stored blocks byte for byte; for others it returns False and does not change the buffer.
 
-        How to fix: copy exactly ``schema.bytes_per_page`` bytes each way, into the caller's buffer only on a hit.
+        How to fix: copy exactly ``schema.bytes_per_page`` bytes, and write into the caller's buffer only on a hit.
         """
         store, keys = make_store(8), self.keys(3)
         assert self.fill(store, keys) == 3, "put() of 3 blocks must return 3"
         assert self.held(store, [*keys, *self.keys(2, salt=1)]) == [True, True, True, False, False]
 
     def test_put_copies(self, make_store: Callable[[int], Any]) -> None:
-        """The caller may overwrite its buffers after ``put``, and ``get`` fills only the buffers it was given.
+        """The caller can overwrite its buffers after ``put``, and ``get`` fills only the given buffers.
 
-        How to fix: copy in ``put``; a store that keeps a view serves whatever the engine writes there next.
+        How to fix: copy the bytes in ``put``; with a view, later writes of the engine change stored blocks.
         """
         store, (key,) = make_store(4), self.keys(1)
         mine = bytearray(self.block(key))
@@ -51,19 +51,19 @@ class KVStoreContract(EvictionTests, kit=True):
         assert self.held(store, [key]) == [True]
 
     def test_put_again_changes_nothing(self, make_store: Callable[[int], Any]) -> None:
-        """Putting a block that is held takes no further room.
+        """Putting a stored block again uses no additional memory.
 
-        How to fix: look the key up before taking a free page.
+        How to fix: look up the key before allocating a page.
         """
         store, keys = make_store(4), self.keys(2)
         self.fill(store, keys)
-        assert self.fill(store, keys) == 2, "put() returns how many of the blocks are held afterwards"
+        assert self.fill(store, keys) == 2, "put() must return how many of the blocks are stored afterwards"
         assert store.stats().blocks == 2, f"2 blocks were put twice, stats() count {store.stats().blocks}"
 
     def test_match_walks_the_prefix(self, make_store: Callable[[int], Any]) -> None:
-        """``match`` returns the tokens of the longest prefix held, in whole blocks, up to the first gap.
+        """``match`` returns the number of tokens in the longest stored prefix, in whole blocks, up to the first gap.
 
-        How to fix: walk ``block_keys(model_id, schema, tokens)`` and stop at the first key that is not held.
+        How to fix: iterate over ``block_keys(model_id, schema, tokens)`` and stop at the first missing key.
         """
         store, page = make_store(8), self.kv_schema.page_size
         tokens, keys = self.tokens(4), self.keys(4)
@@ -78,22 +78,22 @@ class KVStoreContract(EvictionTests, kit=True):
         assert store.match(self.tokens(4, salt=1)) == 0, "another sequence must not match"
 
     def test_match_keys_walks_the_keys(self, make_store: Callable[[int], Any]) -> None:
-        """``match_keys`` returns how many keys from the first on are held; it finds salted blocks, ``match`` does not.
+        """``match_keys`` returns how many keys at the start of the list are stored, also with a salt.
 
-        How to fix: stop at the first key that is not held. The caller made the keys, with its salt and extras.
+        How to fix: stop at the first missing key. The caller computes the keys with its salt and extras.
         """
         store, tokens = make_store(8), self.tokens(4)
         salted = list(block_keys(self.model_id, self.kv_schema, tokens, salt=b"tenant"))
         self.fill(store, [salted[0], salted[1], salted[3]])
         assert store.match_keys(salted) == 2, f"keys 0, 1 and 3 match {store.match_keys(salted)}"
-        assert store.match_keys(salted[2:]) == 0, "the first key is not held"
+        assert store.match_keys(salted[2:]) == 0, "the first key is not stored"
         assert store.match_keys([]) == 0
         assert store.match(tokens) == 0, "match() found the blocks of another salt"
 
     def test_contains_is_no_look_up(self, make_store: Callable[[int], Any]) -> None:
-        """``contains`` says of each key whether it is held, and changes no counter.
+        """``contains`` returns for each key whether it is stored, and does not change counters.
 
-        How to fix: look into the index without counting and without moving the key.
+        How to fix: read the index without counting and without changing the eviction order.
         """
         store, keys = make_store(8), self.keys(3)
         self.fill(store, keys[:2])
@@ -103,9 +103,9 @@ class KVStoreContract(EvictionTests, kit=True):
         assert store.stats() == before, f"contains() changed {before} to {store.stats()}"
 
     def test_look_ups_are_counted(self, make_store: Callable[[int], Any]) -> None:
-        """A ``match`` or ``match_keys`` that finds something is one hit, one that finds nothing is one miss.
+        """A ``match`` or ``match_keys`` counts as one hit if it finds a block, else as one miss.
 
-        How to fix: count once a call; let ``match`` call ``match_keys``.
+        How to fix: count once per call; call ``match_keys`` in ``match``.
         """
         store = make_store(4)
         self.fill(store, self.keys(1))
@@ -121,7 +121,7 @@ class KVStoreContract(EvictionTests, kit=True):
         assert (again.hits, again.misses) == (after.hits + 1, after.misses + 1), f"{after}, then {again}"
 
     def test_wrong_buffers_are_refused(self, make_store: Callable[[int], Any]) -> None:
-        """Buffers of a wrong size or number are ``InvalidRequest``, and nothing is stored or written.
+        """A wrong size or number of buffers is ``InvalidRequest``, and nothing is stored or written.
 
         How to fix: check all lengths before the first byte is copied.
         """
@@ -130,23 +130,23 @@ class KVStoreContract(EvictionTests, kit=True):
         for wrong in ([good], [good, good[:-1]], [good, memoryview(bytes(size + 1))]):
             with pytest.raises(InvalidRequest):
                 store.put(keys, wrong)
-        assert self.held(store, keys) == [False, False], "a refused put() stored a block"
+        assert self.held(store, keys) == [False, False], "a failed put() stored a block"
         self.fill(store, keys)
         for sizes in ([size], [size, size - 1], [size, size + 1]):
             out = [bytearray(n) for n in sizes]
             with pytest.raises(InvalidRequest):
                 store.get(keys, [memoryview(buffer) for buffer in out])
-            assert not any(map(any, out)), "a refused get() wrote into a buffer"
+            assert not any(map(any, out)), "a failed get() wrote into a buffer"
 
     def test_stats_add_up(self, make_store: Callable[[int], Any]) -> None:
-        """``stats`` counts the blocks and bytes held, and the capacity asked for.
+        """``stats`` returns the number of stored blocks and bytes, and the requested capacity.
 
         How to fix: count on every put and eviction.
         """
         store = make_store(4)
         empty = store.stats()
-        assert isinstance(empty, KVStoreStats), f"stats() gave a {type(empty).__name__}"
-        assert empty.blocks == empty.dropped == 0, f"an empty store says {empty}"
+        assert isinstance(empty, KVStoreStats), f"stats() returned a {type(empty).__name__}"
+        assert empty.blocks == empty.dropped == 0, f"stats() of an empty store return {empty}"
         if self.exact_capacity:
             assert empty.capacity_blocks == 4, f"opened for 4 blocks: {empty}"
         self.fill(store, self.keys(3))
@@ -168,9 +168,9 @@ class KVStoreContract(EvictionTests, kit=True):
         store.close()
 
     def test_threads_do_not_disturb_each_other(self, make_store: Callable[[int], Any]) -> None:
-        """Threads that put, get, pin and evict at once only ever see whole blocks.
+        """Threads that put, get, pin and evict simultaneously see only complete blocks.
 
-        How to fix: one lock around the index; bytes may be copied outside it only from pages that cannot be reused
+        How to fix: protect the index with one lock; copy bytes outside of it only from pages that cannot be reused
         meanwhile.
         """
         store = make_store(6)
@@ -188,12 +188,12 @@ class KVStoreContract(EvictionTests, kit=True):
             for future in [pool.submit(work, salt) for salt in range(4)]:
                 future.result(timeout=self.timeout_s)
         stats = store.stats()
-        assert stats.pinned_blocks == 0, f"every pin was taken back, {stats.pinned_blocks} blocks are pinned"
+        assert stats.pinned_blocks == 0, f"every pin was removed, but {stats.pinned_blocks} blocks are pinned"
         assert stats.blocks <= stats.capacity_blocks, f"more blocks than fit: {stats}"
 
     def test_random_operations_agree_with_a_model(self) -> None:
-        """Any sequence of operations leaves what a simple model says: Hypothesis searches for one that does not.
+        """The store agrees with a simple model after any sequence of operations found by Hypothesis.
 
-        How to fix: the message ends with the shortest sequence of operations that goes wrong; replay it by hand.
+        How to fix: replay the shortest failing sequence of operations, which is at the end of the message.
         """
         explore(self, self.examples)

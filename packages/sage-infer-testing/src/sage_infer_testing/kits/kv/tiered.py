@@ -17,11 +17,11 @@ Make = Callable[[int], Any]
 
 
 class TieredKVStoreContract(KVStoreContract, kit=True):
-    """Everything that a ``TieredKVStore`` promises, and all that a ``KVStore`` does. Override ``open_store``.
+    """Guarantees of a ``TieredKVStore``, including those of ``KVStore``. Override ``open_store``.
 
     Attributes:
         fastest: the tier that blocks are read from.
-        tiered_blocks: capacity that the tests of tiers open a store for; its fastest tier must be smaller.
+        tiered_blocks: capacity of the stores in the tests of tiers, in blocks; the fastest tier must be smaller.
     """
 
     protocol: ClassVar[type] = TieredKVStore
@@ -31,21 +31,21 @@ class TieredKVStoreContract(KVStoreContract, kit=True):
     # --- what tests use
 
     def demoted(self, store: Any) -> tuple[list[bytes], list[bytes]]:
-        """All keys of a filled store, and those of them that lie in a slower tier alone."""
+        """Fill a store; return all keys, and the keys of blocks that are only in a slower tier."""
         keys = self.keys(self.tiered_blocks)
         for key in keys:
             self.fill(store, [key])
         places = store.locate(keys)
         slow = [key for key, place in zip(keys, places, strict=True) if place and place.tier != self.fastest]
-        assert slow, f"{len(keys)} blocks were put, and all are in the tier {self.fastest!r}: {places}"
+        assert slow, f"all of {len(keys)} blocks are in the tier {self.fastest!r}: {places}"
         return keys, slow
 
     # --- tests
 
     def test_blocks_are_located(self, make_store: Make) -> None:
-        """``locate`` names the fastest tier that holds each block and the seconds until it can be read there.
+        """``locate`` returns the fastest tier of each block and the seconds until it can be read there.
 
-        How to fix: return a ``KVPlace`` for each key that is held, None for the others.
+        How to fix: return a ``KVPlace`` for each stored key, and None for the others.
         """
         store = make_store(self.tiered_blocks)
         keys, _ = self.demoted(store)
@@ -58,7 +58,7 @@ class TieredKVStoreContract(KVStoreContract, kit=True):
             assert place is None or place.seconds >= 0, f"negative seconds: {place}"
 
     def test_locating_is_no_look_up(self, make_store: Make) -> None:
-        """``locate`` moves nothing and changes no counter.
+        """``locate`` does not move blocks or change counters.
 
         How to fix: read the index without counting.
         """
@@ -70,19 +70,19 @@ class TieredKVStoreContract(KVStoreContract, kit=True):
         assert store.stats() == before, f"locate() changed {before} to {store.stats()}"
 
     def test_every_tier_serves_its_blocks(self, make_store: Make) -> None:
-        """Blocks that were moved to a slower tier are still held, and come back byte for byte.
+        """Blocks in a slower tier are still stored, and are returned byte for byte.
 
-        How to fix: ``get`` reads from the tier that holds the block.
+        How to fix: read blocks in ``get`` from the tier that has them.
         """
         store = make_store(self.tiered_blocks)
         keys, slow = self.demoted(store)
         assert self.held(store, slow) == [True] * len(slow)
-        assert all(self.held(store, keys)), "a store that is not over its capacity lost blocks"
+        assert all(self.held(store, keys)), "a store below its capacity lost blocks"
 
     def test_tiers_are_counted(self, make_store: Make) -> None:
         """``stats().tiers`` counts the blocks of each tier; a block may be in several.
 
-        How to fix: count where blocks move between tiers.
+        How to fix: update the counts when blocks move between tiers.
         """
         store = make_store(self.tiered_blocks)
         self.demoted(store)
@@ -93,9 +93,9 @@ class TieredKVStoreContract(KVStoreContract, kit=True):
         assert len([tier for tier, count in stats.tiers.items() if count]) > 1, f"one tier holds all: {stats}"
 
     async def test_prefetched_blocks_arrive(self, make_store: Make) -> None:
-        """``prefetch`` moves blocks to the fastest tier, and returns how many are moving or there.
+        """``prefetch`` promotes blocks to the fastest tier, and returns how many are being promoted or already there.
 
-        How to fix: start the moves in the background; count what is there already too, and unknown keys not.
+        How to fix: start promotions in the background; also count blocks that are already there, but not unknown keys.
         """
         store = make_store(self.tiered_blocks)
         _, slow = self.demoted(store)
@@ -107,17 +107,19 @@ class TieredKVStoreContract(KVStoreContract, kit=True):
             return place is not None and place.tier == self.fastest
 
         await eventually(is_there, "a prefetched block did not arrive", within_s=self.settle_s)
-        assert store.prefetch(slow[:1]) == 1, "a block that is there counts"
+        assert store.prefetch(slow[:1]) == 1, "a block in the fastest tier counts"
         assert self.held(store, slow[:1]) == [True]
 
     def test_what_comes_too_late_is_not_moved(self, make_store: Make) -> None:
-        """With a ``deadline_s`` that no move can keep, ``prefetch`` moves nothing.
+        """With a ``deadline_s`` that no block can meet, ``prefetch`` moves nothing.
 
-        How to fix: compare the deadline with the seconds that ``locate`` estimates.
+        How to fix: compare the deadline with the estimate of ``locate``.
         """
         store = make_store(self.tiered_blocks)
         _, slow = self.demoted(store)
-        assert store.prefetch(slow[:1], deadline_s=1e-9) == 0, "prefetch() began what cannot arrive in time"
+        assert store.prefetch(slow[:1], deadline_s=1e-9) == 0, (
+            "prefetch() started a promotion that cannot meet the deadline"
+        )
         (place,) = store.locate(slow[:1])
         assert place is not None, "prefetch() lost the block"
-        assert place.tier != self.fastest, "prefetch() moved what cannot arrive in time"
+        assert place.tier != self.fastest, "prefetch() moved a block that cannot meet the deadline"

@@ -1,4 +1,4 @@
-"""What the tests of transports share: chunks, their places, and steps between these."""
+"""Base of the tests of transports: chunks, locations, and steps between them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SIZES = (64, 100_000, 1, 9_000)  # bytes of the steps of a plan
 class TransportSuite(ContractSuite, kit=True):
     """Base of the kit for transports. Override the four methods below.
 
-    ``make_transport`` returns the transport; ``place`` puts bytes where it can fetch them; ``target`` names a place
-    where it can put some; ``contents`` reads them there. ``folder`` is empty at the start of each test.
+    ``make_transport`` returns the transport, ``place`` stores bytes at a source location, ``target`` returns a target
+    location, and ``contents`` reads the bytes at a location. ``folder`` is empty at the start of each test.
     """
 
     unreachable: ClassVar[KVLocation] = KVLocation(tier="remote", uri="nowhere-kit://host/chunk")
@@ -33,19 +33,19 @@ class TransportSuite(ContractSuite, kit=True):
         pytest.fail(f"{type(self).__name__} must override make_transport()")
 
     def place(self, data: bytes, name: str, folder: Path) -> KVLocation:
-        """Put ``data`` where the transport can fetch it."""
+        """Store ``data`` at a location that the transport can read, and return the location."""
         pytest.fail(f"{type(self).__name__} must override place(data, name, folder)")
 
     def target(self, nbytes: int, name: str, folder: Path) -> KVLocation:
-        """A place for ``nbytes`` where nothing is yet."""
+        """Return an unused location for ``nbytes`` bytes."""
         pytest.fail(f"{type(self).__name__} must override target(nbytes, name, folder)")
 
     def contents(self, location: KVLocation) -> bytes | None:
-        """What is there now; None where nothing is, or nothing was ever written."""
+        """Return the bytes at a location; None if nothing was written there."""
         pytest.fail(f"{type(self).__name__} must override contents(location)")
 
     def checksum(self, data: bytes) -> str:
-        """``KVChunk.checksum`` of some bytes: the xxh3-64 that every transport verifies."""
+        """Return ``KVChunk.checksum`` of some bytes: xxh3-64, which every transport supports."""
         return checksum(data)
 
     # --- what tests use
@@ -62,7 +62,7 @@ class TransportSuite(ContractSuite, kit=True):
         return hashlib.shake_128(name.encode()).digest(size)
 
     def step(self, size: int, name: str, folder: Path, **changes: Any) -> TransportStep:
-        """A step that moves the bytes of ``name``; ``changes`` replace its fields."""
+        """Return a step that moves the bytes of ``name``; ``changes`` replace its fields."""
         data = self.data(size, name)
         schema = KVCacheSchema(dtype="int8", page_size=size, num_layers=1, num_heads=1, head_dim=1,
                                scale_dtype="fp32", scale_granularity="tensor")  # fmt: skip
@@ -78,11 +78,11 @@ class TransportSuite(ContractSuite, kit=True):
         return TransportStep(**{**fields, "source": source, "target": target})
 
     def steps(self, folder: Path, sizes: tuple[int, ...] = SIZES) -> tuple[TransportStep, ...]:
-        """Steps of different sizes, the later ones more urgent."""
+        """Return steps of different sizes; later steps are more urgent."""
         return tuple(self.step(size, f"c{i}", folder, priority=-i) for i, size in enumerate(sizes))
 
     def arrived(self, step: TransportStep, index: int) -> bool:
-        """Whether a step's bytes are at its target; fails where something else is."""
+        """Return whether a step's bytes are at its target; fail if there are other bytes."""
         __tracebackhide__ = True
         found = self.contents(step.target)
         expected = self.data(step.chunk.nbytes, f"c{index}")
