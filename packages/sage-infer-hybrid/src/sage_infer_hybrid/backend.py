@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Generator, Mapping, Sequence
 from typing import Any, get_args
 
 from sage_infer.contracts import (
+    AnswerFormat,
+    AnswerReading,
     ChatAnswer,
     ChatMessage,
     EngineStats,
@@ -206,6 +208,12 @@ class HybridBackend:
                 raise _no_tokens(loaded)
             return await backend.detokenize(token_ids)
 
+    async def answer_format(self, *, model: str | None = None) -> AnswerFormat | None:
+        """How a model marks thoughts and tool calls; None where its backend does not know."""
+        loaded = await self._host.ready(model, GENERATING)
+        with self._host.call(loaded) as backend:
+            return await backend.answer_format() if isinstance(backend, AnswerReading) else None
+
     async def parse_tool_calls(
         self, text: str, *, model: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> ChatAnswer:
@@ -274,6 +282,10 @@ class HybridBackend:
             )
         capability: CapabilityDescriptor = loaded.backend.get_capability()
         return capability
+
+    def get_model_settings(self, model_id: str) -> dict[str, Any]:
+        """Backend, options and quantization profile of a model, JSON-ready."""
+        return self._host.settings_of(self._host.named(model_id))
 
     def get_hybrid_capability(self) -> HybridCapabilityDescriptor:
         self._host.check_open()

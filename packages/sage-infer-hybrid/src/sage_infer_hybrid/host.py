@@ -90,6 +90,16 @@ class ModelHost:
         self._engines[model.model_id] = Engine(config, model)
         return entry
 
+    def settings_of(self, entry: ModelEntry) -> dict[str, Any]:
+        """How a model is run, JSON-ready."""
+        config = self._engines[entry.descriptor.model_id].config
+        profile = config.quant_profile
+        return {
+            "backend": config.backend,
+            "options": dict(config.options),
+            "quant_profile": None if profile is None else profile.profile_id,
+        }
+
     def add(self, config: ModelConfig, *, may_be_registered: bool) -> ModelEntry:
         """Register a model that is new, has failed, or was unloaded.
 

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal
 
 from sage_infer.contracts import (
+    AnswerFormat,
     BufferedTokenStream,
+    ChatAnswer,
     ChatMessage,
     DecodeResult,
     EngineStats,
@@ -34,6 +36,7 @@ from sage_infer.schemas import (
     SamplingParams,
 )
 from sage_infer.sdk import check_claims
+from sage_infer.sdk.answers import read_whole
 
 from sage_infer_openvino.device import hardware_of
 from sage_infer_openvino.engine.decode_state import kv_prompt
@@ -62,7 +65,8 @@ FEATURES = (
 class OpenVINOBackend:
     """``InferenceBackend`` on OpenVINO's kernels, with our own scheduler and KV blocks.
 
-    Also implements ``KVTransfer``, ``Tokenizing``, ``Resuming``, ``InstanceReporting``, ``KVEventSource`` and
+    Also implements ``KVTransfer``, ``Tokenizing``, ``ToolCalling``, ``AnswerReading``, ``Resuming``,
+    ``InstanceReporting``, ``KVEventSource`` and
     ``ProgressReporting``.
     See ``sage infer backend show openvino`` for the options.
     """
@@ -167,7 +171,11 @@ class OpenVINOBackend:
     def _features(self, loaded: LoadedDecoder) -> tuple[str, ...]:
         return (
             *FEATURES,
-            *(("chat", "template_variables") if loaded.tokenizer.chat_template is not None else ()),
+            *(
+                ("chat", "template_variables", "tool_calls")
+                if loaded.tokenizer.chat_template is not None
+                else ()
+            ),
             *(("prefix_caching", "cache_salt", "kv_events") if self._settings.prefix_caching else ()),
         )
 
@@ -242,6 +250,19 @@ class OpenVINOBackend:
             template_variables=template_variables,
             add_generation_prompt=add_generation_prompt,
         )
+
+    async def answer_format(self) -> AnswerFormat | None:
+        return self._ready()[1].tokenizer.answer_format
+
+    async def parse_tool_calls(
+        self, text: str, *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> ChatAnswer:
+        form = self._ready()[1].tokenizer.answer_format
+        if form is None:
+            raise UnsupportedFeature(
+                "this model has no chat template, which tells the form of its calls (feature tool_calls)"
+            )
+        return read_whole(form.reader(tools=tools or (), reads_thoughts=False), text)
 
     async def tokenize(self, prompt: PromptLike) -> list[int]:
         return await self._ready()[1].texts.tokenize(prompt)

@@ -334,3 +334,32 @@ def test_messages_and_variables_that_a_template_cannot_take() -> None:
             tokenizer.render_chat(messages, variables=variables)
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert tokenizer.render_chat([{**hi, "content": parts}], variables={"mood": "!", "self": 1}) == "a\nb!"
+
+
+def test_thinking_by_either_name() -> None:
+    hi: Any = [{"role": "user", "content": "x"}]
+    granite = templated("{{ thinking }}")
+    assert granite.render_chat(hi, variables={"enable_thinking": True}) == "True"
+    assert granite.render_chat(hi, variables={"enable_thinking": True, "thinking": False}) == "False"
+    assert (
+        templated("{{ enable_thinking }}{{ thinking }}").render_chat(hi, variables={"enable_thinking": True})
+        == "True"
+    )
+
+
+@pytest.mark.parametrize(
+    ("meta", "family", "thinks"),
+    [
+        ({"chat_template": "{{ tools }}<tool_call>"}, "Hermes, Qwen and Granite 4", False),
+        ({"chat_template": "no place for tools <tool_call>"}, "", False),
+        ({"chat_template": "x", "tool_template": "{{ tools }}[TOOL_CALLS]"}, "Mistral", False),
+        ({"chat_template": "<think>", "tool_template": "{{ tools }}<|python_tag|>"}, "Llama 3", True),
+    ],
+)
+def test_the_format_of_answers(meta: dict[str, str], family: str, thinks: bool) -> None:
+    library = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    library.decoder = decoders.ByteLevel()
+    tokenizer = TextTokenizer(library, TokenizerMeta(**meta))
+    form = tokenizer.answer_format
+    assert form is not None
+    assert (form.family, bool(form.thought_ends)) == (family, thinks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import logging
 import re
 import time
@@ -9,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from msgspec import Struct
-from sage_infer.contracts import HybridInferenceBackend, ModelReporting
+from sage_infer.contracts import HybridInferenceBackend, ModelReporting, ModelSettings
 from sage_infer.errors import SageInferError
 from sage_infer.names import ModelType
 from sage_infer.schemas import CapabilityDescriptor, ModelDescriptor
@@ -27,6 +29,8 @@ __all__ = ["Decode", "Service"]
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NAMED = 16  # maximum ignored fields named in a response
 _REMEMBERED = 4096  # maximum pairs of key and field to log, as clients choose the names
+
+_VERSION = importlib.metadata.version("sage-infer-serve")
 
 log = logging.getLogger("sage_infer.serve")
 
@@ -73,6 +77,7 @@ class Service:
         self._decoders = decoders
         self._ignored: set[tuple[str, str]] = set()
         self._types: dict[str, ModelType] = {}
+        self._fingerprints: dict[str, tuple[float, str]] = {}
 
     async def read(self, exchange: Exchange, kind: type[Struct]) -> Any:
         """Read and validate the request. From now on, a disconnect of the client ends the exchange.
@@ -125,6 +130,19 @@ class Service:
         """Maximum sequence length in tokens: the effective one if the model is loaded, else the configured one."""
         capability = self._capability(model.model_id)
         return model.max_sequence_length if capability is None else capability.max_sequence_length
+
+    def fingerprint(self, model: str) -> str:
+        """Of this build, a model and its settings: answers with one fingerprint come from equal systems."""
+        status = self.backend.get_model_status(model)
+        known = self._fingerprints.get(status.model_id)
+        if known is None or known[0] != status.since:
+            name, backend = status.model_id, self.backend
+            descriptor = next((m for m in backend.list_models() if m.model_id == name), None)
+            settings = backend.get_model_settings(name) if isinstance(backend, ModelSettings) else {}
+            text = repr((_VERSION, descriptor, self._capability(name), sorted(settings.items())))
+            known = status.since, "fp_" + hashlib.sha256(text.encode()).hexdigest()[:12]
+            self._fingerprints[name] = known
+        return known[1]
 
     def _capability(self, model: str) -> CapabilityDescriptor | None:
         """The capability of a loaded model; None if its backend does not report it."""

@@ -1,5 +1,12 @@
 """The protocols that plug-ins implement structurally, and the types of their arguments and results."""
 
+from sage_infer.contracts.answers import (
+    AnswerDelta,
+    AnswerFormat,
+    AnswerReader,
+    AnswerReading,
+    HybridAnswerReading,
+)
 from sage_infer.contracts.embedding import EmbeddingBackend, TextLike, Truncation, as_texts, check_texts
 from sage_infer.contracts.executor import Executor, ReplicaExit, ReplicaHandle
 from sage_infer.contracts.hardware import HardwareDetector, HardwareMeter
@@ -33,6 +40,7 @@ from sage_infer.contracts.reporting import (
     Metric,
     MetricsReporting,
     ModelReporting,
+    ModelSettings,
     ProgressReport,
     ProgressReporting,
 )
@@ -43,13 +51,15 @@ from sage_infer.contracts.tools import ChatAnswer, HybridToolCalling, ToolCall, 
 from sage_infer.contracts.transport import StepCallback, Transport
 
 __all__ = [
-    "BufferedTokenStream", "ChatAnswer", "ChatMessage", "ClusterReporting", "DecodeResult", "DeviceMemory",
+    "AnswerDelta", "AnswerFormat", "AnswerReader", "AnswerReading", "BufferedTokenStream",
+    "ChatAnswer", "ChatMessage", "ClusterReporting", "DecodeResult", "DeviceMemory",
     "EmbeddingBackend", "EngineStats", "Executor", "HardwareDetector", "HardwareMeter", "Health",
+    "HybridAnswerReading",
     "HybridInferenceBackend", "HybridTokenizing", "HybridToolCalling", "InferenceBackend", "InstanceReporting",
     "KVEndpoint",
     "KVEventSource", "KVEvents", "KVFormatCodec", "KVPlace", "KVSnapshot", "KVStore", "KVStoreEvent",
     "KVStoreStats", "KVStored", "KVTransfer", "Lifecycle", "MappedKVStore", "MemoryPlanning",
-    "MemoryReporting", "MemoryShare", "Metric", "MetricsReporting", "ModelReporting", "ModelStatus",
+    "MemoryReporting", "MemoryShare", "Metric", "MetricsReporting", "ModelReporting", "ModelSettings", "ModelStatus",
     "ObservableKVStore",
     "PrefillResult", "ProgressReport", "ProgressReporting", "PromptLike", "ReplicaExit", "ReplicaHandle",
     "Resuming", "StepCallback", "TextCodec", "TextLike", "TieredKVStore", "TokenStream", "Tokenizing",

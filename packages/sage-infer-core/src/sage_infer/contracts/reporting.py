@@ -15,6 +15,7 @@ __all__ = [
     "Metric",
     "MetricsReporting",
     "ModelReporting",
+    "ModelSettings",
     "ProgressReport",
     "ProgressReporting",
 ]
@@ -65,6 +66,19 @@ class ModelReporting(Protocol):
         Raises:
             ModelNotFound: no model has this id or alias.
             BackendUnavailable: the model is not loaded.
+        """
+        ...
+
+
+@runtime_checkable
+class ModelSettings(Protocol):
+    """Additional method of a ``HybridInferenceBackend`` that knows how it runs each model."""
+
+    def get_model_settings(self, model_id: str) -> Mapping[str, Any]:
+        """JSON-ready backend, options and quantization of a model.
+
+        Raises:
+            ModelNotFound: there is no model of this id or alias.
         """
         ...
 

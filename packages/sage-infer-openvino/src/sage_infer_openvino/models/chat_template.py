@@ -47,7 +47,9 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ModelFileError(f"the model's chat template is not valid Jinja: {error}") from error
         names = tree.find_all(jinja2.nodes.Name)
-        self.reads_tools = any(node.name == "tools" and node.ctx == "load" for node in names)
+        read = {node.name for node in names if node.ctx == "load"}
+        self.reads_tools = "tools" in read
+        self._thinking = "thinking" if "thinking" in read and "enable_thinking" not in read else None
         self.reads_calls = "tool_calls" in source
 
     def render(
@@ -58,15 +60,19 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """Render the prompt; ``variables`` are additional template variables.
+        """Render the prompt; ``variables`` are additional template variables. A template that knows ``enable_thinking``
+        as ``thinking`` gets it under that name.
 
         Raises :class:`InvalidRequest` if the template rejects the messages, or fails on them.
         """
+        given = dict(variables or {})
+        if self._thinking is not None and "enable_thinking" in given:
+            given.setdefault(self._thinking, given["enable_thinking"])
         try:
             return self._template.render(
                 {
                     "documents": None,
-                    **(variables or {}),
+                    **given,
                     "messages": [dict(message) for message in messages],
                     "tools": list(tools) if tools else None,
                     "add_generation_prompt": add_generation_prompt,

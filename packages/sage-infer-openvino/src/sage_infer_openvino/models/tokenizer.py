@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
+from sage_infer.sdk.answers import ModelFormat, answer_format
 from sage_infer.sdk.generic_tools import tools_as_text, with_call_text, with_tool_text
 from tokenizers import Tokenizer
 
@@ -66,6 +67,15 @@ class TextTokenizer:
         self.longest_token: int = 3 * max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
         self.chat_template = ChatTemplate(meta.chat_template) if meta.chat_template else None
         self._tool_template = ChatTemplate(meta.tool_template) if meta.tool_template else None
+        self.answer_format = None if self.chat_template is None else self._format(self.chat_template)
+
+    def _format(self, template: ChatTemplate) -> ModelFormat:
+        calling = self._tool_template or template
+        return answer_format(
+            template.source,
+            tool_template=calling.source if calling.reads_tools else "",
+            special_tokens=[str(self._tokenizer.id_to_token(index)) for index in self.special_token_ids],
+        )
 
     @classmethod
     def from_gguf(cls, file: GgufFile | str | Path) -> TextTokenizer:

@@ -22,13 +22,23 @@ class ChunkWriter:
 
     __slots__ = ("_chat", "_head", "_prefixes", "_tail", "_text_tail", "_usage_head")
 
-    def __init__(self, answer_id: str, kind: str, created: int, model: str, *, with_usage: bool) -> None:
+    def __init__(
+        self,
+        answer_id: str,
+        kind: str,
+        created: int,
+        model: str,
+        *,
+        with_usage: bool,
+        fingerprint: str,
+    ) -> None:
         self._chat = kind == "chat.completion.chunk"
-        head = b'data: {"id":%b,"object":%b,"created":%d,"model":%b,"choices":[' % (
+        head = b'data: {"id":%b,"object":%b,"created":%d,"model":%b,"system_fingerprint":%b,"choices":[' % (
             _encode(answer_id),
             _encode(kind),
             created,
             _encode(model),
+            _encode(fingerprint),
         )
         self._usage_head = head + b'],"usage":'
         self._head = head + b'{"index":'

@@ -32,6 +32,7 @@ _USAGE = _object(
     {"prompt_tokens": _COUNT, "total_tokens": _COUNT},
     completion_tokens=_COUNT,
     prompt_tokens_details=_object({"cached_tokens": _COUNT}),
+    completion_tokens_details=_object({"reasoning_tokens": _COUNT}),
 )
 _REASON = {"enum": ["stop", "length", "tool_calls"]}
 _CALL = _object(
@@ -53,6 +54,8 @@ _CHAT_LOGS = {
 _MESSAGE = _object(
     {"role": {"const": "assistant"}, "content": _TEXT_OR_NULL, "refusal": _TEXT_OR_NULL},
     tool_calls=_list_of(_CALL),
+    reasoning_content=STRING,
+    reasoning=STRING,
 )
 MODEL = _object(
     {
@@ -89,7 +92,8 @@ def _answer(kind: str, choice: Mapping[str, Any]) -> dict[str, Any]:
             "model": STRING,
             "choices": _list_of(choice),
             "usage": _USAGE,
-        }
+        },
+        system_fingerprint=STRING,
     )
 
 

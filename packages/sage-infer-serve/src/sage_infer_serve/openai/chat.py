@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import attrs
 import msgspec
-from sage_infer.contracts import BufferedTokenStream, ChatAnswer, HybridToolCalling, TokenStream, ToolCall
-from sage_infer.schemas import GuidedDecoding, SamplingParams, TokenDelta
+from sage_infer.contracts import (
+    BufferedTokenStream,
+    HybridAnswerReading,
+    HybridTokenizing,
+    HybridToolCalling,
+    TokenStream,
+)
+from sage_infer.schemas import SamplingParams, TokenDelta
 
 from sage_infer_serve.http.errors import wrong_request
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.http.sse import DONE, ChunkWriter
-from sage_infer_serve.openai.forced_calls import call_of, schema_of_any
-from sage_infer_serve.openai.logprobs import chat_logprobs, of_text
-from sage_infer_serve.openai.messages import as_chat, function_names, tools_as_dicts
+from sage_infer_serve.openai.chat_answer import GrowingAnswer
+from sage_infer_serve.openai.messages import as_chat
 from sage_infer_serve.openai.options import request_options
+from sage_infer_serve.openai.plan import ChatPlan, Parse
 from sage_infer_serve.openai.rendering import has_usual_ending, render, template_variables
-from sage_infer_serve.openai.sampling import guided_by, sampling_params
-from sage_infer_serve.openai.schema import ChatRequest, NamedTool, refused
-from sage_infer_serve.openai.tool_calls import ToolCallReader, call_as_dict
+from sage_infer_serve.openai.sampling import sampling_params
+from sage_infer_serve.openai.schema import ChatRequest, refused
 from sage_infer_serve.openai.usage import usage_dict
 from sage_infer_serve.service import Service
 from sage_infer_serve.work import CHAT, Work
 
 __all__ = ["chat_completions"]
 
-Parse = Callable[[str], Awaitable[ChatAnswer]]
-
-_encode = msgspec.json.encode
-
 
 async def chat_completions(service: Service, exchange: Exchange) -> None:
     request: ChatRequest = await service.read(exchange, ChatRequest)
     model = CHAT.model(service, request.model)
-    plan = _Plan(request)
+    plan = ChatPlan(request)
     _refuse_what_nothing_does(request)
     params = sampling_params(
         request,
@@ -46,9 +46,7 @@ async def chat_completions(service: Service, exchange: Exchange) -> None:
         keep_special_tokens=plan.reads_calls,
     )
     with Work(service, exchange, CHAT, model, params, is_streamed=bool(request.stream)) as work:
-        stream = await _start(service, exchange, request, params, model, plan.tools)
-        parse = _backends_parser(service, model, plan)
-        answer = _Answer(request, model, params, plan, parse, "chatcmpl-" + exchange.request_id)
+        stream, answer = await _start(service, exchange, request, params, model, plan)
         async with stream:
             if request.stream:
                 await _stream(exchange, answer, stream, work)
@@ -57,7 +55,7 @@ async def chat_completions(service: Service, exchange: Exchange) -> None:
                     work.tokens(len(delta.token_ids))
                     await answer.take(delta)
                 work.end(stream.usage, answer.reasons())
-                await exchange.respond(answer.body(usage_dict(stream.usage)))
+                await exchange.respond(answer.body(usage_dict(stream.usage, answer.reasoning_tokens)))
 
 
 async def _start(
@@ -66,39 +64,68 @@ async def _start(
     request: ChatRequest,
     params: SamplingParams,
     model: str,
-    tools: list[dict[str, Any]] | None,
-) -> TokenStream:
+    plan: ChatPlan,
+) -> tuple[TokenStream, GrowingAnswer]:
     backend = service.backend
     messages = as_chat(request.messages, text_only=service.is_text_only(model))
     options = request_options(service, exchange, request)
-    if has_usual_ending(request):
-        return await backend.chat(
+    form = await backend.answer_format(model=model) if isinstance(backend, HybridAnswerReading) else None
+    may_think = form is not None and plan.reads_thoughts(form) and isinstance(backend, HybridTokenizing)
+    if (
+        may_think
+        and form is not None
+        and form.thoughts_need_special_tokens
+        and request.skip_special_tokens is None
+    ):
+        params = attrs.evolve(params, skip_special_tokens=False)
+    prompt_text = ""
+    if has_usual_ending(request) and not may_think:
+        stream = await backend.chat(
             messages,
             params,
             model,
-            tools=tools,
+            tools=plan.tools,
             template_variables=template_variables(request),
             request_id=exchange.request_id,
             options=options,
         )
-    prompt = await render(backend, request, messages, model=model, tools=tools)
-    (stream,) = await backend.generate(
-        [prompt], params, model, request_id=exchange.request_id, options=options
+    else:  # whether the prompt has opened the thoughts is seen at its end
+        prompt = await render(backend, request, messages, model=model, tools=plan.tools)
+        prompt_text = prompt.text or ""
+        (stream,) = await backend.generate(
+            [prompt], params, model, request_id=exchange.request_id, options=options
+        )
+    parse = None if form is not None else _backends_parser(service, model, plan)
+    readers = [plan.reader(form, prompt_text, has_parser=parse is not None) for _ in range(params.n)]
+    if request.continue_final_message:  # what the message has so far is not repeated
+        for reader in readers:
+            if reader is not None:
+                reader.feed(messages[-1]["content"])
+    return stream, GrowingAnswer(
+        request,
+        exchange.request_id,
+        model,
+        readers=readers,
+        parse=parse,
+        is_single=plan.is_single,
+        fingerprint=service.fingerprint(model),
     )
-    return stream
 
 
-async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Work) -> None:
+async def _stream(exchange: Exchange, answer: GrowingAnswer, stream: Any, work: Work) -> None:
     """Send each delta on arrival. The response starts with the first one, so that earlier errors have a status."""
     writer = ChunkWriter(
-        answer.id, "chat.completion.chunk", answer.created, answer.model, with_usage=answer.include_usage
-    )
+        answer.id, "chat.completion.chunk", answer.created, answer.model,
+        with_usage=answer.include_usage, fingerprint=answer.fingerprint,
+    )  # fmt: skip
     plain = answer.is_plain
     started: set[int] = set()
 
     def take(delta: TokenDelta) -> bool:
         """The common case: new text, written on arrival."""
         if delta.index not in started or delta.finish_reason is not None or not delta.text:
+            return False
+        if delta.reasoning or delta.tool_calls:
             return False
         if not exchange.write_nowait(writer.text(delta.index, delta.text)):
             return False
@@ -116,7 +143,7 @@ async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Work) 
                 await exchange.start_stream()
             started.add(index)
             parts.append(writer.delta(index, b'{"role":"assistant","content":""}'))
-        if plain:
+        if plain and not (delta.reasoning or delta.tool_calls):
             if delta.text:
                 parts.append(writer.text(index, delta.text))
             if delta.finish_reason is not None:
@@ -131,45 +158,12 @@ async def _stream(exchange: Exchange, answer: _Answer, stream: Any, work: Work) 
     if not started:
         await exchange.start_stream()
     work.end(stream.usage, answer.reasons())
-    tail = writer.usage(_encode(usage_dict(stream.usage))) if answer.include_usage else b""
+    usage = usage_dict(stream.usage, answer.reasoning_tokens)
+    tail = writer.usage(msgspec.json.encode(usage)) if answer.include_usage else b""
     await exchange.end(tail + DONE)
 
 
-class _Plan:
-    """Generation settings from tools and response format."""
-
-    def __init__(self, request: ChatRequest) -> None:
-        tools = request.tools or []
-        choice = request.tool_choice
-        if choice is not None and choice != "none" and not tools:
-            raise wrong_request("tool_choice requires tools", "tool_choice")
-        names = function_names(tools)
-        self.tools = tools_as_dicts(tools) if tools and choice != "none" else None
-        self.names = names if self.tools else []
-        self.forced = ""  # the function that the whole output must call
-        self.required = choice == "required"
-        self.guided = guided_by(request, request.response_format)
-        if self.guided is not None and (self.required or isinstance(choice, NamedTool)):
-            raise wrong_request(
-                "a forced tool call and a response format are mutually exclusive", "tool_choice"
-            )
-        if isinstance(choice, NamedTool):
-            if choice.function.name not in names:
-                known = ", ".join(names)
-                raise wrong_request(
-                    f"unknown tool {choice.function.name!r}; available: {known}",
-                    "tool_choice.function.name",
-                )
-            self.forced = choice.function.name
-            tool = tools[names.index(self.forced)]
-            self.guided = GuidedDecoding(json_schema=tool.function.parameters or {"type": "object"})
-        elif self.required:
-            self.guided = GuidedDecoding(json_schema=schema_of_any(tools))
-        self.is_single = request.parallel_tool_calls is False
-        self.reads_calls = bool(self.tools) and not self.forced and not self.required
-
-
-def _backends_parser(service: Service, model: str, plan: _Plan) -> Parse | None:
+def _backends_parser(service: Service, model: str, plan: ChatPlan) -> Parse | None:
     """The tool-call parser of the model's backend; None if it has none."""
     backend = service.backend
     if not plan.reads_calls or not isinstance(backend, HybridToolCalling):
@@ -177,152 +171,6 @@ def _backends_parser(service: Service, model: str, plan: _Plan) -> Parse | None:
     if not service.claims(model, "tool_calls"):
         return None
     return partial(backend.parse_tool_calls, model=model, tools=plan.tools)
-
-
-class _Answer:
-    """A growing answer: text, calls, log probabilities and finish reason per completion."""
-
-    def __init__(
-        self,
-        request: ChatRequest,
-        model: str,
-        params: SamplingParams,
-        plan: _Plan,
-        parse: Parse | None,
-        request_id: str,
-    ) -> None:
-        self.id = request_id
-        self.created = int(time.time())
-        self.model = model
-        self.include_usage = request.stream_options is not None and request.stream_options.include_usage
-        self._plan = plan
-        self._logprobs = params.logprobs is not None
-        self._n = params.n
-        self._texts: list[list[str]] = [[] for _ in range(params.n)]
-        self._logs: list[list[Any]] = [[] for _ in range(params.n)]
-        self._calls: list[list[dict[str, Any]]] = [[] for _ in range(params.n)]
-        self._reasons: list[str | None] = [None] * params.n
-        self._parse = parse
-        reads = plan.reads_calls and parse is None
-        self._readers = [ToolCallReader(plan.names) for _ in range(params.n)] if reads else []
-        self.is_plain = not (plan.tools or self._logprobs)
-
-    # --- input
-
-    async def take(self, delta: TokenDelta) -> tuple[str, list[dict[str, Any]]]:
-        """Add a delta; returns the content and the calls that it brought.
-
-        A backend's parser needs the whole answer: with one, both come at the end.
-        """
-        index = delta.index
-        text, calls = delta.text, []
-        if self._readers:
-            text, found = self._readers[index].feed(delta.text)
-            is_over = self._plan.is_single and bool(self._calls[index])
-            if delta.finish_reason is not None:
-                rest, more = self._readers[index].end()
-                text, found = text + rest, found + more
-            if is_over:  # the rest belongs to further calls
-                text = ""
-            calls = self._add_calls(index, found)
-        if text:
-            self._texts[index].append(text)
-        if self._logprobs:
-            self._logs[index] += chat_logprobs(of_text(delta))
-        if delta.finish_reason is not None:
-            self.finished(delta)
-        if self._plan.forced or self._plan.required:
-            if delta.finish_reason is not None:
-                text, found = self._whole_call("".join(self._texts[index]))
-                calls = self._add_calls(index, found)
-                self._texts[index] = [text]
-            else:
-                text = ""
-        if self._parse is not None:
-            text = ""
-            if delta.finish_reason is not None:
-                answer = await self._parse("".join(self._texts[index]))
-                text, calls = answer.content, self._add_calls(index, answer.tool_calls)
-                self._texts[index] = [text]
-        return text, calls
-
-    def finished(self, delta: TokenDelta) -> None:
-        self._reasons[delta.index] = delta.finish_reason
-
-    def _add_calls(self, index: int, found: Iterable[ToolCall]) -> list[dict[str, Any]]:
-        known = self._calls[index]
-        if self._plan.is_single:
-            found = list(found)[: 1 - len(known)]
-        calls = [
-            call_as_dict(call, f"call_{self.id}_{index}_{len(known) + i}") for i, call in enumerate(found)
-        ]
-        known += calls
-        return calls
-
-    def _whole_call(self, text: str) -> tuple[str, list[ToolCall]]:
-        """Content, and the call formed by the whole text. A truncated call has partial arguments, as with OpenAI.
-
-        A text truncated before the function's name is content.
-        """
-        if self._plan.forced:
-            return "", [ToolCall(name=self._plan.forced, arguments=text)]
-        call = call_of(text, self._plan.names)
-        return (text, []) if call is None else ("", [call])
-
-    def reason_of(self, index: int) -> str:
-        reason = self._reasons[index] or "stop"
-        return "tool_calls" if self._calls[index] and reason == "stop" else reason
-
-    def reasons(self) -> list[str]:
-        return [self.reason_of(index) for index in range(self._n)]
-
-    # --- output
-
-    async def chunks(self, writer: ChunkWriter, delta: TokenDelta) -> list[bytes]:
-        """Chunks of an answer with calls or log probabilities."""
-        index = delta.index
-        first_call = len(self._calls[index])
-        text, calls = await self.take(delta)
-        new = of_text(delta) if self._logprobs else ()
-        logs = {"content": chat_logprobs(new), "refusal": None} if new else None
-        chunks = []
-        if text or logs:
-            chunks.append(writer.delta(index, _encode({"content": text}), logprobs=_encode(logs)))
-        if calls:
-            numbered = [{"index": first_call + i, **call} for i, call in enumerate(calls)]
-            chunks.append(writer.delta(index, _encode({"tool_calls": numbered})))
-        if delta.finish_reason is not None:
-            chunks.append(writer.finish(index, self.reason_of(index)))
-        return chunks
-
-    def body(self, usage: Mapping[str, Any]) -> bytes:
-        return _encode(
-            {
-                "id": self.id,
-                "object": "chat.completion",
-                "created": self.created,
-                "model": self.model,
-                "choices": [self._choice(index) for index in range(self._n)],
-                "usage": usage,
-            }
-        )
-
-    def _choice(self, index: int) -> dict[str, Any]:
-        text: str | None = "".join(self._texts[index])
-        calls = self._calls[index]
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "content": text or None if calls else text,
-            "refusal": None,
-        }
-        if calls:
-            message["tool_calls"] = calls
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": {"content": self._logs[index], "refusal": None} if self._logprobs else None,
-            "finish_reason": self.reason_of(index),
-        }
 
 
 def _refuse_what_nothing_does(request: ChatRequest) -> None:

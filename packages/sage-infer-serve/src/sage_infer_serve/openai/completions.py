@@ -52,7 +52,8 @@ async def completions(service: Service, exchange: Exchange) -> None:
         async with AsyncExitStack() as stack:
             for stream in streams:
                 await stack.enter_async_context(stream)
-            answer = _Answer(request, model, prompts, params.n, "cmpl-" + exchange.request_id)
+            answer_id, fingerprint = "cmpl-" + exchange.request_id, service.fingerprint(model)
+            answer = _Answer(request, model, prompts, params.n, answer_id, fingerprint)
             deltas = _deltas(streams, params.n)
             if request.stream:
                 await _stream(exchange, request, answer, deltas, streams, work)
@@ -74,7 +75,10 @@ async def _stream(
     work: Work,
 ) -> None:
     with_usage = request.stream_options is not None and request.stream_options.include_usage
-    writer = ChunkWriter(answer.id, "text_completion", answer.created, answer.model, with_usage=with_usage)
+    writer = ChunkWriter(
+        answer.id, "text_completion", answer.created, answer.model,
+        with_usage=with_usage, fingerprint=answer.fingerprint,
+    )  # fmt: skip
     started = False
     async for index, delta in deltas:
         work.tokens(len(delta.token_ids))
@@ -134,8 +138,10 @@ class _Answer:
         prompts: Sequence[str | Sequence[int]],
         n: int,
         request_id: str,
+        fingerprint: str,
     ) -> None:
         self.id, self.created, self.model = request_id, int(time.time()), model
+        self.fingerprint = fingerprint
         self.reasons: list[str] = ["stop"] * (n * len(prompts))
         # Echoed text precedes the first new text.
         echoed = [p if request.echo and isinstance(p, str) else "" for p in prompts for _ in range(n)]
@@ -176,6 +182,7 @@ class _Answer:
                 "model": self.model,
                 "choices": choices,
                 "usage": usage,
+                "system_fingerprint": self.fingerprint,
             }
         )
 
@@ -187,6 +194,7 @@ def _total(streams: Sequence[TokenStream]) -> Usage:
         prompt_tokens=sum(u.prompt_tokens for u in each),
         completion_tokens=sum(u.completion_tokens for u in each),
         cached_tokens=sum(u.cached_tokens for u in each),
+        reasoning_tokens=sum(u.reasoning_tokens for u in each),
     )
 
 

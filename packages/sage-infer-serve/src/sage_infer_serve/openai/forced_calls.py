@@ -1,4 +1,4 @@
-"""Constraints for forced tool calls (``tool_choice: required``), and parsing of the resulting text."""
+"""Constraints for forced tool calls (``tool_choice: required``), and readers of the resulting text."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sage_infer.contracts import ToolCall
+from sage_infer.contracts import AnswerDelta
+from sage_infer.schemas import ToolCallDelta
+from sage_infer.sdk.answers import json_answer_format
 
 from sage_infer_serve.openai.schema import Tool
-from sage_infer_serve.openai.tool_calls import whole_call
 
-__all__ = ["call_of", "schema_of_any"]
+__all__ = ["NamedCallReader", "RequiredCallReader", "schema_of_any"]
 
 _DATA = ("const", "enum", "default", "examples")  # keywords whose values are data, not schemas
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # names to schemas
-_BEGINNING = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"]*)("?)\s*(?:,\s*"arguments"\s*:\s*(.*))?', re.DOTALL)
+_BEGINNING = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"]*)("?)')
+_JSON_CALLS = json_answer_format()
 
 
 def schema_of_any(tools: Sequence[Tool]) -> dict[str, Any]:
@@ -66,16 +68,63 @@ def _with_references(schema: Any, roots: tuple[str, ...], new: str) -> Any:
     return found
 
 
-def call_of(text: str, names: Sequence[str]) -> ToolCall | None:
-    """The possibly truncated call in a text of ``schema_of_any``; None if the function's name is missing."""
-    whole = whole_call(text)
-    if whole is not None:
-        return whole if whole.name in names else None
-    if match := _BEGINNING.match(text):
-        name, is_whole, arguments = match[1], bool(match[2]), match[3] or ""
-    elif '{"name":"'.startswith("".join(text.split())):
-        name, is_whole, arguments = "", False, ""
-    else:
-        return None
-    called = [known for known in names if (known == name if is_whole else known.startswith(name))]
-    return ToolCall(name=called[0], arguments=arguments) if len(called) == 1 else None
+class NamedCallReader:
+    """An ``AnswerReader`` of a text that is the arguments of one function."""
+
+    is_reasoning = False
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def feed(self, text: str) -> AnswerDelta:
+        return self._delta(text) if text else AnswerDelta()
+
+    def end(self) -> AnswerDelta:
+        return self._delta("") if self._name else AnswerDelta()
+
+    def _delta(self, arguments: str) -> AnswerDelta:
+        name, self._name = self._name, ""
+        return AnswerDelta(tool_calls=(ToolCallDelta(index=0, name=name, arguments=arguments),))
+
+
+class RequiredCallReader:
+    """An ``AnswerReader`` of a text by ``schema_of_any``. Cut off before its arguments, it is a call without any if its
+    beginning fits only one of ``names``, and content otherwise.
+    """
+
+    is_reasoning = False
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        tools = [{"function": {"name": name}} for name in names]
+        self._reader = _JSON_CALLS.reader(tools=tools)
+        self._text: list[str] | None = []  # until the call has begun
+
+    def feed(self, text: str) -> AnswerDelta:
+        return self._only_calls(text, self._reader.feed(text))
+
+    def end(self) -> AnswerDelta:
+        delta = self._only_calls("", self._reader.end())
+        if self._text is None:
+            return delta
+        text = "".join(self._text)
+        name = self._named_by(text)
+        if name is None:
+            return AnswerDelta(content=text)
+        return AnswerDelta(tool_calls=(ToolCallDelta(index=0, name=name),))
+
+    def _only_calls(self, text: str, delta: AnswerDelta) -> AnswerDelta:
+        if delta.tool_calls:
+            self._text = None
+        elif self._text is not None:
+            self._text.append(text)
+        return AnswerDelta(tool_calls=delta.tool_calls)
+
+    def _named_by(self, text: str) -> str | None:
+        if match := _BEGINNING.match(text):
+            fits = str.__eq__ if match[2] else str.startswith
+            called = [name for name in self._names if fits(name, match[1])]
+        else:
+            is_beginning = '{"name":"'.startswith("".join(text.split()))
+            called = list(self._names) if is_beginning else []
+        return called[0] if len(called) == 1 else None

@@ -34,6 +34,8 @@ def _as_chat(message: Message, where: str, text_only: bool) -> dict[str, Any]:
     chat: dict[str, Any] = {"role": role, "content": content}
     if message.name is not None:
         chat["name"] = message.name
+    if thoughts := message.reasoning_content or message.reasoning:
+        chat["reasoning_content"] = thoughts
     if message.tool_calls:
         chat["content"] = content or ""
         chat["tool_calls"] = [_called(call) for call in message.tool_calls]

@@ -84,6 +84,8 @@ class Message(Struct):
     tool_calls: Annotated[list[Called], Meta(max_length=_CALLS)] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class StreamOptions(Struct):
@@ -169,6 +171,7 @@ class ChatRequest(Sampling, kw_only=True):
     chat_template_kwargs: JsonObject | None = None
     enable_thinking: bool | None = None
     reasoning_effort: Effort | None = None
+    include_reasoning: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -97,6 +98,8 @@ class ChatTests(GenerationSuite, kit=True):
     async def test_tool_calls_are_read_out_of_an_answer(self, backend: Any) -> None:
         """``parse_tool_calls`` finds the call in ``tool_answer``, and returns plain text as content.
 
+        Without a ``tool_answer`` it finds the call that the model's own template renders.
+
         How to fix: set ``tool_answer`` to an answer in the model's own format. Return arguments as JSON text, and text
         outside the calls as ``content``.
         """
@@ -104,9 +107,30 @@ class ChatTests(GenerationSuite, kit=True):
         assert not problems, f"not a ToolCalling: {'; '.join(problems)}"
         plain = await backend.parse_tool_calls("It is four o'clock.")
         assert plain == ChatAnswer(content="It is four o'clock."), f"plain text became {plain}"
-        if self.tool_answer is None:
-            pytest.fail("tool_calls is claimed; set tool_answer to (text, name, arguments)")
-        text, name, arguments = self.tool_answer
-        found = await backend.parse_tool_calls(text)
+        text, name, arguments = self.tool_answer or await self._rendered_call(backend)
+        tools = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}]
+        found = await backend.parse_tool_calls(text, tools=tools)
         assert [call.name for call in found.tool_calls] == [name], f"{text!r} became {found}"
         assert json.loads(found.tool_calls[0].arguments) == arguments, f"{text!r} became {found}"
+
+    async def _rendered_call(self, backend: Any) -> tuple[str, str, dict[str, str]]:
+        """A call in the form of the model's template: where the prompt begins to differ from one with words instead."""
+        if not backend.get_capability().supports("chat"):
+            pytest.fail("tool_calls is claimed without chat; set tool_answer to (text, name, arguments)")
+        arguments = {"zone": "UTC"}
+        function = {"name": "clock", "arguments": arguments}
+        ask = {"role": "user", "content": "What time is it?"}
+        call = {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "id": "1", "function": function}],
+        }
+        texts = []
+        for answer in ({"role": "assistant", "content": "\N{MIDDLE DOT}"}, call):
+            prompt = await backend.render_chat([ask, answer], add_generation_prompt=False)
+            texts.append(prompt.text or "")
+        words, calling = texts
+        if "clock" not in calling:
+            pytest.fail("tool_calls is claimed, and the template leaves calls out; set tool_answer")
+        common = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(words, calling, strict=False))))
+        return calling[common:], "clock", arguments

@@ -1,0 +1,77 @@
+"""Text that arrives in pieces, and generators that read it: they yield where they need more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+__all__ = ["SPACE", "Put", "Scan", "Source", "char", "skip_space"]
+
+T = TypeVar("T")
+
+Scan = Generator[None, None, T]
+"""Reads from a ``Source``: yields until more text has arrived, and returns its result."""
+
+Put = Callable[[str], object]
+"""Takes the next piece of a text."""
+
+SPACE = " \t\r\n"
+_SPACES = re.compile(r"[ \t\r\n]*")
+
+
+class Source:
+    """The text that is not read yet, and a place to return to.
+
+    Attributes:
+        text: what arrived and is still needed.
+        at: index of the next character.
+        mark: index to which ``back`` returns; None where the text before ``at`` is settled.
+        closed: no more text follows.
+    """
+
+    __slots__ = ("at", "closed", "mark", "text")
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.at = 0
+        self.mark: int | None = None
+        self.closed = False
+
+    def feed(self, text: str) -> None:
+        """Append a piece, and forget what is settled. It moves ``at`` and ``mark``, so scans keep no other index."""
+        settled = self.at if self.mark is None else self.mark
+        self.text = self.text[settled:] + text
+        self.at -= settled
+        self.mark = None if self.mark is None else 0
+
+    @property
+    def at_end(self) -> bool:
+        return self.closed and self.at >= len(self.text)
+
+    def back(self) -> None:
+        """Return to the mark, and remove it."""
+        if self.mark is not None:
+            self.at, self.mark = self.mark, None
+
+
+def char(source: Source) -> Scan[str]:
+    """The next character, which stays unread; empty at the end."""
+    while source.at >= len(source.text):
+        if source.closed:
+            return ""
+        yield
+    return source.text[source.at]
+
+
+def skip_space(source: Source) -> Scan[str]:
+    """The next character that is no white space, which stays unread; empty at the end."""
+    while True:
+        found = _SPACES.match(source.text, source.at)
+        assert found is not None
+        source.at = found.end()
+        if source.at < len(source.text):
+            return source.text[source.at]
+        if source.closed:
+            return ""
+        yield

@@ -1,0 +1,236 @@
+"""A chat's answer while it grows: what a delta of the engine is in OpenAI's format."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from attrs import define, field
+from sage_infer.contracts import AnswerDelta, AnswerReader
+from sage_infer.schemas import TokenDelta, ToolCallDelta
+
+from sage_infer_serve.http.sse import ChunkWriter
+from sage_infer_serve.openai.logprobs import chat_logprobs, of_text
+from sage_infer_serve.openai.plan import Parse
+from sage_infer_serve.openai.schema import ChatRequest
+
+__all__ = ["GrowingAnswer"]
+
+_encode = msgspec.json.encode
+
+
+@define
+class _Call:
+    call_id: str
+    name: str
+    arguments: list[str] = field(factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.call_id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": "".join(self.arguments)},
+        }
+
+
+@define
+class _Choice:
+    """One completion."""
+
+    reader: AnswerReader | None
+    texts: list[str] = field(factory=list)
+    thoughts: list[str] = field(factory=list)
+    calls: list[_Call] = field(factory=list)
+    logs: list[Any] = field(factory=list)
+    reason: str | None = None
+
+    @property
+    def finish_reason(self) -> str:
+        reason = self.reason or "stop"
+        return "tool_calls" if self.calls and reason == "stop" else reason
+
+
+class GrowingAnswer:
+    """Text, thoughts, calls, log probabilities and finish reason per completion.
+
+    Args:
+        readers: one per completion; None where all text is content.
+        parse: a backend's own parser, which needs the whole text: with one, content and calls come at the end.
+        is_single: deliver the first call only.
+
+    Attributes:
+        is_plain: text is content as it is.
+        reasoning_tokens: tokens of thoughts so far, their marks included.
+    """
+
+    def __init__(
+        self,
+        request: ChatRequest,
+        request_id: str,
+        model: str,
+        *,
+        readers: Sequence[AnswerReader | None],
+        parse: Parse | None,
+        is_single: bool,
+        fingerprint: str,
+    ) -> None:
+        self.id = "chatcmpl-" + request_id
+        self.created = int(time.time())
+        self.model = model
+        self.fingerprint = fingerprint
+        self.include_usage = request.stream_options is not None and request.stream_options.include_usage
+        self.reasoning_tokens = 0
+        self._parse = parse
+        self._is_single = is_single
+        self._logprobs = bool(request.logprobs)
+        self._with_thoughts = request.include_reasoning is not False
+        self._choices = [_Choice(reader) for reader in readers]
+        self.is_plain = parse is None and not self._logprobs and all(reader is None for reader in readers)
+
+    # --- input
+
+    async def take(self, delta: TokenDelta) -> tuple[AnswerDelta, list[dict[str, Any]]]:
+        """Add a delta; returns what it brought, its calls as fragments."""
+        choice = self._choices[delta.index]
+        brought = await self._read(choice, delta)
+        is_over = self._is_single and bool(choice.calls)
+        fragments = [f for call in brought.tool_calls if (f := self._add(choice, delta.index, call))]
+        brought = AnswerDelta(  # what follows a single call belongs to further ones
+            content="" if is_over else brought.content,
+            reasoning=brought.reasoning if self._with_thoughts else "",
+        )
+        choice.texts.append(brought.content)
+        choice.thoughts.append(brought.reasoning)
+        if self._logprobs:
+            choice.logs += chat_logprobs(of_text(delta))
+        if delta.finish_reason is not None:
+            choice.reason = delta.finish_reason
+        return brought, fragments
+
+    async def _read(self, choice: _Choice, delta: TokenDelta) -> AnswerDelta:
+        """A delta's parts, by the backend where it took them apart, and by the reader of its text."""
+        reader = choice.reader
+        found = [AnswerDelta(content=delta.text)]
+        if delta.reasoning:
+            self.reasoning_tokens += len(delta.token_ids)
+        if self._parse is not None:
+            choice.texts.append(delta.text)
+            found = []
+            if delta.finish_reason is not None:
+                answer = await self._parse("".join(choice.texts))
+                choice.texts.clear()
+                calls = enumerate(answer.tool_calls)
+                found = [
+                    AnswerDelta(
+                        content=answer.content,
+                        tool_calls=tuple(
+                            ToolCallDelta(index=i, name=call.name, arguments=call.arguments)
+                            for i, call in calls
+                        ),
+                    )
+                ]
+        elif reader is not None:
+            was_reasoning = reader.is_reasoning
+            found = [reader.feed(delta.text)]
+            if was_reasoning or reader.is_reasoning:
+                self.reasoning_tokens += len(delta.token_ids)
+            if delta.finish_reason is not None:
+                found.append(reader.end())
+        return AnswerDelta(
+            content="".join(part.content for part in found),
+            reasoning=delta.reasoning + "".join(part.reasoning for part in found),
+            tool_calls=delta.tool_calls + tuple(call for part in found for call in part.tool_calls),
+        )
+
+    def _add(self, choice: _Choice, index: int, delta: ToolCallDelta) -> dict[str, Any] | None:
+        """A call's fragment for the stream; None for one that is left out."""
+        calls = choice.calls
+        if self._is_single and delta.index > 0:
+            return None
+        arguments = _utf8(delta.arguments)
+        function = {"arguments": arguments}
+        fragment: dict[str, Any] = {"index": delta.index, "function": function}
+        if delta.index == len(calls):
+            call = _Call(call_id=f"call_{self.id}_{index}_{delta.index}", name=_utf8(delta.name))
+            calls.append(call)
+            fragment = {
+                "index": delta.index,
+                "id": call.call_id,
+                "type": "function",
+                "function": {"name": call.name, **function},
+            }
+        calls[delta.index].arguments.append(arguments)
+        return fragment
+
+    def finished(self, delta: TokenDelta) -> None:
+        """Add the end of a plain answer."""
+        self._choices[delta.index].reason = delta.finish_reason
+
+    def reason_of(self, index: int) -> str:
+        return self._choices[index].finish_reason
+
+    def reasons(self) -> list[str]:
+        return [choice.finish_reason for choice in self._choices]
+
+    # --- output
+
+    async def chunks(self, writer: ChunkWriter, delta: TokenDelta) -> list[bytes]:
+        """Chunks of an answer that is more than text."""
+        index = delta.index
+        brought, fragments = await self.take(delta)
+        new = of_text(delta) if self._logprobs else ()
+        logs = {"content": chat_logprobs(new), "refusal": None} if new else None
+        chunks = []
+        if brought.reasoning:
+            chunks.append(writer.delta(index, _encode(_thoughts(brought.reasoning))))
+        if brought.content or logs:
+            chunks.append(writer.delta(index, _encode({"content": brought.content}), logprobs=_encode(logs)))
+        if fragments:
+            chunks.append(writer.delta(index, _encode({"tool_calls": fragments})))
+        if delta.finish_reason is not None:
+            chunks.append(writer.finish(index, self.reason_of(index)))
+        return chunks
+
+    def body(self, usage: Mapping[str, Any]) -> bytes:
+        return _encode(
+            {
+                "id": self.id,
+                "object": "chat.completion",
+                "created": self.created,
+                "model": self.model,
+                "choices": [self._choice(index) for index in range(len(self._choices))],
+                "usage": usage,
+                "system_fingerprint": self.fingerprint,
+            }
+        )
+
+    def _choice(self, index: int) -> dict[str, Any]:
+        choice = self._choices[index]
+        text, thoughts = "".join(choice.texts), "".join(choice.thoughts)
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": text or None if choice.calls or thoughts else text,
+            "refusal": None,
+        }
+        if thoughts:
+            message |= _thoughts(thoughts)
+        if choice.calls:
+            message["tool_calls"] = [call.as_dict() for call in choice.calls]
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": {"content": choice.logs, "refusal": None} if self._logprobs else None,
+            "finish_reason": choice.finish_reason,
+        }
+
+
+def _thoughts(text: str) -> dict[str, str]:
+    """Under the name that most clients read, and under vLLM's newer one."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
+def _utf8(text: str) -> str:
+    """Half of a surrogate pair, which no UTF-8 has, becomes its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
