@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["free_port", "running"]
+__all__ = ["free_port", "prefer", "running"]
 
 _END_S = 30.0
 
@@ -57,6 +57,20 @@ def running(
             process.wait(_END_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def prefer(pid: int, nice: int) -> None:
+    """Set the priority of a process that leads a session, against all others of the machine.
+
+    Linux schedules sessions as groups, inside of which alone a process's own niceness counts.
+
+    Raises:
+        OSError: a value below 0, without the right to it.
+    """
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    group = Path(f"/proc/{pid}/autogroup")
+    if group.exists():
+        group.write_text(str(nice))
 
 
 def _ready(port: int, path: str | None) -> bool:

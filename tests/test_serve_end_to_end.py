@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +163,38 @@ def test_sigterm_lets_an_answer_end(served: Any) -> None:
     assert process.wait(timeout=30) == 0
 
 
-def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
-    import socket
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("begin", ["while it loads", "once it serves"])
+def test_signals_are_heard_after_the_outputs_have_closed(
+    tmp_path: Path, number: signal.Signals, begin: str
+) -> None:
+    add_model(model_specs()["minilm"])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    process = subprocess.Popen(
+        [*SAGE, "infer", "serve", "--embedding", "minilm", "--port", str(port)],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        if begin == "once it serves":
+            assert any("/v1 (API)" in line for line in process.stdout)
+        process.stdout.close()
+        process.stderr.close()
+        while begin == "while it loads" and process.poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as asking:
+                asking.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                if asking.recv(1):  # it hears signals from then on
+                    break
+        process.send_signal(number)
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
+        process.wait()
 
+
+def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         done = subprocess.run(
             [*SAGE, "infer", "serve", *arguments], cwd=tmp_path, capture_output=True, text=True

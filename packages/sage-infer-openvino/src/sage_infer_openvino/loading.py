@@ -120,18 +120,22 @@ def load_model(
             threads=settings.threads,
         )
         report("warming up", None)
+        limits = [prepared.config.max_sequence_length, runner.num_blocks * runner.block_size]
+        limits += [n for n in (settings.max_sequence_length, model.max_sequence_length) if n is not None]
+        loaded = assemble(
+            runner,
+            tokenizer.result(),
+            model_id=model.model_id,
+            fingerprint=prepared.fingerprint,
+            weights_id=prepared.weights_id,
+            instance_id=instance_id,
+            max_sequence_length=min(limits),
+        )
+        # Now, when nobody waits for the event loop, and while OpenVINO computes.
+        converting = pool.submit(loaded.grammars.load)
         runner.warm_up()
-    limits = [prepared.config.max_sequence_length, runner.num_blocks * runner.block_size]
-    limits += [n for n in (settings.max_sequence_length, model.max_sequence_length) if n is not None]
-    return assemble(
-        runner,
-        tokenizer.result(),
-        model_id=model.model_id,
-        fingerprint=prepared.fingerprint,
-        weights_id=prepared.weights_id,
-        instance_id=instance_id,
-        max_sequence_length=min(limits),
-    )
+        converting.exception()  # the first constraint raises it again
+    return loaded
 
 
 def assemble(

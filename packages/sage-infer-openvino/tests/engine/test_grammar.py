@@ -213,10 +213,14 @@ def test_what_crashes_the_compiler_is_one_requests_error(
     compiler: GrammarCompiler, constraint: GuidedDecoding
 ) -> None:
     """Each of these is a stack overflow in llguidance."""
-    for _ in range(2):
-        with pytest.raises(InvalidRequest, match="too complex to compile"):
-            compiler.compile(constraint)
+    with pytest.raises(InvalidRequest, match="too complex to compile"):
+        compiler.compile(constraint)
+    assert compiler._trial is not None
+    child = compiler._trial._child
+    with pytest.raises(InvalidRequest, match="too complex to compile"):
+        compiler.compile(constraint)
     assert compiler.compile(GuidedDecoding(regex="ab")).allowed(VOCABULARY).any()
+    assert compiler._trial._child is child, "the vocabulary was read again"
 
 
 def test_what_takes_the_compiler_too_long_is_given_up() -> None:

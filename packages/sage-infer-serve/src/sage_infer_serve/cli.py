@@ -93,6 +93,7 @@ def _run(loaded: LoadedConfig, models: dict[str, Any], *, insecure: bool, as_jso
     from attrs import evolve
 
     from sage_infer_serve.config import Serve
+    from sage_infer_serve.outputs import survive_closed_outputs
     from sage_infer_serve.server import check_settings, listen, new_loop
     from sage_infer_serve.settings import GatewaySettings
 
@@ -100,6 +101,7 @@ def _run(loaded: LoadedConfig, models: dict[str, Any], *, insecure: bool, as_jso
     if settings.keys_file is not None:
         settings = evolve(settings, keys_file=str(loaded.path_value("serve.keys_file", settings.keys_file)))
     keys = check_settings(settings)
+    survive_closed_outputs()
     listener = listen(settings)  # first, to report a port in use before models are loaded
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("sage_infer.serve").setLevel(logging.INFO)

@@ -136,8 +136,9 @@ async def run_until_signal(
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        on_drain(len(running.gateway.service.open))
+        open_requests = len(running.gateway.service.open)
         running.drain()
+        on_drain(open_requests)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

@@ -23,6 +23,7 @@ from sage_infer_serve.http.headers import IGNORED_FIELDS
 from sage_infer_serve.settings import GatewaySettings
 from sage_infer_serve.watch.observe import Recorder
 from sage_infer_serve.watch.tracing import Tracing
+from sage_infer_serve.weight import check_weight
 
 __all__ = ["Decode", "Service"]
 
@@ -36,7 +37,9 @@ log = logging.getLogger("sage_infer.serve")
 
 
 class Decode(Protocol):
-    """Decodes and validates one kind of request body; raises ``HTTPError``."""
+    """Decodes and validates one kind of request body, with ``fields``; raises ``HTTPError``."""
+
+    fields: frozenset[str]
 
     def __call__(self, body: bytes, /) -> Any: ...
 
@@ -87,6 +90,7 @@ class Service:
         """
         body = await exchange.body(self.settings.max_body_bytes)
         decoder = self._decoders[kind]
+        await check_weight(body, decoder.fields)
         request = decoder(body)
         if ignored := decoder.ignored_fields(body):
             self._name_ignored(exchange, ignored)

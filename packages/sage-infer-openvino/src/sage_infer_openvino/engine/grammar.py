@@ -1,7 +1,7 @@
 """Guided decoding: masks of allowed tokens, by llguidance.
 
-The first guided request is slower, because the vocabulary is converted to a tree, here and in the
-child process that tests constraints. Most constraints compile in milliseconds, and are cached.
+The vocabulary is converted to a tree, here and in the child process that tests constraints, which the first guided
+request starts. Most constraints compile in milliseconds, and are cached.
 """
 
 from __future__ import annotations
@@ -76,6 +76,11 @@ class GrammarCompiler:
         self._kept: OrderedDict[tuple[str, str], GrammarMatcher] = OrderedDict()
         self._kept_characters = 0
 
+    def load(self) -> None:
+        """Convert the vocabulary, which holds the GIL for a quarter of a second; else the first constraint does it."""
+        if self._eos and self._vocabulary is None:
+            self._vocabulary = vocabulary_of(self._tokenizer.to_json(), self._n_vocab, self._eos)
+
     def compile(self, constraint: GuidedDecoding) -> GrammarMatcher:
         """A compiled constraint in its initial state; each completion needs its own copy.
 
@@ -129,8 +134,8 @@ class GrammarCompiler:
             self._trial = Trial(self._tokenizer.to_json(), self._n_vocab, self._eos)
         try:
             form = self._trial.run(kind, text)
-            if self._vocabulary is None:
-                self._vocabulary = vocabulary_of(self._tokenizer.to_json(), self._n_vocab, self._eos)
+            self.load()
+            assert self._vocabulary is not None
             return GrammarMatcher(matcher_of(self._vocabulary, form))
         except CompileError as error:
             if error.is_unsupported:

@@ -3,18 +3,23 @@
 A text of a few kilobytes can overflow the stack of llguidance's compiler or keep it busy for minutes.
 ``Trial.run`` sends a constraint to the child; if it succeeds within its time, it is compiled in this process.
 
-The child runs this module as a program. Messages in both directions are JSON with a length prefix.
+The child runs this module as a program. Messages in both directions are JSON with a length prefix. It forks for each
+constraint, so that a crash costs neither another start nor another conversion of the vocabulary, and it has a lower
+priority than the engine.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import struct
 import subprocess
 import sys
 import threading
 from typing import IO, Any
+
+import llguidance
 
 from sage_infer_openvino.engine.grammar_form import (
     CompileError,
@@ -29,6 +34,7 @@ CPU_S = 0.5  # CPU time of the child for one constraint, independent of machine 
 _WALL_S = 60.0
 _STACK_BYTES = 4 << 20  # half the stack of threads in this process
 _MEMORY_BYTES = 2 << 30
+_NICE = 10  # with which a busy engine leaves it a tenth of a processor
 _LENGTH = struct.Struct("<I")
 
 
@@ -50,10 +56,12 @@ class Trial:
         """
         child = self._started()
         answer = self._ask(child, {"kind": kind, "text": text})
-        if answer is None:
-            code = child.wait()
+        if answer is None:  # killed after _WALL_S
+            child.wait()
             self._child = None
-            too_long = code in (-signal.SIGPROF, -signal.SIGKILL)
+            answer = {"died": signal.SIGKILL}
+        if "died" in answer:
+            too_long = answer["died"] in (signal.SIGPROF, signal.SIGKILL)
             problem = (
                 f"took more than {self._cpu_s:g} s to compile" if too_long else "is too complex to compile"
             )
@@ -120,14 +128,8 @@ def main() -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
+    os.nice(_NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the parent's
-    threading.stack_size(_STACK_BYTES)
-    thread = threading.Thread(target=_answer_all)
-    thread.start()
-    thread.join()
-
-
-def _answer_all() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     hello = _receive(requests)
     if hello is None:
@@ -135,19 +137,41 @@ def _answer_all() -> None:
     vocabulary = vocabulary_of(hello["tokenizer"], hello["n_vocab"], hello["eos"])
     _send(answers, {})
     while (request := _receive(requests)) is not None:
-        signal.setitimer(signal.ITIMER_PROF, hello["cpu_s"])  # the signal also ends native code
+        _send(answers, _tried(request, vocabulary, hello["cpu_s"]))
+
+
+def _tried(request: dict[str, Any], vocabulary: llguidance.LLTokenizer, cpu_s: float) -> dict[str, Any]:
+    """The answer of a process for this one constraint, or how it died."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
         try:
-            form = llguidance_form(request["kind"], request["text"], vocabulary)
-            matcher = matcher_of(vocabulary, form)
-            matcher.compute_bitmask()
-            matcher.deep_copy()
-            answer: dict[str, Any] = {"form": form}
-        except CompileError as error:
-            answer = {"error": str(error), "is_unsupported": error.is_unsupported}
-        except RecursionError:
-            answer = {"error": "the constraint is nested too deeply", "is_unsupported": False}
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _send(answers, answer)
+            with os.fdopen(writing, "wb") as pipe:
+                signal.setitimer(signal.ITIMER_PROF, cpu_s)  # the signal also ends native code
+                threading.stack_size(_STACK_BYTES)
+                thread = threading.Thread(target=lambda: _send(pipe, _answer(request, vocabulary)))
+                thread.start()
+                thread.join()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = _receive(pipe)
+    _, status = os.waitpid(pid, 0)
+    return answer or {"died": os.WTERMSIG(status)}
+
+
+def _answer(request: dict[str, Any], vocabulary: llguidance.LLTokenizer) -> dict[str, Any]:
+    try:
+        form = llguidance_form(request["kind"], request["text"], vocabulary)
+        matcher = matcher_of(vocabulary, form)
+        matcher.compute_bitmask()
+        matcher.deep_copy()
+    except CompileError as error:
+        return {"error": str(error), "is_unsupported": error.is_unsupported}
+    except RecursionError:
+        return {"error": "the constraint is nested too deeply", "is_unsupported": False}
+    return {"form": form}
 
 
 if __name__ == "__main__":

@@ -244,13 +244,14 @@ _MISSING = re.compile(r"Object missing required field `(.+)`")
 
 
 class Decoder:
-    """Reads one kind of request; ``strict`` rejects unknown fields by name."""
+    """Reads one kind of request, with ``fields``; ``strict`` rejects unknown ones by name."""
 
     def __init__(self, kind: type[Struct], strict: bool) -> None:
         self._decoder = msgspec.json.Decoder(kind)
         self._strict = strict
         self._kind = kind
-        self._known = frozenset(f.encode_name for f in msgspec.structs.fields(kind)) - {"user"}
+        self.fields = frozenset(f.encode_name for f in msgspec.structs.fields(kind))
+        self._known = self.fields - {"user"}
 
     def __call__(self, body: bytes) -> Any:
         try:
