@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from quokka_sage import codec, detector, executor, model, store, transport
@@ -75,6 +76,8 @@ class TestTransport(TransportContract):
 
 
 class TestExecutor(ExecutorContract):
+    unsupported: ClassVar[dict[str, Any]] = {"server": "some.module:serve", "gpus": 1.0, "device_ids": [0]}
+
     def make_executor(self):
         return executor.QuokkaExecutor()
 

@@ -70,8 +70,8 @@ def test_media_in_a_message_are_refused() -> None:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "no messages"),
-        ([{"content": "x"}], "message 0 has no role"),
+        ([], "messages is empty"),
+        ([{"content": "x"}], "message 0 must be a mapping with a role"),
         ([{"role": "user"}], "message 0 of the user has no content"),
         ([{"role": "odd"}], r"fails on these messages \(ValueError: roles must alternate\)"),
     ],

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
+from sage_infer.config import load_config
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import AcceleratorDescriptor, HardwareProfile
 from sage_infer_hal.detection import ToolText
 
-OUTPUT = "/run/quokka/smi.txt"
+from quokka_sage.settings import QuokkaSettings
+
 DEVICE = re.compile(r"device (\d{1,3}): (Q\d) memory=(\d{1,8})MiB numa=(\d{1,3}|-);")
 
 
 class QuokkaDetector:
     def detect(self) -> HardwareProfile:
-        path = Path(os.environ.get("QUOKKA_SMI", OUTPUT))
+        path = Path(load_config().section(QuokkaSettings).smi_output)
         if not path.exists():
             return HardwareProfile()
         return read_recording(path.read_text("utf-8", "replace"), name=path.name)

@@ -64,3 +64,9 @@ def sage_infer_transports() -> list[specs.TransportSpec]:
 def sage_infer_executors() -> list[specs.ExecutorSpec]:
     factory = "quokka_sage.executor:QuokkaExecutor"
     return [specs.ExecutorSpec(name="quokka", factory=factory, summary="replicas in this process")]
+
+
+@hookimpl
+def sage_infer_config() -> list[specs.ConfigSpec]:
+    settings, template = "quokka_sage.settings:QuokkaSettings", "quokka_sage.settings:TEMPLATE"
+    return [specs.ConfigSpec(name="quokka", settings=settings, template=template)]

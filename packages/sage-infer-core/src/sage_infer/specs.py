@@ -52,7 +52,15 @@ _PATH = Text(
 
 @frozen(kw_only=True)
 class _FactorySpec:
-    """Common attributes of specs with a factory; see ``BackendSpec`` for their description."""
+    """Common fields of specs with a factory.
+
+    Attributes:
+        name: unique per kind over all installed plug-ins.
+        factory: dotted path of the callable that returns the object.
+        requires: distributions that must be installed, with their version specifiers, as in ``BackendSpec``.
+        install: how to install the distributions in ``requires``, if not by ``pip install 'name specifier'``.
+        summary: one line for lists.
+    """
 
     name: str = field(validator=_NAME)
     factory: str = field(validator=_PATH)
@@ -207,7 +215,8 @@ class KVStoreSpec(_FactorySpec):
 class TransportSpec(_FactorySpec):
     """A ``Transport``; ``factory(settings=TransportSettings, **options)`` returns it.
 
-    ``schemes`` are the URI schemes of ``KVLocation`` that it supports.
+    Attributes:
+        schemes: the URI schemes of ``KVLocation`` that it supports.
     """
 
     schemes: frozenset[str] = field(converter=as_frozenset, validator=Each(Text(min_length=1), min_items=1))
@@ -222,7 +231,8 @@ class ExecutorSpec(_FactorySpec):
 class KVFormatSpec(_FactorySpec):
     """A ``KVFormatCodec``; ``factory()`` returns it.
 
-    ``format_ids`` are patterns (``fnmatch``) of the ``KVCacheSchema.format_id`` that it reads and writes.
+    Attributes:
+        format_ids: patterns (``fnmatch``) of the ``KVCacheSchema.format_id`` that it reads and writes.
     """
 
     format_ids: frozenset[str] = field(

@@ -35,7 +35,7 @@ from sage_infer.schemas import (
     RequestOptions,
     SamplingParams,
 )
-from sage_infer.sdk import check_claims
+from sage_infer.sdk import Reporter, check_claims
 from sage_infer.sdk.answers import read_whole
 
 from sage_infer_openvino.device import hardware_of
@@ -49,8 +49,8 @@ from sage_infer_openvino.engine.resuming import checked_states
 from sage_infer_openvino.engine.sequence import EngineRequest
 from sage_infer_openvino.loading import LoadedDecoder, load_model, no_progress
 from sage_infer_openvino.models.weight_format import WeightFormat
+from sage_infer_openvino.ov_runtime import ov
 from sage_infer_openvino.quant_profile import with_profile
-from sage_infer_openvino.reporting import Reporter
 from sage_infer_openvino.settings import DecoderSettings
 
 __all__ = ["OpenVINOBackend"]
@@ -106,7 +106,7 @@ class OpenVINOBackend:
         self._loaded: LoadedDecoder | None = None
         self._engine: DecoderEngine | None = None
         self._closed = False
-        self._reporter = Reporter("openvino")
+        self._reporter = Reporter("openvino", model.model_id)
         self._on_progress: ProgressReport = no_progress
 
     # --- life cycle
@@ -128,7 +128,11 @@ class OpenVINOBackend:
             check_page_size(self._kv_schema, loaded.runner.block_size)
             engine = loaded.start_engine(self._settings, self._reporter.generation)
             self._loaded, self._engine = loaded, engine
-            self._reporter.started(self.model.model_id, self.get_capability(), loaded.states.key_space)
+            self._reporter.started(
+                self.get_capability(),
+                key_space=loaded.states.key_space,
+                versions={"openvino": ov.get_version()},
+            )
 
     async def close(self) -> None:
         self._closed = True

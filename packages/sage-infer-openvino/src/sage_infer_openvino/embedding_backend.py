@@ -28,14 +28,13 @@ from sage_infer.schemas import (
     RerankResult,
     Usage,
 )
-from sage_infer.sdk import check_claims
+from sage_infer.sdk import OpenRequest, OpenRequests, Reporter, check_claims
 from sage_infer.sdk.fields import Choice, Integer, Text, optional
 
 from sage_infer_openvino.device import DEVICE, hardware_of
-from sage_infer_openvino.encoder.calls import OpenCall, OpenCalls
 from sage_infer_openvino.encoder.encoder import Encoder, EncoderInput
 from sage_infer_openvino.encoder.queue import EncoderQueue, Rows
-from sage_infer_openvino.reporting import Reporter
+from sage_infer_openvino.ov_runtime import ov
 
 __all__ = ["OpenVINOEmbeddingBackend"]
 
@@ -86,9 +85,9 @@ class OpenVINOEmbeddingBackend:
         if self._reranks and (prompt is not None or prompt_name is not None):
             raise InvalidRequest("a reranker has no prompt; remove prompt and prompt_name")
         self._queue: EncoderQueue | None = None
-        self._calls = OpenCalls()
+        self._requests = OpenRequests()
         self._closed = False
-        self._reporter = Reporter("openvino-embedding")
+        self._reporter = Reporter("openvino-embedding", model.model_id)
         self._on_progress: ProgressReport | None = None
 
     def on_progress(self, report: ProgressReport) -> None:
@@ -100,7 +99,7 @@ class OpenVINOEmbeddingBackend:
             encoder = await asyncio.to_thread(self._load)
             self._check_open()  # it may have been closed in the meantime
             self._queue = EncoderQueue(encoder, self._settings.token_budget, self._settings.max_queue)
-            self._reporter.started(self.model.model_id, self.get_capability())
+            self._reporter.started(self.get_capability(), versions={"openvino": ov.get_version()})
 
     def _load(self) -> Encoder:
         settings, model = self._settings, self.model
@@ -216,11 +215,11 @@ class OpenVINOEmbeddingBackend:
         check_texts(texts, truncate)
         if not texts:
             return self._result(worker, memoryview(b""), 0)
-        with self._calls.open(request_id, options) as call:
+        with self._requests.call(request_id, options=options) as request:
             inputs = await _tokenized(
                 lambda: worker.encoder.tokenize(texts, truncate=truncate == "end"), sum(map(len, texts))
             )
-            vectors = await _computed(worker, call, inputs, batch_limit)
+            vectors = await _computed(worker, request, inputs, batch_limit)
         return self._result(worker, vectors.data, sum(map(len, inputs)))
 
     async def rerank(
@@ -242,12 +241,12 @@ class OpenVINOEmbeddingBackend:
         _check_rerank(query, documents, top_n)
         if not documents:
             return RerankResult(model_id=self.model.model_id, hits=(), usage=Usage(prompt_tokens=0))
-        with self._calls.open(request_id, options) as call:
+        with self._requests.call(request_id, options=options) as request:
             inputs = await _tokenized(
                 lambda: worker.encoder.tokenize_pairs(query, documents),
                 sum(len(query) + len(d) for d in documents),
             )
-            scores = (await _computed(worker, call, inputs))[:, 0].tolist()
+            scores = (await _computed(worker, request, inputs))[:, 0].tolist()
         hits = [RerankHit(index=index, score=score) for index, score in enumerate(scores)]
         hits.sort(key=lambda hit: hit.score, reverse=True)
         return RerankResult(
@@ -257,7 +256,7 @@ class OpenVINOEmbeddingBackend:
         )
 
     async def abort(self, request_id: str) -> None:
-        self._calls.abort(request_id)
+        self._requests.abort(request_id)
 
     def _check_claims(self, options: RequestOptions | None) -> None:
         check_claims(self._features, backend="the openvino-embedding backend", options=options)
@@ -296,10 +295,10 @@ async def _tokenized(tokenize: Callable[[], list[EncoderInput]], characters: int
 
 
 async def _computed(
-    worker: EncoderQueue, call: OpenCall, inputs: list[EncoderInput], batch_limit: int | None = None
+    worker: EncoderQueue, request: OpenRequest, inputs: list[EncoderInput], batch_limit: int | None = None
 ) -> Rows:
-    call.check()  # it may have been cancelled during tokenization
-    return await call.wait(worker.submit(inputs, batch_limit=batch_limit))
+    request.check()  # it may have been cancelled during tokenization
+    return await request.wait(worker.submit(inputs, batch_limit=batch_limit))
 
 
 def _check_batch_size(size: object) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from sage_infer.contracts import EngineStats, Health, ProgressReport
 from sage_infer.errors import EngineDead, RequestCancelled, SageInferError, UnsupportedFeature
 from sage_infer.schemas import CapabilityDescriptor, InstanceDescriptor, InstanceReport, ModelDescriptor
+from sage_infer.sdk import Reporter
 
 from sage_infer_vllm.engine.capability import Service
 from sage_infer_vllm.engine.opening import import_compat, open_model
-from sage_infer_vllm.engine.reporting import Reporter
 from sage_infer_vllm.engine.running import Running
 from sage_infer_vllm.installed import check_installed
 from sage_infer_vllm.models.kv_options import cache_arguments
@@ -57,7 +57,7 @@ class BaseVLLMBackend:
         self._failure: SageInferError | None = None
         self._closed = False
         self._sleeping = False
-        self._reporter = Reporter(self.name, model)
+        self._reporter = Reporter(self.name, model.model_id)
 
     @property
     def name(self) -> str:
@@ -97,6 +97,13 @@ class BaseVLLMBackend:
             await running.close()
             self._check_open()
         self._running = running
+        self._reporter.started(
+            running.capability,
+            address=f"inproc:{self._reporter.instance_id}",
+            key_space=running.key_space,
+            adapters=running.adapters,
+            versions={"vllm": running.compat.version(), "torch": running.compat.torch_version()},
+        )
 
     async def close(self) -> None:
         self._closed = True
@@ -137,7 +144,8 @@ class BaseVLLMBackend:
         return self._ready().capability
 
     def describe(self) -> InstanceDescriptor:
-        return self._reporter.describe(self._ready())
+        self._ready()
+        return self._reporter.describe()
 
     def report(self) -> InstanceReport:
         return self._reporter.report(self.stats(), self._health(), sleeping=self._sleeping)

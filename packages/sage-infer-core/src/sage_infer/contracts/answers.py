@@ -14,7 +14,13 @@ __all__ = ["AnswerDelta", "AnswerFormat", "AnswerReader", "AnswerReading", "Hybr
 
 @frozen(kw_only=True)
 class AnswerDelta:
-    """What a piece of text brought. ``tool_calls`` are in the answer's order, at most one delta per call."""
+    """The contents of a piece of text.
+
+    Attributes:
+        content: new text of the answer.
+        reasoning: new text of the model's reasoning.
+        tool_calls: new fragments in the answer's order, at most one per call.
+    """
 
     content: str = ""
     reasoning: str = ""

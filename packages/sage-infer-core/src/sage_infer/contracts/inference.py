@@ -39,7 +39,13 @@ ChatMessage = Mapping[str, Any]
 
 @frozen(kw_only=True)
 class PrefillResult:
-    """Result of a prefill: one state per prompt, in the order of the prompts."""
+    """Result of a prefill.
+
+    Attributes:
+        states: one state per prompt, in the order of the prompts.
+        usage: tokens of the prompts, and the first token of each.
+        timing: durations of the whole call.
+    """
 
     states: tuple[DecodeState, ...]
     usage: Usage
@@ -50,7 +56,8 @@ class PrefillResult:
 class DecodeResult:
     """Result of a decode.
 
-    ``stream`` starts with the token that prefill sampled, so its deltas equal those of ``generate``.
+    Attributes:
+        stream: starts with the token that prefill sampled, so its deltas equal those of ``generate``.
     """
 
     stream: TokenStream

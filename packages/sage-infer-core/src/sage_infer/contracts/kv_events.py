@@ -37,8 +37,12 @@ class KVStored:
 class KVEvents:
     """Changes since the previous event.
 
-    ``seq`` is incremented by one per event. After a gap in ``seq`` or a change of ``generation``, take a new
-    snapshot.
+    Attributes:
+        generation: of the instance's descriptor; after a change, take a new snapshot.
+        seq: incremented by one per event; after a gap, take a new snapshot.
+        stored: blocks that were added.
+        removed: keys of blocks that were removed.
+        cleared: whether all earlier blocks were removed, before ``stored`` was added.
     """
 
     generation: int
@@ -50,7 +54,13 @@ class KVEvents:
 
 @frozen(kw_only=True)
 class KVSnapshot:
-    """All blocks in the engine's cache, as of event ``seq``."""
+    """All blocks in the engine's cache at one moment.
+
+    Attributes:
+        generation: of the instance's descriptor.
+        seq: the last event that the snapshot includes.
+        stored: the blocks, parents before their children.
+    """
 
     generation: int
     seq: int

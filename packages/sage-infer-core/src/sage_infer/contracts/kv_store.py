@@ -165,7 +165,12 @@ class MappedKVStore(KVStore, Protocol):
 
 @frozen(kw_only=True)
 class KVPlace:
-    """Tier of a block in a tiered store, and the estimated seconds until the block can be read."""
+    """Location of a block in a tiered store.
+
+    Attributes:
+        tier: the fastest tier that has the block.
+        seconds: estimated seconds until the block can be read.
+    """
 
     tier: MemoryTier
     seconds: float
@@ -189,7 +194,13 @@ class TieredKVStore(KVStore, Protocol):
 
 @frozen(kw_only=True)
 class KVStoreEvent:
-    """A change of a store's contents. ``cleared`` invalidates all earlier events."""
+    """A change of a store's contents.
+
+    Attributes:
+        kind: stored, removed, or cleared, which invalidates all earlier events.
+        keys: keys of the blocks; empty for cleared.
+        tier: the tier that changed.
+    """
 
     kind: Literal["stored", "removed", "cleared"]
     keys: tuple[bytes, ...] = ()

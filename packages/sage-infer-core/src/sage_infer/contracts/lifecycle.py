@@ -14,9 +14,11 @@ __all__ = ["EngineStats", "Health", "Lifecycle"]
 
 @frozen(kw_only=True)
 class Health:
-    """Health of an instance; ``reason`` explains any status other than ``ok``.
+    """Health of an instance.
 
-    A draining instance still completes accepted requests.
+    Attributes:
+        status: ok, starting, degraded, draining (it still completes accepted requests) or dead.
+        reason: explains any status other than ``ok``.
     """
 
     status: Literal["ok", "starting", "degraded", "draining", "dead"]

@@ -40,7 +40,15 @@ class InstanceReporting(Protocol):
 
 @frozen(kw_only=True)
 class Metric:
-    """One Prometheus sample."""
+    """One Prometheus sample.
+
+    Attributes:
+        name: name of the metric; for a counter it ends with ``_total``.
+        kind: counter or gauge.
+        help: one line about it.
+        value: its value now.
+        labels: values of the labels by name.
+    """
 
     name: str
     kind: Literal["counter", "gauge"]

@@ -12,7 +12,12 @@ __all__ = ["ChatAnswer", "HybridToolCalling", "ToolCall", "ToolCalling"]
 
 @frozen(kw_only=True)
 class ToolCall:
-    """A function call requested by the model; ``arguments`` is JSON text as the model wrote it."""
+    """A function call requested by the model.
+
+    Attributes:
+        name: the function.
+        arguments: JSON text as the model wrote it.
+    """
 
     name: str
     arguments: str
@@ -20,7 +25,12 @@ class ToolCall:
 
 @frozen(kw_only=True)
 class ChatAnswer:
-    """A parsed answer: ``content`` is the text outside the calls; the calls are in the model's order."""
+    """A parsed answer.
+
+    Attributes:
+        content: the text outside the calls.
+        tool_calls: the calls, in the model's order.
+    """
 
     content: str
     tool_calls: tuple[ToolCall, ...] = ()

@@ -211,7 +211,13 @@ class TokenLogprob:
 
 @define
 class ToolCallDelta:
-    """A fragment of a tool call. The first one has the name; the JSON text of the arguments is split over all."""
+    """A fragment of a tool call.
+
+    Attributes:
+        index: which call of the answer it belongs to.
+        name: the function; only the first fragment has it.
+        arguments: a piece of the JSON text of the arguments.
+    """
 
     index: int
     name: str = ""
@@ -222,10 +228,17 @@ class ToolCallDelta:
 class TokenDelta:
     """One item of a stream: new text and its tokens.
 
-    A delta is made for every sequence in every engine step, so it is not validated. ``text`` is empty while the
-    tokens form only part of a character or of a possible stop string; the concatenated texts are the whole
-    output. A backend that claims ``reasoning`` puts reasoning text into ``reasoning`` instead of ``text``; a
-    backend that parses tool calls while streaming puts them into ``tool_calls``.
+    A delta is made for every sequence in every engine step, so it is not validated.
+
+    Attributes:
+        text: new text; empty while the tokens form only part of a character or of a possible stop string. The
+            concatenated texts are the whole output.
+        token_ids: the tokens of the text.
+        index: which of the request's ``n`` completions it belongs to.
+        logprobs: one entry per token, if the request asks for them.
+        finish_reason: why the completion ended; only in its last delta.
+        reasoning: reasoning text, which a backend that claims ``reasoning`` puts here instead of into ``text``.
+        tool_calls: fragments of tool calls, from a backend that parses them while streaming.
     """
 
     text: str

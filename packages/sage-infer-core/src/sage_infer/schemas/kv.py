@@ -53,10 +53,11 @@ _CONVERTED = (
 class KVCompatibility:
     """Whether KV in one schema can be converted to another, and the conversions that this needs.
 
-    ``conversions`` lists the fields that differ, in the order a converter should handle them; it is empty if the
-    bytes can be used unchanged. ``reason`` says why conversion is impossible; it is empty if conversion is
-    possible. Converting ``format_id`` requires the codec of each private format (hook
-    ``sage_infer_kv_formats``).
+    Attributes:
+        conversions: the fields that differ, in the order a converter should handle them; empty if the bytes can be
+            used unchanged. Converting ``format_id`` requires the codec of each private format (hook
+            ``sage_infer_kv_formats``).
+        reason: why conversion is impossible; empty if it is possible.
     """
 
     conversions: tuple[str, ...] = ()

@@ -4,12 +4,37 @@ from typing import TYPE_CHECKING
 
 from sage_infer.lazy import lazy_exports
 
-__all__ = ["FEATURE_OF", "accepted_options", "check_claims", "checksum", "verify"]
+__all__ = [
+    "FEATURE_OF", "BackendReplica", "BaseBackend", "BaseEmbeddingBackend", "BaseExecutor", "BaseInferenceBackend",
+    "BaseKVStore", "BaseReplica", "BaseTransport", "Completion", "OpenRequest", "OpenRequests", "Reporter",
+    "StopStringDetector", "accepted_options", "check_claims", "checksum", "choose_token", "copy_chunk", "file_path",
+    "plain_messages", "verify",
+]  # fmt: skip
 
 if TYPE_CHECKING:
+    from sage_infer.sdk.base_backend import BaseBackend
+    from sage_infer.sdk.chat import plain_messages
     from sage_infer.sdk.checksums import checksum, verify
     from sage_infer.sdk.claims import FEATURE_OF, accepted_options, check_claims
+    from sage_infer.sdk.completion import Completion
+    from sage_infer.sdk.embedding_backend import BaseEmbeddingBackend
+    from sage_infer.sdk.executor import BackendReplica, BaseExecutor, BaseReplica
+    from sage_infer.sdk.inference_backend import BaseInferenceBackend
+    from sage_infer.sdk.kv_store import BaseKVStore
+    from sage_infer.sdk.open_requests import OpenRequest, OpenRequests
+    from sage_infer.sdk.reporting import Reporter
+    from sage_infer.sdk.sampling import choose_token
+    from sage_infer.sdk.stop_strings import StopStringDetector
+    from sage_infer.sdk.transport import BaseTransport, copy_chunk, file_path
 
-_HOMES = {"FEATURE_OF": "claims", "accepted_options": "claims", "check_claims": "claims",
-          "checksum": "checksums", "verify": "checksums"}  # fmt: skip
+_HOMES = {
+    "FEATURE_OF": "claims", "BackendReplica": "executor", "BaseBackend": "base_backend",
+    "BaseEmbeddingBackend": "embedding_backend",
+    "BaseExecutor": "executor", "BaseInferenceBackend": "inference_backend", "BaseKVStore": "kv_store",
+    "BaseReplica": "executor", "BaseTransport": "transport", "Completion": "completion",
+    "OpenRequest": "open_requests", "OpenRequests": "open_requests", "Reporter": "reporting",
+    "StopStringDetector": "stop_strings", "accepted_options": "claims", "check_claims": "claims",
+    "checksum": "checksums", "choose_token": "sampling", "copy_chunk": "transport", "file_path": "transport",
+    "plain_messages": "chat", "verify": "checksums",
+}  # fmt: skip
 __getattr__ = lazy_exports(__name__, _HOMES)

@@ -41,7 +41,12 @@ class VendorTool:
 
 @frozen
 class ToolDetector:
-    """A ``HardwareDetector`` that combines the output of the vendor's tool with PCI facts from sysfs."""
+    """A ``HardwareDetector`` that combines the output of the vendor's tool with PCI facts from sysfs.
+
+    Attributes:
+        tool: how to find the devices.
+        sysfs: root of the PCI devices in sysfs; another one in tests.
+    """
 
     tool: VendorTool
     sysfs: Path = field(default=SYSFS)

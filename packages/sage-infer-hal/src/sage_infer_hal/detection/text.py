@@ -32,7 +32,12 @@ UNKNOWN_TEXTS = frozenset({
 
 @frozen
 class Line:
-    """One line of output, stripped; ``number`` counts from 1."""
+    """One line of output.
+
+    Attributes:
+        number: its number in the output, from 1.
+        text: the line, stripped.
+    """
 
     number: int
     text: str

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from sage_infer.contracts import PromptLike, as_prompts, request_ids
 from sage_infer.errors import CapabilityMismatch, ContextLengthExceeded, InvalidRequest
 from sage_infer.schemas import DecodeState, Prompt, RequestOptions, SamplingParams
+from sage_infer.sdk import StopStringDetector
 
 from sage_infer_openvino.engine.grammar import GrammarMatcher
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
-from sage_infer_openvino.engine.stop_strings import StopStringDetector
 from sage_infer_openvino.models.text_codec import INLINE_CHARACTERS, DecoderTexts
 
 __all__ = ["RequestFactory", "check_request_id", "checked_hold", "due_at"]

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from attrs import define, field
 from sage_infer.contracts import BufferedTokenStream
 from sage_infer.schemas import FinishReason, SamplingParams, Timing, TokenDelta, Usage
+from sage_infer.sdk import StopStringDetector
 
 from sage_infer_openvino.engine.grammar import GrammarMatcher
-from sage_infer_openvino.engine.stop_strings import StopStringDetector
 from sage_infer_openvino.models.tokenizer import IncrementalDetokenizer
 
 __all__ = ["Clock", "EngineRequest", "SequenceState"]

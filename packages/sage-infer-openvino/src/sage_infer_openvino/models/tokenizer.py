@@ -13,11 +13,12 @@ from typing import Any
 
 import attrs
 from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
+from sage_infer.sdk import plain_messages
 from sage_infer.sdk.answers import ModelFormat, answer_format
 from sage_infer.sdk.generic_tools import tools_as_text, with_call_text, with_tool_text
 from tokenizers import Tokenizer
 
-from sage_infer_openvino.models.chat_messages import plain_messages, with_argument_objects
+from sage_infer_openvino.models.chat_messages import with_argument_objects
 from sage_infer_openvino.models.chat_template import RESERVED_VARIABLES, ChatTemplate
 from sage_infer_openvino.models.detokenizer import IncrementalDetokenizer, TokenBytes
 from sage_infer_openvino.models.file_checks import special_token_id

@@ -8,6 +8,7 @@ from typing import Any
 from sage_infer.contracts import ChatMessage
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import Prompt
+from sage_infer.sdk import plain_messages
 from sage_infer.sdk.generic_tools import tools_as_text, with_call_text, with_tool_text
 
 __all__ = ["render_chat"]
@@ -41,8 +42,6 @@ def render_chat(
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UnsupportedFeature("the model has no chat template; pass the prompt as text")
-    if not messages:
-        raise InvalidRequest("no messages; expected at least one")
     variables = dict(template_variables or {})
     taken = sorted(_NO_VARIABLES & set(variables))
     if taken:
@@ -65,7 +64,7 @@ def render_chat(
                 f"the model's chat template fails on these messages ({what}); check each message's role and content"
             ) from error
 
-    conversation = [_message(index, message) for index, message in enumerate(messages)]
+    conversation = plain_messages(messages)
     if "tool_calls" not in str(tokenizer.chat_template):
         conversation = with_call_text(conversation)
     text = _with_tools(render, conversation, tools) if tools else render(conversation, None)
@@ -82,23 +81,3 @@ def _with_tools(render: Render, chat: Sequence[Mapping[str, Any]], tools: Sequen
         return render(with_tool_text(chat, described, "system"), None)
     except InvalidRequest:  # some templates reject system messages
         return render(with_tool_text(chat, described, "user"), None)
-
-
-def _message(index: int, message: ChatMessage) -> dict[str, Any]:
-    """The message with its text parts joined, as templates of text models expect."""
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or not role:
-        raise InvalidRequest(f"message {index} has no role; expected system, user, assistant or tool")
-    if role == "user" and content is None:
-        raise InvalidRequest(f"message {index} of the user has no content")
-    if isinstance(content, str) or not isinstance(content, Sequence):
-        return dict(message)
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind != "text":
-            raise UnsupportedFeature(
-                f"message {index} has a content part of type {kind!r}; this backend supports only text"
-            )
-        texts.append(str(part.get("text", "")))
-    return {**message, "content": "\n".join(texts)}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import platform
 import time
 import uuid
+from collections.abc import Iterable, Mapping
 
 from sage_infer.contracts import EngineStats, Health
 from sage_infer.errors import EngineDead
 from sage_infer.schemas import CapabilityDescriptor, InstanceDescriptor, InstanceReport
 from sage_infer.schemas.instance import InstanceState
-
-from sage_infer_openvino.ov_runtime import ov
 
 __all__ = ["Reporter"]
 
@@ -28,43 +27,66 @@ _SHARED = (
 
 
 class Reporter:
-    """Creates the descriptor and the reports of one backend object, which starts only once."""
+    """Creates the descriptor and the reports of one backend object, for ``InstanceReporting``.
 
-    def __init__(self, backend: str) -> None:
+    Attributes:
+        instance_id: unique name; it lasts as long as the object.
+        generation: start time of the engine in nanoseconds since the epoch.
+    """
+
+    def __init__(self, backend: str, model_id: str) -> None:
         self.instance_id = f"{backend}-{uuid.uuid4().hex[:12]}"
         self.generation = time.time_ns()
+        self._model_id = model_id
         self._seq = 0
         self._descriptor: InstanceDescriptor | None = None
 
-    def started(self, model_id: str, capability: CapabilityDescriptor, key_space: str | None = None) -> None:
-        """Set the identity of the loaded instance."""
+    def new_generation(self) -> None:
+        """Begin a generation, at each further start of the engine. There is no descriptor until ``started``."""
+        self.generation, self._seq = max(time.time_ns(), self.generation + 1), 0
+        self._descriptor = None
+
+    def started(
+        self,
+        capability: CapabilityDescriptor,
+        *,
+        address: str = "inproc:",
+        key_space: str | None = None,
+        adapters: Iterable[str] = (),
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        """Set the identity of the loaded instance. ``versions`` are those of engine and libraries."""
         self._descriptor = InstanceDescriptor(
             instance_id=self.instance_id,
             generation=self.generation,
-            model_ids=(model_id,),
+            model_ids=(self._model_id,),
             capability=capability,
-            addresses=("inproc:",),
+            adapters=tuple(adapters),
+            addresses=(address,),
             host=platform.node(),
             key_space=key_space,
-            versions={"openvino": ov.get_version()},
+            versions=versions or {},
         )
 
     def describe(self) -> InstanceDescriptor:
-        """Raises:
-        EngineDead: the instance is not started.
+        """Identity of the instance.
+
+        Raises:
+            EngineDead: the instance is not started.
         """
         if self._descriptor is None:
             raise EngineDead("the backend is not started; call start() first, or use open_backend")
         return self._descriptor
 
-    def report(self, stats: EngineStats, health: Health) -> InstanceReport:
-        """The current load."""
+    def report(self, stats: EngineStats, health: Health, *, sleeping: bool = False) -> InstanceReport:
+        """The current load; each call increments ``seq``."""
         self._seq += 1
+        state = _STATES[health.status]
         return InstanceReport(
             instance_id=self.instance_id,
             generation=self.generation,
             seq=self._seq,
             taken_at=time.monotonic(),
-            state=_STATES[health.status],
+            state="sleeping" if sleeping and state == "ready" else state,
             **{name: getattr(stats, name) for name in _SHARED},
         )

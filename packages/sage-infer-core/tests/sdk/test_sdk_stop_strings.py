@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from sage_infer_openvino.engine.stop_strings import StopStringDetector
+from sage_infer.sdk import StopStringDetector
 
 LETTERS = st.text("ab\N{SNOWMAN}", max_size=12)
 

@@ -1,0 +1,147 @@
+"""The base of executors: ids, time limits, clean-up after a failed start, and handles of replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import abstractmethod
+from collections.abc import Collection
+from typing import Any, ClassVar
+
+from sage_infer.contracts import ReplicaExit
+from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
+from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
+
+__all__ = ["BaseExecutor", "BaseReplica", "BackendReplica"]
+
+_RESERVATIONS = ("server", "environment", "device_ids", "gpus", "memory_gb", "group")
+"""Fields of a spec that an executor may be unable to honour; their defaults ask for nothing."""
+
+
+class BaseReplica:
+    """A ``ReplicaHandle`` whose subclass ends the replica. Override ``shut_down`` and ``destroy``.
+
+    Attributes:
+        spec: what was asked for.
+        descriptor: the replica's identity.
+        backend: the backend of a replica in this process; None elsewhere.
+    """
+
+    descriptor: InstanceDescriptor
+    backend: Any = None
+
+    def __init__(self, spec: ReplicaSpec) -> None:
+        self.spec = spec
+        self._ended: asyncio.Future[ReplicaExit] = asyncio.get_running_loop().create_future()
+
+    # --- what a subclass overrides
+
+    @abstractmethod
+    async def shut_down(self) -> int | None:
+        """Close the replica gracefully; returns its exit code, None where it is no process."""
+        raise NotImplementedError(f"{type(self).__name__} must override shut_down()")
+
+    async def destroy(self) -> int | None:
+        """End it by force; returns the exit code. The default does what ``shut_down`` does."""
+        return await self.shut_down()
+
+    # --- the contract
+
+    async def wait(self) -> ReplicaExit:
+        return await asyncio.shield(self._ended)
+
+    async def stop(self, *, grace_s: float = 10.0) -> ReplicaExit:
+        if not self._ended.done():
+            try:
+                code = await asyncio.wait_for(self.shut_down(), grace_s)
+            except TimeoutError:
+                return await self.kill()
+            self.ended(ReplicaExit(code=code, reason="stopped"))
+        return self._ended.result()
+
+    async def kill(self) -> ReplicaExit:
+        if not self._ended.done():
+            self.ended(ReplicaExit(code=await self.destroy(), reason="killed"))
+        return self._ended.result()
+
+    # --- for subclasses
+
+    def ended(self, how: ReplicaExit) -> None:
+        """The replica has ended, by itself or by force; what comes later is ignored."""
+        if not self._ended.done():
+            self._ended.set_result(how)
+
+
+class BackendReplica(BaseReplica):
+    """A started backend in this process."""
+
+    def __init__(self, spec: ReplicaSpec, backend: Any) -> None:
+        super().__init__(spec)
+        self.backend = backend
+        self.descriptor = InstanceDescriptor(
+            instance_id=spec.replica_id,
+            generation=time.time_ns(),
+            model_ids=(spec.model.model_id,),
+            capability=backend.get_capability(),
+            addresses=("inproc:",),
+        )
+
+    async def shut_down(self) -> int | None:
+        await self.backend.close()
+        return None
+
+
+class BaseExecutor:
+    """An ``Executor`` whose subclass starts single replicas, which end with it. Override ``launch``.
+
+    Attributes:
+        honours: fields of ``ReplicaSpec`` that ``launch`` honours, of ``server``, ``environment``, ``device_ids``,
+            ``gpus``, ``memory_gb`` and ``group``; a spec that sets another one is refused.
+        replicas: the running replicas by id; None while one starts.
+    """
+
+    honours: ClassVar[Collection[str]] = ()
+
+    def __init__(self) -> None:
+        self.replicas: dict[str, BaseReplica | None] = {}
+
+    # --- what a subclass overrides
+
+    @abstractmethod
+    async def launch(self, spec: ReplicaSpec) -> BaseReplica:
+        """Start a replica and wait until it is ready. Where it fails or is cancelled, nothing may be left.
+
+        Raises:
+            BackendUnavailable, OutOfMemory, EngineDead: it does not start.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override launch()")
+
+    # --- the contract
+
+    async def start(self, spec: ReplicaSpec) -> BaseReplica:
+        refused = [name for name in _RESERVATIONS if name not in self.honours and getattr(spec, name)]
+        if refused:
+            raise UnsupportedFeature(
+                f"{type(self).__name__} does not support {', '.join(refused)} of a replica; leave it out"
+            )
+        if spec.replica_id in self.replicas:
+            raise InvalidRequest(f"replica {spec.replica_id!r} runs already; stop it, or choose another id")
+        self.replicas[spec.replica_id] = None
+        try:
+            replica = await asyncio.wait_for(self.launch(spec), spec.start_timeout_s)
+        except BaseException as error:
+            del self.replicas[spec.replica_id]
+            if isinstance(error, TimeoutError):
+                limit = f"{spec.start_timeout_s:g} s"
+                raise EngineDead(f"replica {spec.replica_id!r} did not start within {limit}") from None
+            raise
+        self.replicas[spec.replica_id] = replica
+        replica._ended.add_done_callback(lambda _: self.replicas.pop(spec.replica_id, None))
+        return replica
+
+    async def adopt(self) -> list[BaseReplica]:
+        return []
+
+    async def close(self) -> None:
+        for replica in [replica for replica in self.replicas.values() if replica is not None]:
+            await replica.stop()

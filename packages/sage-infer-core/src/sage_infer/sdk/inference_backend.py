@@ -1,0 +1,261 @@
+"""The base of backends that generate: everything of the contract but the model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+from sage_infer.contracts import (
+    BufferedTokenStream,
+    ChatMessage,
+    DecodeResult,
+    PrefillResult,
+    PromptLike,
+    TokenStream,
+    as_prompts,
+)
+from sage_infer.errors import (
+    ContextLengthExceeded,
+    EngineDead,
+    InvalidRequest,
+    RequestCancelled,
+    SageInferError,
+    UnsupportedFeature,
+)
+from sage_infer.schemas import (
+    DecodeState,
+    KVCacheSchema,
+    Prompt,
+    QuantizationProfile,
+    RequestOptions,
+    SamplingParams,
+    Timing,
+    TokenDelta,
+    Usage,
+)
+from sage_infer.sdk.base_backend import BaseBackend
+from sage_infer.sdk.chat import plain_messages
+from sage_infer.sdk.claims import check_claims
+from sage_infer.sdk.open_requests import OpenRequest
+
+__all__ = ["BaseInferenceBackend"]
+
+
+class BaseInferenceBackend(BaseBackend):
+    """An ``InferenceBackend`` whose subclass brings the model. Override ``load``, ``encode`` and ``complete``;
+    ``decode_tokens`` with the feature ``tokenize``, ``render`` with the feature ``chat``.
+
+    It refuses what ``features`` does not list, prompts that are empty, too long or outside the vocabulary, and ids in
+    use; runs up to ``max_batch_size`` requests simultaneously, the others wait; ends requests on ``abort``,
+    ``cancel``, deadlines and ``close``; and keeps the figures. Prefill and decode apart, KV and quantization profiles
+    are refused by name: a subclass that has them overrides these methods.
+
+    Attributes:
+        vocabulary: number of tokens; ids below it are valid.
+    """
+
+    vocabulary: int
+
+    # --- what a subclass overrides
+
+    def encode(self, prompt: Prompt) -> Sequence[int]:
+        """Token ids of a prompt with ``text``; those of a prompt with ``token_ids`` are used as they are."""
+        raise NotImplementedError(f"{type(self).__name__} must override encode()")
+
+    def complete(
+        self, token_ids: Sequence[int], params: SamplingParams, *, max_tokens: int
+    ) -> AsyncIterator[TokenDelta]:
+        """Generate: an asynchronous generator of deltas, one per step, of all ``params.n`` completions.
+
+        The last delta of each completion has its ``finish_reason``; ``Completion`` makes such deltas. Other requests
+        have their turn after each delta. A cancelled request closes the generator.
+
+        Args:
+            token_ids: the prompt.
+            max_tokens: room in the sequence after the prompt; at least 1.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override complete()")
+
+    def decode_tokens(self, token_ids: Sequence[int]) -> str:
+        """Text of valid token ids, special tokens included."""
+        raise NotImplementedError(f"{type(self).__name__} must override decode_tokens()")
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> Prompt:
+        """A chat as a prompt. ``messages`` are checked, and their content is text."""
+        raise NotImplementedError(f"{type(self).__name__} must override render()")
+
+    # --- the contract
+
+    async def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        options: RequestOptions | None = None,
+    ) -> list[TokenStream]:
+        self.check_running()
+        several = as_prompts(prompts)
+        check_claims(self.claims, backend=self.name, params=params, options=options, prompts=several)
+        if not several:
+            raise InvalidRequest("no prompts; expected at least one")
+        tokens = [self._checked(prompt) for prompt in several]
+        requests = self.requests.accept(request_id, len(several), options=options)
+        return [self._begin(request, ids, params) for request, ids in zip(requests, tokens, strict=True)]
+
+    async def render_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> Prompt:
+        self.check_running()
+        self._need("chat")
+        for given, what in ((tools, "tools"), (template_variables, "template_variables")):
+            if given:
+                raise UnsupportedFeature(f"{self.name} does not support {what} of a chat; leave them out")
+        return self.render(plain_messages(messages), add_generation_prompt=add_generation_prompt)
+
+    async def tokenize(self, prompt: PromptLike) -> list[int]:
+        self.check_running()
+        self._need("tokenize")
+        return list(self._ids(as_prompts(prompt)[0]))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        self.check_running()
+        self._need("tokenize")
+        return self.decode_tokens(self._in_vocabulary(token_ids))
+
+    async def prefill(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        *,
+        request_id: str,
+        params: SamplingParams | None = None,
+        options: RequestOptions | None = None,
+        hold_s: float | None = None,
+    ) -> PrefillResult:
+        self._refuse("prefill_decode", "use generate")
+
+    async def decode(
+        self, state: DecodeState, *, request_id: str, options: RequestOptions | None = None
+    ) -> DecodeResult:
+        self._refuse("prefill_decode", "use generate")
+
+    def get_kv_schema(self) -> KVCacheSchema:
+        self._refuse("a KV cache that can be described", "use generate")
+
+    def load_quant_profile(self, profile: QuantizationProfile) -> None:
+        self._refuse("quant_profile", "open it without a profile")
+
+    # --- requests
+
+    def _begin(self, request: OpenRequest, ids: Sequence[int], params: SamplingParams) -> TokenStream:
+        stream = BufferedTokenStream(request.request_id, request.cancel)
+        task = asyncio.create_task(self._run(request, stream, ids, params))
+
+        def cancelled(error: RequestCancelled) -> None:
+            task.cancel()
+            self.requests.finish(request)
+            stream.fail(error)
+
+        request.on_cancel(cancelled)
+        return stream
+
+    async def _run(
+        self, request: OpenRequest, stream: BufferedTokenStream, ids: Sequence[int], params: SamplingParams
+    ) -> None:
+        accepted = time.monotonic()
+        try:
+            async with self.computing(request):
+                clock = _Clock(accepted, queued=time.monotonic() - accepted)
+                self.figures.prompt_tokens += len(ids)
+                room = self.max_sequence_length - len(ids)
+                async with aclosing(self.complete(ids, params, max_tokens=room)) as deltas:  # type: ignore[type-var]
+                    async for delta in deltas:
+                        clock.take(delta)
+                        self._count(delta, clock)
+                        stream.push(delta)
+                        await asyncio.sleep(0)
+            self.requests.finish(request)
+            clock.finish(stream, len(ids), params.n)
+        except SageInferError as error:
+            self.requests.finish(request)
+            stream.fail(error)
+        except Exception as error:  # a mistake in the subclass must not leave the reader waiting
+            self.requests.finish(request)
+            what = f"{type(error).__name__}: {error}"
+            stream.fail(EngineDead(f"request {request.request_id} failed in {self.name}: {what}; report it"))
+
+    def _count(self, delta: TokenDelta, clock: _Clock) -> None:
+        self.figures.output_tokens += len(delta.token_ids)
+        self.figures.steps += 1
+        self.figures.step_s = clock.step_s
+
+    # --- checks
+
+    def _checked(self, prompt: Prompt) -> Sequence[int]:
+        ids, limit = self._ids(prompt), self.max_sequence_length
+        if len(ids) >= limit:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(ids)} tokens, and the limit is {limit} with the output; shorten it"
+            )
+        return ids
+
+    def _ids(self, prompt: Prompt) -> Sequence[int]:
+        return self._in_vocabulary(self.encode(prompt) if prompt.token_ids is None else prompt.token_ids)
+
+    def _in_vocabulary(self, ids: Sequence[int]) -> Sequence[int]:
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
+            wrong = next(token for token in ids if not 0 <= token < self.vocabulary)
+            raise InvalidRequest(f"token id {wrong} is outside the vocabulary of {self.vocabulary} tokens")
+        return ids
+
+    def _need(self, feature: str) -> None:
+        if feature not in self.features:
+            self._refuse(feature, "use a backend that claims it")
+
+    def _refuse(self, what: str, instead: str) -> NoReturn:
+        raise UnsupportedFeature(f"{self.name} does not support {what}; {instead}")
+
+
+class _Clock:
+    """Times and counts of one request."""
+
+    def __init__(self, accepted: float, queued: float) -> None:
+        self._accepted, self._queued = accepted, queued
+        self._first = self._last = 0.0
+        self._made: Counter[int] = Counter()
+        self._reasons: dict[int, Any] = {}
+        self.step_s: float | None = None
+
+    def take(self, delta: TokenDelta) -> None:
+        now = time.monotonic() - self._accepted
+        self.step_s = now - (self._last or self._queued)
+        self._first, self._last = self._first or now, now
+        self._made[delta.index] += len(delta.token_ids)
+        if delta.finish_reason is not None:
+            self._reasons[delta.index] = delta.finish_reason
+
+    def finish(self, stream: BufferedTokenStream, prompt_tokens: int, completions: int) -> None:
+        if len(self._reasons) < completions:
+            raise RuntimeError(
+                "complete() ended before the last delta of each completion, with a finish_reason"
+            )
+        longest = max(self._made.values())
+        stream.finish(
+            self._reasons[0],
+            Usage(prompt_tokens=prompt_tokens, completion_tokens=self._made.total()),
+            Timing(
+                queue_s=self._queued,
+                ttft_s=max(self._first, self._queued),
+                total_s=max(self._last, self._queued),
+                inter_token_s=(self._last - self._first) / (longest - 1) if longest > 1 else None,
+            ),
+        )

@@ -1,0 +1,178 @@
+"""The base of transports: plans in order of priority, checks, retries and reports; and a checked copy of files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections import deque
+from collections.abc import Collection
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import unquote, urlsplit
+
+from attrs import define, field
+
+from sage_infer.contracts import StepCallback
+from sage_infer.errors import InvalidRequest, KVCorrupt, SageInferError, UnsupportedFeature
+from sage_infer.schemas import (
+    KVChunk,
+    KVLocation,
+    TransportPlan,
+    TransportReport,
+    TransportSettings,
+    TransportStep,
+)
+from sage_infer.schemas.kv_chunk import CHECKSUM
+from sage_infer.schemas.transport import StepStatus
+
+__all__ = ["BaseTransport", "copy_chunk", "file_path"]
+
+
+@define
+class _Outcome:
+    error: str = ""
+    seconds: float = 0.0
+    status: StepStatus = "skipped"
+
+
+@define
+class _Run:
+    """One plan under way."""
+
+    plan: TransportPlan
+    outcomes: list[_Outcome] = field(factory=list)
+    retries: int = 0
+
+
+class BaseTransport:
+    """A ``Transport`` whose subclass moves single chunks. Set ``schemes`` and override ``move``.
+
+    Up to ``settings.max_in_flight`` steps run simultaneously, smaller ``priority`` first. A plan with a step out of
+    reach, or with a chunk that has no known checksum, is refused before anything moves.
+
+    Attributes:
+        schemes: URI schemes that it reads and writes.
+        attempts: how often a step is tried before it has failed.
+        settings: the caller's.
+    """
+
+    schemes: ClassVar[Collection[str]]
+    attempts: ClassVar[int] = 1
+
+    def __init__(self, settings: TransportSettings) -> None:
+        self.settings = settings
+
+    async def move(self, step: TransportStep) -> None:
+        """Move one chunk: afterwards it is whole and verified at its target, or the target is untouched.
+
+        Raises:
+            OSError, KVCorrupt: it failed; it is tried again, up to ``attempts`` times.
+            SageInferError: it failed for good.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override move()")
+
+    def can_reach(self, source: KVLocation, target: KVLocation) -> bool:
+        return all(urlsplit(location.uri).scheme in self.schemes for location in (source, target))
+
+    def register(self, region: memoryview) -> None:
+        """Nothing: most transports need no registered memory."""
+
+    async def execute(self, plan: TransportPlan, *, on_step: StepCallback | None = None) -> TransportReport:
+        for step in plan.steps:
+            self._check(step)
+        begun = time.monotonic()
+        run = _Run(plan, [_Outcome() for _ in plan.steps])
+        order = deque(sorted(range(len(plan.steps)), key=lambda index: plan.steps[index].priority))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self.settings.max_in_flight, len(order))):
+                group.create_task(self._work(run, order, on_step))
+        outcomes = run.outcomes
+        return TransportReport(
+            plan_id=plan.plan_id,
+            statuses=[outcome.status for outcome in outcomes],
+            errors=[outcome.error for outcome in outcomes if outcome.status == "failed"],
+            moved_bytes=sum(
+                step.nbytes
+                for step, outcome in zip(plan.steps, outcomes, strict=True)
+                if outcome.status == "done"
+            ),
+            elapsed_s=time.monotonic() - begun,
+            step_seconds=[outcome.seconds for outcome in outcomes],
+            retries=run.retries,
+        )
+
+    async def close(self) -> None:
+        """Nothing: this class holds no connections."""
+
+    def _check(self, step: TransportStep) -> None:
+        if not self.can_reach(step.source, step.target):
+            raise InvalidRequest(
+                f"{step.source.uri} to {step.target.uri} is out of reach; expected {', '.join(sorted(self.schemes))}"
+            )
+        if step.chunk.checksum is None:
+            raise InvalidRequest(f"chunk {step.chunk.chunk_id} has no checksum; export it again")
+        if not step.chunk.checksum.startswith(f"{CHECKSUM}:"):
+            raise UnsupportedFeature(
+                f"checksum {step.chunk.checksum!r} is not supported; expected {CHECKSUM}"
+            )
+
+    async def _work(self, run: _Run, order: deque[int], on_step: StepCallback | None) -> None:
+        while order:
+            index = order.popleft()
+            step, outcome = run.plan.steps[index], run.outcomes[index]
+            begun = time.monotonic()
+            outcome.error = await self._moved(run, step)
+            outcome.seconds = time.monotonic() - begun
+            outcome.status = "failed" if outcome.error else "done"
+            if on_step is not None:
+                on_step(index, outcome.status)
+
+    async def _moved(self, run: _Run, step: TransportStep) -> str:
+        """Why a step failed; empty where it did not."""
+        error: Exception | None = None
+        for attempt in range(self.attempts):
+            run.retries += attempt > 0
+            try:
+                await self.move(step)
+                return ""
+            except (OSError, KVCorrupt) as failed:
+                error = failed
+            except SageInferError as failed:
+                error = failed
+                break
+        return f"{step.source.uri} to {step.target.uri}: {error}"
+
+
+def file_path(location: KVLocation) -> Path:
+    """Path of a ``file:`` location."""
+    return Path(unquote(urlsplit(location.uri).path))
+
+
+def copy_chunk(chunk: KVChunk, source: Path, target: Path, *, piece_bytes: int = 8 << 20) -> None:
+    """Copy the file of a chunk in pieces: written aside, verified, flushed and renamed. Folders are made.
+
+    Raises:
+        OSError: it cannot be read or written.
+        KVCorrupt: the source's size or checksum is not the chunk's.
+    """
+    import xxhash
+
+    digest, size = xxhash.xxh3_64(), 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with source.open("rb") as reader, aside.open("xb") as writer:
+            while piece := reader.read(piece_bytes):
+                digest.update(piece)
+                size += writer.write(piece)
+            writer.flush()
+            os.fsync(writer.fileno())
+        if size != chunk.nbytes or f"{CHECKSUM}:{digest.hexdigest()}" != chunk.checksum:
+            raise KVCorrupt(
+                f"{source} ({size:,} bytes) does not hold chunk {chunk.chunk_id}; export it again"
+            )
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
