@@ -77,7 +77,7 @@ def test_scenario_1_one_device_with_a_share_of_memory_each(sample_models: None) 
 @pytest.mark.parametrize(
     ("llm", "embedding", "message"),
     [
-        (0.8, 0.3, r"'minilm' has memory_fraction 0\.3, too much beside the others on cpu \('smollm2-135m' 0\.8\)"),
+        (0.8, 0.3, r"'minilm' has memory_fraction 0\.3, too much with the others on cpu \('smollm2-135m' 0\.8\)"),
         (0.05, 0.3, r"'smollm2-135m' needs .* and memory_fraction 0\.05 of cpu is 0\.19 GiB: .* GiB too little"),
     ],
 )  # fmt: skip
@@ -155,7 +155,7 @@ def test_devices_that_do_not_exist_or_cannot_be_used_are_refused(sample_models: 
     missing = HybridBackend(
         embedding_config={"model_id": "BAAI/bge-m3", "device_ids": [5]}, profile=five_cards()
     )
-    with pytest.raises(InvalidRequest, match="names device 5, and backend 'vllm-embedding' can use: cuda:0"):
+    with pytest.raises(InvalidRequest, match="names device 5, but backend 'vllm-embedding' can use: cuda:0"):
         missing.plan()
     divided = HybridBackend(
         embedding_config={

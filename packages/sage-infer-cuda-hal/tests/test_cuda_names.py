@@ -166,7 +166,7 @@ def test_one_lost_gpu_of_the_table_costs_that_gpu() -> None:
     lines = TABLE.splitlines(keepends=True)
     found = read("".join(lines[:12]) + LOST_ROW + "".join(lines[15:]), name="x")
     assert [gpu.index for gpu in found.accelerators] == [0]
-    assert found.notes == ("cuda:1 is left out: nvidia-smi says 'ERR!' of it",)
+    assert found.notes == ("cuda:1 is left out: nvidia-smi prints 'ERR!' for it",)
     handle = "Unable to determine the device handle for GPU 0000:C1:00.0: Unknown Error\n"
     found = read(handle + TABLE, name="x")
     assert [gpu.index for gpu in found.accelerators] == [0, 1]

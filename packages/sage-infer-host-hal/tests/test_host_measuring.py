@@ -141,7 +141,7 @@ def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_a_disk_that_nobody_may_write_to_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(OSError, match="no folder on it that this user may write to"):
+    with pytest.raises(OSError, match="this user cannot write to any folder on it"):
         disk_speed.measure_disk(MemoryTierSpec(tier="ssd", name="/"), lambda share: None)
 
 

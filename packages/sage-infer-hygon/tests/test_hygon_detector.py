@@ -107,7 +107,7 @@ def test_what_one_call_does_not_say_is_noted(tools: Path, sysfs: Path) -> None:
         (1, None, None),
     ]
     assert [note.partition(":")[0] for note in found.notes[:3]] == [
-        "--showbus --json says nothing", "--showuniqueid --json says nothing", "no links",
+        "--showbus --json returned nothing", "--showuniqueid --json returned nothing", "no links",
     ]  # fmt: skip
     assert found.sources == ("hy-smi",)
 

@@ -144,7 +144,7 @@ def test_a_refusal_names_the_length_that_fits() -> None:
 def test_exclusive_wants_a_device_each() -> None:
     card = Device(name="cuda:0", total=GIB, usable=GIB)
     small = [Demand(model_id=name, weights=1) for name in ("a", "b")]
-    with pytest.raises(OutOfMemory, match=r"exclusive wants a device for it alone.*time_slice or mps"):
+    with pytest.raises(OutOfMemory, match=r"exclusive requires a device of its own.*time_slice or mps"):
         plan_memory([card], small, "exclusive")
     assert len(plan_memory([card], small, "mps").shares) == 2
 
@@ -219,7 +219,7 @@ def test_a_model_on_several_devices() -> None:
         OutOfMemory, match=r"on each of 4 devices .*fewer than 4 devices with known memory; devices:"
     ):
         plan_memory(cards, [evolve(wide, spread=4)], "mps")
-    with pytest.raises(OutOfMemory, match="wants 2 devices for it alone"):
+    with pytest.raises(OutOfMemory, match="requires 2 devices of its own"):
         plan_memory(cards, [evolve(wide, weights=40), evolve(wide, model_id="b")], "exclusive")
 
 

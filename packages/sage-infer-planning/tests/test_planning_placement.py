@@ -98,10 +98,10 @@ def test_a_model_is_put_on_the_devices_that_it_names(model: ModelDescriptor) -> 
     both = [*CARDS, CPU]
     assert candidates(evolve(model, device_ids=(1,)), spec, both) == ("cuda:1",)
     assert candidates(evolve(model, device_ids=(0,)), spec, [CPU]) == ON_CPU, "main memory is device 0"
-    with pytest.raises(InvalidRequest, match=r"names device 2, 7, and backend 'b' can use: cuda:0, cuda:1"):
+    with pytest.raises(InvalidRequest, match=r"names device 2, 7, but backend 'b' can use: cuda:0, cuda:1"):
         candidates(evolve(model, device_ids=(1, 2, 7)), spec, both)
     with pytest.raises(
-        InvalidRequest, match="names device 1, and backend 'b' can use: 0, which is main memory"
+        InvalidRequest, match="names device 1, but backend 'b' can use: 0, which is main memory"
     ):
         candidates(evolve(model, device_ids=(1,)), spec, [CPU])
     assert demand(evolve(model, device_ids=(0, 1)), names=ON_CARDS).spread == 2

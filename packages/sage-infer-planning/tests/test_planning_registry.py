@@ -47,9 +47,9 @@ def test_a_move_is_made_or_refused_and_never_half(states: list[str]) -> None:
 
 def test_a_name_means_one_model() -> None:
     found = registry()
-    with pytest.raises(InvalidRequest, match=r"'gpt-4o' means model 'qwen2\.5-7b' already"):
+    with pytest.raises(InvalidRequest, match=r"'gpt-4o' already refers to model 'qwen2\.5-7b'"):
         found.register(model("other"), ["gpt-4o"])
-    with pytest.raises(InvalidRequest, match="means model"):
+    with pytest.raises(InvalidRequest, match="already refers to model"):
         found.register(model("gpt-4o"))
 
 
@@ -81,7 +81,7 @@ def test_routes() -> None:
         ("qwen2.5", ("llm",), ModelNotFound, "no model 'qwen2.5'; did you mean 'qwen2.5-7b'"),
         ("zzz", ("llm",), ModelNotFound, "no model 'zzz'; models: qwen2.5-7b, smollm2, minilm"),
         (None, ("reranker",), ModelNotFound, "no model here can rerank"),
-        ("minilm", ("llm",), UnsupportedFeature, "'minilm' can embed, and not generate; models: qwen2.5-7b"),
+        ("minilm", ("llm",), UnsupportedFeature, "'minilm' can embed, but not generate; models: qwen2.5-7b"),
     ],
 )
 def test_what_is_not_there_is_said(

@@ -77,7 +77,7 @@ CHIPS = (
     Chip(
         names=("950PR",),
         memory_gib=128,
-        other_sizes=True,  # 112 GiB besides
+        other_sizes=True,  # also 112 GiB
         bandwidth_gbs=1600,
         tflops={"fp8_e4m3": 1000},
         source="m.968545.com/doc-view-14099: HiBL 1.0, 128 GB, 1.6 TB/s, FP8 1 PFLOPS",
@@ -87,7 +87,7 @@ CHIPS = (
         names=("310P3",),
         memory_gib=24,
         ecc_share=0.125,
-        other_sizes=True,  # 48 GiB a chip besides
+        other_sizes=True,  # also 48 GiB per chip
         bandwidth_gbs=102,
         tflops={"fp16": 70, "int8": 140},
         precisions=("fp16", "int8"),

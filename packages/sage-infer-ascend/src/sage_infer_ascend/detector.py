@@ -90,7 +90,7 @@ NPU_SMI = VendorTool(
 
 
 class AscendDetector(ToolDetector):
-    """This machine as ``npu-smi`` reports it; see ``ToolDetector``."""
+    """This machine as reported by ``npu-smi``; see ``ToolDetector``."""
 
     def __init__(self, sysfs: Path = SYSFS) -> None:
         super().__init__(NPU_SMI, sysfs)

@@ -43,19 +43,19 @@ class NpuRow:
 
 
 def sources(text: ToolText) -> list[str]:
-    """The tool and the driver, with the versions that the output shows."""
+    """Return the tool and the driver with the versions in the output."""
     driver = text.search(_DRIVER)
     found = None if driver is None else re.search(_DRIVER, driver.text)
     return [text.source] if found is None else [text.source, f"Ascend driver {found[1]}"]
 
 
 def ascend(index: int) -> str:
-    """The endpoint's name of a device in links."""
+    """Return the endpoint name of a device in links."""
     return f"ascend:{index}"
 
 
 def accelerators(text: ToolText, rows: Sequence[NpuRow]) -> tuple[list[AcceleratorDescriptor], list[str]]:
-    """Devices of the rows, and notes on what the output leaves open.
+    """Devices of the rows, and notes on missing facts.
 
     Raises:
         ToolOutputError: a chip is listed twice, or its address number cannot be determined.

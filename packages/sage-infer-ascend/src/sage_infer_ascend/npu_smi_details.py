@@ -111,7 +111,7 @@ def _is_a3(block: Block) -> bool:
 
 
 def _memory(text: ToolText, block: Block) -> tuple[int | None, str]:
-    """HBM, or DDR on a chip without HBM; the lines after the position of HBM tell which."""
+    """Return HBM, or DDR on a chip without HBM, which the lines after the position of HBM distinguish."""
     hbm, ddr = _number(text, block, "HBM Capacity(MB)"), _number(text, block, "DDR Capacity(MB)")
     memory = None
     if hbm is not None:

@@ -205,7 +205,7 @@ def _chip(text: ToolText, line: Line, heading: _Heading, cells: list[str]) -> tu
 
 
 def _memory(text: ToolText, line: Line, heading: _Heading, cell: str) -> tuple[int | None, str]:
-    """The device's own memory: HBM if present, else what the tool calls memory."""
+    """The device's own memory: HBM if present, else the tool's memory column."""
     pairs = _PAIR.findall(cell)
     usages = heading.usages or ("Memory", "HBM")[: len(pairs)]
     if not pairs or len(pairs) != len(usages):

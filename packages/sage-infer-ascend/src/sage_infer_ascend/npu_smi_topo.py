@@ -51,7 +51,7 @@ def read_links(text: ToolText) -> LinkMatrix:
 
 
 def links(matrix: LinkMatrix, endpoint: Callable[[str], str], *, mesh: bool = False) -> list[LinkProfile]:
-    """Links of the matrix; ``mesh`` says that the chips have HCCS links of known rate (910B)."""
+    """Links of the matrix; ``mesh`` is true for chips with HCCS links of known rate (910B)."""
 
     def describe(code: str) -> Mapping[str, Any] | None:
         if code in _UNKNOWN:

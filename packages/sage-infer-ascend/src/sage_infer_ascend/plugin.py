@@ -18,7 +18,7 @@ _ON_VLLM = PlatformBackends(
     limits=(
         "Not run on an NPU: detection is tested on recordings, the backend up to the call of vLLM.",
         "The adapter, sage-infer-vllm, supports vLLM 0.28 to 0.32; vllm-ascend requires vLLM 0.18 to 0.26: "
-        "until the ranges meet, opening the backend raises BackendUnavailable, which names what that vLLM lacks.",
+        "until the ranges meet, opening the backend raises BackendUnavailable, which names the missing parts.",
         "int8 KV (C8) only with a checkpoint quantized for it.",
     ),
 )

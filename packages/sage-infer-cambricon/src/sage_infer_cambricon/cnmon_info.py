@@ -56,7 +56,7 @@ def read_info(text: ToolText) -> HardwareProfile:
 
 def _cards(text: ToolText) -> dict[int, Block]:
     lines: dict[int, list[Line]] = {}
-    current: list[Line] = []  # what stands before the first card
+    current: list[Line] = []  # lines before the first card
     for line in text.lines:
         card = _CARD.fullmatch(line.text)
         if card is None:
@@ -74,7 +74,7 @@ def _cards(text: ToolText) -> dict[int, Block]:
 def _block(text: ToolText, lines: list[Line]) -> Block:
     block: Block = {}
     for entry in entries(lines):
-        # A section's total comes first; where it does not, the head of another section was lost.
+        # Each section starts with its total; otherwise the head of another section is missing.
         if entry.path in _KEYS and (entry.path != _MEMORY or entry.first):
             if entry.path in block:
                 raise text.error(entry.line, f"{entry.path} once for a card")

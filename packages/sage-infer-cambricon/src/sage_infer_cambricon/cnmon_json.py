@@ -1,7 +1,7 @@
 """``cnmon info -j``: the file ``cnmon_info.json`` that it writes.
 
-No recording of it is public. The keys are those that two public readers use (gpustack's detector, FlagPerf's checks):
-``CnmonInfo`` with ``CardNum``, ``ProductName``, ``UUID``, ``PhysicalMemUsage.Total`` in MiB, and ``PCI`` with
+There is no public recording of it. The keys are those used by two public readers (gpustack's detector, FlagPerf's
+checks): ``CnmonInfo`` with ``CardNum``, ``ProductName``, ``UUID``, ``PhysicalMemUsage.Total`` in MiB, and ``PCI`` with
 ``DomainID``, ``Bus``, ``Device`` and ``Function`` in hex.
 """
 

@@ -1,4 +1,4 @@
-"""``cnmon``: a table with two lines a device. Before cnmon 5 it has no bus ids: the heading says so."""
+"""``cnmon``: a table with two lines per device. Before cnmon 5 it has no bus ids, as its heading shows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""``cnmon topo -m``: how MLUs are joined.
+"""``cnmon topo -m``: links between MLUs.
 
-No recording of it as text is public. Its codes as public notes tell them: MLK for MLU-Link, and names of PCIe paths.
+There is no public recording of it as text. By public notes, its codes are MLK for MLU-Link and the names of PCIe paths.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def is_topology(text: ToolText) -> bool:
 
 
 def read_links(text: ToolText) -> LinkMatrix:
-    """The matrix as it was printed.
+    """Read the matrix as printed.
 
     Raises:
         ToolOutputError: the table is missing, or a row does not match its heading.
@@ -50,7 +50,7 @@ def links(matrix: LinkMatrix) -> list[LinkProfile]:
 
 
 def read_topology(text: ToolText) -> HardwareProfile:
-    """Devices by the numbers of the table, with nothing known but their place."""
+    """Devices by the numbers of the table, of which only the numbers are known."""
     matrix = read_links(text)
     devices = [mlu(_number(label), None) for label in matrix.labels]
     return build_profile(

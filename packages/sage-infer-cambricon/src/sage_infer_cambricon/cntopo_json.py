@@ -1,4 +1,4 @@
-"""``cntopo find … -O FILE``: rings that MLU-Link joins. Neighbours in a ring have a link of their own."""
+"""``cntopo find … -O FILE``: rings of MLU-Links. Neighbours in a ring have a direct link."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_rings(text: ToolText) -> HardwareProfile:
 
 
 def _members(text: ToolText, ring: Any) -> list[tuple[int, str, int]]:
-    """Of each device of a ring, in its order: ordinal, mode of the ports to the next one, and their number."""
+    """Return for each device of a ring, in order: ordinal, and mode and number of the ports to the next device."""
     if not isinstance(ring, dict) or not isinstance(ring.get("info_by_host"), dict):
         raise text.error(None, "each member of the document must be a ring with info_by_host")
     count = integer(text, ring.get("device_num"), "device_num")

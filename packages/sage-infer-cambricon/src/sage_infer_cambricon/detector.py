@@ -54,7 +54,7 @@ CNMON = VendorTool(
 
 
 class CambriconDetector(ToolDetector):
-    """What ``cnmon`` says of this machine; see ``ToolDetector``."""
+    """This machine as reported by ``cnmon``; see ``ToolDetector``."""
 
     def __init__(self, sysfs: Path = SYSFS) -> None:
         super().__init__(CNMON, sysfs)

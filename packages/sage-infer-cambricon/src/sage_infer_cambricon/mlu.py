@@ -16,7 +16,7 @@ VERSION = r"CNMON\s+v?(\d\S*?)(?:=|\s|$)"
 
 
 def endpoint(index: int) -> str:
-    """The endpoint's name of a device in links."""
+    """Return the endpoint name of a device in links."""
     return f"cambricon:{index}"
 
 
@@ -50,5 +50,5 @@ def board_notes(devices: Iterable[AcceleratorDescriptor]) -> list[str]:
 
 
 def sources(source: str, driver: str | None) -> list[str]:
-    """The tool and the driver, with the versions that an output shows."""
+    """Return the tool and the driver with the versions in the output."""
     return [source] if driver is None else [source, f"Cambricon driver {driver.removeprefix('v')}"]

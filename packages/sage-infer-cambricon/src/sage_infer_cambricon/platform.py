@@ -1,4 +1,4 @@
-"""Cambricon as a platform of vLLM: known facts, each with its source; vLLM itself is asked for the rest."""
+"""Cambricon as a platform of vLLM: known facts, each with its source. Everything else is queried from vLLM."""
 
 from __future__ import annotations
 

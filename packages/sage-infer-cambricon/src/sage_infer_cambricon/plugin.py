@@ -18,7 +18,7 @@ _ON_VLLM = PlatformBackends(
     limits=(
         "Not run on an MLU: detection is tested on recordings, the backend up to the call of vLLM.",
         "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-mlu requires vLLM 0.9.1 to 0.13: "
-        "until the ranges meet, opening the backend raises BackendUnavailable, which names what that vLLM lacks.",
+        "until the ranges meet, opening the backend raises BackendUnavailable, which names the missing parts.",
         "KV dtypes and page sizes are not published; vLLM reports them when it starts.",
     ),
 )

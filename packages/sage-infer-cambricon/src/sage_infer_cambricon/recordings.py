@@ -33,6 +33,6 @@ def read(text: str, *, name: str) -> HardwareProfile:
     """The machine that a recorded output of ``cnmon`` or ``cntopo`` describes; ``name`` is its file's.
 
     Raises:
-        ToolOutputError: it is no output that is known, or it is not understood.
+        ToolOutputError: the output is unknown or malformed.
     """
     return read_recording(_KINDS, ToolText.of(text, tool=TOOL, version=VERSION), name=name)

@@ -1,1 +1,1 @@
-"""NVIDIA GPUs, by NVML where they are, and by recorded output of NVIDIA's tools where they are not."""
+"""NVIDIA GPUs: of this machine through NVML, and of other machines from recorded output of NVIDIA's tools."""

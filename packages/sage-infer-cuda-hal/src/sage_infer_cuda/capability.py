@@ -92,14 +92,14 @@ _NVLINK_GBS: Mapping[str, float] = {
 
 
 def capability_of_id(device_id: int | None) -> str | None:
-    """The compute capability of a chip by its PCI device id."""
+    """Return the compute capability of a chip by its PCI device id."""
     if device_id is None:
         return None
     return next((found for first, last, found in ID_RANGES if first <= device_id <= last), None)
 
 
 def capability_of_name(name: str) -> str | None:
-    """The compute capability of a product by its whole name; None for names that are shortened or not known."""
+    """Return the compute capability of a product by its full name; None for shortened or unknown names."""
     plain = name[_plain_start(name) :]
     if "..." in plain:
         return None
@@ -109,9 +109,9 @@ def capability_of_name(name: str) -> str | None:
 def capability_of(
     name: str, device_id: int | None, architecture: str | None = None
 ) -> tuple[str | None, str]:
-    """The capability on which name, device id and architecture agree, and what to say where they do not.
+    """Return the capability on which name, device id and architecture agree, and a note if they do not.
 
-    None where they contradict each other, unless the architecture settles it.
+    None if they contradict each other and the architecture does not decide.
     """
     by_name, by_id = capability_of_name(name), capability_of_id(device_id)
     by_architecture = _BY_ARCHITECTURE.get(architecture or "")

@@ -1,4 +1,4 @@
-"""What nvidia-smi prints where it fails, or where one GPU no longer answers."""
+"""Output of nvidia-smi if it fails, or if a GPU does not respond."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAILURE = (
 """Messages in place of any output."""
 
 LOST = re.compile(r"\[?(?:GPU is lost|GPU requires reset|ERR!|Unknown Error)\]?\.?", re.IGNORECASE)
-"""What it prints in place of a value where a GPU fell off the bus or must be reset."""
+"""Text in place of a value of a GPU that fell off the bus or must be reset."""
 
 _FAILED = re.compile(
     r"\s*Unable to (?:determine the device handle for|communicate with) gpu\b.*", re.IGNORECASE
@@ -23,12 +23,12 @@ _FAILED = re.compile(
 
 
 def is_failure(line: str) -> bool:
-    """Whether the line says that one GPU does not answer."""
+    """Whether the line reports a GPU that does not respond."""
     return _FAILED.fullmatch(line) is not None
 
 
 def failure_notes(text: ToolText) -> list[str]:
-    """A note for each GPU that does not answer."""
+    """Return a note for each GPU that does not respond."""
     return [
         f"a GPU is left out: {redacted(line.text.strip())}" for line in text.lines if is_failure(line.text)
     ]

@@ -192,6 +192,6 @@ def _linked(text: ToolText, pattern: str, what: str) -> tuple[list[_Gpu], list[s
 
 
 def _uuid(shown: str | None) -> str | None:
-    """The UUID; None where somebody put other words in its place."""
+    """Return the UUID; None if it was replaced by other text."""
     found = re.fullmatch(r"\s*((?:GPU-|MIG-)?[0-9a-fA-F]{8}-[0-9a-fA-F/-]+|MIG-GPU-\S+)\s*", shown or "")
     return found[1] if found and not is_masked(found[1]) else None

@@ -1,4 +1,4 @@
-"""``nvidia-smi topo -p2p``: which GPUs may reach into each other's memory. It says nothing of what joins them."""
+"""``nvidia-smi topo -p2p``: which GPUs can access each other's memory. It does not show their links."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _MEANINGS: Mapping[str, str] = {
 
 
 def has_peer_access(text: ToolText) -> bool:
-    """Whether a row of a GPU has such codes only."""
+    """Whether a GPU's row consists of such codes."""
     code = "|".join(_MEANINGS)
     return text.search(rf"^\s*{_GPU}(\s+X)?(\s+({code}))+(\s+X)?(\s+({code}))*\s*$") is not None
 
 
 def read_peer_access(text: ToolText) -> HardwareProfile:
-    """The GPUs of the table, of which only the numbers are known, with what it says of them as notes.
+    """Return the GPUs of the table, of which only the numbers are known, with the access as notes.
 
     Raises:
-        ToolOutputError: a row does not fit the heading, is missing, or has a code that is not known.
+        ToolOutputError: a row does not match the heading, is missing, or has an unknown code.
     """
     matrix = read_matrix(text, text.lines, _GPU, fused="X|" + "|".join(_MEANINGS))
     if matrix is None:

@@ -1,4 +1,4 @@
-"""``nvidia-smi``: the table with two or three lines a GPU, and the one of MIG devices below it."""
+"""``nvidia-smi``: the table with two or three lines per GPU, and the table of MIG devices below it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Group = list[tuple[Line, list[str]]]
 
 @frozen
 class _Heading:
-    """How many cells each line has, and where name, bus id and memory stand."""
+    """Number of cells per line, and the positions of name, bus id and memory."""
 
     cells: tuple[int, ...]
     bus: int
@@ -45,7 +45,7 @@ class _Heading:
 
 
 def has_table(text: ToolText) -> bool:
-    """Whether there is the heading of the table."""
+    """Whether the text has the heading of the table."""
     return any(any(_NAME.fullmatch(cell) for cell in cells) for _, cells in text.rows())
 
 
@@ -145,7 +145,7 @@ def _device(
     usage = below[place]
     lost = next((cell for _, row_cells in group for cell in row_cells if LOST.fullmatch(cell)), None)
     if lost is not None or "ERR!" in name or "ERR!" in usage:
-        notes.append(f"cuda:{index} is left out: nvidia-smi says {lost or 'ERR!'!r} of it")
+        notes.append(f"cuda:{index} is left out: nvidia-smi prints {lost or 'ERR!'!r} for it")
         return index, None
     if not re.search("[A-Za-z]", name):
         raise text.error(line, "the GPU's number and its name")
@@ -183,7 +183,7 @@ def _mig_device(
     rows: dict[int, AcceleratorDescriptor | None],
     parts: dict[int, list[AcceleratorPartition]],
 ) -> None:
-    """One MIG device: GPU, GI, CI and MIG numbers in the first cell, and the memory beside them."""
+    """One MIG device: GPU, GI, CI and MIG numbers in the first cell, and the memory in the second."""
     line, cells = group[0]
     if cells[0].startswith(("GPU", "No MIG devices")):
         return

@@ -38,7 +38,7 @@ def read_smi_xml(text: ToolText) -> HardwareProfile:
     for index, gpu in enumerate(gpus):
         lost = _lost(gpu)
         if lost is not None:
-            notes.append(f"cuda:{index} is left out: nvidia-smi says {lost.text!r} of its {lost.tag}")
+            notes.append(f"cuda:{index} is left out: nvidia-smi prints {lost.text!r} for its {lost.tag}")
             continue
         device = _device(text, gpu, index, notes)
         devices.append(device)
@@ -69,7 +69,7 @@ def read_smi_xml(text: ToolText) -> HardwareProfile:
 
 
 def _lost(gpu: Element) -> Element | None:
-    """What nvidia-smi could not ask the GPU for, because it fell off the bus or must be reset."""
+    """Return the first element of a GPU that fell off the bus or must be reset."""
     return next((element for element in gpu.walk() if LOST.fullmatch(element.text)), None)
 
 

@@ -26,7 +26,7 @@ PATHS: Mapping[str, Mapping[str, Any]] = {
     "PIX": {"kind": "pcie", "hops": 1},
     "PSB": {"kind": "pcie", "hops": 1},
 }
-"""Fields of a link, by its path code. A single bridge is one hop; the other codes do not tell the number."""
+"""Fields of a link, by its path code. A single bridge is one hop; for other codes the number is unknown."""
 
 
 _CODES = rf"X|{'|'.join(PATHS)}|NV[1-9]\d?|N/A"

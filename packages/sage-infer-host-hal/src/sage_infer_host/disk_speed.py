@@ -31,7 +31,7 @@ def measure_disk(tier: MemoryTierSpec, progress: Callable[[float], None]) -> Mem
     """The tier with its four figures. Takes about five seconds; leaves nothing behind, even when killed.
 
     Raises:
-        OSError: it cannot be measured; the message says why.
+        OSError: it cannot be measured; the message has the reason.
     """
     folder = _writable_folder(tier.name)
     stat = os.statvfs(folder)
@@ -73,7 +73,7 @@ def _writable_folder(mount_point: str) -> str:
         with contextlib.suppress(OSError):
             if os.stat(folder).st_dev == device and os.access(folder, os.W_OK | os.X_OK):
                 return folder
-    raise OSError("there is no folder on it that this user may write to")
+    raise OSError("this user cannot write to any folder on it")
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ class AsyncFile:
         self._context = ctypes.c_ulong(0)
         self._memory = huge_pages(nbytes * depth)  # page-aligned, as direct I/O requires
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        # Plain integers beside the structures: a request takes microseconds, and so would attribute access.
+        # Plain integers too: attribute access of a structure takes as long as a request, microseconds.
         raw = bytearray(depth * ctypes.sizeof(_Request))
         self._requests = (_Request * depth).from_buffer(raw)
         self._numbers = memoryview(raw).cast("q")

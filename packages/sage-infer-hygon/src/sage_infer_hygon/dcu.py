@@ -16,7 +16,7 @@ __all__ = ["LABEL", "TOOL", "VERSION", "Facts", "dcu", "describe", "endpoint", "
 TOOL = "hy-smi"
 VERSION = r"(?:ROCM|HY|DCU)-SMI version:?\s*v?(\d\S*)"
 LABEL = r"(?:HCU|DCU)"
-"""What Hygon's tools call a device; AMD's ``rocm-smi``, from which they come, says GPU."""
+"""Words for a device in Hygon's tools; in AMD's ``rocm-smi``, their origin, it is GPU."""
 
 _DRIVER = r"(?i)Driver Version:\s*(\d\S*)"
 _HYGON = re.compile(r"C-3000|Haiguang|Hygon|Higon", re.IGNORECASE)
@@ -29,20 +29,20 @@ Facts = Mapping[str, tuple[Line | None, str]]
 
 
 def endpoint(index: int) -> str:
-    """The endpoint's name of a device in links."""
+    """Return the endpoint name of a device in links."""
     return f"hygon:{index}"
 
 
 def dcu(index: int) -> AcceleratorDescriptor:
-    """A device with nothing known but its number."""
+    """A device of which only the number is known."""
     return AcceleratorDescriptor(hardware_backend="hygon", vendor="Hygon", model=UNKNOWN_MODEL, index=index)
 
 
 def refuse_amd(text: ToolText, *, labels: bool) -> None:
-    """Refuse the output of AMD's tool of the same name; ``labels`` says that devices are called GPU in it.
+    """Reject output of AMD's tool with the same name; ``labels`` means that devices are labelled GPU.
 
     Raises:
-        ToolOutputError: it says AMD, or calls devices GPU without saying that Hygon made them.
+        ToolOutputError: the output names AMD, or labels devices GPU without naming Hygon.
     """
     vendor = text.search(r"(?i)card vendor")
     if vendor is not None and _HYGON.search(vendor.text):
@@ -57,14 +57,14 @@ def refuse_amd(text: ToolText, *, labels: bool) -> None:
 
 
 def sources(text: ToolText) -> list[str]:
-    """The tool and the driver, with the versions that the output shows."""
+    """Return the tool and the driver with the versions in the output."""
     line = text.search(_DRIVER)
     found = re.search(_DRIVER, line.text) if line else None
     return [text.source] if found is None else [text.source, f"Hygon driver {found[1]}"]
 
 
 def describe(text: ToolText, cards: Mapping[int, Facts]) -> tuple[list[AcceleratorDescriptor], list[str]]:
-    """Devices of the cards, and notes on what their facts leave open.
+    """Devices of the cards, and notes on missing facts.
 
     Raises:
         ToolOutputError: a value does not match its key, or the card is another vendor's.

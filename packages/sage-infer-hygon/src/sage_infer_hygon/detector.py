@@ -49,7 +49,7 @@ def _ask(tools: Sequence[str], devices: Sequence[PciDevice]) -> HardwareProfile:
                 cards.setdefault(index, {}).update(facts)
         except ToolOutputError as error:
             errors.append(error)
-            notes.append(f"{' '.join(call)} says nothing: {error}")
+            notes.append(f"{' '.join(call)} returned nothing: {error}")
     if not cards and errors:
         raise errors[0]
     joined: list[LinkProfile] = []
@@ -91,7 +91,7 @@ HY_SMI = VendorTool(
 
 
 class HygonDetector(ToolDetector):
-    """What ``hy-smi`` says of this machine; see ``ToolDetector``."""
+    """This machine as reported by ``hy-smi``; see ``ToolDetector``."""
 
     def __init__(self, sysfs: Path = SYSFS) -> None:
         super().__init__(HY_SMI, sysfs)

@@ -38,7 +38,7 @@ def read_json(text: ToolText) -> HardwareProfile:
 
 
 def json_facts(text: ToolText) -> Cards:
-    """What the document says of each card."""
+    """Return the facts of each card in the document."""
     data = json_text.load(text)
     if not isinstance(data, dict):
         raise text.error(None, "the document must be an object of cards")
@@ -46,7 +46,7 @@ def json_facts(text: ToolText) -> Cards:
     for key, facts in data.items():
         match = _CARD.fullmatch(key)
         if match is None:
-            continue  # "system" holds what is about the machine
+            continue  # "system" has facts about the machine
         if not isinstance(facts, dict):
             raise text.error(None, f"{key} must be an object")
         cards[int(match[1])] = {

@@ -1,4 +1,4 @@
-"""``hy-smi`` (``rocm-smi`` before DTK 24): one line a device. Columns differ by release; only the number is static."""
+"""``hy-smi`` (``rocm-smi`` before DTK 24): one line per device. Columns differ by release, except the number."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_table(text: ToolText) -> bool:
 
 
 def read_table(text: ToolText) -> HardwareProfile:
-    """The devices of the table, with nothing known but their numbers.
+    """The devices of the table, of which only the numbers are known.
 
     Raises:
         ToolOutputError: a line does not match the heading.

@@ -41,7 +41,7 @@ def card_facts(text: ToolText) -> dict[int, dict[str, tuple[Line | None, str]]]:
     """The facts of each device.
 
     Raises:
-        ToolOutputError: a line about a device is no key and value, or contradicts an earlier line.
+        ToolOutputError: a line about a device has no key and value, or contradicts an earlier line.
     """
     cards: dict[int, dict[str, tuple[Line | None, str]]] = {}
     for line in text.lines:

@@ -1,4 +1,4 @@
-"""``hy-smi --showtopo``: weights, hops, link types and NUMA nodes, a section each."""
+"""``hy-smi --showtopo``: weights, hops, link types and NUMA nodes, one section each."""
 
 from __future__ import annotations
 

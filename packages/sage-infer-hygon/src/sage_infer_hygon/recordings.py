@@ -36,6 +36,6 @@ def read(text: str, *, name: str) -> HardwareProfile:
     """The machine that a recorded output of ``hy-smi`` describes; ``name`` is its file's.
 
     Raises:
-        ToolOutputError: it is no output that is known, it is not understood, or it is of AMD's tool.
+        ToolOutputError: the output is unknown, malformed, or from AMD's tool.
     """
     return read_recording(_KINDS, ToolText.of(text, tool=TOOL, version=VERSION), name=name)

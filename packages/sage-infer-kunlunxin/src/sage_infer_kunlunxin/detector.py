@@ -78,7 +78,7 @@ XPU_SMI = VendorTool(
 
 
 class KunlunxinDetector(ToolDetector):
-    """What ``xpu-smi`` says of this machine; see ``ToolDetector``."""
+    """This machine as reported by ``xpu-smi``; see ``ToolDetector``."""
 
     def __init__(self, sysfs: Path = SYSFS) -> None:
         super().__init__(XPU_SMI, sysfs)

@@ -1,4 +1,4 @@
-"""Kunlunxin as a platform of vLLM: known facts, each with its source; vLLM itself is asked for the rest."""
+"""Kunlunxin as a platform of vLLM: known facts, each with its source. Everything else is queried from vLLM."""
 
 from __future__ import annotations
 

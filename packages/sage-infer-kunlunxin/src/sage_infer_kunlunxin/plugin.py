@@ -18,7 +18,7 @@ _ON_VLLM = PlatformBackends(
     limits=(
         "Not run on an XPU: detection is tested on recordings, the backend up to the call of vLLM.",
         "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-kunlun requires vLLM 0.11 to 0.15: "
-        "until the ranges meet, opening the backend raises BackendUnavailable, which names what that vLLM lacks.",
+        "until the ranges meet, opening the backend raises BackendUnavailable, which names the missing parts.",
         "torch_xmlir, the bridge that vllm-kunlun runs on, is not checked: it is part of the vendor's image.",
         "KV dtypes, KV connectors and page sizes are not published; vLLM reports them when it starts.",
     ),

@@ -30,10 +30,10 @@ _KINDS = (
 
 
 def read(text: str, *, name: str) -> HardwareProfile:
-    """The machine that a recorded output of ``xpu-smi`` describes; ``name`` is its file's.
+    """The machine that a recorded output of ``xpu-smi`` describes; ``name`` is the file name.
 
     Raises:
-        ToolOutputError: it is no output that is known, it is not understood, or it is of Intel's tool.
+        ToolOutputError: the output is unknown, malformed, or from Intel's tool.
     """
     output = ToolText.of(text, tool=TOOL, version=VERSION)
     try:

@@ -32,7 +32,7 @@ _PAIR = re.compile(r"(\S+?)\s*(?:MiB|MB)?\s*/\s*(\S+?)\s*(?:MiB|MB)")
 
 
 def endpoint(index: int) -> str:
-    """The endpoint's name of a device in links."""
+    """Return the endpoint name of a device in links."""
     return f"kunlunxin:{index}"
 
 
@@ -59,7 +59,7 @@ def xpu(
 
 
 def known_serial(printed: str | None) -> str | None:
-    """A card's serial number; None where it is not known or masked."""
+    """Return a card's serial number; None if unknown or masked."""
     return None if printed is None or is_masked(printed) or printed.lower() in UNKNOWN_TEXTS else printed
 
 
@@ -86,7 +86,7 @@ def read_total(text: ToolText, line: Line, printed: str) -> int | None:
     """Bytes of ``used / total``; None if the total is unknown or masked.
 
     Raises:
-        ToolOutputError: it is no such pair.
+        ToolOutputError: the value has another form.
     """
     match = _PAIR.fullmatch(printed)
     total = match[2] if match else printed
@@ -98,10 +98,10 @@ def read_total(text: ToolText, line: Line, printed: str) -> int | None:
 
 
 def refuse_intel(text: ToolText) -> None:
-    """Refuse the output of Intel's tool of the same name.
+    """Reject output of Intel's tool with the same name.
 
     Raises:
-        ToolOutputError: it is Intel's.
+        ToolOutputError: the output is from Intel's tool.
     """
     line = text.search(r"Intel|Device Information|SOC UUID|DRM Device|\"device_list\"")
     if line is not None:

@@ -60,7 +60,7 @@ def links(text: ToolText, matrix: LinkMatrix) -> list[LinkProfile]:
 
 
 def affinities(devices: list[AcceleratorDescriptor], matrix: LinkMatrix) -> list[AcceleratorDescriptor]:
-    """The devices with the NUMA node and the CPUs that the matrix says they are near."""
+    """Return the devices with their nearest NUMA node and CPUs in the matrix."""
     return [
         evolve(
             device,

@@ -1,4 +1,4 @@
-"""Plans models into the memory of devices, and finds models by name. Pure: nothing is loaded, no device is touched."""
+"""Memory planning for models on devices, and look-up of models by name. Loads no model and uses no device."""
 
 from typing import TYPE_CHECKING
 

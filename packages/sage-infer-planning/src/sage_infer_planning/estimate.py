@@ -20,11 +20,11 @@ class Workload:
         least_weight_bits, most_weight_bits: bounds on bits per weight after loading: narrower weights are widened
             to the first, wider ones narrowed to the second.
         has_tied_table_twice: as in ``EngineMemory``.
-        kv_bits: bits of an element of the KV cache.
-        max_sequence_length: longest sequence in tokens; None for the model's own limit.
-        max_batch_size: concurrent sequences.
+        kv_bits: bits per element of the KV cache.
+        max_sequence_length: maximum sequence length in tokens; None for the model's own limit.
+        max_batch_size: maximum number of sequences in a batch.
         step_tokens: tokens computed in one step.
-        kv_bytes: size of the KV cache, if set by the user.
+        kv_bytes: size of the KV cache in bytes, if set by the user.
         overhead_bytes: the engine's overhead: libraries, contexts, workspaces.
     """
 
@@ -44,18 +44,18 @@ class Demand:
     """Memory demand of a model in bytes, over all its devices.
 
     Attributes:
-        model_id: the model.
-        weights: its weights.
+        model_id: id of the model.
+        weights: bytes of the weights.
         kv_least: minimum KV, for one sequence of full length; 0 for an encoder.
         kv_wanted: KV for all concurrent sequences.
         activations: temporary buffers during computation, per device.
         overhead: the engine's overhead, per device.
-        weight: its relative share of left-over memory.
+        weight: relative share of left-over memory.
         devices: names of allowed devices; empty for any.
-        spread: number of devices that it is divided over.
+        spread: number of devices that the model is divided over.
         weight_bits: bits per weight; None if unknown.
         max_sequence_length: tokens covered by ``kv_least``; None if set by the user.
-        fraction: share of each device's memory that it may have, 0 to 1; None for what it needs.
+        fraction: maximum share of each device's memory, 0 to 1; None for no limit.
     """
 
     model_id: str
@@ -73,12 +73,12 @@ class Demand:
 
     @property
     def has_choice(self) -> bool:
-        """Whether there may be more devices for it than it needs."""
+        """Whether the number of allowed devices can exceed ``spread``."""
         return len(self.devices) != self.spread
 
     @property
     def part(self) -> Demand:
-        """What it wants of each of its devices."""
+        """The demand on each of its devices."""
         weights, least, wanted = (-(-n // self.spread) for n in (self.weights, self.kv_least, self.kv_wanted))
         return evolve(self, weights=weights, kv_least=least, kv_wanted=wanted, spread=1)
 
@@ -89,7 +89,7 @@ class Demand:
 
 
 def estimate_demand(model_id: str, shape: ModelShape, run: Workload) -> Demand:
-    """The demand of a model with this shape.
+    """Return the demand of a model with this shape.
 
     Unconverted weights are as large as the files. Activations are the widest layer's rows in float32,
     doubled for input and output, plus one row of logits per sequence.
@@ -118,7 +118,7 @@ def estimate_demand(model_id: str, shape: ModelShape, run: Workload) -> Demand:
 
 
 def demand_of_sizes(model_id: str, sizes: ModelSizes, run: Workload) -> Demand:
-    """The demand of a model whose plug-in says its sizes, which are those after loading."""
+    """Return the demand of a model whose sizes after loading are reported by its plug-in."""
     limit = sizes.max_sequence_length
     length = min(run.max_sequence_length or limit or 0, limit or run.max_sequence_length or 0)
     one = int(sizes.kv_bytes_per_token * length)

@@ -1,4 +1,4 @@
-"""Puts models on devices so that none is asked for more memory than it has."""
+"""Placement of models on devices within the memory of each device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sage_infer_planning.estimate import GIB, Demand
 
 __all__ = ["Device", "MemoryPlan", "Share", "demand_met", "devices_of", "less", "plan_memory"]
 
-RESERVE = 0.05  # of a device, for what no estimate covers: fragmentation, peaks of other processes
+RESERVE = 0.05  # share of a device for fragmentation and peaks of other processes, which are not estimated
 
 
 @frozen(kw_only=True)
@@ -27,7 +27,7 @@ class Device:
 
 @frozen(kw_only=True)
 class Share:
-    """What one model gets on one device, in bytes."""
+    """Memory of one model on one device, in bytes."""
 
     model_id: str
     device: str
@@ -43,14 +43,14 @@ class Share:
 
 @frozen(kw_only=True)
 class MemoryPlan:
-    """Who gets what. ``mode`` decides about activations: in turns, only the largest one's are there at a time."""
+    """A memory plan. In mode ``time_slice``, models run in turns, so only the largest activations count."""
 
     mode: SharingMode
     devices: tuple[Device, ...]
     shares: tuple[Share, ...] = field(default=())
 
     def used(self, device: str) -> int:
-        """Bytes of a device that the plan allocates."""
+        """Return the bytes of a device that the plan allocates."""
         here = [share for share in self.shares if share.device == device]
         together = max if self.mode == "time_slice" else sum
         return sum(s.total - s.activations for s in here) + together([s.activations for s in here] or [0])
@@ -59,12 +59,12 @@ class MemoryPlan:
         return device.usable - self.used(device.name)
 
     def shares_of(self, model_id: str) -> tuple[Share, ...]:
-        """A share for each device that the model is on."""
+        """Return the model's share on each of its devices."""
         return tuple(share for share in self.shares if share.model_id == model_id)
 
 
 def devices_of(profile: HardwareProfile, *, reserve: float = RESERVE) -> tuple[Device, ...]:
-    """Accelerators of a machine as ``cuda:0``, and its main memory as ``cpu``; devices of unknown size are omitted."""
+    """Return the accelerators of a machine (``cuda:0``) and its main memory (``cpu``), except those of unknown size."""
     found = [
         Device(
             name=f"{a.hardware_backend}:{a.index}",
@@ -82,14 +82,14 @@ def devices_of(profile: HardwareProfile, *, reserve: float = RESERVE) -> tuple[D
 
 
 def plan_memory(devices: Sequence[Device], demands: Iterable[Demand], mode: SharingMode) -> MemoryPlan:
-    """A plan with every model on one device, or on as many as it is spread over, none over its usable memory.
+    """Plan every model on one device, or on ``spread`` devices, within the usable memory of each device.
 
-    Models without a choice of device come first, then the largest, each on the devices with the most free memory; then
-    left-over memory becomes KV, by the models' weights, up to their demand. A model with a ``fraction`` gets
-    at most that share of each of its devices. ``exclusive`` reserves a device for one model.
+    Models without a choice of device are placed first, then the largest ones, each on the devices with the most free
+    memory. Left-over memory is then divided between the models' KV in proportion to ``weight``, up to their demand. A
+    ``fraction`` limits a model's share of each of its devices. ``exclusive`` reserves each device for one model.
 
     Raises:
-        OutOfMemory: there is no such plan; the message names the model, the missing bytes, and what would fit.
+        OutOfMemory: a model does not fit; the message names the model, the missing memory, and options that would fit.
     """
     placed: dict[str, list[Demand]] = {device.name: [] for device in devices}
     for demand in sorted(demands, key=lambda demand: (demand.has_choice, -demand.part.least)):
@@ -111,14 +111,14 @@ def plan_memory(devices: Sequence[Device], demands: Iterable[Demand], mode: Shar
                 raise OutOfMemory(_refusal(demand, device, placed[device.name], mode))
             placed[device.name].append(here)
     shares = [share for device in devices for share in _divided(device, placed[device.name], mode)]
-    # A model's devices each hold the KV of the same tokens.
+    # Each device of a model holds the KV of the same tokens.
     kv = {share.model_id: min(s.kv for s in shares if s.model_id == share.model_id) for share in shares}
     even = tuple(evolve(share, kv=kv[share.model_id]) for share in shares)
     return MemoryPlan(mode=mode, devices=tuple(devices), shares=even)
 
 
 def _cost(demands: Sequence[Demand], mode: SharingMode) -> int:
-    """Minimum bytes for all of these."""
+    """Return the minimum bytes for all of these demands."""
     together = max if mode == "time_slice" else sum
     return sum(d.least - d.activations for d in demands) + together([d.activations for d in demands] or [0])
 
@@ -132,10 +132,10 @@ def _fraction_left(demands: Sequence[Demand]) -> float:
 
 
 def _within_fraction(part: Demand, device: Device) -> Demand:
-    """What a model gets of a device at most, where it has a fraction of its memory.
+    """Return the demand of a model limited to its fraction of the device's memory.
 
     Raises:
-        OutOfMemory: it does not run with that little.
+        OutOfMemory: the fraction is less than the minimum.
     """
     if part.fraction is None:
         return part
@@ -156,7 +156,7 @@ def _within_fraction(part: Demand, device: Device) -> Demand:
 
 
 def _divided(device: Device, demands: Sequence[Demand], mode: SharingMode) -> list[Share]:
-    """The device's memory among the models on it."""
+    """Divide the device's memory between the models on it."""
     kv = {demand.model_id: demand.kv_least for demand in demands}
     left = _room(device, demands, mode)
     hungry = [demand for demand in demands if demand.kv_wanted > demand.kv_least]
@@ -198,7 +198,7 @@ def _no_fraction(demand: Demand, devices: Sequence[Device], placed: Mapping[str,
         )
         taken.append(f"{device.name} ({others})" if others else device.name)
     return (
-        f"model {demand.model_id!r} has memory_fraction {demand.fraction:g}, too much beside the others on "
+        f"model {demand.model_id!r} has memory_fraction {demand.fraction:g}, too much with the others on "
         f"{'; '.join(taken)}: the fractions of one device must not add up to more than 1"
     )
 
@@ -207,7 +207,7 @@ def _no_device(demand: Demand, devices: Sequence[Device], mode: SharingMode) -> 
     names = ", ".join(device.name for device in devices) or "none"
     if mode == "exclusive" and devices:
         return (
-            f"{_needs(demand)}, and sharing mode exclusive wants {_for_it_alone(demand)}; devices: {names}, too few "
+            f"{_needs(demand)}, and sharing mode exclusive requires {_for_it_alone(demand)}; devices: {names}, too few "
             "are free. Use time_slice or mps, or unload another model"
         )
     wanted = f" among {', '.join(demand.devices)}" if demand.devices else ""
@@ -216,7 +216,7 @@ def _no_device(demand: Demand, devices: Sequence[Device], mode: SharingMode) -> 
 
 
 def _for_it_alone(demand: Demand) -> str:
-    return "a device for it alone" if demand.spread == 1 else f"{demand.spread} devices for it alone"
+    return "a device of its own" if demand.spread == 1 else f"{demand.spread} devices of its own"
 
 
 def _refusal(demand: Demand, device: Device, here: Sequence[Demand], mode: SharingMode) -> str:
@@ -235,7 +235,7 @@ def _refusal(demand: Demand, device: Device, here: Sequence[Demand], mode: Shari
 
 
 def _lighter(demand: Demand, short: int) -> Iterator[str]:
-    """Suggestions of narrower weights that would fit."""
+    """Yield suggestions of narrower weights that would fit."""
     now = demand.weight_bits
     for bits in (8, 4):
         if now is not None and bits < now and demand.part.weights * (1 - bits / now) >= short:
@@ -244,7 +244,7 @@ def _lighter(demand: Demand, short: int) -> Iterator[str]:
 
 
 def _shorter(part: Demand, short: int) -> Iterator[str]:
-    """Suggestions of a smaller KV cache that would fit."""
+    """Yield suggestions of a smaller KV cache that would fit."""
     if part.kv_least > short and part.max_sequence_length is not None:
         yield f"max_sequence_length {int(part.max_sequence_length * (1 - short / part.kv_least))}"
     elif part.kv_least > short:
@@ -252,7 +252,7 @@ def _shorter(part: Demand, short: int) -> Iterator[str]:
 
 
 def demand_met(shares: Sequence[Share], weight: float, fraction: float | None = None) -> Demand:
-    """A loaded model as a demand for exactly its own devices and memory."""
+    """Return the demand of a loaded model for exactly its current devices and memory."""
     first, spread = shares[0], len(shares)
     return Demand(
         model_id=first.model_id,
@@ -269,7 +269,7 @@ def demand_met(shares: Sequence[Share], weight: float, fraction: float | None = 
 
 
 def less(device: Device, nbytes: int) -> Device:
-    """The device with so much less for models; with all of it where that is negative."""
+    """Return the device with ``nbytes`` less usable memory; a negative number changes nothing."""
     return evolve(device, usable=max(device.usable - max(nbytes, 0), 0))
 
 

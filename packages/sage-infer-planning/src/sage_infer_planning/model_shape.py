@@ -1,4 +1,4 @@
-"""The sizes of a model, from its files: what its memory is estimated from."""
+"""Sizes of a model, read from its files, for memory estimates."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class ModelShape:
     """Sizes of a transformer.
 
     Attributes:
-        layers, hidden, intermediate, heads, kv_heads, head_dim, vocab: as configurations call them.
-        positions: longest sequence in tokens.
-        experts: feed-forward networks in a layer; 1 where it is no mixture.
+        layers, hidden, intermediate, heads, kv_heads, head_dim, vocab: as in model configurations.
+        positions: maximum sequence length in tokens.
+        experts: feed-forward networks per layer; 1 for a model without mixture of experts.
         tied: whether input and output share one embedding matrix (True for a model without an output matrix).
-        causal: whether it generates, and so keeps keys and values.
-        stored_bits: bits a weight has in the files, scales included.
-        stored_bytes: size of the weight files; None where there are none.
+        causal: whether the model generates text and therefore has a KV cache.
+        stored_bits: bits per weight in the files, including scales.
+        stored_bytes: size of the weight files in bytes; None if there are none.
     """
 
     layers: int
@@ -63,12 +63,12 @@ class ModelShape:
         return embeddings + self.layers * (attention + feed_forward)
 
     def kv_bytes_per_token(self, bits: float) -> float:
-        """Bytes of keys and values of one token over all layers, at ``bits`` an element; 0 for an encoder."""
+        """Return the bytes of KV per token over all layers, with ``bits`` per element; 0 for an encoder."""
         return 2 * self.layers * self.kv_heads * self.head_dim * bits / 8 if self.causal else 0.0
 
 
 def read_shape(path: Path) -> ModelShape:
-    """The shape of a model folder or a GGUF file.
+    """Read the shape of a model folder or a GGUF file.
 
     Raises:
         ModelFileError: required sizes are missing.
@@ -92,7 +92,7 @@ def read_shape(path: Path) -> ModelShape:
 
 
 def _as_stored(shape: ModelShape, files: Sequence[Path]) -> ModelShape:
-    """The shape with the size of these weight files, which say more about quantized weights than a configuration."""
+    """Return the shape with the size of the weight files, which is more exact than a configuration."""
     stored = sum(file.stat().st_size for file in files)
     if not stored:
         return shape
@@ -126,7 +126,7 @@ def _gguf_shape(path: Path) -> ModelShape:
 
 
 def shape_of_config(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a Hugging Face ``config.json`` describes; ``KeyError`` names what it lacks."""
+    """Return the shape from a Hugging Face ``config.json``; ``KeyError`` names a missing key."""
     config = {**config, **config.get("text_config", {})}
     for theirs, ours in _NAMES.items():
         if theirs in config:

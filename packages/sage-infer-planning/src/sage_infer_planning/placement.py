@@ -32,13 +32,13 @@ def demand_of(
     weight: float,
     sizes: ModelSizes | None = None,
 ) -> Demand:
-    """The demand of a model that may be on the devices ``names``.
+    """Return the demand of a model that can be placed on the devices ``names``.
 
-    ``memory_gb`` of its descriptor counts instead of what its files say about its weights; ``sizes`` are those
-    of a file format that only its backend reads. A model that names several devices is divided over them.
+    ``memory_gb`` of its descriptor replaces the size of its weights. ``sizes`` are given for a file format that only
+    its backend reads. A model that names several devices is divided over them.
     """
     on_cpu = names == ("cpu",)
-    # Main memory is one device, however it is used.
+    # Main memory always counts as one device.
     spread = 1 if on_cpu else _whole(options, SPREAD_OPTION) or len(model.device_ids) or 1
     asked = _number(options, KV_OPTION)
     length = _whole(options, "max_sequence_length") or model.max_sequence_length
@@ -81,7 +81,7 @@ def demand_of(
 
 
 def _number(options: Mapping[str, Any], name: str) -> float | None:
-    """An option that is a number above 0, else None: the backend reports invalid values."""
+    """Return an option if it is a number above 0, else None: the backend reports invalid values."""
     value = options.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -94,7 +94,7 @@ def _whole(options: Mapping[str, Any], name: str) -> int | None:
 
 
 def candidates(model: ModelDescriptor, spec: BackendSpec, devices: Sequence[Device]) -> tuple[str, ...]:
-    """Devices that the backend can use: accelerators of its kinds where there are any, else main memory.
+    """Return the devices that the backend can use: accelerators of its kinds if there are any, else main memory.
 
     Main memory is device 0 of a backend that runs there.
 
@@ -109,7 +109,7 @@ def candidates(model: ModelDescriptor, spec: BackendSpec, devices: Sequence[Devi
     if unknown := [number for number in model.device_ids if number not in known]:
         there = ", ".join(fast) or "0, which is main memory"
         raise InvalidRequest(
-            f"model {model.model_id!r} names device {', '.join(map(str, unknown))}, and backend {spec.name!r} can use: "
+            f"model {model.model_id!r} names device {', '.join(map(str, unknown))}, but backend {spec.name!r} can use: "
             f"{there}; name one of these, or leave device_ids out"
         )
     return chosen or ("cpu",)

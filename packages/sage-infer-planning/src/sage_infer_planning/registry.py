@@ -21,14 +21,14 @@ _NEXT: dict[ModelState, tuple[ModelState, ...]] = {
     "sleeping": ("loading", "registered", "failed"),
     "failed": ("loading", "registered"),
 }
-"""What may follow a state. A failed model may be tried again."""
+"""Possible next states by state. A failed model can be loaded again."""
 
 
 @define
 class ModelEntry:
-    """One model; ``since`` is when it came into its state, in seconds since the epoch.
+    """One model and its state; ``since`` is the start of the state in seconds since the epoch.
 
-    ``stage`` and ``share`` are what is being done while it is loading, as ``ModelStatus`` has them.
+    ``stage`` and ``share`` describe the progress of loading, as in ``ModelStatus``.
     """
 
     descriptor: ModelDescriptor
@@ -53,32 +53,32 @@ class ModelEntry:
 
 @define
 class ModelRegistry:
-    """Models in the order in which they were registered."""
+    """Models in order of registration."""
 
     clock: Callable[[], float] = time.time
     _entries: dict[str, ModelEntry] = field(factory=dict)
 
     def register(self, model: ModelDescriptor, aliases: Iterable[str] = ()) -> ModelEntry:
-        """Add a model, or replace one of the same id that is not loaded.
+        """Add a model, or replace a model with the same id that is not loaded.
 
         Raises:
-            InvalidRequest: its name or an alias means another model.
+            InvalidRequest: the model is loaded, or its name or an alias already refers to another model.
         """
         entry = self._entries.get(model.model_id)
         if entry is not None and entry.state not in ("registered", "failed"):
-            raise InvalidRequest(f"model {model.model_id!r} is {entry.state}; unload it before it is changed")
+            raise InvalidRequest(f"model {model.model_id!r} is {entry.state}; unload it before changing it")
         for name in (model.model_id, *aliases):
             other = self.find(name)
             if other is not None and other.descriptor.model_id != model.model_id:
                 raise InvalidRequest(
-                    f"{name!r} means model {other.descriptor.model_id!r} already; choose another"
+                    f"{name!r} already refers to model {other.descriptor.model_id!r}; choose another name"
                 )
         entry = ModelEntry(model, tuple(aliases), "registered", self.clock())
         self._entries[model.model_id] = entry
         return entry
 
     def find(self, name: str) -> ModelEntry | None:
-        """The entry of this id or alias."""
+        """Return the entry with this id or alias, or None."""
         if name in self._entries:
             return self._entries[name]
         return next((entry for entry in self._entries.values() if name in entry.aliases), None)
@@ -87,15 +87,15 @@ class ModelRegistry:
         return list(self._entries.values())
 
     def move(self, entry: ModelEntry, state: ModelState, reason: str = "") -> None:
-        """Put a model into another state.
+        """Change the state of a model.
 
         Raises:
-            InvalidRequest: that state cannot follow the one that it is in.
+            InvalidRequest: the transition is not allowed.
         """
         if state not in _NEXT[entry.state]:
             raise InvalidRequest(
                 f"model {entry.descriptor.model_id!r} is {entry.state} and cannot become {state}; "
-                f"next may be {' or '.join(_NEXT[entry.state])}"
+                f"possible next states: {', '.join(_NEXT[entry.state])}"
             )
         entry.state, entry.since, entry.reason = state, self.clock(), reason
         entry.stage, entry.share = "", None

@@ -1,4 +1,4 @@
-"""From the name in a request to a model."""
+"""Resolution of model names in requests."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _WORK: dict[str, str] = {
 
 
 class ModelRouter:
-    """Finds models by id, by alias, by type, or the default one of a type.
+    """Finds models by id or alias, and the default model of a type.
 
-    The default is the first model of the type that was registered and can answer, else the first.
+    The default is the first registered model of the type that accepts requests, else the first registered one.
     """
 
     def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
 
     def route(self, name: str | None, types: Sequence[ModelType]) -> ModelEntry:
-        """The model for work of one of ``types``.
+        """Return the model for a request that needs one of ``types``.
 
         Raises:
-            ModelNotFound: no model of this name or of these types; the message lists the nearest names.
-            UnsupportedFeature: the model is of another type.
+            ModelNotFound: no model has this name or one of these types; the message suggests similar names.
+            UnsupportedFeature: the model has another type.
         """
         entry = None if name is None else self.named(name, types)
         if entry is None:
@@ -44,7 +44,7 @@ class ModelRouter:
         elif entry.descriptor.model_type not in types:
             does = _WORK[entry.descriptor.model_type]
             raise UnsupportedFeature(
-                f"model {name!r} can {does}, and not {_WORK[types[0]]}; {self._known(types)}"
+                f"model {name!r} can {does}, but not {_WORK[types[0]]}; {self._known(types)}"
             )
         return entry
 

@@ -13,7 +13,7 @@ from sage_infer.schemas.hardware import Confidence
 __all__ = ["Chip", "find_chip"]
 
 _LEAST_SHOWN = 0.91
-"""Tools show up to a tenth less than what is sold: in-band ECC, firmware and spare rows are taken off."""
+"""Tools show up to a tenth less than the nominal memory: in-band ECC, firmware and spare rows are subtracted."""
 
 
 @frozen(kw_only=True)
@@ -22,11 +22,11 @@ class Chip:
 
     Attributes:
         names: names that tools print for it, compared without case, spaces, ``_`` and ``-``.
-        source: where the figures come from.
-        confidence: how far to trust them.
+        source: source of the figures.
+        confidence: reliability of the figures.
         memory_gib: nominal memory in GiB: a device with more or less is not this chip; None skips the comparison.
         ecc_share: share of the nominal memory that error correction hides from tools.
-        other_sizes: whether devices of this name also have other memory sizes: then unknown memory is no match.
+        other_sizes: whether devices with this name also have other memory sizes; then unknown memory does not match.
         bandwidth_gbs: peak device memory bandwidth in GB/s.
         tflops: dense peak rate in TFLOP/s (TOP/s for integers) by precision.
         precisions: precisions of its arithmetic units; empty if unknown.
@@ -54,7 +54,7 @@ class Chip:
         }
 
     def fits(self, memory_bytes: int | None) -> bool:
-        """Whether a device that shows so much memory can be this chip."""
+        """Whether a device with this amount of memory can be this chip."""
         if self.memory_gib is None:
             return True
         if memory_bytes is None:

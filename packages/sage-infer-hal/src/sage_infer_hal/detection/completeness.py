@@ -1,4 +1,4 @@
-"""Whether a recording shows all devices: an output that is cut or edited often looks whole."""
+"""Checks whether a recording shows all devices. A truncated or edited output often looks complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNCOUNTED = "this output does not count its devices: rows that it lost at its en
 
 
 def gap_notes(numbers: Iterable[int], what: str, *, first: int = 0) -> list[str]:
-    """A note where numbers that count from ``first`` leave some out: hidden devices, or rows that are lost."""
+    """Return a note if numbers counted from ``first`` have gaps: hidden devices, or lost rows."""
     shown = set(numbers)
     missing = sorted(set(range(first, max(shown, default=first - 1) + 1)) - shown)
     if not missing:
@@ -27,7 +27,7 @@ def gap_notes(numbers: Iterable[int], what: str, *, first: int = 0) -> list[str]
 
 
 def need_rows(text: ToolText, rows: Collection[object], what: str) -> None:
-    """Refuse a table that has a heading and nothing below it.
+    """Reject a table without rows below its heading.
 
     Raises:
         ToolOutputError: there are no rows.

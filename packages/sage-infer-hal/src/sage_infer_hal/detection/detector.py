@@ -22,9 +22,9 @@ class VendorTool:
     Attributes:
         vendor: the vendor's name, for messages.
         names: names of the tool, preferred first.
-        folders: where its installer puts it, in addition to ``PATH``.
+        folders: installation folders of the tool, in addition to ``PATH``.
         pci_vendors: the vendor's PCI ids.
-        is_accelerator: tells accelerators from the vendor's other PCI devices.
+        is_accelerator: distinguishes accelerators from the vendor's other PCI devices.
         ask: ``ask(tools, devices)`` runs the tools found and returns the profile, or raises ``ToolOutputError``;
             ``devices`` are the accelerators on the PCI bus.
         install: package that installs the tool, for notes.
@@ -55,7 +55,7 @@ class ToolDetector:
         """The vendor's devices in this machine; an empty profile with notes if none can be used.
 
         Raises:
-            ToolOutputError: devices are on the PCI bus, but the tool fails or its output is not understood.
+            ToolOutputError: devices are on the PCI bus, but the tool fails or its output cannot be parsed.
         """
         devices = [d for d in pci_devices(self.tool.pci_vendors, self.sysfs) if self.tool.is_accelerator(d)]
         tools = find_tools(*self.tool.names, folders=self.tool.folders)
@@ -76,7 +76,7 @@ class ToolDetector:
 
 
 def _with_pci(profile: HardwareProfile, devices: Iterable[PciDevice]) -> HardwareProfile:
-    """The profile with NUMA nodes and host links of the PCI bus, and a note where the two disagree."""
+    """Return the profile with NUMA nodes and host links of the PCI bus, and a note if the two disagree."""
     nodes = {device.address: device.numa_node for device in devices}
     accelerators = [
         evolve(a, numa_node=nodes.get(a.pci_address or "") if a.numa_node is None else a.numa_node)

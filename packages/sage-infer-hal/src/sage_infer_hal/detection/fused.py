@@ -1,4 +1,4 @@
-"""Cells of link tables that ran into each other, taken apart where that can be done in one way only."""
+"""Splitting of joined cells in link tables, if there is only one way to split them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["split_cells", "splits"]
 
 
 def splits(cell: str, pattern: str) -> list[list[str]]:
-    """Every way to write the cell as words that match ``pattern``."""
+    """Return every way to split the cell into words that match ``pattern``."""
     ways: list[list[list[str]]] = [[[]]]  # by how many characters are read
     for end in range(1, len(cell) + 1):
         ways.append(
@@ -24,7 +24,7 @@ def splits(cell: str, pattern: str) -> list[list[str]]:
 
 
 def split_cells(cells: Sequence[str], pattern: str) -> list[str] | None:
-    """The cells with those that hold several codes taken apart; None where that can be done in several ways."""
+    """Return the cells with joined codes split; None if there are several ways to split them."""
     found: list[str] = []
     for cell in cells:
         ways = splits(cell, pattern) if 0 < len(cell) <= 64 else []

@@ -1,4 +1,4 @@
-"""Lines that a terminal cut at its width, put together again."""
+"""Joining of lines that a terminal wrapped at its width."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 __all__ = ["joined_lines"]
 
-_NARROWEST = 72  # in shorter lines, two of one length are no terminal's width
+_NARROWEST = 72  # below this length, two lines of equal length do not indicate a terminal's width
 _ENTRY = re.compile(r"\s*[A-Z][^:|]*?\s+: ")  # a key and its value: a line of its own
 _FRAME = ("|", "+")
 
 
 def joined_lines(lines: Sequence[str]) -> tuple[list[str], int] | None:
-    """The lines with those that end at the greatest width joined to the next one, and that width.
+    """Join lines of the maximum width to the next line; return the lines and that width.
 
-    A line that begins with the frame of a table and does not end with it was cut there too, and has lost its blanks.
-    None where no terminal cut them so: the longest are short, or there are none, or all are of one length.
+    A line that starts with a table's frame and does not end with it was also wrapped there, without its trailing
+    blanks. Returns None if the lines were not wrapped: the longest are too short, or all have the same length.
     """
     width = max(map(len, lines), default=0)
     full = [len(line) == width or _is_open(line) for line in lines]
