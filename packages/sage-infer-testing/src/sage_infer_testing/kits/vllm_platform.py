@@ -1,4 +1,4 @@
-"""The kit for a vendor's wheel that runs vLLM on the vendor's hardware. It needs neither vLLM nor the hardware."""
+"""The kit for a vendor's wheel that runs vLLM on the vendor's hardware. Requires neither vLLM nor the hardware."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ print(json.dumps({{spec.name: list(spec.requires) for spec in plugin.sage_infer_
 
 
 class VLLMPlatformContract(ContractSuite, kit=True):
-    """What a wheel promises that brings vLLM on a vendor's platform, up to the call of vLLM.
+    """Guarantees of a wheel that runs vLLM on a vendor's platform, up to the call of vLLM.
 
     Attributes:
-        module: the wheel's plug-in module; it lists one generating backend and one for embedding and reranking.
-        stack: the vendor's Python distributions, a version that fits for each; vLLM and its plug-in among them.
+        module: plug-in module of the wheel, with one generating backend and one for embedding and reranking.
+        stack: the vendor's Python distributions with a supported version each, including vLLM and its plug-in.
         device: vLLM's device type on the platform, such as ``npu``.
-        environment: variables that show the engine devices 2 and 3.
+        environment: environment variables that make devices 2 and 3 visible to the engine.
     """
 
     module: ClassVar[str] = ""
@@ -75,7 +75,7 @@ class VLLMPlatformContract(ContractSuite, kit=True):
 
     @pytest.fixture
     def backends(self, specs: tuple[BackendSpec, BackendSpec]) -> tuple[Any, Any]:
-        """The two backend classes, as the specs name them."""
+        """The two backend classes named by the specs."""
         return (
             load_object(specs[0].factory, what=specs[0].name),
             load_object(specs[1].factory, what=specs[1].name),
@@ -83,7 +83,7 @@ class VLLMPlatformContract(ContractSuite, kit=True):
 
     @pytest.fixture
     def platform(self, backends: tuple[Any, Any]) -> Any:
-        """The vendor's table."""
+        """The ``Platform`` table of the vendor."""
         return backends[0].platform
 
     @pytest.fixture
@@ -115,7 +115,7 @@ class VLLMPlatformContract(ContractSuite, kit=True):
         return {f"vllm.platform_plugins:{platform.plugin}": "vendor_plugin:register"}
 
     def test_lists_and_detects_without_the_adapter(self, specs: tuple[BackendSpec, BackendSpec]) -> None:
-        """Without sage-infer-vllm the detectors import, and both backends are listed with what they require.
+        """Without sage-infer-vllm the detectors can be imported, and both backends are listed with their requirements.
 
         How to fix: list them with ``sage_infer.sdk.platform_backends``, and import ``sage_infer_vllm`` only in the
         modules of platform and backends.
@@ -131,9 +131,9 @@ class VLLMPlatformContract(ContractSuite, kit=True):
         assert all("sage-infer-vllm" in requires for requires in listed.values()), f"required are {listed}"
 
     def test_options_are_the_engines(self, adapter: Any, specs: tuple[BackendSpec, BackendSpec]) -> None:
-        """The backends take the options of ``vllm`` and ``vllm-embedding``.
+        """The backends have the options of ``vllm`` and ``vllm-embedding``.
 
-        How to fix: make the specs with ``PlatformBackends.spec("vllm", …)`` and ``spec("vllm-embedding", …)``.
+        How to fix: build the specs with ``PlatformBackends.spec("vllm", …)`` and ``spec("vllm-embedding", …)``.
         """
         engine = {
             spec.name: spec for spec in importlib.import_module(f"{_ADAPTER}.plugin").sage_infer_backends()
@@ -145,9 +145,9 @@ class VLLMPlatformContract(ContractSuite, kit=True):
             assert (ours.prepare, ours.memory) == (theirs.prepare, theirs.memory)
 
     def test_every_fact_has_a_source(self, platform: Any) -> None:
-        """Each attribute of the table that is set names its source.
+        """Each attribute that is set in the table has a source.
 
-        How to fix: add the file, page or release that it was read from to ``Platform.sources``.
+        How to fix: add the file, page or release that it comes from to ``Platform.sources``.
         """
         stated = {
             field.name
@@ -159,7 +159,7 @@ class VLLMPlatformContract(ContractSuite, kit=True):
         )
 
     def test_needs_name_what_is_missing_and_the_fix(self, specs: tuple[BackendSpec, BackendSpec]) -> None:
-        """Both backends declare what they need, and each missing thing says where it was looked for and what to do.
+        """Both backends declare their needs, and each missing need names the searched locations and the fix.
 
         How to fix: add a ``Need`` for driver, toolkit, vLLM and its plug-in, each with ``install``.
         """
@@ -173,8 +173,9 @@ class VLLMPlatformContract(ContractSuite, kit=True):
     ) -> None:
         """Backends, specs and table agree on names, and the table sets the vendor's own hardware name.
 
-        How to fix: ``Platform.backend_name`` is the generating spec's name, the other one is
-        ``<backend_name>-embedding``; set ``Platform.hardware_backend``: some platforms call their device ``cuda``.
+        How to fix: use the name of the generating spec as ``Platform.backend_name``, and
+        ``<backend_name>-embedding`` for the other spec. Set ``Platform.hardware_backend``, because some platforms call
+        their device ``cuda``.
         """
         for spec, backend in zip(specs, backends, strict=True):
             assert backend(tiny).name == spec.name
@@ -186,7 +187,7 @@ class VLLMPlatformContract(ContractSuite, kit=True):
     def test_starting_without_the_stack_says_what_to_install(
         self, backends: tuple[Any, Any], tiny: ModelDescriptor
     ) -> None:
-        """Where vLLM is not installed, ``start`` raises ``BackendUnavailable`` with the command to install it.
+        """If vLLM is not installed, ``start`` raises ``BackendUnavailable`` with the command that installs it.
 
         How to fix: name vLLM's distributions in ``Platform.engine``.
         """
@@ -213,7 +214,7 @@ class VLLMPlatformContract(ContractSuite, kit=True):
     def test_the_platform_plugin_and_its_version_are_checked(
         self, adapter: Any, platform: Any, site: Path
     ) -> None:
-        """A missing or outdated platform plug-in of vLLM is named, with the version that fits.
+        """A missing or outdated platform plug-in of vLLM is named, with the supported versions.
 
         How to fix: set ``Platform.plugin`` and ``Platform.plugin_distributions``.
         """
@@ -230,9 +231,9 @@ class VLLMPlatformContract(ContractSuite, kit=True):
         assert adapter.missing(platform) == [expected]
 
     def test_another_vendors_plugin_is_named(self, adapter: Any, platform: Any, site: Path) -> None:
-        """A second platform plug-in of vLLM is reported, since a process can have one.
+        """A second platform plug-in of vLLM is reported, because a process can use only one.
 
-        How to fix: set ``Platform.plugin``, so that the others can be told from yours.
+        How to fix: set ``Platform.plugin``, to distinguish your plug-in from others.
         """
         if platform.plugin is None:
             pytest.skip("the platform is built into the vendor's vLLM")
@@ -244,16 +245,16 @@ class VLLMPlatformContract(ContractSuite, kit=True):
     def test_starting_goes_as_far_as_importing_vllm(
         self, backends: tuple[Any, Any], tiny: ModelDescriptor
     ) -> None:
-        """With the stack installed, ``start`` imports vLLM, and reports what that import raised.
+        """With the stack installed, ``start`` imports vLLM and reports errors of the import.
 
-        How to fix: the distributions of ``stack`` must meet ``Platform.engine`` and ``plugin_distributions``.
+        How to fix: make the versions in ``stack`` match ``Platform.engine`` and ``plugin_distributions``.
         """
         for backend in backends:
             with pytest.raises(BackendUnavailable, match=rf"vLLM cannot be imported .*{_BROKEN_VLLM}"):
                 asyncio.run(backend(tiny).start())
 
     def test_the_table_reaches_the_engine(self, adapter: Any, platform: Any, tiny: ModelDescriptor) -> None:
-        """Engine arguments and environment are the platform's: memory share, visible devices, further options.
+        """Engine arguments and environment follow the table: memory fraction, visible devices, additional options.
 
         How to fix: set ``visible_devices``, ``memory_fraction`` and ``engine_options`` in the table, and
         ``environment`` in the test class.
@@ -269,9 +270,10 @@ class VLLMPlatformContract(ContractSuite, kit=True):
     def test_quantization_follows_the_table(
         self, backends: tuple[Any, Any], platform: Any, tiny: ModelDescriptor
     ) -> None:
-        """Checkpoints of the table's methods are accepted; others, and float ones, are refused by name.
+        """Checkpoints with the table's quantization methods are accepted; others, and float ones, are refused by name.
 
-        How to fix: list in ``Platform.quantization`` what the vendor's vLLM runs, by the names in checkpoints.
+        How to fix: list in ``Platform.quantization`` the methods that the vendor's vLLM supports, by their names in
+        checkpoints.
         """
         if platform.quantization is None:
             pytest.skip("the table leaves quantization to vLLM")
@@ -282,11 +284,11 @@ class VLLMPlatformContract(ContractSuite, kit=True):
             config.write_text(_quantized(method.name, *bits), "utf-8")
             backends[0](tiny).load_quant_profile(profile)
             config.write_text(_quantized("of-another-vendor", *bits), "utf-8")
-            with pytest.raises(CapabilityMismatch, match=f"{platform.backend_name} does not run"):
+            with pytest.raises(CapabilityMismatch, match=f"{platform.backend_name} does not support"):
                 backends[0](tiny).load_quant_profile(profile)
             if not method.online:
                 config.write_text("{}", "utf-8")
-                with pytest.raises(CapabilityMismatch, match="the checkpoint is in floating point"):
+                with pytest.raises(CapabilityMismatch, match="the checkpoint is not quantized"):
                     backends[0](tiny).load_quant_profile(profile)
 
 

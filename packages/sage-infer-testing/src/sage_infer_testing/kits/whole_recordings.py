@@ -1,4 +1,4 @@
-"""The kit for readers that see whether a recording is whole, as those built on ``sage_infer_hal.detection`` do."""
+"""The kit for readers that detect incomplete recordings, such as those built on ``sage_infer_hal.detection``."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _PREFIXES = (
 
 
 class WholeRecordingContract(RecordingContract, kit=True):
-    """What such a reader promises besides: logs and terminals change nothing, and no device is lost silently.
+    """Additional guarantees: log prefixes and wrapped lines have no effect, and no device is silently lost.
 
     Attributes:
-        incomplete: pattern of the notes which say that devices may be missing.
-        examples: how many cut, repeated and wrapped forms of each recording are tried.
+        incomplete: pattern of notes that devices may be missing.
+        examples: number of truncated, repeated and wrapped variants to test per recording.
     """
 
     incomplete: ClassVar[str] = (
@@ -43,9 +43,9 @@ class WholeRecordingContract(RecordingContract, kit=True):
     examples: ClassVar[int] = 40
 
     def test_prefixes_of_logs_change_nothing(self, recordings: Any) -> None:
-        """Each line after a timestamp, a host and a tag, a pod or a service reads like the line alone.
+        """Prefixes of log lines, such as a timestamp, a host, a pod or a service, do not change the profile.
 
-        How to fix: take prefixes away in one place, before anything is read (``ToolText.of``).
+        How to fix: remove prefixes in one place, before parsing (``ToolText.of``).
         """
         for name, text, profile in recordings:
             for prefix in _PREFIXES:
@@ -55,18 +55,18 @@ class WholeRecordingContract(RecordingContract, kit=True):
                 assert found == profile, f"{name} after {prefix!r} reads differently"
 
     def test_no_device_is_lost_silently(self, recordings: Any) -> None:
-        """A text that is cut at any character or line, or repeats or lacks a line: all devices, an error, or a note.
+        """A truncated text, or one with repeated or missing lines, results in all devices, an error, or a note.
 
-        How to fix: account for every row of a table (a closing rule, a count, the processes below it), raise
-        ``ToolOutputError`` with the row where that fails, and add a note where the output has no way to tell.
+        How to fix: check that every row of a table is present (by a closing rule, a count, the processes below it), and
+        raise ``ToolOutputError`` with the row if not. Add a note if the output does not allow such a check.
         """
         for name, text, profile in recordings:
             self._each(name, profile, _shortened(text), allow_note=True)
 
     def test_wrapped_lines_lose_no_device(self, recordings: Any) -> None:
-        """Lines that a terminal wrapped at its width: the same devices, or an error.
+        """Lines wrapped by a terminal result in the same devices or in an error.
 
-        How to fix: refuse a row that does not end as it began, and join lines of the terminal's width.
+        How to fix: reject a row without the closing frame of its table, and join lines of the terminal's width.
         """
         for name, text, profile in recordings:
             for width in (60, 80, 100, 120):
