@@ -38,7 +38,7 @@ class TestHybrid(HybridBackendContract):
         )
 
 
-def test_a_real_llm_sleeps_when_its_streams_have_ended_and_wakes_as_it_was(sample_models: None) -> None:
+def test_a_real_llm_sleeps_after_its_streams_and_wakes_unchanged(sample_models: None) -> None:
     prompt = "Once upon a time,"
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Engines that fail, models that come and go under traffic, calls that are given up."""
+"""Failing engines, loading and unloading under traffic, cancelled calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def until(condition: Any, what: str) -> None:
     await eventually(condition, lambda: what, within_s=10)
 
 
-def test_a_load_that_fails_is_told_and_may_be_tried_again(engines: Engines) -> None:
+def test_a_failed_load_is_reported_and_can_be_retried(engines: Engines) -> None:
     async def main() -> None:
         engines.changes["llm"] = {"failure": OutOfMemory("no memory for the KV cache")}
         instance = hybrid(ENCODER)
@@ -111,7 +111,7 @@ def test_counters_outlive_their_models(engines: Engines) -> None:
     run(main())
 
 
-def test_a_caller_who_gives_up_does_not_end_the_load_that_others_wait_for(engines: Engines) -> None:
+def test_a_cancelled_caller_does_not_end_a_shared_load(engines: Engines) -> None:
     async def main() -> None:
         instance = hybrid(ENCODER)
         await instance.start()
@@ -184,7 +184,7 @@ def test_a_sleeping_model_wakes_for_a_request(engines: Engines) -> None:
     run(main())
 
 
-def test_a_request_calls_back_a_model_that_is_about_to_sleep(engines: Engines) -> None:
+def test_a_request_cancels_the_draining_before_sleep(engines: Engines) -> None:
     async def main() -> None:
         instance = hybrid(LLM)
         await instance.start()
@@ -199,7 +199,7 @@ def test_a_request_calls_back_a_model_that_is_about_to_sleep(engines: Engines) -
     run(main())
 
 
-def test_who_no_longer_waits_for_an_unload_leaves_the_model_ready(engines: Engines) -> None:
+def test_a_cancelled_unload_leaves_the_model_ready(engines: Engines) -> None:
     async def main() -> None:
         instance = hybrid(LLM)
         await instance.start()
@@ -308,7 +308,7 @@ def test_models_that_do_not_fit_together_are_refused_before_any_is_loaded(engine
     run(main())
 
 
-def test_kv_is_what_the_plan_gives_unless_the_user_says(engines: Engines) -> None:
+def test_kv_follows_the_plan_unless_set_by_the_user(engines: Engines) -> None:
     async def main() -> None:
         said = ModelConfig(model=LLM, options={"kv_cache_gb": 2.5})
         instance = hybrid(gigabytes=16, llm_config=said)
@@ -349,7 +349,7 @@ def test_tokens_are_shown_where_the_backend_shows_them(engines: Engines) -> None
 # --- batch work beside streams
 
 
-def test_texts_are_embedded_in_slices_beside_a_stream_and_whole_without(
+def test_texts_are_embedded_in_slices_only_beside_streams(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time_slice, "PART_S", 10.0)
@@ -370,7 +370,7 @@ def test_texts_are_embedded_in_slices_beside_a_stream_and_whole_without(
     run(main())
 
 
-def test_a_text_that_is_refused_keeps_its_number(engines: Engines) -> None:
+def test_errors_have_the_index_of_the_callers_text(engines: Engines) -> None:
     async def main() -> None:
         instance = hybrid(LLM, ENCODER)
         await instance.start()
@@ -398,7 +398,7 @@ def test_documents_are_scored_in_slices(engines: Engines) -> None:
     run(main())
 
 
-def test_a_call_that_is_given_up_while_it_waits_lets_others_go_on(engines: Engines) -> None:
+def test_a_cancelled_waiting_call_does_not_block_others(engines: Engines) -> None:
     async def main() -> None:
         instance = hybrid(LLM, ENCODER)
         await instance.start()

@@ -1,4 +1,4 @@
-"""What a process and its children hold, from a recorded /proc."""
+"""Memory of a process and its children, from a recorded /proc."""
 
 from __future__ import annotations
 

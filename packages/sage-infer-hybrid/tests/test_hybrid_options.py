@@ -1,4 +1,4 @@
-"""Options of requests on their way to a model's backend, calls that are aborted by id, and models named early."""
+"""Request options of a model's backend, aborts by id, and models registered early."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_backend_gets_the_advisory_options_that_it_claims(engines: Engines) ->
     run(main())
 
 
-def test_what_a_caller_sets_and_nothing_honours_is_refused_by_name(engines: Engines) -> None:
+def test_unsupported_options_of_callers_are_rejected_by_name(engines: Engines) -> None:
     @attrs.frozen(kw_only=True)
     class Tomorrow(RequestOptions):  # type: ignore[misc]
         gravity: float = 9.8

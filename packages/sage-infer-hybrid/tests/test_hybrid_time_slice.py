@@ -1,4 +1,4 @@
-"""Slices of batch work beside streams, on a clock that the test moves."""
+"""Slices of batch work beside streams, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ class Machine:
         return sum(count for other, count in self.parts if other == name)
 
 
-def test_while_nobody_reads_a_call_goes_on_in_large_parts() -> None:
+def test_without_streams_a_call_continues_in_large_parts() -> None:
     machine = Machine(0.001, live=0.0)
     items = ["abc"] * 100
     assert asyncio.run(machine.run(items)) == items
     assert max(count for _, count in machine.parts) == pytest.approx(PART_S / 0.003, abs=1)
 
 
-def test_while_nobody_reads_calls_run_together() -> None:
+def test_without_streams_calls_run_concurrently() -> None:
     machine = Machine(0.001, live=0.0)
     inside: list[int] = []
     gate = asyncio.Event()
@@ -140,7 +140,7 @@ def test_a_small_call_does_not_wait_for_a_large_one() -> None:
     asyncio.run(main())
 
 
-def test_of_a_models_calls_the_one_that_is_due_first_is_first() -> None:
+def test_a_models_calls_run_in_order_of_deadline() -> None:
     machine = Machine(0.001)
     ended: list[str] = []
 
@@ -185,7 +185,7 @@ def test_a_cancelled_call_lets_others_go_on() -> None:
     assert asyncio.run(main()) == ["x", "y"] * 20
 
 
-def test_what_is_computed_for_a_call_that_is_given_up_is_cancelled() -> None:
+def test_parts_of_a_cancelled_call_are_cancelled() -> None:
     machine = Machine(0.001)
     ended: list[str] = []
 
@@ -222,7 +222,7 @@ def test_an_error_is_its_own_calls() -> None:
     asyncio.run(main())
 
 
-def test_a_fault_of_its_own_leaves_nobody_waiting() -> None:
+def test_an_internal_error_ends_every_call() -> None:
     machine = Machine(0.001)
 
     async def main() -> None:

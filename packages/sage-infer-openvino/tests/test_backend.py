@@ -1,4 +1,4 @@
-"""The backend with the sample model: right against transformers, alone and in company, here and in another process."""
+"""The backend with the sample model: equal to transformers, alone and concurrently, in this and another process."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def test_greedy_output_is_that_of_transformers(backend: OpenVINOBackend, referen
     assert [case["text"] for case, output in zip(cases, outputs, strict=True) if not same(output, case)] == []
 
 
-def test_32_concurrent_prompts_get_what_each_gets_alone(
-    backend: OpenVINOBackend, reference: Reference
-) -> None:
+def test_32_concurrent_prompts_equal_separate_ones(backend: OpenVINOBackend, reference: Reference) -> None:
     async def main() -> None:
         texts = [case["text"] for case in reference("greedy_smollm2.json")]
         prompts = [*texts, *(f"{text} and" for text in texts)][:32]
@@ -92,7 +90,7 @@ def test_streams_text_and_log_probabilities(backend: OpenVINOBackend) -> None:
     run(main())
 
 
-def test_what_it_says_of_itself(backend: OpenVINOBackend) -> None:
+def test_its_capability(backend: OpenVINOBackend) -> None:
     assert isinstance(backend, InferenceBackend)
     assert isinstance(backend, KVTransfer)
     capability, schema = backend.get_capability(), backend.get_kv_schema()
@@ -135,7 +133,7 @@ print(json.dumps(asyncio.run(main())))
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 11}], ids=["greedy", "seeded"])
-def test_another_process_goes_on_with_exported_kv(
+def test_another_process_continues_with_exported_kv(
     backend: OpenVINOBackend,
     smollm2_gguf: Path,
     cache_dir: Path,
@@ -232,7 +230,7 @@ def test_wrong_options_are_rejected_immediately(options: dict[str, Any], says: s
         OpenVINOBackend(descriptor(Path("/nowhere"), "x"), **options)
 
 
-def test_a_model_that_is_not_there(cache_dir: Path) -> None:
+def test_a_missing_model(cache_dir: Path) -> None:
     async def main() -> None:
         missing = descriptor(Path("/nowhere/model.gguf"), "x")
         opened = OpenVINOBackend(missing, cache_dir=str(cache_dir))

@@ -1,4 +1,4 @@
-"""What OpenVINO is told of the machine."""
+"""OpenVINO's properties for a device."""
 
 from __future__ import annotations
 

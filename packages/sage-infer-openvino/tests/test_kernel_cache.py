@@ -1,4 +1,4 @@
-"""Kernels are kept for the sizes in use, and for a limited number of others (decision 0032)."""
+"""Kernels are cached for the sizes in use, and for a limited number of others (decision 0032)."""
 
 from __future__ import annotations
 

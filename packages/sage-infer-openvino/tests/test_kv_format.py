@@ -1,4 +1,4 @@
-"""The codec reads and writes what OpenVINO itself keeps."""
+"""The codec reads and writes OpenVINO's own pages."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def next_logits(runner: PagedRunner, block: int) -> npt.NDArray[np.float32]:
     return runner.step([SequenceSlice([5], len(TOKENS), [block, 2])])[0].copy()
 
 
-def test_what_does_not_fit(tiny_gguf: Callable[..., Path]) -> None:
+def test_pages_of_the_wrong_size(tiny_gguf: Callable[..., Path]) -> None:
     codec = OpenVINOInt8Codec()
     runner = PagedRunner(build_decoder(GgufModel(tiny_gguf()), "f32"), 1, kv_precision="u8", threads=1)
     schema = kv_schema_of(runner.kv_layout, runner.num_layers, runner.block_nbytes)

@@ -1,4 +1,4 @@
-"""Small questions of loading: devices, default places, KV layouts."""
+"""Loading: devices, default folders, KV layouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What planners of memory are told of these engines."""
+"""Memory requirements of the engines, as reported to planners."""
 
 from __future__ import annotations
 

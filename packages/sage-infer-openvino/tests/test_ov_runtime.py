@@ -1,4 +1,4 @@
-"""Importing this package must not send anything anywhere."""
+"""Importing this package must not send telemetry."""
 
 import os
 import subprocess

@@ -72,7 +72,7 @@ def test_activation_bits(tiny_gguf: Any, bits: int, rounded: bool) -> None:
         ({"calibration_dataset": "c4"}, "calibration_dataset is 'c4'"),
     ],
 )
-def test_what_it_cannot_do_is_named(fields: dict[str, Any], message: str) -> None:
+def test_unsupported_fields_are_named(fields: dict[str, Any], message: str) -> None:
     backend = OpenVINOBackend(descriptor(Path("/none"), "tiny"))
     with pytest.raises(CapabilityMismatch, match=message):
         backend.load_quant_profile(QuantizationProfile(**{"weight_bits": 8, **FULL, **fields}))

@@ -1,4 +1,4 @@
-"""What an instance reports of itself while it works; the kit looks at the rest."""
+"""Reports of a busy instance; the contract kit tests the rest."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_gauges_of_waiting_and_running_requests() -> None:
     run(main())
 
 
-def test_context_tokens_are_those_whose_kv_is_held() -> None:
+def test_context_tokens_count_held_kv() -> None:
     async def main() -> None:
         async with Toy() as toy:
             stream = await toy.generate(PROMPT, greedy(100))
@@ -106,7 +106,7 @@ def test_texts_without_weights(tiny_gguf: Callable[..., Path], tmp_path: Path) -
     run(main())
 
 
-def test_the_codec_and_the_engine_read_alike(smollm2_gguf: Path, cache_dir: Path) -> None:
+def test_the_codec_and_the_engine_agree(smollm2_gguf: Path, cache_dir: Path) -> None:
     async def main() -> None:
         model = descriptor(smollm2_gguf, "smollm2-135m")
         texts = open_texts(model)

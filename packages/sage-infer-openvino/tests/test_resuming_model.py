@@ -1,4 +1,4 @@
-"""Outputs of the sample model in float32, resumed after every token: each equals the undisturbed one."""
+"""Outputs of the sample model in float32, resumed after every token, equal the uninterrupted ones."""
 
 from __future__ import annotations
 

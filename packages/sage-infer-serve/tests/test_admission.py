@@ -1,4 +1,4 @@
-"""Requests are accepted while their answers can begin in time, at whatever rate the engine answers."""
+"""Requests are accepted while their responses can begin in time, at any rate of the engine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_wait_is_the_queue_over_the_rate() -> None:
     assert admission.wait_s() == 0, "a few may always wait"
 
 
-def test_an_engine_that_answers_nobody() -> None:
+def test_an_engine_without_responses() -> None:
     clock = Clock()
     admission = Admission(clock)
     for request in range(20):

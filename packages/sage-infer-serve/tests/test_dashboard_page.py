@@ -51,7 +51,7 @@ def test_nothing_comes_from_elsewhere_and_nothing_is_inline() -> None:
     assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", SCRIPTS)
 
 
-def test_every_file_that_is_named_is_there() -> None:
+def test_every_referenced_file_exists() -> None:
     named = set(re.findall(r"/dashboard/([\w.]+)", PAGES["index.html"])) | set(
         re.findall(r"from \"\./([\w.]+)\"", SCRIPTS)
     )
@@ -287,7 +287,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(backend: DashboardBackend) 
     visit(backend, act, keys=(key,))
 
 
-def test_a_server_that_is_gone_is_said(backend: DashboardBackend) -> None:
+def test_an_unreachable_server_is_reported(backend: DashboardBackend) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         gone = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What one request may ask for has bounds, and they are looked at before anything takes long."""
+"""Limits of a single request are checked before expensive work."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_too_many_or_too_long(served: Served, path: str, body: dict[str, Any], p
     assert served.chat().status == 200
 
 
-def test_what_clients_send_is_not_kept_by_number(served: Served) -> None:
+def test_caches_of_client_data_are_bounded_by_size(served: Served) -> None:
     """Parameters are kept for the next request that asks for the same, but not those with long texts."""
     from sage_infer_serve.openai.sampling import _without_guide
 

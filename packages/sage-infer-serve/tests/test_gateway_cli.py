@@ -1,4 +1,4 @@
-"""What the commands make of their arguments. Serving itself needs engines: see the repository's end-to-end tests."""
+"""Arguments of the commands. Serving requires engines: see the repository's end-to-end tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections: every byte of a request counts, unread answers end, and their number has bounds."""
+"""Connections: every byte of a request counts, unread responses end, and their number is limited."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_alive(served: Served) -> bool:
     ],
     ids=["trailers", "tiny trailers", "one trailer", "chunk extension", "extensions of tiny chunks"],
 )
-def test_what_stands_beside_a_body_is_limited(served: Served, path: str, head: str, piece: bytes) -> None:
+def test_framing_of_a_body_is_limited(served: Served, path: str, head: str, piece: bytes) -> None:
     pieces = piece * (65536 // len(piece) + 1)
     with served.connect() as connection:
         connection.sendall(f"{path} HTTP/1.1\r\nHost: localhost\r\n{head}".encode())
@@ -58,7 +58,7 @@ def test_a_body_in_tiny_chunks_with_a_trailer_is_taken(served: Served) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_body_that_nobody_wants_is_not_read_for_ever(served: Served) -> None:
+def test_an_unwanted_body_is_read_up_to_a_limit(served: Served) -> None:
     with served.connect() as connection:
         connection.sendall(HEALTH + b"Content-Length: 99999999999\r\n\r\n")
         sent = 0
@@ -89,7 +89,7 @@ def stalled(served: Served) -> int:
     return sum(p.flow.write_paused for p in list(served.running._server.server_state.connections))
 
 
-def test_answers_that_nobody_reads_end_with_their_connections(backend: EchoBackend, serve: Serve) -> None:
+def test_unread_responses_end_with_their_connections(backend: EchoBackend, serve: Serve) -> None:
     served = serve(backend, write_timeout_s=0.4)
     clients = [unread(served) for _ in range(5)]
     served.until(lambda: connections(served) > 0, "the clients are not there")
@@ -99,7 +99,7 @@ def test_answers_that_nobody_reads_end_with_their_connections(backend: EchoBacke
     assert is_alive(served)
 
 
-def test_a_stream_that_nobody_reads_is_freed_in_the_engine(backend: EchoBackend, serve: Serve) -> None:
+def test_an_unread_stream_is_freed_in_the_engine(backend: EchoBackend, serve: Serve) -> None:
     served = serve(backend, write_timeout_s=0.4)
     words = " ".join(["word" * 50] * 50_000)
     with socket.socket() as connection:

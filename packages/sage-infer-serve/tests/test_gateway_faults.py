@@ -1,4 +1,4 @@
-"""Clients that leave, engines that die, limits that are reached, and the end of the server."""
+"""Disconnecting clients, dying engines, reached limits, and shutdown."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TestErrors:
         assert answer.status == 429
         assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == ("2", "1250")
 
-    def test_a_bug_is_told_by_number_only(
+    def test_a_bug_is_reported_by_request_id_only(
         self, backend: EchoBackend, served: Served, caplog: pytest.LogCaptureFixture
     ) -> None:
         backend.refuse = ZeroDivisionError("secret detail")
@@ -189,7 +189,7 @@ class TestLimits:
 
 
 class TestTheEnd:
-    def test_what_is_open_ends_and_nothing_new_begins(
+    def test_open_requests_end_and_new_ones_are_rejected(
         self, backend: EchoBackend, serve: Callable[..., Served]
     ) -> None:
         served = serve(backend, drain_timeout_s=20)
@@ -214,7 +214,7 @@ class TestTheEnd:
         assert b"[DONE]" in body
         kept.close()
 
-    def test_after_the_time_for_it_open_requests_are_told(
+    def test_after_the_timeout_open_requests_get_an_error(
         self, backend: EchoBackend, serve: Callable[..., Served]
     ) -> None:
         served = serve(backend, drain_timeout_s=0)
@@ -241,7 +241,7 @@ class TestTheEnd:
             served.call(served.running.drain)
             assert b"shutting_down" in read_all(connection)
 
-    def test_health_tells_of_a_dead_backend(self, backend: EchoBackend, served: Served) -> None:
+    def test_health_reports_a_dead_backend(self, backend: EchoBackend, served: Served) -> None:
         backend.status = Health(status="dead", reason="the engine stopped")
         answer = served.get("/health")
         assert (answer.status, answer.data) == (503, {"status": "dead", "reason": "the engine stopped"})

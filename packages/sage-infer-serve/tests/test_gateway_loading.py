@@ -1,4 +1,4 @@
-"""The server while its models are loaded: it listens, says how far it is, and refuses work until it is ready."""
+"""The server during loading: it listens, reports progress, and rejects work until it is ready."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log probabilities in both formats: bytes, offsets, alternatives, and no entry for a token that is no text."""
+"""Log probabilities in both formats: bytes, offsets, alternatives, and no entry for stop tokens."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_a_tool_that_must_be_called(backend: EchoBackend, served: Served) -> Non
     assert answer.choices[0].finish_reason == "stop"
 
 
-def test_a_call_cut_off_is_given_as_far_as_it_got(backend: EchoBackend, served: Served) -> None:
+def test_a_truncated_call_is_returned(backend: EchoBackend, served: Served) -> None:
     create = served.client().chat.completions.create
     backend.script = ['{"name": "weather", "arguments": {"city": ', '"Rome"', "}}"]
     answer = create(model="echo", messages=ASK, tools=[WEATHER], tool_choice="required", max_tokens=2)  # type: ignore[list-item]

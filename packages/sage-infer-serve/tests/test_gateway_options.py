@@ -1,4 +1,4 @@
-"""Options of requests: from keys, headers and fields to the backend; and the model that answers without a name."""
+"""Request options from keys, headers and fields to the backend, and the default model."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TestDefaultModels:
             assert answer.data["model"] == model
             assert backend.calls[-1][1]["model"] == model
 
-    def test_one_that_is_ready_comes_first(self, serve: Callable[..., Served]) -> None:
+    def test_a_ready_model_is_preferred(self, serve: Callable[..., Served]) -> None:
         class Two(EchoBackend):
             def list_models(self) -> list[ModelDescriptor]:
                 asleep = ModelDescriptor(model_id="asleep", model_type="llm", model_path="/")
@@ -101,7 +101,7 @@ class TestDefaultModels:
         answer = serve(Two()).post("/v1/chat/completions", {"messages": [USER]})
         assert answer.data["model"] == "echo"
 
-    def test_without_a_model_of_the_kind_there_is_none(self, serve: Callable[..., Served]) -> None:
+    def test_without_a_suitable_model_the_request_fails(self, serve: Callable[..., Served]) -> None:
         class NoReranker(EchoBackend):
             def list_models(self) -> list[ModelDescriptor]:
                 return [m for m in super().list_models() if m.model_type != "reranker"]

@@ -1,4 +1,4 @@
-"""What tells about the gateway: metrics, the dashboard's state and its files, pages of other origins, traces."""
+"""Monitoring: metrics, the dashboard's state and files, cross-origin pages, traces."""
 
 from __future__ import annotations
 
@@ -192,7 +192,9 @@ class TestOrigins:
         wrong = served.post(CHAT, {}, origin="https://chat.example")
         assert (wrong.status, wrong.headers["access-control-allow-origin"]) == (400, "https://chat.example")
 
-    def test_all_may_where_that_is_said(self, backend: EchoBackend, serve: Callable[..., Served]) -> None:
+    def test_any_origin_is_allowed_by_a_star(
+        self, backend: EchoBackend, serve: Callable[..., Served]
+    ) -> None:
         served = serve(backend, cors_origins=["*"])
         assert served.get("/health", origin="https://x.example").headers["access-control-allow-origin"] == "*"
 
@@ -298,7 +300,7 @@ class TestTracing:
         assert [event.name for event in span.events] == ["gen_ai.first_token"]
         assert "secret" not in span.to_json()
 
-    def test_a_failure_is_told_by_its_kind(
+    def test_a_failure_is_recorded_by_its_class(
         self, backend: EchoBackend, serve: Callable[..., Served], exporter: InMemorySpanExporter
     ) -> None:
         served = serve(backend, tracing=True)

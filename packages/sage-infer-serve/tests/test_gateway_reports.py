@@ -1,4 +1,4 @@
-"""What a backend reports of itself: metrics, a cluster, and a parser of its models' tool calls."""
+"""Reports of a backend: metrics, a cluster, and its own tool-call parser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests as they are read: every mistake is named by its place, and what is asked for reaches the backend."""
+"""Request validation: errors name the location, and parameters reach the backend."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_mistakes_are_named(
     assert not backend.open
 
 
-def test_what_is_asked_for_reaches_the_backend(backend: EchoBackend, served: Served) -> None:
+def test_parameters_reach_the_backend(backend: EchoBackend, served: Served) -> None:
     served.chat(
         temperature=0.5, top_p=0, top_k=-1, min_p=0.1, seed=-1, stop="end", presence_penalty=1, frequency_penalty=-1,
         repetition_penalty=1.5, max_tokens=7, max_completion_tokens=5, min_tokens=2, stop_token_ids=[3], ignore_eos=True,  # noqa: E501
@@ -142,7 +142,7 @@ def test_structured_outputs_are_constraints(
         assert getattr(backend.calls[-1][1]["params"].guided, field) == value
 
 
-def test_messages_become_what_templates_know(backend: EchoBackend, served: Served) -> None:
+def test_messages_have_the_format_of_templates(backend: EchoBackend, served: Served) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [
         {"role": "developer", "content": "be short"},

@@ -1,4 +1,4 @@
-"""Attacks by bare sockets: each gets a clean answer, and the gateway goes on answering others with its memory flat."""
+"""Attacks with raw sockets: each gets a clean response, while other clients are served and memory stays flat."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_header_smuggling(served: Served, head: str) -> None:
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-def test_what_is_not_http(served: Served, data: bytes) -> None:
+def test_invalid_http(served: Served, data: bytes) -> None:
     assert 400 <= status(served.raw(data)) < 500
     assert is_alive(served)
 

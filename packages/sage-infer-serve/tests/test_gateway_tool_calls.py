@@ -1,4 +1,4 @@
-"""Calls that a constraint forces: the constraint of ``tool_choice: required``, and the calls in its text."""
+"""Forced tool calls: the constraint of ``tool_choice: required``, and the calls in its output."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_references_of_parameters_lead_to_the_parameters(key: str) -> None:
         ("no call", None),
     ],
 )
-def test_a_forced_call_is_given_as_far_as_it_got(text: str, call: tuple[str, str] | None) -> None:
+def test_a_truncated_forced_call_is_returned(text: str, call: tuple[str, str] | None) -> None:
     for pieces in ([text], text):
         assert read(RequiredCallReader(["find", "find_all"]), pieces) == (
             ("", [call]) if call else (text, [])

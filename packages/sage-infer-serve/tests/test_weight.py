@@ -33,7 +33,7 @@ def weigh(body: bytes) -> int:
 
 
 @pytest.mark.parametrize("piece", [2, 3, 5, 7, 64])
-def test_only_what_stands_outside_of_texts_weighs(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+def test_only_bytes_outside_of_strings_count(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     monkeypatch.setattr(weight, "_PIECE", piece)
     quiet = {"a": 'x,[{"\\', "b\\\\": ["\\", '"', "{{{", 5, 6]}
     assert weigh(json.dumps(quiet).encode()) == 4 + 2 + 6 + 5  # an object, a list, its texts, commas
@@ -81,7 +81,7 @@ def test_long_texts_and_many_token_ids_are_light(served: Served) -> None:
     asyncio.run(weight.check_weight(json.dumps({"prompt": [1] * 500_000}).encode(), frozenset(["prompt"])))
 
 
-def test_what_is_no_json_is_for_the_decoder(served: Served) -> None:
+def test_invalid_json_is_left_to_the_decoder(served: Served) -> None:
     for body in (b"\\" * 100_000, b'"' * 100_001, b'{"a":' * 100_000):
         answer = served.ask("POST", CHAT, body, content_type="application/json")
         assert answer.status == 400

@@ -1,4 +1,4 @@
-"""Chats as prompts: tools and calls by the template, or as text where it has no place for them."""
+"""Chats as prompts: tools and calls rendered by the template, or as text without its support."""
 
 from __future__ import annotations
 

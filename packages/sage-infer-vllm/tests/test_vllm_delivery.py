@@ -1,4 +1,4 @@
-"""From vLLM's outputs to deltas: tokens, ends, errors, usage and times."""
+"""Conversion of vLLM's outputs to deltas: tokens, ends, errors, usage and timing."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_dead_engine_ends_the_stream() -> None:
     assert ends.ended == ["r"]
 
 
-def test_leaving_early_tells_the_engine_once() -> None:
+def test_leaving_early_aborts_in_the_engine_once() -> None:
     ends = Ends()
     delivery = ends.delivery()
     delivery.stream.cancel()

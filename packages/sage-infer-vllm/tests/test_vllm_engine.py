@@ -1,4 +1,4 @@
-"""Generation on a real vLLM: equal to vLLM without us, and everything that a request may ask for."""
+"""Generation on a real vLLM: equal to vLLM without the adapter, with every supported parameter."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def through_vllm(backend: Any, ids: list[int], request_id: str, **params: 
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.9, "seed": 7}])
-def test_the_adapter_gives_what_vllm_gives(live: Any, sampling: dict[str, Any]) -> None:
+def test_the_adapter_returns_vllms_output(live: Any, sampling: dict[str, Any]) -> None:
     """64 prompts at once through the adapter, then the same through ``AsyncLLM`` in the same engine."""
 
     async def main() -> None:
@@ -143,7 +143,7 @@ def test_steps_and_batches_are_those_of_vllms_own_server(live: Any, monkeypatch:
     assert (scheduling.max_num_batched_tokens, scheduling.max_num_seqs) == (640, 96)
 
 
-def test_the_start_told_its_stages(live: Any) -> None:
+def test_the_start_reports_its_stages(live: Any) -> None:
     assert live.backend is not None
     names = [stage for stage, _ in live.stages]
     order = [

@@ -1,4 +1,4 @@
-"""A real engine that dies, cannot start, is given up while it starts, or starts again with other weights."""
+"""A real engine that dies, fails to start, is cancelled during the start, or restarts with other weights."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def length(stream: Any) -> int:
 
 
 @pytest.mark.vllm_newest
-def test_a_cache_that_is_too_small_is_out_of_memory(live: Any, clean: None) -> None:
+def test_a_too_small_cache_is_out_of_memory(live: Any, clean: None) -> None:
     backend = live.make(kv_cache_gb=0.005)
     with pytest.raises(
         OutOfMemory, match=r"not enough memory: .*memory for the cache blocks.*raise kv_cache_gb"
@@ -150,7 +150,7 @@ async def folder_of(live: Any) -> Path:
 
 
 @pytest.mark.vllm_newest
-def test_a_start_that_is_given_up_leaves_nothing(live: Any, clean: None) -> None:
+def test_a_cancelled_start_leaves_nothing(live: Any, clean: None) -> None:
     """As Ctrl-C does while the model loads."""
 
     async def main() -> None:

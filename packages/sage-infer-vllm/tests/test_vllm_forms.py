@@ -1,4 +1,4 @@
-"""Models of every form of attention on a real vLLM: they start, give vLLM's own tokens, and have an exact schema."""
+"""Models with every kind of attention on a real vLLM: they start, produce vLLM's tokens, and have an exact schema."""
 
 from __future__ import annotations
 

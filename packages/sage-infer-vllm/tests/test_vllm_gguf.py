@@ -1,4 +1,4 @@
-"""What a GGUF file is converted to: every weight as the file has it, and a tokenizer that reads alike."""
+"""Converted GGUF files: exact weights and an equal tokenizer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_weights_are_exact(smollm2: ModelDescriptor) -> None:
         )
 
 
-def test_the_tokenizer_reads_alike(smollm2: ModelDescriptor) -> None:
+def test_the_converted_tokenizer_is_equal(smollm2: ModelDescriptor) -> None:
     from transformers import AutoTokenizer
 
     folder = loadable_folder(smollm2.model_path, cache_dir=None, progress=lambda stage, share: None)
@@ -67,7 +67,7 @@ def write_gguf(path: Path, architecture: str) -> Path:
     return path
 
 
-def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
+def test_failed_conversions_report_the_reason(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     unknown = write_gguf(tmp_path / "unknown.gguf", "no-such-family")
     with pytest.raises(

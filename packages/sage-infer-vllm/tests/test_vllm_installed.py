@@ -1,4 +1,4 @@
-"""What is said of the vLLM that is installed, from metadata alone."""
+"""Facts of the installed vLLM, from metadata only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return add
 
 
-def test_nothing_installed_says_what_to_install() -> None:
+def test_without_vllm_the_install_command_is_shown() -> None:
     assert missing(VENDOR) == [
         "vLLM is not installed; pip install 'toy-vllm>=0.18,<0.19'",
         "toy-vllm-plugin>=1 is not installed; pip install 'toy-vllm-plugin>=1'",

@@ -1,4 +1,4 @@
-"""Where vLLM's CPU kernel puts keys and values of a page, against the orders of axes that the schema names."""
+"""Layout of keys and values in a page of vLLM's CPU kernel, compared with the schema's axis orders."""
 
 from __future__ import annotations
 

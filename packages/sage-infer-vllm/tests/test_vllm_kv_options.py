@@ -1,4 +1,4 @@
-"""What a user may ask of the KV cache."""
+"""Options of the KV cache."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_presets_become_vllms_arguments(wanted: Any, arguments: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("preset", ["int8", "int4"])
-def test_what_the_platform_cannot_do_is_refused_with_what_it_can(preset: str) -> None:
+def test_unsupported_presets_are_rejected_with_the_supported_ones(preset: str) -> None:
     with pytest.raises(
         CapabilityMismatch, match=f"does not support {preset} KV; available: fp8, and the model's own"
     ):

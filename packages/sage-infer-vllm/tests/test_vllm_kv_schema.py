@@ -1,4 +1,4 @@
-"""The KV cache that a worker reports, as a schema: one form, groups of forms, states, and what no schema describes."""
+"""Schemas of a worker's KV cache: one layout, groups, states, and caches without a schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the plug-in says where vLLM is and where it is not, and that nothing loads vLLM before it is used."""
+"""The plug-in with and without vLLM; nothing imports vLLM before it is used."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_listing_and_importing_the_backends_loads_no_engine() -> None:
 
 
 @pytest.mark.parametrize(("nodes", "extra"), [((), "cpu"), (("nvidia0",), "cuda")])
-def test_the_list_says_which_build_this_machine_wants(
+def test_the_list_shows_the_build_for_this_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: tuple[str, ...], extra: str
 ) -> None:
     import attrs
@@ -98,7 +98,7 @@ def test_the_list_says_which_build_this_machine_wants(
 
 
 @pytest.mark.skipif(have_vllm(), reason="vLLM is installed here")
-def test_without_vllm_a_start_says_what_to_install() -> None:
+def test_a_start_without_vllm_shows_the_install_command() -> None:
     with pytest.raises(
         BackendUnavailable, match=r"vLLM is not installed; pip install 'vllm>=0\.28,<0\.33' or"
     ):
@@ -169,7 +169,7 @@ def test_folders_are_used_as_they_are(tmp_path: Path) -> None:
     assert found == tmp_path.resolve()
 
 
-def test_models_that_are_not_there_or_not_whole(tmp_path: Path) -> None:
+def test_missing_and_incomplete_models(tmp_path: Path) -> None:
     def folder(path: Path) -> Path:
         return prepare.loadable_folder(path, cache_dir=tmp_path / "cache", progress=lambda stage, share: None)
 
@@ -225,7 +225,7 @@ def test_an_adapter_folder_must_be_one(tmp_path: Path) -> None:
 # --- statistics
 
 
-def test_counters_add_up_what_vllm_reports() -> None:
+def test_counters_sum_vllms_reports() -> None:
     counters = EngineCounters()
     scheduler = SimpleNamespace(
         num_running_reqs=2, num_waiting_reqs=1, num_skipped_waiting_reqs=1, kv_cache_usage=0.25,

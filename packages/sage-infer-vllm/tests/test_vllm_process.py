@@ -1,4 +1,4 @@
-"""The engine's processes: their group, their end with their parent, their shared memory, and what they tell."""
+"""The engine's processes: group, exit with their parent, shared memory, and reports."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_reaping_kills_the_group_and_removes_its_shared_memory() -> None:
     processes.reap()  # a second time does nothing
 
 
-def test_the_end_of_a_process_is_noticed_whosever_child_it_is() -> None:
+def test_the_exit_of_any_process_is_detected() -> None:
     reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
     with engine_start():
         engine = start(hold_shared_memory, writer)
@@ -118,7 +118,7 @@ def test_shared_memory_that_others_use_stays() -> None:
         block.unlink()
 
 
-def test_a_process_without_a_group_of_its_own_takes_nobody_along() -> None:
+def test_a_process_without_its_own_group_kills_no_other() -> None:
     reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
     process = start(hold_shared_memory, writer)
     _, grandchild = reader.recv()
@@ -244,7 +244,7 @@ def test_a_worker_reports_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
         ("RuntimeError", "something else", BackendUnavailable),
     ],
 )  # fmt: skip
-def test_what_vllm_says_becomes_the_right_error(kind: str, text: str, expected: type[SageInferError]) -> None:
+def test_vllms_messages_become_specific_errors(kind: str, text: str, expected: type[SageInferError]) -> None:
     error = start_failure(
         [(kind, text), ("RuntimeError", "a consequence")], RuntimeError("Engine core failed")
     )

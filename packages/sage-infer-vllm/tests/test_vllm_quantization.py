@@ -78,7 +78,9 @@ def test_profiles_that_fit(
         ),
     ],
 )
-def test_what_is_missing_is_named(tmp_path: Path, config: Any, fields: dict[str, Any], message: str) -> None:
+def test_missing_features_are_named(
+    tmp_path: Path, config: Any, fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(CapabilityMismatch, match=message):
         quantization_for(profile(**fields), checkpoint(tmp_path, config), UPSTREAM, device="cpu")
 

@@ -1,4 +1,4 @@
-"""Open requests: ids, the limit, deadlines, abort, and what happens to all of them at once."""
+"""Open requests: ids, limit, deadlines, abort, and failure of all requests."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_abort_reaches_parts_and_nothing_else() -> None:
     run(main())
 
 
-def test_a_deadline_ends_what_is_late() -> None:
+def test_a_deadline_ends_late_requests() -> None:
     async def main() -> None:
         engine = Engine()
         late, in_time = engine.open("late", deadline=0.01), engine.open("in time", deadline=60)

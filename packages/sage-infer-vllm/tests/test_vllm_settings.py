@@ -1,4 +1,4 @@
-"""Options, sampling, prompts and texts: what reaches vLLM, and what is refused before it does."""
+"""Options, sampling, prompts and texts: conversion to vLLM, and rejection before it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def arguments(
         ({"dtype": "bfloat16", "kv_schema": {"page_size": 16}}, None, 16.0),
     ],
 )
-def test_what_planners_of_memory_are_told(options: dict[str, Any], weights: float | None, kv: float) -> None:
+def test_reported_memory_requirements(options: dict[str, Any], weights: float | None, kv: float) -> None:
     found = engine_memory(model=MODEL, options=options, hardware="cuda")
     assert (found.least_weight_bits, found.kv_bits, found.step_tokens) == (weights, kv, 8192)
     few = engine_memory(
@@ -56,7 +56,7 @@ def test_what_planners_of_memory_are_told(options: dict[str, Any], weights: floa
     assert few.step_tokens == 512
 
 
-def test_what_nobody_set_is_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unset_options_are_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     found = arguments(VLLMSettings())
     assert found["model"] == "/folder"
@@ -154,7 +154,7 @@ COMPAT = SimpleNamespace(
     ),
     st.integers(1, 100),
 )
-def test_sampling_arrives_as_it_was_given(params: SamplingParams, room: int) -> None:
+def test_sampling_parameters_arrive_unchanged(params: SamplingParams, room: int) -> None:
     check_params(params, max_logprobs=20)
     found = engine_params(COMPAT, params, room=room)
     for name in ("temperature", "top_p", "top_k", "min_p", "seed", "n", "logprobs", "ignore_eos"):

@@ -1,4 +1,4 @@
-"""The kit for vendors' platforms passes on a careful wheel and finds what a careless one gets wrong."""
+"""The kit for vendors' platforms passes on a correct wheel and finds the errors of an incorrect one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which texts are computed together: every one once, within the budget, in turns, with little padding."""
+"""Batch selection: every text once, within the budget, in turn, with little padding."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_call_gets_its_turn(calls: list[list[int]]) -> None:
         assert all(later - earlier <= len(calls) for earlier, later in pairwise([-1, *own]))
 
 
-def test_equal_lengths_fill_a_batch_whosever_they_are() -> None:
+def test_equal_lengths_of_any_call_fill_a_batch() -> None:
     line: BatchLine[str] = BatchLine(BUDGET)
     for number in range(40):
         line.add(str(number), [8])

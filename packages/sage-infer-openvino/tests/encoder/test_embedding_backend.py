@@ -1,4 +1,4 @@
-"""The embedding backend: order, company, errors, cancellation, the end."""
+"""The embedding backend: order, concurrency, errors, cancellation, close."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_abort_and_deadlines_end_calls(minilm_dir: Path, gate: Gate) -> None:
     run(main())
 
 
-def test_batch_size_limits_what_is_computed_together(minilm_dir: Path, gate: Gate) -> None:
+def test_batch_size_limits_concurrent_texts(minilm_dir: Path, gate: Gate) -> None:
     async def main() -> None:
         async with opened(minilm_dir) as backend:
             gate.open.set()
@@ -263,7 +263,7 @@ def test_one_wrong_call_does_not_harm_those_beside_it(minilm_dir: Path, gate: Ga
         (["fine"], "start", "truncate must be 'error' or 'end', got 'start'"),
     ],
 )
-def test_what_cannot_be_embedded(minilm_dir: Path, texts: Any, truncate: Any, says: str) -> None:
+def test_invalid_inputs_of_embed(minilm_dir: Path, texts: Any, truncate: Any, says: str) -> None:
     async def main() -> None:
         async with opened(minilm_dir) as backend:
             with pytest.raises(InvalidRequest, match=says):
@@ -405,7 +405,7 @@ def test_pairs_are_cut_at_the_models_limit(tmp_path: Path) -> None:
         ("q", ["a"], True, "top_n must be"),
     ],
 )
-def test_what_cannot_be_reranked(tmp_path: Path, query: Any, documents: Any, top_n: Any, says: str) -> None:
+def test_invalid_inputs_of_rerank(tmp_path: Path, query: Any, documents: Any, top_n: Any, says: str) -> None:
     async def main() -> None:
         async with reranker(tmp_path) as backend:
             with pytest.raises(InvalidRequest, match=says):

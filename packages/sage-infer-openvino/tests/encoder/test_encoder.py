@@ -1,4 +1,4 @@
-"""The torch-free encoder: the same vectors and scores as sentence-transformers, whatever the batch."""
+"""The torch-free encoder: the vectors and scores of sentence-transformers, in any batch."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_folders_that_are_refused(
         Encoder(folder)
 
 
-def test_a_prompt_that_is_not_pooled_is_refused(folder: Path) -> None:
+def test_prompts_excluded_from_pooling_are_rejected(folder: Path) -> None:
     change(folder / "1_Pooling" / "config.json", include_prompt=False)
     assert Encoder(folder).prompt == ""
     with pytest.raises(UnsupportedFeature, match="excludes its prompt from pooling"):

@@ -1,4 +1,4 @@
-"""The engine on a toy model: every way in which a request can end, and what must be left afterwards."""
+"""The engine on a toy model: every way in which a request can end, and the state afterwards."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def end_unseen(toy: Toy) -> None:
 # --- outputs
 
 
-def test_many_prompts_get_what_each_gets_alone() -> None:
+def test_concurrent_prompts_equal_separate_ones() -> None:
     async def main() -> None:
         async with Toy(num_blocks=256) as toy:
             many = [p[: 1 + i % 6] for i, p in enumerate(prompts(32))]
@@ -180,7 +180,7 @@ def test_end_of_sequence_has_no_text() -> None:
 # --- shared prefixes
 
 
-def test_a_second_prompt_that_begins_alike_computes_only_its_end() -> None:
+def test_a_shared_prefix_is_computed_once() -> None:
     async def main() -> None:
         async with Toy() as toy:
             first = await toy.generate(list(range(50)), greedy(6))
@@ -313,7 +313,7 @@ def test_an_old_stream_does_not_cancel_a_new_request_of_its_id() -> None:
     run(main())
 
 
-def test_abort_ends_all_parts_and_nobody_else() -> None:
+def test_abort_ends_all_parts_and_no_other_request() -> None:
     async def main() -> None:
         async with Toy() as toy:
             toy.runner.gate.clear()  # so that none of them has ended before it is aborted
@@ -452,7 +452,7 @@ def test_smaller_priority_goes_first() -> None:
         ({"adapter": "style"}, UnsupportedFeature, r"params.adapter \(feature lora\)"),
     ],
 )
-def test_what_cannot_be_served_is_refused_and_the_engine_lives(
+def test_invalid_requests_are_rejected_and_the_engine_survives(
     arguments: dict[str, Any], error: type[Exception], says: str
 ) -> None:
     async def main() -> None:
@@ -658,7 +658,7 @@ def test_stress() -> None:
     run(main())
 
 
-def test_what_comes_while_it_closes_is_answered() -> None:
+def test_requests_during_close_get_an_error() -> None:
     async def main() -> None:
         async with Toy() as toy:
             engine = toy.backend._engine

@@ -1,4 +1,4 @@
-"""Guided decoding: outputs follow their constraint, whatever the sampling, and end where it does."""
+"""Guided decoding: outputs match their constraint with any sampling, and end with it."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def rules(count: int) -> str:
     ],
     ids=["chain of references", "chain of rules", "half as long"],
 )
-def test_what_crashes_the_compiler_is_one_requests_error(
+def test_a_compiler_crash_fails_only_its_request(
     compiler: GrammarCompiler, constraint: GuidedDecoding
 ) -> None:
     """Each of these is a stack overflow in llguidance."""
@@ -223,7 +223,7 @@ def test_what_crashes_the_compiler_is_one_requests_error(
     assert compiler._trial._child is child, "the vocabulary was read again"
 
 
-def test_what_takes_the_compiler_too_long_is_given_up() -> None:
+def test_slow_constraints_time_out() -> None:
     tokenizer = toy_tokenizer()
     trial = Trial(tokenizer.to_json(), VOCABULARY, list(tokenizer.eos_token_ids), cpu_s=0.02)
     keys = {f"key{i}": {"type": "string", "pattern": f"^[a-z]{{1,{i + 1}}}$"} for i in range(900)}

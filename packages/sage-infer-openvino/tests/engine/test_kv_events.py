@@ -1,4 +1,4 @@
-"""What a reader of KV events knows is what a snapshot says, however requests come and go."""
+"""KV events and snapshots agree, in any sequence of requests."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def check(toy: Toy, readers: list[Reader]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_reader_holds_what_a_snapshot_says(seed: int) -> None:
+def test_events_and_snapshots_agree(seed: int) -> None:
     """Random prompts with shared beginnings and salts, in few blocks, some given up, with two readers."""
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""The option ``kv_schema``: what a user may ask for, and what is refused before or after the model is compiled."""
+"""The option ``kv_schema``: valid values, and rejections before and after the model is compiled."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_preset_is_a_precision(
         ({"preset": "int8", "pages": 3}, None, InvalidRequest, "no key 'pages'; it has preset and page_size"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_unsupported_options_are_rejected(
     kv_schema: Mapping[str, Any], kv_precision: str | None, error: type[SageInferError], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""Long texts hold nobody up: what cannot fit is refused unread, and the rest is tokenized off the event loop."""
+"""Long texts do not block: too long ones are rejected unread, the others are tokenized off the event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts take what is left of a step's time, as it was measured."""
+"""Prompts use the remaining time of a step, as measured."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_one_hiccup_does_not_starve_the_prompts() -> None:
     assert pacer.prompt_tokens(4, 1, 512) >= before / 2
 
 
-def test_prompts_alone_teach_what_a_token_costs() -> None:
+def test_steps_without_decodes_measure_the_cost_of_tokens() -> None:
     pacer = Pacer(2.0, smallest=1)
     pacer.ran(0, 100, 0.1)
     pacer.ran(3, 0, 0.05)

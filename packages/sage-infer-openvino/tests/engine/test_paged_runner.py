@@ -54,7 +54,7 @@ def test_greedy_decoding_equals_transformers(runner: PagedRunner, reference: Ref
         assert not different or case["gaps"][different[0]] < TIE, case["text"]
 
 
-def test_a_batch_gives_what_each_gives_alone(runner: PagedRunner, reference: Reference) -> None:
+def test_a_batch_equals_separate_sequences(runner: PagedRunner, reference: Reference) -> None:
     prompts = [case["prompt"] for case in reference("greedy_smollm2.json")[::4]]
     together = greedy(runner, prompts, 16)
     assert together == [greedy(runner, [prompt], 16)[0] for prompt in prompts]
@@ -173,7 +173,7 @@ def has_vnni() -> bool:
         ([1], 0, [128], "block id 128 does not exist"),
     ],
 )
-def test_what_would_read_out_of_bounds_is_refused(
+def test_out_of_bounds_ids_are_rejected(
     runner: PagedRunner, tokens: list[int], past: int, blocks: list[int], says: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=says):

@@ -1,4 +1,4 @@
-"""8-bit weights cost next to nothing: perplexity on a fixed text, beside float32."""
+"""8-bit weights hardly change perplexity on a fixed text, compared with float32."""
 
 from __future__ import annotations
 

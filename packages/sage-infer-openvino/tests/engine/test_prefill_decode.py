@@ -1,4 +1,4 @@
-"""Prefill and decode apart: in one instance, between instances, and what is refused."""
+"""Separate prefill and decode: in one instance, between instances, and rejected states."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_decode_may_come_from_another_event_loop() -> None:
     run(toy.__aexit__())
 
 
-def test_prefill_that_is_cancelled_frees_its_blocks() -> None:
+def test_a_cancelled_prefill_frees_its_blocks() -> None:
     async def main() -> None:
         async with Toy() as toy:
             for prompt in (PROMPT, [PROMPT, list(range(90))]):
@@ -155,7 +155,7 @@ def test_abort_while_held_and_while_prefilling() -> None:
     run(main())
 
 
-def test_a_state_decodes_once_and_only_as_what_it_is() -> None:
+def test_a_state_decodes_once_and_unchanged() -> None:
     async def main() -> None:
         async with Toy() as toy:
             old = await prefill(toy)
@@ -324,7 +324,7 @@ def test_decode_takes_its_turn_by_its_own_priority() -> None:
     run(main())
 
 
-def test_every_entry_point_refuses_what_is_not_claimed() -> None:
+def test_every_entry_point_rejects_unclaimed_features() -> None:
     async def main() -> None:
         async with Toy() as toy:
             state = await prefill(toy)
@@ -354,7 +354,7 @@ async def moved(source: Toy, **params: Any) -> tuple[DecodeState, list[memoryvie
 
 @pytest.mark.parametrize("prompt", [PROMPT, PROMPT[:8], PROMPT[:1]])
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.0}])
-def test_another_instance_goes_on(prompt: list[int], params: dict[str, Any]) -> None:
+def test_another_instance_continues(prompt: list[int], params: dict[str, Any]) -> None:
     async def main() -> None:
         async with Toy() as here, Toy() as there:
             await there.generate([9] * 20, greedy(100))  # so that other blocks are free there
@@ -380,7 +380,7 @@ def foreign(state: DecodeState) -> DecodeState:
 
 
 @pytest.mark.parametrize("weights_id", ["toy-source", ""])
-def test_kv_of_another_engine_is_taken_and_shared_with_nobody(weights_id: str) -> None:
+def test_kv_of_another_engine_is_accepted_and_not_shared(weights_id: str) -> None:
     async def main() -> None:
         async with Toy() as here, Toy() as there:
             state, buffers = await moved(here)
@@ -464,7 +464,7 @@ def test_import_of_a_finished_state_takes_nothing() -> None:
     run(main())
 
 
-def test_an_import_that_is_cancelled_frees_its_blocks() -> None:
+def test_a_cancelled_import_frees_its_blocks() -> None:
     async def main() -> None:
         async with Toy() as here, Toy() as there:
             state, buffers = await moved(here)

@@ -1,4 +1,4 @@
-"""Resumed requests on a toy model: where they begin, what they cost, how they end, and what is refused."""
+"""Resumed requests on a toy model: start, cost, end, and rejected states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling against its plain definitions."""
+"""Sampling compared with its plain definitions."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_greedy_is_the_largest(seed: int) -> None:
     top_p=st.sampled_from([1e-6, 0.25, 0.9, 0.999, 1.0]),
     min_p=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
 )
-def test_cuts_keep_what_their_definitions_keep(
+def test_filters_match_their_definitions(
     size: int, seed: int, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     logits = row(seed, size)
@@ -199,7 +199,7 @@ def test_draws_follow_the_distribution() -> None:
     assert np.all(np.abs(drawn - count * p) <= 5 * np.sqrt(count * p * (1 - p)))
 
 
-def test_positions_and_completions_draw_anew() -> None:
+def test_positions_and_completions_draw_independently() -> None:
     flat = np.zeros(VOCABULARY, np.float32)
     by_position = {pick(flat, sequence(output=(5,) * n, temperature=1.0, seed=1))[0] for n in range(20)}
     by_index = {pick(flat, sequence(index=n, temperature=1.0, seed=1))[0] for n in range(20)}

@@ -1,4 +1,4 @@
-"""The scheduler's promises, for any order of what can happen to a sequence."""
+"""Invariants of the scheduler, for any order of events."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_a_smaller_priority_starts_first() -> None:
     assert advance(s)[0][0] is urgent
 
 
-def test_who_came_last_gives_blocks_up_and_is_computed_again() -> None:
+def test_the_most_recent_sequence_is_preempted_and_recomputed() -> None:
     s = scheduler(blocks=4)
     first, last = make(8, 8), make(7, 8)
     s.add(first)
@@ -283,7 +283,7 @@ def test_two_that_come_back_and_need_more_do_not_wait_for_each_other() -> None:
     assert s.pool.free == 4
 
 
-def test_who_fits_does_not_wait_behind_who_cannot() -> None:
+def test_a_fitting_sequence_does_not_wait_behind_another() -> None:
     s, (held, back) = stuck(8, 7)
     s.add(make(4, 5, priority=-1))
     assert advance(s) == []  # nothing until somebody gives blocks back
@@ -324,7 +324,7 @@ def test_a_prefix_is_shared_while_held_and_found_when_free() -> None:
     assert s.prefix_hit_tokens == 16
 
 
-def test_who_needs_a_prefix_that_is_being_computed_waits_for_it() -> None:
+def test_sequences_wait_for_a_prefix_being_computed() -> None:
     s = scheduler(caching=True, step_tokens=8)
     first, same, other = make(18, 9), make(18, 9), make(3, 9, first=5)
     for sequence in (first, same, other):

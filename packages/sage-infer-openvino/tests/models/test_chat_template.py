@@ -1,4 +1,4 @@
-"""Chats become the prompts that transformers makes of them."""
+"""Rendered chats equal those of transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graph computes what a Llama is defined to compute, in every variant of weights and shapes."""
+"""The graph computes the definition of a Llama, in every variant of weights and shapes."""
 
 from __future__ import annotations
 

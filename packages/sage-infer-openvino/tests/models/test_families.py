@@ -1,4 +1,4 @@
-"""Every family computes what transformers computes, from a folder and from a GGUF; what cannot is refused by name."""
+"""Every family equals transformers, from folders and GGUF files; unsupported ones are rejected by name."""
 
 from __future__ import annotations
 

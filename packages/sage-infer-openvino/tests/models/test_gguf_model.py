@@ -1,4 +1,4 @@
-"""Reading a GGUF: the same numbers as the ``gguf`` package, and a clear line for every broken file."""
+"""GGUF files: the same numbers as the ``gguf`` package, and a clear error for every damaged file."""
 
 from __future__ import annotations
 

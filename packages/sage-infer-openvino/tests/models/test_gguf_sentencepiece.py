@@ -1,4 +1,4 @@
-"""Vocabularies of SentencePiece in a GGUF: ids and text are sentencepiece's own."""
+"""SentencePiece vocabularies in GGUF files: ids and text equal those of sentencepiece."""
 
 from __future__ import annotations
 

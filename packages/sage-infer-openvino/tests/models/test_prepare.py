@@ -1,4 +1,4 @@
-"""Preparing a model: once, completely, and again when its files change."""
+"""Preparation of a model: once, completely, and again after its files change."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_weights_id_is_of_the_source_alone(tiny_gguf: Write, tmp_path: Path)
     assert ids[1] != expected
 
 
-def test_what_a_path_means(tiny_gguf: Write, tmp_path: Path) -> None:
+def test_paths_of_models(tiny_gguf: Write, tmp_path: Path) -> None:
     path = tiny_gguf()
     assert find_model_file(path) == find_model_file(path.parent) == path
     with pytest.raises(ModelNotFound, match="no such file or folder"):

@@ -1,4 +1,4 @@
-"""Ids and text equal the model's own tokenizer, and streaming never shows half a character."""
+"""Ids and text equal those of the model's own tokenizer, and streams never contain partial characters."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def templated(template: str) -> TextTokenizer:
     return TextTokenizer(library, TokenizerMeta(chat_template=template, special_tokens={"bos_token": "<s>"}))
 
 
-def test_what_templates_use() -> None:
+def test_template_variables() -> None:
     messages = [{"role": "user", "content": "x"}]
     tools = [{"name": "<f>", "é": 1}]
     text = templated("  {% if tools %}\n{{ bos_token }}{{ tools | tojson }}\n{% endif %}").render_chat(
@@ -256,7 +256,7 @@ def test_a_template_for_tools_is_found(tiny_gguf: Write, tmp_path: Path) -> None
         assert TextTokenizer.load(tmp_path).render_chat([ASK], TOOLS) == letter + "f"
 
 
-def test_tools_reach_models_whose_template_has_no_place_for_them() -> None:
+def test_tools_become_text_without_template_support() -> None:
     tokenizer = templated(PLAIN)
     text = tokenizer.render_chat([ASK], TOOLS)
     assert text.startswith("system:You can call functions.")
@@ -281,7 +281,7 @@ def called(*arguments: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": "Wait.", "tool_calls": calls}
 
 
-def test_calls_and_results_reach_models_whose_template_has_no_place_for_them() -> None:
+def test_calls_and_results_become_text_without_template_support() -> None:
     results = [{"role": "tool", "tool_call_id": "1", "content": text} for text in ("rain", "sun")]
     assert templated(PLAIN).render_chat([ASK, called({"a": 1}, "{'b'"), *results]) == (
         'user:x;assistant:Wait.\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n'

@@ -1,4 +1,4 @@
-"""Rounding a model's matrices: within the step that the format has, and never where a file is smaller already."""
+"""Rounding of matrices: within the format's step, and never for weights that are already narrower."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_float32_and_exact_change_nothing(values: Matrix) -> None:
     assert np.array_equal(in_format(weight, "f32").dense(), values)
 
 
-def test_what_a_file_has_in_fewer_bits_stays() -> None:
+def test_narrower_weights_of_a_file_are_kept() -> None:
     values = np.random.default_rng(0).normal(0, 1, (4, 64)).astype(np.float32)
     four = quantized(DenseWeight(values, "f32"), "int4")
     eight = quantized(DenseWeight(values, "f32"), "int8")

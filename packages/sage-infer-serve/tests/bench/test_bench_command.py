@@ -1,4 +1,4 @@
-"""``sage infer bench`` as its user sees it: in a process of its own, against a real server."""
+"""``sage infer bench`` as a process, against a real server."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_an_unknown_model_is_said_before_anything_is_measured() -> None:
     assert len(scripted.generations) == 4
 
 
-def test_an_interruption_prints_what_was_measured() -> None:
+def test_an_interruption_prints_the_results_so_far() -> None:
     async def main() -> Done:
         stuck = asyncio.Event()
 

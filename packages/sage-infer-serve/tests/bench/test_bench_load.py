@@ -1,4 +1,4 @@
-"""The load generator against a real server on a real socket, whose answers are written down in the test."""
+"""The load generator against a real server on a real socket, with responses defined by the test."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def cut_json(asked: Asked, writer: asyncio.StreamWriter) -> None:
         (cut_json, "closed before the end of the response"),
     ],
 )
-def test_what_is_no_answer_is_an_error(reply: server.Reply, message: str) -> None:
+def test_malformed_responses_are_errors(reply: server.Reply, message: str) -> None:
     async def main() -> None:
         async with serving(reply) as scripted:
             outcome = await one(scripted, timeout_s=0.05 if reply is never else 20.0)
@@ -309,7 +309,7 @@ def test_an_open_loop_ends_after_its_time() -> None:
     asyncio.run(main())
 
 
-def test_what_was_measured_before_an_interruption_is_kept() -> None:
+def test_results_before_an_interruption_are_kept() -> None:
     async def main() -> Run:
         async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
             if len(scripted.generations) > 3:
@@ -348,7 +348,7 @@ def test_the_only_model_is_taken() -> None:
     asyncio.run(main())
 
 
-def test_nobody_listens() -> None:
+def test_without_a_server() -> None:
     async def main() -> None:
         address = Server.parse("http://127.0.0.1:1")
         with pytest.raises(
@@ -405,7 +405,7 @@ def test_a_server_that_does_not_list_its_models(
         (server.refuse("503 Service Unavailable", "loading"), BackendUnavailable, "HTTP 503: loading"),
     ],
 )
-def test_a_warm_up_that_nobody_answers_says_why(
+def test_a_failed_warm_up_reports_the_reason(
     reply: server.Reply, error: type[Exception], message: str
 ) -> None:
     async def main() -> None:

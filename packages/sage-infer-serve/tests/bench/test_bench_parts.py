@@ -1,4 +1,4 @@
-"""The parts of the load generator that compute: events, replies, lengths, arrivals, percentiles, ticks, the drawing."""
+"""Parts of the load generator: events, replies, lengths, arrivals, percentiles, ticks, the plot."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_urls(url: str, server: str) -> None:
 @pytest.mark.parametrize(
     "url", ["", "ftp://host", "http://", "http://host:port", "http://host?x=1", "http://u:p@host"]
 )
-def test_what_is_no_url(url: str) -> None:
+def test_invalid_urls(url: str) -> None:
     with pytest.raises(InvalidRequest, match="--url"):
         Server.parse(url)
 
@@ -386,7 +386,7 @@ def test_a_run_without_answers_has_a_report() -> None:
     assert report.throughput() == "0.00 requests/s"
 
 
-def test_throughput_names_what_the_server_does_not_count() -> None:
+def test_throughput_names_missing_counts() -> None:
     run = Run(began=0.0, ended=1.0, outcomes=[outcome(0.0, 0.0, 0.1, [0.1], output_tokens=2)])
     assert "chunks (the server counts no tokens)/s" in report_on(run).throughput()
 
