@@ -74,8 +74,10 @@ class ToyRunner:
         length = part.past_len + len(part.token_ids)
         return self.kv[list(part.block_ids)].reshape(-1)[:length].tolist()
 
-    def read_block(self, block: int) -> npt.NDArray[np.uint8]:
-        return self.kv[block].view(np.uint8).copy()
+    def read_block(self, block: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+        out = np.empty(self.block_nbytes, np.uint8) if out is None else out
+        out[:] = self.kv[block].view(np.uint8)
+        return out
 
     def write_block(self, block: int, data: memoryview) -> None:
         self.kv[block] = np.frombuffer(data, np.int64)

@@ -70,7 +70,7 @@ def require_ready(info: PluginInfo) -> Any:
     raise BackendUnavailable(f"{noun} {info.name!r} is not ready ({info.state}): {info.reason}{fix}")
 
 
-def open_store(name: str, *, schema: KVCacheSchema, model_id: str, **options: Any) -> KVStore:
+def open_store(name: str, /, *, schema: KVCacheSchema, model_id: str, **options: Any) -> KVStore:
     """Open a KV store for the KV of one model; the caller closes it.
 
     Raises:

@@ -1,9 +1,15 @@
 """Plug-in of this wheel. Imports nothing else."""
 
-from sage_infer import KVStoreSpec, hookimpl
+from sage_infer import CommandSpec, KVStoreSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
 
+_GROUP = "KV stores: what is in them."
+_COMMANDS = {
+    "purge": "Remove the blocks of a store.",
+    "stat": "Shared arenas and SSD stores, and how full they are.",
+    "verify": "Compare the blocks of SSD stores with their checksums.",
+}
 _REQUIRES = {"numpy": ">=2.0", "xxhash": ">=3.5"}
 
 
@@ -22,4 +28,17 @@ def sage_infer_kv_stores() -> list[KVStoreSpec]:
             requires=_REQUIRES,
             summary="blocks in a folder, which survive a restart",
         ),
+    ]
+
+
+@hookimpl
+def sage_infer_commands() -> list[CommandSpec]:
+    return [
+        CommandSpec(
+            path=f"infer kv {name}",
+            app=f"sage_infer_kvstore.commands.cli:{name}",
+            summary=summary,
+            group=_GROUP,
+        )
+        for name, summary in _COMMANDS.items()
     ]

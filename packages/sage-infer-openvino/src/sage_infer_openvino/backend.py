@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal
 
+from attrs import evolve
 from sage_infer.contracts import (
     AnswerFormat,
     BufferedTokenStream,
@@ -42,6 +43,7 @@ from sage_infer_openvino.device import hardware_of
 from sage_infer_openvino.engine.decode_state import kv_prompt
 from sage_infer_openvino.engine.engine import DecoderEngine
 from sage_infer_openvino.engine.kv_events import KVEventLog
+from sage_infer_openvino.engine.kv_reuse import KVReuse
 from sage_infer_openvino.engine.kv_schema import check_page_size, wanted_precision
 from sage_infer_openvino.engine.prefilling import hold, prefill_result
 from sage_infer_openvino.engine.requests import check_request_id, checked_hold
@@ -88,6 +90,8 @@ class OpenVINOBackend:
         step_tokens: int = 512,
         decode_slowdown: float = 2.5,
         prefix_caching: bool = True,
+        kv_store: str | Mapping[str, Any] | None = None,
+        kv_store_wait_s: float = 1.0,
         device: str = "CPU",
         threads: int | None = None,
         cache_dir: str | None = None,
@@ -100,11 +104,13 @@ class OpenVINOBackend:
             dynamic_quantization=dynamic_quantization, kv_cache_gb=kv_cache_gb,
             max_batch_size=max_batch_size, max_sequence_length=max_sequence_length, max_queue=max_queue, hold_s=hold_s,
             step_tokens=step_tokens, decode_slowdown=decode_slowdown, prefix_caching=prefix_caching,
+            kv_store=kv_store, kv_store_wait_s=kv_store_wait_s,
             device=device, threads=threads, cache_dir=cache_dir,
         )  # fmt: skip
         self._quant_profile_id: str | None = None
         self._loaded: LoadedDecoder | None = None
         self._engine: DecoderEngine | None = None
+        self._reuse: KVReuse | None = None
         self._closed = False
         self._reporter = Reporter("openvino", model.model_id)
         self._on_progress: ProgressReport = no_progress
@@ -126,7 +132,8 @@ class OpenVINOBackend:
             )
             self._check_open()  # it may have been closed in the meantime
             check_page_size(self._kv_schema, loaded.runner.block_size)
-            engine = loaded.start_engine(self._settings, self._reporter.generation)
+            self._reuse = await asyncio.to_thread(loaded.open_reuse, self._settings)
+            engine = loaded.start_engine(self._settings, self._reporter.generation, self._reuse)
             self._loaded, self._engine = loaded, engine
             self._reporter.started(
                 self.get_capability(),
@@ -140,6 +147,8 @@ class OpenVINOBackend:
         self._engine = self._loaded = None
         if engine is not None:
             await asyncio.to_thread(engine.close)
+        if self._reuse is not None:
+            await asyncio.to_thread(self._reuse.broker.close)
         if loaded is not None:
             await asyncio.to_thread(loaded.grammars.close)
 
@@ -155,7 +164,13 @@ class OpenVINOBackend:
         return Health(status="ok") if stopped is None else Health(status="dead", reason=str(stopped))
 
     def stats(self) -> EngineStats:
-        return EngineStats(running=0, waiting=0) if self._engine is None else self._engine.stats()
+        if self._engine is None:
+            return EngineStats(running=0, waiting=0)
+        stats = self._engine.stats()
+        if self._reuse is None:
+            return stats
+        pages = {f"kv_store_{name}": value for name, value in self._reuse.broker.counts().items()}
+        return evolve(stats, extensions={**stats.extensions, **pages})
 
     def get_capability(self) -> CapabilityDescriptor:
         _, loaded = self._ready()
@@ -237,7 +252,7 @@ class OpenVINOBackend:
         for request in requests:
             request.stream = _stream(engine, request)
             streams.append(request.stream)
-        engine.submit(requests)
+        await self._submit(engine, requests)
         return streams
 
     async def render_chat(
@@ -303,7 +318,7 @@ class OpenVINOBackend:
         requests = loaded.requests.from_prompts(read, params, request_id, options=options, grammar=grammar)
         engine.check_room(requests)
         done = [hold(request, hold_s) for request in requests]
-        engine.submit(requests)
+        await self._submit(engine, requests)
         try:
             await asyncio.gather(*done)
             states = [loaded.states.of(request) for request in requests]
@@ -352,7 +367,7 @@ class OpenVINOBackend:
         self._check_claims(loaded, states[0].params, options)
         request = await loaded.resumed(states, request_id, options)
         request.stream = _stream(engine, request)
-        engine.submit([request])
+        await self._submit(engine, [request])
         return request.stream
 
     async def export_kv(self, state: DecodeState) -> tuple[DecodeState, list[memoryview]]:
@@ -379,6 +394,11 @@ class OpenVINOBackend:
                 engine.cancel(request.request_id, request)
                 raise
         return loaded.states.imported(state)
+
+    async def _submit(self, engine: DecoderEngine, requests: list[EngineRequest]) -> None:
+        if self._reuse is not None:
+            await self._reuse.fetch(requests, engine.pool)
+        engine.submit(requests)
 
     def _check_claims(
         self, loaded: LoadedDecoder, params: SamplingParams, options: RequestOptions | None

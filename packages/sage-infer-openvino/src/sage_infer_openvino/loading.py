@@ -11,17 +11,20 @@ from attrs import frozen
 from platformdirs import user_cache_dir
 from sage_infer.contracts import ProgressReport
 from sage_infer.schemas import DecodeState, ModelDescriptor, RequestOptions, SamplingParams
+from sage_infer.sdk.kv_broker import KVBroker, open_kv_store
 from sage_infer.sdk.prepared import Progress
 
 from sage_infer_openvino.engine.decode_state import StateKeeper
 from sage_infer_openvino.engine.engine import DecoderEngine
 from sage_infer_openvino.engine.grammar import GrammarCompiler, GrammarMatcher
 from sage_infer_openvino.engine.kv_events import KVEventLog
+from sage_infer_openvino.engine.kv_reuse import KVReuse
 from sage_infer_openvino.engine.kv_schema import kv_schema_of
 from sage_infer_openvino.engine.paged_runner import PagedRunner
 from sage_infer_openvino.engine.requests import RequestFactory
 from sage_infer_openvino.engine.resuming import replay
 from sage_infer_openvino.engine.sampler import Sampler
+from sage_infer_openvino.engine.scheduler import PageStore
 from sage_infer_openvino.engine.sequence import EngineRequest
 from sage_infer_openvino.models.prepare import prepare_decoder
 from sage_infer_openvino.models.text_codec import DecoderTexts
@@ -29,6 +32,9 @@ from sage_infer_openvino.models.tokenizer import TextTokenizer
 from sage_infer_openvino.settings import DecoderSettings
 
 __all__ = ["LoadedDecoder", "assemble", "default_cache_dir", "load_model", "no_progress", "prepare"]
+
+
+_SHARE_IN_FLIGHT = 4  # of the KV cache's size may be on its way from a KV store, and as much to it
 
 
 def default_cache_dir() -> Path:
@@ -68,7 +74,27 @@ class LoadedDecoder:
         await asyncio.to_thread(replay, request, states, self.states.eos_token_ids)
         return request
 
-    def start_engine(self, settings: DecoderSettings, generation: int) -> DecoderEngine:
+    def open_reuse(self, settings: DecoderSettings) -> KVReuse | None:
+        """The configured KV store, for pages of this model; None where there is none.
+
+        Raises:
+            BackendUnavailable, ConfigError, OutOfMemory: as ``open_store`` and the store say.
+        """
+        if settings.kv_store is None:
+            return None
+        states = self.states
+        store = open_kv_store(settings.kv_store, schema=states.schema, model_id=states.fingerprint)
+        broker = KVBroker(
+            store,
+            page_bytes=self.runner.block_nbytes,
+            wait_s=settings.kv_store_wait_s,
+            buffer_bytes=self.runner.num_blocks * self.runner.block_nbytes // _SHARE_IN_FLIGHT,
+        )
+        return KVReuse(broker, self.runner, states.block_keys)
+
+    def start_engine(
+        self, settings: DecoderSettings, generation: int, pages: PageStore | None = None
+    ) -> DecoderEngine:
         """Start the engine thread; ``generation`` identifies the instance's KV events."""
         return DecoderEngine(
             self.runner,
@@ -80,6 +106,7 @@ class LoadedDecoder:
             max_queue=settings.max_queue,
             block_keys=self.states.block_keys if settings.prefix_caching else None,
             events=KVEventLog(generation) if settings.prefix_caching else None,
+            pages=pages,
         )
 
 
@@ -126,7 +153,7 @@ def load_model(
             runner,
             tokenizer.result(),
             model_id=model.model_id,
-            fingerprint=prepared.fingerprint,
+            fingerprint=computed_form(prepared.fingerprint, settings),
             weights_id=prepared.weights_id,
             instance_id=instance_id,
             max_sequence_length=min(limits),
@@ -136,6 +163,16 @@ def load_model(
         runner.warm_up()
         converting.exception()  # the first constraint raises it again
     return loaded
+
+
+def computed_form(fingerprint: str, settings: DecoderSettings) -> str:
+    """The fingerprint of weights together with what else changes their KV: KV is shared where all of it is equal."""
+    own = {
+        "precision": settings.precision if settings.precision != "f32" else "",
+        "dynamic_quantization": "yes" if settings.dynamic_quantization else "",
+        "device": settings.device if settings.device.upper() != "CPU" else "",
+    }
+    return fingerprint + "".join(f"/{name}={value}" for name, value in own.items() if value)
 
 
 def assemble(

@@ -35,6 +35,10 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "step_tokens": "token budget per step, 512 by default; smaller is fairer, larger is faster",
                 "decode_slowdown": "maximum slowdown of steps by prompts while outputs are streamed, 2.5 by default",
                 "prefix_caching": "cache blocks of finished requests for prompts with the same prefix, true by default",
+                "kv_store": "KV store that keeps the cached blocks as well: its name, or {store: NAME, …} with the "
+                "store's options, such as {store: paged, name: shared, capacity_gb: 4}; none by default",
+                "kv_store_wait_s": "seconds that a request waits for blocks from the KV store before it computes them, "
+                "1 by default",
                 "device": "OpenVINO device, CPU by default",
                 "threads": "CPU threads; default: all available to the process",
                 "cache_dir": "folder of prepared models; default: the user's cache folder",

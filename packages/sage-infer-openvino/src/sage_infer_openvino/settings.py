@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from attrs import field, frozen
+from sage_infer.errors import InvalidRequest
 from sage_infer.sdk.fields import Choice, Flag, Integer, Number, Text, optional
 
 from sage_infer_openvino.device import DEVICE
@@ -27,8 +29,21 @@ class DecoderSettings:
     max_queue: int = field(validator=Integer(ge=1))
     hold_s: float = field(validator=Number(gt=0))
     prefix_caching: bool = field(validator=Flag())
+    kv_store: str | Mapping[str, Any] | None = field()
+    kv_store_wait_s: float = field(validator=Number(gt=0))
     step_tokens: int = field(validator=Integer(ge=16))
     decode_slowdown: float = field(validator=Number(gt=1))
     device: str = field(validator=DEVICE)
     threads: int | None = field(validator=optional(Integer(ge=1)))
     cache_dir: str | None = field(validator=optional(Text(min_length=1)))
+
+    def __attrs_post_init__(self) -> None:
+        if self.kv_store is not None and not self.prefix_caching:
+            raise InvalidRequest(
+                "kv_store keeps the blocks that prefix_caching shares; set prefix_caching to true"
+            )
+        if self.kv_store is not None and not isinstance(self.kv_store, str | Mapping):
+            raise InvalidRequest(
+                "kv_store must be the name of a KV store, or {store: NAME, …} with its options; got "
+                f"{self.kv_store!r}"
+            )

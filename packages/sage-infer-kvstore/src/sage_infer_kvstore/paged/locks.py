@@ -72,6 +72,11 @@ class OwnerNumbers:
         self._descriptor = descriptor
         self.mine = next((number for number in _OWNERS if _lock(descriptor, number)), 0)
 
+    @staticmethod
+    def count(descriptor: int) -> int:
+        """Processes that have the file open."""
+        return sum(not _is_free(descriptor, number) for number in _OWNERS)
+
     def is_alive(self, number: int) -> bool:
         return number == self.mine or not _is_free(self._descriptor, number)
 

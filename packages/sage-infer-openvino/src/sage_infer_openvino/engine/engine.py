@@ -35,7 +35,7 @@ from sage_infer_openvino.engine.paged_runner import PagedRunner
 from sage_infer_openvino.engine.request_queue import RequestQueue
 from sage_infer_openvino.engine.requests import due_at
 from sage_infer_openvino.engine.sampler import Sampler
-from sage_infer_openvino.engine.scheduler import BlockKeys, Scheduler
+from sage_infer_openvino.engine.scheduler import BlockKeys, PageStore, Scheduler
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 from sage_infer_openvino.engine.stepper import Stepper
 
@@ -62,6 +62,7 @@ class DecoderEngine:
         decode_slowdown: float = 2.5,
         block_keys: BlockKeys | None = None,
         events: KVEventLog | None = None,
+        pages: PageStore | None = None,
     ) -> None:
         self.runner = runner
         self.events = events
@@ -73,6 +74,7 @@ class DecoderEngine:
             step_tokens=step_tokens,
             block_keys=block_keys,
             events=events,
+            pages=pages,
         )
         self._stepper = Stepper(runner, sampler, frozenset(eos_token_ids), self._scheduler.computed)
         self._pacer = Pacer(decode_slowdown, smallest=_SMALLEST_CHUNK)
@@ -265,6 +267,7 @@ class DecoderEngine:
     def _end(self, request: EngineRequest, error: SageInferError | None) -> None:
         for sequence in request.sequences:
             self._scheduler.remove(sequence)
+        request.fetched = None
         self._requests.pop(request.request_id, None)
         self._held.pop(request.request_id, None)
         self._finished += 1

@@ -5,15 +5,28 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Protocol
 
 from sage_infer_openvino.engine.block_pool import BlockPool
 from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 
-__all__ = ["BlockKeys", "Scheduler"]
+__all__ = ["BlockKeys", "PageStore", "Scheduler"]
 
 BlockKeys = Callable[[Sequence[int], bytes], list[bytes]]
 """Keys of the full blocks of a token sequence with a salt; each key identifies the block and its whole prefix."""
+
+
+class PageStore(Protocol):
+    """Pages outside the engine, in the engine thread."""
+
+    def load(self, block: int, page: memoryview) -> None:
+        """Write a page's bytes to a block."""
+        ...
+
+    def save(self, key: bytes, block: int) -> None:
+        """Copy a block, which is full, to the store."""
+        ...
 
 
 class Scheduler:
@@ -37,6 +50,7 @@ class Scheduler:
         step_tokens: int,
         block_keys: BlockKeys | None = None,
         events: KVEventLog | None = None,
+        pages: PageStore | None = None,
     ) -> None:
         self.pool = pool
         self.block_size = block_size
@@ -48,6 +62,7 @@ class Scheduler:
         self.prefix_hit_tokens = 0
         self._block_keys = block_keys
         self._events = events
+        self._pages = pages
 
     def add(self, sequence: SequenceState) -> None:
         bisect.insort(self.waiting, sequence, key=_turn)
@@ -120,9 +135,17 @@ class Scheduler:
         if sequence.computed // self.block_size > full:
             keys = self._keys(sequence)
             for i in range(full, min(sequence.computed // self.block_size, len(keys))):
-                if self.pool.publish(sequence.blocks[i], keys[i]) and self._events is not None:
-                    tokens = tuple(sequence.tokens[i * self.block_size : (i + 1) * self.block_size])
-                    self._events.stored(keys[i], keys[i - 1] if i else None, tokens, sequence.request.salt)
+                is_new = self._publish(sequence, keys, i)
+                if is_new and self._pages is not None and not sequence.request.is_private:
+                    self._pages.save(keys[i], sequence.blocks[i])
+
+    def _publish(self, sequence: SequenceState, keys: Sequence[bytes], i: int) -> bool:
+        """Cache the sequence's block ``i``; False if its content is already cached."""
+        is_new = self.pool.publish(sequence.blocks[i], keys[i])
+        if is_new and self._events is not None:
+            tokens = tuple(sequence.tokens[i * self.block_size : (i + 1) * self.block_size])
+            self._events.stored(keys[i], keys[i - 1] if i else None, tokens, sequence.request.salt)
+        return is_new
 
     def _advance(
         self, sequences: Iterable[SequenceState], budget: int, step: list[tuple[SequenceState, int]]
@@ -143,16 +166,41 @@ class Scheduler:
         found = self._found(sequence)
         for block in found:
             self.pool.share(block)
+        is_new = not sequence.blocks
         sequence.blocks += found
-        sequence.computed += len(found) * self.block_size
+        reused = (len(found) + (self._load(sequence) if is_new else 0)) * self.block_size
+        sequence.computed += reused
         if sequence.new_length == 0:
-            self.prefix_hit_tokens += len(found) * self.block_size
+            self.prefix_hit_tokens += reused
             if sequence.request.cached_tokens is None:
-                sequence.request.cached_tokens = min(len(found) * self.block_size, sequence.prompt_length)
+                sequence.request.cached_tokens = min(reused, sequence.prompt_length)
         count = min(_remaining(sequence), budget)
         self._grow(sequence, count)
         step.append((sequence, count))
         return count
+
+    def _load(self, sequence: SequenceState) -> int:
+        """Append blocks with the fetched pages that follow the sequence's blocks; returns how many blocks.
+
+        There is room: these blocks are part of those that the sequence needs for its prompt.
+        """
+        fetched, before = sequence.request.fetched, len(sequence.blocks)
+        sequence.request.fetched = None
+        if fetched is None or self._pages is None:
+            return 0
+        keys = self._shareable(sequence)
+        for i in range(before, len(keys)):
+            block, page = self.pool.find(keys[i]), fetched.take(keys[i])
+            if block is not None:
+                self.pool.share(block)
+                sequence.blocks.append(block)
+            elif page is not None:
+                sequence.blocks += self.pool.allocate(1)
+                self._pages.load(sequence.blocks[i], page)
+                self._publish(sequence, keys, i)
+            else:
+                break
+        return len(sequence.blocks) - before
 
     # --- cached prefixes
 

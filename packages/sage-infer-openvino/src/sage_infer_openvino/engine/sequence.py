@@ -12,6 +12,7 @@ from attrs import define, field
 from sage_infer.contracts import BufferedTokenStream
 from sage_infer.schemas import FinishReason, SamplingParams, Timing, TokenDelta, Usage
 from sage_infer.sdk import StopStringDetector
+from sage_infer.sdk.kv_broker import FetchedPages
 
 from sage_infer_openvino.engine.grammar import GrammarMatcher
 from sage_infer_openvino.models.tokenizer import IncrementalDetokenizer
@@ -106,6 +107,7 @@ class EngineRequest:
     stream: BufferedTokenStream | None = None
     salt: bytes = b""  # only requests with equal salt share KV
     is_private: bool = False  # random salt: KV of another engine is not shared
+    fetched: FetchedPages | None = None  # from a KV store, until it starts
     hold: bool = False
     hold_s: float = math.inf
     held_until: float = math.inf  # in the time of time.perf_counter

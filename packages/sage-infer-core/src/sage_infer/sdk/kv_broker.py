@@ -1,0 +1,307 @@
+"""Pages of KV between an engine and a ``KVStore``: fetched before a request starts, saved as they fill.
+
+The store's code runs in threads of the broker alone. A store that raises, hangs, is full or returns other bytes than it
+was given costs reuse, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import queue
+import threading
+import time
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from attrs import define
+
+if TYPE_CHECKING:
+    from sage_infer.contracts import KVStore
+    from sage_infer.schemas import KVCacheSchema
+
+__all__ = ["FetchedPages", "KVBroker", "open_kv_store"]
+
+T = TypeVar("T")
+
+_CLOSE_S = 5.0
+_CHECKSUMS = 1_000_000
+_SAVED_TOGETHER = 8
+_PATIENCE = 3  # failures in a row before the store is left alone
+_PAUSE_S = 30.0
+
+
+def open_kv_store(settings: str | Mapping[str, Any], *, schema: KVCacheSchema, model_id: str) -> KVStore:
+    """Open the store that a setting names: a store's name, or a mapping with ``store`` and the store's options.
+
+    Raises:
+        BackendUnavailable: unknown, not ready on this machine, or its code failed.
+        ConfigError: the setting has another form, or an option that the store does not have.
+    """
+    from sage_infer.errors import ConfigError
+    from sage_infer.plugins import open_store
+
+    options = {"store": settings} if isinstance(settings, str) else dict(settings)
+    name = options.pop("store", None)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(
+            f"a KV store is set by its name, or as {{store: NAME, …}} with the store's options; got {settings!r}"
+        )
+    return open_store(name, schema=schema, model_id=model_id, **options)
+
+
+class FetchedPages:
+    """Pages of one request in buffers of the broker. Dropping the object returns the buffers."""
+
+    def __init__(self, pages: dict[bytes, memoryview] | None = None) -> None:
+        self.pages = pages or {}
+
+    def take(self, key: bytes) -> memoryview | None:
+        """The page of this key, once."""
+        return self.pages.pop(key, None)
+
+
+@define
+class _Counts:
+    """What the broker reports, in pages where nothing else is said."""
+
+    fetched: int = 0
+    saved: int = 0
+    dropped: int = 0  # not saved: the queue was full, or the store did not take them
+    corrupt: int = 0
+    skipped_requests: int = 0  # not looked up: too many bytes in flight, or the store is left alone
+    late_requests: int = 0
+    failures: int = 0
+
+
+class KVBroker:
+    """Fetches and saves pages of one model. All methods may be called from any thread.
+
+    Args:
+        store: it is closed with the broker.
+        page_bytes: size of a page.
+        wait_s: how long a request waits for its pages before it is computed without them.
+        buffer_bytes: bound of the bytes that are being fetched, and of those that are being saved.
+    """
+
+    def __init__(self, store: KVStore, *, page_bytes: int, wait_s: float, buffer_bytes: int) -> None:
+        self._store = store
+        self._page_bytes = page_bytes
+        self._wait_s = wait_s
+        self._limit = max(1, buffer_bytes // page_bytes)
+        self._is_lossless = bool(getattr(store, "lossless", True))
+        self._lock = threading.Lock()  # guards all below
+        self._counts = _Counts()
+        self._free: deque[memoryview] = deque(maxlen=self._limit)
+        self._fetching = self._saving = 0
+        # Of requests that have started or ended; not with the lock, since they may be collected while it is held.
+        self._returned: deque[tuple[int, list[memoryview]]] = deque()
+        self._checksums: OrderedDict[bytes, int] = OrderedDict()  # of the pages that this process saved
+        self._failures_in_row = 0
+        self._paused_until = 0.0
+        self._closed = False
+        self._fetcher, self._saver = _Worker("sage-kv-fetch"), _Worker("sage-kv-save")
+        self._queue: deque[tuple[bytes, memoryview]] = deque()
+
+    # --- fetching
+
+    async def fetch(self, keys: Sequence[bytes]) -> FetchedPages:
+        """The pages of the longest prefix of ``keys`` that the store holds; none where it does not answer in time."""
+        keys = keys[: self._limit]
+        if not keys:
+            return FetchedPages()
+        with self._lock:
+            self._take_back()
+            is_stuck = self._fetcher.busy_s() > self._wait_s
+            if self._closed or is_stuck or self._is_paused() or self._fetching + len(keys) > self._limit:
+                self._counts.skipped_requests += 1
+                return FetchedPages()
+            self._fetching += len(keys)
+        future = self._fetcher.submit(lambda: self._fetch(keys))
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), self._wait_s)
+        except BaseException as error:
+            is_waiting = future.cancel()
+            del future  # a traceback keeps this frame, which must not keep buffers
+            with self._lock:
+                if is_waiting:
+                    self._fetching -= len(keys)
+                if isinstance(error, TimeoutError):
+                    self._counts.late_requests += 1
+                    if not is_waiting:  # else other requests kept the store busy
+                        self._failed()
+                    return FetchedPages()
+            raise
+
+    def _fetch(self, keys: Sequence[bytes]) -> FetchedPages:
+        pages: dict[bytes, memoryview] = {}
+        try:
+            keys_held = keys[: max(0, int(self._store.match_keys(keys)))]
+            buffers = [self._buffer() for _ in keys_held]
+            found = self._store.get(keys_held, buffers) if buffers else []
+            if len(found) != len(keys_held):
+                raise ValueError(f"the store answered {len(found)} of {len(keys_held)} keys")
+            for key, buffer, hit in zip(keys_held, buffers, found, strict=True):
+                if not hit or not self._is_right(key, buffer):
+                    break
+                pages[key] = buffer
+        except BaseException:
+            with self._lock:
+                self._fetching -= len(keys)
+                self._failed()
+            return FetchedPages()
+        fetched = FetchedPages(pages)
+        weakref.finalize(fetched, self._returned.append, (len(keys), buffers)).atexit = False
+        with self._lock:
+            self._counts.fetched += len(pages)
+            self._failures_in_row = 0
+        return fetched
+
+    def _is_right(self, key: bytes, buffer: memoryview) -> bool:
+        if not self._is_lossless:
+            return True
+        with self._lock:
+            expected = self._checksums.get(key)
+        if expected is None or expected == _checksum(buffer):
+            return True
+        with self._lock:
+            self._counts.corrupt += 1
+        return False
+
+    def _take_back(self) -> None:
+        while self._returned:
+            count, buffers = self._returned.popleft()
+            self._fetching -= count
+            self._free.extend(buffers)
+
+    # --- saving
+
+    def save(self, key: bytes, read: Callable[[memoryview], object]) -> None:
+        """Queue a page; ``read`` copies its bytes into the buffer that it is given, before this returns."""
+        with self._lock:
+            if self._closed or self._saving >= self._limit or self._is_paused():
+                self._counts.dropped += 1
+                return
+            self._saving += 1
+        buffer = self._buffer()
+        read(buffer)
+        self._queue.append((key, buffer))
+        self._saver.submit(self._save)
+
+    def _save(self) -> None:
+        batch: list[tuple[bytes, memoryview]] = []
+        while self._queue and len(batch) < _SAVED_TOGETHER:
+            batch.append(self._queue.popleft())
+        if not batch:
+            return
+        keys = [key for key, _ in batch]
+        sums = [_checksum(buffer) for _, buffer in batch] if self._is_lossless else []
+        held = 0
+        try:
+            held = min(len(batch), int(self._store.put(keys, [buffer.toreadonly() for _, buffer in batch])))
+        except BaseException:
+            with self._lock:
+                self._failed()
+        with self._lock:
+            self._saving -= len(batch)
+            self._free.extend(buffer for _, buffer in batch)
+            self._counts.saved += held
+            self._counts.dropped += len(batch) - held
+            for key, value in zip(keys, sums, strict=False):
+                self._checksums[key] = value
+            while len(self._checksums) > _CHECKSUMS:
+                self._checksums.popitem(last=False)
+
+    # --- the broker itself
+
+    def counts(self) -> dict[str, float]:
+        """Counters since the start, and whether the store is left alone after failures."""
+        with self._lock:
+            found = {name: float(getattr(self._counts, name)) for name in _Counts.__slots__ if name[0] != "_"}
+            return {**found, "paused": float(self._is_paused())}
+
+    def flush(self, timeout_s: float = _CLOSE_S) -> bool:
+        """Wait until everything is saved; False where the store takes too long."""
+        return self._saver.drain(timeout_s)
+
+    def close(self) -> None:
+        """Save what is queued and close the store; give up on a store that does not return. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        is_done = self._saver.drain(_CLOSE_S) and self._fetcher.drain(_CLOSE_S)
+        if is_done:
+            self._saver.submit(self._store.close)
+            self._saver.drain(_CLOSE_S)
+        self._saver.stop()
+        self._fetcher.stop()
+
+    def _buffer(self) -> memoryview:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return memoryview(mmap.mmap(-1, self._page_bytes))
+
+    def _is_paused(self) -> bool:
+        return time.monotonic() < self._paused_until
+
+    def _failed(self) -> None:
+        self._counts.failures += 1
+        self._failures_in_row += 1
+        if self._failures_in_row >= _PATIENCE:
+            self._paused_until = time.monotonic() + _PAUSE_S
+
+
+class _Worker:
+    """One daemon thread: a store that hangs in it keeps no process alive."""
+
+    def __init__(self, name: str) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._busy_since: float | None = None
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def submit(self, function: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+
+        def task() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._tasks.put(task)
+        return future
+
+    def busy_s(self) -> float:
+        """Seconds that the current task has been running."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def drain(self, timeout_s: float) -> bool:
+        try:
+            self.submit(lambda: None).result(timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        self._tasks.put(None)
+
+    def _run(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            self._busy_since = time.monotonic()
+            task()
+            self._busy_since = None
+            task = None  # its result may be all that is left of a request
+
+
+def _checksum(buffer: memoryview) -> int:
+    import xxhash
+
+    return xxhash.xxh3_64_intdigest(buffer)

@@ -1,0 +1,334 @@
+"""The broker between an engine and a KV store: whatever the store does costs reuse only."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+from sage_infer.contracts import KVStoreStats
+from sage_infer.errors import BackendUnavailable, ConfigError
+from sage_infer.schemas import KVCacheSchema
+from sage_infer.sdk import kv_broker
+from sage_infer.sdk.kv_broker import FetchedPages, KVBroker, open_kv_store
+
+SCHEMA = KVCacheSchema.from_preset("fp16", num_layers=1, num_heads=1, head_dim=8, page_size=4)
+SIZE = SCHEMA.bytes_per_page
+KEYS = [bytes([i]) * 16 for i in range(8)]
+
+
+class DictStore:
+    """As much of a store as the broker uses."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[bytes, bytes] = {}
+        self.is_closed = False
+
+    def match_keys(self, keys: Sequence[bytes]) -> int:
+        return next((i for i, key in enumerate(keys) if key not in self.blocks), len(keys))
+
+    def get(self, keys: Sequence[bytes], out: Sequence[memoryview]) -> list[bool]:
+        for key, buffer in zip(keys, out, strict=True):
+            if key in self.blocks:
+                buffer[:] = self.blocks[key]
+        return [key in self.blocks for key in keys]
+
+    def put(self, keys: Sequence[bytes], blocks: Sequence[memoryview]) -> int:
+        self.blocks.update((key, bytes(block)) for key, block in zip(keys, blocks, strict=True))
+        return len(keys)
+
+    def stats(self) -> KVStoreStats:
+        return KVStoreStats(blocks=len(self.blocks), capacity_blocks=0, bytes_used=0)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class RaisingStore(DictStore):
+    def match_keys(self, keys: Sequence[bytes]) -> int:
+        raise SystemExit("the disk is gone")
+
+    put = match_keys  # type: ignore[assignment]
+
+
+class Liar(DictStore):
+    """It holds everything, and gives every block other bytes."""
+
+    def match_keys(self, keys: Sequence[bytes]) -> int:
+        return 1000
+
+    def get(self, keys: Sequence[bytes], out: Sequence[memoryview]) -> list[bool]:
+        for buffer in out:
+            buffer[:] = b"?" * SIZE
+        return [True] * len(keys)
+
+
+class HangingStore(DictStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+
+    def match_keys(self, keys: Sequence[bytes]) -> int:
+        self.entered.release()
+        self.gate.wait()
+        return super().match_keys(keys)
+
+    def put(self, keys: Sequence[bytes], blocks: Sequence[memoryview]) -> int:
+        self.gate.wait()
+        return super().put(keys, blocks)
+
+
+def page(key: bytes) -> bytes:
+    return key * (SIZE // 16)
+
+
+def broker(store: Any, *, wait_s: float = 30.0, pages: int = 8) -> KVBroker:
+    return KVBroker(store, page_bytes=SIZE, wait_s=wait_s, buffer_bytes=pages * SIZE)
+
+
+def save(made: KVBroker, keys: Sequence[bytes]) -> None:
+    for key in keys:
+
+        def read(out: memoryview, key: bytes = key) -> None:
+            out[:] = page(key)
+
+        made.save(key, read)
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 60))
+
+
+def test_saved_pages_are_fetched() -> None:
+    async def main() -> None:
+        store = DictStore()
+        made = broker(store)
+        save(made, KEYS[:3])
+        assert made.flush()
+        fetched = await made.fetch(KEYS[:5])
+        assert {key: bytes(data) for key, data in fetched.pages.items()} == {k: page(k) for k in KEYS[:3]}
+        first = fetched.take(KEYS[0])
+        assert first is not None
+        assert fetched.take(KEYS[0]) is None
+        counts = made.counts()
+        assert (counts["saved"], counts["fetched"], counts["failures"]) == (3, 3, 0)
+        made.close()
+        made.close()
+        assert store.is_closed
+        assert not (await made.fetch(KEYS[:1])).pages, "a closed broker fetches nothing"
+
+    run(main())
+
+
+def test_a_gap_ends_the_prefix() -> None:
+    class Gap(DictStore):
+        def match_keys(self, keys: Sequence[bytes]) -> int:
+            return len(keys)
+
+    async def main() -> None:
+        store = Gap()
+        store.blocks = {key: page(key) for key in (KEYS[0], KEYS[2])}
+        made = broker(store)
+        assert list((await made.fetch(KEYS[:3])).pages) == [KEYS[0]]
+        made.close()
+
+    run(main())
+
+
+def test_a_store_that_raises_is_left_alone() -> None:
+    async def main() -> None:
+        made = broker(RaisingStore())
+        for _ in range(5):
+            assert not (await made.fetch(KEYS[:2])).pages
+        counts = made.counts()
+        assert counts["failures"] == 3
+        assert counts["skipped_requests"] == 2
+        assert counts["paused"] == 1
+        save(made, KEYS[:1])
+        assert made.counts()["dropped"] == 1
+        made.close()
+
+    run(main())
+
+
+def test_put_that_raises_is_counted() -> None:
+    made = broker(RaisingStore())
+    save(made, KEYS[:1])
+    assert made.flush()
+    counts = made.counts()
+    assert (counts["dropped"], counts["saved"], counts["failures"]) == (1, 0, 1)
+    made.close()
+
+
+def test_a_store_is_used_again_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recovering(DictStore):
+        left = 3
+
+        def match_keys(self, keys: Sequence[bytes]) -> int:
+            self.left -= 1
+            if self.left >= 0:
+                raise OSError("not yet")
+            return super().match_keys(keys)
+
+    async def main() -> None:
+        store = Recovering()
+        store.blocks[KEYS[0]] = page(KEYS[0])
+        made = broker(store)
+        for _ in range(3):
+            assert not (await made.fetch(KEYS[:1])).pages
+        assert made.counts()["paused"]
+        monkeypatch.setattr(made, "_paused_until", time.monotonic())
+        assert (await made.fetch(KEYS[:1])).pages
+        made.close()
+
+    run(main())
+
+
+def test_other_bytes_than_were_saved_are_not_used() -> None:
+    async def main() -> None:
+        made = broker(Liar())
+        save(made, KEYS[:2])
+        assert made.flush()
+        assert not (await made.fetch(KEYS[:2])).pages
+        assert made.counts()["corrupt"] == 1
+        made.close()
+
+    run(main())
+
+
+def test_wrong_answers_are_failures() -> None:
+    class Short(DictStore):
+        def get(self, keys: Sequence[bytes], out: Sequence[memoryview]) -> list[bool]:
+            return [True]
+
+    class Negative(DictStore):
+        def match_keys(self, keys: Sequence[bytes]) -> int:
+            return -3
+
+    async def main() -> None:
+        for store, failures in ((Short(), 1), (Negative(), 0)):
+            store.blocks = {key: page(key) for key in KEYS}
+            made = broker(store)
+            assert not (await made.fetch(KEYS[:3])).pages
+            assert made.counts()["failures"] == failures
+            made.close()
+
+    run(main())
+
+
+def test_a_store_that_hangs_delays_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first request waits ``wait_s``; later ones do not wait, and pages are dropped when the queue is full."""
+    monkeypatch.setattr(kv_broker, "_CLOSE_S", 0.05)
+
+    async def main() -> None:
+        store = HangingStore()
+        made = broker(store, wait_s=0.05, pages=4)
+        assert not (await made.fetch(KEYS[:1])).pages
+        assert store.entered.acquire(timeout=30)
+        for _ in range(20):
+            assert not (await made.fetch(KEYS[:1])).pages
+        counts = made.counts()
+        assert counts["late_requests"] + counts["skipped_requests"] == 21
+        assert counts["skipped_requests"] >= 15
+        save(made, KEYS)
+        assert made.counts()["dropped"] == 4
+        made.close()
+        assert not store.is_closed
+        store.gate.set()
+
+    run(main())
+
+
+def test_bytes_in_flight_are_bounded_and_come_back() -> None:
+    async def main() -> None:
+        store = DictStore()
+        store.blocks = {key: page(key) for key in KEYS}
+        made = broker(store, pages=4)
+        held = await made.fetch(KEYS[:3])
+        assert len(held.pages) == 3
+        assert not (await made.fetch(KEYS[3:5])).pages
+        assert made.counts()["skipped_requests"] == 1
+        del held
+        gc.collect()
+        assert len((await made.fetch(KEYS)).pages) == 4, "more than fits is cut"
+        made.close()
+
+    run(main())
+
+
+def test_a_cancelled_request_returns_its_buffers() -> None:
+    async def main() -> None:
+        store = HangingStore()
+        store.blocks = {key: page(key) for key in KEYS}
+        made = broker(store, pages=4)
+        first = asyncio.create_task(made.fetch(KEYS[:2]))
+        assert await asyncio.to_thread(store.entered.acquire, timeout=30)
+        second = asyncio.create_task(made.fetch(KEYS[2:4]))
+        await asyncio.sleep(0)
+        for task in (first, second):
+            task.cancel()
+        assert all(
+            isinstance(r, asyncio.CancelledError)
+            for r in await asyncio.gather(first, second, return_exceptions=True)
+        )
+        store.gate.set()
+        del first, second
+        fetched = FetchedPages()
+        while not fetched.pages:  # until the loop lets go of the first result
+            await asyncio.sleep(0.001)
+            fetched = await made.fetch(KEYS[:4])
+        assert len(fetched.pages) == 4
+        made.close()
+
+    run(main())
+
+
+def test_no_keys_are_no_look_up() -> None:
+    async def main() -> None:
+        made = broker(RaisingStore())
+        assert not (await made.fetch([])).pages
+        assert made.counts()["failures"] == 0
+        made.close()
+
+    run(main())
+
+
+def test_a_lossy_store_is_not_verified() -> None:
+    async def main() -> None:
+        store = Liar()
+        store.lossless = False  # type: ignore[attr-defined]
+        made = broker(store)
+        save(made, KEYS[:1])
+        assert made.flush()
+        assert len((await made.fetch(KEYS[:1])).pages) == 1
+        made.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("setting", [{}, {"store": ""}, {"store": 3}, {"name": "x"}])
+def test_settings_name_a_store(setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="store: NAME"):
+        open_kv_store(setting, schema=SCHEMA, model_id="m")
+
+
+def test_an_unknown_store_is_refused() -> None:
+    with pytest.raises(BackendUnavailable, match="no KV store 'nothing'"):
+        open_kv_store("nothing", schema=SCHEMA, model_id="m")
+
+
+def test_options_reach_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, Any] = {}
+    opened: Callable[..., Any] = lambda name, **options: found.update(options, store=name)  # noqa: E731
+    monkeypatch.setattr("sage_infer.plugins.open_store", opened)
+    open_kv_store({"store": "ssd", "path": "/tmp"}, schema=SCHEMA, model_id="m")
+    assert found == {"store": "ssd", "path": "/tmp", "schema": SCHEMA, "model_id": "m"}
+
+
+def test_fetched_pages_may_be_empty() -> None:
+    assert FetchedPages().take(KEYS[0]) is None

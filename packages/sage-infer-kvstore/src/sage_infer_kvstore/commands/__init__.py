@@ -1,0 +1,1 @@
+"""The commands ``sage infer kv …``, and what they read."""
