@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from openvino_toy import BLOCK, Toy, eventually, greedy, run, tokens, toy_greedy
+from openvino_toy import BLOCK, MODEL, Toy, eventually, greedy, run, tokens, toy_greedy
 from sage_infer.errors import InvalidRequest, RequestCancelled
 from sage_infer.schemas import RequestOptions
 from sage_infer_openvino import loading
@@ -242,7 +242,7 @@ def test_the_option_is_checked() -> None:
 
 def test_what_changes_the_kv_changes_the_keys() -> None:
     def form(**options: Any) -> str:
-        return computed_form("abc", OpenVINOBackend(None, **options)._settings)  # type: ignore[arg-type]
+        return computed_form("abc", OpenVINOBackend(MODEL, **options)._settings)
 
     assert form() == "abc"
     forms = [form(), form(precision="bf16"), form(dynamic_quantization=True), form(device="GPU.0")]
