@@ -1,4 +1,4 @@
-"""The contract of reading an answer's text while it is generated: thoughts, calls, and what is said beside them."""
+"""Contract of parsing an answer while it is generated: reasoning, tool calls, and content."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ class AnswerDelta:
 
 
 class AnswerReader(Protocol):
-    """Reads one answer. It does not matter how its text is split into pieces."""
+    """Incremental parser of one answer. The result does not depend on how the text is split into pieces."""
 
     @property
     def is_reasoning(self) -> bool:
-        """Whether the next text belongs to the model's thoughts."""
+        """Whether the next text belongs to the model's reasoning."""
         ...
 
     def feed(self, text: str) -> AnswerDelta:
-        """What is certain after this piece."""
+        """Parse a piece of text and return the contents that are certain after it."""
         ...
 
     def end(self) -> AnswerDelta:
-        """The rest, when the answer is over. A call that was cut off is delivered as far as it got."""
+        """Return the remaining contents at the end of the answer, including the start of an incomplete call."""
         ...
 
 
 class AnswerFormat(Protocol):
-    """How a model marks thoughts and calls."""
+    """Format of a model's answers: marks of reasoning and tool calls."""
 
     @property
     def thought_ends(self) -> tuple[str, ...]:
-        """Marks of which one ends the thoughts; empty for a model without thoughts."""
+        """Marks that can end the reasoning; empty for a model without reasoning."""
         ...
 
     @property
     def thoughts_need_special_tokens(self) -> bool:
-        """Whether special tokens mark thoughts, so that answers are generated with ``skip_special_tokens=False``.
-        Answers with calls always are.
+        """Whether special tokens mark reasoning, so that answers must be generated with
+        ``skip_special_tokens=False``. Answers with tool calls always are.
         """
         ...
 
@@ -66,9 +66,9 @@ class AnswerFormat(Protocol):
         prompt: str = "",
         reads_thoughts: bool = True,
     ) -> AnswerReader:
-        """A reader of one answer to ``prompt``, which may end with the mark that opens the thoughts.
+        """Return a reader for one answer to ``prompt``, which may end with the mark that starts the reasoning.
 
-        With ``tools`` None no calls are read; without ``reads_thoughts`` thoughts are content.
+        If ``tools`` is None, calls are not parsed. If ``reads_thoughts`` is false, reasoning is part of the content.
         """
         ...
 
@@ -78,18 +78,18 @@ class AnswerReading(Protocol):
     """Additional method of a backend that knows the format of its model's answers."""
 
     async def answer_format(self) -> AnswerFormat | None:
-        """The format; None where the model has no chat template."""
+        """Return the format; None if the model has no chat template."""
         ...
 
 
 @runtime_checkable
 class HybridAnswerReading(Protocol):
-    """The same method of an instance with several models.
+    """The same method for an instance with several models.
 
     Raises:
-        ModelNotFound: there is no such model.
+        ModelNotFound: no model has this name.
     """
 
     async def answer_format(self, *, model: str | None = None) -> AnswerFormat | None:
-        """The format; None where the model's backend is no ``AnswerReading``."""
+        """Return the format; None if the model's backend is not an ``AnswerReading``."""
         ...

@@ -83,10 +83,10 @@ class ModelSettings(Protocol):
     """Additional method of a ``HybridInferenceBackend`` that knows how it runs each model."""
 
     def get_model_settings(self, model_id: str) -> Mapping[str, Any]:
-        """JSON-ready backend, options and quantization of a model.
+        """Return backend, options and quantization of a model as JSON-ready data.
 
         Raises:
-            ModelNotFound: there is no model of this id or alias.
+            ModelNotFound: no model has this id or alias.
         """
         ...
 

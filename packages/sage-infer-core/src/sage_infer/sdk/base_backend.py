@@ -1,4 +1,4 @@
-"""Life cycle, open requests and figures: the base of the bases of backends."""
+"""Common base of backends: life cycle, open requests and counters."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ class Figures:
 
 
 class BaseBackend:
-    """What every backend has besides its requests. It is the base of ``BaseInferenceBackend`` and
-    ``BaseEmbeddingBackend``; a subclass sets the attributes and overrides ``load``.
+    """Common base of ``BaseInferenceBackend`` and ``BaseEmbeddingBackend``. A subclass sets the attributes and
+    overrides ``load``.
 
     Attributes:
-        name: the name that the plug-in registers.
-        features: what requests may use besides ``deadline`` and ``reports``, which every subclass has.
-        instance_type: kind of instance.
-        hardware: hardware that it runs on.
-        precisions: precisions that it computes in.
-        max_sequence_length: longest sequence of the engine, in tokens.
-        max_batch_size: requests that it computes simultaneously.
-        model: what it was opened with.
+        name: registered name of the backend.
+        features: claimed features, in addition to ``deadline`` and ``reports``, which every subclass has.
+        instance_type: instance type of the capability.
+        hardware: hardware name of the capability.
+        precisions: supported precisions.
+        max_sequence_length: the engine's maximum sequence length, in tokens.
+        max_batch_size: maximum number of requests computed simultaneously.
+        model: descriptor of the model that the backend was opened with.
         requests: the open requests.
         figures: the counters.
 
     Args:
-        max_queue: requests that may be open before further ones are refused with ``Overloaded``.
+        max_queue: maximum number of open requests; further ones raise ``Overloaded``.
     """
 
     name: ClassVar[str]
@@ -83,14 +83,14 @@ class BaseBackend:
     # --- what a subclass overrides
 
     def load(self, report: ProgressReport) -> None:
-        """Load the model. It runs in a thread; ``report(stage, share)`` shows progress.
+        """Load the model. Called in a thread; ``report(stage, share)`` reports progress.
 
         Raises:
             ModelFileError, UnsupportedFeature, CapabilityMismatch, OutOfMemory: the model cannot be loaded.
         """
 
     def unload(self) -> None:
-        """Free what ``load`` has loaded. It runs in a thread, once, after every request has ended."""
+        """Free the resources of ``load``. Called once in a thread, after every request has ended."""
 
     # --- the contract
 
@@ -113,7 +113,7 @@ class BaseBackend:
         was, self._state = self._state, "dead"
         self.requests.cancel_all("close")
         if was == "ok":
-            for _ in range(self.max_batch_size):  # all slots: nothing computes any longer
+            for _ in range(self.max_batch_size):  # with all slots taken, no request computes
                 await self._slots.acquire()
             await asyncio.to_thread(self.unload)
 
@@ -159,7 +159,7 @@ class BaseBackend:
 
     @property
     def claims(self) -> tuple[str, ...]:
-        """``features``, with what this class brings."""
+        """Return ``features`` and the features implemented by this class."""
         return tuple(dict.fromkeys([*self.features, "deadline", "reports"]))
 
     @asynccontextmanager
@@ -184,7 +184,7 @@ class BaseBackend:
             self._slots.release()
 
     def check_running(self) -> None:
-        """Raise ``EngineDead`` unless the backend takes requests."""
+        """Raise ``EngineDead`` unless the backend accepts requests."""
         if self._state != "ok":
             raise EngineDead(f"{self.name} is not running: {self._health().reason}; open a new one")
 
@@ -194,4 +194,4 @@ class BaseBackend:
 
 
 def _ignore(stage: str, share: float | None) -> None:
-    """Progress that nobody asked for."""
+    """Discard progress reports."""

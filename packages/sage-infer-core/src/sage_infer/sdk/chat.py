@@ -1,4 +1,4 @@
-"""Chat messages as templates of text models expect them."""
+"""Validation and conversion of chat messages for templates of text models."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["plain_messages"]
 
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with text as their content: text parts are joined by line ends.
+    """Return the messages with text as content; text parts are joined by line ends.
 
     Raises:
-        InvalidRequest: there are none, one has no role, or a user's has no content.
+        InvalidRequest: there are no messages, a message has no role, or a user message has no content.
         UnsupportedFeature: a content part is not text.
     """
     if not messages:

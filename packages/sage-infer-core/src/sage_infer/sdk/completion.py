@@ -1,4 +1,4 @@
-"""From a completion's tokens to its deltas: where the output ends, and which text may be shown already."""
+"""Conversion of a completion's tokens to deltas, including stops and held-back text."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["Completion"]
 
 
 class Completion:
-    """One output while it grows. It applies the fields of ``SamplingParams`` that end an output: ``max_tokens``,
+    """One output during generation. It applies the fields of ``SamplingParams`` that end an output: ``max_tokens``,
     ``min_tokens``, ``stop``, ``stop_token_ids`` and ``ignore_eos``.
 
     Attributes:
-        token_ids: the tokens so far.
+        token_ids: token ids of the output so far.
         finish_reason: None until the last token.
 
     Args:
         max_tokens: room for output in the sequence; ``params.max_tokens`` may be less.
-        decode: text of the next token; empty while it is a part of a character.
-        flush: text that ``decode`` held back, for the end of the output.
-        eos_token_ids: tokens that end an output.
-        index: which of the request's ``n`` completions it is.
+        decode: returns the text of the next token; empty while it is only part of a character.
+        flush: returns text held back by ``decode``, at the end of the output.
+        eos_token_ids: end-of-sequence tokens.
+        index: index of the completion among the request's ``n``.
     """
 
     def __init__(
@@ -45,8 +45,9 @@ class Completion:
         self._stops = StopStringDetector(params.stop) if params.stop else None
 
     def push(self, token: int, logprob: TokenLogprob | None = None) -> TokenDelta:
-        """The delta of the next token. The token that ends an output has no text; text that was held back comes with
-        the last delta.
+        """Return the delta of the next token.
+
+        The token that ends an output adds no text. The last delta has the held-back text.
         """
         self.token_ids.append(token)
         may_end = len(self.token_ids) >= self._params.min_tokens

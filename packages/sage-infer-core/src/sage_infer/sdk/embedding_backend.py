@@ -1,4 +1,4 @@
-"""The base of backends that embed: everything of the contract but the model."""
+"""Base of embedding backends: the whole contract except the model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["BaseEmbeddingBackend"]
 
 
 class BaseEmbeddingBackend(BaseBackend):
-    """An ``EmbeddingBackend`` whose subclass brings the model. Override ``load``, ``encode`` and ``vectors``.
+    """Base of an ``EmbeddingBackend``. A subclass overrides ``load``, ``encode`` and ``vectors``.
 
-    It refuses what ``features`` does not list, texts that are empty or too long, and ids in use; ends calls on
-    ``abort``, deadlines and ``close``, between two batches; and keeps the figures.
+    This class refuses unclaimed features, texts that are empty or too long, and ids in use. It ends calls between
+    batches on ``abort``, deadlines and ``close``, and maintains the counters.
 
     Attributes:
         dim: length of a vector.
-        batch_size: texts that ``vectors`` computes together, where the caller sets no number.
+        batch_size: default number of texts per call of ``vectors``.
     """
 
     instance_type: ClassVar[InstanceType] = "embedding"
@@ -38,11 +38,11 @@ class BaseEmbeddingBackend(BaseBackend):
     # --- what a subclass overrides
 
     def encode(self, text: TextLike) -> Sequence[int]:
-        """Tokens of a text; token ids are returned as they are, or refused with ``InvalidRequest``."""
+        """Return the token ids of a text; token ids are returned unchanged, or refused with ``InvalidRequest``."""
         raise NotImplementedError(f"{type(self).__name__} must override encode()")
 
     def vectors(self, batch: Sequence[Sequence[int]]) -> Iterable[Iterable[float]]:
-        """One vector of ``dim`` numbers for each list of tokens. It runs in a thread, one batch at a time."""
+        """Return one vector of ``dim`` numbers per list of tokens. Called in a thread, one batch at a time."""
         raise NotImplementedError(f"{type(self).__name__} must override vectors()")
 
     # --- the contract
@@ -111,7 +111,7 @@ class BaseEmbeddingBackend(BaseBackend):
         tokens, limit = self.encode(text), self.max_sequence_length
         if len(tokens) > limit and not cut:
             raise ContextLengthExceeded(
-                f"text {index} has {len(tokens)} tokens, and the limit is {limit}; shorten it, or truncate"
+                f"text {index} has {len(tokens)} tokens, but the limit is {limit}; shorten it, or truncate"
             )
         return tokens[:limit]
 

@@ -1,4 +1,4 @@
-"""The base of executors: ids, time limits, clean-up after a failed start, and handles of replicas."""
+"""Base of executors: ids, timeouts, clean-up after a failed start, and handles of replicas."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
 __all__ = ["BaseExecutor", "BaseReplica", "BackendReplica"]
 
 _RESERVATIONS = ("server", "environment", "device_ids", "gpus", "memory_gb", "group")
-"""Fields of a spec that an executor may be unable to honour; their defaults ask for nothing."""
+"""Fields of a spec that an executor may not support; their defaults have no effect."""
 
 
 class BaseReplica:
-    """A ``ReplicaHandle`` whose subclass ends the replica. Override ``shut_down`` and ``destroy``.
+    """Base of a ``ReplicaHandle``. A subclass overrides ``shut_down`` and ``destroy``.
 
     Attributes:
-        spec: what was asked for.
-        descriptor: the replica's identity.
-        backend: the backend of a replica in this process; None elsewhere.
+        spec: spec that the replica was started with.
+        descriptor: identity of the replica.
+        backend: backend object if the replica runs in this process, else None.
     """
 
     descriptor: InstanceDescriptor
@@ -38,11 +38,11 @@ class BaseReplica:
 
     @abstractmethod
     async def shut_down(self) -> int | None:
-        """Close the replica gracefully; returns its exit code, None where it is no process."""
+        """Close the replica gracefully; return its exit code, or None if it is not a process."""
         raise NotImplementedError(f"{type(self).__name__} must override shut_down()")
 
     async def destroy(self) -> int | None:
-        """End it by force; returns the exit code. The default does what ``shut_down`` does."""
+        """Kill the replica; return its exit code. The default calls ``shut_down``."""
         return await self.shut_down()
 
     # --- the contract
@@ -67,7 +67,7 @@ class BaseReplica:
     # --- for subclasses
 
     def ended(self, how: ReplicaExit) -> None:
-        """The replica has ended, by itself or by force; what comes later is ignored."""
+        """Record that the replica has ended, by itself or killed; later calls are ignored."""
         if not self._ended.done():
             self._ended.set_result(how)
 
@@ -92,12 +92,12 @@ class BackendReplica(BaseReplica):
 
 
 class BaseExecutor:
-    """An ``Executor`` whose subclass starts single replicas, which end with it. Override ``launch``.
+    """Base of an ``Executor`` whose replicas end with it. A subclass overrides ``launch``.
 
     Attributes:
-        honours: fields of ``ReplicaSpec`` that ``launch`` honours, of ``server``, ``environment``, ``device_ids``,
-            ``gpus``, ``memory_gb`` and ``group``; a spec that sets another one is refused.
-        replicas: the running replicas by id; None while one starts.
+        honours: optional fields of ``ReplicaSpec`` that ``launch`` supports, among ``server``, ``environment``,
+            ``device_ids``, ``gpus``, ``memory_gb`` and ``group``; specs that set other ones are refused.
+        replicas: running replicas by id; None for a replica that is starting.
     """
 
     honours: ClassVar[Collection[str]] = ()
@@ -109,10 +109,10 @@ class BaseExecutor:
 
     @abstractmethod
     async def launch(self, spec: ReplicaSpec) -> BaseReplica:
-        """Start a replica and wait until it is ready. Where it fails or is cancelled, nothing may be left.
+        """Start a replica and wait until it is ready. On failure or cancellation, free all of its resources.
 
         Raises:
-            BackendUnavailable, OutOfMemory, EngineDead: it does not start.
+            BackendUnavailable, OutOfMemory, EngineDead: the replica did not start.
         """
         raise NotImplementedError(f"{type(self).__name__} must override launch()")
 
@@ -125,7 +125,9 @@ class BaseExecutor:
                 f"{type(self).__name__} does not support {', '.join(refused)} of a replica; leave it out"
             )
         if spec.replica_id in self.replicas:
-            raise InvalidRequest(f"replica {spec.replica_id!r} runs already; stop it, or choose another id")
+            raise InvalidRequest(
+                f"replica {spec.replica_id!r} is already running; stop it, or choose another id"
+            )
         self.replicas[spec.replica_id] = None
         try:
             replica = await asyncio.wait_for(self.launch(spec), spec.start_timeout_s)

@@ -1,4 +1,4 @@
-"""The base of backends that generate: everything of the contract but the model."""
+"""Base of text generation backends: the whole contract except the model."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ __all__ = ["BaseInferenceBackend"]
 
 
 class BaseInferenceBackend(BaseBackend):
-    """An ``InferenceBackend`` whose subclass brings the model. Override ``load``, ``encode`` and ``complete``;
-    ``decode_tokens`` with the feature ``tokenize``, ``render`` with the feature ``chat``.
+    """Base of an ``InferenceBackend``. A subclass overrides ``load``, ``encode`` and ``complete``, and also
+    ``decode_tokens`` for the feature ``tokenize`` and ``render`` for the feature ``chat``.
 
-    It refuses what ``features`` does not list, prompts that are empty, too long or outside the vocabulary, and ids in
-    use; runs up to ``max_batch_size`` requests simultaneously, the others wait; ends requests on ``abort``,
-    ``cancel``, deadlines and ``close``; and keeps the figures. Prefill and decode apart, KV and quantization profiles
-    are refused by name: a subclass that has them overrides these methods.
+    This class refuses unclaimed features, prompts that are empty, too long or outside the vocabulary, and ids in use.
+    It runs up to ``max_batch_size`` requests simultaneously while the others wait, ends requests on ``abort``,
+    ``cancel``, deadlines and ``close``, and maintains the counters. Separate prefill and decode, KV and quantization
+    profiles are refused by name; a subclass that supports them overrides these methods.
 
     Attributes:
-        vocabulary: number of tokens; ids below it are valid.
+        vocabulary: size of the vocabulary; ids below it are valid.
     """
 
     vocabulary: int
@@ -63,29 +63,29 @@ class BaseInferenceBackend(BaseBackend):
     # --- what a subclass overrides
 
     def encode(self, prompt: Prompt) -> Sequence[int]:
-        """Token ids of a prompt with ``text``; those of a prompt with ``token_ids`` are used as they are."""
+        """Return the token ids of a prompt with ``text``. Not called for a prompt with ``token_ids``."""
         raise NotImplementedError(f"{type(self).__name__} must override encode()")
 
     def complete(
         self, token_ids: Sequence[int], params: SamplingParams, *, max_tokens: int
     ) -> AsyncIterator[TokenDelta]:
-        """Generate: an asynchronous generator of deltas, one per step, of all ``params.n`` completions.
+        """Generate output: an asynchronous generator of deltas, one per step, for all ``params.n`` completions.
 
         The last delta of each completion has its ``finish_reason``; ``Completion`` makes such deltas. Other requests
-        have their turn after each delta. A cancelled request closes the generator.
+        run after each delta. Cancellation of the request closes the generator.
 
         Args:
-            token_ids: the prompt.
-            max_tokens: room in the sequence after the prompt; at least 1.
+            token_ids: token ids of the prompt.
+            max_tokens: room for output in the sequence; at least 1.
         """
         raise NotImplementedError(f"{type(self).__name__} must override complete()")
 
     def decode_tokens(self, token_ids: Sequence[int]) -> str:
-        """Text of valid token ids, special tokens included."""
+        """Return the text of valid token ids, including special tokens."""
         raise NotImplementedError(f"{type(self).__name__} must override decode_tokens()")
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> Prompt:
-        """A chat as a prompt. ``messages`` are checked, and their content is text."""
+        """Render a chat to a prompt. ``messages`` are validated, and their content is text."""
         raise NotImplementedError(f"{type(self).__name__} must override render()")
 
     # --- the contract
@@ -188,7 +188,7 @@ class BaseInferenceBackend(BaseBackend):
         except SageInferError as error:
             self.requests.finish(request)
             stream.fail(error)
-        except Exception as error:  # a mistake in the subclass must not leave the reader waiting
+        except Exception as error:  # an error in the subclass must not leave the reader waiting
             self.requests.finish(request)
             what = f"{type(error).__name__}: {error}"
             stream.fail(EngineDead(f"request {request.request_id} failed in {self.name}: {what}; report it"))
@@ -204,7 +204,7 @@ class BaseInferenceBackend(BaseBackend):
         ids, limit = self._ids(prompt), self.max_sequence_length
         if len(ids) >= limit:
             raise ContextLengthExceeded(
-                f"the prompt has {len(ids)} tokens, and the limit is {limit} with the output; shorten it"
+                f"the prompt has {len(ids)} tokens, but the limit is {limit} including the output; shorten it"
             )
         return ids
 

@@ -1,4 +1,4 @@
-"""The base of KV stores: which blocks are held, in which order they go, and what is pinned."""
+"""Base of KV stores: index, eviction order and pins."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ Place = TypeVar("Place")
 
 
 class BaseKVStore(Generic[Place]):
-    """A ``KVStore`` whose subclass keeps the bytes. Override ``write``, ``read`` and ``erase``.
+    """Base of a ``KVStore`` with LRU eviction. A subclass stores the bytes: it overrides ``write``, ``read`` and
+    ``erase``.
 
-    The least recently used block makes room first; blocks of the same ``put`` do not make room for each other. Every
-    method holds ``lock``, also while it calls those of the subclass.
+    Blocks of the same ``put`` do not evict each other. Every method holds ``lock``, also while it calls methods of the
+    subclass.
 
     Attributes:
-        schema: form of the blocks.
-        model_id: model that they are of.
-        capacity_blocks: blocks that fit.
-        places: where each block is, by key; the least recently used comes first.
-        lock: a lock that the subclass may take, too.
+        schema: schema of the blocks.
+        model_id: model that the blocks belong to.
+        capacity_blocks: capacity in blocks.
+        places: place of each block by key, least recently used first.
+        lock: reentrant lock, which the subclass can also use.
     """
 
     def __init__(self, *, schema: KVCacheSchema, model_id: str, capacity_blocks: int = 1024) -> None:
@@ -46,7 +47,7 @@ class BaseKVStore(Generic[Place]):
 
     @abstractmethod
     def write(self, key: bytes, block: memoryview) -> Place:
-        """Keep a copy of a block; returns where, for ``read`` and ``erase``."""
+        """Store a copy of a block; return its place, for ``read`` and ``erase``."""
         raise NotImplementedError(f"{type(self).__name__} must override write()")
 
     @abstractmethod
@@ -55,10 +56,10 @@ class BaseKVStore(Generic[Place]):
         raise NotImplementedError(f"{type(self).__name__} must override read()")
 
     def erase(self, place: Place) -> None:
-        """Free a block's bytes. The default leaves that to Python."""
+        """Free the bytes of a block. The default does nothing: Python frees them."""
 
     def has_room(self) -> bool:
-        """Whether a further block fits without evicting one."""
+        """Return whether another block fits without an eviction."""
         return len(self.places) < self.capacity_blocks
 
     # --- the contract
@@ -141,7 +142,7 @@ class BaseKVStore(Generic[Place]):
     # --- for subclasses
 
     def is_pinned(self, key: bytes) -> bool:
-        """Whether a block has a pin whose lease has not ended."""
+        """Return whether a block has a pin whose lease has not expired."""
         self._pins[key] = [until for until in self._pins.get(key, ()) if until > time.monotonic()]
         return bool(self._pins[key] or self._pins.pop(key))
 
@@ -156,4 +157,4 @@ class BaseKVStore(Generic[Place]):
     def _check(self, keys: Sequence[bytes], buffers: Sequence[memoryview]) -> None:
         size = self.schema.bytes_per_page
         if len(keys) != len(buffers) or any(buffer.nbytes != size for buffer in buffers):
-            raise InvalidRequest(f"{len(keys)} keys need as many buffers of {size} bytes each")
+            raise InvalidRequest(f"{len(keys)} keys need {len(keys)} buffers of {size} bytes each")

@@ -27,11 +27,11 @@ _CAUSES = {
 
 
 class OpenRequest:
-    """One request, or one prompt of a request with several, from its acceptance to its end.
+    """One request, or one prompt of a request with several, from acceptance to its end.
 
     Attributes:
-        request_id: its id.
-        size: how much of ``OpenRequests.max_open`` it takes.
+        request_id: id of the request.
+        size: number that the request adds to the count limited by ``OpenRequests.max_open``.
     """
 
     def __init__(self, request_id: str, size: int = 1) -> None:
@@ -41,9 +41,9 @@ class OpenRequest:
         self._timer: asyncio.TimerHandle | None = None
 
     def on_cancel(self, callback: Callable[[RequestCancelled], object]) -> None:
-        """Call ``callback`` with the error when the request is cancelled; immediately if it was already.
+        """Call ``callback`` with the error when the request is cancelled, or immediately if it already was.
 
-        It runs in the thread that cancels: the event loop's for deadlines.
+        The callback runs in the thread that cancels the request; for deadlines this is the event loop's thread.
         """
         if self._error is not None:
             callback(self._error)
@@ -51,7 +51,7 @@ class OpenRequest:
             self._callbacks.append(callback)
 
     def cancel(self, by: CancelledBy = "caller") -> None:
-        """End the request with ``RequestCancelled``, unless that has already happened."""
+        """End the request with ``RequestCancelled``, unless it was already cancelled."""
         if self._error is None:
             self._error = RequestCancelled(f"request {self.request_id} {_CAUSES[by]}", by=by)
             callbacks, self._callbacks = self._callbacks, []
@@ -59,12 +59,12 @@ class OpenRequest:
                 callback(self._error)
 
     def check(self) -> None:
-        """Raise the error of a request that was cancelled."""
+        """Raise ``RequestCancelled`` if the request was cancelled."""
         if self._error is not None:
             raise self._error
 
     async def wait(self, future: Future[T]) -> T:
-        """The result of a future of another thread. Cancelling the request cancels the future.
+        """Wait for the result of another thread's future. Cancellation of the request cancels the future.
 
         Raises:
             RequestCancelled: the request was cancelled.
@@ -80,11 +80,11 @@ class OpenRequest:
 
 
 class OpenRequests:
-    """A table by id, for one event loop. ``abort`` and ``cancel_all`` may be called in any thread.
+    """Table of open requests by id, for one event loop. ``abort`` and ``cancel_all`` are thread-safe.
 
     Attributes:
-        max_open: sizes of open requests that are accepted together; None for no limit.
-        finished: requests that have ended, however they did.
+        max_open: maximum sum of the sizes of open requests; None for no limit.
+        finished: number of requests that have ended, for any reason.
     """
 
     def __init__(self, max_open: int | None = None) -> None:
@@ -94,7 +94,7 @@ class OpenRequests:
         self._retry = RetryEstimate()
 
     def __len__(self) -> int:
-        """Sizes of the open requests."""
+        """Return the sum of the sizes of open requests."""
         return self._size
 
     def accept(
@@ -105,14 +105,14 @@ class OpenRequests:
         options: RequestOptions | None = None,
         size: int = 1,
     ) -> list[OpenRequest]:
-        """Open ``count`` requests of one call: all, or none. Each is to be closed with ``finish``.
+        """Open ``count`` requests of one call, either all or none. Close each with ``finish``.
 
-        Without an id, a unique one is drawn. The deadline of ``options`` cancels them.
+        Without an id, a unique one is generated. The requests are cancelled at the deadline of ``options``.
 
         Raises:
-            InvalidRequest: the id is not a text, or belongs to an open request; or the call is larger than
+            InvalidRequest: the id is not a non-empty string or belongs to an open request, or the call exceeds
                 ``max_open``.
-            Overloaded: there is no room now.
+            Overloaded: there is no capacity now.
         """
         request_id = uuid.uuid4().hex if request_id is None else _checked(request_id)
         ids = request_ids(request_id, count)
@@ -130,7 +130,7 @@ class OpenRequests:
         return list(parts.values())
 
     def finish(self, request: OpenRequest) -> None:
-        """Close a request: its id is free again. Closing it a second time does nothing."""
+        """Close a request and release its id. Safe to call twice."""
         if self._part(request.request_id) is not request:
             return
         call = self._call_of(request.request_id)
@@ -147,7 +147,7 @@ class OpenRequests:
     def call(
         self, request_id: str | None = None, *, options: RequestOptions | None = None, size: int = 1
     ) -> Iterator[OpenRequest]:
-        """A request that is open in this block; ``accept`` and ``finish`` in one."""
+        """Open a request for the duration of the block, with ``accept`` and ``finish``."""
         (request,) = self.accept(request_id, options=options, size=size)
         try:
             yield request
@@ -188,7 +188,7 @@ class OpenRequests:
             request._timer = loop.call_later(deadline_s, request.cancel, "deadline")
 
     def _call_of(self, request_id: str) -> str:
-        """Id of the call that a request is of: ``a`` for ``a``, and for ``a/0`` where ``a`` has several parts."""
+        """Return the id of the call of a request: ``a`` for ``a``, and for ``a/0`` if ``a`` has several parts."""
         return request_id if request_id in self._calls else request_id.rpartition("/")[0]
 
     def _part(self, request_id: str) -> OpenRequest | None:

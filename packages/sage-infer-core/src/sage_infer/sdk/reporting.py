@@ -30,7 +30,7 @@ class Reporter:
     """Creates the descriptor and the reports of one backend object, for ``InstanceReporting``.
 
     Attributes:
-        instance_id: unique name; it lasts as long as the object.
+        instance_id: unique name for the lifetime of the object.
         generation: start time of the engine in nanoseconds since the epoch.
     """
 
@@ -42,7 +42,7 @@ class Reporter:
         self._descriptor: InstanceDescriptor | None = None
 
     def new_generation(self) -> None:
-        """Begin a generation, at each further start of the engine. There is no descriptor until ``started``."""
+        """Start a new generation when the engine restarts. There is no descriptor until ``started`` is called."""
         self.generation, self._seq = max(time.time_ns(), self.generation + 1), 0
         self._descriptor = None
 
@@ -55,7 +55,7 @@ class Reporter:
         adapters: Iterable[str] = (),
         versions: Mapping[str, str] | None = None,
     ) -> None:
-        """Set the identity of the loaded instance. ``versions`` are those of engine and libraries."""
+        """Set the identity of the loaded instance. ``versions`` has the versions of engine and libraries."""
         self._descriptor = InstanceDescriptor(
             instance_id=self.instance_id,
             generation=self.generation,
@@ -69,7 +69,7 @@ class Reporter:
         )
 
     def describe(self) -> InstanceDescriptor:
-        """Identity of the instance.
+        """Return the identity of the instance.
 
         Raises:
             EngineDead: the instance is not started.
@@ -79,7 +79,7 @@ class Reporter:
         return self._descriptor
 
     def report(self, stats: EngineStats, health: Health, *, sleeping: bool = False) -> InstanceReport:
-        """The current load; each call increments ``seq``."""
+        """Return the current load; each call increments ``seq``."""
         self._seq += 1
         state = _STATES[health.status]
         return InstanceReport(

@@ -1,4 +1,4 @@
-"""Choosing tokens in Python, for engines without a sampler of their own."""
+"""Sampling in Python, for engines without their own sampler."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["choose_token"]
 
 
 def choose_token(weights: Mapping[int, float], params: SamplingParams, draw: random.Random) -> int:
-    """A token id: ``temperature`` first, then ``top_k``, ``top_p`` and ``min_p``.
+    """Sample a token id; ``temperature`` is applied first, then ``top_k``, ``top_p`` and ``min_p``.
 
     Args:
-        weights: positive numbers in proportion to the tokens' probabilities (or counts), not empty.
-        draw: the request's own generator, made from its seed.
+        weights: positive numbers proportional to the probabilities of the tokens, by token id; not empty.
+        draw: random number generator of the request, seeded with its seed.
     """
     ranked = sorted(weights, key=lambda token: (-weights[token], token))
     if params.temperature == 0:

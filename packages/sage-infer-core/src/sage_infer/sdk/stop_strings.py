@@ -16,7 +16,7 @@ class StopStringDetector:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Definite output text, and whether a stop string follows it."""
+        """Return text that is certainly output, and whether a stop string follows it."""
         text = self._held + text
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
@@ -27,12 +27,12 @@ class StopStringDetector:
         return text[: len(text) - keep], False
 
     def flush(self) -> str:
-        """The held-back text, for when the output ends for another reason."""
+        """Return the held-back text when the output ends for another reason."""
         held, self._held = self._held, ""
         return held
 
     def _possible_start(self, text: str) -> int:
-        """Length of the longest suffix of ``text`` that is a prefix of a stop string."""
+        """Return the length of the longest suffix of ``text`` that is a prefix of a stop string."""
         longest = max(map(len, self._stops)) - 1
         for length in range(min(longest, len(text)), 0, -1):
             end = text[-length:]

@@ -1,4 +1,4 @@
-"""The base of transports: plans in order of priority, checks, retries and reports; and a checked copy of files."""
+"""Base of transports: order by priority, checks, retries and reports; and copying of files with verification."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Outcome:
 
 @define
 class _Run:
-    """One plan under way."""
+    """State of a plan that is being executed."""
 
     plan: TransportPlan
     outcomes: list[_Outcome] = field(factory=list)
@@ -47,15 +47,15 @@ class _Run:
 
 
 class BaseTransport:
-    """A ``Transport`` whose subclass moves single chunks. Set ``schemes`` and override ``move``.
+    """Base of a ``Transport``. A subclass sets ``schemes`` and overrides ``move``, which moves one chunk.
 
-    Up to ``settings.max_in_flight`` steps run simultaneously, smaller ``priority`` first. A plan with a step out of
-    reach, or with a chunk that has no known checksum, is refused before anything moves.
+    Up to ``settings.max_in_flight`` steps run simultaneously, smaller ``priority`` first. A plan is refused before any
+    transfer if an address is not supported, or if the checksum of a chunk is missing or unknown.
 
     Attributes:
-        schemes: URI schemes that it reads and writes.
-        attempts: how often a step is tried before it has failed.
-        settings: the caller's.
+        schemes: supported URI schemes.
+        attempts: maximum number of attempts per step.
+        settings: settings passed by the caller.
     """
 
     schemes: ClassVar[Collection[str]]
@@ -65,11 +65,11 @@ class BaseTransport:
         self.settings = settings
 
     async def move(self, step: TransportStep) -> None:
-        """Move one chunk: afterwards it is whole and verified at its target, or the target is untouched.
+        """Move one chunk. Afterwards the chunk is complete and verified at its target, or the target is unchanged.
 
         Raises:
-            OSError, KVCorrupt: it failed; it is tried again, up to ``attempts`` times.
-            SageInferError: it failed for good.
+            OSError, KVCorrupt: the attempt failed; the step is retried, up to ``attempts`` attempts.
+            SageInferError: the step failed and is not retried.
         """
         raise NotImplementedError(f"{type(self).__name__} must override move()")
 
@@ -77,7 +77,7 @@ class BaseTransport:
         return all(urlsplit(location.uri).scheme in self.schemes for location in (source, target))
 
     def register(self, region: memoryview) -> None:
-        """Nothing: most transports need no registered memory."""
+        """Do nothing: most transports need no registered memory."""
 
     async def execute(self, plan: TransportPlan, *, on_step: StepCallback | None = None) -> TransportReport:
         for step in plan.steps:
@@ -104,7 +104,7 @@ class BaseTransport:
         )
 
     async def close(self) -> None:
-        """Nothing: this class holds no connections."""
+        """Do nothing: this class has no connections."""
 
     def _check(self, step: TransportStep) -> None:
         if not self.can_reach(step.source, step.target):
@@ -130,7 +130,7 @@ class BaseTransport:
                 on_step(index, outcome.status)
 
     async def _moved(self, run: _Run, step: TransportStep) -> str:
-        """Why a step failed; empty where it did not."""
+        """Execute a step and return why it failed; empty if it succeeded."""
         error: Exception | None = None
         for attempt in range(self.attempts):
             run.retries += attempt > 0
@@ -146,16 +146,18 @@ class BaseTransport:
 
 
 def file_path(location: KVLocation) -> Path:
-    """Path of a ``file:`` location."""
+    """Return the path of a ``file:`` location."""
     return Path(unquote(urlsplit(location.uri).path))
 
 
 def copy_chunk(chunk: KVChunk, source: Path, target: Path, *, piece_bytes: int = 8 << 20) -> None:
-    """Copy the file of a chunk in pieces: written aside, verified, flushed and renamed. Folders are made.
+    """Copy the file of a chunk in pieces to a temporary file, which is verified, flushed and renamed.
+
+    Missing folders are created.
 
     Raises:
-        OSError: it cannot be read or written.
-        KVCorrupt: the source's size or checksum is not the chunk's.
+        OSError: a file cannot be read or written.
+        KVCorrupt: the size or checksum of the source differs from the chunk's.
     """
     import xxhash
 
