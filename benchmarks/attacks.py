@@ -1,16 +1,16 @@
-"""What attacks do to everybody else: chat at a steady rate and /health, quiet and while each attack runs.
+"""Effect of attacks on other clients: chats at a steady rate and /health, without and during each attack.
 
     hatch run python benchmarks/attacks.py [--seconds 10] [--only WORDS] [--short] [--json results.json]
 
-Starts `sage infer serve` with SmolLM2 and MiniLM in a process of its own. Chats (streams of 8 tokens) arrive in an
-open loop far below what the server could answer, and /health is asked on a new connection each time. Each attack runs
-between two quiet periods, from another process and another address; other programs on the machine change all of
-them alike, so the ratio of an attack's p99 to that of the quiet periods is reported. The attacker's process has the
-lowest priority (nice 19): on a machine of its own it would not use the processors that the server needs.
+Starts `sage infer serve` with SmolLM2 and MiniLM in its own process. Chats (streams of 8 tokens) arrive in an open loop
+far below the server's capacity, and /health is requested on a new connection each time. Each attack runs between two
+quiet periods, from another process and another address. Other programs on the machine affect all periods equally, so
+the ratio of an attack's p99 to that of the quiet periods is reported. The attacker's process has the lowest priority
+(nice 19), because a real attacker would not use the server's processors.
 
-Exits with 1 if a request of an attack was answered by anything but a refusal, a valid answer, or a closed
-connection, if a chat or /health failed, or if the server ended. Unless --short, also if the limits below are exceeded
-in each of three tries.
+Exits with 1 if an attack's request got a response other than a rejection, a valid response, or a closed connection, if
+a chat or /health failed, or if the server exited. Unless --short, also if the limits below are exceeded in each of
+three tries.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RATE = 4.0  # chats per second
 CHAT = Workload(endpoint="chat", model=LLM, lengths=Lengths(input=20, output=8))
 P99_RATIO, HEALTH_MS, RSS_RATIO = 2.0, 100.0, 1.1
 TRIES = 3
-SETTLE_S = 60.0  # for memory and connections to be given back
+SETTLE_S = 60.0  # time for the release of memory and connections
 MODELS = [{"model": LLM, "options": {"kv_cache_gb": 0.125}}, {"model": ENCODER}]
 SHORT = (
     "chain of 3,000 references", "20,000 choices", "prompt of 10 MB without a blank", "150 MB of tiny trailers",
@@ -59,7 +59,7 @@ Figures = dict[str, Any]
 
 
 async def attack(name: str, port: int, seconds: float) -> Counter[str]:
-    """Run one attack in this process; what the server did."""
+    """Run one attack in this process; returns the server's responses."""
     peer = Peer(port)
     if name in WIRE:
         await WIRE[name](peer, seconds)
@@ -75,14 +75,14 @@ def _some(bodies: Iterator[Any]) -> list[Any]:
 
 
 class Watcher:
-    """Chats and asks for /health, as any other client, and looks at the server's process."""
+    """Another client: sends chats and requests /health, and observes the server's process."""
 
     def __init__(self, port: int, pid: int) -> None:
         self._server, self._pid = Server.parse(f"http://127.0.0.1:{port}"), pid
         self._requests = CHAT.requests(0)
 
     async def during(self, seconds: float, meanwhile: Callable[[], bool]) -> Figures:
-        """The figures of ``seconds``, and of longer while ``meanwhile`` is true."""
+        """Figures over ``seconds``, or longer while ``meanwhile`` is true."""
         chats: list[Outcome] = []
         health: list[float] = []
         failures: Counter[str] = Counter()
@@ -200,7 +200,7 @@ async def one(watcher: Watcher, name: str, port: int, options: argparse.Namespac
 
 
 def faults(figures: Figures) -> list[str]:
-    """What must not be, however busy the machine is."""
+    """Failures that must not happen, regardless of the machine's load."""
     found = [
         f"{count} answers: {end}"
         for end, count in figures["outcomes"].items()
@@ -216,7 +216,7 @@ def faults(figures: Figures) -> list[str]:
 
 
 def excesses(figures: Figures) -> list[str]:
-    """What is above the limits."""
+    """Figures above the limits."""
     found = []
     if figures["chat p99, ratio"] > P99_RATIO:
         found.append(f"chat p99 {figures['chat p99, ratio']:.1f} times that of quiet")
@@ -232,7 +232,7 @@ def excesses(figures: Figures) -> list[str]:
 
 
 async def warm_up(port: int, watcher: Watcher) -> None:
-    """What is allocated on first use is no leak: constraints, long prompts, embedding, all pages of the KV cache."""
+    """Trigger allocations of first use, which are not leaks: constraints, long prompts, embedding, all KV pages."""
     peer = Peer(port, address="127.0.0.1")
     names = (
         "4,000 choices, others each time", "regular expression of nested quantifiers", "4,096 messages of 3 kB",
@@ -296,12 +296,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument(
-        "--tries", type=int, default=TRIES, help="how often an attack above the limits is repeated"
+        "--tries", type=int, default=TRIES, help="maximum runs of an attack that exceeds the limits"
     )
     parser.add_argument("--only", nargs="*", default=[""], help="attacks whose names contain one of these")
-    parser.add_argument(
-        "--nice", type=int, help="priority of the server and of those who ask it; root may say -15"
-    )
+    parser.add_argument("--nice", type=int, help="priority of the server and its clients; root may use -15")
     parser.add_argument("--attacker-nice", type=int, default=19, help="priority of the attacker")
     parser.add_argument("--short", action="store_true", help="five attacks, nothing measured")
     parser.add_argument("--json", type=Path, help="write all figures here")

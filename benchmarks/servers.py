@@ -62,10 +62,10 @@ def running(
 def prefer(pid: int, nice: int) -> None:
     """Set the priority of a process that leads a session, against all others of the machine.
 
-    Linux schedules sessions as groups, inside of which alone a process's own niceness counts.
+    Linux schedules sessions as groups; a process's own niceness applies only within its group.
 
     Raises:
-        OSError: a value below 0, without the right to it.
+        OSError: the value is below 0, without permission.
     """
     os.setpriority(os.PRIO_PROCESS, pid, nice)
     group = Path(f"/proc/{pid}/autogroup")

@@ -1,4 +1,4 @@
-"""One instance with an LLM and an embedding model: planned, named at the start, loaded later, used simultaneously.
+"""One instance with an LLM and an embedding model: memory plan, models at the start, models loaded later, shared use.
 
 python examples/hybrid.py
 """
@@ -32,7 +32,7 @@ def planned() -> None:
 
 
 async def named_at_the_start() -> None:
-    """Both models are planned for before either is loaded."""
+    """Both models are planned before either is loaded."""
     hybrid = HybridBackend(
         llm_config={"model": "smollm2-135m", "options": SMALL},
         embedding_config={"model": "minilm", "aliases": ["text-embedding-3-small"]},

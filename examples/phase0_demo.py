@@ -1,4 +1,4 @@
-"""A real LLM and a real embedding model, each behind a plug-in that was discovered, each through one contract.
+"""A real LLM and a real embedding model, each through a discovered plug-in and its contract.
 
 python examples/phase0_demo.py
 """
@@ -41,7 +41,7 @@ async def compare() -> None:
 def main() -> int:
     print("discovered: " + ", ".join(f"{row.name} ({row.state})" for row in list_backends()))
     add = [sys.executable, "-m", "sage_infer.cli.main", "infer", "model", "add", "smollm2-135m", "minilm"]
-    if subprocess.call(add) != 0:  # it has said why
+    if subprocess.call(add) != 0:  # the command has reported the reason
         return 1
     try:
         asyncio.run(ask())

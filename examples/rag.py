@@ -1,4 +1,4 @@
-"""Answers from documents: an embedding model finds the passages, an LLM answers from them, in one process.
+"""Question answering over documents: an embedding model finds passages, and an LLM answers from them, in one process.
 
 python examples/rag.py ["a question"]
 """

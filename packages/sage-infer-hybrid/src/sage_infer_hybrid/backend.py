@@ -209,7 +209,7 @@ class HybridBackend:
             return await backend.detokenize(token_ids)
 
     async def answer_format(self, *, model: str | None = None) -> AnswerFormat | None:
-        """How a model marks thoughts and tool calls; None where its backend does not know."""
+        """The model's format of thoughts and tool calls; None if its backend does not know it."""
         loaded = await self._host.ready(model, GENERATING)
         with self._host.call(loaded) as backend:
             return await backend.answer_format() if isinstance(backend, AnswerReading) else None

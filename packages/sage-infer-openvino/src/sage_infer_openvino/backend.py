@@ -279,7 +279,7 @@ class OpenVINOBackend:
         form = self._ready()[1].tokenizer.answer_format
         if form is None:
             raise UnsupportedFeature(
-                "this model has no chat template, which tells the form of its calls (feature tool_calls)"
+                "this model has no chat template, which determines the format of its calls (feature tool_calls)"
             )
         return read_whole(form.reader(tools=tools or (), reads_thoughts=False), text)
 

@@ -158,7 +158,7 @@ def load_model(
             instance_id=instance_id,
             max_sequence_length=min(limits),
         )
-        # Now, when nobody waits for the event loop, and while OpenVINO computes.
+        # During the load, when no request waits for the event loop and OpenVINO computes.
         converting = pool.submit(loaded.grammars.load)
         runner.warm_up()
         converting.exception()  # the first constraint raises it again

@@ -39,7 +39,7 @@ class Serve:
 TEMPLATE = """\
 # The OpenAI-compatible server of `sage infer serve` (wheel sage-infer-serve).
 serve:
-  # Models to serve: names or paths, or mappings with further settings, such as
+  # Models to serve: names or paths, or mappings with additional settings, such as
   # {model: minilm, backend: openvino-embedding, aliases: [text-embedding-3-small], weight: 1, options: {}}. Keys:
   # model, model_id, backend, aliases, options, weight, device_ids, memory_fraction, and quant_profile (a file).
   # Empty: `model` and `embedding_model` of the section `inference`.

@@ -1,4 +1,4 @@
-"""Standard output and standard error of a server, which may outlive whoever reads them."""
+"""Standard output and standard error of a server, which may outlive their reader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["survive_closed_outputs"]
 
 
 class _Pipe(io.FileIO):
-    """Discards what is written once the reader has gone."""
+    """Discards writes after the reader has closed the pipe."""
 
     def write(self, data: Any, /) -> Any:
         try:
@@ -20,9 +20,9 @@ class _Pipe(io.FileIO):
 
 
 def survive_closed_outputs() -> None:
-    """Let writes to a closed pipe have no effect, so that no message can keep a server from serving or from stopping.
+    """Ignore writes to closed pipes, so that messages cannot prevent a server from serving or stopping.
 
-    Streams that something has replaced, such as a test's, stay as they are.
+    Replaced streams, such as those of tests, are unchanged.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

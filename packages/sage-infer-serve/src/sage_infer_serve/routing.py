@@ -47,7 +47,7 @@ class Route:
 
     @property
     def prefix(self) -> str:
-        """The path up to its parameter; the whole path where it has none."""
+        """The path up to its parameter, or the whole path."""
         return self.path.partition("{")[0]
 
     @property

@@ -28,7 +28,7 @@ def append_token(
     if stops_count and (token in params.stop_token_ids or (token in eos_token_ids and not params.ignore_eos)):
         reason, is_end = "stop", True
     elif grammar is not None and token in eos_token_ids:
-        reason, is_end = "stop", True  # a constraint allows it only where the output may end
+        reason, is_end = "stop", True  # a constraint allows it only at a valid end of the output
     else:
         text = sequence.detokenizer.push(token)
         if grammar is not None and grammar.accept(token):

@@ -347,7 +347,7 @@ def rows_of(kind: str, names: Mapping[str, str], config: DecoderConfig) -> tuple
 
 
 def refuse(family: Family, config: Mapping[str, Any], where: str) -> None:
-    """Raises :class:`UnsupportedFeature` for the first of the family's ``refused`` keys that is on."""
+    """Raise :class:`UnsupportedFeature` for the first enabled key of the family's ``refused``."""
     for key, meaning in family.refused.items():
         if value := config.get(key, family.defaults.get(key)):
             raise UnsupportedFeature(f"{where}: {key} is {value!r}: {meaning}; use another model")

@@ -1,4 +1,4 @@
-"""A chat's answer while it grows: what a delta of the engine is in OpenAI's format."""
+"""Conversion of the engine's deltas to a chat completion in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class GrowingAnswer:
     """Text, thoughts, calls, log probabilities and finish reason per completion.
 
     Args:
-        readers: one per completion; None where all text is content.
-        parse: a backend's own parser, which needs the whole text: with one, content and calls come at the end.
-        is_single: deliver the first call only.
+        readers: one per completion; None if all text is content.
+        parse: a backend's own parser, which requires the whole text: content and calls then arrive at the end.
+        is_single: deliver only the first call.
 
     Attributes:
-        is_plain: text is content as it is.
-        reasoning_tokens: tokens of thoughts so far, their marks included.
+        is_plain: whether text is content unchanged.
+        reasoning_tokens: tokens of thoughts so far, including their marks.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class GrowingAnswer:
     # --- input
 
     async def take(self, delta: TokenDelta) -> tuple[AnswerDelta, list[dict[str, Any]]]:
-        """Add a delta; returns what it brought, its calls as fragments."""
+        """Add a delta; returns its content and reasoning, and its calls as fragments."""
         choice = self._choices[delta.index]
         brought = await self._read(choice, delta)
         is_over = self._is_single and bool(choice.calls)
         fragments = [f for call in brought.tool_calls if (f := self._add(choice, delta.index, call))]
-        brought = AnswerDelta(  # what follows a single call belongs to further ones
+        brought = AnswerDelta(  # text after a single call belongs to further calls
             content="" if is_over else brought.content,
             reasoning=brought.reasoning if self._with_thoughts else "",
         )
@@ -110,7 +110,7 @@ class GrowingAnswer:
         return brought, fragments
 
     async def _read(self, choice: _Choice, delta: TokenDelta) -> AnswerDelta:
-        """A delta's parts, by the backend where it took them apart, and by the reader of its text."""
+        """The parts of a delta, separated by the backend or by the reader of its text."""
         reader = choice.reader
         found = [AnswerDelta(content=delta.text)]
         if delta.reasoning:
@@ -145,7 +145,7 @@ class GrowingAnswer:
         )
 
     def _add(self, choice: _Choice, index: int, delta: ToolCallDelta) -> dict[str, Any] | None:
-        """A call's fragment for the stream; None for one that is left out."""
+        """A call's fragment for the stream; None if the call is dropped."""
         calls = choice.calls
         if self._is_single and delta.index > 0:
             return None
@@ -177,7 +177,7 @@ class GrowingAnswer:
     # --- output
 
     async def chunks(self, writer: ChunkWriter, delta: TokenDelta) -> list[bytes]:
-        """Chunks of an answer that is more than text."""
+        """Chunks of an answer that is not plain."""
         index = delta.index
         brought, fragments = await self.take(delta)
         new = of_text(delta) if self._logprobs else ()
@@ -227,10 +227,10 @@ class GrowingAnswer:
 
 
 def _thoughts(text: str) -> dict[str, str]:
-    """Under the name that most clients read, and under vLLM's newer one."""
+    """Thoughts under the common name of the field, and under vLLM's newer one."""
     return {"reasoning_content": text, "reasoning": text}
 
 
 def _utf8(text: str) -> str:
-    """Half of a surrogate pair, which no UTF-8 has, becomes its escape."""
+    """The text with lone surrogates escaped, which UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""What a chat's tools, constraint and template mean for its generation, and who reads its answer."""
+"""Generation settings and answer reader of a chat, from its tools, constraint and template."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sage_infer_serve.openai.schema import ChatRequest, NamedTool
 __all__ = ["ChatPlan", "Parse"]
 
 Parse = Callable[[str], Awaitable[ChatAnswer]]
-"""Takes a whole answer apart."""
+"""Parses a whole answer."""
 
 _ANY_FAMILY = answer_format()
 
@@ -26,13 +26,13 @@ class ChatPlan:
     """Generation settings from tools and response format.
 
     Attributes:
-        tools: for the prompt; None for a chat without tools.
+        tools: tools for the prompt; None without tools.
         guided: the constraint.
-        is_single: whether an answer has one call at most.
-        reads_calls: whether the model decides whether to call.
+        is_single: whether an answer has at most one call.
+        reads_calls: whether calls are optional, so that they must be recognized in the text.
 
     Raises:
-        HTTPError: tools, choice and format do not fit together.
+        HTTPError: tools, choice and format are inconsistent.
     """
 
     def __init__(self, request: ChatRequest) -> None:
@@ -43,7 +43,7 @@ class ChatPlan:
         names = function_names(tools)
         self.tools = tools_as_dicts(tools) if tools and choice != "none" else None
         self._names = names if self.tools else []
-        self._forced = ""  # the function that the whole answer calls
+        self._forced = ""  # the function that the whole output must call
         self._required = choice == "required"
         self.guided = guided_by(request, request.response_format)
         if self.guided is not None and (self._required or isinstance(choice, NamedTool)):
@@ -66,7 +66,7 @@ class ChatPlan:
         self.reads_calls = bool(self.tools) and not self._forced and not self._required
 
     def reads_thoughts(self, form: AnswerFormat) -> bool:
-        """Whether answers may have thoughts: the model has some, and the constraint, if any, leaves room for them."""
+        """Whether answers may contain thoughts: the model produces them, and the constraint, if any, allows them."""
         if self.guided is None or not form.thought_ends:
             return bool(form.thought_ends)
         constraint = " ".join(
@@ -75,7 +75,7 @@ class ChatPlan:
         return any(mark in constraint.replace("\\", "") for mark in form.thought_ends)
 
     def reader(self, form: AnswerFormat | None, prompt: str, *, has_parser: bool) -> AnswerReader | None:
-        """A reader of one answer; None where all of it is content, or a backend's own parser reads it."""
+        """A reader for one answer; None if all of it is content, or a backend's own parser is used."""
         if self._forced:
             return NamedCallReader(self._forced)
         if self._required:
