@@ -58,7 +58,7 @@ from sage_infer_openvino.settings import DecoderSettings
 __all__ = ["OpenVINOBackend"]
 
 FEATURES = (
-    "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline",
+    "streaming", "logprobs", "seed", "parallel_sampling", "penalties", "min_p", "priority", "deadline", "tenant",
     "guided_json", "guided_regex", "guided_grammar", "guided_choice", "prefill_decode", "kv_export", "kv_import",
     "quant_profile", "tokenize", "reports", "resume",
 )  # fmt: skip

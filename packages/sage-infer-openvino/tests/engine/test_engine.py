@@ -87,6 +87,34 @@ def test_seeded_completions_survive_preemption() -> None:
     assert len({tuple(output) for output in plenty}) == 4
 
 
+@pytest.mark.parametrize("blocks", [64, 512])
+def test_128_completions_do_not_make_another_request_wait(blocks: int) -> None:
+    """With few blocks all of them are in use when the second request arrives."""
+
+    async def main() -> None:
+        async with Toy(num_blocks=blocks) as toy:
+            (many,) = await toy.backend.generate([PROMPT], greedy(100, n=128))
+            ended = 0
+
+            async def read() -> None:
+                nonlocal ended
+                async for delta in many:
+                    ended += delta.finish_reason is not None
+
+            reading = asyncio.create_task(read())
+            await eventually(lambda: toy.backend.stats().output_tokens > 200)
+            before = ended
+            options = RequestOptions(tenant="other")
+            (one,) = await toy.backend.generate([[9, 8, 7]], greedy(10), options=options)
+            assert await tokens(one) == toy_greedy([9, 8, 7], 10)
+            assert ended - before < 64, "the second request waited for most of the completions"
+            reading.cancel()
+            many.cancel()
+            await toy.idle()
+
+    run(main())
+
+
 def test_a_long_prompt_is_prefilled_in_parts_between_decodes() -> None:
     async def main() -> None:
         async with Toy() as toy:

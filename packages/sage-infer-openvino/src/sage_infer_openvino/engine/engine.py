@@ -359,8 +359,10 @@ class DecoderEngine:
         del self._held[request.request_id], self._requests[request.request_id]
         request.request_id, request.stream, request.loop = request_id, stream, loop
         request.hold, request.on_held, request.siblings = False, None, []
+        request.call = object()
         if options is not None:
             request.priority, request.deadline = options.priority, due_at(options)
+            request.tenant = options.tenant
         request.clock.restart()
         self._requests[request_id] = request
         if request.first_delta is not None:

@@ -72,6 +72,7 @@ class RequestFactory:
         ]
         for request in requests:
             request.siblings = requests
+            request.call, request.tenant = requests[0].call, options.tenant
             request.salt = options.cache_salt.encode()
         return requests
 
@@ -117,6 +118,7 @@ class RequestFactory:
             indices=[state.index for state in states],
         )  # fmt: skip
         request.seed, request.salt = first.seed, options.cache_salt.encode()
+        request.tenant = options.tenant
         return request
 
     def _check_output(self, state: DecodeState) -> None:

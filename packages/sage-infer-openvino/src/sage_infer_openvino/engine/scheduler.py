@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
@@ -10,6 +9,7 @@ from typing import Protocol
 from sage_infer_openvino.engine.block_pool import BlockPool
 from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
+from sage_infer_openvino.engine.waiting import WaitingLines, turn
 
 __all__ = ["BlockKeys", "PageStore", "Scheduler"]
 
@@ -38,7 +38,11 @@ class Scheduler:
     A sequence starts with the cached blocks of its prefix, identified by ``block_keys`` (None disables the cache). A
     sequence whose prefix is being computed for another one waits for it, as do ``n`` completions of one prompt.
 
-    A waiting sequence may have blocks, if it was held after prefill and continued by ``decode``.
+    Calls share the batch: the next sequence to start is one of the call with the fewest running ones. If there is no
+    room for it, a call with at least two more than that one is paused by its latest sequence, which keeps its blocks
+    unless they are needed.
+
+    A waiting sequence may have blocks, if it was paused, or was held after prefill and continued by ``decode``.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Scheduler:
         self.max_batch_size = max_batch_size
         self.step_tokens = max(step_tokens, max_batch_size)  # so that every decoding sequence can run
         self.running: list[SequenceState] = []
-        self.waiting: list[SequenceState] = []  # ordered by _turn
+        self.waiting = WaitingLines()
         self.preemptions = 0
         self.prefix_hit_tokens = 0
         self._block_keys = block_keys
@@ -65,7 +69,7 @@ class Scheduler:
         self._pages = pages
 
     def add(self, sequence: SequenceState) -> None:
-        bisect.insort(self.waiting, sequence, key=_turn)
+        self.waiting.add(sequence)
 
     def remove(self, sequence: SequenceState) -> None:
         """Remove a sequence and free its blocks."""
@@ -74,9 +78,10 @@ class Scheduler:
 
     def detach(self, sequence: SequenceState) -> None:
         """Remove a sequence without freeing its blocks."""
-        for queue in (self.running, self.waiting):
-            if sequence in queue:
-                queue.remove(sequence)
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
 
     def blocks_for(self, requests: Iterable[EngineRequest]) -> int:
         """Total blocks of these requests' prompts. Unlike other methods, safe to call from any thread."""
@@ -98,8 +103,9 @@ class Scheduler:
         in a step with ``decoding`` decoding sequences and ``prompts`` sequences in prefill. The step is empty only if
         held sequences have all the required blocks.
         """
+        self._share_batch()
         step: list[tuple[SequenceState, int]] = []
-        in_turn = sorted(self.running, key=_turn)
+        in_turn = sorted(self.running, key=self._rank())
         # Decodes first: they need one token each, and their output is being streamed.
         budget = self._advance([s for s in in_turn if _remaining(s) == 1], self.step_tokens, step)
         # Only from the second token on, so that a burst of requests is prefilled together and decodes in one batch.
@@ -109,12 +115,9 @@ class Scheduler:
             budget = beside_decodes(len(step), prompts, budget)
         budget = self._advance([s for s in in_turn if _remaining(s) > 1], budget, step)
         in_progress = self._keys_in_progress() if self.waiting else set()
-        for sequence in list(self.waiting):
-            if not budget or len(self.running) >= self.max_batch_size:
-                break
-            if self._next_key(sequence) in in_progress:
-                continue
-            if not self._fits(sequence):
+        while budget and self.waiting and len(self.running) < self.max_batch_size:
+            sequence = self._next_waiting(in_progress)
+            if sequence is None or not self._fits(sequence):
                 break
             budget -= self._start(sequence, budget, step)
             in_progress.update(self._keys_to_come(sequence))
@@ -160,9 +163,61 @@ class Scheduler:
                 budget -= count
         return budget
 
+    def _next_waiting(self, in_progress: Collection[bytes]) -> SequenceState | None:
+        return self.waiting.next(self.running, lambda sequence: self._next_key(sequence) not in in_progress)
+
+    def _share_batch(self) -> None:
+        """Make room for the next waiting sequence, if calls with more sequences than its own can give way."""
+        calls = Counter(sequence.request.call for sequence in self.running)
+        if not self.waiting or max(calls.values(), default=0) < 2:
+            return
+        sequence = self._next_waiting(self._keys_in_progress())
+        if sequence is None:
+            return
+        least = calls[sequence.request.call] + 2
+
+        def may_give(other: SequenceState) -> bool:
+            return calls[other.request.call] >= least and other.request.priority >= sequence.request.priority
+
+        def order(other: SequenceState) -> tuple[int, tuple[int, float, int]]:
+            return calls[other.request.call], turn(other)
+
+        givers = sorted(filter(may_give, self.running), key=order)
+        if not givers:
+            return
+        if not self._fits(sequence):
+            idle = [s for s in self.waiting if s.blocks and s is not sequence and may_give(s)]
+            # Each call keeps as many as the other one gets.
+            kept = Counter[object]()
+            spare = []
+            for giver in sorted(givers, key=turn):
+                kept[giver.request.call] += 1
+                if kept[giver.request.call] >= least:
+                    spare.append(giver)
+            if not self._reclaim(sequence, [*sorted(spare, key=order), *idle]):
+                return
+            # Now, or those that decode would take the blocks before its turn in this step.
+            self._share_prefix(sequence)
+            self._grow(sequence, _remaining(sequence))
+        if len(self.running) >= self.max_batch_size:
+            self._pause(givers[-1])
+
+    def _pause(self, sequence: SequenceState) -> None:
+        """Let a running sequence wait with its blocks."""
+        self.detach(sequence)
+        self.add(sequence)
+
     def _start(self, sequence: SequenceState, budget: int, step: list[tuple[SequenceState, int]]) -> int:
         self.waiting.remove(sequence)
         self.running.append(sequence)
+        self._share_prefix(sequence)
+        count = min(_remaining(sequence), budget)
+        self._grow(sequence, count)
+        step.append((sequence, count))
+        return count
+
+    def _share_prefix(self, sequence: SequenceState) -> None:
+        """Give a sequence without blocks the cached ones of its prefix."""
         found = self._found(sequence)
         for block in found:
             self.pool.share(block)
@@ -174,10 +229,6 @@ class Scheduler:
             self.prefix_hit_tokens += reused
             if sequence.request.cached_tokens is None:
                 sequence.request.cached_tokens = min(reused, sequence.prompt_length)
-        count = min(_remaining(sequence), budget)
-        self._grow(sequence, count)
-        step.append((sequence, count))
-        return count
 
     def _load(self, sequence: SequenceState) -> int:
         """Append blocks with the fetched pages that follow the sequence's blocks; returns how many blocks.
@@ -248,9 +299,13 @@ class Scheduler:
         shared = sum(self.pool.ref_count(block) > 0 for block in self._found(sequence))
         return self._missing_blocks(sequence, _remaining(sequence)) - shared
 
-    def _reclaim(self, sequence: SequenceState) -> bool:
-        """Free blocks of other waiting sequences, latest first, until this one fits; False if it cannot."""
-        holders = [other for other in self.waiting if other.blocks and other is not sequence]
+    def _reclaim(self, sequence: SequenceState, holders: list[SequenceState] | None = None) -> bool:
+        """Free blocks of ``holders``, last first, until this one fits; False if it cannot.
+
+        By default they are all other waiting sequences.
+        """
+        if holders is None:
+            holders = [other for other in self.waiting if other.blocks and other is not sequence]
         taken = Counter(block for holder in holders for block in holder.blocks)
         for block in self._found(sequence):
             del taken[block]  # shared with this sequence's prefix
@@ -272,7 +327,7 @@ class Scheduler:
     def _make_room(self, sequence: SequenceState, count: int, in_step: Collection[int]) -> bool:
         """Allocate blocks for a running sequence, preempting later ones; False if it must wait."""
         while self._missing_blocks(sequence, count) > self.pool.free:
-            victim = max((s for s in self.running if id(s) not in in_step), key=_turn)
+            victim = self._victim(in_step)
             if victim is sequence and in_step:
                 return False  # sequences of this step will free blocks; until then it keeps its own
             self._preempt(victim)
@@ -280,6 +335,15 @@ class Scheduler:
                 return False
         self._grow(sequence, count)
         return True
+
+    def _victim(self, in_step: Collection[int]) -> SequenceState:
+        """The latest sequence of the largest call among those outside of the step."""
+        return max((s for s in self.running if id(s) not in in_step), key=self._rank())
+
+    def _rank(self) -> Callable[[SequenceState], tuple[int, int, tuple[int, float, int]]]:
+        """Order in which running sequences get blocks: by priority, then those of small calls, then by arrival."""
+        calls = Counter(sequence.request.call for sequence in self.running)
+        return lambda sequence: (sequence.request.priority, calls[sequence.request.call], turn(sequence))
 
     def _preempt(self, sequence: SequenceState) -> None:
         self.remove(sequence)
@@ -290,8 +354,3 @@ class Scheduler:
 
 def _remaining(sequence: SequenceState) -> int:
     return len(sequence.tokens) - sequence.computed
-
-
-def _turn(sequence: SequenceState) -> tuple[int, float, int]:
-    request = sequence.request
-    return (request.priority, request.arrived_at, sequence.index)

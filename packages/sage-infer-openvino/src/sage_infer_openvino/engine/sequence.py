@@ -105,6 +105,8 @@ class EngineRequest:
     deadline: float | None = None  # in the time of time.perf_counter
     seed: int = field(factory=lambda: secrets.randbits(63))
     stream: BufferedTokenStream | None = None
+    call: object = field(factory=object, repr=False)  # what it is a part of, with which it shares the batch
+    tenant: str = ""
     salt: bytes = b""  # only requests with equal salt share KV
     is_private: bool = False  # random salt: KV of another engine is not shared
     fetched: FetchedPages | None = None  # from a KV store, until it starts

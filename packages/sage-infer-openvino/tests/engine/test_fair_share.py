@@ -1,0 +1,206 @@
+"""Calls share the batch: one with many completions or prompts does not make others wait. Counted in steps."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+from openvino_toy import toy_tokenizer
+from sage_infer.schemas import SamplingParams
+from sage_infer_openvino.engine.block_pool import BlockPool
+from sage_infer_openvino.engine.scheduler import Scheduler
+from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
+
+BLOCK = 4
+TOKENIZER = toy_tokenizer()
+LOOP = asyncio.new_event_loop()
+LOOP.close()
+ARRIVALS = itertools.count()
+
+
+def block_keys(tokens: Sequence[int], salt: bytes = b"") -> list[bytes]:
+    return [salt + bytes(tokens[: i + BLOCK]) for i in range(0, len(tokens) - BLOCK + 1, BLOCK)]
+
+
+def call(
+    n: int = 1, *, prompt: int = 4, output: int = 8, tenant: str = "", priority: int = 0
+) -> list[SequenceState]:
+    """The sequences of one prompt with ``n`` completions."""
+    number = next(ARRIVALS)
+    request = EngineRequest(
+        request_id=f"r{number}", params=SamplingParams(), prompt=(number % 200, *range(1, prompt)), loop=LOOP,
+        arrived_at=number, tenant=tenant, priority=priority,
+    )  # fmt: skip
+    request.sequences = [
+        SequenceState(
+            request=request, index=index, tokens=list(request.prompt), prompt_length=prompt, max_length=prompt + output,
+            detokenizer=TOKENIZER.detokenizer(), stop_strings=None,
+        )
+        for index in range(n)
+    ]  # fmt: skip
+    return request.sequences
+
+
+class Engine:
+    """A scheduler whose sequences grow by a token in every step, until they have all of theirs."""
+
+    def __init__(self, *, blocks: int = 400, batch: int = 4, step: int = 16) -> None:
+        self.scheduler = Scheduler(
+            BlockPool(blocks), block_size=BLOCK, max_batch_size=batch, step_tokens=step, block_keys=block_keys
+        )
+        self.computed: Counter[int] = Counter()  # tokens of each sequence, also those computed again
+        self.ended: list[SequenceState] = []
+
+    def add(self, sequences: list[SequenceState]) -> list[SequenceState]:
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+        return sequences
+
+    def step(self, count: int = 1) -> list[SequenceState]:
+        """Advance; returns the sequences of the last step."""
+        found = []
+        for _ in range(count):
+            found = []
+            for sequence, tokens in self.scheduler.next_step():
+                found.append(sequence)
+                self.computed[id(sequence)] += tokens
+                self.scheduler.computed(sequence, tokens)
+                if sequence.computed == len(sequence.tokens):
+                    sequence.tokens.append(0)
+                    if len(sequence.tokens) >= sequence.max_length:
+                        self.scheduler.remove(sequence)
+                        self.ended.append(sequence)
+        return found
+
+    def running(self, sequences: list[SequenceState]) -> int:
+        return sum(sequence in self.scheduler.running for sequence in sequences)
+
+
+def test_one_request_runs_in_the_next_step_beside_128_completions() -> None:
+    engine = Engine(batch=8)
+    many = engine.add(call(128, output=500))
+    engine.step(20)
+    assert engine.running(many) == 8
+    (one,) = engine.add(call())
+    assert one in engine.step()
+    while one not in engine.ended:
+        assert one in engine.step()
+    assert engine.scheduler.preemptions == 0
+
+
+def test_who_gave_way_keeps_what_was_computed() -> None:
+    engine = Engine(batch=4)
+    many = engine.add(call(4, output=20))
+    engine.step(8)
+    engine.add(call(output=6))
+    while engine.scheduler.running or engine.scheduler.waiting:
+        engine.step()
+    assert len(engine.ended) == 5
+    for sequence in many:  # all but the last token are computed once, a shared block perhaps not at all
+        assert engine.computed[id(sequence)] <= len(sequence.tokens) - 1
+    assert engine.scheduler.preemptions == 0
+
+
+def test_two_calls_get_half_each() -> None:
+    engine = Engine(batch=8)
+    first = engine.add(call(20, output=100))
+    engine.step(5)
+    second = engine.add(call(20, output=100))
+    engine.step(12)
+    assert (engine.running(first), engine.running(second)) == (4, 4)
+
+
+def test_prompts_of_one_call_are_one_share() -> None:
+    engine = Engine(batch=4, step=4)
+    prompts = [s for _ in range(30) for s in call(prompt=4, output=50)]
+    for sequence in prompts:
+        sequence.request.call = prompts[0].request.call
+    engine.add(prompts)
+    engine.step(2)
+    (one,) = engine.add(call())
+    engine.step(8)
+    assert one in engine.ended or engine.running([one])
+
+
+def test_blocks_are_shared_as_well() -> None:
+    """The pool is full of one call's completions; another one's prompt gets the blocks of the latest of them."""
+    engine = Engine(blocks=24, batch=16)
+    many = engine.add(call(16, output=60))
+    while engine.scheduler.pool.free > 2:
+        engine.step()
+    (one,) = engine.add(call(prompt=12, output=12))
+    engine.step(2)
+    assert engine.running([one])
+    while one not in engine.ended:
+        assert one in engine.step(), "it lost its blocks to the larger call"
+    while engine.scheduler.running or engine.scheduler.waiting:
+        assert engine.step()
+    assert len(engine.ended) == len(many) + 1
+    assert engine.scheduler.pool.free == 24
+
+
+def test_an_urgent_call_does_not_give_way() -> None:
+    engine = Engine(batch=4)
+    urgent = engine.add(call(8, output=50, priority=-1))
+    engine.step(6)
+    engine.add(call())
+    engine.step(6)
+    assert engine.running(urgent) == 4
+
+
+def test_single_requests_are_never_interrupted() -> None:
+    engine = Engine(batch=4)
+    singles = [engine.add(call(output=30))[0] for _ in range(4)]
+    engine.step(6)
+    engine.add(call(output=5))
+    assert set(map(id, engine.step())) == set(map(id, singles))
+
+
+def test_the_tenant_with_fewer_running_sequences_is_next() -> None:
+    engine = Engine(batch=2)
+    for _ in range(6):
+        engine.add(call(tenant="a"))
+    engine.step(2)
+    (other,) = engine.add(call(tenant="b"))
+    while len(engine.ended) < 2:
+        engine.step()
+    engine.step()
+    assert engine.running([other])
+
+
+@given(
+    calls=st.lists(
+        st.tuples(st.integers(0, 30), st.integers(1, 12), st.integers(1, 14), st.integers(2, 12)),
+        min_size=1,
+        max_size=8,
+    ),
+    blocks=st.integers(12, 60),
+)
+def test_everybody_begins_soon_and_everybody_ends(
+    calls: list[tuple[int, int, int, int]], blocks: int
+) -> None:
+    """``calls`` are (step of arrival, completions, prompt, output)."""
+    engine = Engine(blocks=blocks, batch=8)
+    arrivals = sorted(calls)
+    began: dict[int, int] = {}
+    present: list[tuple[int, list[SequenceState]]] = []
+    for now in range(3000):
+        while arrivals and arrivals[0][0] <= now:
+            _, n, prompt, output = arrivals.pop(0)
+            present.append((now, engine.add(call(n, prompt=prompt, output=output))))
+        if not arrivals and not engine.scheduler.running and not engine.scheduler.waiting:
+            break
+        step = set(map(id, engine.step()))
+        assert step or (not engine.scheduler.running and not engine.scheduler.waiting)
+        for number, (_, sequences) in enumerate(present):
+            if number not in began and any(id(s) in step for s in sequences):
+                began[number] = now
+    assert len(engine.ended) == sum(n for _, n, _, _ in calls)
+    assert engine.scheduler.pool.free == blocks
+    if blocks >= 40:  # room for one sequence of each
+        for number, (arrived, _) in enumerate(present):
+            assert began[number] - arrived <= 3 * len(calls)
