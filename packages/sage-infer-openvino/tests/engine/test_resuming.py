@@ -272,8 +272,8 @@ def test_states_that_cannot_be_resumed_are_refused() -> None:
                 with pytest.raises(error, match=says):
                     await toy.backend.resume(states, request_id="r")
                 await toy.idle()
-            options = RequestOptions(tenant="x")
-            with pytest.raises(UnsupportedFeature, match="tenant"):
+            options = RequestOptions(session="x")
+            with pytest.raises(UnsupportedFeature, match="session"):
                 await toy.backend.resume([plain], request_id="r", options=options)
             assert toy.backend.stats().finished == 0
 
