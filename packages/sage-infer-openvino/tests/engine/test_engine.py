@@ -475,7 +475,11 @@ def test_smaller_priority_goes_first() -> None:
             ContextLengthExceeded,
             "maximum context length is 200 tokens .* has 200 tokens",
         ),
-        ({"options": RequestOptions(session="a")}, UnsupportedFeature, r"options.session \(feature session\)"),
+        (
+            {"options": RequestOptions(session="a")},
+            UnsupportedFeature,
+            r"options.session \(feature session\)",
+        ),
         ({"request_id": ""}, InvalidRequest, "request_id must be a non-empty string"),
         ({"adapter": "style"}, UnsupportedFeature, r"params.adapter \(feature lora\)"),
     ],
