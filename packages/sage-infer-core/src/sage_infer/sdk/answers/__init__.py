@@ -1,4 +1,4 @@
-"""Thoughts and tool calls in a model's text: the forms of model families, and a reader for each."""
+"""Parsing of reasoning and tool calls in a model's text, in the formats of model families."""
 
 from sage_infer.sdk.answers.families import FAMILIES, THOUGHTS, ModelFormat, answer_format, json_answer_format
 from sage_infer.sdk.answers.reader import TextAnswerReader, read_whole

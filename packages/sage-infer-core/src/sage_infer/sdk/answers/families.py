@@ -1,8 +1,8 @@
-"""The forms in which model families write thoughts and calls, and how a family is recognised.
+"""Formats of reasoning and calls by model family, and recognition of the family.
 
-A family is recognised by what its chat template says; where the template says nothing, by special tokens of its
-vocabulary. Where neither does, every form is read: marks are unlikely by chance, and what has no mark must name a
-known function at the start of the answer.
+A family is recognized by marks in its chat template, else by special tokens of its vocabulary. If there are none, all
+formats are parsed: marks are unlikely to occur by chance, and a call without a mark must name a known function at the
+start of the answer.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ __all__ = [
 
 @frozen(kw_only=True)
 class CallForm:
-    """How calls are written.
+    """A format of tool calls.
 
     Attributes:
-        opens: mark before the calls; empty for calls without one, which an answer begins with.
-        closes: mark after them; it may be missing.
-        scan: reads the calls between the marks; whether there was one.
+        opens: mark before the calls; empty for calls without a mark, at the start of an answer.
+        closes: mark after the calls; it may be missing.
+        scan: parses the calls between the marks, and returns whether there was one.
     """
 
     opens: str
@@ -48,7 +48,7 @@ class CallForm:
 
 @frozen
 class Family:
-    """A row of the table: models whose template, or else vocabulary, contains one of ``signs`` write ``forms``."""
+    """A row of the table: models with one of ``signs`` in the template, or else in the vocabulary, use ``forms``."""
 
     name: str
     signs: tuple[str, ...]
@@ -86,10 +86,10 @@ FAMILIES: tuple[Family, ...] = (
     Family("Llama 4", ("<|header_start|>", "<|python_start|>", "func_name1(param"), (_PYTHON_START, _BARE)),
     Family("Llama 3", ("<|python_tag|>", "<|start_header_id|>", "ipython"), (_PYTHON_TAG, _BARE)),
 )
-"""The first row that fits is the model's."""
+"""Model families; the first matching row applies."""
 
 FORMS: tuple[CallForm, ...] = tuple(dict.fromkeys(form for family in FAMILIES for form in family.forms))
-"""Every form once."""
+"""All formats, without repetition."""
 
 THOUGHTS: tuple[ThoughtForm, ...] = (
     ThoughtForm(opens=("<think>",), closes=("</think>",), around=("<response>", "</response>")),

@@ -1,7 +1,7 @@
 """Calls as JSON: ``{"name": …, "arguments" or "parameters": …}``, one, several, or a list.
 
-Arguments are copied as they are written while they arrive; only ``NaN`` and ``Infinity``, which are not JSON, become
-null. A call is certain where its name is known and its arguments begin; what comes before is held back.
+Arguments are copied unchanged as they arrive; only ``NaN`` and ``Infinity``, which are not JSON, become null. A call is
+certain when its name is known and its arguments start; earlier text is held back.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _LONGEST_HEAD = 200
 
 
 def json_calls(source: Source, sink: CallSink) -> Scan[bool]:
-    """Read calls of any name; whether there was one. A call that is cut off before its arguments has none."""
+    """Parse calls with any name and return whether there was one. A call truncated before its arguments has none."""
     return (yield from _calls(source, sink, known_only=False))
 
 
 def known_json_calls(source: Source, sink: CallSink) -> Scan[bool]:
-    """Read calls of known functions only, as in text that may be any other JSON."""
+    """Parse calls of known functions only, for text that may be other JSON."""
     return (yield from _calls(source, sink, known_only=True))
 
 
 def mistral_calls(source: Source, sink: CallSink) -> Scan[bool]:
-    """Read a list of calls, or the later form ``name[ARGS]{…}``, also with ``[CALL_ID]…`` after the name."""
+    """Parse a list of calls, or the newer format ``name[ARGS]{…}``, optionally with ``[CALL_ID]…`` after the name."""
     first = yield from skip_space(source)
     if first and first in "[{":
         return (yield from _calls(source, sink, known_only=False))
@@ -83,9 +83,9 @@ def _calls(source: Source, sink: CallSink, *, known_only: bool) -> Scan[bool]:
 
 
 def _call(source: Source, sink: CallSink, known_only: bool) -> Scan[bool]:
-    """Read one object; whether it was a call."""
+    """Parse one object and return whether it was a call."""
     name: str | None = None
-    early: list[str] | None = None  # arguments that stand before the name
+    early: list[str] | None = None  # arguments that precede the name
     is_begun = False
     is_first = True
     source.at += 1
@@ -144,7 +144,7 @@ def _copy_arguments(source: Source, put: Put) -> Scan[bool]:
 
 
 def copy_value(source: Source, put: Put) -> Scan[bool]:
-    """Copy a JSON value while it arrives; whether it is whole. Brackets are counted, and nothing else is checked."""
+    """Copy a JSON value as it arrives and return whether it is complete. Only brackets are checked."""
     first = yield from skip_space(source)
     if first == "" or first not in '{["':
         return (yield from _copy_scalar(source, put))
@@ -203,7 +203,7 @@ def _copy_word(source: Source, put: Put) -> Scan[None]:
 
 
 def _copy_string(source: Source, put: Put) -> Scan[bool]:
-    """Copy a string with its quotes while it arrives; whether it is whole."""
+    """Copy a string with its quotes as it arrives, and return whether it is complete."""
     put('"')
     source.at += 1
     while True:

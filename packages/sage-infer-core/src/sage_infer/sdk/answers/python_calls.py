@@ -1,7 +1,7 @@
 """Calls as Python: ``[weather(city="Paris"), now()]``, or statements.
 
-Only calls of known functions are read. Their arguments become JSON: each literal is rendered (numbers as they are
-written), and what is no literal becomes its own text. Arguments without a name get those of the parameters, in order.
+Only calls of known functions are parsed. Literals in their arguments are converted to JSON (numbers unchanged), and
+other expressions become strings. Positional arguments get the names of the parameters, in order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LONGEST_NAME = 64
 
 
 def python_list(source: Source, sink: CallSink) -> Scan[bool]:
-    """Read a list of calls; whether there was one."""
+    """Parse a list of calls and return whether there was one."""
     if (yield from skip_space(source)) != "[":
         return False
     source.at += 1
@@ -32,7 +32,7 @@ def python_list(source: Source, sink: CallSink) -> Scan[bool]:
 
 
 def python_statements(source: Source, sink: CallSink) -> Scan[bool]:
-    """Read statements that are calls, up to the first one that is none; whether there was one."""
+    """Parse call statements up to the first other statement, and return whether there was one."""
     return (yield from _calls(source, sink, separator=";", end=""))
 
 

@@ -1,4 +1,4 @@
-"""Reads an answer piece by piece: thoughts first, then text and calls."""
+"""Incremental parser of answers: reasoning first, then text and calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["TextAnswerReader", "read_whole"]
 
 
 class CallMarks(Protocol):
-    """What a reader needs of a form of calls: ``families.CallForm``."""
+    """The parts of ``families.CallForm`` that a reader uses."""
 
     @property
     def opens(self) -> str: ...
@@ -28,16 +28,15 @@ class CallMarks(Protocol):
 class TextAnswerReader:
     """An ``AnswerReader``. Text that only looks like a call is content: no character is lost.
 
-    White space is dropped before a call and after the last one. Text after a mark is held back until a function's
-    name and the beginning of its arguments are there; from then on the arguments are delivered as they arrive. What
-    an answer has after its last call, up to where it was cut off, may be the beginning of another one, and is
-    dropped.
+    White space before a call and after the last one is dropped. Text after a mark is held back until the function's
+    name and the start of its arguments have arrived; then the arguments are delivered as they arrive. Incomplete text
+    after the last call of a truncated answer may be the start of another call, and is dropped.
 
     Args:
-        forms: of calls that are read; none for an answer without tools.
-        thoughts: their form; None where they are not read.
-        parameters: names of each known function's parameters.
-        prompt: the prompt's text, which may end with the mark that opens the thoughts.
+        forms: formats of calls to parse; empty for an answer without tools.
+        thoughts: format of the reasoning; None if it is not parsed.
+        parameters: names of the parameters of each known function.
+        prompt: text of the prompt, which may end with the mark that starts the reasoning.
     """
 
     def __init__(
@@ -157,7 +156,7 @@ class TextAnswerReader:
 
 
 def read_whole(reader: AnswerReader, text: str) -> ChatAnswer:
-    """A whole answer; its thoughts are left out."""
+    """Parse a complete answer, without its reasoning."""
     content: list[str] = []
     calls: list[ToolCallDelta] = []
     for delta in (reader.feed(text), reader.end()):

@@ -25,7 +25,7 @@ class CallSink:
         self._deltas: list[ToolCallDelta] = []
 
     def begin(self, name: str) -> None:
-        """A call is certain: from here on its text is no content."""
+        """Start a call, whose text is certainly not content."""
         self._source.mark = None
         self._deltas.append(ToolCallDelta(index=self.count, name=name))
         self.count += 1
@@ -40,6 +40,6 @@ class CallSink:
         self.put(arguments)
 
     def take(self) -> tuple[ToolCallDelta, ...]:
-        """What arrived since the last time."""
+        """Return the fragments that were added since the last call of this method."""
         deltas, self._deltas = self._deltas, []
         return tuple(deltas)

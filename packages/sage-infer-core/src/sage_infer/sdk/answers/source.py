@@ -1,4 +1,4 @@
-"""Text that arrives in pieces, and generators that read it: they yield where they need more."""
+"""Text that arrives in pieces, and generators that parse it and yield when they need more text."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _SPACES = re.compile(r"[ \t\r\n]*")
 
 
 class Source:
-    """The text that is not read yet, and a place to return to.
+    """Unparsed text, with a position to return to.
 
     Attributes:
-        text: what arrived and is still needed.
+        text: received text that is still needed.
         at: index of the next character.
-        mark: index to which ``back`` returns; None where the text before ``at`` is settled.
+        mark: index that ``back`` returns to; None if the text before ``at`` is no longer needed.
         closed: no more text follows.
     """
 
@@ -56,7 +56,7 @@ class Source:
 
 
 def char(source: Source) -> Scan[str]:
-    """The next character, which stays unread; empty at the end."""
+    """Return the next character without consuming it; empty at the end."""
     while source.at >= len(source.text):
         if source.closed:
             return ""
@@ -65,7 +65,7 @@ def char(source: Source) -> Scan[str]:
 
 
 def skip_space(source: Source) -> Scan[str]:
-    """The next character that is no white space, which stays unread; empty at the end."""
+    """Skip white space and return the next character without consuming it; empty at the end."""
     while True:
         found = _SPACES.match(source.text, source.at)
         assert found is not None

@@ -1,4 +1,4 @@
-"""Thoughts that stand before an answer, between marks."""
+"""Reasoning before an answer, between marks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["ThoughtForm", "ThoughtSplitter", "beginning_of"]
 
 @frozen(kw_only=True)
 class ThoughtForm:
-    """Marks of thoughts.
+    """Marks of reasoning.
 
     Attributes:
-        opens: any of these opens them, at the start of an answer or at the end of its prompt.
-        closes: any of these closes them.
-        around: marks that may enclose the answer after them, and are no part of it.
+        opens: opening marks, at the start of an answer or at the end of its prompt.
+        closes: closing marks.
+        around: marks that may enclose the answer after the reasoning, and do not belong to it.
     """
 
     opens: tuple[str, ...]
@@ -25,7 +25,7 @@ class ThoughtForm:
 
 
 class ThoughtSplitter:
-    """Splits an answer into thoughts and the rest. White space next to the marks is dropped."""
+    """Splits an answer into reasoning and the rest. White space next to the marks is dropped."""
 
     def __init__(self, form: ThoughtForm, prompt: str) -> None:
         self._form = form
@@ -36,7 +36,7 @@ class ThoughtSplitter:
         self._around = form.around
 
     def feed(self, text: str, *, at_end: bool = False) -> tuple[str, str]:
-        """Thoughts and other text that are certain."""
+        """Return reasoning and other text that are certain."""
         self._held += text
         if self._before and not self._begin(at_end):
             return "", ""
@@ -84,7 +84,7 @@ class ThoughtSplitter:
 
 
 def beginning_of(marks: tuple[str, ...], text: str) -> int:
-    """Number of characters at the end of ``text`` that may begin one of ``marks``."""
+    """Return the number of characters at the end of ``text`` that may start one of ``marks``."""
     longest = max(map(len, marks), default=0) - 1
     for length in range(min(longest, len(text)), 0, -1):
         if any(mark.startswith(text[-length:]) for mark in marks):
