@@ -1,0 +1,113 @@
+"""Prefill in one process, decode in another: the KV travels over TCP or shared memory.
+
+    python examples/pd_disaggregation.py [--backend openvino] [--transport tcp] [--prompts 3]
+
+The child process computes the prompt and publishes its KV. This process fetches the KV, continues with the first token
+and compares the text with that of one instance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+from sage_infer import SageInferError, SamplingParams, open_backend
+from sage_infer.contracts import InferenceBackend, KVEndpoint, KVTransfer
+from sage_infer.plugins import open_transport
+from sage_infer.schemas import DecodeState
+from sage_infer.schemas.codec import from_json, to_json
+from sage_infer_transport import SharedMemoryEndpoint, TCPEndpoint, fetch_state, publish_state, withdraw_state
+
+QUESTION = "In one sentence, why does {} matter to a model that generates one token at a time?"
+SUBJECTS = ("memory bandwidth", "the KV cache", "batching", "the length of the prompt", "quantization")
+PARAMS = SamplingParams(temperature=0, max_tokens=24)
+OPTIONS: Mapping[str, Mapping[str, Any]] = {"openvino": {"kv_cache_gb": 0.25}, "vllm": {"dtype": "float32"}}
+
+
+def opened(backend: str) -> AbstractAsyncContextManager[InferenceBackend]:
+    return open_backend(backend, model="smollm2-135m", serves="llm", **OPTIONS.get(backend, {}))
+
+
+def endpoint(transport: str) -> KVEndpoint:
+    return TCPEndpoint() if transport == "tcp" else SharedMemoryEndpoint()
+
+
+def prefill(pipe: Connection, backend: str, transport: str) -> None:
+    """The child process: prompts in, states out."""
+    asyncio.run(serve_prefill(pipe, backend, transport))
+
+
+async def serve_prefill(pipe: Connection, backend: str, transport: str) -> None:
+    async with opened(backend) as engine:
+        here = endpoint(transport)
+        pipe.send("ready")
+        while (request := await asyncio.to_thread(pipe.recv)) is not None:
+            prompt, request_id = request
+            result = await engine.prefill(prompt, request_id=request_id, params=PARAMS)
+            published = await publish_state(result.states[0], source=cast(KVTransfer, engine), endpoint=here)
+            pipe.send(to_json(published))
+            await asyncio.to_thread(pipe.recv)  # the other side has the KV
+            withdraw_state(published, endpoint=here)
+            await engine.abort(request_id)
+        here.close()
+
+
+async def main(arguments: argparse.Namespace) -> int:
+    context = multiprocessing.get_context("spawn")
+    pipe, far = context.Pipe()
+    child = context.Process(target=prefill, args=(far, arguments.backend, arguments.transport), daemon=True)
+    child.start()
+    far.close()  # so that the pipe ends if the child does
+    equal = 0
+    async with opened(arguments.backend) as engine:
+        here = endpoint(arguments.transport)
+        transport = open_transport("tcp" if arguments.transport == "tcp" else "local")
+        await asyncio.to_thread(pipe.recv)
+        for number in range(arguments.prompts):
+            question = QUESTION.format(SUBJECTS[number % len(SUBJECTS)])
+            prompt = await engine.render_chat([{"role": "user", "content": question}])
+            (alone,) = await engine.generate(prompt, PARAMS)
+            expected = "".join([delta.text async for delta in alone])
+
+            pipe.send((prompt, f"pd-{number}"))
+            state = from_json(await asyncio.to_thread(pipe.recv), DecodeState)
+            began = time.perf_counter()
+            state, report = await fetch_state(
+                state, target=cast(KVTransfer, engine), endpoint=here, transport=transport
+            )
+            seconds = time.perf_counter() - began
+            pipe.send("fetched")
+            decoding = await engine.decode(state, request_id=state.request_id)
+            text = "".join([delta.text async for delta in decoding.stream])
+            equal += text == expected
+            print(f"{question}\n  {text.strip()}")
+            print(
+                f"  {report.moved_bytes / 2**20:.1f} MiB of KV in {len(report.statuses)} chunks, moved and imported "
+                f"in {1e3 * seconds:.0f} ms; {'same text as' if text == expected else 'NOT the text of'} one instance"
+            )
+        pipe.send(None)
+        await asyncio.to_thread(child.join)
+        await transport.close()
+        here.close()
+    return 0 if equal == arguments.prompts else 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--backend", default="openvino")
+    parser.add_argument("--transport", choices=("tcp", "shm"), default="tcp")
+    parser.add_argument("--prompts", type=int, default=3)
+    try:
+        sys.exit(asyncio.run(main(parser.parse_args())))
+    except SageInferError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except EOFError:
+        sys.exit("error: the prefill process ended; its message is above")
