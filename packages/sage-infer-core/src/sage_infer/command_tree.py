@@ -50,6 +50,11 @@ HINTS: Mapping[str, str] = {
     "infer key add": "sage-infer-serve",
     "infer key list": "sage-infer-serve",
     "infer key remove": "sage-infer-serve",
+    "infer kv purge": "sage-infer-kvstore",
+    "infer kv stat": "sage-infer-kvstore",
+    "infer kv verify": "sage-infer-kvstore",
+    "infer transport listen": "sage-infer-transport",
+    "infer transport probe": "sage-infer-transport",
     "llm": "sage-llm",
 }
 """Commands of other wheels, and the wheel to install if one is missing."""
