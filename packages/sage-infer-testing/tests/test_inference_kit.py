@@ -8,7 +8,7 @@ from sage_infer_testing import InferenceBackendContract
 class TestEverythingClaimed(InferenceBackendContract):
     max_queue = 24
     quant_profile = QuantizationProfile(profile_id="full", weight_bits=32)
-    settle_s = 2.0
+    template_variables = {"tone": "dry"}  # noqa: RUF012 - as the kit declares it
     tool_answer = ('<call>{"name": "clock", "arguments": {"zone": "UTC"}}</call>', "clock", {"zone": "UTC"})
 
     def make_backend(self) -> ReferenceLLM:
@@ -18,7 +18,6 @@ class TestEverythingClaimed(InferenceBackendContract):
 class TestLittleClaimed(InferenceBackendContract):
     prompt_token_ids = (97, 52, 72, 69)
     prompts = ("The", "Once", "Two words", "1, 2")
-    settle_s = 2.0
 
     def make_backend(self) -> ReferenceLLM:
         return ReferenceLLM(features=("streaming",))

@@ -47,6 +47,8 @@ class ReferenceEmbedder:
         self.open.clear()
 
     async def health(self) -> Health:
+        if self.state == "new":
+            return Health(status="starting", reason="start() has not been called")
         return Health(status="ok") if self.state == "ok" else Health(status="dead", reason="closed")
 
     def stats(self) -> EngineStats:

@@ -112,6 +112,8 @@ class ReferenceLLM(Chats, HandsOver, Reports, Resumes):
             self.task = None
 
     async def health(self) -> Health:
+        if self.state == "new":
+            return Health(status="starting", reason="start() has not been called")
         return Health(status="ok") if self.state == "ok" else Health(status="dead", reason="closed")
 
     def get_capability(self) -> CapabilityDescriptor:

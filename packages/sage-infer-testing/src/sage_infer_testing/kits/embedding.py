@@ -20,6 +20,9 @@ from sage_infer_testing.kits.reporting import ReportTests
 
 __all__ = ["EmbeddingBackendContract"]
 
+_SAME_SCORE = 1e-9  # scores that differ by less are the same
+_CLOSE_SCORE = 0.05  # by which kernels may round differently, as a share
+
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     """Cosine of the angle between two vectors; 0 where one of them is zero."""
@@ -250,6 +253,27 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
             "truncate changes a short text"
         )
 
+    @when_claimed("embed")
+    async def test_truncation_keeps_the_beginning(self, backend: Any) -> None:
+        """With ``truncate="end"`` what stands over the limit does not matter.
+
+        How to fix: cut at the end, not at the beginning or in the middle.
+        """
+        one = await backend.embed(self.too_long(backend) + "cats sleep all day", truncate="end")
+        other = await backend.embed(self.too_long(backend) + "ships cross the sea", truncate="end")
+        apart = 1 - cosine(one.vectors[0], other.vectors[0])
+        assert apart <= self.batch_tolerance, f"texts that differ over the limit alone are {apart:.2g} apart"
+
+    @when_claimed("embed")
+    async def test_usage_counts_every_text(self, backend: Any) -> None:
+        """The usage of a batch is the sum over its texts.
+
+        How to fix: count the tokens of all texts, without padding.
+        """
+        alone = [(await backend.embed(text)).usage.prompt_tokens for text in self.texts]
+        counted = (await backend.embed_batch(self.texts)).usage.prompt_tokens
+        assert counted == sum(alone), f"texts of {alone} tokens, usage of the batch counts {counted}"
+
     # --- reranking
 
     @unless_claimed("rerank")
@@ -278,6 +302,37 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
             assert scores == sorted(scores, reverse=True), f"scores are not in descending order: {scores}"
             best = documents[result.hits[0].index]
             assert best == self.documents[0], f"for {self.query!r} the best document is {best!r}"
+
+    @when_claimed("rerank")
+    async def test_the_query_decides(self, backend: Any) -> None:
+        """Scores depend on the query, and a document's score not on the other documents.
+
+        How to fix: compute each pair of query and document on its own, with padding masked out.
+        """
+        other = "How many eggs does the recipe need?"
+
+        async def scores(query: str, documents: Sequence[str]) -> list[float]:
+            hits = (await backend.rerank(query, documents)).hits
+            return [hit.score for hit in sorted(hits, key=lambda hit: hit.index)]
+
+        first, second = await scores(self.query, self.documents), await scores(other, self.documents)
+        changed = max(abs(a - b) for a, b in zip(first, second, strict=True))
+        assert changed > _SAME_SCORE, f"{self.query!r} and {other!r} give the same scores: {first}"
+        for index, document in enumerate(self.documents):
+            (alone,) = await scores(self.query, [document])
+            limit = _CLOSE_SCORE * max(1.0, abs(alone))
+            assert abs(alone - first[index]) <= limit, (
+                f"document {index} has the score {first[index]} among others, {alone} alone"
+            )
+
+    @when_claimed("rerank")
+    async def test_no_documents_give_no_hits(self, backend: Any) -> None:
+        """An empty list of documents returns no hits.
+
+        How to fix: return a ``RerankResult`` without hits before the model is called.
+        """
+        result = await backend.rerank(self.query, [])
+        assert len(result.hits) == 0, f"no documents gave {result.hits}"
 
     @when_claimed("rerank")
     async def test_top_n_limits_the_hits(self, backend: Any) -> None:

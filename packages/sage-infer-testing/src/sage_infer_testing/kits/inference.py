@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from sage_infer_testing.kits.generation.caching import CacheTests
 from sage_infer_testing.kits.generation.cancellation import CancellationTests
 from sage_infer_testing.kits.generation.chat import ChatTests
 from sage_infer_testing.kits.generation.concurrency import ConcurrencyTests
 from sage_infer_testing.kits.generation.events import EventTests
 from sage_infer_testing.kits.generation.limits import LimitTests
+from sage_infer_testing.kits.generation.own_end import OwnEndTests
+from sage_infer_testing.kits.generation.parameters import ParameterTests
 from sage_infer_testing.kits.generation.quantization import QuantizationTests
+from sage_infer_testing.kits.generation.queueing import QueueTests
 from sage_infer_testing.kits.generation.refusals import RefusalTests
 from sage_infer_testing.kits.generation.resuming import ResumingTests
 from sage_infer_testing.kits.generation.sampling import SamplingTests
@@ -22,13 +26,17 @@ __all__ = ["InferenceBackendContract"]
 class InferenceBackendContract(
     StreamingTests,
     StoppingTests,
+    OwnEndTests,
     LimitTests,
+    CacheTests,
     SamplingTests,
+    ParameterTests,
     RefusalTests,
     ChatTests,
     TokenTests,
     QuantizationTests,
     ConcurrencyTests,
+    QueueTests,
     CancellationTests,
     TransferTests,
     EventTests,

@@ -42,6 +42,19 @@ class LifecycleSuite(BackendSuite, kit=True):
         assert isinstance(health, Health), f"health() returned a {type(health).__name__}"
         assert health.status == "ok", f"status {health.status!r}, reason {health.reason!r}"
 
+    async def test_is_starting_before_start(self) -> None:
+        """``health`` of an instance whose ``start`` was not called yet is ``starting``; it does not raise.
+
+        How to fix: begin with the status ``starting``; it is ``ok`` once ``start`` returns, and ``dead`` after
+        ``close``.
+        """
+        backend = self.make_backend()
+        try:
+            health = await backend.health()
+            assert health.status == "starting", f"status {health.status!r} before start()"
+        finally:
+            await backend.close()
+
     def test_stats_are_gauges(self, backend: Any) -> None:
         """``stats`` returns non-negative counts, and at most as many free KV blocks as the total.
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import pytest
 from sage_infer.contracts import TokenStream
 from sage_infer.errors import RequestCancelled
 from sage_infer.schemas import RequestOptions, SamplingParams
@@ -25,14 +24,22 @@ async def first_delta(stream: TokenStream) -> None:
         break
 
 
+async def rest(deltas: AsyncIterator[Any]) -> None:
+    """Read to the end."""
+    async for _ in deltas:
+        pass
+
+
 async def ended_by(what: str, reading: Awaitable[Any]) -> None:
     """Fail unless reading raises ``RequestCancelled`` with this cause."""
     __tracebackhide__ = True
-    with pytest.raises(RequestCancelled) as caught:
+    error: RequestCancelled | None = None
+    try:
         await reading
-    assert caught.value.by == what, (
-        f"cancelled by {what}, but the error says {caught.value.by!r}: {caught.value}"
-    )
+    except RequestCancelled as raised:
+        error = raised
+    assert error is not None, f"ended by {what}, but the reader got a normal end instead of RequestCancelled"
+    assert error.by == what, f"cancelled by {what}, but the error says {error.by!r}: {error}"
 
 
 class CancellationTests(GenerationSuite, kit=True):
@@ -79,6 +86,13 @@ class CancellationTests(GenerationSuite, kit=True):
             stream.cancel()
             await ended_by("caller", read(stream))
 
+        async def cancel_running(stream: TokenStream) -> None:
+            deltas = aiter(stream)
+            await anext(deltas)
+            stream.cancel()
+            await ended_by("caller", rest(deltas))
+
+        await self.frees(backend, cancel_running)
         stream = await self.frees(backend, cancel)
         assert stream.finish_reason == "cancelled", f"finish_reason is {stream.finish_reason!r}"
 
@@ -95,6 +109,13 @@ class CancellationTests(GenerationSuite, kit=True):
             await backend.abort(stream.request_id)
             await ended_by("caller", reading)
 
+        async def abort_running(stream: TokenStream) -> None:
+            deltas = aiter(stream)
+            await anext(deltas)
+            await backend.abort(stream.request_id)
+            await ended_by("caller", rest(deltas))
+
+        await self.frees(backend, abort_running)
         stream = await self.frees(backend, abort)
         assert stream.finish_reason == "cancelled", f"finish_reason is {stream.finish_reason!r}"
 

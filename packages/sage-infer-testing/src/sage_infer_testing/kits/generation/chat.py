@@ -32,9 +32,11 @@ class ChatTests(GenerationSuite, kit=True):
             {"role": "user", "content": "Which colour has the sky?"},
         ]
         prompt = await backend.render_chat(messages)
-        assert prompt.text is None or messages[1]["content"] in prompt.text, (
-            f"the message is not in {prompt.text!r}"
-        )
+        text = prompt.text
+        if text is None and backend.get_capability().supports("tokenize"):
+            text = await backend.detokenize(prompt.token_ids)
+        for message in messages if text is not None else ():
+            assert message["content"] in text, f"the {message['role']}'s message is not in {text!r}"
         output = await generate_one(backend, prompt, greedy(4))
         assert output.finish_reason == "length"
 
@@ -64,11 +66,14 @@ class ChatTests(GenerationSuite, kit=True):
         """The prompt is rendered with ``template_variables``.
 
         How to fix: pass the mapping to the template as variables; set the kit's ``template_variables`` to variables
-        that the model's template uses.
+        that the model's template uses: the test then checks that they change the prompt.
         """
         messages = [{"role": "user", "content": "Hello"}]
         prompt = await backend.render_chat(messages, template_variables=dict(self.template_variables))
         assert prompt.text or prompt.token_ids, f"rendered {prompt}"
+        if self.template_variables is not GenerationSuite.template_variables:
+            plain = await backend.render_chat(messages)
+            assert prompt != plain, f"{dict(self.template_variables)} changes nothing in {plain}"
 
     @when_claimed("chat")
     @unless_claimed("template_variables")

@@ -46,14 +46,17 @@ class SamplingTests(GenerationSuite, kit=True):
 
     @when_claimed("seed")
     async def test_a_seed_reproduces(self, backend: Any) -> None:
-        """The same seed produces the same output twice at temperature 1.
+        """The same seed produces the same output twice at temperature 1, also the seed 0.
 
         How to fix: use one random number generator per request, seeded only from ``SamplingParams.seed``. A generator
         shared by the batch depends on the other requests.
         """
-        first = await generate_one(backend, self.prompts[1], self.random(seed=11))
-        second = await generate_one(backend, self.prompts[1], self.random(seed=11))
-        assert first.token_ids == second.token_ids, f"seed 11 returned {first.text!r}, then {second.text!r}"
+        for seed in (11, 0):
+            first = await generate_one(backend, self.prompts[1], self.random(seed=seed))
+            second = await generate_one(backend, self.prompts[1], self.random(seed=seed))
+            assert first.token_ids == second.token_ids, (
+                f"seed {seed} returned {first.text!r}, then {second.text!r}"
+            )
 
     @when_claimed("seed")
     async def test_seeds_differ(self, backend: Any) -> None:
@@ -127,8 +130,9 @@ class SamplingTests(GenerationSuite, kit=True):
         assert sorted(output.completions) == [0, 1, 2], (
             f"n=3 returned the indices {sorted(output.completions)}"
         )
-        tokens = sum(len(completion.token_ids) for completion in output.completions.values())
-        assert output.counted().completion_tokens == tokens, f"{tokens} tokens, {output.usage}"
+        single = await generate_one(backend, self.prompts[1], self.random())
+        once, of_all = single.counted().prompt_tokens, output.counted().prompt_tokens
+        assert of_all == once, f"the prompt has {once} tokens, and usage with n=3 counts {of_all}"
         assert output.finish_reason == output.completions[0].finish_reason, (
             "finish_reason is not that of completion 0"
         )

@@ -46,10 +46,13 @@ class StoppingTests(GenerationSuite, kit=True):
         How to fix: flush held-back text (part of a character or of a stop string) with the last delta.
         """
         long = await self.greedy_output(backend)
-        short = await self.greedy_output(backend, max_tokens=self.max_output // 2)
-        assert long.token_ids[: len(short.token_ids)] == short.token_ids
-        common = short.text.rstrip("\N{REPLACEMENT CHARACTER}")
-        assert long.text.startswith(common), f"{long.text!r} does not begin with {short.text!r}"
+        for count in (1, 2, 5, self.max_output // 2):
+            short = await self.greedy_output(backend, max_tokens=count)
+            assert long.token_ids[: len(short.token_ids)] == short.token_ids, (
+                f"{short.token_ids} of {count} tokens is not how {long.token_ids} begins: tokens are out of order"
+            )
+            common = short.text.rstrip("\N{REPLACEMENT CHARACTER}")
+            assert long.text.startswith(common), f"{long.text!r} does not begin with {short.text!r}"
 
     async def test_stop_string_ends_the_output(self, backend: Any) -> None:
         """The output ends before the first stop string, with reason ``stop``, and no delta contains any part of it.
@@ -110,8 +113,9 @@ class StoppingTests(GenerationSuite, kit=True):
             pytest.skip("the greedy output repeats one token; set other prompts")
         output = await self.greedy_output(backend, stop_token_ids=[whole.token_ids[position]])
         assert output.finish_reason == "stop", f"ended with {output.finish_reason!r}, not 'stop'"
-        kept = [t for t in output.token_ids if t != whole.token_ids[position]]
-        assert tuple(kept) == whole.token_ids[:position], f"{whole.token_ids} stopped as {output.token_ids}"
+        assert output.token_ids == whole.token_ids[: position + 1], (
+            f"{whole.token_ids} stopped as {output.token_ids}: the last delta carries the stop token's id"
+        )
         assert whole.text.startswith(output.text), (
             f"{output.text!r} contains the text of the stop token in {whole.text!r}"
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from sage_infer.contracts import TokenStream
-from sage_infer.schemas import Prompt
+from sage_infer.schemas import Prompt, SamplingParams
 
 from sage_infer_testing.features import when_claimed
 from sage_infer_testing.kits.generation.base import GenerationSuite
@@ -13,6 +14,8 @@ from sage_infer_testing.reading import generate_all, generate_one, greedy, read
 from sage_infer_testing.shape import shape_problems
 
 __all__ = ["StreamingTests"]
+
+_CLOCK_S = 0.05  # that two clocks may differ by
 
 
 class StreamingTests(GenerationSuite, kit=True):
@@ -96,22 +99,35 @@ class StreamingTests(GenerationSuite, kit=True):
         them.
         """
         ids = await self.first_prompt_ids(backend)
-        output = await self.greedy_output(backend, ids)
-        usage = output.counted()
-        assert usage.prompt_tokens == len(ids), f"{len(ids)} prompt token ids, usage {usage}"
-        assert usage.completion_tokens == len(output.token_ids), (
-            f"deltas carried {len(output.token_ids)} token ids, usage {usage}"
-        )
-        assert usage.cached_tokens <= usage.prompt_tokens, f"more cached tokens than prompt tokens: {usage}"
+        whole = await self.greedy_output(backend, ids)
+        ways: list[SamplingParams] = [
+            greedy(self.max_output),
+            greedy(self.max_output, stop=[whole.text[-2:]]),
+            greedy(self.max_output, stop_token_ids=[whole.token_ids[-1]]),
+        ]
+        if backend.get_capability().supports("parallel_sampling"):
+            ways.append(SamplingParams(n=2, max_tokens=4))
+        for params in ways:
+            output = await generate_one(backend, ids, params)
+            usage = output.counted()
+            carried = sum(len(completion.token_ids) for completion in output.completions.values())
+            assert usage.prompt_tokens == len(ids), f"{len(ids)} prompt token ids, usage {usage}"
+            assert usage.completion_tokens == carried, f"deltas carried {carried} token ids, usage {usage}"
+            assert usage.cached_tokens <= usage.prompt_tokens, (
+                f"more cached tokens than prompt tokens: {usage}"
+            )
 
     async def test_timing_is_ordered(self, backend: Any) -> None:
         """0 ≤ queue ≤ time to first token ≤ total, and the mean time between tokens is consistent with them.
 
-        How to fix: use one monotonic clock for all times, starting at acceptance. ``inter_token_s`` is (last token −
-        first token) / (tokens − 1).
+        How to fix: use one monotonic clock for all times, in seconds, starting at acceptance. ``inter_token_s`` is
+        (last token − first token) / (tokens − 1).
         """
+        begun = time.monotonic()
         timing = (await self.greedy_output(backend)).measured()
+        elapsed = time.monotonic() - begun
         assert 0 <= timing.queue_s <= timing.ttft_s <= timing.total_s, timing
+        assert 0 < timing.total_s <= elapsed + _CLOCK_S, f"took {elapsed:.6f} s, and the stream says {timing}"
         assert timing.inter_token_s is not None, "inter_token_s is None for several tokens"
         assert timing.inter_token_s * (self.max_output - 1) <= timing.total_s + 1e-6, timing
 

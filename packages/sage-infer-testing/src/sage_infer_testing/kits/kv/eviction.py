@@ -72,6 +72,29 @@ class EvictionTests(KVStoreSuite, kit=True):
         store.unpin(keys[:1])
         assert store.evict(2 * size) == size, "an unpinned block can be evicted again"
         store.unpin(keys)
+        self.fill(store, keys[:1])
+        store.pin(keys[:1])
+        assert store.evict(1) == 0, (
+            "a pin did not hold: unpin() of a block without pins took it back beforehand"
+        )
+        store.unpin(keys[:1])
+
+    def test_capacity_is_kept(self, make_store: Callable[[int], Any]) -> None:
+        """A store never holds more blocks than its capacity, whatever its policy; one put of more keeps what fits.
+
+        How to fix: make room before a block is stored, also within one call of ``put``.
+        """
+        store = make_store(3)
+        size = self.capacity(store, 3)
+        keys = self.keys(size + 2)
+        count = self.fill(store, keys)
+        held = store.contains(keys)
+        assert sum(held) == count == store.stats().blocks, f"put() returned {count}, held are {sum(held)}"
+        assert count <= size, f"a store of {size} blocks holds {count}"
+        for key in self.keys(size + 2, salt=1):
+            self.fill(store, [key])
+            stats = store.stats()
+            assert stats.blocks <= size, f"a store of {size} blocks holds {stats.blocks}"
 
     def test_a_lease_holds_until_its_end(self, make_store: Callable[[int], Any]) -> None:
         """A pin with a long lease protects its block, is counted, and can be removed before its end.
@@ -103,6 +126,7 @@ class EvictionTests(KVStoreSuite, kit=True):
         assert store.contains(keys) == [False, True], (
             "the pin without a lease ended with the other pin's lease"
         )
+        assert store.evict(1) == 0, "the pin without a lease ended with the block's own lease"
         store.unpin(keys)
         assert store.evict(1) == 1, "the last pin was removed, but the block cannot be evicted"
 

@@ -156,6 +156,34 @@ class KVStoreContract(EvictionTests, kit=True):
         assert full.bytes_used - empty.bytes_used >= least, (
             f"3 blocks in {full.bytes_used - empty.bytes_used} bytes"
         )
+        assert store.evict(3) == 3, "three blocks that nobody pinned must go"
+        emptied = store.stats()
+        assert emptied.blocks == 0, f"everything was evicted: {emptied}"
+        assert emptied.bytes_used < full.bytes_used, (
+            f"everything was evicted, and bytes_used stays: {emptied}"
+        )
+        assert emptied.evictions == 3, f"3 blocks were evicted, stats() count {emptied.evictions}"
+
+    def test_stores_are_apart(self, make_store: Callable[[int], Any]) -> None:
+        """Two stores that are open side by side share no blocks and no counters.
+
+        How to fix: keep the index in the instance, not in the class or the module. Stores that share one region of
+        memory on purpose are opened under different names by ``open_store``.
+        """
+        one, other, keys = make_store(4), make_store(4), self.keys(2)
+        self.fill(one, keys)
+        assert other.contains(keys) == [False, False], "a block that was put into one store is in another one"
+        assert other.stats().blocks == 0, f"an empty store beside a full one says {other.stats()}"
+
+    def test_a_key_twice_is_one_block(self, make_store: Callable[[int], Any]) -> None:
+        """One call of ``put`` with a key twice keeps one block.
+
+        How to fix: look each key up when its turn comes, not all keys before the first one.
+        """
+        store, (key,) = make_store(4), self.keys(1)
+        self.fill(store, [key, key])
+        assert store.stats().blocks == 1, f"one block was put, stats() count {store.stats().blocks}"
+        assert self.held(store, [key]) == [True]
 
     def test_close_twice_is_safe(self, make_store: Callable[[int], Any]) -> None:
         """A second ``close`` does nothing.
@@ -181,6 +209,8 @@ class KVStoreContract(EvictionTests, kit=True):
                 self.fill(store, keys)
                 pinned = [key for key, hit in zip(keys, store.pin(keys), strict=True) if hit]
                 self.held(store, keys)
+                crowded = store.stats()
+                assert crowded.blocks <= crowded.capacity_blocks, f"more blocks than fit: {crowded}"
                 store.unpin(pinned)
                 store.evict(1)
 
