@@ -167,7 +167,7 @@ def has_vnni() -> bool:
     [
         ([], 0, [0], "at least one token"),
         ([1], -1, [0], "at least one token"),
-        ([1] * 40, 0, [0], "a slice of 40 tokens after 0 with 1 blocks"),
+        ([1] * 40, 0, [0], "a slice has 40 tokens after 0, and 1 blocks"),
         ([1, -5], 0, [0], "token id -5 does not exist"),
         ([49152], 0, [0], "token id 49152 does not exist, expected 0 to 49151"),
         ([1], 0, [128], "block id 128 does not exist"),
@@ -182,11 +182,11 @@ def test_out_of_bounds_ids_are_rejected(
 
 def test_other_mistakes(runner: PagedRunner, prepared: PreparedDecoder) -> None:
     assert runner.step([]).shape == (0, runner.vocab_size)
-    with pytest.raises(KVCorrupt, match="a KV block of 3 bytes"):
+    with pytest.raises(KVCorrupt, match="the KV block has 3 bytes"):
         runner.write_block(0, b"abc")
     with pytest.raises(InvalidRequest, match="block id 128"):
         runner.read_block(128)
-    with pytest.raises(InvalidRequest, match="a KV cache of 0 blocks"):
+    with pytest.raises(InvalidRequest, match="the KV cache has 0 blocks"):
         PagedRunner(prepared.xml, 0)
     with pytest.raises(InvalidRequest, match="expected at least one"):
         PagedRunner(prepared.xml, kv_cache_bytes=runner.block_nbytes - 1)
