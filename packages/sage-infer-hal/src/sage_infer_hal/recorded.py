@@ -45,7 +45,7 @@ def read_recordings(
                 raise InvalidRequest(
                     f"detector {reader.name!r} returned a {type(profile).__name__} for {path}"
                 )
-        if len(paths) > 1:  # one recording may show what another hides
+        if len(paths) > 1:  # a note may be about data that another recording has
             profile = evolve(profile, notes=[f"{path.name}: {note}" for note in profile.notes])
         profiles.append(profile)
     return merge_profiles(profiles)

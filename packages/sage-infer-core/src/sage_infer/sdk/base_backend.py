@@ -80,7 +80,7 @@ class BaseBackend:
         self._reporter = Reporter(self.name, model.model_id)
         self._progress: ProgressReport = _ignore
 
-    # --- what a subclass overrides
+    # --- methods for subclasses to override
 
     def load(self, report: ProgressReport) -> None:
         """Load the model. Called in a thread; ``report(stage, share)`` reports progress.

@@ -35,7 +35,7 @@ class BaseEmbeddingBackend(BaseBackend):
     dim: int
     batch_size: ClassVar[int] = 32
 
-    # --- what a subclass overrides
+    # --- methods for subclasses to override
 
     def encode(self, text: TextLike) -> Sequence[int]:
         """Return the token ids of a text; token ids are returned unchanged, or refused with ``InvalidRequest``."""

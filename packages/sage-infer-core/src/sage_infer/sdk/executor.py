@@ -34,7 +34,7 @@ class BaseReplica:
         self.spec = spec
         self._ended: asyncio.Future[ReplicaExit] = asyncio.get_running_loop().create_future()
 
-    # --- what a subclass overrides
+    # --- methods for subclasses to override
 
     @abstractmethod
     async def shut_down(self) -> int | None:
@@ -105,7 +105,7 @@ class BaseExecutor:
     def __init__(self) -> None:
         self.replicas: dict[str, BaseReplica | None] = {}
 
-    # --- what a subclass overrides
+    # --- methods for subclasses to override
 
     @abstractmethod
     async def launch(self, spec: ReplicaSpec) -> BaseReplica:

@@ -60,7 +60,7 @@ class BaseInferenceBackend(BaseBackend):
 
     vocabulary: int
 
-    # --- what a subclass overrides
+    # --- methods for subclasses to override
 
     def encode(self, prompt: Prompt) -> Sequence[int]:
         """Return the token ids of a prompt with ``text``. Not called for a prompt with ``token_ids``."""

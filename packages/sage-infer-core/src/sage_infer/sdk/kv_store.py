@@ -43,7 +43,7 @@ class BaseKVStore(Generic[Place]):
         self._pins: dict[bytes, list[float]] = {}  # when each pin of a block ends
         self._counts: Counter[str] = Counter()
 
-    # --- what a subclass overrides
+    # --- methods for subclasses to override
 
     @abstractmethod
     def write(self, key: bytes, block: memoryview) -> Place:

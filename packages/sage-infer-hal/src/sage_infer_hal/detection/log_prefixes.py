@@ -1,4 +1,4 @@
-"""What logs put before each line of a tool's output: docker, Kubernetes, syslog, journald and the like."""
+"""Prefixes of log lines before a tool's output: docker, Kubernetes, syslog, journald and others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LAYERS = 3  # a pod's log in a journal that is quoted
 
 
 def without_log_prefixes(lines: Sequence[str]) -> list[str]:
-    """The lines without the prefix that all of them have; as they are where some have none.
+    """Return the lines without their common kind of prefix; unchanged if some lines have none.
 
     A prefix is a time, with what a log's format puts after it, or the name of a service or pod. Blank lines need no
     prefix. Lines stay lines, so that errors name the log's own.
@@ -95,7 +95,7 @@ def _joined(lines: Sequence[str], matches: Sequence[re.Match[str] | None]) -> li
 
 
 def _from_json(lines: Sequence[str]) -> list[str] | None:
-    """What docker's json-file log and ``journalctl -o json`` hold in each line; None where they are no such log."""
+    """Return the messages in docker's json-file log or ``journalctl -o json``; None for any other text."""
     filled = [line for line in lines if line.strip()]
     if not filled or not all(line.startswith("{") and line.rstrip().endswith("}") for line in filled):
         return None

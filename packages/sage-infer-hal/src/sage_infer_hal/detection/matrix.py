@@ -34,7 +34,7 @@ class LinkMatrix:
         numa_node: row label → NUMA node, where the table names one.
         numa_nodes: row label → NUMA nodes as a list, where the table names several.
         memory_node: row label → NUMA node that the device's own memory is.
-        notes: what a person should know of the table.
+        notes: remarks for the user about the table.
     """
 
     labels: tuple[str, ...]

@@ -61,7 +61,7 @@ def read_row(text: ToolText, line: Line, heading: Heading, fused: str) -> Row:
             return Row(tuple(codes), ends, count + sum(map(bool, tail)))
     words = [word for word, _ in found]
     if fused and len(words) < most:
-        # Whatever stands behind the codes is no code, so that it stays as it is.
+        # Cells after the codes are not codes and stay unchanged.
         words = split_cells(words, fused) or words
     if not least <= len(words) <= most:
         raise wrong

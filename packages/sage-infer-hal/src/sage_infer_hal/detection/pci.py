@@ -18,7 +18,7 @@ _ENCODING = ((5.0, 0.8), (32.0, 128 / 130), (float("inf"), 1.0))
 
 @frozen(kw_only=True)
 class PciDevice:
-    """One function on the PCI bus; None for what sysfs does not report.
+    """One function on the PCI bus; fields are None if sysfs does not report them.
 
     Attributes:
         address: ``domain:bus:device.function`` in lower-case hex.

@@ -48,7 +48,7 @@ def no_card(pattern: str, *, shorter_than: float = math.inf) -> OutputKind:
 def read_recording(kinds: Sequence[OutputKind], text: ToolText, *, name: str) -> HardwareProfile:
     """Read a recording as the first kind that matches; ``name`` is its file name, for messages.
 
-    Lines that a terminal wrapped at its width are joined where the text makes no sense as it is, and a note says so.
+    If the text cannot be parsed, lines that a terminal wrapped are joined, and a note says so.
 
     Raises:
         ToolOutputError: no kind matches, or the text is malformed.
@@ -62,7 +62,7 @@ def read_recording(kinds: Sequence[OutputKind], text: ToolText, *, name: str) ->
         try:
             profile = _read(kinds, joined[0], name)
         except ToolOutputError:
-            pass  # what is wrong with the text as it is says more
+            pass  # the error of the original text is more useful
         else:
             note = f"lines were wrapped at {joined[1]} columns and are joined again"
             return evolve(profile, notes=(*profile.notes, note))

@@ -18,7 +18,7 @@ _INSTEAD = "[redacted]"
 
 
 def redacted(text: str) -> str:
-    """The text with what is, or looks like, a serial number replaced."""
+    """Return the text with serial numbers, and text that resembles them, replaced."""
     return _BARE.sub(_INSTEAD, _LABELLED.sub(lambda match: match[1] + _INSTEAD, text))
 
 

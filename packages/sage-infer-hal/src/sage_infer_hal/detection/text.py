@@ -112,14 +112,14 @@ class ToolText:
         return evolve(self, lines=self.lines[:-1], raw=(*self.raw[:-1], ""))
 
     def rows(self) -> Iterator[tuple[Line, list[str]]]:
-        """Lines of tables drawn with ``|``, with their cells; what is only half a row is not among them."""
+        """Lines of tables drawn with ``|``, with their cells; incomplete rows are left out."""
         for line in self.lines:
             cells = table_cells(line.text)
             if cells is not None:
                 yield line, cells
 
     def cells(self, line: Line) -> list[str] | None:
-        """The cells of a line; None for rules and for lines that are no row.
+        """Return the cells of a line; None for rules and other lines.
 
         Raises:
             ToolOutputError: it is half a row or half a rule: the text was cut there, or a terminal wrapped it.

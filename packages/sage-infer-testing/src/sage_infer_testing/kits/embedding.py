@@ -80,7 +80,7 @@ class EmbeddingBackendContract(EmbeddingCallTests, ReportTests, kit=True):
         limit: int = backend.get_max_length()
         return "word " * (limit + 8)
 
-    # --- what it is
+    # --- capability
 
     def test_claims_what_it_does(self, backend: Any) -> None:
         """The capability claims ``embed`` or ``rerank``, and is of instance type ``embedding``.

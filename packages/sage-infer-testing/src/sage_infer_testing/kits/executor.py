@@ -54,7 +54,7 @@ class ExecutorContract(ContractSuite, kit=True):
             health = await backend.health()
             assert health.ok, f"the replica is {health.status}: {health.reason}"
 
-    # --- what tests use
+    # --- helpers of the tests
 
     @pytest.fixture
     def executor(self) -> Iterator[Any]:

@@ -47,7 +47,7 @@ class HybridBackendContract(LifecycleSuite, kit=True):
     prompts: ClassVar[Sequence[str]] = ("The capital of France is", "Once upon a time,")
     texts: ClassVar[Sequence[str]] = ("cat", "A small boat crossed the lake.", "yes")
 
-    # --- what tests use
+    # --- helpers of the tests
 
     def need(self, value: object, name: str) -> Any:
         """Return the value; skip the test if the vendor has not set it."""
@@ -61,7 +61,7 @@ class HybridBackendContract(LifecycleSuite, kit=True):
         (stream,) = await backend.generate(self.prompts[0], greedy(tokens), **{"model": model, **options})
         return stream
 
-    # --- what there is
+    # --- models and capability
 
     def test_lists_its_models(self, backend: Any) -> None:
         """``list_models`` returns one descriptor per model with unique ids; each model has a status.

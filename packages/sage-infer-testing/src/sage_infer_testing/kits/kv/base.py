@@ -44,7 +44,7 @@ class KVStoreSuite(ContractSuite, kit=True):
         """Return an empty store for ``model_id`` and ``kv_schema`` with a capacity of ``capacity_blocks`` blocks."""
         pytest.fail(f"{type(self).__name__} must override open_store(capacity_blocks)")
 
-    # --- what tests use
+    # --- helpers of the tests
 
     @pytest.fixture
     def make_store(self) -> Iterator[Callable[[int], Any]]:

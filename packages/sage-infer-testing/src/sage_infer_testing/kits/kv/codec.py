@@ -35,7 +35,7 @@ class KVFormatCodecContract(ContractSuite, kit=True):
         """The codec."""
         pytest.fail(f"{type(self).__name__} must override make_codec()")
 
-    # --- what tests use
+    # --- helpers of the tests
 
     @pytest.fixture
     def codec(self) -> Any:

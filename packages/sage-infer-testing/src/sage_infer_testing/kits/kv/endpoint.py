@@ -37,7 +37,7 @@ class KVEndpointContract(ContractSuite, kit=True):
         """Return a transport that reaches the endpoint's locations; None skips the tests that move chunks."""
         return None
 
-    # --- what tests use
+    # --- helpers of the tests
 
     @pytest.fixture
     def endpoint(self) -> Iterator[Any]:

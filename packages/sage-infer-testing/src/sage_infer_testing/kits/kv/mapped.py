@@ -23,7 +23,7 @@ class MappedKVStoreContract(KVStoreContract, kit=True):
 
     protocol: ClassVar[type] = MappedKVStore
 
-    # --- what tests use
+    # --- helpers of the tests
 
     def slot(self, store: Any, index: int) -> memoryview:
         """Return the bytes of a slot."""

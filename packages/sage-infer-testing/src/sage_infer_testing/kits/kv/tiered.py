@@ -28,7 +28,7 @@ class TieredKVStoreContract(KVStoreContract, kit=True):
     fastest: ClassVar[MemoryTier] = "dram"
     tiered_blocks: ClassVar[int] = 8
 
-    # --- what tests use
+    # --- helpers of the tests
 
     def demoted(self, store: Any) -> tuple[list[bytes], list[bytes]]:
         """Fill a store; return all keys, and the keys of blocks that are only in a slower tier."""

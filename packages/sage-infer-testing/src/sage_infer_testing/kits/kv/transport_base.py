@@ -48,7 +48,7 @@ class TransportSuite(ContractSuite, kit=True):
         """Return ``KVChunk.checksum`` of some bytes: xxh3-64, which every transport supports."""
         return checksum(data)
 
-    # --- what tests use
+    # --- helpers of the tests
 
     @pytest.fixture
     def transport(self) -> Iterator[Any]:
