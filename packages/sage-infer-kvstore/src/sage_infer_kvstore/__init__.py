@@ -1,14 +1,15 @@
-"""KV stores: blocks of KV in memory, in memory that several processes share, and on disk."""
+"""KV stores: blocks of KV in memory, in memory that several processes share, on disk, and in tiers."""
 
 from typing import TYPE_CHECKING
 
 from sage_infer.lazy import lazy_exports
 
-__all__ = ["PagedStore", "SSDStore"]
+__all__ = ["PagedStore", "SSDStore", "TieredStore"]
 
 if TYPE_CHECKING:
     from sage_infer_kvstore.paged.store import PagedStore
     from sage_infer_kvstore.ssd.store import SSDStore
+    from sage_infer_kvstore.tiers.store import TieredStore
 
-_HOMES = {"PagedStore": "paged.store", "SSDStore": "ssd.store"}
+_HOMES = {"PagedStore": "paged.store", "SSDStore": "ssd.store", "TieredStore": "tiers.store"}
 __getattr__ = lazy_exports(__name__, _HOMES)

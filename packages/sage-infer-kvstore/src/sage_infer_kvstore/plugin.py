@@ -28,6 +28,12 @@ def sage_infer_kv_stores() -> list[KVStoreSpec]:
             requires=_REQUIRES,
             summary="blocks in a folder, which survive a restart",
         ),
+        KVStoreSpec(
+            name="tiered",
+            factory="sage_infer_kvstore.tiers.store:TieredStore",
+            requires=_REQUIRES,
+            summary="memory over any other KV store",
+        ),
     ]
 
 

@@ -50,8 +50,10 @@ class BlockIndex(SlotLists):
         """
         slots = [self.find(key) for key in keys]
         for key, slot in zip(keys, slots, strict=True):
-            if not self._is_reserved(slot) or slots.count(slot) > 1:
-                raise InvalidRequest(f"block {key.hex()} is not reserved here; commit each reserved key once")
+            if not self._is_reserved(slot):
+                raise InvalidRequest(f"block {key.hex()} is not reserved here; reserve it first")
+        if len(set(slots)) < len(slots):
+            raise InvalidRequest("a block is given twice; commit each reserved key once")
         with self._change():
             for slot in slots:
                 self.fields.state[slot] = HELD
@@ -87,6 +89,14 @@ class BlockIndex(SlotLists):
                 done += 1
             self.fields.head[Head.EVICTIONS] += done
             return done
+
+    def drop(self, keys: Sequence[bytes]) -> int:
+        """Drop the unpinned ones of these blocks; returns how many."""
+        with self._change():
+            slots = [slot for key in keys if (slot := self.held(key)) and not self.fields.pins[slot]]
+            for slot in slots:
+                self._drop(Head.LOOSE, slot)
+            return len(slots)
 
     # --- pins
 

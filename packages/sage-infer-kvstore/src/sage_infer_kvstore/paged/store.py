@@ -135,7 +135,8 @@ class PagedStore:
         with self._lock():
             self._index.commit(mine)
             held = sum(1 for key in keys if self._index.held(key))
-            self._index.fields.head[Head.DROPPED] += sum(1 for key in keys if not self._index.find(key))
+            if held < len(keys):  # what another process is writing is not dropped
+                self._index.fields.head[Head.DROPPED] += sum(1 for key in keys if not self._index.find(key))
         return held
 
     # --- pins
@@ -151,6 +152,12 @@ class PagedStore:
     def evict(self, count: int) -> int:
         with self._lock():
             return self._index.evict(count)
+
+    def drop(self, keys: Sequence[bytes]) -> int:
+        """Drop the unpinned ones of these blocks; returns how many."""
+        check_keys(keys)
+        with self._lock():
+            return self._index.drop(keys)
 
     # --- slots
 

@@ -1,0 +1,114 @@
+"""Which blocks leave memory first: pure objects, without threads and clocks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Protocol
+
+from sage_infer.errors import ConfigError
+
+__all__ = ["Hotness", "LeastRecentlyUsed", "Policy", "policy_of"]
+
+
+class Policy(Protocol):
+    """Knows the blocks in memory, and orders them."""
+
+    def add(self, key: bytes) -> None:
+        """A block came to memory."""
+        ...
+
+    def used(self, key: bytes) -> None:
+        """A block in memory was read or written again."""
+        ...
+
+    def remove(self, key: bytes) -> None:
+        """A block left memory; unknown ones are ignored."""
+        ...
+
+    def order(self) -> Iterator[bytes]:
+        """All blocks, the first to leave first. The caller may stop early, and changes nothing meanwhile."""
+        ...
+
+
+class LeastRecentlyUsed:
+    """The block that was used longest ago leaves first."""
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[bytes, None] = OrderedDict()
+
+    def add(self, key: bytes) -> None:
+        self._keys[key] = None
+        self._keys.move_to_end(key)
+
+    def used(self, key: bytes) -> None:
+        if key in self._keys:
+            self._keys.move_to_end(key)
+
+    def remove(self, key: bytes) -> None:
+        self._keys.pop(key, None)
+
+    def order(self) -> Iterator[bytes]:
+        return iter(self._keys)
+
+
+class Hotness:
+    """The block with the fewest uses leaves first, the least recently used among equals.
+
+    Uses are counted in classes of powers of two up to ``2**classes``, and all are halved after as many uses as there
+    are blocks times ``age``, so that what was hot once does not stay for ever.
+    """
+
+    def __init__(self, classes: int = 4, age: int = 8) -> None:
+        self._classes: list[OrderedDict[bytes, None]] = [OrderedDict() for _ in range(classes + 1)]
+        self._uses: dict[bytes, int] = {}
+        self._age = age
+        self._since = 0
+
+    def add(self, key: bytes) -> None:
+        self.remove(key)
+        self._uses[key] = 1
+        self._classes[0][key] = None
+
+    def used(self, key: bytes) -> None:
+        if key not in self._uses:
+            return
+        self._classes[self._class_of(key)].pop(key)
+        self._uses[key] = min(self._uses[key] + 1, 2 ** (len(self._classes) - 1))
+        self._classes[self._class_of(key)][key] = None
+        self._since += 1
+        if self._since >= self._age * len(self._uses):
+            self._halve()
+
+    def remove(self, key: bytes) -> None:
+        if key in self._uses:
+            del self._classes[self._class_of(key)][key]
+            del self._uses[key]
+
+    def order(self) -> Iterator[bytes]:
+        for keys in self._classes:
+            yield from keys
+
+    def _class_of(self, key: bytes) -> int:
+        return self._uses[key].bit_length() - 1
+
+    def _halve(self) -> None:
+        self._since = 0
+        ordered = list(self.order())
+        for keys in self._classes:
+            keys.clear()
+        for key in ordered:
+            self._uses[key] = max(1, self._uses[key] // 2)
+            self._classes[self._class_of(key)][key] = None
+
+
+def policy_of(name: object) -> Policy:
+    """
+    Raises:
+        ConfigError: there is no policy of this name.
+    """
+    policies = {"lru": LeastRecentlyUsed, "hotness": Hotness}
+    if not isinstance(name, str) or name not in policies:
+        raise ConfigError(f"policy must be {' or '.join(policies)}, got {name!r}")
+    made: Policy = policies[name]()
+    return made
