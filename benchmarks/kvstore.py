@@ -2,11 +2,11 @@
 
     python benchmarks/kvstore.py [--rounds 8] [--folder FOLDER] [--json results.json]
 
-Memory: ``put`` and ``get`` of ``paged`` against NumPy's copies (the C library's memcpy) between buffers of the same
-pages. Disk: ``put`` and ``get`` of ``ssd`` in batches of four blocks against fio with the same block size, four requests
-in flight and direct I/O (Debian's fio; left out where it is not installed). Look-up: keys of a prefix of 8,192 tokens in
-pages of 128, with 1 and with 10 times the blocks. Rounds alternate which side runs first, and ratios are taken per
-round, so that other load on the machine affects both sides.
+Memory: ``put`` and ``get`` of ``paged`` against NumPy's copies (the C library's memcpy) between buffers of these
+pages. Disk: ``put`` and ``get`` of ``ssd`` in batches of four blocks against fio with the same block size, four
+requests in flight and direct I/O (Debian's fio; left out where it is not installed). Look-up: keys of a prefix of
+8,192 tokens in pages of 128, with 1 and with 10 times the blocks. Rounds alternate which side runs first, and ratios are
+taken per round, so that other load on the machine affects both sides.
 """
 
 from __future__ import annotations
@@ -143,11 +143,11 @@ def main() -> None:
     tokens = list(range(PREFIX))
     keys = list(block_keys("bench", SMALL, tokens))
     few, many = filled(options.blocks, keys), filled(10 * options.blocks, keys)
-    memory, readings = Memory(), []
+    memory, readings, nbytes = Memory(), [], PAGES * SIZE
     for number in range(options.rounds):
         pairs: list[tuple[str, Callable[[], float], Callable[[], float]]] = [
-            ("memory put, GB/s", lambda: rate(memory.put, PAGES * SIZE, 5), lambda: rate(memory.copy_in, PAGES * SIZE, 5)),
-            ("memory get, GB/s", lambda: rate(memory.get, PAGES * SIZE, 5), lambda: rate(memory.copy_out, PAGES * SIZE, 5)),
+            ("memory put, GB/s", lambda: rate(memory.put, nbytes, 5), lambda: rate(memory.copy_in, nbytes, 5)),
+            ("memory get, GB/s", lambda: rate(memory.get, nbytes, 5), lambda: rate(memory.copy_out, nbytes, 5)),
             (
                 f"look-up of {len(keys)} keys, µs: 10 times the blocks / {options.blocks:,} blocks",
                 lambda: best_us(lambda: many.match_keys(keys)), lambda: best_us(lambda: few.match_keys(keys)),
@@ -160,11 +160,8 @@ def main() -> None:
         ]  # fmt: skip
         reading: dict[str, tuple[float, float]] = {}
         for name, ours, theirs in pairs:
-            if number % 2:
-                reading[name] = (ours(), theirs())
-            else:
-                second = theirs()
-                reading[name] = (ours(), second)
+            peer = theirs() if number % 2 else None
+            reading[name] = (ours(), theirs() if peer is None else peer)
         if has_fio:
             sides = [disk_rates, fio_rates] if number % 2 else [fio_rates, disk_rates]
             rates = {side: side(options.folder) for side in sides}
