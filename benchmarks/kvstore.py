@@ -5,8 +5,8 @@
 Memory: ``put`` and ``get`` of ``paged`` against NumPy's copies (the C library's memcpy) between buffers of these
 pages. Disk: ``put`` and ``get`` of ``ssd`` in batches of four blocks against fio with the same block size, four
 requests in flight and direct I/O (Debian's fio; left out where it is not installed). Look-up: keys of a prefix of
-8,192 tokens in pages of 128, with 1 and with 10 times the blocks. Rounds alternate which side runs first, and ratios are
-taken per round, so that other load on the machine affects both sides.
+8,192 tokens in pages of 128, with 1 and with 10 times the blocks. Rounds alternate which side runs first, and ratios
+are taken per round, so that other load on the machine affects both sides.
 """
 
 from __future__ import annotations
