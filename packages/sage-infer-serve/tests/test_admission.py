@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import random
 
 import pytest
@@ -22,86 +21,100 @@ def test_nothing_is_known_at_the_start() -> None:
     clock = Clock()
     admission = Admission(clock)
     for request in range(200):
-        admission.accepted(request)
+        admission.accepted(request, 100)
     assert admission.wait_s() == 0
     clock.now += 1
     assert admission.wait_s() == 0
 
 
-def test_the_wait_is_the_queue_over_the_rate() -> None:
+def test_the_wait_is_the_work_over_the_rate() -> None:
     clock = Clock()
     admission = Admission(clock)
     for request in range(50):
-        admission.accepted(request)
+        admission.accepted(request, 100)
     for request in range(10):
         clock.now += 0.5
+        admission.worked(60)
         admission.answered(request)
         admission.answered(request)
-    assert admission.wait_s() == pytest.approx(41 * 5 / 10.5)
+    assert admission.wait_s() == pytest.approx(40 * 100 * 5 / 600)
+    admission.ended(20)
+    assert admission.wait_s() == pytest.approx(40 * 60 * 5 / 600), "answers are shorter than their limits"
+    admission.accepted("exact", 300, at_most=False)
+    assert admission.wait_s() == pytest.approx((40 * 60 + 300) * 5 / 600)
     for request in range(10, 45):
         admission.left(request)
     assert admission.wait_s() == 0, "a few may always wait"
 
 
-def test_an_engine_without_responses() -> None:
+def test_a_model_that_answers_nobody() -> None:
     clock = Clock()
     admission = Admission(clock)
     for request in range(20):
-        admission.accepted(request)
+        admission.accepted(request, 100)
     clock.now += 60
     assert admission.wait_s() > 60
 
 
-@pytest.mark.parametrize("rate", [0.5, 2.0, 20.0, 200.0])
-def test_overload_of_twenty_times(rate: float) -> None:
-    """Poisson arrivals at twenty times what is served: those accepted wait about the target at most, and the engine
-    never runs dry."""
+@pytest.mark.parametrize("batch", [1, 8, 32])
+@pytest.mark.parametrize("rate", [0.5, 2.0, 6.0])
+def test_overload_of_twenty_times(rate: float, batch: int) -> None:
+    """Poisson arrivals at twenty times what a batch of streams serves, in steps of 50 ms: those accepted wait about the
+    target at most, are told the right wait, and the engine never runs dry."""
     draw = random.Random(7)
     clock = Clock()
     admission = Admission(clock)
-    target, horizon = 30.0, 300.0
-    events: list[tuple[float, int, str]] = [(clock.now, 0, "arrival")]
-    queue: list[tuple[float, int]] = []
+    target, horizon, step_s = 30.0, 300.0, 0.05
+    mean = 40.0
+    per_step = rate * mean * step_s  # tokens of all streams together
+    next_arrival, count = clock.now, 0
+    queue: list[tuple[float, int, float]] = []
+    running: list[list[float]] = []  # request, tokens left, tokens
     waits: list[float] = []
+    told: list[float] = []
     refused = idle = 0
-    count, busy = 0, False
-    while events:
-        clock.now, number, kind = heapq.heappop(events)
-        if clock.now > 100 + horizon:
-            break
-        if kind == "arrival":
+    while clock.now < 100 + horizon:
+        while next_arrival <= clock.now:
             count += 1
-            heapq.heappush(events, (clock.now + draw.expovariate(20 * rate), count, "arrival"))
-            if len(queue) < 512 and admission.wait_s() <= target:
-                admission.accepted(number)
-                queue.append((clock.now, number))
+            wait = admission.wait_s()
+            if len(queue) < 512 and wait <= target:
+                admission.accepted(count, 100)
+                queue.append((clock.now, count, draw.uniform(0.5, 1.5) * mean))
+                told.append(wait)
             else:
                 refused += 1
-        else:
-            busy = False
+            next_arrival += draw.expovariate(20 * rate)
+        while queue and len(running) < batch:
+            came, number, tokens = queue.pop(0)
+            running.append([number, tokens, tokens])
+            waits.append(clock.now - came)
             admission.answered(number)
-            admission.left(number)
-        if not busy and queue:
-            came, first = queue.pop(0)
-            took = draw.uniform(0.5, 1.5) / rate
-            waits.append(clock.now + took - came)
-            busy = True
-            heapq.heappush(events, (clock.now + took, first, "answer"))
-        elif not busy and clock.now > 110:
-            idle += 1
+        clock.now += step_s
+        idle += not running
+        for stream in running:
+            stream[1] -= per_step / len(running)
+        if running:
+            admission.worked(per_step)
+        for stream in [s for s in running if s[1] <= 0]:
+            running.remove(stream)
+            admission.ended(stream[2])
+            admission.left(stream[0])
     assert refused > 0.8 * count
-    assert idle < 0.02 * len(waits) + 2
-    late = sum(wait > 60 for wait in waits)
-    assert late <= max(1, 0.01 * len(waits)), f"{late} of {len(waits)} waited longer than a minute"
+    assert idle < 20
+    late = sum(wait > 55 for wait in waits)
+    assert late <= max(1, 0.01 * len(waits)), f"{late} of {len(waits)} waited longer than 55 s"
+    late_on = [pair for pair in zip(told, waits, strict=False) if pair[0] > 15]
+    assert len(late_on) > 20
+    assert sum(wait / 2 <= expected <= 2 * wait for expected, wait in late_on) > 0.9 * len(late_on)
 
 
 def test_refusals_say_when_to_come_back(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served.gateway.service.admission, "wait_s", lambda: 41.2)
+    monkeypatch.setattr(Admission, "wait_s", lambda _: 41.2)
     answer = served.chat()
     assert (answer.status, answer.error["code"]) == (429, "overloaded")
     assert answer.headers["retry-after"] == "42"
     assert served.get("/health").status == 200
-    monkeypatch.setattr(served.gateway.service.admission, "wait_s", lambda: 29.0)
+    monkeypatch.setattr(Admission, "wait_s", lambda _: 29.0)
     assert served.chat().status == 200
 
 
@@ -111,4 +124,6 @@ def test_open_requests_are_counted_out(served: Served) -> None:
         assert served.chat(stream=True).status == 200
         assert served.post("/v1/embeddings", {"model": "vectors", "input": "a"}).status == 200
         assert served.chat(model="nobody").status == 404
-    assert not served.gateway.service.admission._waiting
+    admissions = served.gateway.service._admissions
+    assert len(admissions) == 2
+    assert not any(admission._waiting for admission in admissions.values())

@@ -124,8 +124,8 @@ class TestClientsThatLeave:
     def test_before_the_body_is_there(self, served: Served) -> None:
         with served.connect() as connection:
             connection.sendall(request_bytes(CHAT, chat_body())[:-5])
-            served.until(lambda: served.gateway.service.open, "the request did not arrive")
-        served.until(lambda: not served.gateway.service.open, "the request is still open")
+            served.until(lambda: served.gateway.service.receiving, "the request did not arrive")
+        served.until(lambda: not served.gateway.service.receiving, "the request is still open")
 
     def test_a_client_that_does_not_read_holds_its_own_stream_only(
         self, backend: EchoBackend, served: Served

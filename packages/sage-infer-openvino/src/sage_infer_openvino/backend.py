@@ -22,6 +22,7 @@ from sage_infer.contracts import (
     ProgressReport,
     PromptLike,
     TokenStream,
+    as_prompts,
 )
 from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import (
@@ -246,7 +247,7 @@ class OpenVINOBackend:
         self._check_claims(loaded, params, options)
         request_id = f"req-{uuid.uuid4().hex}" if request_id is None else request_id
         grammar = await loaded.compile_grammar(params)
-        read = await loaded.requests.read(prompts)
+        read = await loaded.requests.read(prompts, most=self._settings.max_queue)
         requests = loaded.requests.from_prompts(read, params, request_id, options=options, grammar=grammar)
         streams: list[TokenStream] = []
         for request in requests:
@@ -284,7 +285,10 @@ class OpenVINOBackend:
         return read_whole(form.reader(tools=tools or (), reads_thoughts=False), text)
 
     async def tokenize(self, prompt: PromptLike) -> list[int]:
-        return await self._ready()[1].texts.tokenize(prompt)
+        loaded = self._ready()[1]
+        for one in as_prompts(prompt):
+            loaded.requests.check_characters(one)
+        return await loaded.texts.tokenize(prompt)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         return await self._ready()[1].texts.detokenize(token_ids)
@@ -314,7 +318,7 @@ class OpenVINOBackend:
                 f"prefill creates one state per prompt, but n is {params.n}; use generate"
             )
         grammar = await loaded.compile_grammar(params)
-        read = await loaded.requests.read(prompts)
+        read = await loaded.requests.read(prompts, most=self._settings.max_queue)
         requests = loaded.requests.from_prompts(read, params, request_id, options=options, grammar=grammar)
         engine.check_room(requests)
         done = [hold(request, hold_s) for request in requests]

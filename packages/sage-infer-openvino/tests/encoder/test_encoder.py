@@ -73,6 +73,34 @@ def test_families_poolings_and_modules(name: str, tmp_path: Path) -> None:
     assert np.abs(together - alone).max() < 5e-6
 
 
+def test_texts_are_tokenized_in_parts_and_never_beyond_their_limit(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[str]] = []
+
+    class Tokenizer:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def encode_batch_fast(self, texts: list[str]) -> Any:
+            given.append(texts)
+            return self._inner.encode_batch_fast(texts)
+
+    monkeypatch.setattr(encoder, "_tokenizer", Tokenizer(encoder._tokenizer))
+    monkeypatch.setattr(encoder, "_cutting_tokenizer", Tokenizer(encoder._cutting_tokenizer))
+    one = "x" * 5_000_000  # for the tokenizer a single unknown word
+    with pytest.raises(ContextLengthExceeded, match="input 1 has 5000000 characters"):
+        encoder.tokenize(["a", one])
+    assert given == []
+    inputs = encoder.tokenize(["a"] * 300 + [[101, 102], one], truncate=True)
+    assert len(inputs) == 302
+    assert max(map(len, given)) <= 64
+    assert max(len(text) for texts in given for text in texts) < 200_000
+    with pytest.raises(ContextLengthExceeded, match="input 3 has"):
+        encoder.tokenize(["a", "b", "c", "word " * 1000, *["a"] * 1000])
+    assert len(given[-1]) <= 64, "texts were tokenized after the first one that is too long"
+
+
 def test_prompts(tmp_path: Path) -> None:
     folder = write_encoder(tmp_path / "e5", **EMBEDDERS["xlm-roberta"])
     expected = np.array(RECORDED["prompted"]["xlm-roberta"])

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from openvino_toy import Toy, deltas, run
-from sage_infer.errors import ContextLengthExceeded
+from sage_infer.errors import ContextLengthExceeded, InvalidRequest
 from sage_infer.schemas import Prompt, SamplingParams
 from sage_infer_openvino.models.text_codec import INLINE_CHARACTERS, DecoderTexts
 
@@ -53,3 +53,17 @@ def test_long_texts_are_tokenized_in_a_thread(tokenizing: list[threading.Thread]
             assert await deltas(one) == await deltas(several[0])
 
     run(main())
+
+
+def test_what_cannot_be_accepted_is_not_tokenized(tokenizing: list[threading.Thread]) -> None:
+    async def main() -> None:
+        async with Toy() as toy:
+            with pytest.raises(ContextLengthExceeded, match="10000000 characters"):
+                await toy.backend.tokenize("a" * 10_000_000)
+            with pytest.raises(
+                InvalidRequest, match=r"3000 prompts in one call exceed the limit of .* \(max_queue\)"
+            ):
+                await toy.backend.generate(["some words"] * 3000, SHORT)
+
+    run(main())
+    assert tokenizing == []

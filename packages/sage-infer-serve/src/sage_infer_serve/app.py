@@ -17,7 +17,7 @@ from sage_infer.contracts import HybridInferenceBackend
 from sage_infer.errors import SageInferError
 
 from sage_infer_serve.http.auth import APIKey
-from sage_infer_serve.http.errors import HTTPError, as_http_error, limited, unavailable, wrong_request
+from sage_infer_serve.http.errors import HTTPError, as_http_error, unavailable, wrong_request
 from sage_infer_serve.http.exchange import Exchange, Receive, Scope, Send
 from sage_infer_serve.http.origins import Origins
 from sage_infer_serve.openai.schema import Decoder
@@ -107,16 +107,10 @@ class Gateway:
             raise unavailable("the server is shutting down; use another one", 1.0, code="shutting_down")
         if self.service.loading:
             raise unavailable("models are being loaded; see /health for progress", _LOADING_S, code="loading")
-        limit = self.service.settings.max_open_requests
-        if len(self.service.open) >= limit:
-            raise limited(f"limit of {limit} open requests reached; retry later", 1.0, code="overloaded")
-        wait, target = self.service.admission.wait_s(), self.service.settings.target_wait_s
-        if target is not None and wait > target:
-            raise limited(f"expected wait of {wait:.0f} s; retry later", wait, code="overloaded")
+        self.service.check_room()
         if exchange.key is not None:
             exchange.key.admit()
-        self.service.open.add(exchange)
-        self.service.admission.accepted(exchange)
+        self.service.receiving.add(exchange)
         if not exchange.has_body:
             exchange.stop_after(self.service.settings.body_timeout_s, "body")
         try:
@@ -128,8 +122,9 @@ class Gateway:
         finally:
             exchange.in_time()
             exchange.unwatch()
+            exchange.release_body()
+            self.service.receiving.discard(exchange)
             self.service.open.discard(exchange)
-            self.service.admission.left(exchange)
             if exchange.key is not None:
                 exchange.key.release()
 

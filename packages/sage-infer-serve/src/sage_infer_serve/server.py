@@ -220,6 +220,11 @@ def listen(settings: GatewaySettings) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Inherited by connections: without it, a first token waits 40 ms for an acknowledgement.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(
+                socket, "TCP_USER_TIMEOUT"
+            ):  # Linux: also ends connections whose kernel buffers nobody reads
+                milliseconds = int(settings.write_timeout_s * 1000)
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             listener.bind(address)
             listener.listen(2048)
         except OSError:

@@ -18,8 +18,10 @@ from sage_infer.schemas import CapabilityDescriptor, ModelDescriptor
 
 from sage_infer_serve.admission import Admission
 from sage_infer_serve.http.auth import APIKey, Keys
+from sage_infer_serve.http.errors import limited
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.http.headers import IGNORED_FIELDS
+from sage_infer_serve.http.intake import Intake
 from sage_infer_serve.settings import GatewaySettings
 from sage_infer_serve.watch.observe import Recorder
 from sage_infer_serve.watch.tracing import Tracing
@@ -29,6 +31,7 @@ __all__ = ["Decode", "Service"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NAMED = 16  # maximum ignored fields named in a response
+_BODIES = 16  # of the largest size that are held together
 _REMEMBERED = 4096  # maximum pairs of key and field to log, as clients choose the names
 
 _VERSION = importlib.metadata.version("sage-infer-serve")
@@ -76,7 +79,9 @@ class Service:
         self.draining = False
         self.loading = False
         self.open: set[Exchange] = set()
-        self.admission = Admission()
+        self.receiving: set[Exchange] = set()
+        self.intake = Intake(_BODIES * settings.max_body_bytes)
+        self._admissions: dict[str, Admission] = {}
         self._decoders = decoders
         self._ignored: set[tuple[str, str]] = set()
         self._types: dict[str, ModelType] = {}
@@ -88,7 +93,10 @@ class Service:
         Raises:
             HTTPError: the body is too long, not JSON, or a field is invalid.
         """
-        body = await exchange.body(self.settings.max_body_bytes)
+        body = await exchange.body(self.settings.max_body_bytes, self.intake)
+        self.check_room()
+        self.receiving.discard(exchange)
+        self.open.add(exchange)
         decoder = self._decoders[kind]
         await check_weight(body, decoder.fields)
         request = decoder(body)
@@ -97,6 +105,31 @@ class Service:
         exchange.stop_after(self.settings.request_timeout_s, "timeout")
         exchange.watch()
         return request
+
+    def check_room(self) -> None:
+        """Refuse a request while too many are open.
+
+        Raises:
+            HTTPError: 429.
+        """
+        limit = self.settings.max_open_requests
+        if len(self.open) >= limit:
+            raise limited(f"limit of {limit} open requests reached; retry later", 1.0, code="overloaded")
+
+    def admit(self, model: str) -> Admission:
+        """The queue of a model, if a new request would begin in time.
+
+        Raises:
+            HTTPError: it would not (429).
+        """
+        if self.type_of(model) is None:
+            return Admission()  # the backend says that there is no such model
+        model_id = self.backend.get_model_status(model).model_id
+        admission = self._admissions.setdefault(model_id, Admission())
+        wait, target = admission.wait_s(), self.settings.target_wait_s
+        if target is not None and wait > target:
+            raise limited(f"expected wait of {wait:.0f} s; retry later", wait, code="overloaded")
+        return admission
 
     def _name_ignored(self, exchange: Exchange, fields: list[str]) -> None:
         """Name ignored fields in the response, and once per key in the log."""
@@ -159,5 +192,5 @@ class Service:
 
     def end_all(self) -> None:
         """End every open request with an error, after the timeout of the shutdown."""
-        for exchange in list(self.open):
+        for exchange in [*self.open, *self.receiving]:
             exchange.stop("shutdown")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
@@ -73,6 +74,7 @@ class Work:
     """
 
     __slots__ = (
+        "_admission",
         "_charged",
         "_ended",
         "_exchange",
@@ -94,6 +96,7 @@ class Work:
         *,
         is_streamed: bool = False,
     ) -> None:
+        self._admission = service.admit(model)
         self._service, self._exchange, self._operation, self._model = service, exchange, operation, model
         exchange.model = model if service.type_of(model) is not None else ""
         self._watch = Observation(service.recorder, exchange.model, exchange.started)
@@ -107,7 +110,14 @@ class Work:
             self._span = service.tracing.begin(
                 operation.name, model, exchange, params, is_streamed=is_streamed
             )
-        self.tokens = self._reporting_the_first()
+        self.tokens = self._reporting_the_first(self._working())
+        if params is None:
+            self._admission.accepted(exchange, self._input_tokens(), at_most=False)
+        else:
+            self._admission.accepted(exchange, (params.max_tokens or math.inf) * params.n)
+
+    def _input_tokens(self) -> int:
+        return max(1, self._exchange.body_bytes // _BYTES_PER_TOKEN)
 
     def _charging(self, key: APIKey) -> Callable[[int], None]:
         """Charge tokens to the key as they are generated, so that clients which disconnect are charged too."""
@@ -120,11 +130,18 @@ class Work:
 
         return charged
 
-    def _reporting_the_first(self) -> Callable[[int], None]:
-        tokens = self.tokens
+    def _working(self) -> Callable[[int], None]:
+        tokens, worked = self.tokens, self._admission.worked
 
+        def counted(count: int) -> None:
+            worked(count)
+            tokens(count)
+
+        return counted
+
+    def _reporting_the_first(self, tokens: Callable[[int], None]) -> Callable[[int], None]:
         def first(count: int) -> None:
-            self._service.admission.answered(self._exchange)
+            self._admission.answered(self._exchange)
             if self._span is not None:
                 self._span.first_token()
             self.tokens = tokens
@@ -135,7 +152,11 @@ class Work:
     def end(self, usage: Usage | None, finish_reasons: Sequence[str] = ()) -> None:
         """The work is done. Record it before the response is sent."""
         self._ended = True
-        self._service.admission.answered(self._exchange)
+        if not self._operation.generates:
+            self._admission.worked(self._input_tokens())
+        elif usage is not None:
+            self._admission.ended(usage.completion_tokens)
+        self._admission.answered(self._exchange)
         self._watch.end(usage, embedded=not self._operation.generates)
         if self._exchange.key is not None and usage is not None:
             self._exchange.key.charge(usage.total_tokens - self._charged)
@@ -148,6 +169,7 @@ class Work:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._admission.left(self._exchange)
         if self._ended:
             return
         if self._charged and self._exchange.key is not None:

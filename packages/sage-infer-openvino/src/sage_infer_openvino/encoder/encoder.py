@@ -20,6 +20,12 @@ from sage_infer_openvino.ov_runtime import ov
 
 __all__ = ["Encoder", "EncoderInput"]
 
+_CHARACTERS_PER_TOKEN = (
+    256  # far more than any language has; a tokenizer takes even a book for one unknown word
+)
+_SHORT_CHARACTERS = 65_536  # not worth a limit
+_TOKENIZED_TOGETHER = 64
+
 
 @attrs.frozen
 class EncoderInput:
@@ -82,6 +88,11 @@ class Encoder:
                 f"OpenVINO cannot compile {folder} for {device} with precision={precision}: {reason}"
             ) from error
 
+    @property
+    def _longest_text(self) -> int:
+        """Characters of a text that are looked at."""
+        return max(_SHORT_CHARACTERS, self.max_sequence_length * _CHARACTERS_PER_TOKEN)
+
     def tokenize(
         self, inputs: Sequence[str | Sequence[int]], *, truncate: bool = False
     ) -> list[EncoderInput]:
@@ -91,11 +102,28 @@ class Encoder:
         ``max_sequence_length`` are truncated if ``truncate``, otherwise rejected. Raises :class:`InvalidRequest`.
         """
         tokenizer = self._cutting_tokenizer if truncate else self._tokenizer
-        texts = [self._prepare(item) for item in inputs if isinstance(item, str)]
-        encoded = iter(tokenizer.encode_batch_fast(texts) if texts else ())
+        longest = self._longest_text
+        for index, item in enumerate(inputs):
+            if isinstance(item, str) and len(item) > longest and not truncate:
+                raise ContextLengthExceeded(
+                    f"input {index} has {len(item)} characters, but the limit of this model is "
+                    f"{self.max_sequence_length} tokens and {longest} characters; shorten it, or enable truncation"
+                )
+        # In parts: the tokenizer's objects take a hundred times the memory of the ids.
+        encoded = (
+            encoding.ids
+            for start in range(0, len(inputs), _TOKENIZED_TOGETHER)
+            for encoding in tokenizer.encode_batch_fast(
+                [
+                    self._prepare(item[:longest])
+                    for item in inputs[start : start + _TOKENIZED_TOGETHER]
+                    if isinstance(item, str)
+                ]
+            )
+        )
         result = []
         for index, item in enumerate(inputs):
-            ids = next(encoded).ids if isinstance(item, str) else self._checked(index, list(item))
+            ids = next(encoded) if isinstance(item, str) else self._checked(index, list(item))
             if truncate:
                 ids = ids[: self.max_sequence_length]
             elif len(ids) > self.max_sequence_length:
@@ -108,11 +136,15 @@ class Encoder:
 
     def tokenize_pairs(self, query: str, documents: Sequence[str]) -> list[EncoderInput]:
         """Inputs for :meth:`compute`: the query with each document, truncated at the end of the longer text."""
-        first = self._prepare(query)
-        pairs = [(first, self._prepare(document)) for document in documents]
+        longest = self._longest_text
+        first = self._prepare(query[:longest])
+        pairs = [(first, self._prepare(document[:longest])) for document in documents]
         return [
             EncoderInput(encoding.ids, encoding.type_ids if self.config.bert.pair_types else None)
-            for encoding in self._cutting_tokenizer.encode_batch_fast(pairs)
+            for start in range(0, len(pairs), _TOKENIZED_TOGETHER)
+            for encoding in self._cutting_tokenizer.encode_batch_fast(
+                pairs[start : start + _TOKENIZED_TOGETHER]
+            )
         ]
 
     def compute(self, batch: Sequence[EncoderInput]) -> npt.NDArray[np.float32]:

@@ -25,26 +25,37 @@ class RequestFactory:
         self._texts = texts
         self._limit = max_sequence_length
 
-    async def read(self, prompts: PromptLike | Sequence[PromptLike]) -> list[Prompt]:
-        """Prompts for ``from_prompts``. Long texts are tokenized in a thread, to keep the event loop responsive.
+    async def read(self, prompts: PromptLike | Sequence[PromptLike], *, most: int) -> list[Prompt]:
+        """At most ``most`` prompts for ``from_prompts``. Long texts are tokenized in a thread, to keep the event loop
+        responsive.
 
         Raises:
+            InvalidRequest: there are more.
             ContextLengthExceeded: a text has too many characters for the limit; checked before tokenization.
         """
         found = as_prompts(prompts)
-        longest = self._limit * self._texts.longest_token
+        if len(found) > most:
+            raise InvalidRequest(f"{len(found)} prompts in one call exceed the limit of {most} (max_queue)")
         for prompt in found:
-            if prompt.text is not None and len(prompt.text) > longest:
-                raise ContextLengthExceeded(
-                    f"this model's maximum context length is {self._limit} tokens, and the prompt has "
-                    f"{len(prompt.text)} characters, which are more; shorten it, or raise max_sequence_length if the "
-                    "model allows"
-                )
+            self.check_characters(prompt)
         if sum(len(prompt.text or "") for prompt in found) <= INLINE_CHARACTERS:
             return found
         return await asyncio.to_thread(
             lambda: [Prompt(token_ids=self._encode(p)) if p.text is not None else p for p in found]
         )
+
+    def check_characters(self, prompt: Prompt) -> None:
+        """Refuse a text whose tokens cannot fit, without tokenizing it.
+
+        Raises:
+            ContextLengthExceeded: it has too many characters.
+        """
+        if prompt.text is not None and len(prompt.text) > self._limit * self._texts.longest_token:
+            raise ContextLengthExceeded(
+                f"this model's maximum context length is {self._limit} tokens, and the prompt has "
+                f"{len(prompt.text)} characters, which are more; shorten it, or raise max_sequence_length if the "
+                "model allows"
+            )
 
     def from_prompts(
         self,

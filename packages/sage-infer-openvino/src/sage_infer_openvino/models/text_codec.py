@@ -53,7 +53,9 @@ class DecoderTexts:
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         if token_ids:
             self.check_tokens(token_ids)
-        return self.tokenizer.decode(token_ids, skip_special=False)
+        if len(token_ids) <= INLINE_CHARACTERS:
+            return self.tokenizer.decode(token_ids, skip_special=False)
+        return await asyncio.to_thread(self.tokenizer.decode, token_ids, skip_special=False)
 
     def tokens_of(self, prompt: Prompt) -> tuple[int, ...]:
         """A prompt's token ids, without a check of their number.

@@ -17,6 +17,7 @@ from attrs import define, field
 __all__ = ["Connection", "ConnectionLimits"]
 
 _LEAST_READ = 16 * 1024  # bytes of a response that a client must read within the write timeout
+_CALM_CHURN = 2**20  # the same once no more arrive
 _CHURN = 32 * 2**20  # bytes received or discarded after which freed memory is returned to the system
 
 
@@ -62,6 +63,7 @@ class ConnectionLimits:
     write_timeout_s: float
     churn: int = 0
     looks: int = 0
+    _seen: int = field(default=0, init=False)  # churn at the last look
     _all: dict[Connection, _Kept] = field(factory=dict, init=False)
     _idle: dict[Connection, None] = field(factory=dict, init=False)
     _stalled: dict[Connection, None] = field(factory=dict, init=False)
@@ -152,11 +154,14 @@ class ConnectionLimits:
         late = [connection for connection, kept in self._all.items() if self._is_late(connection, kept, now)]
         for connection in late:
             self._abort(connection)
-        if self.churn > _CHURN and (self._trimming is None or self._trimming.done()):
-            self.churn = 0
+        is_calm, self._seen = self.churn == self._seen, self.churn
+        if (self.churn > _CHURN or (is_calm and self.churn > _CALM_CHURN)) and (
+            self._trimming is None or self._trimming.done()
+        ):
+            self.churn = self._seen = 0
             self._trimming = loop.run_in_executor(None, _return_memory)
         self._sweeper = None
-        if self._all or self.churn > _CHURN:
+        if self._all or self.churn > _CALM_CHURN:
             self._sweep_later(loop)
 
     def _is_late(self, connection: Connection, kept: _Kept, now: float) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sage_infer_serve.http.auth import APIKey
 from sage_infer_serve.http.errors import HTTPError, error_body, wrong_request
+from sage_infer_serve.http.intake import FREE, Intake
 from sage_infer_serve.http.wire import WIRE, Wire
 
 __all__ = ["JSON", "Exchange", "Receive", "Scope", "Send"]
@@ -43,6 +44,8 @@ class Exchange:
     """
 
     __slots__ = (
+        "_held",
+        "_intake",
         "_receive",
         "_send",
         "_task",
@@ -81,6 +84,8 @@ class Exchange:
         self.extra_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.ended = False
         self.body_bytes = 0
+        self._held = 0
+        self._intake: Intake | None = None
         self._wire: Wire | None = scope.get("extensions", {}).get(WIRE)  # None on other servers
         self.loop = asyncio.get_running_loop() if self._wire is None else self._wire.loop
         self._task = asyncio.current_task(self.loop)
@@ -89,11 +94,12 @@ class Exchange:
 
     # --- the request
 
-    async def body(self, limit: int) -> bytes:
-        """The whole body.
+    async def body(self, limit: int, intake: Intake) -> bytes:
+        """The whole body. What ``intake`` holds of it is given back by ``release_body``.
 
         Raises:
-            HTTPError: it exceeds ``limit`` bytes (413), or is compressed or a form (415).
+            HTTPError: it exceeds ``limit`` bytes (413), is compressed or a form (415), or there is no memory for it
+                (503).
         """
         length = self.headers.get(b"content-length")
         if length is not None and int(length) > limit:  # the parser guarantees a number
@@ -109,9 +115,19 @@ class Exchange:
             size += len(parts[-1])
             if size > limit:
                 raise _too_large(limit)
+            if size - FREE > self._held:
+                more_bytes = size - FREE - self._held
+                intake.check(more_bytes)
+                self._held, self._intake = size - FREE, intake
+                await intake.take(more_bytes)
         self.body_bytes = size
         self._check_form()
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def release_body(self) -> None:
+        if self._intake is not None:
+            self._intake.give_back(self._held)
+            self._held, self._intake = 0, None
 
     def _check_form(self) -> None:
         """Reject bodies that are not plain JSON by their headers: the JSON decoder's message would be less clear."""

@@ -20,7 +20,9 @@ __all__ = ["MAX_HEADER_BYTES", "limited_protocol"]
 
 MAX_HEADER_BYTES = 64 * 1024
 _FRAMING_PER_BYTE = 8  # a one-byte chunk needs six bytes; all other framing is limited like headers
-_MAX_PIPELINED = 32  # requests waiting for earlier responses
+_MAX_HEADERS = 256  # each costs objects that take ten times its bytes
+_MAX_CHUNKS = 65_536  # of a body, and one more for every 64 bytes of it
+_MAX_PIPELINED = 16  # requests waiting for earlier responses
 _MAX_UNWANTED_BODY = 2**20  # bytes of a body that are read after the response
 
 
@@ -39,6 +41,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
         _wires: tuple[Wire, ...] = ()  # of incomplete responses, oldest first
         _requests = 0  # started and ended, to tell whether data belongs to a single request
         _body_bytes = 0  # of the current request
+        _chunks = 0
         _framing_bytes = 0  # chunk sizes, their extensions, and trailers
         _refusal = (400, "invalid HTTP/1.1 (RFC 9112)")
 
@@ -87,14 +90,19 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             super().on_message_begin()
             self._in_headers = self._has_begun = True
             self._requests += 1
-            self._body_bytes = self._framing_bytes = 0
+            self._body_bytes = self._framing_bytes = self._chunks = 0
 
         def on_header(self, name: bytes, value: bytes) -> None:
+            if len(self.headers) >= _MAX_HEADERS:
+                raise self._stop(431, f"more than {_MAX_HEADERS} headers")
             if self._in_headers:  # else a trailer, which is not used
                 super().on_header(name, value)
 
         def on_body(self, body: bytes) -> None:
             self._body_bytes += len(body)
+            self._chunks += 1
+            if self._chunks > _MAX_CHUNKS + self._body_bytes // 64:
+                raise self._stop(400, "the chunks of the body are too small")
             super().on_body(body)
 
         def on_headers_complete(self) -> None:
@@ -118,6 +126,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
 
             def complete() -> None:
                 held.flush()
+                extensions.clear()  # else scope, wire and cycle would keep each other until a full collection
                 self._wires = self._wires[1:]
                 self.on_response_complete()
 
