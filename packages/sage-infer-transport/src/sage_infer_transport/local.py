@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import os
 
-from sage_infer.contracts.transport import StepCallback
 from sage_infer.errors import InvalidRequest
-from sage_infer.schemas import KVLocation, TransportPlan, TransportReport, TransportSettings
+from sage_infer.schemas import KVLocation, TransportSettings
 
 from sage_infer_transport.addresses import FileAddress, parse
 from sage_infer_transport.copying import Segments, copy
-from sage_infer_transport.execution import Move, PlanRunner, check_plan
+from sage_infer_transport.execution import Move, ThreadedTransport
 
 __all__ = ["LocalTransport", "is_local_target", "local_address"]
 
 
-class LocalTransport:
+class LocalTransport(ThreadedTransport):
     """Implements ``sage_infer.contracts.Transport`` for ``shm:`` and ``file:``.
 
     A target in shared memory is a room that an endpoint reserved. A target file is replaced as a whole; its address
     has no offset.
     """
 
+    schemes = ("file", "shm")
+
     def __init__(self, *, settings: TransportSettings) -> None:
+        super().__init__(settings, threads=min(settings.max_in_flight, os.cpu_count() or 1))
         self._segments = Segments()
-        self._runner = PlanRunner(self._move, min(settings.max_in_flight, os.cpu_count() or 1))
 
     def can_reach(self, source: KVLocation, target: KVLocation) -> bool:
         return local_address(source) is not None and is_local_target(target)
 
-    def register(self, region: memoryview) -> None:
-        """Nothing to prepare."""
-
-    async def execute(self, plan: TransportPlan, *, on_step: StepCallback | None = None) -> TransportReport:
-        check_plan(plan, self.can_reach)
-        return await self._runner.run(plan, on_step)
-
     async def close(self) -> None:
-        self._runner.close()
+        await super().close()
         self._segments.close()
 
     def _move(self, move: Move) -> None:

@@ -42,6 +42,7 @@ class _Run:
     """State of a plan that is being executed."""
 
     plan: TransportPlan
+    begun: float
     outcomes: list[_Outcome] = field(factory=list)
     retries: int = 0
 
@@ -49,8 +50,9 @@ class _Run:
 class BaseTransport:
     """Base of a ``Transport``. A subclass sets ``schemes`` and overrides ``move``, which moves one chunk.
 
-    Up to ``settings.max_in_flight`` steps run simultaneously, smaller ``priority`` first. A plan is refused before any
-    transfer if an address is not supported, or if the checksum of a chunk is missing or unknown.
+    Up to ``settings.max_in_flight`` steps run simultaneously, smaller ``priority`` first. A step that has not begun by
+    its deadline is skipped. A plan is refused before any transfer if an address is not supported, if the checksum of a
+    chunk is missing or unknown, or if a step is compressed.
 
     Attributes:
         schemes: supported URI schemes.
@@ -64,8 +66,10 @@ class BaseTransport:
     def __init__(self, settings: TransportSettings) -> None:
         self.settings = settings
 
-    async def move(self, step: TransportStep) -> None:
+    async def move(self, step: TransportStep) -> int | None:
         """Move one chunk. Afterwards the chunk is complete and verified at its target, or the target is unchanged.
+
+        Returns the number of retries within the move, for the report; None counts as 0.
 
         Raises:
             OSError, KVCorrupt: the attempt failed; the step is retried, up to ``attempts`` attempts.
@@ -82,8 +86,7 @@ class BaseTransport:
     async def execute(self, plan: TransportPlan, *, on_step: StepCallback | None = None) -> TransportReport:
         for step in plan.steps:
             self._check(step)
-        begun = time.monotonic()
-        run = _Run(plan, [_Outcome() for _ in plan.steps])
+        run = _Run(plan, time.monotonic(), [_Outcome() for _ in plan.steps])
         order = deque(sorted(range(len(plan.steps)), key=lambda index: plan.steps[index].priority))
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self.settings.max_in_flight, len(order))):
@@ -98,7 +101,7 @@ class BaseTransport:
                 for step, outcome in zip(plan.steps, outcomes, strict=True)
                 if outcome.status == "done"
             ),
-            elapsed_s=time.monotonic() - begun,
+            elapsed_s=time.monotonic() - run.begun,
             step_seconds=[outcome.seconds for outcome in outcomes],
             retries=run.retries,
         )
@@ -113,6 +116,11 @@ class BaseTransport:
             )
         if step.chunk.checksum is None:
             raise InvalidRequest(f"chunk {step.chunk.chunk_id} has no checksum; export it again")
+        if step.nbytes != step.chunk.nbytes:
+            raise InvalidRequest(
+                f"chunk {step.chunk.chunk_id} has {step.chunk.nbytes} bytes and its step {step.nbytes}; compressed "
+                "transfers are not supported"
+            )
         if not step.chunk.checksum.startswith(f"{CHECKSUM}:"):
             raise UnsupportedFeature(
                 f"checksum {step.chunk.checksum!r} is not supported; expected {CHECKSUM}"
@@ -123,9 +131,10 @@ class BaseTransport:
             index = order.popleft()
             step, outcome = run.plan.steps[index], run.outcomes[index]
             begun = time.monotonic()
-            outcome.error = await self._moved(run, step)
-            outcome.seconds = time.monotonic() - begun
-            outcome.status = "failed" if outcome.error else "done"
+            if step.deadline_s is None or begun - run.begun <= step.deadline_s:
+                outcome.error = await self._moved(run, step)
+                outcome.seconds = time.monotonic() - begun
+                outcome.status = "failed" if outcome.error else "done"
             if on_step is not None:
                 on_step(index, outcome.status)
 
@@ -135,7 +144,7 @@ class BaseTransport:
         for attempt in range(self.attempts):
             run.retries += attempt > 0
             try:
-                await self.move(step)
+                run.retries += await self.move(step) or 0
                 return ""
             except (OSError, KVCorrupt) as failed:
                 error = failed

@@ -92,9 +92,11 @@ class Client:
                 with self._connection(address) as sock:
                     attempt(sock)
                 return
-            except (ConnectionError, TimeoutError, socket.gaierror, OSError) as error:
-                if isinstance(error, ProtocolError):
-                    raise Failed(f"{address.host}:{address.port}: {error}") from None
+            except Failed:
+                raise
+            except ProtocolError as error:
+                raise Failed(f"{address.host}:{address.port}: {error}") from None
+            except OSError as error:
                 if done() > furthest:
                     furthest, progress_at, pause = done(), time.monotonic(), _PAUSE_S[0]
                 if time.monotonic() - progress_at > self.retry_s:

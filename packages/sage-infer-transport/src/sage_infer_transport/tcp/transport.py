@@ -5,20 +5,19 @@ from __future__ import annotations
 import socket
 import tempfile
 
-from sage_infer.contracts.transport import StepCallback
 from sage_infer.errors import ConfigError, InvalidRequest
-from sage_infer.schemas import KVLocation, TransportPlan, TransportReport, TransportSettings
+from sage_infer.schemas import KVLocation, TransportSettings
 
 from sage_infer_transport.addresses import FileAddress, TCPAddress, parse
 from sage_infer_transport.copying import BLOCK_BYTES, Hasher, Segments, copy, new_file, opened, write_all
-from sage_infer_transport.execution import Move, PlanRunner, check_plan
+from sage_infer_transport.execution import Move, ThreadedTransport
 from sage_infer_transport.local import is_local_target, local_address
 from sage_infer_transport.tcp.client import Client
 
 __all__ = ["TCPTransport"]
 
 
-class TCPTransport:
+class TCPTransport(ThreadedTransport):
     """Implements ``sage_infer.contracts.Transport`` for ``tcp:``, ``shm:`` and ``file:``, in any combination.
 
     Bytes go from the file or segment to the socket without a copy, and from the socket to their place. An interrupted
@@ -29,26 +28,21 @@ class TCPTransport:
         retry_s: seconds without progress after which a step fails.
     """
 
+    schemes = ("file", "shm", "tcp")
+
     def __init__(self, *, settings: TransportSettings, retry_s: float = 15.0) -> None:
         if type(retry_s) not in (int, float) or not 0 < retry_s <= 3600:
             raise ConfigError(f"retry_s must be a number of seconds between 0 and 3600, got {retry_s!r}")
         self._segments = Segments()
         self._client = Client(float(retry_s), settings.chunk_bytes)
-        self._runner = PlanRunner(self._move, settings.max_in_flight)
+        super().__init__(settings, threads=settings.max_in_flight)
 
     def can_reach(self, source: KVLocation, target: KVLocation) -> bool:
         readable = _tcp(source) is not None or local_address(source) is not None
         return readable and (_tcp(target) is not None or is_local_target(target))
 
-    def register(self, region: memoryview) -> None:
-        """Nothing to prepare."""
-
-    async def execute(self, plan: TransportPlan, *, on_step: StepCallback | None = None) -> TransportReport:
-        check_plan(plan, self.can_reach)
-        return await self._runner.run(plan, on_step)
-
     async def close(self) -> None:
-        self._runner.close()
+        await super().close()
         self._client.close()
         self._segments.close()
 
