@@ -60,6 +60,7 @@ def make_plugins(folder: Path, count: int) -> Path:
         package.mkdir()
         (package / "__init__.py").touch()
         (package / "plugin.py").write_text(PLUGIN.format(i=i))
+        (package / "engine.py").write_text("class Backend: ...\n")
     compileall.compile_dir(site, quiet=2)  # as pip does when it installs
     return site
 

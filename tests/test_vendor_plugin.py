@@ -31,7 +31,22 @@ from sage_infer import BackendSpec, hookimpl
 def sage_infer_backends():
     return [BackendSpec(name="gone", factory="gone_engine:Gone", serves={"llm"})]
 """,
+    "faded": """
+from sage_infer import DetectorSpec, hookimpl
+
+@hookimpl
+def sage_infer_detectors():
+    factory, reader = "quokka_sage.detector:QuokkaDetector", "quokka_sage.detector:read_tape"
+    return [DetectorSpec(name="faded", factory=factory, hardware={"faded"}, read_recording=reader)]
+""",
 }
+NAMED = {
+    "expired": "SystemExit: the licence has expired",
+    "unmarked": "unmarked_plugin.sage_infer_backends() lacks @sage_infer.hookimpl",
+    "gone": "factory gone_engine:Gone does not exist (there is no module gone_engine)",
+    "faded": "read_recording quokka_sage.detector:read_tape does not exist (module quokka_sage.detector has no ",
+}
+"""Wheels that are broken in one way each, and the reason that every command gives."""
 VAGUE = """
 from quokka_sage.backend import QuokkaBackend
 from sage_infer import BackendSpec, hookimpl
@@ -245,20 +260,19 @@ def test_a_bad_option_is_the_users(vendor: Site) -> None:
 
 
 def test_broken_wheels_are_named(crowd: Site) -> None:
-    rows = {(row["kind"], row["name"]): row for row in crowd.rows()}
-    expired = rows["plugin", "expired"]
-    assert (expired["state"], expired["distribution"]) == ("broken", "expired-sage")
-    assert "the licence has expired" in expired["reason"]
-    unmarked = rows["plugin", "unmarked"]
-    assert (unmarked["state"], unmarked["distribution"]) == ("broken", "unmarked-sage")
-    assert "sage_infer_backends() lacks @sage_infer.hookimpl" in unmarked["reason"]
-    assert rows["backend", "gone"]["distribution"] == "gone-sage"
+    rows = {row["name"]: row for row in crowd.rows()}
+    for name, reason in NAMED.items():
+        assert (rows[name]["state"], rows[name]["distribution"]) == ("broken", f"{name}-sage")
+        assert reason in rows[name]["reason"]
 
 
-def test_a_missing_factory_is_named_where_it_is_looked_up(crowd: Site) -> None:
-    assert "backend 'gone' of gone-sage does not exist: gone_engine:Gone" in crowd.sage(
-        "plugin", "show", "gone"
-    )
+@pytest.mark.parametrize("name", NAMED)
+def test_every_command_names_what_is_broken(crowd: Site, name: str) -> None:
+    assert NAMED[name] in crowd.sage("plugin", "show", name)
+    done = crowd.run(*SAGE, "plugin", "test", name)
+    assert done.returncode == 3, done.stderr
+    assert NAMED[name] in done.stderr
+    assert "report it to its authors" not in done.stderr
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "model", "command"])
@@ -269,6 +283,11 @@ def test_a_name_that_two_wheels_claim_is_neither_ones(crowd: Site, kind: str) ->
         assert row["state"] == "broken"
         assert "castor-sage" in row["reason"]
         assert "pollux-sage" in row["reason"]
+    name = twins[0]["name"]
+    assert "pollux-sage" in crowd.sage("plugin", "show", name, "--kind", kind)
+    done = crowd.run(*SAGE, "plugin", "test", name, "--kind", kind)
+    assert done.returncode == 3, done.stderr
+    assert "castor-sage" in done.stderr
 
 
 def test_what_is_not_broken_works(crowd: Site) -> None:

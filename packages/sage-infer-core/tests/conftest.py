@@ -14,6 +14,40 @@ import pytest
 from sage_infer.discovery import Registry
 from sage_infer.schemas import DecodeState, GuidedDecoding, KVCacheSchema, KVChunk, SamplingParams
 
+PARTS = """
+from sage_infer.errors import UnsupportedFeature
+from sage_infer.schemas import HardwareProfile
+class Detector:
+    def detect(self):
+        return HardwareProfile()
+class Executor:
+    def __init__(self, *, workers=1):
+        self.workers = workers
+        if workers == 0:
+            raise UnsupportedFeature("no workers")
+    async def start(self, spec): ...
+    async def adopt(self): ...
+    async def close(self): ...
+class Mover:
+    def __init__(self, settings):
+        self.settings = settings
+    def can_reach(self, source, target): ...
+    def register(self, region): ...
+    async def execute(self, plan, *, on_step=None): ...
+    async def close(self): ...
+class Store:
+    def __init__(self, schema, model_id):
+        raise TypeError("their own")
+class Codec:
+    pass
+class Backend: ...
+class Section: ...
+TEXT = ""
+def find(name): ...
+def command(): ...
+"""
+"""Module ``parts`` of a site: one thing of each kind."""
+
 
 @pytest.fixture
 def kv_schema() -> KVCacheSchema:
@@ -73,6 +107,8 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "engine.py").write_text("class Backend: ...\nclass Detector: ...\n")
+    (tmp_path / "parts.py").write_text(PARTS)
     before = set(sys.modules)
     yield Site(tmp_path)
     for name in set(sys.modules) - before:

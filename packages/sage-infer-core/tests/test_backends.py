@@ -157,8 +157,8 @@ def test_a_model_of_another_type_is_refused(gguf: Path) -> None:
             BackendUnavailable,
             "installed: absent, any, careless, constant, engine, lost, needy, ",
         ),
-        ("lost", {}, BackendUnavailable, "cannot be loaded from fake_engine:Nothing"),
-        ("absent", {}, BackendUnavailable, "No module named 'no_such_engine'"),
+        ("lost", {}, BackendUnavailable, "factory fake_engine:Nothing does not exist"),
+        ("absent", {}, BackendUnavailable, "there is no module no_such_engine"),
         ("refusing", {}, UnsupportedFeature, "wants another CPU"),
         (
             "needy",

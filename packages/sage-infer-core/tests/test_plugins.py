@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 from sage_infer import plugins
 from sage_infer.discovery import KINDS, KindName, PluginInfo, plugin_info
-from sage_infer.discovery.paths import wrong_paths
+from sage_infer.discovery.paths import PATH_FIELDS
 from sage_infer.errors import BackendUnavailable, ConfigError, InvalidRequest, SageInferError
 from sage_infer.plugins import find_plugin, kv_codec, open_detector, open_executor, open_store, open_transport
 from sage_infer.schemas import HardwareProfile, KVCacheSchema, TransportSettings
@@ -29,35 +30,6 @@ SPECS: dict[KindName, str] = {
     "config": "ConfigSpec(name={name!r}, settings='parts:Section', template='parts:TEXT')",
 }
 HEAD = "from sage_infer import *\n"
-PARTS = """
-from sage_infer.errors import UnsupportedFeature
-from sage_infer.schemas import HardwareProfile
-class Detector:
-    def detect(self):
-        return HardwareProfile()
-class Executor:
-    def __init__(self, *, workers=1):
-        self.workers = workers
-        if workers == 0:
-            raise UnsupportedFeature("no workers")
-    async def start(self, spec): ...
-    async def adopt(self): ...
-    async def close(self): ...
-class Mover:
-    def __init__(self, settings):
-        self.settings = settings
-    def can_reach(self, source, target): ...
-    def register(self, region): ...
-    async def execute(self, plan, *, on_step=None): ...
-    async def close(self): ...
-class Store:
-    def __init__(self, schema, model_id):
-        raise TypeError("their own")
-class Codec:
-    pass
-def find(name): ...
-def command(): ...
-"""
 
 
 def source(**kinds: str | list[str]) -> str:
@@ -80,7 +52,6 @@ def found(site: Site, **options: list[str]) -> list[PluginInfo]:
 @pytest.fixture
 def use(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Make the site's plug-ins those that are discovered."""
-    (site.folder / "parts.py").write_text(PARTS)
 
     def install() -> None:
         registry = site.registry()
@@ -222,26 +193,56 @@ def test_two_codecs_of_one_format_are_both_named(site: Site, use: Callable[[], N
     [
         ("parts:Nothing", "module parts has no Nothing"),
         ("no_such_parts:Backend", "there is no module no_such_parts"),
-        ("parts.below:Backend", "ModuleNotFoundError"),
-        ("exits.below:Backend", "SystemExit: 7"),
+        ("parts.below:Backend", "there is no module parts.below"),
+        ("exits.below:Backend", "there is no module exits.below"),
+        ("wrong:Backend", "SyntaxError"),
+        ("exits.there:Backend", ""),
+        ("dynamic.below:Backend", ""),
+        ("refuses:Backend", ""),
         ("parts:Detector", ""),
         ("lazy_parts:Anything", ""),
         ("branches:Either", ""),
+        ("zlib:compress", ""),
     ],
 )
-def test_dotted_paths_are_looked_up_without_importing_what_they_name(
+def test_dotted_paths_are_looked_up_without_an_import(
     site: Site, use: Callable[[], None], tmp_path: Path, path: str, reason: str
 ) -> None:
-    (tmp_path / "exits").mkdir()
-    (tmp_path / "exits" / "__init__.py").write_text("raise SystemExit(7)")
+    for folder, source_text in (
+        ("exits", "raise SystemExit(7)"),
+        ("dynamic", "__path__ = ['/nowhere']\n1 / 0"),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text(source_text)
+    (tmp_path / "exits" / "there.py").write_text("class Backend: ...\n1 / 0")
+    (tmp_path / "wrong.py").write_text("def")
+    (tmp_path / "refuses.py").write_text("raise RuntimeError('another CPU')")
     (tmp_path / "lazy_parts.py").write_text("def __getattr__(name): ...\nraise RuntimeError('imported')")
     (tmp_path / "branches.py").write_text("try:\n    import x\nexcept ImportError:\n    Either = 1\n1 / 0")
-    site.add("one", source(detector="eye").replace("parts:Detector", path))
+    site.add("one", source(detector="eye", store="held").replace("parts:Detector", path))
     use()
-    found = wrong_paths(find_plugin("eye"))
+    info = find_plugin("eye")
     if reason:
-        (problem,) = found
-        assert problem.startswith(f"factory of detector 'eye' of one-dist does not exist: {path} (")
-        assert reason in problem
+        assert info.state == "broken"
+        assert info.reason.startswith(f"factory {path} does not exist (")
+        assert reason in info.reason
+        with pytest.raises(BackendUnavailable, match="does not exist"):
+            open_detector("eye")
     else:
-        assert found == []
+        assert (info.state, info.reason) == ("ready", "")
+    assert find_plugin("held").state == "ready"
+
+
+def test_every_path_of_a_spec_is_looked_up(site: Site, use: Callable[[], None]) -> None:
+    """One table says which fields of the specs are dotted paths."""
+    for spec, fields in PATH_FIELDS.items():
+        paths = {field.name for field in attrs.fields(spec) if _is_path(field)}
+        assert set(fields) == paths, spec.__name__
+    site.add("one", source(detector="eye").replace("hardware=", "read_recording='parts:gone', hardware="))
+    use()
+    assert find_plugin("eye").reason == "read_recording parts:gone does not exist (module parts has no gone)"
+
+
+def _is_path(field: Any) -> bool:
+    check = getattr(field.validator, "check", field.validator)
+    return getattr(check, "hint", "").startswith("a dotted path")

@@ -33,7 +33,6 @@ def _report() -> dict[str, Any]:
     from sage_infer.config import load_config
     from sage_infer.discovery import backend_info, discover, plugin_info
     from sage_infer.discovery.distributions import describe_distribution
-    from sage_infer.discovery.paths import wrong_paths
     from sage_infer.errors import ConfigError
     from sage_infer.models import list_models
 
@@ -56,9 +55,6 @@ def _report() -> dict[str, Any]:
     for other in others:
         if (other.kind, other.name) not in {(row.kind, row.name) for row in backends}:
             problems += _problems_of(other)
-    for any_row in (*backends, *others):
-        where = f"{any_row.kind} {any_row.name}"
-        problems += [_problem("error", where, reason) for reason in wrong_paths(any_row)]
     if not any(row.state == "ready" for row in backends):
         off = ", ".join(sorted(registry.disabled))
         what = f"none is ready; disabled: {off}" if off else "none is ready"

@@ -74,14 +74,13 @@ def show(
 ) -> None:
     """Show one item of a plug-in in detail. Its dotted paths are checked; no engine is imported."""
     from sage_infer.discovery.distributions import describe_distribution
-    from sage_infer.discovery.paths import dotted_paths, wrong_paths
+    from sage_infer.discovery.paths import dotted_paths
     from sage_infer.plugins import find_plugin
 
     info = find_plugin(name, parse_kind(kind))
     data: dict[str, Any] = info.as_dict()
     data["distribution"] = describe_distribution(info.plugin.distribution)
     data["paths"] = dotted_paths(info.spec) if info.spec is not None else {}
-    data["wrong_paths"] = wrong_paths(info)
     spec = info.spec
     data["details"] = {
         field: sorted(value) if isinstance(value, frozenset) else value
@@ -108,7 +107,5 @@ def show(
     for label, text in lines:
         if text:
             print(f"{label:<16}{text}")
-    for problem in data["wrong_paths"]:
-        print(f"{'error':<16}{problem}")
     if verbose and info.detail:
         print(f"\n{info.detail.rstrip()}")

@@ -5,22 +5,11 @@ from __future__ import annotations
 import traceback
 
 from sage_infer.discovery.kinds import KINDS
+from sage_infer.discovery.paths import dotted_paths
 from sage_infer.discovery.registry import Plugin, discover
 from sage_infer.errors import PluginFailed
 
 __all__ = ["plugin_failure"]
-
-_PATHS = (
-    "factory",
-    "prepare",
-    "memory",
-    "sizes",
-    "tokenizer",
-    "read_recording",
-    "resolver",
-    "app",
-    "settings",
-)
 
 
 def plugin_failure(error: BaseException) -> PluginFailed | None:
@@ -48,8 +37,6 @@ def _owners() -> dict[str, Plugin]:
     owners = {plugin.location.partition(":")[0].partition(".")[0]: plugin for plugin in registry.plugins}
     for kind in KINDS:
         for entry in registry.entries(kind):
-            for name in _PATHS:
-                path = getattr(entry.spec, name, None)
-                if path:
-                    owners.setdefault(path.partition(":")[0].partition(".")[0], entry.plugin)
+            for path in dotted_paths(entry.spec).values():
+                owners.setdefault(path.partition(":")[0].partition(".")[0], entry.plugin)
     return owners

@@ -10,6 +10,7 @@ from attrs import frozen
 
 from sage_infer.discovery.faults import Fault
 from sage_infer.discovery.kinds import KINDS, KindName
+from sage_infer.discovery.paths import wrong_paths
 from sage_infer.discovery.readiness import (
     Missing,
     install_command,
@@ -159,8 +160,18 @@ def _state(entry: Entry[Any], registry: Registry) -> dict[str, Any]:
     if entry.fault is not None:
         fault = entry.fault
         return {**row, "state": fault.kind, "reason": fault.reason, "fix": fault.fix}
+    row = {**row, **_requirements(spec, registry)}
+    if row["state"] != "missing-requirement":  # without those, the modules may be missing, too
+        wrong = wrong_paths(spec)
+        if wrong:
+            return {**row, "state": "broken", "reason": "; ".join(wrong), "missing": ()}
+    return row
+
+
+def _requirements(spec: Any, registry: Registry) -> dict[str, Any]:
+    """State, reason and fix by what is installed and by the hardware."""
     if getattr(spec, "needs", ()):
-        return {**row, **_with_needs(spec, registry)}
+        return _with_needs(spec, registry)
     missing = missing_requirements(getattr(spec, "requires", {}))
     if missing:
         command = install_command(spec, registry) if isinstance(spec, BackendSpec) else spec.install
@@ -168,12 +179,12 @@ def _state(entry: Entry[Any], registry: Registry) -> dict[str, Any]:
             shlex.quote(need.partition(" | ")[0]) for need, _ in missing
         )
         reason = "needs " + ", ".join(f"{need} ({found})" for need, found in missing)
-        return {**row, "state": "missing-requirement", "reason": reason, "fix": fix}
+        return {"state": "missing-requirement", "reason": reason, "fix": fix}
     if isinstance(spec, BackendSpec) or (isinstance(spec, DetectorSpec) and spec.device_nodes):
         no_hardware = missing_hardware(spec, registry)
         if no_hardware:
-            return {**row, "state": "no-hardware", "reason": no_hardware}
-    return row
+            return {"state": "no-hardware", "reason": no_hardware}
+    return {}
 
 
 def _with_needs(spec: BackendSpec, registry: Registry) -> dict[str, Any]:
