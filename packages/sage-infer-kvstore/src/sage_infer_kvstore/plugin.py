@@ -34,6 +34,12 @@ def sage_infer_kv_stores() -> list[KVStoreSpec]:
             requires=_REQUIRES,
             summary="memory over any other KV store",
         ),
+        KVStoreSpec(
+            name="quantized",
+            factory="sage_infer_kvstore.quantized.store:QuantizedStore",
+            requires=_REQUIRES,
+            summary="blocks rounded to 8 or 4 bits, in any other KV store",
+        ),
     ]
 
 

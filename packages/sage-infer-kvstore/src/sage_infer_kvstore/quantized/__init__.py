@@ -1,0 +1,1 @@
+"""Blocks in fewer bits, in any store."""
