@@ -75,7 +75,8 @@ def answers(client: OpenAI, text: str, **options: Any) -> Iterator[Any]:
     """The whole answer with this text, and the streamed one."""
     model = client.models.list().data[0].id
     extra = {"structured_outputs": {"regex": re.escape(text)}, **options.pop("extra_body", {})}
-    options |= {"model": model, "messages": ASK, "max_tokens": 100, "temperature": 0, "extra_body": extra}
+    defaults = {"model": model, "messages": ASK, "max_tokens": 100, "temperature": 0}
+    options = {**defaults, **options, "extra_body": extra}
     yield client.chat.completions.create(**options)
     state = ChatCompletionStreamState()
     for chunk in client.chat.completions.create(

@@ -102,6 +102,22 @@ def test_official_client_on_real_models(served: Any) -> None:
     assert {m.id for m in client.models.list()} == {"smollm2-135m", "minilm"}
 
 
+def test_tokens_of_both_kinds_of_models(served: Any) -> None:
+    ready, _ = served
+    client = OpenAI(base_url=ready["url"], api_key="none", max_retries=0)
+    for model, text in (
+        ("smollm2-135m", "A cat sits."),
+        ("text-embedding-3-small", "[CLS] a cat sits. [SEP]"),
+    ):
+        tokens: Any = client.post("/tokenize", body={"model": model, "prompt": "A cat sits."}, cast_to=object)
+        assert tokens["count"] == len(tokens["tokens"]) > 2
+        assert tokens["max_model_len"] > 100
+        given = client.post("/detokenize", body={"model": model, "tokens": tokens["tokens"]}, cast_to=object)
+        assert given == {"prompt": text}
+    default: Any = client.post("/tokenize", body={"prompt": "A cat sits."}, cast_to=object)
+    assert default["count"] == 4
+
+
 def test_a_deadline_ends_a_request_in_time(served: Any) -> None:
     """By the engine for a generation, by the hybrid backend for an embedding; afterwards both answer."""
     ready, _ = served

@@ -194,7 +194,7 @@ class HybridBackend:
         Raises:
             UnsupportedFeature: the model's backend does not claim ``tokenize``.
         """
-        loaded = await self._host.ready(model, GENERATING)
+        loaded = await self._host.ready(model, _types_of(model))
         with self._host.call(loaded) as backend:
             if not isinstance(backend, Tokenizing):
                 raise _no_tokens(loaded)
@@ -202,7 +202,7 @@ class HybridBackend:
 
     async def detokenize(self, token_ids: Sequence[int], *, model: str | None = None) -> str:
         """The text of a model's token ids; raises the errors of ``tokenize``."""
-        loaded = await self._host.ready(model, GENERATING)
+        loaded = await self._host.ready(model, _types_of(model))
         with self._host.call(loaded) as backend:
             if not isinstance(backend, Tokenizing):
                 raise _no_tokens(loaded)
@@ -356,6 +356,14 @@ class _Done:
     def __await__(self) -> Generator[Any, Any, None]:
         return
         yield
+
+
+def _types_of(model: str | None) -> tuple[ModelType, ...]:
+    """Types of models for work of any kind: without a name, the default model is one that generates."""
+    every: tuple[ModelType, ...] = get_args(ModelType)
+    if model is None or model in GENERATING:
+        return GENERATING
+    return tuple(kind for kind in every if kind == model) or every
 
 
 def _no_tokens(loaded: LoadedModel) -> UnsupportedFeature:

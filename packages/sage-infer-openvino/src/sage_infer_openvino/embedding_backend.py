@@ -11,8 +11,10 @@ from sage_infer.contracts import (
     EngineStats,
     Health,
     ProgressReport,
+    PromptLike,
     TextLike,
     Truncation,
+    as_prompts,
     as_texts,
     check_texts,
 )
@@ -169,7 +171,7 @@ class OpenVINOEmbeddingBackend:
 
     @property
     def _features(self) -> tuple[str, ...]:
-        return ("rerank" if self._reranks else "embed", "deadline", "reports")
+        return ("rerank" if self._reranks else "embed", "deadline", "reports", "tokenize")
 
     def get_embedding_dim(self) -> int:
         worker = self._ready()
@@ -254,6 +256,21 @@ class OpenVINOEmbeddingBackend:
             hits=tuple(hits[:top_n]),
             usage=Usage(prompt_tokens=sum(map(len, inputs))),
         )
+
+    async def tokenize(self, prompt: PromptLike) -> list[int]:
+        """The token ids that ``embed`` computes for a text, the model's prompt included; ids are unchanged."""
+        encoder = self._ready().encoder
+        (one,) = as_prompts(prompt)
+        check_claims((), backend="the openvino-embedding backend", prompts=(one,))
+        if one.text is None:
+            return list(one.token_ids or ())
+        text, add_special = one.text, one.add_special_tokens
+        if len(text) <= _INLINE:
+            return encoder.token_ids(text, add_special=add_special)
+        return await asyncio.to_thread(encoder.token_ids, text, add_special=add_special)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return self._ready().encoder.text_of(token_ids)
 
     async def abort(self, request_id: str) -> None:
         self._requests.abort(request_id)

@@ -24,7 +24,7 @@ from sage_infer.errors import (
     SchemaError,
     UnsupportedFeature,
 )
-from sage_infer.schemas import EmbeddingResult, ModelDescriptor, RequestOptions
+from sage_infer.schemas import EmbeddingResult, ModelDescriptor, Prompt, RequestOptions
 from sage_infer_openvino.backend import OpenVINOBackend
 from sage_infer_openvino.embedding_backend import OpenVINOEmbeddingBackend
 from sage_infer_openvino.encoder.encoder import Encoder, EncoderInput
@@ -260,6 +260,7 @@ def test_one_wrong_call_does_not_harm_those_beside_it(minilm_dir: Path, gate: Ga
         (["fine", []], "error", "text 1 is empty"),
         ([3], "error", "text 0 must be a string or a list of token ids, got int"),
         ([["a"]], "error", "text 0 must be a string or a list of token ids, got list"),
+        (["fine", "caf\udce9"], "error", "a text is not valid Unicode"),
         (["fine"], "start", "truncate must be 'error' or 'end', got 'start'"),
     ],
 )
@@ -366,7 +367,7 @@ def test_rerank_orders_as_the_cross_encoder_scores(tmp_path: Path, name: str) ->
     async def main() -> None:
         async with reranker(tmp_path, name) as backend:
             assert isinstance(backend, EmbeddingBackend)
-            assert backend.get_capability().features == ("rerank", "deadline", "reports")
+            assert backend.get_capability().features == ("rerank", "deadline", "reports", "tokenize")
             result = await backend.rerank(QUERY, DOCUMENTS)
             assert [hit.index for hit in result.hits] == order
             for hit in result.hits:
@@ -376,6 +377,8 @@ def test_rerank_orders_as_the_cross_encoder_scores(tmp_path: Path, name: str) ->
             late = RequestOptions(deadline=0.0)
             with pytest.raises(RequestCancelled, match="request r missed its deadline"):
                 await backend.rerank(QUERY, DOCUMENTS, request_id="r", options=late)
+            with pytest.raises(InvalidRequest, match="not valid Unicode"):
+                await backend.rerank("caf\udce9", DOCUMENTS)
             with pytest.raises(UnsupportedFeature, match="feature tenant"):
                 await backend.rerank(QUERY, DOCUMENTS, options=RequestOptions(tenant="t"))
             assert len((await backend.rerank(QUERY, DOCUMENTS, top_n=99)).hits) == len(DOCUMENTS)
@@ -491,5 +494,29 @@ def test_reports_and_progress_of_an_encoder(minilm_dir: Path, gate: Gate) -> Non
         finally:
             await backend.close()
         assert backend.report().state == "dead"
+
+    run(main())
+
+
+def test_tokens_are_those_that_are_embedded(minilm_dir: Path) -> None:
+    async def main() -> None:
+        async with opened(minilm_dir, prompt="query: ") as backend:
+            assert "tokenize" in backend.get_capability().features
+            text = "A Cat sits."
+            ids = await backend.tokenize(text)
+            assert (await backend.embed(text)).usage.prompt_tokens == len(ids)
+            assert (await backend.embed([ids])).data == (await backend.embed(text)).data
+            assert await backend.detokenize(ids) == "[CLS] query : a cat sits. [SEP]"
+            assert await backend.tokenize(ids) == ids
+            own = await backend.tokenize(Prompt(text=text, add_special_tokens=False))
+            assert await backend.detokenize(own) == "a cat sits."
+            assert len(await backend.tokenize("word " * 5000)) == 5004  # over the limit, to see by how much
+            with pytest.raises(InvalidRequest, match="characters, but the limit of this model is"):
+                await backend.tokenize("word " * 100_000)
+            with pytest.raises(InvalidRequest, match="not valid Unicode"):
+                await backend.tokenize("caf\udce9")
+            for wrong in ([-1], [30522]):
+                with pytest.raises(InvalidRequest, match="outside 0 to 30521"):
+                    await backend.detokenize(wrong)
 
     run(main())

@@ -283,6 +283,9 @@ OTHER = {"type": "object", "properties": {"b": {"type": "integer"}}, "required":
     [
         (NAMED, '{"a": 1}', True),
         (NAMED, '{"a": 1, "type": "Math"}', False),
+        ({"type": "object", "properties": {}}, "{}", True),
+        ({"type": "object", "properties": {}}, '{"a": 1}', False),
+        ({"type": "object"}, '{"a": 1}', True),
         ({**NAMED, "additionalProperties": True}, '{"a": 1, "type": "Math"}', True),
         ({**NAMED, "additionalProperties": {"type": "boolean"}}, '{"a": 1, "x": true}', True),
         ({"type": "object"}, '{"x": 1}', True),

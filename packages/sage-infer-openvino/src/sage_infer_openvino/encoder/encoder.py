@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import attrs
 import numpy as np
@@ -19,6 +20,8 @@ from sage_infer_openvino.models.safetensors_file import SafetensorsFolder
 from sage_infer_openvino.ov_runtime import ov
 
 __all__ = ["Encoder", "EncoderInput"]
+
+T = TypeVar("T")
 
 _CHARACTERS_PER_TOKEN = (
     256  # far more than any language has; a tokenizer takes even a book for one unknown word
@@ -113,12 +116,13 @@ class Encoder:
         encoded = (
             encoding.ids
             for start in range(0, len(inputs), _TOKENIZED_TOGETHER)
-            for encoding in tokenizer.encode_batch_fast(
+            for encoding in _encoded(
+                tokenizer.encode_batch_fast,
                 [
                     self._prepare(item[:longest])
                     for item in inputs[start : start + _TOKENIZED_TOGETHER]
                     if isinstance(item, str)
-                ]
+                ],
             )
         )
         result = []
@@ -134,6 +138,25 @@ class Encoder:
             result.append(EncoderInput(ids))
         return result
 
+    def token_ids(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Token ids of a text, also over ``max_sequence_length``: as :meth:`tokenize` computes them, or the text's own.
+        Raises :class:`InvalidRequest`.
+        """
+        if len(text) > self._longest_text:
+            raise ContextLengthExceeded(
+                f"the text has {len(text)} characters, but the limit of this model is {self._longest_text}; shorten it"
+            )
+        text = self._prepare(text) if add_special else self._cased(text)
+        ids: list[int] = _encoded(
+            lambda _: self._tokenizer.encode(text, add_special_tokens=add_special), text
+        ).ids
+        return ids
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included. Raises :class:`InvalidRequest`."""
+        checked = self._checked(0, list(token_ids)) if token_ids else []
+        return self._tokenizer.decode(checked, skip_special_tokens=False)
+
     def tokenize_pairs(self, query: str, documents: Sequence[str]) -> list[EncoderInput]:
         """Inputs for :meth:`compute`: the query with each document, truncated at the end of the longer text."""
         longest = self._longest_text
@@ -142,8 +165,8 @@ class Encoder:
         return [
             EncoderInput(encoding.ids, encoding.type_ids if self.config.bert.pair_types else None)
             for start in range(0, len(pairs), _TOKENIZED_TOGETHER)
-            for encoding in self._cutting_tokenizer.encode_batch_fast(
-                pairs[start : start + _TOKENIZED_TOGETHER]
+            for encoding in _encoded(
+                self._cutting_tokenizer.encode_batch_fast, pairs[start : start + _TOKENIZED_TOGETHER]
             )
         ]
 
@@ -180,7 +203,9 @@ class Encoder:
         return found
 
     def _prepare(self, text: str) -> str:
-        text = self.prompt + text
+        return self._cased(self.prompt + text)
+
+    def _cased(self, text: str) -> str:
         return text.lower() if self.config.lower_case else text
 
     def _checked(self, index: int, ids: list[int]) -> list[int]:
@@ -192,6 +217,14 @@ class Encoder:
                 f"input {index} has token ids outside 0 to {self.config.bert.vocab_size - 1}"
             )
         return ids
+
+
+def _encoded(encode: Callable[[T], Any], given: T) -> Any:
+    """The encoding. Raises :class:`InvalidRequest` for lone surrogates, as bytes that are not UTF-8 become."""
+    try:
+        return encode(given)
+    except (UnicodeError, TypeError) as error:
+        raise InvalidRequest(f"a text is not valid Unicode: {error}") from error
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

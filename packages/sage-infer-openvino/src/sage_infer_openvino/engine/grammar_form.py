@@ -101,7 +101,7 @@ def _closed(schema: Any) -> Any:
         return schema
     found = {key: value if key in _DATA else _closed(value) for key, value in schema.items()}
     properties = schema.get("properties")
-    if isinstance(properties, Mapping) and properties and not any(key in schema for key in _OPENED):
+    if isinstance(properties, Mapping) and not any(key in schema for key in _OPENED):
         found["additionalProperties"] = False
     return found
 

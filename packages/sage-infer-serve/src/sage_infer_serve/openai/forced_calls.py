@@ -12,7 +12,10 @@ from sage_infer.sdk.answers import json_answer_format
 
 from sage_infer_serve.openai.schema import Tool
 
-__all__ = ["NamedCallReader", "RequiredCallReader", "schema_of_any"]
+__all__ = ["NO_PARAMETERS", "NamedCallReader", "RequiredCallReader", "schema_of_any"]
+
+NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+"""JSON Schema of a function that declares no parameters, which is one without any."""
 
 _DATA = ("const", "enum", "default", "examples")  # keywords whose values are data, not schemas
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # names to schemas
@@ -44,7 +47,7 @@ def schema_of_any(tools: Sequence[Tool]) -> dict[str, Any]:
 def _moved(parameters: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     """Parameters as the definition ``name``. ``$id`` is removed, as it would start a new document."""
     if not parameters:
-        return {"type": "object"}
+        return dict(NO_PARAMETERS)
     own = parameters.get("$id")
     roots = ("#",) if not isinstance(own, str) else ("#", own.removesuffix("#") + "#")
     moved: dict[str, Any] = _with_references(parameters, roots, f"#/$defs/{name}")

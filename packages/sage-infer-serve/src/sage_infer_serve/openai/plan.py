@@ -9,7 +9,12 @@ from sage_infer.schemas import GuidedDecoding
 from sage_infer.sdk.answers import answer_format
 
 from sage_infer_serve.http.errors import wrong_request
-from sage_infer_serve.openai.forced_calls import NamedCallReader, RequiredCallReader, schema_of_any
+from sage_infer_serve.openai.forced_calls import (
+    NO_PARAMETERS,
+    NamedCallReader,
+    RequiredCallReader,
+    schema_of_any,
+)
 from sage_infer_serve.openai.messages import function_names, tools_as_dicts
 from sage_infer_serve.openai.sampling import guided_by
 from sage_infer_serve.openai.schema import ChatRequest, NamedTool
@@ -59,7 +64,7 @@ class ChatPlan:
                 )
             self._forced = choice.function.name
             tool = tools[names.index(self._forced)]
-            self.guided = GuidedDecoding(json_schema=tool.function.parameters or {"type": "object"})
+            self.guided = GuidedDecoding(json_schema=tool.function.parameters or NO_PARAMETERS)
         elif self._required:
             self.guided = GuidedDecoding(json_schema=schema_of_any(tools))
         self.is_single = request.parallel_tool_calls is False
