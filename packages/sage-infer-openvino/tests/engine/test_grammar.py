@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -230,6 +231,19 @@ def test_slow_constraints_time_out() -> None:
     try:
         with pytest.raises(CompileError, match=r"took more than 0\.02 s"):
             trial.run("json_schema", json.dumps({"type": "object", "properties": keys}))
+        assert trial.run("regex", "a")
+    finally:
+        trial.close()
+
+
+def test_files_in_the_working_directory_do_not_get_into_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    tokenizer = toy_tokenizer()
+    trial = Trial(tokenizer.to_json(), VOCABULARY, list(tokenizer.eos_token_ids))
+    try:
         assert trial.run("regex", "a")
     finally:
         trial.close()

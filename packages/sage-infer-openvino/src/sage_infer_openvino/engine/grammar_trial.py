@@ -80,7 +80,7 @@ class Trial:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
-            command = [sys.executable, "-m", "sage_infer_openvino.engine.grammar_trial"]
+            command = [sys.executable, "-P", "-m", "sage_infer_openvino.engine.grammar_trial"]
             self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             if self._ask(self._child, self._hello) is None:
                 code = self._child.wait()
@@ -129,6 +129,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
     os.nice(_NICE)
+    if hasattr(os, "SCHED_BATCH"):  # Linux: it does not interrupt the engine's threads when it wakes up
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the parent's
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     hello = _receive(requests)
