@@ -218,10 +218,34 @@ def test_a_compiler_crash_fails_only_its_request(
         compiler.compile(constraint)
     assert compiler._trial is not None
     child = compiler._trial._child
+    compiler._refused.clear()
     with pytest.raises(InvalidRequest, match="too complex to compile"):
         compiler.compile(constraint)
     assert compiler.compile(GuidedDecoding(regex="ab")).allowed(VOCABULARY).any()
     assert compiler._trial._child is child, "the vocabulary was read again"
+
+
+def test_a_constraint_that_was_refused_is_not_compiled_again(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    run = Trial.run
+
+    def counted(self: Trial, kind: str, text: str) -> str:
+        tried.append(kind)
+        return run(self, kind, text)
+
+    monkeypatch.setattr(Trial, "run", counted)
+    for _ in range(3):
+        with pytest.raises(InvalidRequest, match="cannot be compiled"):
+            compiler.compile(GuidedDecoding(regex="(("))
+        with pytest.raises(UnsupportedFeature, match="is not supported"):
+            compiler.compile(GuidedDecoding(json_schema={"type": "array", "uniqueItems": True}))
+    assert tried == ["regex", "json_schema"]
+    for i in range(300):
+        with pytest.raises(InvalidRequest):
+            compiler.compile(GuidedDecoding(regex="(" * (i + 3)))
+    assert len(compiler._refused) == 256
 
 
 def test_slow_constraints_time_out() -> None:

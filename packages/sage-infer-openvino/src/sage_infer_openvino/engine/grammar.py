@@ -7,6 +7,7 @@ request starts. Most constraints compile in milliseconds, and are cached.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import threading
 from collections import OrderedDict
@@ -19,11 +20,12 @@ from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import GuidedDecoding
 
 from sage_infer_openvino.engine.grammar_form import CompileError, first_line, matcher_of, vocabulary_of
-from sage_infer_openvino.engine.grammar_trial import Trial
+from sage_infer_openvino.engine.grammar_trial import NotStarted, Trial
 from sage_infer_openvino.models.tokenizer import TextTokenizer
 
 __all__ = ["GrammarMatcher", "GrammarCompiler"]
 
+_REFUSED = 256  # constraints that are remembered as impossible
 _KEPT_CHARACTERS = 1 << 20  # total size of cached constraints, as a measure of their memory
 
 
@@ -75,6 +77,7 @@ class GrammarCompiler:
         self._trial: Trial | None = None
         self._kept: OrderedDict[tuple[str, str], GrammarMatcher] = OrderedDict()
         self._kept_characters = 0
+        self._refused: OrderedDict[bytes, CompileError] = OrderedDict()  # by digest of kind and text
 
     def load(self) -> None:
         """Convert the vocabulary, which holds the GIL for a quarter of a second; else the first constraint does it."""
@@ -93,8 +96,16 @@ class GrammarCompiler:
         found = self._find(name)
         if found is None:
             with self._compiling:
-                found = self._find(name) or self._compiled(*name)
-                self._keep(name, found)
+                found = self._find(name)
+                if found is None:
+                    try:
+                        found = self._compiled(*name)
+                    except NotStarted as error:
+                        raise _as_error(error) from error
+                    except CompileError as error:
+                        self._refuse(name, error)
+                        raise _as_error(error) from error
+                    self._keep(name, found)
         return found.copy()
 
     async def compiled(self, constraint: GuidedDecoding) -> GrammarMatcher:
@@ -112,7 +123,13 @@ class GrammarCompiler:
                 self._trial.close()
 
     def _find(self, name: tuple[str, str]) -> GrammarMatcher | None:
+        """The constraint, if it is kept; raises the error with which it was refused before."""
+        digest = _digest(name)
         with self._lock:
+            refused = self._refused.get(digest)
+            if refused is not None:
+                self._refused.move_to_end(digest)
+                raise _as_error(refused)
             if name not in self._kept:
                 return None
             self._kept.move_to_end(name)
@@ -127,20 +144,32 @@ class GrammarCompiler:
                 (_, text), _ = self._kept.popitem(last=False)
                 self._kept_characters -= len(text)
 
+    def _refuse(self, name: tuple[str, str], error: CompileError) -> None:
+        """Remember that it cannot be compiled: clients that repeat it do not occupy the compiler."""
+        with self._lock:
+            self._refused[_digest(name)] = error
+            if len(self._refused) > _REFUSED:
+                self._refused.popitem(last=False)
+
     def _compiled(self, kind: str, text: str) -> GrammarMatcher:
         if not self._eos:
             raise UnsupportedFeature("guided decoding requires a model with an end-of-sequence token")
         if self._trial is None:
             self._trial = Trial(self._tokenizer.to_json(), self._n_vocab, self._eos)
-        try:
-            form = self._trial.run(kind, text)
-            self.load()
-            assert self._vocabulary is not None
-            return GrammarMatcher(matcher_of(self._vocabulary, form))
-        except CompileError as error:
-            if error.is_unsupported:
-                raise UnsupportedFeature(f"the constraint is not supported: {error}") from error
-            raise InvalidRequest(f"the constraint cannot be compiled: {error}") from error
+        form = self._trial.run(kind, text)
+        self.load()
+        assert self._vocabulary is not None
+        return GrammarMatcher(matcher_of(self._vocabulary, form))
+
+
+def _as_error(error: CompileError) -> UnsupportedFeature | InvalidRequest:
+    if error.is_unsupported:
+        return UnsupportedFeature(f"the constraint is not supported: {error}")
+    return InvalidRequest(f"the constraint cannot be compiled: {error}")
+
+
+def _digest(name: tuple[str, str]) -> bytes:
+    return hashlib.sha256("\0".join(name).encode("utf-8", "surrogatepass")).digest()
 
 
 def _as_text(constraint: GuidedDecoding) -> tuple[str, str]:

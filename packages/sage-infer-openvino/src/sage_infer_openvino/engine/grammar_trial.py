@@ -28,7 +28,7 @@ from sage_infer_openvino.engine.grammar_form import (
     vocabulary_of,
 )
 
-__all__ = ["CPU_S", "Trial"]
+__all__ = ["CPU_S", "NotStarted", "Trial"]
 
 CPU_S = 0.5  # CPU time of the child for one constraint, independent of machine load
 _WALL_S = 60.0
@@ -36,6 +36,10 @@ _STACK_BYTES = 4 << 20  # half the stack of threads in this process
 _MEMORY_BYTES = 2 << 30
 _NICE = 10  # with which a busy engine leaves it a tenth of a processor
 _LENGTH = struct.Struct("<I")
+
+
+class NotStarted(CompileError):
+    """There is no child process, which says nothing about the constraint."""
 
 
 class Trial:
@@ -85,7 +89,7 @@ class Trial:
             if self._ask(self._child, self._hello) is None:
                 code = self._child.wait()
                 self._child = None
-                raise CompileError(f"the grammar compiler's process did not start (exit status {code})")
+                raise NotStarted(f"the grammar compiler's process did not start (exit status {code})")
         return self._child
 
     @staticmethod
