@@ -84,3 +84,16 @@ def test_disk_after_a_restart(plain: list[int], tmp_path: Path) -> None:
         damaged[10_000] ^= 1
         file.write_bytes(damaged)
     assert asyncio.run(answers(store)) == [(plain, 0)]
+
+
+def test_the_example_remembers(tmp_path: Path) -> None:
+    """Memory over a disk, through two engines."""
+    example = Path(__file__).parents[1] / "examples" / "kv_tiers.py"
+    done = subprocess.run(
+        [sys.executable, str(example), str(tmp_path)], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    first, _, third, _ = [line for line in done.stdout.splitlines() if " tokens cached" in line]
+    assert int(first.split()[0]) == 0
+    assert int(third.split()[0]) >= LEAST
+    assert first.partition(": ")[2] == third.partition(": ")[2], "the answer has changed"
