@@ -136,7 +136,7 @@ class Sage:
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "sage_infer.cli.main", *arguments]
         return subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=60, cwd=self.folder,
+            command, input=stdin, capture_output=True, text=True, timeout=600, cwd=self.folder,
             env=self.environment | environment,
         )  # fmt: skip
 

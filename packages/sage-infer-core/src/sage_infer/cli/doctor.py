@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sage_infer.cli.output import AsJson, print_json, print_table
+from sage_infer.cli.output import AsJson, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from sage_infer.discovery import PluginInfo
@@ -16,9 +17,24 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all models again and compare their hashes.")
+    ] = False,
+    cache_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --verify: a further folder of prepared models, as the backend option cache_dir."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show installed, ready and missing parts, with the command that fixes each problem. Exits with 1 on errors."""
+    if cache_dir and not verify:
+        raise typer.BadParameter("--cache-dir needs --verify")
     report = _report()
+    if verify and report["distributions"]:
+        _verify(report, cache_dir or [])
     if as_json:
         print_json(report)
     else:
@@ -75,6 +91,32 @@ def _report() -> dict[str, Any]:
     }
 
 
+def _verify(report: dict[str, Any], extra: list[Path]) -> None:
+    """Compare the files of all models with their recorded hashes; add what was read and the problems."""
+    from sage_infer.models.verify import Recorded, recorded_folders, verify_folders
+
+    for folder in extra:
+        if not folder.is_dir():
+            raise typer.BadParameter(f"--cache-dir {folder} is no folder")
+    folders = recorded_folders(extra)
+    with progress_bar() as show:
+        done: dict[Path, int] = {}
+
+        def read(recorded: Recorded, count: int) -> None:
+            done[recorded.folder] = done.get(recorded.folder, 0) + count
+            show(f"verifying {recorded.folder.name}", done[recorded.folder] / max(recorded.size_bytes, 1))
+
+        damages = verify_folders(folders, read)
+    report["verified"] = {
+        "models": len(folders),
+        "files": sum(len(recorded.files) for recorded in folders),
+        "bytes": sum(done.values()),
+        "damaged": [str(damage.file) for damage in damages],
+    }
+    found = [_problem("error", str(damage.file), damage.reason, damage.fix) for damage in damages]
+    report["problems"] = [*found, *report["problems"]]
+
+
 def _machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
@@ -124,6 +166,12 @@ def _print(report: dict[str, Any]) -> None:
         if rows:
             print_table(columns, rows)
             print()
+    if "verified" in report:
+        read = report["verified"]
+        size = f"{read['bytes'] / 1e6:,.0f} MB"
+        print(
+            f"verified: {read['models']} models, {read['files']} files, {size}, {len(read['damaged'])} damaged\n"
+        )
     if not report["problems"]:
         print("no problems found")
     for problem in report["problems"]:

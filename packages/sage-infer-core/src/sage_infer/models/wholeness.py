@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe", "files_match", "flush", "read_json"]
+__all__ = ["changed_files", "describe", "files_match", "flush", "read_json"]
 
 _COMPARED = "compared.json"  # sizes, times and inodes of a folder's files at the last verification
 _CHUNK = 1 << 20
@@ -38,6 +38,25 @@ def files_match(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
     if known != compared:
         _remember(folder, compared)
     return True
+
+
+def changed_files(
+    folder: Path, files: Mapping[str, Mapping[str, Any]], read: Callable[[int], None]
+) -> Iterator[tuple[str, str]]:
+    """Read every file of a folder again, and yield the name of each that differs, with the reason.
+
+    ``read`` is called with the number of bytes of each part that was read.
+    """
+    for name, facts in files.items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != facts["size"]:
+                yield name, f"has {size} bytes instead of {facts['size']}"
+            elif _sha256(path, read) != facts["sha256"]:
+                yield name, "has its recorded size, but other content: its SHA-256 differs"
+        except OSError as error:
+            yield name, f"cannot be read: {error.strerror or error}"
 
 
 def _place(path: Path) -> list[int]:
@@ -71,11 +90,12 @@ def describe(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": _sha256(path)}
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, read: Callable[[int], None] = lambda count: None) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
+            read(len(chunk))
     return digest.hexdigest()
 
 
