@@ -65,7 +65,7 @@ def served(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(300)
 
 
 async def sample(client: Client) -> Sample:
@@ -153,7 +153,7 @@ class Traffic:
             reader, writer = await asyncio.open_connection(self.server.host, self.server.port)
             writer.write(asks[turn % len(asks)])
             with contextlib.suppress(OSError, TimeoutError):
-                await asyncio.wait_for(reader.read(100), 60)
+                await asyncio.wait_for(reader.read(100), 300)
             writer.close()
             turn += 1
             await asyncio.sleep(2)

@@ -504,7 +504,7 @@ def run_pytest(folder: Path, what: str, path: list[Path]) -> None:
     given = os.environ.get("PYTHONPATH", "")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", what],
-        capture_output=True, text=True, timeout=300, cwd=folder,
+        capture_output=True, text=True, timeout=1200, cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, path), given])},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
@@ -533,7 +533,7 @@ def sage(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SAGE_INFER_")}
     return subprocess.run(
         [sys.executable, "-m", "sage_infer.cli.main", *arguments],
-        capture_output=True, text=True, timeout=60, cwd=site.folder,
+        capture_output=True, text=True, timeout=600, cwd=site.folder,
         env={**environment, "HOME": str(site.folder), "PYTHONPATH": str(site.folder)},
     )  # fmt: skip
 

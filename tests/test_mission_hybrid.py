@@ -42,7 +42,7 @@ def run(backend: Any, work: Callable[[Any], Awaitable[None]]) -> None:
         finally:
             await backend.close()
 
-    asyncio.run(asyncio.wait_for(main(), 120))
+    asyncio.run(asyncio.wait_for(main(), 600))
 
 
 def test_scenario_1_one_device_with_a_share_of_memory_each(sample_models: None) -> None:

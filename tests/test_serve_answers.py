@@ -68,7 +68,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
     assert lines, (folder / "errors").read_text()
     yield OpenAI(base_url=json.loads("".join(lines))["url"] + "/v1", api_key="none", max_retries=0)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
 
 
 def answers(client: OpenAI, text: str, **options: Any) -> Iterator[Any]:

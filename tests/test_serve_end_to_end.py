@@ -48,7 +48,7 @@ def served(
     yield json.loads("".join(lines)), process
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)
 
 
 def test_answers_after_the_command(served: Any) -> None:
@@ -176,7 +176,7 @@ def test_sigterm_lets_an_answer_end(served: Any) -> None:
     process.send_signal(signal.SIGTERM)
     rest = list(chunks)
     assert rest[-1].choices[0].finish_reason == "length"
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=300) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

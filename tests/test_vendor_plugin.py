@@ -239,7 +239,7 @@ def server(vendor: Site) -> Iterator[str]:
             yield json.loads("".join(lines))["url"]
         finally:
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
 
 
 def test_a_chat_is_answered_over_http(server: str) -> None:
@@ -247,7 +247,7 @@ def test_a_chat_is_answered_over_http(server: str) -> None:
     request = urllib.request.Request(
         f"{server}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with urllib.request.urlopen(request, timeout=300) as response:
         (choice,) = json.loads(response.read())["choices"]
     assert choice["message"]["content"] == "Leaves, and the water that is in them."
     assert choice["finish_reason"] == "stop"

@@ -41,7 +41,7 @@ class Terminal:
 
     def read_until(self, wanted: str, times: int = 1) -> str:
         """Everything printed until ``wanted`` is there, as often as said."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while self.text.count(wanted) < times:
             assert time.monotonic() < deadline, f"{wanted!r} never came: {self.text!r}"
             self._read()
@@ -50,12 +50,12 @@ class Terminal:
     def finish(self) -> str:
         while self._read():
             pass
-        assert self.process.wait(30) == 0, self.text
+        assert self.process.wait(300) == 0, self.text
         os.close(self.master)
         return self.text
 
     def _read(self) -> bool:
-        ready, _, _ = select.select([self.master], [], [], 30)
+        ready, _, _ = select.select([self.master], [], [], 300)
         try:
             data = os.read(self.master, 65536) if ready else b""
         except OSError:  # Linux: the other side is closed

@@ -37,7 +37,7 @@ class Fed:
 def run(test: Callable[[Fed], Coroutine[Any, Any, None]]) -> Fed:
     async def main() -> Fed:
         fed = Fed()
-        await asyncio.wait_for(test(fed), timeout=10)
+        await asyncio.wait_for(test(fed), timeout=300)
         return fed
 
     return asyncio.run(main())

@@ -198,7 +198,7 @@ def test_no_library_is_touched_on_a_machine_without_a_gpu() -> None:
         "assert not profile.accelerators; assert 'pynvml' not in sys.modules; "
         "maps = open('/proc/self/maps').read(); assert 'nvidia' not in maps and 'libcuda' not in maps"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=600)
 
 
 class TestContract(HardwareDetectorContract):

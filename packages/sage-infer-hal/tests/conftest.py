@@ -58,7 +58,7 @@ class Sage:
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "sage_infer.cli.main", *arguments],
-            capture_output=True, text=True, timeout=60, cwd=self.folder, env=self.environment | environment,
+            capture_output=True, text=True, timeout=600, cwd=self.folder, env=self.environment | environment,
         )  # fmt: skip
 
     def json(self, *arguments: str) -> Any:

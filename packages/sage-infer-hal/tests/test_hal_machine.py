@@ -73,7 +73,7 @@ def test_a_detector_that_hangs_does_not_keep_the_others(site: Site, monkeypatch:
     add(
         site,
         "hanging",
-        "def detect(self):\n        import sage_infer_hal.machine as m\n        m.release_for_test.wait(30)",
+        "def detect(self):\n        import sage_infer_hal.machine as m\n        m.release_for_test.wait(300)",
         hardware="b",
     )
     found = detect_machine(registry=site.registry())

@@ -35,11 +35,11 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(coroutine, 20))
+    asyncio.run(asyncio.wait_for(coroutine, 300))
 
 
 async def until(condition: Any, what: str) -> None:
-    await eventually(condition, lambda: what, within_s=10)
+    await eventually(condition, lambda: what, within_s=300)
 
 
 def test_a_failed_load_is_reported_and_can_be_retried(engines: Engines) -> None:

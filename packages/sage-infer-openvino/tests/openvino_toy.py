@@ -61,7 +61,7 @@ class ToyRunner:
     def step(self, batch: Sequence[SequenceSlice]) -> npt.NDArray[np.float32]:
         if not self.gate.is_set():
             self.entered.release()
-        assert self.gate.wait(30), "the test forgot to open the gate"
+        assert self.gate.wait(300), "the test forgot to open the gate"
         if self.failure is not None and len(self.steps) >= self.good_steps:
             raise self.failure
         self.steps.append([(len(part.token_ids), part.past_len) for part in batch])
@@ -153,7 +153,7 @@ class Toy:
 
     async def in_step(self) -> None:
         """Wait until the engine is inside a step, with the gate closed."""
-        assert await asyncio.to_thread(self.runner.entered.acquire, timeout=10)
+        assert await asyncio.to_thread(self.runner.entered.acquire, timeout=300)
 
     async def idle(self, free: int | None = None) -> None:
         """Wait until nothing is open, and ``free`` blocks (all by default) are free."""
@@ -166,14 +166,14 @@ def _is_idle(backend: OpenVINOBackend, free: int) -> bool:
     return not stats.running and not stats.waiting and stats.kv_blocks_free == free
 
 
-async def eventually(condition: Any, within_s: float = 10.0) -> None:
+async def eventually(condition: Any, within_s: float = 300.0) -> None:
     """Wait for what must come soon; fail if it does not."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - the engine knows nothing of events
             await asyncio.sleep(0.001)
 
 
-def run(main: Coroutine[Any, Any, T], timeout: float = 60.0) -> T:
+def run(main: Coroutine[Any, Any, T], timeout: float = 600.0) -> T:
     async def limited() -> T:
         return await asyncio.wait_for(main, timeout)
 

@@ -162,7 +162,7 @@ def test_another_process_continues_with_exported_kv(
         [sys.executable, "-c", CHILD],
         input=b"".join([json.dumps(order).encode() + b"\n", *buffers]),
         capture_output=True,
-        timeout=60,
+        timeout=600,
         cwd=Path(__file__).parent,
     )
     assert child.returncode == 0, child.stderr.decode()[-2000:]

@@ -15,7 +15,7 @@ from sage_infer_serve import Gateway, GatewaySettings, running_gateway
 from sage_infer_serve.http.auth import APIKey
 from sage_infer_testing.loop import LoopThread
 
-WAIT_S = 20.0
+WAIT_S = 300.0
 
 
 @frozen

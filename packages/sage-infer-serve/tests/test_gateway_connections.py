@@ -167,7 +167,7 @@ class TestNumber:
             connection.sendall(request_bytes(CHAT, chat_body()))
         served.until(lambda: len(served.gateway.service.open) == 2, "the requests are not open")
         assert served.get("/health").status == 503
-        with socket.create_connection(served.address, timeout=20, source_address=("127.0.0.2", 0)) as other:
+        with socket.create_connection(served.address, timeout=300, source_address=("127.0.0.2", 0)) as other:
             other.sendall(HEALTH + b"Connection: close\r\n\r\n")
             assert read_all(other).startswith(b"HTTP/1.1 200 "), "another peer has no room either"
         served.call(backend.gate.set)

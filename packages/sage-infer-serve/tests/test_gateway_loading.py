@@ -23,7 +23,7 @@ Ask = Callable[..., tuple[int, dict[str, str], Any]]
 
 
 def asked(port: int, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     try:
         connection.request(method, path, None if body is None else json.dumps(body))
         response = connection.getresponse()
@@ -70,7 +70,7 @@ def serve(backend: EchoBackend, client: Callable[[Ask, asyncio.Event], None]) ->
         signal.SIGTERM, signal.SIG_IGN
     )  # one more signal may come after the server's end
     try:
-        asyncio.run(asyncio.wait_for(main(), 30))
+        asyncio.run(asyncio.wait_for(main(), 300))
     finally:
         signal.signal(signal.SIGTERM, previous)
         listener.close()

@@ -32,9 +32,9 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc,
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen within 20 s"
+        assert time.monotonic() < deadline, "it did not happen within 300 s"
         time.sleep(0.01)
 
 
@@ -98,10 +98,10 @@ def test_the_exit_of_any_process_is_detected() -> None:
         thread.start()
     assert not ended.is_set()
     os.kill(grandchild, signal.SIGKILL)
-    assert ended.wait(20)
+    assert ended.wait(300)
     assert threads[1].is_alive()  # the grandchild is no worker of vLLM's
     processes.reap()
-    threads[1].join(20)
+    threads[1].join(300)
     assert not threads[1].is_alive()
     wait_for_end([grandchild])  # long gone
     engine.join()
@@ -274,5 +274,5 @@ def test_one_engine_at_a_time_starts() -> None:
     with engine_start():
         thread.start()
         assert not entered.wait(0.05)
-    thread.join(20)
+    thread.join(300)
     assert entered.is_set()

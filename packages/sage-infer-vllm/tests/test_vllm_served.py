@@ -128,7 +128,7 @@ def served(smollm2: ModelDescriptor, live: Any, tmp_path_factory: pytest.TempPat
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(timeout=60)
+            process.wait(timeout=300)
         finally:
             process.kill()
             reader.join()

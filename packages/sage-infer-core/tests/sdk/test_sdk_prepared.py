@@ -148,7 +148,7 @@ def test_processes_that_prepare_at_once_share_one_entry(tmp_path: Path) -> None:
         assert worker.stdin is not None
         worker.stdin.write("\n")
         worker.stdin.flush()
-    found = {worker.communicate(timeout=30)[0] for worker in workers}
+    found = {worker.communicate(timeout=600)[0] for worker in workers}
     assert len(found) == 1
     assert found.pop().split()[1] == "100000"
     assert len(list(tmp_path.glob("m-*"))) == 1

@@ -58,7 +58,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     def held_up(self: Encoder, batch: Sequence[EncoderInput]) -> Any:
         gate.batches.append(len(batch))
         gate.entered.release()
-        assert gate.open.wait(30)
+        assert gate.open.wait(300)
         if gate.failure is not None:
             raise gate.failure
         return compute(self, batch)
@@ -76,7 +76,7 @@ class Gate:
         self.failure: BaseException | None = None
 
     async def in_step(self) -> None:
-        assert await asyncio.to_thread(self.entered.acquire, timeout=10)
+        assert await asyncio.to_thread(self.entered.acquire, timeout=300)
 
     def shut(self) -> None:
         """Forget what has been computed, and hold the next inference up."""

@@ -35,7 +35,7 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
 
 
 async def finish(process: asyncio.subprocess.Process) -> Done:
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await asyncio.wait_for(process.communicate(), 600)
     assert process.returncode is not None
     return Done(process.returncode, out.decode(), err.decode())
 
@@ -143,7 +143,7 @@ def test_an_interruption_prints_the_results_so_far() -> None:
 
         async with serving(reply) as scripted:
             process = await start("--url", scripted.url, "-c", "1", "-n", "100", "--warmup", "1")
-            await asyncio.wait_for(stuck.wait(), 60)
+            await asyncio.wait_for(stuck.wait(), 300)
             process.send_signal(signal.SIGINT)
             return await finish(process)
 

@@ -26,11 +26,11 @@ def client_of(scripted: ScriptedServer, **settings: Any) -> Client:
     return Client(Server.parse(scripted.url), **settings)
 
 
-def sender_of(scripted: ScriptedServer, workload: Workload = CHAT, timeout_s: float = 20.0) -> Sender:
+def sender_of(scripted: ScriptedServer, workload: Workload = CHAT, timeout_s: float = 300.0) -> Sender:
     return Sender(client_of(scripted), workload, timeout_s=timeout_s)
 
 
-async def one(scripted: ScriptedServer, workload: Workload = CHAT, timeout_s: float = 20.0) -> Outcome:
+async def one(scripted: ScriptedServer, workload: Workload = CHAT, timeout_s: float = 300.0) -> Outcome:
     return await sender_of(scripted, workload, timeout_s).send(next(workload.requests(0)))
 
 
@@ -119,7 +119,7 @@ async def cut_json(asked: Asked, writer: asyncio.StreamWriter) -> None:
 def test_malformed_responses_are_errors(reply: server.Reply, message: str) -> None:
     async def main() -> None:
         async with serving(reply) as scripted:
-            outcome = await one(scripted, timeout_s=0.05 if reply is never else 20.0)
+            outcome = await one(scripted, timeout_s=0.05 if reply is never else 300.0)
         assert outcome.error is not None
         assert message in outcome.error
         assert (outcome.output_tokens, list(outcome.gaps), outcome.texts) == (0, [], 0)
@@ -228,7 +228,7 @@ def test_a_closed_loop_keeps_its_number_open() -> None:
                 open_now += 1
                 most = max(most, open_now)
                 all_here.notify_all()
-                await asyncio.wait_for(all_here.wait_for(lambda: most >= 4), 20)
+                await asyncio.wait_for(all_here.wait_for(lambda: most >= 4), 300)
                 open_now -= 1
             await server.good_stream()(asked, writer)
 
@@ -263,7 +263,7 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
         async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
             if len(scripted.generations) == 10:
                 all_here.set()
-            await asyncio.wait_for(all_here.wait(), 20)
+            await asyncio.wait_for(all_here.wait(), 300)
             await server.good_stream()(asked, writer)
 
         times = [n / 1000 for n in range(100)]

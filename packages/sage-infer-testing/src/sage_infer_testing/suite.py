@@ -30,7 +30,7 @@ class ContractSuite(metaclass=ContractMeta, kit=True):
     """
 
     timeout_s: float = 120.0
-    settle_s: float = 10.0
+    settle_s: float = 60.0
 
     _loop: LoopThread
 
