@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from sage_infer.contracts import KVFormatCodec
 from sage_infer.schemas import KVCacheSchema, QuantizationProfile
@@ -16,7 +14,6 @@ from sage_infer_testing import (
     InferenceBackendContract,
     KVFormatCodecContract,
     PluginContract,
-    xfail,
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "packages" / "sage-infer-openvino" / "tests"))
@@ -60,7 +57,6 @@ class TestOpenVINOReranking(EmbeddingBackendContract):
 
 
 class TestKVFormat(KVFormatCodecContract):
-    lossless = False
     kv_schema = KVCacheSchema(
         dtype="int8",
         page_size=32,
@@ -76,24 +72,3 @@ class TestKVFormat(KVFormatCodecContract):
 
     def make_codec(self) -> KVFormatCodec:
         return OpenVINOInt8Codec()
-
-    def pages(self, schema: KVCacheSchema) -> Iterator[bytes]:
-        """Plain pages of finite numbers: a format that quantizes has no way to keep others."""
-        draw = np.random.default_rng(5)
-        for page in super().pages(schema):
-            if schema.dtype == "fp32" and any(page):
-                yield draw.normal(0, 4, len(page) // 4).astype(np.float32).tobytes()
-            else:
-                yield page
-
-    @xfail(reason="zero points are floats here: what is rounded again differs in a float's last digit")
-    def test_plain_pages_survive_the_private_form(self, codec: KVFormatCodec) -> None: ...
-
-    def test_plain_pages_survive_up_to_rounding(self, codec: KVFormatCodec) -> None:
-        """Up to a step of the scale once, and then up to float32's own rounding."""
-        for plain in self.pages(codec.plain(self.private)):
-            once = self.unpacked(codec, self.packed(codec, plain))
-            twice = self.unpacked(codec, self.packed(codec, once))
-            numbers = [np.frombuffer(page, np.float32) for page in (plain, once, twice)]
-            assert np.abs(numbers[1] - numbers[0]).max() < 0.1
-            assert np.abs(numbers[2] - numbers[1]).max() < 1e-4

@@ -19,6 +19,7 @@ from gateway_served import Served
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sage_infer_serve import GatewaySettings
+from sage_infer_serve.http.headers import DEADLINE, IGNORED_FIELDS, OPTION_HEADERS
 from sage_infer_serve.openapi import document
 from sage_infer_serve.routes import ROUTES
 from schemathesis.core import NOT_SET
@@ -160,3 +161,25 @@ def test_the_readme_lists_every_endpoint() -> None:
 
 def test_the_description_is_served(fuzzed: Served) -> None:
     assert fuzzed.get("/openapi.json").data["paths"].keys() == OWN["paths"].keys()
+
+
+def test_headers_of_requests_and_responses_are_described() -> None:
+    assert OPTION_HEADERS[-1] == DEADLINE
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank"):
+        operation = OWN["paths"][path]["post"]
+        headers = {p["name"]: p for p in operation["parameters"] if p["in"] == "header"}
+        assert set(headers) == set(OPTION_HEADERS)
+        assert headers[DEADLINE]["schema"] == {"type": "integer", "minimum": 1, "maximum": 10**15 - 1}
+        assert {"x-request-id", IGNORED_FIELDS} == set(operation["responses"]["200"]["headers"])
+        assert "504" in operation["responses"]
+    assert "parameters" not in OWN["paths"]["/tokenize"]["post"]
+    assert set(OWN["paths"]["/health"]["get"]["responses"]["200"]["headers"]) == {"x-request-id"}
+
+
+def test_described_headers_are_those_that_the_server_reads_and_sends(fuzzed: Served) -> None:
+    body = b'{"model": "echo", "messages": [{"role": "user", "content": "x"}], "store": true}'
+    found = fuzzed.ask("POST", "/v1/chat/completions", body, **{DEADLINE: "60000"})
+    assert found.status == 200
+    assert found.headers[IGNORED_FIELDS] == "store"
+    assert found.headers["x-request-id"]
+    assert fuzzed.ask("POST", "/v1/chat/completions", body, **{DEADLINE: "0"}).status == 400

@@ -5,6 +5,8 @@ from sage_infer.errors import InvalidRequest
 
 
 class HeadsFirst:
+    max_error = 0.0  # bytes are moved
+
     def matches(self, schema):
         return schema.format_id == "quokka/heads-first-1" and schema.scale_dtype is None and not schema.groups
 

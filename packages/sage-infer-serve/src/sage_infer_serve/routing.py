@@ -32,6 +32,7 @@ class Route:
         is_probe: whether 503 uses the response's format instead of the error format.
         is_counted: whether it uses an engine, so that limits and API keys count it.
         is_public: whether it requires no API key.
+        takes_options: whether request headers become options of the request.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Route:
     is_probe: bool = False
     is_counted: bool = False
     is_public: bool = False
+    takes_options: bool = False
 
     @property
     def prefix(self) -> str:

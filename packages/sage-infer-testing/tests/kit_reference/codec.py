@@ -19,6 +19,8 @@ ITEM = 2  # bytes of an element
 class ReferenceCodec:
     """Moves elements one by one."""
 
+    max_error = 0.0
+
     def matches(self, schema: KVCacheSchema) -> bool:
         return schema.format_id == FORMAT and schema.dtype == "fp16"
 

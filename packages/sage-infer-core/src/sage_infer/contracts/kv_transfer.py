@@ -85,6 +85,13 @@ class KVFormatCodec(Protocol):
     without scales. ``plain(schema)`` returns its schema.
     """
 
+    @property
+    def max_error(self) -> float:
+        """Largest error of an element that is packed and unpacked, as a share of the difference between the largest
+        and the smallest element of its page; 0 for a codec that restores every bit.
+        """
+        ...
+
     def matches(self, schema: KVCacheSchema) -> bool:
         """Return whether the codec supports the schema's ``format_id`` and layout."""
         ...

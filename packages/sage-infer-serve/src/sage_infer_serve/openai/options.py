@@ -9,13 +9,12 @@ from sage_infer.schemas import RequestOptions
 
 from sage_infer_serve.http.errors import wrong_request
 from sage_infer_serve.http.exchange import Exchange
-from sage_infer_serve.http.headers import CHAIN, DEADLINE, SESSION, TRACE
+from sage_infer_serve.http.headers import CHAIN, DEADLINE, MAX_DEADLINE_DIGITS, SESSION, TRACE
 from sage_infer_serve.openai.schema import Sampling
 from sage_infer_serve.service import Service
 
 __all__ = ["request_options"]
 
-_DIGITS = 15  # 30,000 years
 _AUTO = "auto"  # OpenAI's word for a service tier that the server chooses
 
 
@@ -61,9 +60,10 @@ def _header(exchange: Exchange, name: str) -> str | None:
 
 
 def _seconds_left(text: str, started: float) -> float:
-    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) > 0):
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_DEADLINE_DIGITS and int(text) > 0):
         raise wrong_request(
-            f"{DEADLINE} must be a whole number of milliseconds above 0 of at most {_DIGITS} digits, got {text[:40]!r}",
+            f"{DEADLINE} must be a whole number of milliseconds above 0 of at most {MAX_DEADLINE_DIGITS} digits, "
+            f"got {text[:40]!r}",
             DEADLINE,
         )
     return int(text) / 1000 - (time.perf_counter() - started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -23,12 +24,10 @@ class KVFormatCodecContract(ContractSuite, kit=True):
 
     Attributes:
         kv_schema: a schema in the codec's private format, with a non-empty ``format_id``.
-        lossless: whether ``pack`` followed by ``unpack`` restores every bit; False for a format that quantizes.
         examples: number of random pages in the tests.
     """
 
     kv_schema: ClassVar[KVCacheSchema | None] = None
-    lossless: ClassVar[bool] = True
     examples: ClassVar[int] = 25
 
     def make_codec(self) -> KVFormatCodec:
@@ -55,6 +54,26 @@ class KVFormatCodecContract(ContractSuite, kit=True):
         yield bytes(schema.bytes_per_page)
         for _ in range(self.examples):
             yield draw.randbytes(schema.bytes_per_page)
+
+    def plain_pages(self, codec: KVFormatCodec) -> Iterator[bytes]:
+        """Yield pages in plain form: of random bytes for an exact codec, of random numbers for one that rounds."""
+        schema = codec.plain(self.private)
+        for page in self.pages(schema):
+            yield page if not codec.max_error else _numbers(schema, page)
+
+    def check_round_trip(self, codec: KVFormatCodec, plain: bytes) -> None:
+        """Fail unless a plain page comes back within ``max_error``."""
+        __tracebackhide__ = True
+        found = self.unpacked(codec, self.packed(codec, plain))
+        if not codec.max_error:
+            assert found == plain, f"byte {_first_difference(found, plain)} of a plain page has changed"
+            return
+        before, after = (_elements(codec.plain(self.private), page) for page in (plain, found))
+        allowed = codec.max_error * (max(before) - min(before))
+        worst = max(abs(a - b) for a, b in zip(before, after, strict=True))
+        assert worst <= allowed, (
+            f"an element is off by {worst:g}, max_error {codec.max_error:g} allows {allowed:g} on this page"
+        )
 
     def unpacked(self, codec: KVFormatCodec, page: bytes) -> bytes:
         """Return a private page in plain form."""
@@ -105,40 +124,47 @@ class KVFormatCodecContract(ContractSuite, kit=True):
         fit = self.private.compatible_with(plain)
         assert fit.compatible, f"not the same model: {fit.reason}"
 
-    def test_plain_pages_survive_the_private_form(self, codec: Any) -> None:
-        """``unpack`` restores a packed plain page of random bytes.
+    def test_states_its_error(self, codec: Any) -> None:
+        """``max_error`` is 0, or a share below 1.
 
-        How to fix: make ``unpack`` the inverse of ``pack`` for each element; move bytes, do not compute with them. For
-        a format that quantizes set ``lossless = False``; then a second round trip must not change the page.
+        How to fix: 0 for a codec that moves bytes; for one that quantizes, half a step as a share of the page's range.
         """
-        for plain in self.pages(codec.plain(self.private)):
-            once = self.unpacked(codec, self.packed(codec, plain))
-            expected = plain if self.lossless else self.unpacked(codec, self.packed(codec, once))
-            assert once == expected, f"byte {_first_difference(once, expected)} of a plain page has changed"
+        stated = codec.max_error
+        assert isinstance(stated, int | float), f"max_error is a {type(stated).__name__}"
+        assert 0 <= stated < 1, f"max_error is {stated}"
+
+    def test_plain_pages_survive_the_private_form(self, codec: Any) -> None:
+        """``unpack`` restores a packed plain page: every bit, or each element within the codec's ``max_error``.
+
+        How to fix: make ``unpack`` the inverse of ``pack`` for each element. An exact codec moves bytes and does not
+        compute with them. One that quantizes states its error.
+        """
+        for plain in self.plain_pages(codec):
+            self.check_round_trip(codec, plain)
 
     def test_private_pages_unpack_to_what_they_hold(self, codec: Any) -> None:
-        """A private page that is unpacked and packed unpacks to the same plain page.
+        """A private page that is unpacked and packed unpacks to the same plain page, within ``max_error``.
 
         How to fix: ``pack`` must write every byte that ``unpack`` reads.
         """
-        for page in self.pages(self.private):
-            plain = self.unpacked(codec, page)
-            again = self.unpacked(codec, self.packed(codec, plain))
-            assert again == plain or not self.lossless, (
-                f"byte {_first_difference(again, plain)} of the plain page has changed"
-            )
+        exact = not codec.max_error
+        private = (
+            self.pages(self.private) if exact else (self.packed(codec, p) for p in self.plain_pages(codec))
+        )
+        for page in private:
+            self.check_round_trip(codec, self.unpacked(codec, page))
 
     def test_every_element_is_carried(self, codec: Any) -> None:
-        """Two plain pages that differ in one byte differ in the private format.
+        """Two plain pages that differ in one element differ in the private format.
 
         How to fix: copy keys and values of every layer, head and token; check the bounds of the loops.
         """
-        if not self.lossless:
-            pytest.skip("lossless is False")
-        (page, *_) = self.pages(codec.plain(self.private))
+        schema = codec.plain(self.private)
+        page = bytes(schema.bytes_per_page)
         zero = self.packed(codec, page)
-        for at in {*range(0, len(page), max(1, len(page) // 64)), len(page) - 1}:
-            other = page[:at] + b"\x01" + page[at + 1 :]
+        size = 1 if not codec.max_error else struct.calcsize(_CODES[schema.dtype])
+        for at in {*range(0, len(page), size * max(1, len(page) // (64 * size))), len(page) - size}:
+            other = page[:at] + b"\x3f" * size + page[at + size :]  # a number near 1 in every dtype
             assert self.packed(codec, other) != zero, f"byte {at} of a plain page is lost"
 
     def test_pages_are_only_read(self, codec: Any) -> None:
@@ -167,6 +193,38 @@ class KVFormatCodecContract(ContractSuite, kit=True):
                 with pytest.raises(InvalidRequest):
                     convert(memoryview(b"\x01" * size), self.private, memoryview(out))
                 assert not any(out), f"{convert.__name__}() wrote before it raised the error"
+
+
+_CODES = {"fp32": "f", "fp16": "e", "bf16": "H"}
+"""Codes of ``struct`` by dtype; a bfloat16 is the upper half of a float32."""
+
+
+def _code(schema: KVCacheSchema) -> str:
+    assert schema.dtype in _CODES, (
+        f"a codec that rounds has plain pages of {', '.join(_CODES)}, got {schema.dtype}"
+    )
+    return _CODES[schema.dtype]
+
+
+def _numbers(schema: KVCacheSchema, page: bytes) -> bytes:
+    """A page of finite numbers, of which random bytes decide; zeros stay zeros."""
+    code = _code(schema)
+    if not any(page):
+        return page
+    draw = random.Random(page)
+    count = schema.bytes_per_page // struct.calcsize(code)
+    numbers: list[Any] = [draw.gauss(0, 4) for _ in range(count)]
+    if code == "H":
+        numbers = [int.from_bytes(struct.pack("<f", number)[2:], "little") for number in numbers]
+    return struct.pack(f"{count}{code}", *numbers)
+
+
+def _elements(schema: KVCacheSchema, page: bytes) -> list[float]:
+    code = _code(schema)
+    found: list[Any] = list(struct.unpack(f"{len(page) // struct.calcsize(code)}{code}", page))
+    if code == "H":
+        found = [struct.unpack("<f", b"\0\0" + number.to_bytes(2, "little"))[0] for number in found]
+    return found
 
 
 def _first_difference(one: bytes, other: bytes) -> int:
