@@ -50,6 +50,7 @@ class FakeEngine:
         self.batches: list[int] = []
         self.aborted: list[str] = []
         self.features: tuple[str, ...] = ()
+        self.extensions: dict[str, float] = {}
         self.asked: list[RequestOptions | None] = []
 
     async def start(self) -> None:
@@ -65,7 +66,13 @@ class FakeEngine:
 
     def stats(self) -> EngineStats:
         live = sum(stream.finish_reason is None for stream in self.streams)
-        return EngineStats(running=live, waiting=0, finished=len(self.streams) - live, output_tokens=7)
+        return EngineStats(
+            running=live,
+            waiting=0,
+            finished=len(self.streams) - live,
+            output_tokens=7,
+            extensions=self.extensions,
+        )
 
     def get_capability(self) -> CapabilityDescriptor:
         return CapabilityDescriptor(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hybrid_fakes import GIB, Engines, cards, described, hybrid
+from sage_infer.contracts import MetricsReporting
 from sage_infer.errors import (
     BackendUnavailable,
     EngineDead,
@@ -107,6 +108,21 @@ def test_counters_outlive_their_models(engines: Engines) -> None:
         assert (instance.stats().finished, instance.stats().output_tokens) == (1, 7)
         await instance.unload_model("llm")
         assert (instance.stats().finished, instance.stats().output_tokens) == (1, 7)
+
+    run(main())
+
+
+def test_engines_own_metrics_are_reported_by_model(engines: Engines) -> None:
+    async def main() -> None:
+        instance = hybrid(LLM)
+        await instance.start()
+        engines["llm"].extensions = {"kv_store_fetched": 5.0, "odd name": 1.0}
+        assert isinstance(instance, MetricsReporting)
+        found = [(metric.name, metric.value, metric.labels) for metric in instance.metrics()]
+        assert found == [
+            ("sage_infer_engine_kv_store_fetched", 5.0, {"model": "llm"}),
+            ("sage_infer_engine_odd_name", 1.0, {"model": "llm"}),
+        ]
 
     run(main())
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Generator, Mapping, Sequence
+import re
+from collections.abc import Awaitable, Generator, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from sage_infer.contracts import (
@@ -13,6 +14,7 @@ from sage_infer.contracts import (
     ChatMessage,
     EngineStats,
     Health,
+    Metric,
     ModelStatus,
     PromptLike,
     TextLike,
@@ -130,6 +132,18 @@ class HybridBackend:
     def stats(self) -> EngineStats:
         """Combined gauges of all models; counters include those of unloaded models."""
         return self._host.stats()
+
+    def metrics(self) -> Iterator[Metric]:
+        """Each engine's own metrics (``EngineStats.extensions``), by model."""
+        for model_id, model in list(self._host.loaded.items()):
+            for name, value in model.backend.stats().extensions.items():
+                yield Metric(
+                    name="sage_infer_engine_" + re.sub(r"\W", "_", name, flags=re.ASCII),
+                    kind="gauge",
+                    help="Metric of the model's own engine.",
+                    value=value,
+                    labels={"model": model_id},
+                )
 
     # --- requests
 
