@@ -13,7 +13,11 @@ from sage_infer.errors import SageInferError
 from sage_infer.models import add_model
 from sage_infer.schemas import ModelDescriptor
 
-sys.path.insert(0, str(Path(__file__).parent))  # for vllm_toys and vllm_live, whatever pytest's import mode
+HERE = Path(__file__).parent
+sys.path[:0] = [
+    str(HERE),
+    str(HERE / "disaggregation"),
+]  # for vllm_toys and the like, whatever pytest's import mode
 
 if TYPE_CHECKING:
     from vllm_live import Live

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from sage_infer_testing import EmbeddingBackendContract, InferenceBackendContract
+from sage_infer_testing.kits.generation.transfer import TransferTests
 from vllm_toys import have_vllm
 
 pytestmark = pytest.mark.vllm_newest
@@ -29,6 +30,16 @@ class TestVLLM(InferenceBackendContract):
         # The engine tries its largest step when it starts, and the kit starts several.
         "engine_options": {"max_num_batched_tokens": 256},
     }  # fmt: skip
+
+
+@needs_vllm
+class TestVLLMWithoutPrefixCaching(TransferTests):
+    """Prefill and decode apart where every page of the prompt is copied."""
+
+    backend_name = "vllm"
+    model = "smollm2-135m"
+    timeout_s = 300.0
+    options = {**TestVLLM.options, "prefix_caching": False}  # noqa: RUF012 - as the kit declares it
 
 
 @needs_vllm

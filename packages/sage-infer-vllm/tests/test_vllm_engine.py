@@ -119,6 +119,8 @@ def test_the_capability_is_read_from_the_engine(live: Any) -> None:
     assert schema == live.backend.get_kv_schema()
     assert capability.kv_cache_capacity_gb == pytest.approx(0.75, rel=0.02)
     assert {"chat", "lora", "prefix_caching", "guided_json", "priority"} <= set(capability.features)
+    if schema.key_axis_order is not None:
+        assert {"prefill_decode", "kv_export", "kv_import"} <= set(capability.features)
     assert "sleep" not in capability.features
 
 
@@ -339,8 +341,3 @@ def test_ten_times_more_requests_than_the_queue_takes(live: Any) -> None:
 def test_a_prompt_over_the_limit(live: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"context length is 512 tokens .* 600 tokens"):
         live.run(live.backend.generate([5] * 600, SamplingParams()))
-
-
-def test_prefill_and_decode_apart_are_refused(live: Any) -> None:
-    with pytest.raises(UnsupportedFeature, match="use generate"):
-        live.run(live.backend.prefill("a", request_id="r"))

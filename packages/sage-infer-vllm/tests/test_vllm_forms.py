@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sage_infer.errors import BackendUnavailable
+from sage_infer.errors import BackendUnavailable, UnsupportedFeature
 from sage_infer.schemas import KVCacheSchema, KVGroup, ModelDescriptor, SamplingParams
 from sage_infer_testing.loop import LoopThread
 from sage_infer_vllm.backend import VLLMBackend
@@ -93,6 +93,8 @@ def test_a_model_of_this_form_runs(
                 assert (schema.num_heads, schema.head_dim, schema.value_dim) == (2, 32, None)
             assert (schema.state_bytes > 0) == (name == "qwen3-next")
             assert not {"kv_export", "kv_import", "prefill_decode"} & set(capability.features)
+            with pytest.raises(UnsupportedFeature, match=r"several forms|differ in width"):
+                await backend.prefill(PROMPT, request_id="apart")
         finally:
             await backend.close()
 

@@ -45,7 +45,11 @@ def output(
     """A step's output, as vLLM's ``RequestOutput``."""
     metrics = SimpleNamespace(queued_ts=10.0, scheduled_ts=10.25)
     return SimpleNamespace(
-        outputs=list(completions), finished=finished, num_cached_tokens=cached, metrics=metrics
+        outputs=list(completions),
+        finished=finished,
+        num_cached_tokens=cached,
+        metrics=metrics,
+        kv_transfer_params=None,
     )
 
 

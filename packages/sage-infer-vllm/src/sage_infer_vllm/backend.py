@@ -16,7 +16,7 @@ from sage_infer.contracts import (
     as_prompts,
     request_ids,
 )
-from sage_infer.errors import InvalidRequest, UnsupportedFeature
+from sage_infer.errors import UnsupportedFeature
 from sage_infer.schemas import (
     DecodeState,
     KVCacheSchema,
@@ -29,11 +29,12 @@ from sage_infer.schemas import (
 from sage_infer.sdk.claims import check_claims
 
 from sage_infer_vllm.base import BaseVLLMBackend
-from sage_infer_vllm.engine.running import Running
+from sage_infer_vllm.disaggregation import Instance, decode, export_kv, import_kv, prefill
+from sage_infer_vllm.handover.held import checked_hold
 from sage_infer_vllm.models.quantization import quantization_for
 from sage_infer_vllm.requests.chat import render_chat
 from sage_infer_vllm.requests.delivery import Delivery
-from sage_infer_vllm.requests.prompts import TokenizedPrompt, text_of, tokenize, tokens_of
+from sage_infer_vllm.requests.prompts import text_of, tokenize, tokens_of
 from sage_infer_vllm.requests.sampling import check_params, engine_params
 from sage_infer_vllm.settings import VLLMSettings
 
@@ -67,6 +68,7 @@ class VLLMBackend(BaseVLLMBackend):
         max_batch_size: int | None = None,
         max_sequence_length: int | None = None,
         max_queue: int = 1024,
+        hold_s: float = 600.0,
         tensor_parallel: int = 1,
         prefix_caching: bool = True,
         eager: bool = False,
@@ -79,10 +81,10 @@ class VLLMBackend(BaseVLLMBackend):
     ) -> None:
         settings = VLLMSettings(
             dtype=dtype, kv_cache_gb=kv_cache_gb, memory_fraction=memory_fraction, max_batch_size=max_batch_size,
-            max_sequence_length=max_sequence_length, max_queue=max_queue, tensor_parallel=tensor_parallel,
-            prefix_caching=prefix_caching, eager=eager, quantization=quantization, adapters=adapters or {},
-            max_adapter_rank=max_adapter_rank,
-            tool_parser=tool_parser, engine_options=engine_options or {}, cache_dir=cache_dir,
+            max_sequence_length=max_sequence_length, max_queue=max_queue, hold_s=hold_s,
+            tensor_parallel=tensor_parallel, prefix_caching=prefix_caching, eager=eager, quantization=quantization,
+            adapters=adapters or {}, max_adapter_rank=max_adapter_rank, tool_parser=tool_parser,
+            engine_options=engine_options or {}, cache_dir=cache_dir,
         )  # fmt: skip
         super().__init__(model, settings, kv_schema)
 
@@ -137,6 +139,7 @@ class VLLMBackend(BaseVLLMBackend):
         )
         self._ready()  # it may have been closed during tokenization
         ids = request_ids(f"req-{uuid.uuid4().hex}" if request_id is None else request_id, len(found))
+        running.check_ids(ids)
         running.requests.reserve(ids)
         started: list[Delivery] = []
         try:
@@ -148,45 +151,21 @@ class VLLMBackend(BaseVLLMBackend):
                     deadline=options.deadline,
                 )
                 started.append(delivery)
-                await self._submit(running, delivery, prompt, params, adapter, options)
+                room = running.max_sequence_length - len(prompt.token_ids)
+                await running.submit(
+                    delivery,
+                    prompt,
+                    engine_params(running.compat, params, room=room),
+                    adapter=adapter,
+                    options=options,
+                    salt=options.cache_salt,
+                )
         except BaseException:
             for delivery in started:
                 delivery.stream.cancel()
             running.requests.release(ids)
             raise
         return [delivery.stream for delivery in started]
-
-    async def _submit(
-        self,
-        running: Running,
-        delivery: Delivery,
-        prompt: TokenizedPrompt,
-        params: SamplingParams,
-        adapter: Any,
-        options: RequestOptions,
-    ) -> None:
-        compat, llm = running.compat, running.engine.llm
-        room = running.max_sequence_length - len(prompt.token_ids)
-        try:
-            sampling = engine_params(compat, params, room=room)
-            collector = await llm.add_request(
-                delivery.request_id,
-                compat.tokens_input(
-                    prompt.token_ids, prompt=prompt.text, cache_salt=options.cache_salt or None
-                ),
-                sampling,
-                lora_request=adapter,
-                trace_headers=options.trace or None,
-                priority=options.priority,
-            )
-        except compat.EngineDeadError as error:
-            raise running.dead() from error
-        except (compat.VLLMClientError, ValueError, TypeError) as error:
-            raise InvalidRequest(f"vLLM rejects the request: {str(error).splitlines()[0]}") from error
-        delivery.collector = collector
-        compat.attach(collector, delivery.take)
-        if delivery.stream.finish_reason is not None:  # cancelled during the hand-over
-            await compat.abort_now(llm, collector)
 
     async def render_chat(
         self,
@@ -234,13 +213,25 @@ class VLLMBackend(BaseVLLMBackend):
         options: RequestOptions | None = None,
         hold_s: float | None = None,
     ) -> PrefillResult:
-        self._ready()
-        raise UnsupportedFeature(
-            "vLLM does not keep KV between calls; use generate, or two engines with a KV connector"
+        return await prefill(
+            await self._instance(),
+            as_prompts(prompts),
+            params or SamplingParams(),
+            options or RequestOptions(),
+            request_id=request_id,
+            hold_s=self._settings.hold_s if hold_s is None else checked_hold(hold_s),
         )
 
     async def decode(
         self, state: DecodeState, *, request_id: str, options: RequestOptions | None = None
     ) -> DecodeResult:
-        self._ready()
-        raise UnsupportedFeature("vLLM cannot continue a prefilled state; use generate")
+        return await decode(await self._instance(), state, options or RequestOptions(), request_id=request_id)
+
+    async def export_kv(self, state: DecodeState) -> tuple[DecodeState, list[memoryview]]:
+        return await export_kv(await self._instance(), state)
+
+    async def import_kv(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
+        return await import_kv(await self._instance(), state, buffers)
+
+    async def _instance(self) -> Instance:
+        return Instance(await self._available(), self.name, self._settings.hold_s)

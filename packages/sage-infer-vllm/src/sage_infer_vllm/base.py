@@ -92,6 +92,7 @@ class BaseVLLMBackend:
             kv_schema=self._kv_schema,
             quantization=self._quantization,
             on_progress=self._progress,
+            instance_id=self._reporter.instance_id,
         )
         if self._closed:  # during the start
             await running.close()
@@ -119,6 +120,7 @@ class BaseVLLMBackend:
         running = self._running
         if running is not None:
             running.requests.abort(request_id)
+            running.held.drop(request_id)
             await running.requests.settled()
 
     async def health(self) -> Health:

@@ -1,4 +1,4 @@
-"""The only module that imports vLLM; it hides differences between versions.
+"""Imports vLLM for this wheel, besides ``kv``, and hides differences between versions.
 
 Imported only when an engine starts. Tested with vLLM 0.28, 0.30 and 0.32.
 """
@@ -21,7 +21,7 @@ import vllm
 from sage_infer.contracts import ChatAnswer, ToolCall
 from sage_infer.errors import UnsupportedFeature
 from vllm import PoolingParams, SamplingParams
-from vllm.config import StructuredOutputsConfig
+from vllm.config import KVTransferConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
@@ -39,8 +39,8 @@ __all__ = [
     "AsyncLLM", "EngineDeadError", "LoRARequest", "PoolingParams", "PoolingRequestOutput",
     "RequestOutput", "RequestOutputKind", "SamplingParams", "StructuredOutputsParams", "VLLMClientError", "abort_now",
     "active_platform_plugins", "attach", "cache_dtypes", "current_platform", "engine_config", "engine_pids",
-    "max_model_len", "shut_down", "stat_logger", "tokens_input", "tool_parser", "torch_version", "total_kv_heads",
-    "traces", "version", "warm_up",
+    "max_model_len", "release_held", "shut_down", "stat_logger", "tokens_input", "tool_parser", "torch_version",
+    "total_kv_heads", "traces", "version", "warm_up",
 ]  # fmt: skip
 
 
@@ -56,6 +56,9 @@ def engine_config(arguments: Mapping[str, Any]) -> Any:
     guided = found.get("structured_outputs_config")
     if isinstance(guided, Mapping):
         found["structured_outputs_config"] = StructuredOutputsConfig(**guided)
+    transfer = found.get("kv_transfer_config")
+    if isinstance(transfer, Mapping):
+        found["kv_transfer_config"] = KVTransferConfig(**transfer)
     return AsyncEngineArgs(**found).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
 
 
@@ -132,6 +135,11 @@ async def warm_up(llm: AsyncLLM) -> None:
 def abort_now(llm: AsyncLLM, collector: Any) -> Any:
     """Abort the request behind a collector, as an awaitable."""
     return llm.abort(collector.request_id, internal=True)
+
+
+def release_held(llm: AsyncLLM, params: Mapping[str, Any], name: str) -> Any:
+    """Hand ``kv_transfer_params`` to the engine's connector, also in an idle engine, as an awaitable."""
+    return llm.notify_kv_transfer_request_rejected(f"release-{name}", dict(params))
 
 
 def total_kv_heads(llm: AsyncLLM) -> int:

@@ -36,6 +36,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             options={
                 **_COMMON,
                 "kv_schema": "{preset: fp16, bf16, fp8, int8 or int4, page_size: N}, set by --kv-schema",
+                "hold_s": "seconds that a prefilled request waits for decode before its KV is freed, 600 by default",
                 "kv_cache_gb": "size of the KV cache in GiB; default: by memory_fraction; 2.0 on a CPU",
                 "prefix_caching": "cache blocks of finished requests for prompts with the same prefix, true by default",
                 "quantization": "vLLM's quantization method; default: the checkpoint's",
@@ -47,7 +48,8 @@ def sage_infer_backends() -> list[BackendSpec]:
             limits=(
                 "vLLM 0.28 to 0.32; tested on the CPU builds 0.28, 0.30 and 0.32.",
                 "CUDA and other accelerators are not tested in this repository.",
-                "Text prompts only; no separate prefill and decode.",
+                "Text prompts only.",
+                "Prefill and decode apart on one CPU device, for models with one form of KV; not on accelerators.",
             ),
         ),
         BackendSpec(

@@ -11,6 +11,7 @@ from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.sdk.fields import Choice, Entries, Flag, Integer, Number, Text, optional
 
+from sage_infer_vllm.handover.claims import connector_arguments
 from sage_infer_vllm.platform import Platform
 
 __all__ = ["CPU_KV_GB", "VLLMSettings", "engine_arguments", "engine_environment", "visible_devices"]
@@ -43,6 +44,7 @@ class VLLMSettings:
     max_batch_size: int | None = field(default=None, validator=optional(Integer(ge=1)))
     max_sequence_length: int | None = field(default=None, validator=optional(Integer(ge=2)))
     max_queue: int = field(default=1024, validator=Integer(ge=1))
+    hold_s: float = field(default=600.0, validator=Number(gt=0))
     kv_cache_gb: float | None = field(default=None, validator=optional(Number(gt=0)))
     memory_fraction: float | None = field(default=None, validator=optional(Number(gt=0, le=1)))
     tensor_parallel: int = field(default=1, validator=Integer(ge=1))
@@ -108,7 +110,8 @@ def engine_arguments(
             "max_loras": len(settings.adapters),
             "max_lora_rank": settings.max_adapter_rank,
         }
-    return {**arguments, **settings.engine_options}
+    arguments |= settings.engine_options
+    return {**arguments, **connector_arguments(arguments, device=device, runner=runner)}
 
 
 def engine_environment(

@@ -48,12 +48,16 @@ def capability_of(
     *,
     settings: VLLMSettings,
     quantization: Quantization,
+    handover: Sequence[str] = (),
 ) -> CapabilityDescriptor:
-    """The descriptor of a running engine; ``schema`` is None without KV, or if no schema describes it."""
+    """The descriptor of a running engine; ``schema`` is None without KV, or if no schema describes it.
+
+    ``handover`` are the features of separate prefill and decode.
+    """
     config, platform = engine.config, service.platform
     dtypes = [str(dtype).removeprefix("torch.") for dtype in compat.current_platform.supported_dtypes]
     precisions = platform.precisions or tuple(_PRECISIONS[dtype] for dtype in dtypes if dtype in _PRECISIONS)
-    features = [*service.features(engine)]
+    features = [*service.features(engine), *handover]
     if service.runner == "generate":
         features += ["chat", "template_variables"] if getattr(tokenizer, "chat_template", None) else []
         features += ["prefix_caching"] if config.cache_config.enable_prefix_caching else []

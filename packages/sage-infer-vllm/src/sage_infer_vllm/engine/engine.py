@@ -46,6 +46,7 @@ class VLLMEngine:
         processes: the engine's process group.
         kv: the first worker's description of its KV cache (``kv_facts``).
         kv_bytes: size of the KV cache over all workers.
+        page_bytes: bytes of a KV page that the worker copies for prefill and decode apart; 0 where it copies none.
         tasks: the model's tasks according to vLLM (``generate``, ``embed``, ``classify``, …).
         stopped: reason why the engine ended; empty while it runs.
     """
@@ -55,6 +56,7 @@ class VLLMEngine:
     processes: EngineProcesses
     kv: Mapping[str, Any]
     kv_bytes: int
+    page_bytes: int
     tasks: tuple[str, ...]
     stopped: str = ""
     _on_death: Callable[[], None] | None = field(default=None, init=False)
@@ -134,6 +136,7 @@ async def _ask(
     """The started engine with its reported facts, after a warm-up request if requested."""
     try:
         answers = await asyncio.wait_for(started.llm.collective_rpc("sage_kv_facts"), _RPC_S)
+        copied = await asyncio.wait_for(started.llm.collective_rpc("sage_page_bytes"), _RPC_S)
         tasks = await started.llm.get_supported_tasks()
         started.processes.note_shared_memory()
         if warm_up:
@@ -152,6 +155,7 @@ async def _ask(
         started.processes,
         answers[0],
         sum(answer["bytes"] for answer in answers),
+        copied[0],
         tuple(tasks),
     )
 

@@ -15,6 +15,8 @@ from sage_infer.schemas import ModelDescriptor
 
 from sage_infer_vllm.engine.capability import Service, capability_of
 from sage_infer_vllm.engine.running import Running
+from sage_infer_vllm.handover.claims import handover_features
+from sage_infer_vllm.handover.states import States
 from sage_infer_vllm.models.kv_options import cache_arguments
 from sage_infer_vllm.models.kv_schema import KV_DTYPES, describe_kv
 from sage_infer_vllm.models.prepare import loadable_folder
@@ -39,6 +41,7 @@ async def open_model(
     kv_schema: Mapping[str, Any] | None,
     quantization: Quantization,
     on_progress: ProgressReport,
+    instance_id: str,
 ) -> Running:
     """Convert the model if needed, start vLLM with it, and read the engine's facts.
 
@@ -94,7 +97,7 @@ async def open_model(
     )
     try:
         running = _read(service, engine, compat, settings, wanted_kv, quantization, adapters)
-        running.key_space = _key_space(running, await hashing)
+        _name_kv(running, await hashing, model.model_id, instance_id)
         return running
     except BaseException:
         await engine.close()
@@ -122,8 +125,16 @@ def _read(
         )
     _check_kv(wanted_kv, engine.kv)
     tokenizer = engine.llm.get_tokenizer()
+    handover, unsplit = handover_features(schema, engine.kv, engine.page_bytes)
     capability = capability_of(
-        service, engine, compat, tokenizer, schema, settings=settings, quantization=quantization
+        service,
+        engine,
+        compat,
+        tokenizer,
+        schema,
+        settings=settings,
+        quantization=quantization,
+        handover=handover,
     )
     requests = OpenRequests(settings.max_queue, lambda collector: compat.abort_now(engine.llm, collector))
     lora = {
@@ -133,7 +144,9 @@ def _read(
     parse_tools = (
         None if settings.tool_parser is None else compat.tool_parser(settings.tool_parser, tokenizer)
     )
-    running = Running(engine, compat, capability, tokenizer, requests, lora, parse_tools, undescribed)
+    running = Running(
+        engine, compat, capability, tokenizer, requests, lora, parse_tools, undescribed, unsplit
+    )
 
     def died() -> None:
         requests.fail_all(
@@ -146,12 +159,20 @@ def _read(
     return running
 
 
-def _key_space(running: Running, weights: str) -> str | None:
+def _name_kv(running: Running, weights: str, model_id: str, instance_id: str) -> None:
     """Identity of the key space, equal only for instances with equal KV: weights, computation and KV format."""
     schema, model = running.capability.kv_schema, running.engine.config.model_config
     if schema is None:
-        return None
-    return key_space(f"{weights} {model.dtype} {model.quantization}", schema)
+        return
+    kv_model = f"{weights} {model.dtype} {model.quantization}"
+    running.key_space = key_space(kv_model, schema)
+    running.states = States(
+        model_id=model_id,
+        kv_model=kv_model,
+        key_space=running.key_space,
+        instance_id=instance_id,
+        schema=schema,
+    )
 
 
 def _check_kv(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

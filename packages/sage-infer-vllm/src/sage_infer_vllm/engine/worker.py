@@ -7,6 +7,7 @@ class and the address for reports are passed in the environment that the engine'
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from sage_infer_vllm.engine.kv_facts import kv_facts
@@ -45,8 +46,21 @@ def _reporting(base: type[Any]) -> type[Any]:
 
     # A failed step may cause the failure of the warm-up request; after the start, reports are ignored.
     methods: dict[str, Any] = {name: wrap(name) for name in (*STAGES, "execute_model")}
-    reporting = type("Worker", (base,), {**methods, "sage_kv_facts": kv_facts, "__module__": __name__})
+    calls = {"sage_kv_facts": kv_facts, "sage_page_bytes": _page_bytes, "sage_read_pages": _read_pages}
+    reporting = type("Worker", (base,), {**methods, **calls, "__module__": __name__})
     return reporting
+
+
+def _page_bytes(self: Any) -> int:
+    from sage_infer_vllm.kv.access import page_bytes  # it imports vLLM
+
+    return page_bytes()
+
+
+def _read_pages(self: Any, file: str, first: int, blocks: Sequence[int]) -> None:
+    from sage_infer_vllm.kv.access import read_pages
+
+    read_pages(file, first, blocks)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,10 +17,15 @@ class Delivery:
     """Delivers one request's outputs to its stream. The engine calls ``take`` with each output.
 
     ``ended`` is called once with the delivery, in the event loop's thread, when the request ends for any reason.
+
+    Attributes:
+        cached: prompt tokens found in a cache, if known better than vLLM reports it.
+        handed: ``kv_transfer_params`` that the engine's connector returned when the request ended.
+        loaded: called when the KV loaded for the request is no longer read: at its first output or its end.
     """
 
-    __slots__ = ("_cached", "_ended", "_first", "_queue_s", "collector", "lengths", "logprobs", "prompt_tokens",
-                 "reason", "request_id", "started", "stream")  # fmt: skip
+    __slots__ = ("_cached", "_ended", "_first", "_queue_s", "cached", "collector", "handed", "lengths", "loaded",
+                 "logprobs", "prompt_tokens", "reason", "request_id", "started", "stream")  # fmt: skip
 
     def __init__(
         self,
@@ -39,6 +44,9 @@ class Delivery:
         self.reason: FinishReason = "stop"
         self._ended: Callable[[Delivery], None] | None = ended
         self.prompt_tokens = prompt_tokens
+        self.cached: int | None = None
+        self.handed: Any = None
+        self.loaded: Callable[[], None] | None = None
         self._cached = 0
         self._queue_s = 0.0
         self.started = time.perf_counter()
@@ -63,6 +71,7 @@ class Delivery:
             return
         if not self._first:
             self._first = time.perf_counter()
+            self._release()
         push, lengths = self.stream.push, self.lengths
         for completion in output.outputs:
             index, tokens, reason = completion.index, completion.token_ids, completion.finish_reason
@@ -88,7 +97,7 @@ class Delivery:
         return Usage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=sum(self.lengths.values()),
-            cached_tokens=self._cached,
+            cached_tokens=self._cached if self.cached is None else self.cached,
         )
 
     def timing(self) -> Timing:
@@ -105,6 +114,7 @@ class Delivery:
 
     def _finished(self, output: Any) -> None:
         self._cached = output.num_cached_tokens or 0
+        self.handed = output.kv_transfer_params
         if output.metrics is not None:  # in seconds of the engine core's clock
             self._queue_s = max(output.metrics.scheduled_ts - output.metrics.queued_ts, 0.0)
         self.stream.finish(self.reason, self.usage(), self.timing())
@@ -130,7 +140,13 @@ class Delivery:
                 EngineDead(f"vLLM's engine stopped while the request ran ({what}); open the backend again")
             )
 
+    def _release(self) -> None:
+        loaded, self.loaded = self.loaded, None
+        if loaded is not None:
+            loaded()
+
     def _close(self) -> None:
+        self._release()
         ended, self._ended = self._ended, None
         if ended is not None:
             ended(self)

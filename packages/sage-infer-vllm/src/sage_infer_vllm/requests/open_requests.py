@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -141,6 +141,12 @@ class OpenRequests:
         for call in self.calls():
             call.stop(error(call.request_id))
 
+    def run(self, message: Awaitable[Any]) -> None:
+        """Send a message to the engine; ``settled`` waits for it."""
+        task = asyncio.ensure_future(message)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
     async def settled(self) -> None:
         """Wait until every request that ended early is aborted in the engine."""
         if self._tasks:
@@ -174,9 +180,7 @@ class OpenRequests:
         collector = delivery.collector
         delivery.fail(error)
         if collector is not None:
-            task = asyncio.ensure_future(self._abort(collector))
-            self._tasks.add(task)
-            task.add_done_callback(self._forget)
+            self.run(self._abort(collector))
 
     def _forget(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
@@ -34,8 +35,18 @@ def check_params(params: SamplingParams, *, max_logprobs: int) -> None:
         )
 
 
-def engine_params(compat: Any, params: SamplingParams, *, room: int) -> Any:
-    """vLLM's parameters for one prompt with ``room`` tokens for its output; not shared between prompts."""
+def engine_params(
+    compat: Any,
+    params: SamplingParams,
+    *,
+    room: int,
+    seed: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Any:
+    """vLLM's parameters for one prompt with ``room`` tokens for its output; not shared between prompts.
+
+    ``seed`` is used if ``params`` has none; ``extra`` becomes vLLM's ``extra_args``, for plug-ins in the engine.
+    """
     max_tokens = min(params.max_tokens or room, room)
     return compat.SamplingParams(
         n=params.n,
@@ -46,7 +57,7 @@ def engine_params(compat: Any, params: SamplingParams, *, room: int) -> Any:
         repetition_penalty=params.repetition_penalty,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
-        seed=params.seed,
+        seed=seed if params.seed is None else params.seed,
         stop=list(params.stop),
         stop_token_ids=list(params.stop_token_ids),
         ignore_eos=params.ignore_eos,
@@ -56,6 +67,7 @@ def engine_params(compat: Any, params: SamplingParams, *, room: int) -> Any:
         skip_special_tokens=params.skip_special_tokens,
         structured_outputs=None if params.guided is None else _structured(compat, params.guided),
         output_kind=compat.RequestOutputKind.DELTA,
+        extra_args=None if extra is None else dict(extra),
     )
 
 

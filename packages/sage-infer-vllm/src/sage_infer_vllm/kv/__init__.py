@@ -1,0 +1,1 @@
+"""The connector that holds, loads and reads KV pages inside vLLM's processes. It and ``compat`` import vLLM."""
