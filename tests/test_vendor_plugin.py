@@ -208,6 +208,14 @@ def test_a_failed_kit_is_not_an_error_of_the_command(vendor: Site) -> None:
     assert "report it to its authors" not in done.stderr
 
 
+def test_a_model_is_asked_for(vendor: Site) -> None:
+    """A backend with a format of its own has no sample model: one error instead of a failure per test."""
+    done = vendor.run(*SAGE, "plugin", "test", "quokka", "--kind", "backend")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "name a model with --model FILE" in done.stderr
+    assert "failed" not in done.stdout
+
+
 def test_a_message_that_names_nothing_is_quoted(vendor: Site) -> None:
     """The report of a failed kit shows which words were expected, and the message that lacks them."""
     vendor.install("vague", "vague_plugin", VAGUE)

@@ -15,6 +15,7 @@ from typing import IO, Any
 from sage_infer.errors import InvalidRequest, SageInferError
 
 from sage_infer_testing.results import ContractReport, TestResult
+from sage_infer_testing.suite import NOT_MADE
 from sage_infer_testing.target import ENVIRONMENT_KEY, Target
 
 __all__ = ["run_contract"]
@@ -89,6 +90,12 @@ def _follow(
         elif kind == "finished":
             running = None
             results.append(TestResult(**event))
+            if target.is_sample and event["reason"].startswith(NOT_MADE):
+                names = ", ".join(model.model_id for model in target.models.values())
+                raise InvalidRequest(
+                    f"{target.backend!r} cannot open the sample model {names}: "
+                    f"{event['reason'].removeprefix(NOT_MADE).strip(' ()')}; name a model that it reads with --model"
+                )
         elif kind == "done":
             code = event["code"]
         listener({"event": kind, **event})

@@ -18,6 +18,9 @@ __all__ = ["ContractSuite", "xfail"]
 
 T = TypeVar("T")
 
+NOT_MADE = (
+    "not run: the backend could not be made"  # how the reason begins where no instance could be started
+)
 _SHARED = pytest.StashKey[dict[str, tuple[Any, BaseException | None]]]()
 
 

@@ -40,6 +40,7 @@ class Target:
     kind: KindName = "backend"
     options: Mapping[str, Any] = field(factory=dict)
     settings: Mapping[str, Any] = field(factory=dict)
+    is_sample: bool = field(default=False, eq=False)  # the kit chose the models, because none was named
 
     def to_json(self) -> str:
         """Return JSON text for ``from_json`` in the test process."""
@@ -165,6 +166,11 @@ def find_targets(
                 f"{model!r} is a model of type {found.model_type}; {backend!r} serves {kinds}"
             )
         models[kind if kind in serves else "hybrid"] = found
+    elif info.spec.sizes is not None:
+        raise InvalidRequest(
+            f"{backend!r} reads model files in its own format, so there is no sample model for it; name a model with "
+            "--model FILE"
+        )
     else:
         for kind, name in _DEFAULT_MODELS.items():
             if kind in serves:
@@ -174,7 +180,8 @@ def find_targets(
                 f"there is no sample model of the types that {backend!r} serves; name one with --model"
             )
     target = Target(
-        backend=backend, module=info.plugin.location, models=models, options=options, settings=settings
-    )
+        backend=backend, module=info.plugin.location, models=models, options=options, settings=settings,
+        is_sample=model is None,
+    )  # fmt: skip
     target.suites()
     return target
