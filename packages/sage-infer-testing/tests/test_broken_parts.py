@@ -13,6 +13,7 @@ from kit_broken import (  # noqa: F401 - they register their mistakes
     hybrid,
     mapped_stores,
     moving,
+    observable_stores,
     stores,
     transports,
 )

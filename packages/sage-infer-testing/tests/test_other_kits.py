@@ -10,6 +10,7 @@ from kit_reference.endpoint import CAPACITY, ReferenceEndpoint
 from kit_reference.executor import ReferenceExecutor, toy_spec
 from kit_reference.hybrid import ReferenceHybrid
 from kit_reference.mapped_store import ReferenceMappedStore
+from kit_reference.observable_store import ReferenceObservableStore
 from kit_reference.store import ReferenceStore
 from kit_reference.tiered_store import ReferenceTieredStore
 from kit_reference.transport import FileTransport, ReferenceTransport
@@ -23,6 +24,7 @@ from sage_infer_testing import (
     KVFormatCodecContract,
     KVStoreContract,
     MappedKVStoreContract,
+    ObservableKVStoreContract,
     PluginContract,
     TieredKVStoreContract,
 )
@@ -76,6 +78,11 @@ class TestStoreThatRoundsUp(KVStoreContract):
 class TestMappedStore(MappedKVStoreContract):
     def open_store(self, capacity_blocks: int) -> ReferenceMappedStore:
         return ReferenceMappedStore(self.model_id, self.kv_schema, capacity_blocks)
+
+
+class TestObservableStore(ObservableKVStoreContract):
+    def open_store(self, capacity_blocks: int) -> ReferenceObservableStore:
+        return ReferenceObservableStore(self.model_id, self.kv_schema, capacity_blocks)
 
 
 class TestTieredStore(TieredKVStoreContract):

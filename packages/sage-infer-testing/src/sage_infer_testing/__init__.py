@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 __all__ = [
     "ContractSuite", "EmbeddingBackendContract", "ExecutorContract", "HardwareDetectorContract",
     "HybridBackendContract", "InferenceBackendContract", "KVEndpointContract", "KVFormatCodecContract",
-    "KVStoreContract", "MappedKVStoreContract", "PluginContract", "RecordingContract", "TieredKVStoreContract",
-    "TransportContract", "VLLMPlatformContract", "WholeRecordingContract", "xfail",
+    "KVStoreContract", "MappedKVStoreContract", "ObservableKVStoreContract", "PluginContract",
+    "RecordingContract", "TieredKVStoreContract", "TransportContract", "VLLMPlatformContract",
+    "WholeRecordingContract", "xfail",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sage_infer_testing.kits.kv.codec import KVFormatCodecContract
     from sage_infer_testing.kits.kv.endpoint import KVEndpointContract
     from sage_infer_testing.kits.kv.mapped import MappedKVStoreContract
+    from sage_infer_testing.kits.kv.observable import ObservableKVStoreContract
     from sage_infer_testing.kits.kv.store import KVStoreContract
     from sage_infer_testing.kits.kv.tiered import TieredKVStoreContract
     from sage_infer_testing.kits.kv.transport import TransportContract
@@ -33,7 +35,8 @@ _HOMES = {
     "HardwareDetectorContract": "kits.hardware", "HybridBackendContract": "kits.hybrid",
     "InferenceBackendContract": "kits.inference", "KVEndpointContract": "kits.kv.endpoint",
     "KVFormatCodecContract": "kits.kv.codec", "KVStoreContract": "kits.kv.store",
-    "MappedKVStoreContract": "kits.kv.mapped", "PluginContract": "kits.plugin",
+    "MappedKVStoreContract": "kits.kv.mapped",
+    "ObservableKVStoreContract": "kits.kv.observable", "PluginContract": "kits.plugin",
     "RecordingContract": "kits.recordings", "TieredKVStoreContract": "kits.kv.tiered",
     "TransportContract": "kits.kv.transport", "VLLMPlatformContract": "kits.vllm_platform",
     "WholeRecordingContract": "kits.whole_recordings", "xfail": "suite",

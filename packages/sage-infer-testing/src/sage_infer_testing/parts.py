@@ -45,10 +45,11 @@ def _detector(name: str, options: Mapping[str, Any]) -> Kits:
 
 
 def _store(name: str, options: Mapping[str, Any]) -> Kits:
-    from sage_infer.contracts import MappedKVStore, TieredKVStore
+    from sage_infer.contracts import MappedKVStore, ObservableKVStore, TieredKVStore
     from sage_infer.plugins import open_store
 
     from sage_infer_testing.kits.kv.mapped import MappedKVStoreContract
+    from sage_infer_testing.kits.kv.observable import ObservableKVStoreContract
     from sage_infer_testing.kits.kv.store import KVStoreContract
     from sage_infer_testing.kits.kv.tiered import TieredKVStoreContract
 
@@ -59,6 +60,7 @@ def _store(name: str, options: Mapping[str, Any]) -> Kits:
 
     sample = opened(KVStoreContract, 8)
     kinds = {"TestMappedStore": (MappedKVStore, MappedKVStoreContract),
+             "TestObservableStore": (ObservableKVStore, ObservableKVStoreContract),
              "TestTieredStore": (TieredKVStore, TieredKVStoreContract)}  # fmt: skip
     found: Kits = [
         (title, kit, {"open_store": opened})
