@@ -22,7 +22,6 @@ from sage_infer.contracts import (
     ProgressReport,
     PromptLike,
     TokenStream,
-    as_prompts,
 )
 from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import (
@@ -286,9 +285,7 @@ class OpenVINOBackend:
 
     async def tokenize(self, prompt: PromptLike) -> list[int]:
         loaded = self._ready()[1]
-        for one in as_prompts(prompt):
-            loaded.requests.check_characters(one)
-        return await loaded.texts.tokenize(prompt)
+        return await loaded.texts.tokenize(loaded.requests.check_characters(prompt))
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         return await self._ready()[1].texts.detokenize(token_ids)

@@ -44,18 +44,20 @@ class RequestFactory:
             lambda: [Prompt(token_ids=self._encode(p)) if p.text is not None else p for p in found]
         )
 
-    def check_characters(self, prompt: Prompt) -> None:
+    def check_characters(self, given: PromptLike) -> Prompt:
         """Refuse a text whose tokens cannot fit, without tokenizing it.
 
         Raises:
             ContextLengthExceeded: it has too many characters.
         """
+        (prompt,) = as_prompts(given)
         if prompt.text is not None and len(prompt.text) > self._limit * self._texts.longest_token:
             raise ContextLengthExceeded(
                 f"this model's maximum context length is {self._limit} tokens, and the prompt has "
                 f"{len(prompt.text)} characters, which are more; shorten it, or raise max_sequence_length if the "
                 "model allows"
             )
+        return prompt
 
     def from_prompts(
         self,
