@@ -28,6 +28,7 @@ from sage_infer.contracts import KVStore, block_keys
 from sage_infer.schemas import KVCacheSchema
 from sage_infer_kvstore import PagedStore, SSDStore
 from sage_infer_kvstore.paged.layout import index_bytes
+from sage_infer_kvstore.quantized.codec import PageCodec
 from sage_infer_kvstore.ssd.record import record_bytes
 
 # SmolLM2-135M in float32, pages of 32: 1.4 MiB each.
@@ -59,6 +60,10 @@ class Memory:
         self.store = PagedStore(schema=SCHEMA, model_id="bench", capacity_blocks=PAGES)
         self.given, self.out = buffers(PAGES), buffers(PAGES)
         self.plain = [np.frombuffer(page, np.uint8) for page in buffers(PAGES)]
+        numbers = np.random.default_rng(2).normal(0, 1, SIZE // 4).astype(np.float32)
+        self.floats = numbers.view(np.uint8)
+        self.codec = PageCodec(SCHEMA, dtype="int8", granularity="token_head")
+        self.small = np.empty(self.codec.schema.bytes_per_page, np.uint8)
         self.turn = 0
         self.put()
 
@@ -73,6 +78,16 @@ class Memory:
 
     def get(self) -> None:
         assert all(self.store.get(self.keys, self.out))
+
+    def quantize(self) -> None:
+        assert self.codec.encode(self.floats, self.small)
+
+    def dequantize(self) -> None:
+        """After ``quantize``."""
+        self.codec.decode(self.small, self.plain[0])
+
+    def copy_one(self) -> None:
+        self.plain[1][:] = self.plain[2]
 
     def copy_out(self) -> None:
         for target, source in zip(self.out, self.plain, strict=True):
@@ -144,10 +159,16 @@ def main() -> None:
     keys = list(block_keys("bench", SMALL, tokens))
     few, many = filled(options.blocks, keys), filled(10 * options.blocks, keys)
     memory, readings, nbytes = Memory(), [], PAGES * SIZE
+
+    def copy_one() -> float:
+        return rate(memory.copy_one, SIZE, 9)
+
     for number in range(options.rounds):
         pairs: list[tuple[str, Callable[[], float], Callable[[], float]]] = [
             ("memory put, GB/s", lambda: rate(memory.put, nbytes, 5), lambda: rate(memory.copy_in, nbytes, 5)),
             ("memory get, GB/s", lambda: rate(memory.get, nbytes, 5), lambda: rate(memory.copy_out, nbytes, 5)),
+            ("int8 quantize / memcpy of fp32, GB/s", lambda: rate(memory.quantize, SIZE, 9), copy_one),
+            ("int8 dequantize / memcpy of fp32, GB/s", lambda: rate(memory.dequantize, SIZE, 9), copy_one),
             (
                 f"look-up of {len(keys)} keys, µs: 10 times the blocks / {options.blocks:,} blocks",
                 lambda: best_us(lambda: many.match_keys(keys)), lambda: best_us(lambda: few.match_keys(keys)),
