@@ -10,15 +10,12 @@ from typing import Any, Literal
 from attrs import evolve
 from sage_infer.contracts import (
     AnswerFormat,
-    BufferedTokenStream,
     ChatAnswer,
     ChatMessage,
-    DecodeResult,
     EngineStats,
     Health,
     KVEvents,
     KVSnapshot,
-    PrefillResult,
     ProgressReport,
     PromptLike,
     TokenStream,
@@ -26,7 +23,6 @@ from sage_infer.contracts import (
 from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import (
     CapabilityDescriptor,
-    DecodeState,
     InstanceDescriptor,
     InstanceReport,
     KVCacheSchema,
@@ -40,14 +36,11 @@ from sage_infer.sdk import Reporter, check_claims
 from sage_infer.sdk.answers import read_whole
 
 from sage_infer_openvino.device import hardware_of
-from sage_infer_openvino.engine.decode_state import kv_prompt
+from sage_infer_openvino.divided import DividedRequests, stream_of
 from sage_infer_openvino.engine.engine import DecoderEngine
 from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.kv_reuse import KVReuse
 from sage_infer_openvino.engine.kv_schema import check_page_size, wanted_precision
-from sage_infer_openvino.engine.prefilling import hold, prefill_result
-from sage_infer_openvino.engine.requests import check_request_id, checked_hold
-from sage_infer_openvino.engine.resuming import checked_states
 from sage_infer_openvino.engine.sequence import EngineRequest
 from sage_infer_openvino.loading import LoadedDecoder, load_model, no_progress
 from sage_infer_openvino.models.weight_format import WeightFormat
@@ -64,12 +57,11 @@ FEATURES = (
 )  # fmt: skip
 
 
-class OpenVINOBackend:
+class OpenVINOBackend(DividedRequests):
     """``InferenceBackend`` on OpenVINO's kernels, with our own scheduler and KV blocks.
 
     Also implements ``KVTransfer``, ``Tokenizing``, ``ToolCalling``, ``AnswerReading``, ``Resuming``,
-    ``InstanceReporting``, ``KVEventSource`` and
-    ``ProgressReporting``.
+    ``InstanceReporting``, ``KVEventSource`` and ``ProgressReporting``.
     See ``sage infer backend show openvino`` for the options.
     """
 
@@ -250,7 +242,7 @@ class OpenVINOBackend:
         requests = loaded.requests.from_prompts(read, params, request_id, options=options, grammar=grammar)
         streams: list[TokenStream] = []
         for request in requests:
-            request.stream = _stream(engine, request)
+            request.stream = stream_of(engine, request)
             streams.append(request.stream)
         await self._submit(engine, requests)
         return streams
@@ -295,107 +287,6 @@ class OpenVINOBackend:
         if engine is not None:
             await engine.abort(request_id)
 
-    # --- separate prefill and decode
-
-    async def prefill(
-        self,
-        prompts: PromptLike | Sequence[PromptLike],
-        *,
-        request_id: str,
-        params: SamplingParams | None = None,
-        options: RequestOptions | None = None,
-        hold_s: float | None = None,
-    ) -> PrefillResult:
-        engine, loaded = self._ready()
-        params = params or SamplingParams()
-        hold_s = self._settings.hold_s if hold_s is None else checked_hold(hold_s)
-        self._check_claims(loaded, params, options)
-        if params.n != 1:
-            raise UnsupportedFeature(
-                f"prefill creates one state per prompt, but n is {params.n}; use generate"
-            )
-        grammar = await loaded.compile_grammar(params)
-        read = await loaded.requests.read(prompts, most=self._settings.max_queue)
-        requests = loaded.requests.from_prompts(read, params, request_id, options=options, grammar=grammar)
-        engine.check_room(requests)
-        done = [hold(request, hold_s) for request in requests]
-        await self._submit(engine, requests)
-        try:
-            await asyncio.gather(*done)
-            states = [loaded.states.of(request) for request in requests]
-        except BaseException:
-            for request in requests:
-                engine.cancel(request.request_id, request)
-            raise
-        return prefill_result(requests, states)
-
-    async def decode(
-        self, state: DecodeState, *, request_id: str, options: RequestOptions | None = None
-    ) -> DecodeResult:
-        engine, loaded = self._ready()
-        check_request_id(request_id)
-        self._check_claims(loaded, state.params, options)
-        loaded.states.check(state)
-        if state.finish_reason is not None:  # prefill finished it: nothing is left to compute
-            request = loaded.states.restore(
-                state, loaded.requests, await loaded.compile_grammar(state.params)
-            )
-            request.clock.restart()
-            stream = BufferedTokenStream(request_id, lambda: None)
-            if request.first_delta is not None:
-                stream.push(request.first_delta)
-            stream.finish(state.finish_reason, request.usage(), request.timing())
-            return DecodeResult(stream=stream)
-        loop = asyncio.get_running_loop()
-        stream = BufferedTokenStream(request_id, lambda: engine.cancel(request_id, stream))
-
-        try:
-            await engine.call(
-                lambda: engine.continue_held(
-                    loaded.states.find(engine, state), request_id, stream, loop, options=options
-                )
-            )
-        except asyncio.CancelledError:
-            stream.cancel()
-            raise
-        return DecodeResult(stream=stream)
-
-    async def resume(
-        self, states: Sequence[DecodeState], *, request_id: str, options: RequestOptions | None = None
-    ) -> TokenStream:
-        engine, loaded = self._ready()
-        states = checked_states(states)
-        self._check_claims(loaded, states[0].params, options)
-        request = await loaded.resumed(states, request_id, options)
-        request.stream = _stream(engine, request)
-        await self._submit(engine, [request])
-        return request.stream
-
-    async def export_kv(self, state: DecodeState) -> tuple[DecodeState, list[memoryview]]:
-        engine, loaded = self._ready()
-
-        def read() -> list[memoryview]:
-            (sequence,) = loaded.states.find(engine, state).sequences
-            return [loaded.runner.read_block(block).data for block in sequence.blocks[: len(state.chunks)]]
-
-        buffers = await engine.call(read)
-        return await asyncio.to_thread(loaded.states.exported, state, buffers), buffers
-
-    async def import_kv(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
-        engine, loaded = self._ready()
-        self._check_claims(loaded, state.params, None)
-        loaded.states.check(state)
-        request = loaded.states.restore(state, loaded.requests, await loaded.compile_grammar(state.params))
-        request.hold_s = self._settings.hold_s
-        blocks = await asyncio.to_thread(loaded.states.verified, state, buffers)
-        if state.finish_reason is None:
-            try:
-                await engine.call(lambda: engine.adopt(request, blocks, len(kv_prompt(state))))
-            except asyncio.CancelledError:
-                engine.cancel(request.request_id, request)
-                raise
-        return loaded.states.imported(state)
-
     async def _submit(self, engine: DecoderEngine, requests: list[EngineRequest]) -> None:
         if self._reuse is not None:
             await self._reuse.fetch(requests, engine.pool)
@@ -415,7 +306,3 @@ class OpenVINOBackend:
         if self._engine is None or self._loaded is None:
             raise EngineDead("the backend is not started; call start() first, or use open_backend")
         return self._engine, self._loaded
-
-
-def _stream(engine: DecoderEngine, request: EngineRequest) -> BufferedTokenStream:
-    return BufferedTokenStream(request.request_id, lambda: engine.cancel(request.request_id, request))

@@ -193,6 +193,7 @@ def test_cancel_abort_deadline_and_close() -> None:
             stream = await toy.backend.resume([endless], request_id="r")
             with pytest.raises(InvalidRequest, match="'r' is in use"):
                 await toy.backend.resume([endless], request_id="r")
+            toy.runner.gate.set()
             await toy.backend.abort("r")
             with pytest.raises(RequestCancelled, match="aborted"):
                 await deltas(stream)
@@ -200,8 +201,7 @@ def test_cancel_abort_deadline_and_close() -> None:
             stream = await toy.backend.resume(
                 [endless], request_id="r", options=RequestOptions(deadline=0.001)
             )
-            await toy.in_step()
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002)  # past the deadline, in the queue or in a step
             toy.runner.gate.set()
             with pytest.raises(RequestCancelled, match="deadline"):
                 await deltas(stream)
