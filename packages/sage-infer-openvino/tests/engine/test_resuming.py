@@ -171,9 +171,11 @@ def test_preemption_does_not_change_a_resumed_output() -> None:
             prompts = [[first, *PROMPT[1:]] for first in range(6)]
             whole = [toy_greedy(prompt, 16) for prompt in prompts]
             streams = []
+            toy.runner.gate.clear()  # so that all of them run together
             for i, prompt in enumerate(prompts):
                 given = attrs.evolve(state(whole[i][:5], max_tokens=16), prompt_token_ids=prompt)
                 streams.append(await toy.backend.resume([given], request_id=f"r{i}"))
+            toy.runner.gate.set()
             assert await asyncio.gather(*map(tokens, streams)) == [output[5:] for output in whole]
             assert toy.backend.stats().extensions["preemptions"] > 0
             await toy.idle()
@@ -186,7 +188,7 @@ def test_preemption_does_not_change_a_resumed_output() -> None:
 
 def test_cancel_abort_deadline_and_close() -> None:
     async def main() -> None:
-        async with Toy() as toy:
+        async with Toy(1 << 16, limit=1 << 18) as toy:  # no output reaches its limit meanwhile
             endless = state(WHOLE[:3], max_tokens=None)
             (await toy.backend.resume([endless], request_id="r")).cancel()
             await toy.idle()
@@ -218,9 +220,11 @@ def test_cancel_abort_deadline_and_close() -> None:
 def test_a_full_queue_is_overloaded() -> None:
     async def main() -> None:
         async with Toy(max_queue=1) as toy:
+            toy.runner.gate.clear()
             async with await toy.backend.resume([state(max_tokens=None)], request_id="r"):
                 with pytest.raises(Overloaded):
                     await toy.backend.resume([state()], request_id="s")
+            toy.runner.gate.set()
             await toy.idle()
 
     run(main())
