@@ -124,3 +124,10 @@ def test_progress_of_a_load_is_in_the_models_status(engines: Engines) -> None:
         assert (status.state, status.stage, status.share) == ("ready", "", None)
 
     run(main())
+
+
+def test_two_models_with_one_id_are_rejected(engines: Engines) -> None:
+    """The id names one model: neither of two replaces the other. The same model given twice is one model."""
+    with pytest.raises(InvalidRequest, match="'llm' is already that of llm_config; give one of them another"):
+        HybridBackend(llm_config=LLM, embedding_config=described("llm", "embedding"))
+    assert [status.model_id for status in HybridBackend(models=[LLM, LLM]).list_models()] == ["llm"]

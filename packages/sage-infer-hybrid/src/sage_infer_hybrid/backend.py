@@ -39,6 +39,7 @@ from sage_infer.schemas.capability import SharingMode
 from sage_infer.sdk.fields import Choice
 from sage_infer_planning.estimate import GIB
 from sage_infer_planning.memory_planner import MemoryPlan
+from sage_infer_planning.registry import ModelEntry
 
 from sage_infer_hybrid.batch import BatchWork
 from sage_infer_hybrid.config import ModelConfig, as_config
@@ -91,9 +92,17 @@ class HybridBackend:
             ("model", model, None),
             *((f"models[{i}]", value, None) for i, value in enumerate(models)),
         ]
+        places: dict[str, tuple[str, ModelEntry]] = {}
         for where, value, kind in given:
-            if value is not None:
-                self._host.register(as_config(value, where), kind)
+            if value is None:
+                continue
+            entry = self._host.register(as_config(value, where), kind)
+            first, known = places.setdefault(entry.descriptor.model_id, (where, entry))
+            if known is not entry:
+                raise InvalidRequest(
+                    f"{where}: model_id {entry.descriptor.model_id!r} is already that of {first}; give one of them "
+                    "another model_id"
+                )
 
     # --- life cycle
 
