@@ -14,7 +14,7 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "pd_disaggregation.
 @pytest.mark.parametrize("transport", ["tcp", "shm"])
 def test_a_request_is_handed_over_to_another_process(transport: str) -> None:
     """The KV of the child's prefill, moved and imported, continues with the text of one instance."""
-    before = {path.name for path in Path("/dev/shm").glob("sage-kv-*")}
+    before = {path.name for path in Path("/dev/shm").glob("sage-room-*")}
     done = subprocess.run(
         [sys.executable, EXAMPLE, "--transport", transport, "--prompts", "2"],
         capture_output=True,
@@ -23,4 +23,4 @@ def test_a_request_is_handed_over_to_another_process(transport: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("same text as one instance") == 2
-    assert {path.name for path in Path("/dev/shm").glob("sage-kv-*")} <= before, "segments are left"
+    assert {path.name for path in Path("/dev/shm").glob("sage-room-*")} <= before, "segments are left"

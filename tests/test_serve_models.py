@@ -146,7 +146,7 @@ class TestQuantizationProfiles:
             environment, tmp_path, "--llm", f"{model}@ngram", "--quant-profile", "w8.json"
         )
         assert code == 4
-        assert "quantization" in message
+        assert "does not support quant_profile" in message
 
     def test_a_mistake_in_one_is_named(
         self, environment: dict[str, str], model: Path, tmp_path: Path

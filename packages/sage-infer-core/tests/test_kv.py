@@ -142,7 +142,7 @@ def test_a_groups_page_size_is_its_own() -> None:
         ({"shards": 2}, "must divide num_heads"),
         ({"rope_dim": 128}, "must be ≤ head_dim"),
         ({"groups": (KVGroup(layers=(0, 1)),)}, "each of the 30 layers in exactly one group"),
-        ({"value_dtype": "int8"}, "needed by dtype int8"),
+        ({"value_dtype": "int8"}, "required by dtype int8"),
         ({"key_axis_order": ("layer", "kv")}, "must name each of"),
     ],
 )

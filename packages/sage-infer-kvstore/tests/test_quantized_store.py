@@ -82,6 +82,7 @@ def test_errors_stay_within_the_stated_bounds(
     if has_outliers:
         values[rng.integers(0, COUNT, 5)] *= 30
     values[rng.integers(0, COUNT, 20)] = 0.0
+    values = np.clip(values, -60_000, 60_000)  # what fp16 can hold; pages with infinities are not stored
     codec = PageCodec(SOURCES[dtype], dtype=kind, granularity=granularity)
     before, after = round_trip(codec, values, dtype)
     rounding = {"fp32": 2.0**-23, "fp16": 2.0**-11, "bf16": 2.0**-8}[dtype]

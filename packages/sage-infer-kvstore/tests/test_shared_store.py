@@ -72,6 +72,8 @@ def test_what_a_dead_process_held_is_free_again(name: str) -> None:
     assert store.reserve(KEYS[4:5]) != [None]
     store.discard(KEYS[4:5])
     assert store.evict(BLOCKS) == 4
+    keys = KEYS[10 : 10 + BLOCKS]
+    assert store.put(keys, [block(key) for key in keys]) == BLOCKS, "slots that it had reserved are lost"
     store.close()
 
 

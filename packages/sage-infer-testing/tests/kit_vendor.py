@@ -85,6 +85,8 @@ def open_transport(settings: TransportSettings) -> ReferenceTransport:
 class ToyCodec:
     """Pages whose bytes are stored last to first."""
 
+    max_error = 0.0
+
     def matches(self, schema: KVCacheSchema) -> bool:
         return schema.format_id == "toy-2" and schema.dtype == "bf16"
 

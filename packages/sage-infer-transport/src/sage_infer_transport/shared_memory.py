@@ -15,7 +15,7 @@ from sage_infer_transport.rooms import Region, Room
 
 __all__ = ["SharedMemoryEndpoint"]
 
-_NAME = re.compile(r"sage-kv-(\d+)-(\d+)-[0-9a-f]{8}")
+_NAME = re.compile(r"sage-room-(\d+)-(\d+)-[0-9a-f]{8}")
 
 
 class SharedMemoryEndpoint(BaseEndpoint):
@@ -34,7 +34,7 @@ class SharedMemoryEndpoint(BaseEndpoint):
         if not SHARED_MEMORY.is_dir():
             raise InvalidRequest(f"{SHARED_MEMORY} does not exist; shared memory endpoints require Linux")
         remove_orphans()
-        self.name = f"sage-kv-{os.getpid()}-{_started(os.getpid())}-{secrets.token_hex(4)}"
+        self.name = f"sage-room-{os.getpid()}-{_started(os.getpid())}-{secrets.token_hex(4)}"
         self._path = SHARED_MEMORY / self.name
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -55,7 +55,7 @@ class SharedMemoryEndpoint(BaseEndpoint):
 def remove_orphans() -> list[str]:
     """Remove segments whose process has ended; returns their names."""
     removed = []
-    for path in SHARED_MEMORY.glob("sage-kv-*"):
+    for path in SHARED_MEMORY.glob("sage-room-*"):
         found = _NAME.fullmatch(path.name)
         if found and _started(int(found[1])) != int(found[2]):
             with contextlib.suppress(OSError):

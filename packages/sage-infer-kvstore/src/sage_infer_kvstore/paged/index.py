@@ -228,8 +228,14 @@ class BlockIndex(SlotLists):
     def _forget_dead(self) -> None:
         f = self.fields
         owners = {f.pin_owner[pin] for slot in self._walk(Head.PINNED) for pin in self._pins_of(slot)}
+        owners.update(f.owner[slot] for slot in self._walk(Head.RESERVED))
         dead = {owner for owner in owners if owner != self.owner and not self._is_alive(owner)}
-        for slot in list(self._walk(Head.PINNED)) if dead else ():
+        if not dead:
+            return
+        for slot in list(self._walk(Head.RESERVED)):
+            if f.owner[slot] in dead:
+                self._drop(Head.RESERVED, slot)
+        for slot in list(self._walk(Head.PINNED)):
             self._prune(slot, lambda pin: f.pin_owner[pin] in dead)
 
     def _drop(self, where: Head, slot: int) -> None:

@@ -151,6 +151,16 @@ class BaseTieredStore:
             self._leave_upper(key, block)
             self._pins.pop(key, None)
 
+    def _has_total_room(self) -> bool:
+        return not self._capacity or len(self._blocks) < self._capacity
+
+    def _make_room(self, keys: Sequence[bytes], end: float) -> bool:
+        """Room for one more block, here and in total. Other threads may take it while this one waits: look again."""
+        while self._make_total_room(keys, end) and self._make_upper_room(end):
+            if self._has_total_room():
+                return True
+        return False
+
     def _make_upper_room(self, end: float) -> bool:
         """Let blocks leave memory that are in the lower store too; waits until ``end`` for those on their way."""
         while self._in_upper >= self._room:
@@ -179,7 +189,7 @@ class BaseTieredStore:
 
     def _make_total_room(self, keys: Sequence[bytes], end: float) -> bool:
         """Make the lower store drop blocks where it would be full."""
-        if not self._capacity or len(self._blocks) < self._capacity:
+        if self._has_total_room():
             return True
         kept = [key for key in keys if key in self._blocks]
         for key in kept:
@@ -202,7 +212,7 @@ class BaseTieredStore:
             if victim is not None:
                 self._lost(victim)
                 self._evictions += 1
-        return len(self._blocks) < self._capacity
+        return self._has_total_room()
 
     def _write_some(self, key: bytes) -> None:
         if not self._writes_back:

@@ -74,7 +74,7 @@ class TieredStore(BaseTieredStore):
         found = self._thread.call(lambda: [*self._lower.contains(keys)], nothing)
         with self._changed:
             for key, held in zip(keys, found, strict=False):
-                if held and key not in self._blocks:
+                if held and key not in self._blocks and self._has_total_room():
                     self._blocks[key] = Block(lower=True)
 
     def locate(self, keys: Sequence[bytes]) -> list[KVPlace | None]:
@@ -131,11 +131,11 @@ class TieredStore(BaseTieredStore):
                 self._check_open()
                 if key in self._blocks:
                     self._policy.used(key)
-                elif self._make_total_room(keys, end) and self._make_upper_room(end):
+                elif self._make_room(keys, end) and key not in self._blocks:
                     self._blocks[key] = block = Block(is_dirty=True)
                     self._enter_upper(key, block, data)
                     self._write_some(key)
-                else:
+                elif key not in self._blocks:  # another thread may have put it meanwhile
                     self._dropped += 1
         with self._changed:
             return sum(key in self._blocks for key in keys)
