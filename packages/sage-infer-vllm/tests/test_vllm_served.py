@@ -146,16 +146,11 @@ def test_loading_is_shown_on_the_terminal_and_in_the_dashboard(served: Served) -
         assert f"smollm2-135m: {stage}" in terminal
 
 
-ANSWER = '[clock(zone="UTC")]'
 FORCED = r"\[clock\(zone=\"UTC\"\)\]"
 
 
 def test_the_backends_parser_reads_tool_calls(served: Served) -> None:
-    """The model is held to write a call as Python, which only vLLM's parser reads."""
-    from sage_infer_serve.openai.tool_calls import ToolCallReader
-
-    reader = ToolCallReader(["clock"])
-    assert reader.feed(ANSWER) == (ANSWER, [])  # the gateway's own reader does not know this form
+    """The model is held to write a call as Python, the form of the option ``tool_parser``."""
     for choice in ({}, {"tool_choice": "auto"}):
         (answer,) = served.chat(guided_regex=FORCED, **choice)["choices"]
         assert answer["finish_reason"] == "tool_calls"
