@@ -24,7 +24,7 @@ class SharedMemoryEndpoint(BaseEndpoint):
     The segment is removed by ``close``. If its process dies first, the next endpoint on the host removes it.
 
     Args:
-        capacity_bytes: bytes of payload that may be held at once. Memory is used as rooms are written.
+        capacity_bytes: maximum total bytes of payload. Memory is used as rooms are written.
 
     Raises:
         InvalidRequest: the host has no POSIX shared memory under ``/dev/shm`` (Linux has).

@@ -61,7 +61,7 @@ class SharedArena:
 
     ``name`` is the blocks' file in ``/dev/shm``; ``name.index`` is that of the index, the lock and the owners' numbers.
     The last process to close both removes them, unless ``keep`` is set; after a crash they stay, and the next process
-    that opens them goes on with their blocks.
+    that opens them continues with their blocks.
     """
 
     def __init__(

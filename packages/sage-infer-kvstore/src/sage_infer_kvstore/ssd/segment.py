@@ -127,7 +127,7 @@ class Segment:
     def drop(self) -> None:
         """Remove the file; it is closed when nobody reads it any more."""
         self.is_dropped = True
-        with contextlib.suppress(OSError):  # read-only, or somebody else removed it
+        with contextlib.suppress(OSError):  # read-only, or another process removed it
             self.path.unlink(missing_ok=True)
         self.close_unused()
 

@@ -40,14 +40,14 @@ class _Arrival:
 class TCPEndpoint(BaseEndpoint):
     """KV under ``tcp://HOST:PORT/ROOM``.
 
-    A room's address has 128 random bits: whoever has it can read and write the room, and nobody else. Traffic is not
+    A room's address has 128 random bits; only clients that have it can read and write the room. Traffic is not
     encrypted; use it in a network that you trust.
 
     Args:
         host: address to listen on.
         port: port to listen on; 0 chooses a free one.
         advertise: host in the URIs, if other hosts reach this one under another name; required for ``0.0.0.0``.
-        capacity_bytes: bytes of payload that may be held at once. Memory is used as rooms are written.
+        capacity_bytes: maximum total bytes of payload. Memory is used as rooms are written.
 
     Raises:
         InvalidRequest: the address is not available, or ``advertise`` is missing.
