@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import math
 import time
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -130,7 +131,7 @@ class ReferenceEmbedder:
     async def compute(self, batches: int, request_id: str | None, options: RequestOptions | None) -> None:
         """Take a turn of the event loop for each batch, unless the call is aborted or late."""
         begun, deadline = time.monotonic(), options and options.deadline
-        call = request_id or str(id(object()))
+        call = request_id or uuid.uuid4().hex
         self.open.add(call)
         try:
             for _ in range(batches):
