@@ -1,0 +1,1 @@
+"""Control plane of sage-infer: schedules requests over engine instances of any backend."""
