@@ -1,0 +1,174 @@
+"""Connections to replicas: the backend object, its reports, its KV events, and the news of its loss."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+import attrs
+from sage_infer.contracts import Health, KVEvents, KVSnapshot, ReplicaHandle
+from sage_infer.errors import SageInferError, UnsupportedFeature
+from sage_infer.schemas import InstanceDescriptor, InstanceReport
+from sage_infer.sdk import Reporter
+
+__all__ = ["ConnectedReplica", "connect"]
+
+OnReport = Callable[[InstanceReport], object]
+OnKV = Callable[[KVSnapshot | KVEvents], object]
+OnLost = Callable[[str], object]
+
+
+class ConnectedReplica:
+    """A replica with a connection.
+
+    All callbacks run in the event loop's thread. A callback that is registered late is called with the latest report,
+    or with the reason of the loss.
+
+    Attributes:
+        descriptor: identity of the replica. ``key_space``, ``adapters`` and ``versions`` are the backend's.
+        backend: an ``InferenceBackend`` or ``EmbeddingBackend``, wherever the replica runs. When the replica is lost,
+            its open calls and streams end with ``EngineDead``.
+    """
+
+    def __init__(self, handle: ReplicaHandle, backend: Any, *, interval_s: float) -> None:
+        self.backend = backend
+        self.descriptor = _identity(handle.descriptor, backend)
+        self._interval_s = interval_s
+        self._labels = Reporter(self.descriptor.capability.backend_name, self.descriptor.model_ids[0])
+        self._on_report: list[OnReport] = []
+        self._on_kv: list[OnKV] = []
+        self._on_lost: list[OnLost] = []
+        self._latest: InstanceReport | None = None
+        self._seq = 0
+        self._lost: str | None = None
+        self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spawn(self._poll())
+        self._spawn(self._watch(handle))
+
+    def on_report(self, callback: OnReport) -> None:
+        """Call ``callback`` with each report; ``instance_id`` and ``generation`` are those of ``descriptor``."""
+        self._on_report.append(callback)
+        if self._latest is not None:
+            callback(self._latest)
+
+    def on_kv(self, callback: OnKV) -> None:
+        """Call ``callback`` with a snapshot of the cached blocks, then with each event after it.
+
+        After a gap in the events, the next call is a new snapshot. ``generation`` is that of ``descriptor``. Nothing
+        is called if the backend does not claim ``kv_events``.
+        """
+        if not self.descriptor.capability.supports("kv_events"):
+            return
+        self._on_kv.append(callback)
+        self._spawn(self._follow(callback))
+
+    def on_lost(self, callback: OnLost) -> None:
+        """Call ``callback`` once with the reason when the replica ends without ``close``."""
+        self._on_lost.append(callback)
+        if self._lost is not None:
+            callback(self._lost)
+
+    async def close(self) -> None:
+        """Close the connection; the replica continues to run. Safe to call twice."""
+        self._closed = True
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if hasattr(self.backend, "disconnect"):
+            await self.backend.disconnect()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _poll(self) -> None:
+        while True:
+            health = await self.backend.health()
+            if health.status == "dead":
+                self._lose(health.reason)
+                return
+            self._tell(self._read(health))
+            await asyncio.sleep(self._interval_s)
+
+    def _read(self, health: Health) -> InstanceReport:
+        """Return the backend's own report, or one made of its gauges."""
+        if self.descriptor.capability.supports("reports"):
+            with suppress(SageInferError):
+                report: InstanceReport = self.backend.report()
+                return report
+        return self._labels.report(self.backend.stats(), health)
+
+    def _tell(self, report: InstanceReport) -> None:
+        self._seq += 1
+        self._latest = attrs.evolve(
+            report,
+            instance_id=self.descriptor.instance_id,
+            generation=self.descriptor.generation,
+            seq=self._seq,
+            taken_at=time.monotonic(),
+        )
+        for callback in self._on_report:
+            callback(self._latest)
+
+    async def _follow(self, callback: OnKV) -> None:
+        while self._lost is None:
+            try:
+                snapshot = await self.backend.kv_snapshot()
+                callback(attrs.evolve(snapshot, generation=self.descriptor.generation))
+                expected = snapshot.seq + 1
+                async for event in self.backend.kv_events(snapshot.seq):
+                    if event.seq != expected or event.generation != snapshot.generation:
+                        break
+                    callback(attrs.evolve(event, generation=self.descriptor.generation))
+                    expected += 1
+                else:
+                    return  # the backend was closed
+            except SageInferError:
+                return  # the replica is lost; ``on_lost`` says so
+
+    async def _watch(self, handle: ReplicaHandle) -> None:
+        self._lose((await handle.wait()).reason)
+
+    def _lose(self, reason: str) -> None:
+        if self._lost is None and not self._closed:
+            self._lost = reason
+            for callback in self._on_lost:
+                callback(reason)
+
+
+async def connect(handle: ReplicaHandle, *, interval_s: float = 0.1) -> ConnectedReplica:
+    """Connect to a replica, at the first of its addresses that this process can reach.
+
+    Args:
+        handle: handle of a started or adopted replica.
+        interval_s: interval of its reports, in seconds.
+
+    Raises:
+        EngineDead: the replica has ended, or does not answer.
+        UnsupportedFeature: the replica has no address of a known scheme.
+    """
+    if handle.backend is not None:
+        return ConnectedReplica(handle, handle.backend, interval_s=interval_s)
+    raise UnsupportedFeature(
+        f"replica {handle.descriptor.instance_id!r} has no address that can be reached from this process: "
+        f"{', '.join(handle.descriptor.addresses) or 'none'}"
+    )
+
+
+def _identity(descriptor: InstanceDescriptor, backend: Any) -> InstanceDescriptor:
+    if not descriptor.capability.supports("reports"):
+        return descriptor
+    own = backend.describe()
+    return attrs.evolve(
+        descriptor,
+        key_space=descriptor.key_space or own.key_space,
+        adapters=descriptor.adapters or own.adapters,
+        versions=descriptor.versions or own.versions,
+        host=descriptor.host or own.host,
+    )
