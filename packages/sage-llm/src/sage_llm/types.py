@@ -144,6 +144,7 @@ class InstanceView:
         step: model of its step.
         chunk: prompt tokens that it computes per step.
         queued_tokens: prompt tokens that wait or are being computed on it.
+        bound_tokens: prompt tokens of requests that wait in the control plane for this instance.
         running: number of sequences in its batch.
         context_tokens: number of tokens whose KV its batch holds.
         open: number of our requests on it.
@@ -176,6 +177,7 @@ class InstanceView:
     step: Step = Step()
     chunk: int = 2048
     queued_tokens: float = 0.0
+    bound_tokens: float = 0.0
     running: int = 0
     context_tokens: int = 0
     open: int = 0
@@ -193,8 +195,8 @@ class InstanceView:
 
     @property
     def queue_s(self) -> float:
-        """Time until a prompt that is dispatched now would be started, from its queue alone."""
-        return self.queued_tokens / self.rate
+        """Time until a prompt that is placed now would be started, from the queues alone."""
+        return (self.queued_tokens + self.bound_tokens) / self.rate
 
 
 class KVView(Protocol):
@@ -256,7 +258,10 @@ class Group:
 
 @frozen
 class Snapshot:
-    """The cluster at one moment. Only ``kv`` and ``lower`` refer to live data; a receipt replaces them by copies.
+    """The cluster at one moment.
+
+    ``kv``, ``lower``, ``tenants`` and ``places`` refer to live data, so use a snapshot immediately; a receipt keeps
+    copies of what the policy has read.
 
     Attributes:
         now: time of the snapshot.
@@ -290,7 +295,7 @@ class Candidate:
         cost: its cost; the smallest wins. The unit depends on the policy: seconds for ``kv-cost``.
         uncached: prompt tokens that it would compute.
         loaded: prompt tokens that it would load from a lower tier.
-        queued: prompt tokens in its queue.
+        queued: prompt tokens in its queues.
         wait_kv_s: expected time until enough KV blocks are free.
     """
 

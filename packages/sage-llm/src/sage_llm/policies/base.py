@@ -155,7 +155,7 @@ def decide(
         request.prompt_tokens - uncached,
         uncached,
         blocks,
-        (view.queued_tokens + uncached) / view.rate + view.step.base_s + ahead,
+        view.queue_s + uncached / view.rate + view.step.base_s + ahead,
         0.0,
         alpha,
         rho,

@@ -153,8 +153,9 @@ class KVCost:
             view.max_context and request.prompt_tokens + request.max_tokens > view.max_context
         ):
             return float("inf")
-        cost = (alpha * (uncached + paid) + view.queued_tokens) / view.rate + ahead
-        candidate = Candidate(slot, cost, uncached, loaded, view.queued_tokens, ahead)
+        queued = view.queued_tokens + view.bound_tokens
+        cost = (alpha * (uncached + paid) + queued) / view.rate + ahead
+        candidate = Candidate(slot, cost, uncached, loaded, queued, ahead)
         if (view.open_limit and view.open >= view.open_limit) or _slows(request, view):
             avoided.append(candidate)
             return float("inf")

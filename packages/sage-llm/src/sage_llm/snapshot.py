@@ -1,0 +1,221 @@
+"""Snapshots of the cluster, built from the registry, reports and our own open requests.
+
+Building one costs what has changed since the last one: views of unchanged instances are shared.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+from sage_infer.schemas import InstanceReport
+
+from sage_llm.groups import Members
+from sage_llm.loads import InstanceLoad, OpenRequest
+from sage_llm.registry import Instance, InstanceRegistry
+from sage_llm.types import Decision, InstanceView, KVView, RequestView, Snapshot, TenantView
+
+__all__ = ["SnapshotBuilder"]
+
+_MAX_PLACES = 65_536  # sessions whose last instance is remembered
+_PLACEABLE = ("ready", "probation")
+
+
+class SnapshotBuilder:
+    """Keeps the load of every registered instance and builds snapshots of it.
+
+    Args:
+        registry: the instances; the builder notices changes by its version.
+        kv: holders of blocks in device memory, and in lower tiers; usually of a ``KVIndex``.
+        kv_valid: returns the mask of instances whose bits in ``kv`` can be trusted; None trusts all.
+        tenants: tenants with requests; usually of a ``WaitingQueue``.
+        rate: prefill rate in tokens per second of an instance before it is measured.
+        chunk: prompt tokens per engine step.
+    """
+
+    def __init__(
+        self,
+        registry: InstanceRegistry,
+        kv: KVView | None = None,
+        *,
+        lower: tuple[KVView, ...] = (),
+        kv_valid: Callable[[], int] | None = None,
+        tenants: Mapping[str, TenantView] | None = None,
+        rate: float = 2000.0,
+        chunk: int = 2048,
+    ) -> None:
+        self._registry = registry
+        self._kv: KVView = kv if kv is not None else {}
+        self._lower = lower
+        self._valid = kv_valid
+        self._tenants: Mapping[str, TenantView] = tenants if tenants is not None else {}
+        self._rate, self._chunk = rate, chunk
+        self._loads: list[InstanceLoad | None] = []
+        self._views: list[InstanceView | None] = []
+        self._tuple: tuple[InstanceView | None, ...] = ()
+        self._models: dict[str, Members] = {}
+        self._dirty: set[int] = set()
+        self._version = -1
+        self._where: dict[str, int] = {}
+        self._places: OrderedDict[str, int] = OrderedDict()
+        self._decisions = 0
+
+    # --- events
+
+    def report(self, report: InstanceReport, now: float) -> bool:
+        """Take over a report. Returns False if it is from an earlier generation or an unknown instance."""
+        instance = self._registry.current(report.instance_id, report.generation)
+        if instance is None:
+            return False
+        self._load(instance).reports(report, now)
+        self._dirty.add(instance.slot)
+        return True
+
+    def measured(self, slot: int, tokens: int, seconds: float) -> None:
+        """Count a prefill that was measured from outside, for instances without reports."""
+        load = self._loads[slot] if slot < len(self._loads) else None
+        if load is not None and tokens > 0 and seconds > 0:
+            load.measured_rate(tokens / seconds)
+            self._dirty.add(slot)
+
+    def waits(self, request: RequestView, slot: int = -1) -> None:
+        """A request waits in the control plane, for the instance at ``slot`` or for any (-1)."""
+        self._unbind(request.id)
+        members = self._members(request.model)
+        members.waiting_tokens += request.prompt_tokens - members.waiting.get(request.id, 0)
+        members.waiting[request.id] = request.prompt_tokens
+        if slot >= 0:
+            instance = self._registry.at(slot)
+            if instance is not None:
+                self._load(instance).bound[request.id] = request.prompt_tokens
+                self._where[request.id] = slot
+                self._dirty.add(slot)
+
+    def dispatched(self, request: RequestView, decision: Decision, now: float) -> None:
+        """A request was sent to the instance of a decision.
+
+        Raises:
+            ValueError: the instance is gone, or has fewer unreserved KV blocks than the decision reserves: the
+                decision is older than the present state, and must be made again.
+        """
+        instance = self._registry.at(decision.slot)
+        if instance is None:
+            raise ValueError(
+                f"slot {decision.slot} of request {request.id!r} is free; place the request again"
+            )
+        load = self._load(instance)
+        total = load.report.kv_blocks_total if load.report is not None else 0
+        if decision.blocks and load.reserved + decision.blocks > total:
+            raise ValueError(
+                f"request {request.id!r} needs {decision.blocks} KV blocks on {instance.instance_id!r}, which has "
+                f"{total - load.reserved} of {total} unreserved; place the request again"
+            )
+        self.leaves(request)
+        load.dispatched(
+            request.id,
+            OpenRequest(
+                now,
+                float(decision.uncached),
+                request.prompt_tokens + int(request.out_q50),
+                decision.blocks,
+                request.slo_tpot or 0.0,
+            ),
+        )
+        self._where[request.id] = instance.slot
+        self._dirty.add(instance.slot)
+        self._decisions += 1
+        work = min((c.uncached for c in decision.candidates), default=decision.uncached)
+        self._members(request.model).worked(work, now)
+        if request.session:
+            self._places[request.session] = instance.slot
+            self._places.move_to_end(request.session)
+            if len(self._places) > _MAX_PLACES:
+                self._places.popitem(last=False)
+
+    def first_token(self, request_id: str) -> None:
+        """The first token of a request has arrived."""
+        slot = self._where.get(request_id, -1)
+        load = self._loads[slot] if slot >= 0 else None
+        if load is not None:
+            load.first_token(request_id)
+            self._dirty.add(slot)
+
+    def ended(self, request: RequestView) -> None:
+        """A request has ended, wherever it was; a second call has no effect."""
+        self.leaves(request)
+        slot = self._where.pop(request.id, -1)
+        load = self._loads[slot] if slot >= 0 else None
+        if load is not None and load.ended(request.id):
+            self._dirty.add(slot)
+
+    def leaves(self, request: RequestView) -> None:
+        """A request no longer waits in the control plane."""
+        self._unbind(request.id)
+        members = self._models.get(request.model)
+        if members is not None:
+            members.waiting_tokens -= members.waiting.pop(request.id, 0.0)
+            if not members.waiting:
+                members.waiting_tokens = 0.0
+
+    # --- snapshots
+
+    def snapshot(self, now: float) -> Snapshot:
+        """Return the state at ``now``."""
+        if self._registry.version != self._version:
+            self._membership()
+        if self._dirty:
+            for slot in self._dirty:
+                load = self._loads[slot]
+                self._show(slot, None if load is None else load.view())
+            self._dirty.clear()
+            self._tuple = tuple(self._views)
+        return Snapshot(
+            now,
+            self._tuple,
+            {model: members.group(now) for model, members in self._models.items()},
+            self._kv,
+            self._lower,
+            -1 if self._valid is None else self._valid(),
+            self._tenants,
+            self._decisions,
+            self._places,
+        )
+
+    def _membership(self) -> None:
+        self._version = self._registry.version
+        for slot in range(max(self._registry.slots, len(self._loads))):
+            instance = self._registry.at(slot)
+            if instance is not None:
+                self._load(instance)
+            elif slot < len(self._loads):
+                self._loads[slot] = None
+            self._dirty.add(slot)
+
+    def _show(self, slot: int, view: InstanceView | None) -> None:
+        before = self._views[slot]
+        self._views[slot] = view
+        models = dict.fromkeys((*(before.models if before else ()), *(view.models if view else ())))
+        usable = view is not None and view.state in _PLACEABLE
+        for model in models:
+            listed = usable and view is not None and model in view.models
+            self._members(model).put(slot, view if listed else None)
+
+    def _load(self, instance: Instance) -> InstanceLoad:
+        while len(self._loads) <= instance.slot:
+            self._loads.append(None)
+            self._views.append(None)
+        load = self._loads[instance.slot]
+        if load is None or load.instance is not instance:
+            load = InstanceLoad(instance, rate=self._rate, chunk=self._chunk)
+            self._loads[instance.slot] = load
+        return load
+
+    def _members(self, model: str) -> Members:
+        return self._models.setdefault(model, Members())
+
+    def _unbind(self, request_id: str) -> None:
+        slot = self._where.get(request_id, -1)
+        load = self._loads[slot] if slot >= 0 else None
+        if load is not None and load.bound.pop(request_id, None) is not None:
+            del self._where[request_id]
+            self._dirty.add(slot)
