@@ -1,0 +1,100 @@
+"""Calls with one result, such as embeddings: placed by load, and repeated elsewhere if their instance is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from sage_infer.errors import EngineDead, Overloaded
+
+from sage_llm.manager.classify import as_sage_error, meaning
+from sage_llm.manager.live_instance import LiveInstance
+from sage_llm.manager.placing import Placement
+
+__all__ = ["BatchCalls"]
+
+T = TypeVar("T")
+_MOST = 3
+_LOOK_S = 0.02
+
+
+class BatchCalls:
+    """Runs calls on the instances of a model.
+
+    Args:
+        on_lost: called with an instance and the reason when a call shows that it has ended.
+        expects: whether an instance of a model serves or will come back.
+        wait_s: maximum time to wait for an instance.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        *,
+        on_lost: Callable[[LiveInstance, str], object],
+        expects: Callable[[str], bool],
+        wait_s: float = 60.0,
+    ) -> None:
+        self._placement, self._on_lost, self._expects, self._wait_s = placement, on_lost, expects, wait_s
+
+    async def run(self, model_id: str, call: Callable[[Any], Awaitable[T]]) -> T:
+        """Await ``call(backend)`` on an instance; on another one if that instance is lost or fails.
+
+        Raises:
+            SageInferError: of the call, of its last instance, or because there is no instance.
+        """
+        excluded: set[LiveInstance] = set()
+        started = time.monotonic()
+        while True:
+            instance = await self._instance(model_id, excluded, started)
+            task = asyncio.ensure_future(_awaited(call, instance.backend))
+            instance.calls.add(task)
+            try:
+                result = await task
+                instance.produced()
+                return result
+            except asyncio.CancelledError:
+                caller = asyncio.current_task()
+                if caller is not None and caller.cancelling():
+                    task.cancel()
+                    raise
+                # the instance was lost, and its calls were cancelled
+            except BaseException as found:
+                error = as_sage_error(found, instance.instance_id)
+                kind = meaning(error)
+                if kind == "final":
+                    raise error from None
+                if kind == "lost":
+                    self._on_lost(instance, error.message)
+                elif kind == "busy":
+                    assert isinstance(error, Overloaded)
+                    instance.backlog_until = time.monotonic() + min(max(error.retry_after, 0.05), 2.0)
+                else:
+                    instance.breaker.failed(time.monotonic())
+                others = [i for i in self._placement.instances(model_id) if i.is_open and i not in excluded]
+                if len(excluded) + 1 >= _MOST or (kind != "lost" and others in ([], [instance])):
+                    raise error from None
+            finally:
+                instance.calls.discard(task)
+            excluded.add(instance)
+
+    async def _instance(self, model_id: str, excluded: set[LiveInstance], started: float) -> LiveInstance:
+        """The least loaded instance; waits while none has room."""
+        while True:
+            now = time.monotonic()
+            fitting = [
+                i for i in self._placement.instances(model_id) if i.has_room(now) and i not in excluded
+            ]
+            if fitting:
+                chosen = min(fitting, key=lambda i: (len(i.calls) + len(i.attempts), i.served))
+                chosen.breaker.sent(now)
+                return chosen
+            if not self._expects(model_id) or now - started > self._wait_s:
+                raise EngineDead(f"no instance of model {model_id!r} is running; `sage llm status` says why")
+            await asyncio.sleep(_LOOK_S)
+
+
+async def _awaited(call: Callable[[Any], Awaitable[T]], backend: Any) -> T:
+    return await call(backend)

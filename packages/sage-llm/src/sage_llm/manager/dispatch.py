@@ -1,0 +1,358 @@
+"""Dispatch of generating requests: placement, attempts, retries, migration, and the isolation of poison requests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from attrs import frozen
+from sage_infer.contracts import BufferedTokenStream
+from sage_infer.errors import EngineDead, Overloaded, RequestCancelled, SageInferError
+from sage_infer.schemas import TokenDelta
+from sage_infer.sdk.claims import accepted_options
+
+from sage_llm.manager.classify import as_sage_error, meaning
+from sage_llm.manager.live_instance import Attempt, LiveInstance
+from sage_llm.manager.migration import MigrationBudget, NotMigratable, PoisonRequest, continue_stream
+from sage_llm.manager.placing import Placement
+from sage_llm.manager.poison import Quarantine
+from sage_llm.manager.request import ManagedRequest
+
+__all__ = ["Dispatcher", "RecoveryLimits"]
+
+
+@frozen(kw_only=True)
+class RecoveryLimits:
+    """Limits of recovery.
+
+    Attributes:
+        migrations: maximum number of moves of one request.
+        wait_s: maximum time that a request waits for an instance while all are lost or restarting.
+    """
+
+    migrations: int = 3
+    wait_s: float = 60.0
+
+
+class Dispatcher:
+    """Runs every generating request to exactly one end.
+
+    Args:
+        placement: chooses instances.
+        on_lost: called with an instance and the reason when one of its calls shows that it has ended.
+        expects: whether an instance of a model is open or will come back.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        *,
+        on_lost: Callable[[LiveInstance, str], object],
+        expects: Callable[[str], bool],
+        limits: RecoveryLimits | None = None,
+    ) -> None:
+        self.placement, self.limits = placement, limits or RecoveryLimits()
+        self.budget, self.quarantine = MigrationBudget(), Quarantine()
+        self.open: dict[str, ManagedRequest] = {}
+        self.ends = {"finished": 0, "cancelled": 0, "refused": 0, "failed": 0}
+        self.migrations = self.retries = 0
+        self._on_lost, self._expects = on_lost, expects
+        self._suspects: list[ManagedRequest] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- arrival and end
+
+    async def run(self, request: ManagedRequest) -> BufferedTokenStream:
+        """Dispatch a request, and return its stream once an instance has accepted it.
+
+        Raises:
+            SageInferError: it was refused.
+        """
+        self.open[request.request_id] = request
+        self.budget.accepted()
+        try:
+            self.quarantine.check(request)
+            self._wait_for_instance(request)
+        except SageInferError as error:
+            request.fail(error)
+        self.pump()
+        try:
+            await asyncio.shield(request.accepted)
+        except asyncio.CancelledError:
+            self.cancel(request)
+            raise
+        return request.stream
+
+    def ended(self, request: ManagedRequest) -> None:
+        """Called by the request when it ends: free what it holds."""
+        assert request.outcome is not None
+        self.ends[request.outcome] += 1
+        del self.open[request.request_id]
+        self.placement.left(request)
+        if request in self._suspects:
+            self._suspects.remove(request)
+        self._drop_attempt(request)
+        asyncio.get_running_loop().call_soon(self.pump)
+
+    def cancel(self, request: ManagedRequest, error: RequestCancelled | None = None) -> None:
+        """End a request early."""
+        request.fail(
+            error
+            or RequestCancelled(f"request {request.request_id} was cancelled by its caller", by="caller")
+        )
+
+    def _drop_attempt(self, request: ManagedRequest) -> None:
+        """Fence the current attempt: whatever it still says is dropped."""
+        attempt, request.attempt = request.attempt, None
+        if attempt is not None:
+            attempt.instance.attempts.pop(attempt.request_id, None)
+            attempt.instance.is_isolated = False
+            attempt.cancel()
+
+    # --- placement
+
+    def _wait_for_instance(self, request: ManagedRequest) -> None:
+        if request.is_suspect:
+            self._suspects.append(request)
+        else:
+            self.placement.enqueue(request, time.monotonic())
+
+    def pump(self) -> None:
+        """Dispatch the waiting requests for which there is room."""
+        now = time.monotonic()
+        self._isolate_suspects()
+        while (found := self.placement.next(now)) is not None:
+            self._send(*found, now)
+
+    def _isolate_suspects(self) -> None:
+        for request in list(self._suspects):
+            instance = next(
+                (i for i in self.placement.instances(request.model_id) if i.is_open and not i.attempts), None
+            )
+            if instance is not None:
+                self._suspects.remove(request)
+                instance.is_isolated = True
+                self._send(request, instance, time.monotonic())
+
+    def refuse_stranded(self, now: float) -> None:
+        """End requests that no instance can ever serve, or that waited too long for one to come back."""
+        for request in [*self.placement.waiting(), *self._suspects]:
+            if any(i.is_open or i.word == "suspect" for i in self.placement.instances(request.model_id)):
+                continue
+            waited = now - max(request.arrived, self.placement.last_open(request.model_id))
+            if not self._expects(request.model_id) or waited > self.limits.wait_s:
+                request.fail(
+                    EngineDead(
+                        f"no instance of model {request.model_id!r} is running; `sage llm status` says why"
+                    )
+                )
+
+    # --- one attempt
+
+    def _send(self, request: ManagedRequest, instance: LiveInstance, now: float) -> None:
+        request.number += 1
+        number = request.number
+        own = request.request_id if number == 1 else f"{request.request_id}~{number}"
+        attempt = Attempt(number, instance, own, request.prompt_tokens + request.ledger.tokens)
+        request.attempt = instance.attempts[own] = attempt
+        instance.breaker.sent(now)
+        if request.dispatched_at is None:
+            request.dispatched_at = now
+        if request.ledger.has_started:
+            instance.migrated_in += 1
+        task = asyncio.get_running_loop().create_task(self._attempt(request, attempt))
+        attempt.cancel = task.cancel
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _attempt(self, request: ManagedRequest, attempt: Attempt) -> None:
+        try:
+            stream = await self._open_stream(request, attempt)
+            if request.attempt is not attempt:
+                stream.cancel()
+                return
+            request.accept()
+
+            def take(delta: TokenDelta) -> bool:
+                if request.attempt is attempt:
+                    self._deliver(request, attempt, delta)
+                return True
+
+            async with stream:
+                if isinstance(stream, BufferedTokenStream):
+                    stream.on_delta(take)
+                async for delta in stream:
+                    take(delta)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                await self._abort(attempt)
+                raise
+            if request.attempt is attempt:
+                self._failed(request, attempt, as_sage_error(error, attempt.instance.instance_id))
+            return
+        if request.attempt is attempt:
+            attempt.instance.produced()
+            request.finish(stream.usage, stream.timing)
+
+    async def _open_stream(self, request: ManagedRequest, attempt: Attempt) -> Any:
+        instance = attempt.instance
+        options = accepted_options(instance.features, request.options_now())
+        if request.ledger.has_started:
+            return await continue_stream(
+                instance.backend,
+                request.ledger,
+                request_id=attempt.request_id,
+                model_id=request.model_id,
+                instance_id=instance.instance_id,
+                features=instance.features,
+                options=options,
+            )
+        (stream,) = await instance.backend.generate(
+            [request.prompt], request.params, request_id=attempt.request_id, options=options
+        )
+        return stream
+
+    @staticmethod
+    async def _abort(attempt: Attempt) -> None:
+        """Tell the instance that an attempt has ended, as far as it still listens."""
+        with suppress(SageInferError, TimeoutError, OSError):  # a lost instance ends them by itself
+            await asyncio.wait_for(attempt.instance.backend.abort(attempt.request_id), 1.0)
+
+    def _deliver(self, request: ManagedRequest, attempt: Attempt, delta: TokenDelta) -> None:
+        """Record and deliver a delta, both or neither."""
+        if not attempt.has_output and delta.token_ids:
+            attempt.has_output = True
+            attempt.instance.produced()
+            self.placement.started(request, attempt.instance)
+            if request.first_at is None:
+                request.first_at = time.monotonic()
+        attempt.output_tokens += len(delta.token_ids)
+        request.ledger.commit(delta)
+        if request.crashes and request.is_cleared:
+            request.crashes, attempt.instance.is_isolated = 0, False
+        request.stream.push(delta)
+
+    # --- recovery
+
+    def _failed(self, request: ManagedRequest, attempt: Attempt, error: SageInferError) -> None:
+        instance, now = attempt.instance, time.monotonic()
+        found = meaning(error)
+        if found == "lost":
+            self._on_lost(instance, error.message)  # moves all of its requests, this one too
+            if request.attempt is attempt:
+                self.move(request, error, is_crash=True)
+            return
+        self._drop_attempt(request)
+        if found == "final":
+            request.fail(error)
+        elif found == "busy":
+            assert isinstance(error, Overloaded)
+            instance.backlog_until = now + min(max(error.retry_after, 0.05), 2.0)
+            self._again(request, error)
+        else:
+            instance.breaker.failed(now)
+            request.excluded.add(instance)
+            self._again(request, error)
+
+    def _again(self, request: ManagedRequest, error: SageInferError) -> None:
+        """Send a request that an instance refused or failed to another one, or end it with that error."""
+        now = time.monotonic()
+        others = [i for i in self.placement.instances(request.model_id) if i not in request.excluded]
+        if isinstance(error, Overloaded) and not request.ledger.has_started:
+            others = [i for i in others if i.has_room(now)]
+        if not others:
+            request.fail(error)
+            return
+        self.move(request, error, is_crash=False)
+
+    def move(
+        self, request: ManagedRequest, error: SageInferError, *, is_crash: bool, is_planned: bool = False
+    ) -> None:
+        """Continue a request on another instance, or end it with an error that says why not.
+
+        Args:
+            error: why it leaves its instance.
+            is_crash: the instance ended while the request ran there.
+            is_planned: the instance is drained; this does not count as a fault.
+        """
+        attempt = request.attempt
+        if attempt is not None:
+            if is_crash:
+                request.crashes += 1
+                request.crash_tokens = max(request.crash_tokens, attempt.output_tokens)
+                request.excluded.add(attempt.instance)
+            if request.ledger.has_started:
+                attempt.instance.migrated_out += 1
+        was_alone = request.crashes > _CRASHES
+        self._drop_attempt(request)
+        try:
+            if was_alone:
+                self.quarantine.add(request)
+                raise PoisonRequest(
+                    f"request {request.request_id} was ended, because {request.crashes} instances of model "
+                    f"{request.model_id!r} crashed while they ran it, the last one alone"
+                )
+            if request.ledger.has_started and not request.ledger.open_indices:
+                request.finish(None, None)
+                return
+            if not is_planned:
+                self._spend(request, error)
+            if request.ledger.has_started:
+                if request.ledger.obstacle:
+                    raise NotMigratable(
+                        f"request {request.request_id} lost its instance and cannot be continued: "
+                        f"{request.ledger.obstacle}; send it again"
+                    )
+                request.migrations += 1
+                self.migrations += 1
+            else:
+                request.retries += 1
+                self.retries += 1
+            self._wait_for_instance(request)
+        except SageInferError as final:
+            request.fail(final)
+        asyncio.get_running_loop().call_soon(self.pump)
+
+    def _spend(self, request: ManagedRequest, error: SageInferError) -> None:
+        moves = request.migrations + request.retries
+        if moves >= self.limits.migrations:
+            raise EngineDead(f"request {request.request_id} was moved {moves} times; last: {error.message}")
+        if not self.budget.spend(len(self.open)):
+            raise EngineDead(
+                f"request {request.request_id} was not moved, because too many requests move; last: {error.message}"
+            )
+
+    def move_planned(self, request: ManagedRequest) -> None:
+        """Move a request from an instance that is drained."""
+        self.move(request, EngineDead("its instance was drained"), is_crash=False, is_planned=True)
+
+    def evacuate(self, instance: LiveInstance, reason: str, *, is_crash: bool) -> None:
+        """Move all requests of a lost instance."""
+        for call in list(instance.calls):
+            call.cancel()
+        for request in self.on(instance):
+            error = EngineDead(f"instance {instance.instance_id} was lost: {reason}")
+            self.move(request, error, is_crash=is_crash)
+        for request in self.placement.release(instance):
+            self._wait_for_instance(request)
+
+    def on(self, instance: LiveInstance) -> list[ManagedRequest]:
+        """Requests whose current attempt runs on an instance."""
+        attempts = set(map(id, instance.attempts.values()))
+        return [r for r in self.open.values() if r.attempt is not None and id(r.attempt) in attempts]
+
+    async def close(self) -> None:
+        for request in list(self.open.values()):
+            self.cancel(
+                request,
+                RequestCancelled(
+                    f"request {request.request_id} ended with the control plane's close", by="close"
+                ),
+            )
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+_CRASHES = 2  # after so many crashes, the next attempt runs alone

@@ -1,0 +1,338 @@
+"""The replicas: started, watched, restarted, drained and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, Literal
+
+from attrs import define, frozen
+from sage_infer.contracts import Executor, ReplicaHandle
+from sage_infer.errors import InvalidRequest, ModelNotFound, SageInferError
+from sage_infer.schemas import ReplicaSpec
+
+from sage_llm.manager.dispatch import Dispatcher
+from sage_llm.manager.health import HealthLimits, judge
+from sage_llm.manager.live_instance import LiveInstance
+from sage_llm.manager.restarts import RestartLimits, Restarts
+from sage_llm.replicas.connect import connect
+
+__all__ = ["Drained", "Fleet", "Replica", "ReplicaWord"]
+
+ReplicaWord = Literal["starting", "running", "pausing", "stopping", "failed", "gone"]
+_LOOK_S = 0.1
+_LAG_S = 0.25
+
+
+@define(eq=False)
+class Replica:
+    """One replica over all of its restarts.
+
+    Attributes:
+        spec: what it is started with.
+        word: starting, running, pausing (before a restart), stopping, failed (not restarted) or gone.
+        reason: why it last ended.
+        handle, instance: the running process and the connection to it.
+    """
+
+    spec: ReplicaSpec
+    restarts: Restarts
+    word: ReplicaWord = "starting"
+    reason: str = ""
+    ended_at: float | None = None
+    handle: ReplicaHandle | None = None
+    instance: LiveInstance | None = None
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def replica_id(self) -> str:
+        return self.spec.replica_id
+
+    @property
+    def model_id(self) -> str:
+        return self.spec.model.model_id
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether it serves or will serve without an operator."""
+        return self.word in ("starting", "running", "pausing")
+
+
+@frozen(kw_only=True)
+class Drained:
+    """Result of a drain.
+
+    Attributes:
+        replica_id: the drained replica.
+        open: requests that ran on it.
+        ended: requests that finished there.
+        migrated: requests that moved.
+        took_s: duration in seconds.
+    """
+
+    replica_id: str
+    open: int
+    ended: int
+    migrated: int
+    took_s: float
+
+
+class Fleet:
+    """All replicas of a control plane.
+
+    Args:
+        executor: starts the replicas.
+        dispatcher: gets their instances, and moves the requests of lost ones.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        dispatcher: Dispatcher,
+        *,
+        health: HealthLimits | None = None,
+        restarts: RestartLimits | None = None,
+    ) -> None:
+        self.replicas: dict[str, Replica] = {}
+        self._executor, self._dispatcher = executor, dispatcher
+        self._health, self._restarts = health or HealthLimits(), restarts or RestartLimits()
+        self._slots = itertools.count()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        self._watching: asyncio.Task[None] | None = None
+
+    # --- starting
+
+    async def start(self, specs: Sequence[ReplicaSpec]) -> None:
+        """Start replicas, and wait until all are ready.
+
+        Raises:
+            SageInferError: one did not start; the others continue to start.
+        """
+        if self._watching is None:
+            self._watching = self._spawn(self._watch())
+        replicas = [Replica(spec, Restarts(self._restarts)) for spec in specs]
+        for replica in replicas:
+            known = self.replicas.get(replica.replica_id)
+            if known is not None and known.word != "gone":
+                raise InvalidRequest(f"replica {replica.replica_id!r} exists and is {known.word}")
+            self.replicas[replica.replica_id] = replica
+        await asyncio.gather(*(self._launch(replica) for replica in replicas))
+
+    async def _launch(self, replica: Replica) -> None:
+        replica.word = "starting"
+        try:
+            handle = await self._executor.start(replica.spec)
+        except SageInferError as error:
+            replica.word, replica.reason, replica.ended_at = "failed", error.message, time.monotonic()
+            raise
+        if self._closed or replica.word != "starting":
+            await handle.kill()
+            return
+        try:
+            connected = await connect(handle)
+        except SageInferError as error:
+            replica.word, replica.reason, replica.ended_at = "failed", error.message, time.monotonic()
+            await handle.kill()
+            raise
+        is_first = replica.instance is None
+        instance = LiveInstance(next(self._slots), connected, replica.model_id)
+        if not is_first:
+            instance.move("probation", f"restarted after: {replica.reason}")
+        replica.handle, replica.instance, replica.word = handle, instance, "running"
+        connected.on_report(instance.heard)
+        connected.on_lost(lambda reason: self.lose(instance, reason))
+        if instance.word != "dead":  # it may be lost already
+            self._dispatcher.placement.add(instance)
+            self._dispatcher.pump()
+
+    def expects(self, model_id: str) -> bool:
+        """Whether an instance of the model serves, or will without an operator."""
+        return any(r.model_id == model_id and r.is_coming for r in self.replicas.values())
+
+    # --- loss and restart
+
+    def lose(self, instance: LiveInstance, reason: str) -> None:
+        """An instance has ended: move its requests, and restart its replica after a pause."""
+        if instance.word == "dead":
+            return
+        was_placed = instance in self._dispatcher.placement.instances(instance.model_id)
+        instance.move("dead", reason)
+        if was_placed:
+            self._dispatcher.placement.remove(instance)
+        self._dispatcher.evacuate(instance, reason, is_crash=True)
+        replica = self._replica_of(instance)
+        if replica is None or self._closed:
+            return
+        replica.reason, replica.ended_at = reason, time.monotonic()
+        if replica.word == "running":
+            replica.word = "pausing"
+            replica.task = self._spawn(self._restart(replica, instance))
+
+    async def _restart(self, replica: Replica, instance: LiveInstance) -> None:
+        ready_s = time.monotonic() - instance.since_start
+        handle = replica.handle
+        if handle is not None:
+            ended = await handle.kill()
+            code = "" if ended.code is None else f", exit {ended.code}"
+            replica.reason = f"{replica.reason}{code}"
+        await instance.connected.close()
+        while not self._closed:
+            pause = replica.restarts.pause(time.monotonic(), ready_s)
+            if pause is None:
+                replica.word = "failed"
+                replica.reason = f"failed too often, not restarted; last: {replica.reason}"
+                return
+            await asyncio.sleep(pause)
+            if replica.word != "pausing":
+                return
+            try:
+                await self._launch(replica)
+                return
+            except SageInferError:
+                replica.word, ready_s = "pausing", 0.0
+
+    def _replica_of(self, instance: LiveInstance) -> Replica | None:
+        return next((r for r in self.replicas.values() if r.instance is instance), None)
+
+    # --- health
+
+    async def _watch(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(_LOOK_S)
+            now = time.monotonic()
+            lag = now - before - _LOOK_S
+            for replica in list(self.replicas.values()):
+                instance = replica.instance
+                if instance is None or replica.word != "running":
+                    continue
+                if lag > _LAG_S:  # this process stood still, so no report could arrive
+                    instance.heard_at += lag
+                    instance.steps_at += lag
+                self._apply(instance, now)
+            self._dispatcher.refuse_stranded(now)
+            self._dispatcher.pump()
+
+    def _apply(self, instance: LiveInstance, now: float) -> None:
+        verdict = judge(instance, now, self._health)
+        if verdict is None:
+            return
+        word, reason = verdict
+        if word == "dead":
+            self.lose(instance, reason)
+        else:
+            instance.move(word, reason)
+            if word == "lost":
+                self._dispatcher.evacuate(instance, reason, is_crash=False)
+
+    # --- operation
+
+    def of(self, model_id: str) -> list[Replica]:
+        """The replicas of a model, in order of their ids."""
+        return [r for r in self.replicas.values() if r.model_id == model_id and r.word != "gone"]
+
+    async def stop(self, replica: Replica) -> None:
+        """Wait until a replica's requests have ended, then stop it."""
+        await self._empty(replica, None, then="gone")
+
+    def find(self, replica_id: str) -> Replica:
+        """The replica with this id.
+
+        Raises:
+            ModelNotFound: there is none; the message lists the ids.
+        """
+        replica = self.replicas.get(replica_id)
+        if replica is None or replica.word == "gone":
+            known = ", ".join(r.replica_id for r in self.replicas.values() if r.word != "gone")
+            raise ModelNotFound(f"no replica {replica_id!r}; replicas: {known or 'none'}")
+        return replica
+
+    async def drain(self, replica: Replica, deadline_s: float = 2.0) -> Drained:
+        """Stop a replica without an error for its requests: they end there in time, or move to other instances.
+
+        A request that cannot move ends there, however long it takes.
+
+        Raises:
+            InvalidRequest: no other replica of its model can take the requests.
+        """
+        others = [
+            r
+            for r in self.replicas.values()
+            if r.model_id == replica.model_id and r is not replica and r.is_coming
+        ]
+        if not others:
+            raise InvalidRequest(
+                f"replica {replica.replica_id!r} is the only one of model {replica.model_id!r}; start another with "
+                f"`sage llm scale {replica.model_id} 2` first"
+            )
+        return await self._empty(replica, deadline_s, then="gone")
+
+    async def restart(self, replica: Replica, deadline_s: float = 0.0) -> Drained:
+        """Drain a replica, then start it again; requests wait for it if it is the only one."""
+        result = await self._empty(replica, deadline_s, then="starting")
+        replica.restarts.reset()
+        await self._launch(replica)
+        return result
+
+    async def _empty(self, replica: Replica, deadline_s: float | None, *, then: ReplicaWord) -> Drained:
+        started, instance = time.monotonic(), replica.instance
+        if replica.word != "running" or instance is None:
+            if replica.task is not None:
+                replica.task.cancel()
+            replica.word = then
+            return Drained(replica_id=replica.replica_id, open=0, ended=0, migrated=0, took_s=0.0)
+        replica.word = "stopping"
+        instance.move("draining", "drained by an operator")
+        before = list(self._dispatcher.on(instance))
+        for request in self._dispatcher.placement.release(instance):
+            self._dispatcher.placement.enqueue(request, time.monotonic())
+        await self._until_idle(instance, None if deadline_s is None else started + deadline_s)
+        moved = 0
+        if instance.word == "draining":
+            for request in list(self._dispatcher.on(instance)):
+                if not request.ledger.obstacle and (
+                    "resume" in instance.features or not request.ledger.has_started
+                ):
+                    self._dispatcher.move_planned(request)
+                    moved += 1
+            await self._until_idle(instance, None)
+            self._dispatcher.placement.remove(instance)
+            instance.move("dead", "drained")
+        await instance.connected.close()
+        if replica.handle is not None:
+            await replica.handle.stop()
+        replica.word, replica.reason, replica.ended_at = then, "drained", time.monotonic()
+        return Drained(
+            replica_id=replica.replica_id,
+            open=len(before),
+            ended=len(before) - moved,
+            migrated=moved,
+            took_s=time.monotonic() - started,
+        )
+
+    async def _until_idle(self, instance: LiveInstance, deadline: float | None) -> None:
+        while (instance.attempts or instance.calls) and instance.word == "draining":
+            if deadline is not None and time.monotonic() >= deadline:
+                return
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        self._closed = True
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for replica in self.replicas.values():
+            if replica.instance is not None:
+                await replica.instance.connected.close()
+            replica.word = "gone"
+        await self._executor.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,166 @@
+"""One running instance: its identity, state word, load report and open attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal
+
+from attrs import define, field
+from sage_infer.schemas import InstanceDescriptor, InstanceReport
+
+from sage_llm.manager.breaker import Breaker
+from sage_llm.replicas.connect import ConnectedReplica
+
+__all__ = ["Attempt", "LiveInstance", "InstanceWord"]
+
+InstanceWord = Literal["ready", "probation", "suspect", "lost", "draining", "dead"]
+"""State of an instance.
+
+ready: accepts requests. probation: accepts few requests, after a restart or a silence. suspect: accepts no new
+requests. lost: its requests have moved, and it may return. draining: finishes or hands over its requests. dead: its
+connection is closed.
+"""
+
+_GAPS = 128
+_SPARE = 2  # requests beyond the engine's batch, so that its next step always has a prompt
+
+
+@define(eq=False)
+class Attempt:
+    """One dispatch of a request to an instance.
+
+    Attributes:
+        number: larger than those of the request's earlier attempts; output of earlier ones is dropped.
+        instance: where it runs.
+        request_id: its id on the instance.
+        prompt_tokens: number of prompt tokens, for the load of the instance.
+        has_output: whether a token has arrived.
+        cancel: ends it on the instance.
+    """
+
+    number: int
+    instance: LiveInstance
+    request_id: str
+    prompt_tokens: int
+    output_tokens: int = 0
+    has_output: bool = False
+    cancel: Callable[[], object] = field(default=lambda: None)
+
+
+@define(eq=False)
+class LiveInstance:
+    """A connected replica.
+
+    Attributes:
+        slot: number of the instance in snapshots.
+        attempts: open attempts by their id on the instance. Load is derived from this table, never counted.
+        calls: open calls with one result, such as embeddings.
+        report, heard_at: latest report, and when it arrived.
+        steps_at: when the number of steps last grew, or nothing ran.
+        allowance: number of concurrent requests in probation; doubles with each request that produces output.
+        backlog_until: no new requests before this time, because the engine refused one.
+    """
+
+    slot: int
+    connected: ConnectedReplica
+    model_id: str
+    word: InstanceWord = "ready"
+    reason: str = ""
+    since: float = field(factory=time.monotonic)
+    since_start: float = field(factory=time.monotonic)
+    attempts: dict[str, Attempt] = field(factory=dict)
+    calls: set[asyncio.Future[Any]] = field(factory=set)
+    report: InstanceReport | None = None
+    heard_at: float = field(factory=time.monotonic)
+    steps: int = 0
+    steps_at: float = field(factory=time.monotonic)
+    gaps: deque[float] = field(factory=lambda: deque(maxlen=_GAPS))
+    allowance: int = 1
+    backlog_until: float = 0.0
+    migrated_in: int = 0
+    migrated_out: int = 0
+    served: int = 0
+    breaker: Breaker = field(factory=Breaker)
+    is_isolated: bool = False
+
+    @property
+    def descriptor(self) -> InstanceDescriptor:
+        return self.connected.descriptor
+
+    @property
+    def instance_id(self) -> str:
+        return self.connected.descriptor.instance_id
+
+    @property
+    def generation(self) -> int:
+        return self.connected.descriptor.generation
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return self.connected.descriptor.capability.features
+
+    @property
+    def backend(self) -> Any:
+        return self.connected.backend
+
+    @property
+    def limit(self) -> int:
+        """Maximum number of concurrent requests; further ones wait in the control plane."""
+        batch = self.descriptor.capability.max_batch_size + _SPARE
+        return min(batch, self.allowance) if self.word == "probation" else batch
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may get new requests at all."""
+        return self.word in ("ready", "probation") and not self.is_isolated
+
+    def has_room(self, now: float) -> bool:
+        """Whether it can get a new request now."""
+        return (
+            self.is_open
+            and now >= self.backlog_until
+            and self.breaker.allows(now)
+            and len(self.attempts) + len(self.calls) < self.limit
+        )
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens of requests without output."""
+        return sum(a.prompt_tokens for a in self.attempts.values() if not a.has_output)
+
+    @property
+    def running(self) -> int:
+        return sum(a.has_output for a in self.attempts.values())
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of requests with output."""
+        return sum(a.prompt_tokens + a.output_tokens for a in self.attempts.values() if a.has_output)
+
+    def move(self, word: InstanceWord, reason: str = "") -> None:
+        if word != self.word:
+            self.word, self.since = word, time.monotonic()
+            if word == "probation":
+                self.allowance = 1
+        self.reason = reason
+
+    def heard(self, report: InstanceReport) -> None:
+        """Take over a report."""
+        now = time.monotonic()
+        if self.report is not None:
+            self.gaps.append(now - self.heard_at)
+        if report.steps != self.steps or report.running == 0:
+            self.steps, self.steps_at = report.steps, now
+        self.report, self.heard_at = report, now
+
+    def produced(self) -> None:
+        """Record a first token or a result: a request worked here."""
+        self.breaker.succeeded()
+        self.served += 1
+        if self.word == "probation":
+            self.allowance *= 2
+            if self.allowance >= self.descriptor.capability.max_batch_size:
+                self.move("ready")

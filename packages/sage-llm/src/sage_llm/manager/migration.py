@@ -1,0 +1,133 @@
+"""Continuation of a request on another instance: exactly, or with an error that says why not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import attrs
+from sage_infer.contracts import TokenStream
+from sage_infer.errors import SageInferError
+from sage_infer.schemas import Prompt, RequestOptions, SamplingParams
+
+from sage_llm.manager.ledger import Ledger
+
+__all__ = [
+    "MigrationBudget",
+    "NotMigratable",
+    "PoisonRequest",
+    "continue_stream",
+    "replay_obstacle",
+    "with_seed",
+]
+
+_WINDOW_S = 10.0
+
+
+class NotMigratable(SageInferError):
+    """The instance of a started request was lost, and no other instance can continue its output exactly."""
+
+    code = "not_migratable"
+
+
+class PoisonRequest(SageInferError):
+    """The request ran on several instances that crashed, the last time alone."""
+
+    code = "poison_request"
+
+
+class MigrationBudget:
+    """Limits migrations, so that a failing cluster is not overloaded by its own recovery.
+
+    Args:
+        share: migrations per accepted request.
+        burst: further migrations, and those of all open requests once, in ten seconds.
+    """
+
+    def __init__(self, share: float = 0.1, burst: int = 16) -> None:
+        self._share, self._burst = share, burst
+        self._used, self._updated = 0.0, time.monotonic()
+
+    def accepted(self) -> None:
+        """Record an accepted request."""
+        self._used = max(0.0, self._used - self._share)
+
+    def spend(self, open_requests: int) -> bool:
+        """Take one migration; False if the budget is used up."""
+        limit, now = self._burst + open_requests, time.monotonic()
+        self._used = max(0.0, self._used - limit * (now - self._updated) / _WINDOW_S)
+        self._updated = now
+        if self._used + 1 > limit:
+            return False
+        self._used += 1
+        return True
+
+
+def with_seed(params: SamplingParams, features: Collection[str], seed: int) -> SamplingParams:
+    """The parameters with a seed, if the request samples without one and its engine can be resumed with it."""
+    if params.seed is None and params.temperature > 0 and {"seed", "resume"} <= set(features):
+        return attrs.evolve(params, seed=seed)
+    return params
+
+
+def replay_obstacle(ledger: Ledger) -> str:
+    """Why sending prompt and output as a new prompt would not continue the output exactly; empty if it would."""
+    params = ledger.params
+    if params.temperature > 0 and params.seed is not None:
+        return "it is seeded"
+    for name in ("guided", "presence_penalty", "frequency_penalty", "stop", "logprobs"):
+        value = getattr(params, name)
+        if value not in (None, 0.0, ()):
+            return f"it sets {name}"
+    return "it has several completions" if params.n > 1 else ""
+
+
+async def continue_stream(
+    backend: Any,
+    ledger: Ledger,
+    *,
+    request_id: str,
+    model_id: str,
+    instance_id: str,
+    features: Collection[str],
+    options: RequestOptions | None,
+) -> TokenStream:
+    """Continue the request of a ledger that has started, on ``backend``.
+
+    Raises:
+        NotMigratable: the output cannot be continued exactly; the message says why.
+    """
+    if ledger.obstacle:
+        raise NotMigratable(_message(request_id, model_id, ledger.obstacle))
+    if "resume" in features:
+        states = ledger.states(request_id, model_id, instance_id)
+        stream: TokenStream = await backend.resume(states, request_id=request_id, options=options)
+        return stream
+    obstacle = replay_obstacle(ledger) or await _held_back(backend, ledger, features)
+    if obstacle:
+        raise NotMigratable(
+            _message(request_id, model_id, f"{obstacle}, and the engine does not claim resume")
+        )
+    record, params = ledger.records[0], ledger.params
+    done = len(record.token_ids)
+    rest = attrs.evolve(
+        params,
+        max_tokens=None if params.max_tokens is None else params.max_tokens - done,
+        min_tokens=max(params.min_tokens - done, 0),
+    )
+    prompt = Prompt(token_ids=(*(ledger.prompt or ()), *record.token_ids))
+    (stream,) = await backend.generate([prompt], rest, request_id=request_id, options=options)
+    return stream
+
+
+async def _held_back(backend: Any, ledger: Ledger, features: Collection[str]) -> str:
+    """Whether part of the text of the delivered tokens has not been delivered."""
+    if "tokenize" not in features:
+        return "its engine cannot show how much of its text was delivered"
+    text = await backend.detokenize(list(ledger.records[0].token_ids))
+    return "" if len(text) == ledger.records[0].chars else "part of its text was held back"
+
+
+def _message(request_id: str, model_id: str, why: str) -> str:
+    return f"request {request_id} lost its instance of model {model_id!r} and cannot be continued: {why}; send it again"

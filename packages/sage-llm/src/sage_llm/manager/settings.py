@@ -1,0 +1,31 @@
+"""Settings of a control plane."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+from sage_infer.names import GENERATING, ModelType
+
+from sage_llm.manager.dispatch import RecoveryLimits
+from sage_llm.manager.health import HealthLimits
+from sage_llm.manager.restarts import RestartLimits
+
+__all__ = ["ControlPlaneSettings"]
+
+
+@frozen(kw_only=True)
+class ControlPlaneSettings:
+    """Settings of a control plane.
+
+    Attributes:
+        backend, embedding_backend: backends of models that are loaded later.
+        health, restarts, recovery: limits of failures.
+    """
+
+    backend: str = "openvino"
+    embedding_backend: str = "openvino-embedding"
+    health: HealthLimits = field(factory=HealthLimits)
+    restarts: RestartLimits = field(factory=RestartLimits)
+    recovery: RecoveryLimits = field(factory=RecoveryLimits)
+
+    def backend_for(self, kind: ModelType) -> str:
+        return self.backend if kind in GENERATING else self.embedding_backend
