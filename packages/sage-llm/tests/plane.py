@@ -93,5 +93,5 @@ async def start_all(manager: ControlPlaneManager, params: Sequence[SamplingParam
 async def until(condition: Any) -> None:
     """Wait until a condition holds."""
     async with asyncio.timeout(GUARD_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.005)

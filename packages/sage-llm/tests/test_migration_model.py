@@ -15,7 +15,7 @@ def test_sixteen_streams_survive_the_loss_of_an_instance(smollm2: str, cache_dir
             undisturbed = await asyncio.gather(*map(read, await start_all(manager, params)))
             streams = await start_all(manager, params)
             reading = [asyncio.ensure_future(read(stream)) for stream in streams]
-            first, second = manager.fleet.replicas.values()
+            first, _ = manager.fleet.replicas.values()
             assert first.instance is not None
             lost = first.instance
             await until(lambda: lost.running >= 4)
