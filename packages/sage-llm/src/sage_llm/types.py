@@ -58,6 +58,7 @@ class RequestView:
         kind: generate, embed or rerank.
         prompt_tokens: number of tokens to compute, including tokens already generated if the request is resumed.
         max_tokens: maximum number of output tokens still to generate; 0 for embed and rerank.
+        reserve: number of output tokens to reserve KV for; -1 for ``max_tokens``, which can never be exceeded.
         arrived: time of arrival.
         band: priority band; smaller bands are served first.
         tenant: tenant that sends the request; empty if unknown.
@@ -84,6 +85,7 @@ class RequestView:
     kind: RequestKind = "generate"
     prompt_tokens: int = 0
     max_tokens: int = 0
+    reserve: int = -1
     arrived: float = 0.0
     band: int = 0
     tenant: str = ""

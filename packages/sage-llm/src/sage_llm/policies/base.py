@@ -91,16 +91,12 @@ def eligible(request: RequestView, snapshot: Snapshot) -> tuple[Group | None, in
     return group, mask
 
 
-def blocks_needed(request: RequestView, view: InstanceView, *, output: int | None = None) -> int:
-    """Return the number of KV blocks that a request needs on an instance until its end.
-
-    Args:
-        output: number of output tokens to reserve; the default is ``max_tokens``, which can never be exceeded.
-    """
+def blocks_needed(request: RequestView, view: InstanceView) -> int:
+    """Return the number of KV blocks to reserve for a request on an instance."""
     if not view.kv_total or request.kind != "generate":
         return 0
-    tokens = request.prompt_tokens + (request.max_tokens if output is None else output)
-    return -(-tokens // view.page)
+    output = request.max_tokens if request.reserve < 0 else min(request.reserve, request.max_tokens)
+    return -(-(request.prompt_tokens + output) // view.page)
 
 
 def wait_kv(blocks: int, view: InstanceView) -> float:
