@@ -75,6 +75,7 @@ class Dispatcher:
         self.budget.accepted()
         try:
             self.quarantine.check(request)
+            self.placement.admit(request)
             self._wait_for_instance(request)
         except SageInferError as error:
             request.fail(error)
@@ -108,6 +109,7 @@ class Dispatcher:
         """Fence the current attempt: whatever it still says is dropped."""
         attempt, request.attempt = request.attempt, None
         if attempt is not None:
+            self.placement.left(request)
             attempt.instance.attempts.pop(attempt.request_id, None)
             attempt.instance.is_isolated = False
             attempt.cancel()
@@ -135,7 +137,9 @@ class Dispatcher:
             if instance is not None:
                 self._suspects.remove(request)
                 instance.is_isolated = True
-                self._send(request, instance, time.monotonic())
+                now = time.monotonic()
+                self.placement.isolated(request, instance, now)
+                self._send(request, instance, now)
 
     def refuse_stranded(self, now: float) -> None:
         """End requests that no instance can ever serve, or that waited too long for one to come back."""
@@ -226,7 +230,7 @@ class Dispatcher:
         if not attempt.has_output and delta.token_ids:
             attempt.has_output = True
             attempt.instance.produced()
-            self.placement.started(request, attempt.instance)
+            self.placement.started(request)
             if request.first_at is None:
                 request.first_at = time.monotonic()
         attempt.output_tokens += len(delta.token_ids)
@@ -336,8 +340,6 @@ class Dispatcher:
         for request in self.on(instance):
             error = EngineDead(f"instance {instance.instance_id} was lost: {reason}")
             self.move(request, error, is_crash=is_crash)
-        for request in self.placement.release(instance):
-            self._wait_for_instance(request)
 
     def on(self, instance: LiveInstance) -> list[ManagedRequest]:
         """Requests whose current attempt runs on an instance."""

@@ -142,6 +142,7 @@ class Fleet:
         if not is_first:
             instance.move("probation", f"restarted after: {replica.reason}")
         replica.handle, replica.instance, replica.word = handle, instance, "running"
+        instance.on_heard = self._dispatcher.placement.report
         connected.on_report(instance.heard)
         connected.on_lost(lambda reason: self.lose(instance, reason))
         if instance.word != "dead":  # it may be lost already
@@ -287,8 +288,6 @@ class Fleet:
         replica.word = "stopping"
         instance.move("draining", "drained by an operator")
         before = list(self._dispatcher.on(instance))
-        for request in self._dispatcher.placement.release(instance):
-            self._dispatcher.placement.enqueue(request, time.monotonic())
         await self._until_idle(instance, None if deadline_s is None else started + deadline_s)
         moved = 0
         if instance.word == "draining":

@@ -85,6 +85,8 @@ class LiveInstance:
     served: int = 0
     breaker: Breaker = field(factory=Breaker)
     is_isolated: bool = False
+    on_move: Callable[[LiveInstance], object] = field(default=lambda instance: None)
+    on_heard: Callable[[LiveInstance, InstanceReport], object] = field(default=lambda instance, report: None)
 
     @property
     def descriptor(self) -> InstanceDescriptor:
@@ -146,6 +148,7 @@ class LiveInstance:
             if word == "probation":
                 self.allowance = 1
         self.reason = reason
+        self.on_move(self)
 
     def heard(self, report: InstanceReport) -> None:
         """Take over a report."""
@@ -155,6 +158,7 @@ class LiveInstance:
         if report.steps != self.steps or report.running == 0:
             self.steps, self.steps_at = report.steps, now
         self.report, self.heard_at = report, now
+        self.on_heard(self, report)
 
     def produced(self) -> None:
         """Record a first token or a result: a request worked here."""
@@ -162,5 +166,6 @@ class LiveInstance:
         self.served += 1
         if self.word == "probation":
             self.allowance *= 2
+            self.on_move(self)
             if self.allowance >= self.descriptor.capability.max_batch_size:
                 self.move("ready")

@@ -15,6 +15,7 @@ from sage_infer.schemas import Prompt, RequestOptions, SamplingParams, Timing, U
 
 from sage_llm.manager.ledger import Ledger
 from sage_llm.manager.live_instance import Attempt, LiveInstance
+from sage_llm.types import RequestView
 
 __all__ = ["ManagedRequest", "Outcome"]
 
@@ -39,6 +40,7 @@ class ManagedRequest:
         crashes: number of instances that ended while it ran there.
         crash_tokens: output tokens of the attempt that ended with the last crash.
         excluded: instances that it is not sent to again.
+        view: what policies see of it.
         outcome: how it ended; None while it is open.
     """
 
@@ -59,7 +61,7 @@ class ManagedRequest:
     crashes: int = 0
     crash_tokens: int = 0
     excluded: set[LiveInstance] = field(factory=set)
-    bound: LiveInstance | None = None
+    view: RequestView | None = None
     outcome: Outcome | None = None
     arrived: float = field(factory=time.monotonic)
     dispatched_at: float | None = None
