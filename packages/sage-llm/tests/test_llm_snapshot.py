@@ -123,7 +123,7 @@ def test_prefill_instances_take_whole_requests_only_alone(registry: InstanceRegi
 
 def test_load_follows_from_open_requests(builder: SnapshotBuilder) -> None:
     sent = request(tenant="a")
-    builder.waits(sent)
+    builder.waits(sent, 1.0)
     waiting = builder.snapshot(1.0)
     assert waiting.groups[MODEL].waiting_tokens == 320
     decision = KVCost().place(sent, waiting)
@@ -148,7 +148,7 @@ def test_load_follows_from_open_requests(builder: SnapshotBuilder) -> None:
 
 
 def test_a_bound_request_counts_where_it_waits(builder: SnapshotBuilder) -> None:
-    builder.waits(request(), slot=1)
+    builder.waits(request(), 1.0, slot=1)
     view = builder.snapshot(1.0).instances[1]
     assert view is not None
     assert (view.bound_tokens, view.queued_tokens, view.queue_s) == (320, 0, 0.32)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections import deque
 
 from sage_llm.types import Group, InstanceView
 
 __all__ = ["Members"]
 
 _WINDOW_S = 20.0  # over which the load ρ is measured
+_SOON_S = 2.0  # after a queue has formed, in which its speed is unknown
 _LEAST = 8  # slots per class of speed in ``Group.least``
 _SMALL = 16  # instances of a group up to which ``Group.least`` has all of them
 
@@ -23,6 +25,9 @@ class Members:
         self.views: dict[int, InstanceView] = {}
         self.waiting: dict[str, float] = {}  # prompt tokens of waiting requests, by request
         self.waiting_tokens = 0.0
+        self._drained: deque[tuple[float, float]] = deque()  # time and tokens of requests that left the queue
+        self._drained_tokens = 0.0
+        self._queue_since = 0.0
         self.work = 0.0  # least work of recent requests in tokens, decayed
         self.work_at = 0.0
         self._fixed: Group | None = None  # what does not change with the load
@@ -58,16 +63,21 @@ class Members:
         if self._group is None:
             least = self._least(fixed)
             shortest = min((self.at[slot][1][0] for slot in least), default=0.0)
-            self._group = self._with(fixed, least, shortest, 0.0, 0.0)
+            self._group = self._with(fixed, least, shortest)
         group = self._group
-        if not self.work and not self.waiting_tokens:
+        if not self.work and not self.waiting:
             return group
         work = self.work * math.exp((self.work_at - now) / _WINDOW_S)
         rho = work / (fixed.rate * _WINDOW_S) if fixed.rate else 0.0
-        return self._with(fixed, group.least, group.shortest_s, self.waiting_tokens, rho)
+        return self._with(fixed, group.least, group.shortest_s, self._drain(now), rho)
 
     def _with(
-        self, fixed: Group, least: tuple[int, ...], shortest: float, waiting: float, rho: float
+        self,
+        fixed: Group,
+        least: tuple[int, ...],
+        shortest: float,
+        drain: float = 0.0,
+        rho: float = 0.0,
     ) -> Group:
         return Group(
             fixed.mask,
@@ -77,7 +87,9 @@ class Members:
             fixed.fastest,
             fixed.rate,
             shortest,
-            waiting,
+            self.waiting_tokens,
+            len(self.waiting),
+            drain,
             rho,
             fixed.adapters,
             self._free if fixed.kv_free >= 0 else -1,
@@ -116,6 +128,36 @@ class Members:
             adapters=adapters,
             kv_free=self._free if known else -1,
         )
+
+    def waits(self, request_id: str, tokens: float, now: float) -> None:
+        """A request waits in the control plane, or waits with other tokens."""
+        if not self.waiting:
+            self._queue_since = now
+            self._drained.clear()
+            self._drained_tokens = 0.0
+        self.waiting_tokens += tokens - self.waiting.get(request_id, 0.0)
+        self.waiting[request_id] = tokens
+
+    def leaves(self, request_id: str, now: float | None) -> None:
+        """A request no longer waits: it is dispatched at ``now``, or has ended (None)."""
+        tokens = self.waiting.pop(request_id, None)
+        if tokens is None:
+            return
+        self.waiting_tokens = self.waiting_tokens - tokens if self.waiting else 0.0
+        if now is not None:
+            if self._drained and now - self._drained[-1][0] < 0.1:
+                self._drained[-1] = self._drained[-1][0], self._drained[-1][1] + tokens
+            else:
+                self._drained.append((now, tokens))
+            self._drained_tokens += tokens
+
+    def _drain(self, now: float) -> float:
+        elapsed = min(now - self._queue_since, _WINDOW_S)
+        if not self.waiting or elapsed < _SOON_S:
+            return 0.0
+        while self._drained and self._drained[0][0] < now - _WINDOW_S:
+            self._drained_tokens -= self._drained.popleft()[1]
+        return max(self._drained_tokens, 0.0) / elapsed
 
     def worked(self, tokens: float, now: float) -> None:
         """Count the least work that a placed request needed."""

@@ -78,12 +78,10 @@ class SnapshotBuilder:
             load.measured_rate(tokens / seconds)
             self._dirty.add(slot)
 
-    def waits(self, request: RequestView, slot: int = -1) -> None:
+    def waits(self, request: RequestView, now: float, slot: int = -1) -> None:
         """A request waits in the control plane, for the instance at ``slot`` or for any (-1)."""
         self._unbind(request.id)
-        members = self._members(request.model)
-        members.waiting_tokens += request.prompt_tokens - members.waiting.get(request.id, 0)
-        members.waiting[request.id] = request.prompt_tokens
+        self._members(request.model).waits(request.id, request.prompt_tokens, now)
         if slot >= 0:
             instance = self._registry.at(slot)
             if instance is not None:
@@ -110,7 +108,7 @@ class SnapshotBuilder:
                 f"request {request.id!r} needs {decision.blocks} KV blocks on {instance.instance_id!r}, which has "
                 f"{total - load.reserved} of {total} unreserved; place the request again"
             )
-        self.leaves(request)
+        self._leave(request, now)
         load.dispatched(
             request.id,
             OpenRequest(
@@ -150,12 +148,13 @@ class SnapshotBuilder:
 
     def leaves(self, request: RequestView) -> None:
         """A request no longer waits in the control plane."""
+        self._leave(request, None)
+
+    def _leave(self, request: RequestView, now: float | None) -> None:
         self._unbind(request.id)
         members = self._models.get(request.model)
         if members is not None:
-            members.waiting_tokens -= members.waiting.pop(request.id, 0.0)
-            if not members.waiting:
-                members.waiting_tokens = 0.0
+            members.leaves(request.id, now)
 
     # --- snapshots
 

@@ -156,6 +156,7 @@ class InstanceView:
         page: tokens per KV block.
         kv_total: total number of KV blocks; 0 if it has no KV cache or does not report it.
         kv_reserved: KV blocks that are reserved by our requests or used by others.
+        kv_token_bytes: bytes of KV per token; 0 if unknown.
         kv_release: KV blocks released per second by requests that end; 0 if unknown.
         tpot_limit: smallest TPOT target of its running requests in seconds; 0 for none.
         ready_since: time since which it is ready.
@@ -189,6 +190,7 @@ class InstanceView:
     page: int = 32
     kv_total: int = 0
     kv_reserved: int = 0
+    kv_token_bytes: int = 0
     kv_release: float = 0.0
     tpot_limit: float = 0.0
     ready_since: float = 0.0
@@ -240,6 +242,9 @@ class Group:
         rate: sum of the prefill rates in ``mask``.
         shortest_s: shortest time in queue of an instance in ``mask``.
         waiting_tokens: prompt tokens of requests that wait in the control plane for this model.
+        waiting: number of these requests.
+        drain: prompt tokens per second of requests that left the queue lately, over the time since it last was empty,
+            at most 20 s; 0 while that is shorter than 2 s.
         rho: load of the last 20 s: least work that requests needed, divided by the rate.
         adapters: instances by loaded adapter.
         kv_free: sum of the unreserved KV blocks in ``mask``; -1 if unknown.
@@ -253,6 +258,8 @@ class Group:
     rate: float = 0.0
     shortest_s: float = 0.0
     waiting_tokens: float = 0.0
+    waiting: int = 0
+    drain: float = 0.0
     rho: float = 0.0
     adapters: Mapping[str, int] = field(factory=dict)
     kv_free: int = -1

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from sage_llm.policies.kv_cost import KVCost
+from sage_llm.policies.table import POLICIES, admission, order, parameters, placement, policy
 
-__all__ = ["KVCost"]
+__all__ = ["POLICIES", "KVCost", "admission", "order", "parameters", "placement", "policy"]

@@ -1,0 +1,197 @@
+"""Receipts of placement decisions: what was known, who was considered and why, in a bounded ring.
+
+A receipt can be replayed: it keeps the snapshot with copies of the parts of live tables that the policy has read, so
+that the policy decides on it again as it did. Prompts are never kept, only keys and counts.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+from attrs import define, field
+
+from sage_llm.policies.base import PlacementPolicy
+from sage_llm.types import Decision, KVView, RequestView, Snapshot
+
+__all__ = ["Receipt", "Receipts"]
+
+_BASE_BYTES = 1024
+_KEY_BYTES = 40
+_SLOT_BYTES = 8
+
+
+class _Recording:
+    """A KV view that notes what is read."""
+
+    __slots__ = ("_get", "read")
+
+    def __init__(self, view: KVView) -> None:
+        self._get = view.get
+        self.read: dict[int, int] = {}
+
+    def get(self, key: int, default: int, /) -> int:
+        found = self.read[key] = self._get(key, default)
+        return found
+
+
+@define
+class Receipt:
+    """One decision and what it was made of.
+
+    Attributes:
+        request: the request as the policy saw it.
+        snapshot: the cluster as the policy saw it.
+        decision: the decision.
+        policy: the policy, with its parameters.
+        ttft: measured time to first token in seconds; None until it is known.
+        cached: prompt tokens that the instance has reported as cached; None until it is known.
+        earlier: earlier placements of the same request (retries and migrations), oldest first.
+    """
+
+    request: RequestView
+    snapshot: Snapshot
+    decision: Decision
+    policy: PlacementPolicy
+    ttft: float | None = None
+    cached: int | None = None
+    earlier: list[Decision] = field(factory=list)
+
+    def replay(self, policy: PlacementPolicy | None = None) -> Decision:
+        """Decide again: the same policy decides as it did, another one as it would have."""
+        return (policy or self.policy).place(self.request, self.snapshot)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the receipt as JSON-ready data, for ``sage llm explain``."""
+        decision, views = self.decision, self.snapshot.instances
+
+        def name(slot: int) -> str | None:
+            view = views[slot] if 0 <= slot < len(views) else None
+            return view.instance_id if view is not None else None
+
+        return {
+            "request_id": self.request.id,
+            "model": self.request.model,
+            "policy": decision.policy,
+            "parameters": {f.name: getattr(self.policy, f.name) for f in _fields(self.policy) if f.init},
+            "alpha": decision.alpha,
+            "rho": decision.rho,
+            "prompt_tokens": self.request.prompt_tokens,
+            "waited_s": self.snapshot.now - self.request.arrived,
+            "decision": decision.kind,
+            "reason": decision.reason or None,
+            "message": decision.message or None,
+            "instance": name(decision.slot),
+            "prefill_instance": name(decision.prefill_slot),
+            "reuse_tokens": decision.reuse,
+            "cached_tokens": self.cached,
+            "ttft_predicted_s": decision.predicted_ttft,
+            "ttft_measured_s": self.ttft,
+            "candidates": [
+                {
+                    "instance": name(candidate.slot),
+                    "cost": candidate.cost,
+                    "uncached_tokens": candidate.uncached,
+                    "loaded_tokens": candidate.loaded,
+                    "queued_tokens": candidate.queued,
+                    "wait_kv_s": candidate.wait_kv_s,
+                }
+                for candidate in decision.candidates
+            ],
+            "earlier": [{"instance": name(d.slot), "decision": d.kind} for d in self.earlier],
+        }
+
+
+def _fields(policy: PlacementPolicy) -> tuple[attrs.Attribute[Any], ...]:
+    return attrs.fields(type(policy)) if attrs.has(type(policy)) else ()
+
+
+class Receipts(Mapping[str, Receipt]):
+    """The last receipts by request id, bounded by number and by bytes.
+
+    Args:
+        max_receipts: maximum number of receipts; 0 keeps none.
+        max_bytes: bound of the estimated memory.
+    """
+
+    def __init__(self, *, max_receipts: int = 4096, max_bytes: int = 32 << 20) -> None:
+        self._max_receipts, self._max_bytes = max_receipts, max_bytes
+        self._ring: OrderedDict[str, tuple[Receipt, int]] = OrderedDict()
+        self.used_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._ring)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ring)
+
+    def __getitem__(self, request_id: str) -> Receipt:
+        return self._ring[request_id][0]
+
+    def place(self, policy: PlacementPolicy, request: RequestView, snapshot: Snapshot) -> Decision:
+        """Let a policy place a request, and keep the receipt unless it has to wait."""
+        if not self._max_receipts:
+            return policy.place(request, snapshot)
+        recording = _Recording(snapshot.kv)
+        lower = tuple(map(_Recording, snapshot.lower))
+        decision = policy.place(request, _with(snapshot, recording, lower, snapshot.tenants, snapshot.places))
+        if decision.kind == "wait":
+            return decision
+        tenant, place = snapshot.tenants.get(request.tenant), snapshot.places.get(request.session)
+        seen = _with(
+            snapshot,
+            recording.read,
+            tuple(view.read for view in lower),
+            {} if tenant is None else {request.tenant: tenant},
+            {} if place is None else {request.session: place},
+        )
+        self._keep(Receipt(request, seen, decision, policy))
+        return decision
+
+    def _keep(self, receipt: Receipt) -> None:
+        request_id = receipt.request.id
+        before = self._ring.pop(request_id, None)
+        if before is not None:
+            self.used_bytes -= before[1]
+            receipt.earlier = [*before[0].earlier, before[0].decision][-8:]
+        size = (
+            _BASE_BYTES
+            + _KEY_BYTES * len(receipt.request.keys)
+            + _SLOT_BYTES * len(receipt.snapshot.instances)
+        )
+        self._ring[request_id] = receipt, size
+        self.used_bytes += size
+        while self._ring and (len(self._ring) > self._max_receipts or self.used_bytes > self._max_bytes):
+            self.used_bytes -= self._ring.popitem(last=False)[1][1]
+
+    def first_token(self, request_id: str, ttft: float) -> None:
+        """Note a request's measured time to first token."""
+        if request_id in self._ring:
+            self._ring[request_id][0].ttft = ttft
+
+    def ended(self, request_id: str, cached: int) -> None:
+        """Note the cached tokens that a request's usage has reported."""
+        if request_id in self._ring:
+            self._ring[request_id][0].cached = cached
+
+
+def _with(
+    snapshot: Snapshot,
+    kv: KVView,
+    lower: tuple[KVView, ...],
+    tenants: Mapping[str, Any],
+    places: Mapping[str, int],
+) -> Snapshot:
+    return Snapshot(
+        snapshot.now,
+        snapshot.instances,
+        snapshot.groups,
+        kv,
+        lower,
+        snapshot.kv_valid,
+        tenants,
+        snapshot.decisions,
+        places,
+    )
