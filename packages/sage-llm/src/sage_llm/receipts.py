@@ -105,7 +105,8 @@ class Receipt:
 
 
 def _fields(policy: PlacementPolicy) -> tuple[attrs.Attribute[Any], ...]:
-    return attrs.fields(type(policy)) if attrs.has(type(policy)) else ()
+    cls: type[Any] = type(policy)
+    return attrs.fields(cls) if attrs.has(cls) else ()
 
 
 class Receipts(Mapping[str, Receipt]):

@@ -113,7 +113,7 @@ class Placement:
     def enqueue(self, request: ManagedRequest, now: float) -> None:
         """Let a request wait for an instance."""
         view = request.view = self._view(request)
-        self.builder.waits(view)
+        self.builder.waits(view, now)
         key = view.arrived if self.order is None else self.order.key(view, self.builder.snapshot(now))
         queue = self._queues.setdefault(request.model_id, [])
         heapq.heappush(queue, (float(view.band), key, next(self._numbers), request))
@@ -211,11 +211,10 @@ class Placement:
         return RequestView(
             request.request_id,
             request.model_id,
-            "generate",
-            tokens,
-            max(min(wanted, room), 0),
-            request.arrived,
-            _MIGRATED if done else options.priority,
+            prompt_tokens=tokens,
+            max_tokens=max(min(wanted, room), 0),
+            arrived=request.arrived,
+            band=_MIGRATED if done else options.priority,
             tenant=options.tenant,
             session=options.session,
             service_class=options.service_class,
