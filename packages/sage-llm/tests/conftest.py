@@ -10,7 +10,9 @@ from sage_infer.discovery import model_specs
 from sage_infer.errors import SageInferError
 from sage_infer.models import add_model
 
-sys.path.insert(0, str(Path(__file__).parent))  # for plane, whatever pytest's import mode
+HERE = Path(__file__).parent
+KIT = HERE.parents[1] / "sage-infer-testing" / "tests"
+sys.path[:0] = [str(HERE), str(KIT)]  # for plane and the kit's reference engine, whatever pytest's import mode
 
 
 @pytest.fixture(scope="session")

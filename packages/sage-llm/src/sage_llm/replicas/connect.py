@@ -11,8 +11,12 @@ from typing import Any
 import attrs
 from sage_infer.contracts import Health, KVEvents, KVSnapshot, ReplicaHandle
 from sage_infer.errors import SageInferError, UnsupportedFeature
+from sage_infer.names import GENERATING
 from sage_infer.schemas import InstanceDescriptor, InstanceReport
 from sage_infer.sdk import Reporter
+
+from sage_llm.replicas.backends import EmbeddingReplica, InferenceReplica
+from sage_llm.replicas.client import ReplicaClient
 
 __all__ = ["ConnectedReplica", "connect"]
 
@@ -35,6 +39,7 @@ class ConnectedReplica:
 
     def __init__(self, handle: ReplicaHandle, backend: Any, *, interval_s: float) -> None:
         self.backend = backend
+        self._client = backend if isinstance(backend, ReplicaClient) else None
         self.descriptor = _identity(handle.descriptor, backend)
         self._interval_s = interval_s
         self._labels = Reporter(self.descriptor.capability.backend_name, self.descriptor.model_ids[0])
@@ -46,7 +51,12 @@ class ConnectedReplica:
         self._lost: str | None = None
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._spawn(self._poll())
+        if self._client is None:
+            self._spawn(self._poll())
+        else:
+            self._client.on_gauges = self._gauges_arrived
+            self._client.on_lost = self._lose
+            self._gauges_arrived()
         self._spawn(self._watch(handle))
 
     def on_report(self, callback: OnReport) -> None:
@@ -79,8 +89,8 @@ class ConnectedReplica:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if hasattr(self.backend, "disconnect"):
-            await self.backend.disconnect()
+        if self._client is not None:
+            await self._client.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -95,6 +105,14 @@ class ConnectedReplica:
                 return
             self._tell(self._read(health))
             await asyncio.sleep(self._interval_s)
+
+    def _gauges_arrived(self) -> None:
+        """Pass on what the replica has sent. A replica that sends nothing has no reports."""
+        assert self._client is not None
+        report = self._client.report()
+        self._tell(report)
+        if report.state == "dead":
+            self._lose(self._client.health_reason)
 
     def _read(self, health: Health) -> InstanceReport:
         """Return the backend's own report, or one made of its gauges."""
@@ -147,7 +165,7 @@ async def connect(handle: ReplicaHandle, *, interval_s: float = 0.1) -> Connecte
 
     Args:
         handle: handle of a started or adopted replica.
-        interval_s: interval of its reports, in seconds.
+        interval_s: interval of the reports of a replica in this process, in seconds; others choose it themselves.
 
     Raises:
         EngineDead: the replica has ended, or does not answer.
@@ -155,6 +173,12 @@ async def connect(handle: ReplicaHandle, *, interval_s: float = 0.1) -> Connecte
     """
     if handle.backend is not None:
         return ConnectedReplica(handle, handle.backend, interval_s=interval_s)
+    for address in handle.descriptor.addresses:
+        if address.startswith("unix:"):
+            generates = handle.spec.model.model_type in GENERATING
+            client = InferenceReplica(address) if generates else EmbeddingReplica(address)
+            await client.start()
+            return ConnectedReplica(handle, client, interval_s=interval_s)
     raise UnsupportedFeature(
         f"replica {handle.descriptor.instance_id!r} has no address that can be reached from this process: "
         f"{', '.join(handle.descriptor.addresses) or 'none'}"

@@ -1,0 +1,164 @@
+"""Arguments and results of the calls, as MessagePack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sage_infer.contracts import AnswerFormat
+from sage_infer.schemas import DecodeState, Prompt, RequestOptions, SamplingParams, Usage
+from sage_infer.sdk.answers import FAMILIES, THOUGHTS, ModelFormat
+
+__all__ = [
+    "Abort", "Decode", "Detokenize", "Embed", "Embedded", "Exported", "FormatData", "Generate", "ImportKV", "KVSince",
+    "Nothing", "ParseToolCalls", "Prefill", "RenderChat", "Rerank", "Resume", "State", "Tokenize", "format_data",
+    "format_of",
+]  # fmt: skip
+
+Text = str | tuple[int, ...]
+_FORMS = tuple(dict.fromkeys(form for family in FAMILIES for form in family.forms))
+
+
+class _Arguments(msgspec.Struct, array_like=True, gc=False):
+    """Base of the arguments of a call; a later version may append fields with defaults."""
+
+
+class Nothing(_Arguments):
+    """No arguments."""
+
+
+class Generate(_Arguments):
+    prompts: tuple[Prompt, ...]
+    params: SamplingParams
+    request_id: str
+    options: RequestOptions | None = None
+
+
+class Resume(_Arguments):
+    states: tuple[DecodeState, ...]
+    request_id: str
+    options: RequestOptions | None = None
+
+
+class Prefill(_Arguments):
+    prompts: tuple[Prompt, ...]
+    request_id: str
+    params: SamplingParams | None = None
+    options: RequestOptions | None = None
+    hold_s: float | None = None
+
+
+class Decode(_Arguments):
+    state: DecodeState
+    request_id: str
+    options: RequestOptions | None = None
+
+
+class State(_Arguments):
+    """Arguments of ``export_kv``."""
+
+    state: DecodeState
+
+
+class Exported(_Arguments):
+    """Result of ``export_kv``."""
+
+    state: DecodeState
+    buffers: tuple[bytes, ...]
+
+
+class ImportKV(_Arguments):
+    state: DecodeState
+    buffers: tuple[bytes, ...]
+
+
+class RenderChat(_Arguments):
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    template_variables: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+
+
+class Tokenize(_Arguments):
+    prompt: Prompt
+
+
+class Detokenize(_Arguments):
+    token_ids: tuple[int, ...]
+
+
+class ParseToolCalls(_Arguments):
+    text: str
+    tools: list[dict[str, Any]] | None = None
+
+
+class Embed(_Arguments):
+    """Arguments of ``embed``, and with ``batch_size`` of ``embed_batch``."""
+
+    texts: tuple[Text, ...]
+    batch_size: int | None = None
+    truncate: str = "error"
+    request_id: str | None = None
+    options: RequestOptions | None = None
+
+
+class Embedded(_Arguments):
+    """An ``EmbeddingResult``; the vectors are little-endian float32."""
+
+    model_id: str
+    dim: int
+    data: bytes
+    usage: Usage
+
+
+class Rerank(_Arguments):
+    query: str
+    documents: tuple[str, ...]
+    top_n: int | None = None
+    request_id: str | None = None
+    options: RequestOptions | None = None
+
+
+class Abort(_Arguments):
+    request_id: str
+
+
+class KVSince(_Arguments):
+    since: int
+
+
+class FormatData(_Arguments):
+    """A ``ModelFormat``: marks of its forms, and the first mark of its reasoning."""
+
+    family: str
+    forms: tuple[tuple[str, str], ...]
+    thoughts: str | None
+    thoughts_need_special_tokens: bool
+
+
+def format_data(form: AnswerFormat | None) -> FormatData | None:
+    """Return a format of the SDK as data; None for other formats, which do not travel."""
+    if not isinstance(form, ModelFormat) or any(one not in _FORMS for one in form.forms):
+        return None
+    return FormatData(
+        form.family,
+        tuple((one.opens, one.closes) for one in form.forms),
+        None if form.thoughts is None else form.thoughts.opens[0],
+        form.thoughts_need_special_tokens,
+    )
+
+
+def format_of(data: FormatData | None) -> ModelFormat | None:
+    """Return the format, or None if this version does not know all of its forms."""
+    if data is None:
+        return None
+    forms = tuple(form for marks in data.forms for form in _FORMS if (form.opens, form.closes) == marks)
+    thoughts = [form for form in THOUGHTS if form.opens[0] == data.thoughts]
+    if len(forms) != len(data.forms) or (data.thoughts is not None and not thoughts):
+        return None
+    return ModelFormat(
+        family=data.family,
+        forms=forms,
+        thoughts=thoughts[0] if thoughts else None,
+        thoughts_need_special_tokens=data.thoughts_need_special_tokens,
+    )
