@@ -12,7 +12,8 @@ from sage_infer.models import add_model
 
 HERE = Path(__file__).parent
 KIT = HERE.parents[1] / "sage-infer-testing" / "tests"
-sys.path[:0] = [str(HERE), str(KIT)]  # for plane and the kit's reference engine, whatever pytest's import mode
+# For plane and the kit's reference engine, whatever pytest's import mode.
+sys.path[:0] = [str(HERE), str(KIT)]
 
 
 @pytest.fixture(scope="session")
