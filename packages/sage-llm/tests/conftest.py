@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sage_infer.discovery import model_specs
+from sage_infer.discovery import discover, model_specs
 from sage_infer.errors import SageInferError
 from sage_infer.models import add_model
 
@@ -39,3 +42,19 @@ def _sample(name: str) -> str:
         return str(add_model(model_specs()[name]))
     except SageInferError as error:
         pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture
+def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plug-in ``served_plugin`` is installed, here and for child processes, and the run folder is empty."""
+    info = tmp_path / "site" / "served-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: served\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sage_infer.backends]\nserved = served_plugin\n")
+    monkeypatch.syspath_prepend(info.parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(info.parent), str(HERE), str(KIT)]))
+    with tempfile.TemporaryDirectory(prefix="sage-") as folder:  # a short path, for sockets
+        monkeypatch.setenv("SAGE_LLM_RUN_FOLDER", folder)
+        discover.cache_clear()
+        yield
+    discover.cache_clear()

@@ -7,6 +7,7 @@ from typing import Any
 
 __all__ = ["shape_problems"]
 
+_MISSING = object()
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -15,8 +16,8 @@ def shape_problems(candidate: object, protocol: type) -> list[str]:
     """Return the reasons why ``candidate`` does not implement ``protocol``, one sentence each."""
     problems = []
     for name, promised in _members(protocol).items():
-        found = getattr(type(candidate), name, None)
-        if found is None and name not in getattr(candidate, "__dict__", {}):
+        found = inspect.getattr_static(candidate, name, _MISSING)
+        if found is _MISSING or (found is None and callable(promised)):
             problems.append(f"{name} is missing")
         elif callable(promised):
             problems += _method_problems(name, getattr(candidate, name), promised)

@@ -21,7 +21,7 @@ from sage_llm.replicas.protocol import PROTOCOL, Gauges, Hello, carried
 from sage_llm.replicas.run_folder import new_socket
 from sage_llm.replicas.session import Session
 
-__all__ = ["ReplicaServer", "describe", "serve", "stop_serving"]
+__all__ = ["ReplicaServer", "describe", "serve", "served", "stop_serving"]
 
 LEASE_S = 5.0
 WINDOW = 256
@@ -167,6 +167,12 @@ async def serve(backend: Any, spec: ReplicaSpec) -> str:
     await server.start(path)
     _running[address] = server
     return address
+
+
+def served(address: str) -> InstanceDescriptor | None:
+    """Return the descriptor of the server at an address; None if ``serve`` did not return the address."""
+    server = _running.get(address)
+    return None if server is None else server.descriptor
 
 
 async def stop_serving(address: str) -> None:

@@ -1,0 +1,93 @@
+"""The backends of ``served_plugin``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from typing import Any
+
+from kit_reference.embedding import ReferenceEmbedder
+from kit_reference.llm import ReferenceLLM
+from sage_infer.errors import OutOfMemory
+from sage_infer.schemas import ModelDescriptor, ReplicaSpec
+
+MODEL = ModelDescriptor(model_id="reference", model_type="llm", model_path="/")
+WORDS = ModelDescriptor(model_id="words", model_type="embedding", model_path="/")
+
+
+def llm_spec(replica_id: str = "reference/0", **changes: Any) -> ReplicaSpec:
+    return ReplicaSpec(**{"replica_id": replica_id, "backend": "reference", "model": MODEL, **changes})
+
+
+def words_spec(replica_id: str = "words/0", **changes: Any) -> ReplicaSpec:
+    return ReplicaSpec(**{"replica_id": replica_id, "backend": "words", "model": WORDS, **changes})
+
+
+class SlowLLM(ReferenceLLM):
+    """Pauses between steps."""
+
+    pause_s = 0.0
+
+    async def run(self) -> None:
+        while True:
+            if not self.running and not self.waiting:
+                self.work.clear()
+                await self.work.wait()
+            self.expire()
+            self.admit()
+            self.counts["steps"] += 1
+            for request in list(self.running):
+                self.step(request)
+            await asyncio.sleep(self.pause_s)
+
+
+def make_llm(model: ModelDescriptor, pause_s: float = 0.0) -> ReferenceLLM:
+    made = SlowLLM()
+    made.pause_s = pause_s
+    print("stdout of an engine is not the protocol")
+    return made
+
+
+def make_embedder(model: ModelDescriptor) -> ReferenceEmbedder:
+    return ReferenceEmbedder()
+
+
+class Full(ReferenceLLM):
+    def __init__(self, model: ModelDescriptor) -> None:
+        super().__init__()
+
+    async def start(self) -> None:
+        raise OutOfMemory("the model needs 80 GiB, and 24 GiB are free; use a smaller one")
+
+
+class Crashing(ReferenceLLM):
+    def __init__(self, model: ModelDescriptor) -> None:
+        super().__init__()
+
+    async def start(self) -> None:
+        print("engine says: bad weights", file=sys.stderr, flush=True)
+        os._exit(3)
+
+
+class Stuck(ReferenceLLM):
+    def __init__(self, model: ModelDescriptor) -> None:
+        super().__init__()
+
+    async def start(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Parent(ReferenceLLM):
+    """Has a worker process, whose pid it writes to a file."""
+
+    def __init__(self, model: ModelDescriptor, pid_file: str) -> None:
+        super().__init__()
+        self.pid_file = pid_file
+
+    async def start(self) -> None:
+        worker = subprocess.Popen(["sleep", "1000"])  # noqa: ASYNC220 - a toy
+        with open(self.pid_file, "w") as file:  # noqa: ASYNC230 - a toy
+            file.write(str(worker.pid))
+        await super().start()
