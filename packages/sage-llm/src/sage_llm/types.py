@@ -306,6 +306,7 @@ class Candidate:
         loaded: prompt tokens that it would load from a lower tier.
         queued: prompt tokens in its queues.
         wait_kv_s: expected time until enough KV blocks are free.
+        batch: number of sequences in its batch, or of our requests on it if that is more.
     """
 
     slot: int
@@ -314,6 +315,7 @@ class Candidate:
     loaded: int = 0
     queued: float = 0.0
     wait_kv_s: float = 0.0
+    batch: int = 0
 
 
 @frozen

@@ -188,13 +188,13 @@ def nowhere(policy: str, request: RequestView, snapshot: Snapshot) -> Decision:
 
 
 def cheapest(candidates: list[Candidate]) -> tuple[Candidate, ...]:
-    """Return the four cheapest candidates; equal costs in order of slots."""
+    """Return the four cheapest candidates; of equal costs, smaller batches first."""
     candidates.sort(key=_by_cost)
     return tuple(candidates[:4])
 
 
-def _by_cost(candidate: Candidate) -> tuple[float, int]:
-    return candidate.cost, candidate.slot
+def _by_cost(candidate: Candidate) -> tuple[float, int, int]:
+    return candidate.cost, candidate.batch, candidate.slot
 
 
 def _capacity(view: InstanceView) -> int:

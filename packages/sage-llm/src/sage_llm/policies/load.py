@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import ClassVar
 
 from attrs import field, frozen, validators
+from xxhash import xxh3_64_intdigest
 
-from sage_llm.policies.base import cheapest, decide, eligible, nowhere
+from sage_llm.policies.base import decide, eligible, nowhere
 from sage_llm.policies.kv_cost import KVCost
 from sage_llm.policies.search import Search, cached_tokens
 from sage_llm.types import Decision, Group, InstanceView, RequestView, Snapshot, slots
@@ -64,9 +64,10 @@ class PowerOfTwo:
         search = Search(request, snapshot, group, mask, 1.0, (), 0.0, [], [])
         for slot in dict.fromkeys((first, second)):
             search.consider(slot, request.prompt_tokens - cached_tokens(request, snapshot, slot))
-        best = cheapest(search.found or search.avoided)
-        if not best:  # neither can ever hold it
+        pair = search.found or search.avoided
+        if not pair:  # neither can ever hold it
             return KVCost(alpha=1.0).place(request, snapshot)
+        best = tuple(sorted(pair, key=lambda candidate: candidate.cost))  # equal ones as they were drawn
         return decide(
             self.name, request, _view(snapshot, best[0].slot), uncached=best[0].uncached, candidates=best
         )
@@ -95,7 +96,7 @@ class Affinity:
         home = next((view for view in views if view.slot == last), None)
         if home is None:
             key = request.session or (str(request.keys[0]) if request.keys else request.tenant or request.id)
-            home = max(views, key=lambda view: zlib.crc32(f"{key}@{view.instance_id}".encode()))
+            home = max(views, key=lambda view: xxh3_64_intdigest(f"{key}@{view.instance_id}".encode()))
         shortest = min(view.queue_s for view in views)
         if home.queue_s > shortest + self.max_wait_s or (home.open_limit and home.open >= home.open_limit):
             home = min(views, key=lambda view: (view.queue_s, view.slot))
@@ -167,6 +168,6 @@ def _first(policy: str, request: RequestView, snapshot: Snapshot, views: list[In
 
 def _draw(mask: int, seed: str) -> int:
     """A slot of a mask, drawn by a hash."""
-    start = zlib.crc32(seed.encode()) % mask.bit_length()
+    start = xxh3_64_intdigest(seed.encode()) % mask.bit_length()
     rest = mask >> start << start or mask
     return (rest & -rest).bit_length() - 1

@@ -127,7 +127,8 @@ class Search:
             return _NEVER
         queued = view.queued_tokens + view.bound_tokens
         cost = (self.alpha * (uncached + paid) + queued) / view.rate + ahead
-        candidate = Candidate(slot, cost, uncached, loaded, queued, ahead)
+        batch = view.running if view.running > view.open else view.open
+        candidate = Candidate(slot, cost, uncached, loaded, queued, ahead, batch)
         if (view.open_limit and view.open >= view.open_limit) or (view.tpot_limit and slows(request, view)):
             self.avoided.append(candidate)
             return _NEVER
@@ -139,6 +140,4 @@ class Search:
         if not mask:
             return []
         chosen = [slot for slot in self.group.least if mask >> slot & 1]
-        if chosen or self.group.size <= len(self.group.least):
-            return chosen
-        return [slot for slot, _ in zip(slots(mask), range(_ALL), strict=False)]
+        return chosen or [slot for slot, _ in zip(slots(mask), range(_ALL), strict=False)]
