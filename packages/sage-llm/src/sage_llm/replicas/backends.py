@@ -57,7 +57,7 @@ class InferenceReplica(ReplicaClient):
         several = tuple(as_prompts(prompts))
         self.check(params=params, options=options, prompts=several)
         name = uuid.uuid4().hex if request_id is None else _checked(request_id)
-        arguments = calls.Generate(several, params, name, options)
+        arguments = calls.Generate(several, calls.packed_params(params), name, options)
         return list(await self.open_streams("generate", arguments, request_ids(name, len(several))))
 
     async def resume(
@@ -81,7 +81,8 @@ class InferenceReplica(ReplicaClient):
         self.require("prefill_decode")
         several = tuple(as_prompts(prompts))
         self.check(params=params, options=options, prompts=several)
-        arguments = calls.Prefill(several, _checked(request_id), params, options, hold_s)
+        data = None if params is None else calls.packed_params(params)
+        arguments = calls.Prefill(several, _checked(request_id), data, options, hold_s)
         result: PrefillResult = await self.call("prefill", arguments, PrefillResult)
         return result
 

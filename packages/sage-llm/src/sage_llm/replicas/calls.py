@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 from sage_infer.contracts import AnswerFormat
+from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import DecodeState, Prompt, RequestOptions, SamplingParams, Usage
 from sage_infer.sdk.answers import FAMILIES, THOUGHTS, ModelFormat
 
 __all__ = [
     "Abort", "Decode", "Detokenize", "Embed", "Embedded", "Exported", "FormatData", "Generate", "ImportKV", "KVSince",
     "Nothing", "ParseToolCalls", "Prefill", "RenderChat", "Rerank", "Resume", "State", "Tokenize", "format_data",
-    "format_of",
+    "format_of", "packed_params", "params_of",
 ]  # fmt: skip
 
 Text = str | tuple[int, ...]
@@ -29,7 +31,7 @@ class Nothing(_Arguments):
 
 class Generate(_Arguments):
     prompts: tuple[Prompt, ...]
-    params: SamplingParams
+    params: bytes  # ``packed_params``
     request_id: str
     options: RequestOptions | None = None
 
@@ -43,7 +45,7 @@ class Resume(_Arguments):
 class Prefill(_Arguments):
     prompts: tuple[Prompt, ...]
     request_id: str
-    params: SamplingParams | None = None
+    params: bytes | None = None
     options: RequestOptions | None = None
     hold_s: float | None = None
 
@@ -134,6 +136,31 @@ class FormatData(_Arguments):
     forms: tuple[tuple[str, str], ...]
     thoughts: str | None
     thoughts_need_special_tokens: bool
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(SamplingParams).decode
+
+
+_cached = lru_cache(maxsize=1024)(_unpack)
+_MAX_CACHED_BYTES = 4096
+
+
+def packed_params(params: SamplingParams) -> bytes:
+    """Return sampling parameters as MessagePack.
+
+    Raises:
+        InvalidRequest: a number has more than 64 bits, or a text is not Unicode.
+    """
+    try:
+        return _pack(params)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequest(f"params cannot be sent: {error}") from None
+
+
+def params_of(data: bytes) -> SamplingParams:
+    """Return the parameters. Most requests of a service have equal ones, which are decoded and checked only once."""
+    return _cached(data) if len(data) <= _MAX_CACHED_BYTES else _unpack(data)
 
 
 def format_data(form: AnswerFormat | None) -> FormatData | None:

@@ -47,15 +47,14 @@ async def perform(backend: Any, name: str, arguments: bytes, held: set[str]) -> 
     if method is None or not hasattr(backend, name):
         raise UnsupportedFeature(f"this replica has no method {name!r}; use a replica of the same version")
     try:
-        decoded = method.decode(arguments)
+        return await method.perform(backend, method.decode(arguments), held)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"arguments of {name} are invalid: {error}") from None
-    return await method.perform(backend, decoded, held)
 
 
 async def _generate(backend: Any, a: calls.Generate, held: set[str]) -> Opened:
-    prompts = list(a.prompts)
-    return Opened(await backend.generate(prompts, a.params, request_id=a.request_id, options=a.options))
+    prompts, params = list(a.prompts), calls.params_of(a.params)
+    return Opened(await backend.generate(prompts, params, request_id=a.request_id, options=a.options))
 
 
 async def _resume(backend: Any, a: calls.Resume, held: set[str]) -> Opened:
@@ -69,8 +68,9 @@ async def _decode(backend: Any, a: calls.Decode, held: set[str]) -> Opened:
 
 
 async def _prefill(backend: Any, a: calls.Prefill, held: set[str]) -> Any:
+    params = None if a.params is None else calls.params_of(a.params)
     result = await backend.prefill(
-        list(a.prompts), request_id=a.request_id, params=a.params, options=a.options, hold_s=a.hold_s
+        list(a.prompts), request_id=a.request_id, params=params, options=a.options, hold_s=a.hold_s
     )
     held.update(state.request_id for state in result.states)
     return result

@@ -88,6 +88,7 @@ class Session:
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._streams: dict[int, _Outgoing] = {}
         self._held: set[str] = set()  # requests whose prefill is held for this client
+        self._answers: list[Result | Fail] = []
         self._deltas: list[Delta] = []
         self._ends: list[End] = []
         self._finishing: set[int] = set()  # slots whose last delta may have been sent
@@ -174,11 +175,8 @@ class Session:
             self._calls.pop(frame.call, None)
 
     def _say(self, answer: Result | Fail) -> None:
-        """Send the answer of a call after the load that it has caused."""
-        self._flush()
-        if self._link.is_open:
-            self._link.send(self._host.gauges())
-            self._link.send(answer)
+        self._answers.append(answer)
+        self._schedule()
 
     def _open(self, slots: tuple[int, ...], opened: Opened) -> None:
         if opened.events is not None:
@@ -244,17 +242,13 @@ class Session:
                 delta.tool_calls,
             )
         )
-        if not self._flushing:
-            self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
+        self._schedule()
 
     def _end(self, end: End) -> None:
         if self._streams.pop(end.slot, None) is None:
             return  # the end was sent with the last delta
         self._ends.append(end)
-        if not self._flushing:
-            self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
+        self._schedule()
 
     def _end_finished(self) -> None:
         """Send the end of streams that have finished with their last delta, without waiting for their tasks."""
@@ -266,17 +260,24 @@ class Session:
                 del self._streams[slot]
         self._finishing.clear()
 
+    def _schedule(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
     def _flush(self) -> None:
-        """Send the deltas and ends since the last call in one frame; the load is sent before an end."""
+        """Send answers, deltas and ends since the last call, after the load that they have caused."""
         self._flushing = False
         if self._finishing:
             self._end_finished()
-        if not self._deltas and not self._ends:
-            return
-        if self._ends and self._link.is_open:
+        if (self._answers or self._ends) and self._link.is_open:
             self._link.send(self._host.gauges())
-        deltas, ends, self._deltas, self._ends = self._deltas, self._ends, [], []
-        self._link.send(Step(deltas, ends))
+        for answer in self._answers:
+            self._link.send(answer)
+        self._answers.clear()
+        if self._deltas or self._ends:
+            deltas, ends, self._deltas, self._ends = self._deltas, self._ends, [], []
+            self._link.send(Step(deltas, ends))
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
