@@ -1,10 +1,62 @@
-"""Plug-in of this wheel."""
+"""Plug-in of this wheel. Does not import the control plane."""
 
-from __future__ import annotations
-
-from sage_infer import ExecutorSpec, hookimpl
+from sage_infer import CommandSpec, ConfigSpec, ExecutorSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
+
+_GROUP = "Control plane: serve models on several instances."
+
+
+@hookimpl
+def sage_infer_commands() -> list[CommandSpec]:
+    operate = "sage_llm.commands.operate"
+    return [
+        CommandSpec(
+            path="llm serve",
+            app="sage_llm.commands.serve:serve",
+            summary="Serve models on several instances behind one OpenAI-compatible API.",
+            group=_GROUP,
+        ),
+        CommandSpec(
+            path="llm status",
+            app=f"{operate}:status",
+            summary="Show the instances and their load.",
+            group=_GROUP,
+        ),
+        CommandSpec(
+            path="llm top", app=f"{operate}:top", summary="Show the status continuously.", group=_GROUP
+        ),
+        CommandSpec(
+            path="llm drain",
+            app=f"{operate}:drain",
+            summary="Stop a replica; its requests continue on others.",
+            group=_GROUP,
+        ),
+        CommandSpec(
+            path="llm restart",
+            app=f"{operate}:restart",
+            summary="Restart all replicas, one after another.",
+            group=_GROUP,
+        ),
+        CommandSpec(
+            path="llm scale", app=f"{operate}:scale", summary="Change the number of replicas.", group=_GROUP
+        ),
+        CommandSpec(
+            path="llm explain",
+            app=f"{operate}:explain",
+            summary="Show why a request was sent to its instance.",
+            group=_GROUP,
+        ),
+    ]
+
+
+@hookimpl
+def sage_infer_config() -> list[ConfigSpec]:
+    return [
+        ConfigSpec(
+            name="llm", settings="sage_llm.commands.config:LLM", template="sage_llm.commands.config:TEMPLATE"
+        )
+    ]
 
 
 @hookimpl

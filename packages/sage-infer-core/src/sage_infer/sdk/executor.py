@@ -124,7 +124,8 @@ class BaseExecutor:
             raise UnsupportedFeature(
                 f"{type(self).__name__} does not support {', '.join(refused)} of a replica; leave it out"
             )
-        if spec.replica_id in self.replicas:
+        running = self.replicas.get(spec.replica_id)
+        if spec.replica_id in self.replicas and (running is None or not running._ended.done()):
             raise InvalidRequest(
                 f"replica {spec.replica_id!r} is already running; stop it, or choose another id"
             )
@@ -138,8 +139,12 @@ class BaseExecutor:
                 raise EngineDead(f"replica {spec.replica_id!r} did not start within {limit}") from None
             raise
         self.replicas[spec.replica_id] = replica
-        replica._ended.add_done_callback(lambda _: self.replicas.pop(spec.replica_id, None))
+        replica._ended.add_done_callback(lambda _: self._forget(replica))
         return replica
+
+    def _forget(self, replica: BaseReplica) -> None:
+        if self.replicas.get(replica.spec.replica_id) is replica:
+            del self.replicas[replica.spec.replica_id]
 
     async def adopt(self) -> list[BaseReplica]:
         return []

@@ -143,7 +143,7 @@ class Dispatcher:
 
     def refuse_stranded(self, now: float) -> None:
         """End requests that no instance can ever serve, or that waited too long for one to come back."""
-        for request in [*self.placement.waiting(), *self._suspects]:
+        for request in (*self.placement.waiting(), *self._suspects):
             if any(i.is_open or i.word == "suspect" for i in self.placement.instances(request.model_id)):
                 continue
             waited = now - max(request.arrived, self.placement.last_open(request.model_id))
@@ -199,6 +199,7 @@ class Dispatcher:
             return
         if request.attempt is attempt:
             attempt.instance.produced()
+            self.placement.finished(request, stream.usage)
             request.finish(stream.usage, stream.timing)
 
     async def _open_stream(self, request: ManagedRequest, attempt: Attempt) -> Any:
@@ -230,9 +231,9 @@ class Dispatcher:
         if not attempt.has_output and delta.token_ids:
             attempt.has_output = True
             attempt.instance.produced()
-            self.placement.started(request)
             if request.first_at is None:
                 request.first_at = time.monotonic()
+            self.placement.started(request)
         attempt.output_tokens += len(delta.token_ids)
         request.ledger.commit(delta)
         if request.crashes and request.is_cleared:

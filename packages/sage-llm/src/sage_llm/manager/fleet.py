@@ -6,8 +6,10 @@ import asyncio
 import itertools
 import time
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
+import attrs
 from attrs import define, frozen
 from sage_infer.contracts import Executor, ReplicaHandle
 from sage_infer.errors import InvalidRequest, ModelNotFound, SageInferError
@@ -101,6 +103,7 @@ class Fleet:
         self._slots = itertools.count()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
+        self._syncing: set[LiveInstance] = set()
         self._watching: asyncio.Task[None] | None = None
 
     # --- starting
@@ -147,6 +150,7 @@ class Fleet:
         connected.on_lost(lambda reason: self.lose(instance, reason))
         if instance.word != "dead":  # it may be lost already
             self._dispatcher.placement.add(instance)
+            connected.on_kv(lambda news: self._dispatcher.placement.kv(instance, news))
             self._dispatcher.pump()
 
     def expects(self, model_id: str) -> bool:
@@ -207,15 +211,25 @@ class Fleet:
             now = time.monotonic()
             lag = now - before - _LOOK_S
             for replica in list(self.replicas.values()):
-                instance = replica.instance
-                if instance is None or replica.word != "running":
-                    continue
-                if lag > _LAG_S:  # this process stood still, so no report could arrive
-                    instance.heard_at += lag
-                    instance.steps_at += lag
-                self._apply(instance, now)
+                if replica.instance is not None and replica.word == "running":
+                    if lag > _LAG_S:  # this process stood still, so no report could arrive
+                        replica.instance.heard_at += lag
+                        replica.instance.steps_at += lag
+                    self._apply(replica.instance, now)
+            for instance in self._dispatcher.placement.out_of_sync():
+                if instance not in self._syncing:
+                    self._syncing.add(instance)
+                    self._spawn(self._sync(instance))
             self._dispatcher.refuse_stranded(now)
             self._dispatcher.pump()
+
+    async def _sync(self, instance: LiveInstance) -> None:
+        """Take a snapshot of an instance's KV blocks, after a gap in its events."""
+        with suppress(SageInferError):
+            snapshot = await instance.backend.kv_snapshot()
+            found = attrs.evolve(snapshot, generation=instance.generation)
+            self._dispatcher.placement.kv(instance, found)
+        self._syncing.discard(instance)
 
     def _apply(self, instance: LiveInstance, now: float) -> None:
         verdict = judge(instance, now, self._health)

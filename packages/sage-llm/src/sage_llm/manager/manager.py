@@ -40,6 +40,7 @@ from sage_infer.sdk.open_requests import OpenRequest, OpenRequests
 from sage_infer_planning.registry import ModelEntry, ModelRegistry
 from sage_infer_planning.router import ModelRouter
 
+from sage_llm import policies
 from sage_llm.manager import reports
 from sage_llm.manager.batch_calls import BatchCalls
 from sage_llm.manager.dispatch import Dispatcher
@@ -82,7 +83,13 @@ class ControlPlaneManager:
         self._texts: dict[str, ModelTexts] = {}
         self._capabilities: dict[str, CapabilityDescriptor] = {}
         self.dispatcher = Dispatcher(
-            Placement(),
+            Placement(
+                policies.placement(self.settings.policy),
+                policies.order(self.settings.order),
+                None
+                if self.settings.target_wait_s is None
+                else policies.admission(target_s=self.settings.target_wait_s),
+            ),
             on_lost=lambda instance, reason: self.fleet.lose(instance, reason),
             expects=lambda model_id: self.fleet.expects(model_id),
             limits=self.settings.recovery,

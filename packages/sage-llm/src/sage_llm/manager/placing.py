@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import attrs
+from sage_infer.contracts import KVEvents, KVSnapshot
 from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, RequestCancelled, SageInferError
-from sage_infer.schemas import InstanceReport
+from sage_infer.schemas import InstanceReport, Usage
 
+from sage_llm import policies
+from sage_llm.classifier import RequestClassifier
+from sage_llm.index.kv_index import KVIndex
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.request import ManagedRequest
-from sage_llm.policies import KVCost
+from sage_llm.manager.views import request_view
 from sage_llm.policies.base import AdmissionPolicy, OrderPolicy, PlacementPolicy
+from sage_llm.queue import WaitingQueue
+from sage_llm.receipts import Receipts
 from sage_llm.registry import Instance, InstanceRegistry
 from sage_llm.snapshot import SnapshotBuilder
+from sage_llm.tenants import TenantTable
 from sage_llm.types import Decision, RequestView, State
 
 __all__ = ["Placement"]
@@ -27,10 +30,6 @@ _STATES: Mapping[str, State] = {
     "ready": "ready", "probation": "probation", "suspect": "suspect", "lost": "suspect", "draining": "draining",
     "dead": "dead",
 }  # fmt: skip
-_EXAMINED = 32  # waiting requests examined for one that can be dispatched
-_MIGRATED = -1_000_000  # band of requests that continue; ahead of all new ones
-_UNKNOWN_OUTPUT = 256  # tokens reserved for a request without max_tokens
-_RECEIPTS = 4096
 _RETRY_S = 1.0
 
 
@@ -39,7 +38,7 @@ class Placement:
 
     Args:
         place: placement policy.
-        order: order of waiting requests; None for order of arrival.
+        order: order of waiting requests.
         admission: refuses requests on arrival; None accepts all.
     """
 
@@ -49,38 +48,63 @@ class Placement:
         order: OrderPolicy | None = None,
         admission: AdmissionPolicy | None = None,
     ) -> None:
-        self.policy: PlacementPolicy = place or KVCost()
-        self.order, self.admission = order, admission
-        self.registry = InstanceRegistry()
-        self.builder = SnapshotBuilder(self.registry)
-        self.receipts: OrderedDict[str, list[dict[str, Any]]] = OrderedDict()
+        self.policy, self.admission = place or policies.placement(), admission
+        self.registry, self.index, self.tenants = InstanceRegistry(), KVIndex(), TenantTable()
+        self.builder = SnapshotBuilder(
+            self.registry, self.index.device, kv_valid=self.index.valid, tenants=self.tenants
+        )
+        self.classifier, self.receipts = RequestClassifier(), Receipts()
+        self._order = order or policies.order()
         self._instances: dict[str, list[LiveInstance]] = {}
         self._by_slot: dict[int, tuple[LiveInstance, Instance]] = {}
-        self._queues: dict[str, list[tuple[float, float, int, ManagedRequest]]] = {}
-        self._numbers = itertools.count()
+        self._queues: dict[str, WaitingQueue] = {}
+        self._waiting: dict[str, ManagedRequest] = {}
+        self._dispatched: set[str] = set()
         self._last_open: dict[str, float] = {}
 
     # --- instances
 
     def add(self, instance: LiveInstance) -> None:
         """Register a connected instance."""
-        now = time.monotonic()
-        record = self.registry.add(instance.descriptor, now, _STATES[instance.word])
+        now, descriptor = time.monotonic(), instance.descriptor
+        record = self.registry.add(descriptor, now, _STATES[instance.word])
         self._instances.setdefault(instance.model_id, []).append(instance)
         self._by_slot[record.slot] = instance, record
         instance.slot = record.slot
         instance.on_move = self._moved
+        schema = descriptor.capability.kv_schema
+        if schema is not None and descriptor.capability.supports("prefix_caching"):
+            self.index.add(
+                record.slot, descriptor.generation, instance.model_id, schema.page_size,
+                key_space=descriptor.key_space, events="kv_events" in instance.features,
+            )  # fmt: skip
         if instance.report is not None:
             self.report(instance, instance.report)
+        self._moved(instance)
 
     def remove(self, instance: LiveInstance) -> None:
         self._last_open[instance.model_id] = time.monotonic()
         self._instances[instance.model_id].remove(instance)
         _, record = self._by_slot.pop(instance.slot)
+        self.index.remove(record.slot)
         self.registry.remove(record)
 
     def report(self, instance: LiveInstance, report: InstanceReport) -> None:
         self.builder.report(report, time.monotonic())
+
+    def kv(self, instance: LiveInstance, news: KVSnapshot | KVEvents) -> None:
+        """Take over blocks that an instance reports."""
+        if self._by_slot.get(instance.slot, (None, None))[0] is not instance:
+            return
+        if isinstance(news, KVSnapshot):
+            self.index.apply(instance.slot, news)
+        else:
+            self.index.events(instance.slot, news)
+
+    def out_of_sync(self) -> list[LiveInstance]:
+        """Instances whose snapshot of blocks is needed; call it between requests."""
+        self.index.sweep()
+        return [self._by_slot[slot][0] for slot in self.index.resync() if slot in self._by_slot]
 
     def instances(self, model_id: str) -> list[LiveInstance]:
         return self._instances.get(model_id, [])
@@ -90,8 +114,8 @@ class Placement:
         return self._last_open.get(model_id, 0.0)
 
     def _moved(self, instance: LiveInstance) -> None:
-        _, record = self._by_slot.get(instance.slot, (None, None))
-        if record is not None:
+        live, record = self._by_slot.get(instance.slot, (None, None))
+        if record is not None and live is instance:
             self.registry.change(record, _STATES[instance.word], time.monotonic(), instance.reason)
             self.registry.limit(record, instance.allowance if instance.word == "probation" else 0)
 
@@ -103,73 +127,63 @@ class Placement:
         Raises:
             SageInferError: it is refused; the message says what was expected.
         """
-        if self.admission is not None:
+        if self.admission is not None and self.instances(request.model_id):
             snapshot = self.builder.snapshot(time.monotonic())
             decision = self.admission.admit(self._view(request), snapshot)
             if decision.kind == "refuse":
-                self._note(request, decision)
                 raise refusal(decision)
 
     def enqueue(self, request: ManagedRequest, now: float) -> None:
         """Let a request wait for an instance."""
         view = request.view = self._view(request)
+        queue = self._queues.get(request.model_id)
+        if queue is None:
+            queue = self._queues[request.model_id] = WaitingQueue(self._order, self.tenants)
+        queue.push(view, self.builder.snapshot(now))
         self.builder.waits(view, now)
-        key = view.arrived if self.order is None else self.order.key(view, self.builder.snapshot(now))
-        queue = self._queues.setdefault(request.model_id, [])
-        heapq.heappush(queue, (float(view.band), key, next(self._numbers), request))
+        self._waiting[view.id] = request
 
-    def waiting(self) -> Iterator[ManagedRequest]:
-        for queue in self._queues.values():
-            yield from (entry[-1] for entry in queue if entry[-1].outcome is None)
+    def waiting(self) -> list[ManagedRequest]:
+        return list(self._waiting.values())
 
     def next(self, now: float) -> tuple[ManagedRequest, LiveInstance] | None:
         """The next waiting request that can be dispatched, with its instance; it no longer waits."""
         for model_id, queue in self._queues.items():
-            found = self._next_of(model_id, queue, now) if queue else None
-            if found is not None:
-                return found
+            while len(queue) and (found := self._next_of(model_id, queue, now)) is not None:
+                if found[1] is not None:
+                    return found[0], found[1]
         return None
 
     def _next_of(
-        self, model_id: str, queue: list[tuple[float, float, int, ManagedRequest]], now: float
-    ) -> tuple[ManagedRequest, LiveInstance] | None:
+        self, model_id: str, queue: WaitingQueue, now: float
+    ) -> tuple[ManagedRequest, LiveInstance | None] | None:
+        """The next request with its instance, or with None if it was refused."""
         full = [i for i in self.instances(model_id) if not i.has_room(now)]
         if len(full) == len(self.instances(model_id)):
-            return None
-        skipped: list[tuple[float, float, int, ManagedRequest]] = []
-        found = None
-        while queue and found is None and len(skipped) < _EXAMINED:
-            entry = heapq.heappop(queue)
-            if entry[-1].outcome is not None:
-                continue
-            found = self._placed(entry[-1], full, now)
-            if found is None and entry[-1].outcome is None:
-                skipped.append(entry)
-        for entry in skipped:
-            heapq.heappush(queue, entry)
-        return found
+            return None  # the policy would refuse a request for a model whose only instance restarts
+        snapshot = self.builder.snapshot(now)
 
-    def _placed(
-        self, request: ManagedRequest, full: list[LiveInstance], now: float
-    ) -> tuple[ManagedRequest, LiveInstance] | None:
-        assert request.view is not None
-        view = request.view
-        excluded = self._mask(request, full)
-        if excluded != view.excluded:
-            view = request.view = attrs.evolve(view, excluded=excluded)
-        decision = self.policy.place(view, self.builder.snapshot(now))
+        def place(view: RequestView) -> Decision:
+            excluded = self._mask(self._waiting[view.id], full)
+            seen = view if excluded == view.excluded else attrs.evolve(view, excluded=excluded)
+            return self.receipts.place(self.policy, seen, snapshot)
+
+        found = queue.take(now, place)
+        if found is None:
+            return None
+        view, decision = found
+        request = self._waiting.pop(view.id)
         if decision.kind == "refuse":
-            self._note(request, decision)
             request.fail(refusal(decision))
-            return None
-        if decision.kind == "wait":
-            return None
-        try:
-            self.builder.dispatched(view, decision, now)
-        except ValueError:  # the blocks were taken since
-            return None
-        self._note(request, decision)
-        return request, self._by_slot[decision.slot][0]
+            return request, None
+        instance = self._by_slot[decision.slot][0]
+        self.builder.dispatched(view, decision, now)
+        self._dispatched.add(view.id)
+        if view.keys:
+            self.index.touch(view.keys)
+            capacity = instance.report.kv_blocks_total if instance.report is not None else 0
+            self.index.predict(decision.slot, view.keys, capacity)
+        return request, instance
 
     def isolated(self, request: ManagedRequest, instance: LiveInstance, now: float) -> None:
         """Record that a request is sent to an instance without a decision."""
@@ -178,16 +192,35 @@ class Placement:
             "dispatch", view.id, instance.slot, policy="isolation", uncached=view.prompt_tokens
         )
         self.builder.dispatched(view, decision, now)
-        self._note(request, decision)
 
     def started(self, request: ManagedRequest) -> None:
         """The first token of an attempt has arrived."""
         self.builder.first_token(request.request_id)
+        if request.number == 1 and request.first_at is not None:
+            self.receipts.first_token(request.request_id, request.first_at - request.arrived)
+
+    def finished(self, request: ManagedRequest, usage: Usage | None) -> None:
+        """Learn from a request that has ended normally."""
+        self.classifier.ended(
+            request.model_id,
+            request.ledger.tokens,
+            service_class=request.options.service_class,
+            prompt_tokens=request.prompt_tokens,
+        )
+        if usage is not None and request.number == 1:
+            self.receipts.ended(request.request_id, usage.cached_tokens)
 
     def left(self, request: ManagedRequest) -> None:
-        """A request has ended, or has left its instance."""
-        if request.view is not None:
-            self.builder.ended(request.view)
+        """A request has ended, or has left its instance; a second call has no effect."""
+        view = request.view
+        if view is None:
+            return
+        self.builder.ended(view)
+        if self._waiting.pop(view.id, None) is not None:
+            self._queues[request.model_id].remove(view.id)
+        if view.id in self._dispatched:
+            self._dispatched.discard(view.id)
+            self.tenants.ended(view.tenant)
 
     def _mask(self, request: ManagedRequest, full: list[LiveInstance]) -> int:
         mask = 0
@@ -199,53 +232,7 @@ class Placement:
         return mask
 
     def _view(self, request: ManagedRequest) -> RequestView:
-        options, params = request.options, request.params
-        done = request.ledger.tokens
-        longest = min(
-            (i.descriptor.capability.max_sequence_length for i in self.instances(request.model_id)), default=0
-        )
-        tokens = request.prompt_tokens + done
-        wanted = _UNKNOWN_OUTPUT if params.max_tokens is None else params.max_tokens - done
-        room = max(longest - tokens, 0) if longest else wanted
-        slo = options.slo
-        return RequestView(
-            request.request_id,
-            request.model_id,
-            prompt_tokens=tokens,
-            max_tokens=max(min(wanted, room), 0),
-            arrived=request.arrived,
-            band=_MIGRATED if done else options.priority,
-            tenant=options.tenant,
-            session=options.session,
-            service_class=options.service_class,
-            deadline=None if options.deadline is None else request.arrived + options.deadline,
-            slo_ttft=None if slo is None else slo.ttft_s,
-            slo_tpot=None if slo is None else slo.tpot_s,
-            adapter=params.adapter or "",
-            chain=options.chain,
-            attempts=request.number,
-        )
-
-    # --- receipts
-
-    def _note(self, request: ManagedRequest, decision: Decision) -> None:
-        """Keep a decision, for ``sage llm explain``."""
-        if request.request_id not in self.receipts and len(self.receipts) >= _RECEIPTS:
-            self.receipts.popitem(last=False)
-        names = {slot: live.instance_id for slot, (live, _) in self._by_slot.items()}
-        self.receipts.setdefault(request.request_id, []).append(
-            {
-                **attrs.asdict(decision),
-                "instance": names.get(decision.slot),
-                "candidates": [
-                    {**attrs.asdict(candidate), "instance": names.get(candidate.slot)}
-                    for candidate in decision.candidates
-                ],
-                "prompt_tokens": request.prompt_tokens,
-                "generated": request.ledger.tokens,
-                "at_s": time.monotonic() - request.arrived,
-            }
-        )
+        return request_view(request, self.instances(request.model_id), self.classifier, self.index)
 
 
 def refusal(decision: Decision) -> SageInferError:

@@ -95,7 +95,7 @@ def metrics(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[Metric]:
     )
     for name, text, value in totals:
         yield Metric(name=name, kind="counter", help=text, value=value)
-    waiting = sum(1 for _ in dispatcher.placement.waiting())
+    waiting = len(dispatcher.placement.waiting())
     yield Metric(
         name="sage_llm_waiting_requests",
         kind="gauge",
@@ -140,7 +140,7 @@ def cluster(fleet: Fleet, dispatcher: Dispatcher, settings: ControlPlaneSettings
         "replicas": [replica_row(replica) for replica in fleet.replicas.values()],
         "requests": {
             "open": len(dispatcher.open),
-            "waiting": sum(1 for _ in dispatcher.placement.waiting()),
+            "waiting": len(dispatcher.placement.waiting()),
             "migrations": dispatcher.migrations,
             "retries": dispatcher.retries,
             **dispatcher.ends,

@@ -13,6 +13,7 @@ from sage_infer.contracts import BufferedTokenStream
 from sage_infer.errors import RequestCancelled, SageInferError
 from sage_infer.schemas import Prompt, RequestOptions, SamplingParams, Timing, Usage
 
+from sage_llm.classifier import Classified
 from sage_llm.manager.ledger import Ledger
 from sage_llm.manager.live_instance import Attempt, LiveInstance
 from sage_llm.types import RequestView
@@ -40,7 +41,7 @@ class ManagedRequest:
         crashes: number of instances that ended while it ran there.
         crash_tokens: output tokens of the attempt that ended with the last crash.
         excluded: instances that it is not sent to again.
-        view: what policies see of it.
+        classified, view: what policies see of it.
         outcome: how it ended; None while it is open.
     """
 
@@ -61,6 +62,7 @@ class ManagedRequest:
     crashes: int = 0
     crash_tokens: int = 0
     excluded: set[LiveInstance] = field(factory=set)
+    classified: Classified | None = None
     view: RequestView | None = None
     outcome: Outcome | None = None
     arrived: float = field(factory=time.monotonic)

@@ -17,10 +17,15 @@ class ControlPlaneSettings:
     """Settings of a control plane.
 
     Attributes:
+        policy, order: names of the placement policy, and of the order of waiting requests.
+        target_wait_s: longest expected wait of a new request; None accepts all.
         backend, embedding_backend: backends of models that are loaded later.
         health, restarts, recovery: limits of failures.
     """
 
+    policy: str = "kv-cost"
+    order: str = "balanced"
+    target_wait_s: float | None = None
     backend: str = "openvino"
     embedding_backend: str = "openvino-embedding"
     health: HealthLimits = field(factory=HealthLimits)

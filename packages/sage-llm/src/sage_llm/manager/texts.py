@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sage_infer.backends import find_backend
+from sage_infer.backends import list_backends
 from sage_infer.contracts import (
     AnswerFormat,
     AnswerReading,
@@ -41,9 +41,9 @@ class ModelTexts:
 
     async def load(self) -> None:
         """Load the tokenizer in this process, if the backend can without the model's weights."""
-        info = find_backend(self._backend)
-        path = None if info.spec is None else info.spec.tokenizer
-        if path is not None:
+        info = next((row for row in list_backends() if row.name == self._backend), None)
+        path = None if info is None or info.spec is None else info.spec.tokenizer
+        if info is not None and path is not None:
             self._codec = await asyncio.to_thread(call_path, path, what=info.title, model=self._model)
 
     async def render_chat(

@@ -1,0 +1,75 @@
+"""The section ``llm`` of the configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import field, frozen
+from sage_infer.sdk.fields import Each, Flag, Integer, Json, Number, Text, as_tuple
+
+__all__ = ["LLM", "TEMPLATE"]
+
+
+@frozen(kw_only=True)
+class LLM:
+    """Settings of ``sage llm serve``: models, replicas, policies and failures."""
+
+    models: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
+    replicas: int = field(default=1, validator=Integer(ge=1))
+    policy: str = field(default="kv-cost", validator=Text(min_length=1))
+    order: str = field(default="balanced", validator=Text(min_length=1))
+    join: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+    share_cpus: bool = field(default=True, validator=Flag())
+    max_migrations: int = field(default=3, validator=Integer(ge=0))
+    instance_wait_s: float = field(default=60.0, validator=Number(gt=0))
+    suspect_s: float = field(default=0.75, validator=Number(gt=0))
+    lost_s: float = field(default=2.0, validator=Number(gt=0))
+    stuck_s: float = field(default=10.0, validator=Number(gt=0))
+    revive_s: float = field(default=10.0, validator=Number(gt=0))
+    restart_pause_s: float = field(default=1.0, validator=Number(gt=0))
+    max_early_failures: int = field(default=5, validator=Integer(ge=1))
+    drain_s: float = field(default=2.0, validator=Number(ge=0))
+
+
+TEMPLATE = """\
+# The control plane of `sage llm serve` (wheel sage-llm). Address, keys and limits of its API: section `serve`.
+llm:
+  # Models to serve: names or paths, or mappings such as {model: minilm, type: embedding, backend: openvino-embedding,
+  # replicas: 2, aliases: [text-embedding-3-small], options: {}}. Keys: model, model_id, type, backend, replicas,
+  # aliases, options. Empty: `model` of the section `inference`.
+  models: []
+
+  # Replicas of each generating model that does not set its own number.
+  replicas: 1
+
+  # Choice of the instance for a request, and order of requests that wait.
+  policy: kv-cost
+  order: balanced
+
+  # URLs of OpenAI-compatible servers that serve as further replicas.
+  join: []
+
+  # Divide the CPUs of this machine among the replicas of engines with an option `threads`.
+  share_cpus: true
+
+  # Maximum number of moves of one request, and seconds that it waits while all instances are lost or restarting.
+  max_migrations: 3
+  instance_wait_s: 60.0
+
+  # Seconds without a report until an instance gets no new requests, until its requests move, and until it is killed.
+  suspect_s: 0.75
+  lost_s: 2.0
+  revive_s: 10.0
+
+  # Seconds without an engine step, although requests run, until an instance gets no new requests; after twice that,
+  # it is killed.
+  stuck_s: 10.0
+
+  # Seconds before a replica that ended is started again (doubled with each early failure), and the number of early
+  # failures in ten minutes after which it is not.
+  restart_pause_s: 1.0
+  max_early_failures: 5
+
+  # Seconds that requests have to end on a replica that is drained; then they move.
+  drain_s: 2.0
+"""

@@ -1,0 +1,59 @@
+"""Methods of the control socket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+from sage_infer.errors import InvalidRequest
+
+from sage_llm.commands.control import Handler
+from sage_llm.manager.fleet import Drained
+from sage_llm.manager.manager import ControlPlaneManager
+
+__all__ = ["methods"]
+
+
+def methods(manager: ControlPlaneManager, url: str, drain_s: float) -> dict[str, Handler]:
+    """The coroutine functions by name; their results are JSON-ready."""
+
+    async def status() -> dict[str, Any]:
+        return {
+            "url": url,
+            "policy": manager.settings.policy,
+            "order": manager.settings.order,
+            **manager.cluster(),
+        }
+
+    async def drain(replica: str, deadline_s: float | None = None) -> dict[str, Any]:
+        return _drained(await manager.drain(replica, drain_s if deadline_s is None else deadline_s))
+
+    async def restart(model: str | None = None) -> list[dict[str, Any]]:
+        return [_drained(result) for result in await manager.restart(model)]
+
+    async def scale(model: str, replicas: int) -> dict[str, Any]:
+        return {"model": model, "replicas": replicas, "changed": await manager.scale(model, replicas)}
+
+    async def explain(request: str | None = None) -> dict[str, Any]:
+        receipts = manager.dispatcher.placement.receipts
+        names = list(receipts)
+        name = names[-1] if request is None and names else _complete(request or "", names)
+        if name is None or name not in receipts:
+            wanted = (
+                "no request has been placed yet" if request is None else f"no receipt of request {request!r}"
+            )
+            raise InvalidRequest(f"{wanted}; the last {len(receipts)} requests are kept")
+        return receipts[name].to_json()
+
+    return {"status": status, "drain": drain, "restart": restart, "scale": scale, "explain": explain}
+
+
+def _complete(start: str, known: Sequence[str]) -> str | None:
+    """The newest request whose id starts with ``start``; the API shows ids with a prefix such as ``chatcmpl-``."""
+    bare = start.rpartition("-")[2]
+    return next((name for name in reversed(known) if bare and name.startswith((start, bare))), None)
+
+
+def _drained(result: Drained) -> dict[str, Any]:
+    return attrs.asdict(result)

@@ -1,0 +1,220 @@
+"""``sage llm serve``"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from sage_infer.cli.options import Backend, BackendOptions, KVSchema, QuantProfile
+from sage_infer.cli.output import AsJson, note, print_json
+
+if TYPE_CHECKING:
+    import socket
+
+    from sage_infer.config import LoadedConfig
+    from sage_infer_serve.http.auth import APIKey
+    from sage_infer_serve.settings import GatewaySettings
+
+    from sage_llm.commands.config import LLM
+    from sage_llm.manager.manager import ControlPlaneManager
+    from sage_llm.manager.models import ServedModel
+
+__all__ = ["serve"]
+
+
+def serve(
+    backend: Backend = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", metavar="NAME[@BACKEND]", help="LLM; repeatable.")
+    ] = None,
+    embedding: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[@BACKEND]", help="Embedding model; repeatable.")
+    ] = None,
+    reranker: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[@BACKEND]", help="Reranker; repeatable.")
+    ] = None,
+    replicas: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[MODEL=]N", help="Replicas of every LLM, or of one model; repeatable."),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Placement policy, such as kv-cost or round-robin.")
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option(help="Order of waiting requests, such as balanced, fifo or slo.")
+    ] = None,
+    kv_schema: KVSchema = None,
+    quant_profile: QuantProfile = None,
+    option: BackendOptions = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 selects a free one.")] = None,
+    keys_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="File with API keys, written by `sage infer key add`.")
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Allow access without API keys, even if others can reach the address."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve models on several instances behind one OpenAI-compatible API until stopped.
+
+    Requests continue on another instance if theirs is lost. `sage llm status` shows the instances.
+    """
+    from sage_infer.config import load_config
+
+    from sage_llm.commands.config import LLM
+    from sage_llm.commands.served_models import configured, from_flags, parse_replicas, with_cpus
+
+    flags = {
+        "serve.host": host, "serve.port": port, "serve.keys_file": keys_file, "llm.policy": policy, "llm.order": order,
+    }  # fmt: skip
+    loaded = load_config(
+        flags=flags, flag_names={key: "--" + key.split(".")[1].replace("_", "-") for key in flags}
+    )
+    settings = loaded.section(LLM)
+    counts = parse_replicas(replicas or [])
+    if settings.models and not (model or embedding or reranker or backend):
+        models = configured(settings.models, counts.get("", settings.replicas), loaded)
+    else:
+        models = from_flags(
+            model or [],
+            embedding or [],
+            reranker or [],
+            backend=backend,
+            kv_schema=kv_schema,
+            quant_profile=quant_profile,
+            options=option or [],
+            replicas={"": settings.replicas, **counts},
+            loaded=loaded,
+        )
+    if settings.share_cpus:
+        models = with_cpus(models)
+    _run(loaded, settings, models, insecure=insecure, as_json=as_json)
+
+
+def _run(
+    loaded: LoadedConfig, settings: LLM, models: Sequence[ServedModel], *, insecure: bool, as_json: bool
+) -> None:
+    from attrs import evolve
+    from sage_infer_serve.config import Serve
+    from sage_infer_serve.outputs import survive_closed_outputs
+    from sage_infer_serve.server import check_settings, listen, new_loop
+    from sage_infer_serve.settings import GatewaySettings
+
+    gateway = GatewaySettings.from_config(loaded.section(Serve), insecure=insecure)
+    if gateway.keys_file is not None:
+        gateway = evolve(gateway, keys_file=str(loaded.path_value("serve.keys_file", gateway.keys_file)))
+    keys = check_settings(gateway)
+    survive_closed_outputs()
+    listener = listen(gateway)  # first, to report a port in use before replicas are started
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("sage_infer.serve").setLevel(logging.INFO)
+    logging.getLogger("sage_llm").setLevel(logging.INFO)
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(_serve(settings, gateway, keys, listener, models, as_json))
+    finally:
+        listener.close()
+
+
+async def _serve(
+    settings: LLM,
+    gateway: GatewaySettings,
+    keys: Sequence[APIKey],
+    listener: socket.socket,
+    models: Sequence[ServedModel],
+    as_json: bool,
+) -> None:
+    from sage_infer_serve.server import run_until_signal
+    from sage_infer_serve.watch.loading import start_with_progress
+
+    from sage_llm.commands.control import ControlServer, control_path
+    from sage_llm.commands.methods import methods
+    from sage_llm.manager.manager import ControlPlaneManager
+    from sage_llm.replicas.local import SERVER, LocalExecutor
+
+    apart = sum(model.replicas for model in models) > 1
+    executor = LocalExecutor(server=SERVER if apart else None)
+    manager = ControlPlaneManager(models, executor, manager_settings(settings, gateway.target_wait_s))
+    address = listener.getsockname()
+    control: list[ControlServer] = []
+    try:
+
+        async def load() -> None:
+            await start_with_progress(manager)
+            gc.collect()
+            gc.freeze()
+            url = f"http://{gateway.host}:{address[1]}"
+            control.append(ControlServer(control_path(address[1]), methods(manager, url, settings.drain_s)))
+            await control[0].start()
+
+        def on_ready(url: str) -> None:
+            if as_json:
+                print_json({"url": url, **manager.cluster()})
+            else:
+                _print_ready(manager, url, keys)
+            sys.stdout.flush()
+
+        def on_drain(open_requests: int) -> None:
+            note(
+                f"stopping: {open_requests} request(s) open; repeat to cancel them"
+                if open_requests
+                else "stopping"
+            )
+
+        await run_until_signal(
+            manager, gateway, keys, listener, load=load, on_ready=on_ready, on_drain=on_drain
+        )
+    finally:
+        for server in control:
+            await server.close()
+        await manager.close()
+
+
+def manager_settings(settings: LLM, target_wait_s: float | None) -> Any:
+    """Settings of the control plane from the configuration's section."""
+    from sage_llm.manager.dispatch import RecoveryLimits
+    from sage_llm.manager.health import HealthLimits
+    from sage_llm.manager.restarts import RestartLimits
+    from sage_llm.manager.settings import ControlPlaneSettings
+
+    return ControlPlaneSettings(
+        policy=settings.policy,
+        order=settings.order,
+        target_wait_s=target_wait_s,
+        health=HealthLimits(
+            suspect_s=settings.suspect_s,
+            lost_s=settings.lost_s,
+            stuck_s=settings.stuck_s,
+            revive_s=settings.revive_s,
+        ),
+        restarts=RestartLimits(first_s=settings.restart_pause_s, most=settings.max_early_failures),
+        recovery=RecoveryLimits(migrations=settings.max_migrations, wait_s=settings.instance_wait_s),
+    )
+
+
+def _print_ready(manager: ControlPlaneManager, url: str, keys: Sequence[APIKey]) -> None:
+    from sage_llm.commands.tables import status_lines
+
+    status = {
+        "url": url,
+        "policy": manager.settings.policy,
+        "order": manager.settings.order,
+        **manager.cluster(),
+    }
+    lines = status_lines(status)
+    print("\n".join(lines[:-2]))
+    access = f"API keys: {', '.join(key.name for key in keys)}" if keys else "no API key required"
+    print(f"\n{url} (dashboard), {url}/v1 (API); {access}; Ctrl-C stops it")
+    first = next(iter(manager.fleet.replicas), "ID")
+    print(
+        f"policy {manager.settings.policy}; see `sage llm status`, `sage llm explain`, `sage llm drain {first}`"
+    )

@@ -1,0 +1,112 @@
+"""Tables and texts of the commands."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["decision_lines", "status_lines", "table_lines", "width"]
+
+_STATES = {
+    "ready": "32",
+    "probation": "33",
+    "suspect": "33",
+    "draining": "33",
+    "starting": "33",
+    "pausing": "33",
+}
+
+
+def width(text: str) -> int:
+    """Number of columns of a text on a terminal."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )
+
+
+def table_lines(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()
+) -> list[str]:
+    """Aligned lines; columns in ``right`` are aligned to the right."""
+    widths = [max(map(width, cells)) for cells in zip(columns, *rows, strict=True)]
+    lines = []
+    for row in (columns, *rows):
+        cells = []
+        for name, cell, wide in zip(columns, row, widths, strict=True):
+            space = " " * (wide - width(cell))
+            cells.append(space + cell if name in right else cell + space)
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def status_lines(status: Mapping[str, Any]) -> list[str]:
+    """The output of ``sage llm status``."""
+    columns = [
+        "INSTANCE",
+        "STATE",
+        "ROLE",
+        "RUN",
+        "WAIT tok",
+        "KV used",
+        "REPORT",
+        "MIGRATED",
+        "RESTARTS",
+        "NOTE",
+    ]
+    rows = [_row(replica) for replica in status["replicas"] if replica["state"] != "gone"]
+    requests = status["requests"]
+    counts = ", ".join(
+        f"{requests[name]} {name}"
+        for name in ("open", "waiting", "finished", "failed", "refused", "cancelled")
+    )
+    return [
+        *table_lines(columns, rows, right=("RUN", "WAIT tok", "KV used", "REPORT", "RESTARTS")),
+        f"requests: {counts}; {requests['migrations']} migrations, {requests['retries']} retries",
+        f"{status['url']}  policy {status['policy']}  order {status['order']}",
+    ]
+
+
+def _row(replica: Mapping[str, Any]) -> list[str]:
+    note = replica["reason"] or ""
+    if replica["ended_s"] is not None:
+        note = f"ended {replica['ended_s']:.0f} s ago: {note}"
+    runs = "running" in replica
+    return [
+        replica["instance"],
+        replica["state"],
+        replica.get("role", "-"),
+        str(replica["running"]) if runs else "-",
+        str(replica["queued_tokens"]) if runs else "-",
+        "-" if replica.get("kv_used") is None else f"{replica['kv_used']:.0%}",
+        f"{replica['report_age_s']:.1f} s" if runs else "-",
+        f"in {replica['migrated_in']} out {replica['migrated_out']}" if runs else "-",
+        str(replica["restarts"]),
+        note,
+    ]
+
+
+def decision_lines(receipt: Mapping[str, Any]) -> list[str]:
+    """The output of ``sage llm explain``: what was known, which instances were considered, and why."""
+    measured = "-" if receipt["ttft_measured_s"] is None else f"{receipt['ttft_measured_s']:.2f} s"
+    lines = [
+        f"request {receipt['request_id']} of model {receipt['model']}, prompt {receipt['prompt_tokens']:,} tokens, "
+        f"waited {receipt['waited_s']:.3f} s",
+        f"{receipt['policy']} α={receipt['alpha']:.1f} ρ={receipt['rho']:.2f}: {receipt['decision']} "
+        f"{receipt['instance'] or '-'}, TTFT predicted {receipt['ttft_predicted_s']:.2f} s, measured {measured}",
+    ]
+    for candidate in receipt["candidates"]:
+        mark = "  chosen" if candidate["instance"] == receipt["instance"] else ""
+        lines.append(
+            f"    {candidate['instance'] or '-'}  uncached {candidate['uncached_tokens']:,} ×{receipt['alpha']:.1f} + "
+            f"queued {candidate['queued_tokens']:,.0f} → cost {candidate['cost']:.4g}{mark}"
+        )
+    if receipt["message"]:
+        lines.append(f"    {receipt['message']}")
+    lines += [f"    before: {decision['decision']} {decision['instance']}" for decision in receipt["earlier"]]
+    return lines
+
+
+def clear_screen() -> None:
+    sys.stdout.write("\x1b[H\x1b[2J")

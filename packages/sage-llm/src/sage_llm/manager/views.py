@@ -1,0 +1,76 @@
+"""What policies see of a managed request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sage_llm.classifier import RequestClassifier
+from sage_llm.index.kv_index import KVIndex
+from sage_llm.manager.live_instance import LiveInstance
+from sage_llm.manager.request import ManagedRequest
+from sage_llm.types import RequestView
+
+__all__ = ["MIGRATED", "request_view"]
+
+MIGRATED = -1_000_000
+"""Band of requests that continue, ahead of all new ones."""
+
+_UNKNOWN_OUTPUT = 2048  # tokens expected at most of a request without max_tokens
+
+
+def request_view(
+    request: ManagedRequest,
+    instances: Sequence[LiveInstance],
+    classifier: RequestClassifier,
+    index: KVIndex,
+) -> RequestView:
+    """The present view of a request: its prompt and output so far are what an instance would compute."""
+    options, params, ledger = request.options, request.params, request.ledger
+    done = max(len(record.token_ids) for record in ledger.records)
+    tokens = request.prompt_tokens + ledger.tokens
+    longest = min((i.descriptor.capability.max_sequence_length for i in instances), default=0)
+    wanted = _UNKNOWN_OUTPUT if params.max_tokens is None else params.max_tokens - done
+    room = max(longest - tokens, 0) if longest else wanted
+    most = max(min(wanted, room), 0) * params.n
+    classified = request.classified
+    if classified is None:
+        slo = options.slo
+        classified = request.classified = classifier.classify(
+            request.model_id,
+            prompt_tokens=request.prompt_tokens,
+            max_tokens=most,
+            priority=options.priority,
+            service_class=options.service_class,
+            tenant=options.tenant,
+            session=options.session,
+            ttft_s=None if slo is None else slo.ttft_s,
+            tpot_s=None if slo is None else slo.tpot_s,
+        )
+    keys: tuple[int, ...] = ()
+    if ledger.prompt is not None:
+        known = (*ledger.prompt, *ledger.records[0].token_ids) if done else ledger.prompt
+        salt, adapter = options.cache_salt.encode(), params.adapter or ""
+        keys = index.keys(request.model_id, known, salt=salt, adapter=adapter)
+    return RequestView(
+        id=request.request_id,
+        model=request.model_id,
+        prompt_tokens=tokens,
+        max_tokens=most,
+        reserve=classified.reserve if classified.reserve < 0 else min(classified.reserve, most),
+        arrived=request.arrived,
+        band=MIGRATED if ledger.has_started else classified.band,
+        tenant=options.tenant,
+        session=options.session,
+        service_class=classified.service_class,
+        turn=classified.turn,
+        deadline=None if options.deadline is None else request.arrived + options.deadline,
+        slo_ttft=classified.ttft_s,
+        slo_tpot=classified.tpot_s,
+        out_q50=classified.out_q50,
+        out_q90=classified.out_q90,
+        keys=keys,
+        block=index.block(request.model_id) or 1,
+        adapter=params.adapter or "",
+        chain=options.chain,
+        attempts=request.number,
+    )

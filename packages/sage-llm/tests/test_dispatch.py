@@ -1,0 +1,304 @@
+"""Every accepted request ends exactly once, whatever happens to its instances."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import plane
+import pytest
+from plane import read, running_plane, until
+from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, PluginFailed, RequestCancelled
+from sage_infer.schemas import RequestOptions, SamplingParams
+from sage_llm.manager.dispatch import RecoveryLimits
+from sage_llm.manager.health import HealthLimits
+from sage_llm.manager.manager import ControlPlaneManager
+from sage_llm.manager.migration import NotMigratable, PoisonRequest
+from sage_llm.manager.restarts import RestartLimits
+from sage_llm.manager.settings import ControlPlaneSettings
+from toy_engine import POISON, ToyExecutor, busy, toy_model
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=40)
+QUICK = ControlPlaneSettings(
+    restarts=RestartLimits(first_s=0.01, most=50),
+    health=HealthLimits(suspect_s=0.3, lost_s=0.6, revive_s=plane.GUARD_S),
+)
+
+
+class Cluster:
+    """A control plane over toy engines."""
+
+    def __init__(self, manager: ControlPlaneManager, executor: ToyExecutor) -> None:
+        self.manager, self.executor = manager, executor
+
+    async def streams(self, count: int = 8, params: SamplingParams = GREEDY) -> list[Any]:
+        return [(await self.manager.generate(f"prompt {n}", params))[0] for n in range(count)]
+
+    async def undisturbed(self, count: int = 8, params: SamplingParams = GREEDY) -> list[Any]:
+        return list(await asyncio.gather(*map(read, await self.streams(count, params))))
+
+    @property
+    def ends(self) -> dict[str, int]:
+        return self.manager.dispatcher.ends
+
+    def close_gates(self) -> None:
+        for engine in self.executor.engines:
+            engine.gate.clear()
+
+    def open_gates(self) -> None:
+        for engine in self.executor.engines:
+            engine.gate.set()
+
+
+def on_cluster(
+    test: Callable[[Cluster], Coroutine[Any, Any, None]],
+    *,
+    replicas: int = 2,
+    settings: ControlPlaneSettings = QUICK,
+    **options: Any,
+) -> None:
+    async def main() -> None:
+        executor = ToyExecutor(**options)
+        async with running_plane([toy_model(replicas)], executor, settings) as manager:
+            await test(Cluster(manager, executor))
+        assert not manager.dispatcher.open
+
+    asyncio.run(asyncio.wait_for(main(), plane.GUARD_S))
+
+
+async def after_some_tokens(cluster: Cluster, streams: list[Any]) -> list[Any]:
+    """Start reading, and stop all engines once each stream has a token."""
+    reading = [asyncio.ensure_future(read(stream)) for stream in streams]
+    await until(lambda: all(r.ledger.has_started for r in cluster.manager.dispatcher.open.values()))
+    cluster.close_gates()
+    return reading
+
+
+def test_streams_continue_after_a_crash() -> None:
+    async def test(cluster: Cluster) -> None:
+        expected = await cluster.undisturbed()
+        reading = await after_some_tokens(cluster, await cluster.streams())
+        assert cluster.manager.dispatcher.open, "all streams ended before the crash"
+        cluster.executor.engines[0].crash()
+        cluster.open_gates()
+        assert await asyncio.gather(*reading) == expected
+        assert cluster.ends == {"finished": 16, "cancelled": 0, "refused": 0, "failed": 0}
+
+    on_cluster(test)
+
+
+def test_the_only_instance_returns() -> None:
+    """Requests wait for the restart, those with tokens and those without."""
+
+    async def test(cluster: Cluster) -> None:
+        expected = await cluster.undisturbed(4)
+        cluster.close_gates()
+        reading = [asyncio.ensure_future(read(stream)) for stream in await cluster.streams(4)]
+        cluster.executor.engines[0].crash()
+        assert await asyncio.gather(*reading) == expected
+        (replica,) = cluster.manager.fleet.replicas.values()
+        assert replica.restarts.total == 1
+        assert cluster.manager.dispatcher.retries == 4
+
+    on_cluster(test, replicas=1)
+
+
+def test_engines_without_resume_replay_where_that_is_exact() -> None:
+    async def test(cluster: Cluster) -> None:
+        expected = await cluster.undisturbed(4)
+        exact = await cluster.streams(4)
+        penalized = await cluster.streams(
+            4, SamplingParams(temperature=0.0, max_tokens=40, presence_penalty=1.0)
+        )
+        reading = await after_some_tokens(cluster, [*exact, *penalized])
+        for engine in list(cluster.executor.engines):
+            engine.crash()
+        found = await asyncio.gather(*reading, return_exceptions=True)
+        assert found[:4] == expected
+        for error in found[4:]:
+            assert isinstance(error, NotMigratable)
+            assert "presence_penalty" in error.message
+
+    on_cluster(test, claims_resume=False)
+
+
+def test_a_poison_request_ends_alone() -> None:
+    async def test(cluster: Cluster) -> None:
+        expected = await cluster.undisturbed(6)
+
+        async def send(prompt: list[int]) -> None:
+            (stream,) = await cluster.manager.generate(prompt, GREEDY)
+            await read(stream)
+
+        good = [asyncio.ensure_future(read(stream)) for stream in await cluster.streams(6)]
+        with pytest.raises(PoisonRequest, match="crashed"):
+            await send([POISON, 1])
+        assert await asyncio.gather(*good) == expected
+        assert sum(engine.crashes for engine in cluster.executor.engines) == 3
+        with pytest.raises(PoisonRequest, match="within the last hour"):
+            await cluster.manager.generate([POISON, 1], GREEDY)
+        await until(lambda: len(cluster.manager.dispatcher.placement.instances("toy")) == 2)
+        assert await cluster.undisturbed(6) == expected
+
+    on_cluster(test)
+
+
+def test_a_silent_instance_loses_its_requests_and_returns() -> None:
+    """What it says later is dropped: no token twice."""
+
+    async def test(cluster: Cluster) -> None:
+        expected = await cluster.undisturbed()
+        reading = await after_some_tokens(cluster, await cluster.streams())
+        silent, other = cluster.executor.engines
+        instance = next(
+            r.instance
+            for r in cluster.manager.fleet.replicas.values()
+            if r.instance and r.instance.backend is silent
+        )
+        assert instance.attempts
+        silent.answering.clear()
+        await until(lambda: instance.word == "lost")
+        assert not instance.attempts
+        other.gate.set()
+        silent.gate.set()
+        assert await asyncio.gather(*reading) == expected
+        silent.answering.set()
+        await until(lambda: instance.word in ("probation", "ready"))
+        assert await cluster.undisturbed() == expected
+        await until(lambda: instance.word == "ready")
+
+    on_cluster(test)
+
+
+def test_a_busy_instance_is_avoided_and_a_full_cluster_refuses() -> None:
+    async def test(cluster: Cluster) -> None:
+        first, second = cluster.executor.engines
+        first.refuses = busy()
+        await cluster.undisturbed(4)
+        assert len(second.seen) == 4
+        second.refuses = busy()
+        with pytest.raises(Overloaded):
+            await cluster.manager.generate("full", GREEDY)
+        assert cluster.ends["refused"] == 1
+
+    on_cluster(test)
+
+
+def test_faults_are_retried_elsewhere_and_open_the_breaker() -> None:
+    async def test(cluster: Cluster) -> None:
+        first, second = cluster.executor.engines
+        first.refuses = ValueError("as the test wants")
+        expected = await cluster.undisturbed(12)
+        assert len(second.seen) == 12
+        broken = next(i for i in cluster.manager.dispatcher.placement.instances("toy") if i.backend is first)
+        assert broken.breaker.is_open
+        second.refuses = ValueError("as the test wants")
+        with pytest.raises((PluginFailed, EngineDead)):
+            await cluster.manager.generate("nowhere", GREEDY)
+        first.refuses = second.refuses = None
+        await until(lambda: broken.has_room(asyncio.get_running_loop().time()))
+        assert await cluster.undisturbed(12) == expected
+
+    on_cluster(test)
+
+
+def test_invalid_requests_are_not_retried() -> None:
+    async def test(cluster: Cluster) -> None:
+        with pytest.raises(InvalidRequest, match="vocabulary"):
+            await cluster.manager.generate([1, 2, 1000], GREEDY)
+        cluster.close_gates()
+        await cluster.manager.generate("one", GREEDY, request_id="same")
+        with pytest.raises(InvalidRequest, match="in use"):
+            await cluster.manager.generate("two", GREEDY, request_id="same")
+        assert cluster.manager.dispatcher.retries == 0
+
+    on_cluster(test)
+
+
+def test_cancel_abort_and_deadline_end_a_request_once() -> None:
+    async def test(cluster: Cluster) -> None:
+        cluster.close_gates()
+        (left,) = await cluster.manager.generate("left", GREEDY)
+        left.cancel()
+        (aborted,) = await cluster.manager.generate("aborted", GREEDY, request_id="a")
+        await cluster.manager.abort("a")
+        (late,) = await cluster.manager.generate("late", GREEDY, options=RequestOptions(deadline=0.05))
+        for stream, by in ((left, "caller"), (aborted, "caller"), (late, "deadline")):
+            with pytest.raises(RequestCancelled) as found:
+                await read(stream)
+            assert found.value.by == by
+        assert cluster.ends == {"finished": 0, "cancelled": 3, "refused": 0, "failed": 0}
+        await until(lambda: not any(len(engine.requests) for engine in cluster.executor.engines))
+
+    on_cluster(test)
+
+
+def test_drain_moves_long_streams() -> None:
+    async def test(cluster: Cluster) -> None:
+        expected = await cluster.undisturbed()
+        reading = await after_some_tokens(cluster, await cluster.streams())
+        replica = cluster.manager.fleet.find("toy/0")
+        result = await cluster.manager.drain("toy/0", deadline_s=0.0)
+        assert result.migrated == result.open > 0
+        assert replica.word == "gone"
+        cluster.open_gates()
+        assert await asyncio.gather(*reading) == expected
+        with pytest.raises(InvalidRequest, match="sage llm scale"):
+            await cluster.manager.drain("toy/1")
+        assert await cluster.manager.scale("toy", 2) == ["toy/0"]
+        assert await cluster.undisturbed() == expected
+
+    on_cluster(test)
+
+
+def test_rolling_restart_under_load() -> None:
+    async def test(cluster: Cluster) -> None:
+        expected = await cluster.undisturbed()
+        stop = asyncio.Event()
+
+        async def load() -> int:
+            rounds = 0
+            while not stop.is_set() or not rounds:
+                assert await cluster.undisturbed() == expected
+                rounds += 1
+            return rounds
+
+        loading = asyncio.ensure_future(load())
+        before = list(cluster.executor.engines)
+        results = await cluster.manager.restart()
+        stop.set()
+        await loading
+        assert [result.replica_id for result in results] == ["toy/0", "toy/1"]
+        assert not set(before) & {i.backend for i in cluster.manager.dispatcher.placement.instances("toy")}
+        assert cluster.ends["failed"] == cluster.ends["refused"] == 0
+
+    on_cluster(test)
+
+
+def test_a_replica_that_fails_again_and_again_is_given_up() -> None:
+    async def test(cluster: Cluster) -> None:
+        cluster.executor.failing = 50
+        cluster.executor.engines[0].crash()
+        (replica,) = cluster.manager.fleet.replicas.values()
+        await until(lambda: replica.word == "failed")
+        with pytest.raises(EngineDead, match="sage llm status"):
+            await cluster.manager.generate("nowhere", GREEDY)
+        assert (await cluster.manager.health()).status == "dead"
+        assert cluster.manager.get_model_status("toy").state == "failed"
+
+    limits = RestartLimits(first_s=0.001, most=4)
+    on_cluster(test, replicas=1, settings=ControlPlaneSettings(restarts=limits))
+
+
+def test_a_request_moves_only_so_often() -> None:
+    async def test(cluster: Cluster) -> None:
+        cluster.close_gates()
+        (stream,) = await cluster.manager.generate("moved", GREEDY)
+        (request,) = cluster.manager.dispatcher.open.values()
+        assert request.attempt is not None
+        request.attempt.instance.backend.crash()
+        with pytest.raises(EngineDead, match="moved 0 times"):
+            await read(stream)
+
+    on_cluster(test, settings=ControlPlaneSettings(recovery=RecoveryLimits(migrations=0)))
