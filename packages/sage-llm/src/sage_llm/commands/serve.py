@@ -142,7 +142,7 @@ async def _serve(
     from sage_llm.replicas.local import SERVER, LocalExecutor
 
     apart = sum(model.replicas for model in models) > 1
-    executor = LocalExecutor(server=SERVER if apart else None)
+    executor: Any = LocalExecutor(server=SERVER if apart else None)
     manager = ControlPlaneManager(models, executor, manager_settings(settings, gateway.target_wait_s))
     address = listener.getsockname()
     control: list[ControlServer] = []

@@ -170,7 +170,7 @@ def replica_row(replica: Replica) -> dict[str, Any]:
             "running": instance.running,
             "queued_tokens": instance.queued_tokens,
             "kv_used": None if report is None or not total else 1 - report.kv_blocks_free / total,
-            "report_age_s": now - instance.heard_at,
+            "report_age_s": max(now - instance.heard_at, 0.0),
             "migrated_in": instance.migrated_in,
             "migrated_out": instance.migrated_out,
             "served": instance.served,
