@@ -117,7 +117,7 @@ class Receipts(Mapping[str, Receipt]):
         max_bytes: bound of the estimated memory.
     """
 
-    def __init__(self, *, max_receipts: int = 4096, max_bytes: int = 32 << 20) -> None:
+    def __init__(self, *, max_receipts: int = 4096, max_bytes: int = 16 << 20) -> None:
         self._max_receipts, self._max_bytes = max_receipts, max_bytes
         self._ring: OrderedDict[str, tuple[Receipt, int]] = OrderedDict()
         self.used_bytes = 0

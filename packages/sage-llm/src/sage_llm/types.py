@@ -11,7 +11,7 @@ which bit ``slot`` is set.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from attrs import field, frozen
 
@@ -295,27 +295,26 @@ class Snapshot:
     places: Mapping[str, int] = field(factory=dict)
 
 
-@frozen
-class Candidate:
-    """An instance that a placement policy considered.
+class Candidate(NamedTuple):
+    """An instance that a placement policy considered. Candidates compare by cost, then batch, then slot.
 
     Attributes:
-        slot: its slot.
         cost: its cost; the smallest wins. The unit depends on the policy: seconds for ``kv-cost``.
+        batch: number of sequences in its batch, or of our requests on it if that is more.
+        slot: its slot.
         uncached: prompt tokens that it would compute.
         loaded: prompt tokens that it would load from a lower tier.
         queued: prompt tokens in its queues.
         wait_kv_s: expected time until enough KV blocks are free.
-        batch: number of sequences in its batch, or of our requests on it if that is more.
     """
 
-    slot: int
     cost: float
+    batch: int
+    slot: int
     uncached: int = 0
     loaded: int = 0
     queued: float = 0.0
     wait_kv_s: float = 0.0
-    batch: int = 0
 
 
 @frozen

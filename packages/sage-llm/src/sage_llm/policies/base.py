@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol, runtime_checkable
 
-from sage_llm.types import Candidate, Decision, Group, InstanceView, RequestView, Snapshot
+from sage_llm.types import Candidate, Decision, DecisionKind, Group, InstanceView, RequestView, Snapshot
 
 __all__ = [
     "AdmissionPolicy",
@@ -16,10 +16,10 @@ __all__ = [
     "PlacementPolicy",
     "blocks_needed",
     "can_take",
-    "cheapest",
     "decide",
     "eligible",
     "nowhere",
+    "tokens_reserved",
     "wait_kv",
 ]
 
@@ -91,12 +91,17 @@ def eligible(request: RequestView, snapshot: Snapshot) -> tuple[Group | None, in
     return group, mask
 
 
+def tokens_reserved(request: RequestView) -> int:
+    """Return the number of tokens to reserve KV for; 0 for embeddings and reranking."""
+    if request.kind != "generate":
+        return 0
+    output = request.max_tokens
+    return request.prompt_tokens + (output if not 0 <= request.reserve < output else request.reserve)
+
+
 def blocks_needed(request: RequestView, view: InstanceView) -> int:
     """Return the number of KV blocks to reserve for a request on an instance."""
-    if not view.kv_total or request.kind != "generate":
-        return 0
-    output = request.max_tokens if request.reserve < 0 else min(request.reserve, request.max_tokens)
-    return -(-(request.prompt_tokens + output) // view.page)
+    return -(-tokens_reserved(request) // view.page) if view.kv_total else 0
 
 
 def wait_kv(blocks: int, view: InstanceView) -> float:
@@ -138,10 +143,10 @@ def decide(
 ) -> Decision:
     """Return the decision for a chosen instance: dispatch if it can take the request now, else wait."""
     blocks = blocks_needed(request, view)
-    ahead = wait_kv(blocks, view)
-    kind = "dispatch" if ahead == 0.0 and can_take(request, view, blocks) else "wait"
+    ahead = wait_kv(blocks, view) if blocks else 0.0
+    kind: DecisionKind = "dispatch" if ahead == 0.0 and can_take(request, view, blocks) else "wait"
     return Decision(
-        kind,  # type: ignore[arg-type]
+        kind,
         request.id,
         view.slot,
         -1,
@@ -185,16 +190,6 @@ def nowhere(policy: str, request: RequestView, snapshot: Snapshot) -> Decision:
             "refuse", request.id, policy=policy, reason="unavailable", message=message, retry_after=1.0
         )
     return Decision("wait", request.id, policy=policy, message=f"waits for an instance ({states})")
-
-
-def cheapest(candidates: list[Candidate]) -> tuple[Candidate, ...]:
-    """Return the four cheapest candidates; of equal costs, smaller batches first."""
-    candidates.sort(key=_by_cost)
-    return tuple(candidates[:4])
-
-
-def _by_cost(candidate: Candidate) -> tuple[float, int, int]:
-    return candidate.cost, candidate.batch, candidate.slot
 
 
 def _capacity(view: InstanceView) -> int:

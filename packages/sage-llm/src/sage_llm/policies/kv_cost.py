@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from attrs import field, frozen, validators
 
-from sage_llm.policies.base import cheapest, decide, eligible, nowhere
+from sage_llm.policies.base import decide, eligible, nowhere
 from sage_llm.policies.search import Search
 from sage_llm.types import Decision, RequestView, Snapshot
 
@@ -52,7 +52,7 @@ class KVCost:
             return nowhere(self.name, request, snapshot)
         alpha = self.weight(group.rho)
         credits = (self.credit_dram, self.credit_ssd)
-        best = cheapest(Search(request, snapshot, group, mask, alpha, credits, 0.0, [], []).run())
+        best = Search(request, snapshot, group, mask, alpha, credits).run().candidates(4)
         if not best:
             return nowhere(self.name, request, snapshot)
         view = snapshot.instances[best[0].slot]

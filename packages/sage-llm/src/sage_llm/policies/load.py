@@ -61,13 +61,14 @@ class PowerOfTwo:
             return nowhere(self.name, request, snapshot)
         first = _draw(mask, f"{request.id}/0")
         second = _draw(mask & ~(1 << first) or mask, f"{request.id}/1")
-        search = Search(request, snapshot, group, mask, 1.0, (), 0.0, [], [])
+        search = Search(request, snapshot, group, mask)
         for slot in dict.fromkeys((first, second)):
             search.consider(slot, request.prompt_tokens - cached_tokens(request, snapshot, slot))
-        pair = search.found or search.avoided
-        if not pair:  # neither can ever hold it
+        best = search.candidates()
+        if not best:  # neither can ever hold it
             return KVCost(alpha=1.0).place(request, snapshot)
-        best = tuple(sorted(pair, key=lambda candidate: candidate.cost))  # equal ones as they were drawn
+        if best[0].cost == best[-1].cost and best[0].slot != first:
+            best = best[::-1]  # equal ones as they were drawn
         return decide(
             self.name, request, _view(snapshot, best[0].slot), uncached=best[0].uncached, candidates=best
         )
@@ -148,10 +149,10 @@ def _fitting(
 ) -> list[InstanceView]:
     """Instances of a mask that can hold the request at all; only the least loaded ones if a group is given."""
     chosen = [slot for slot in group.least if mask >> slot & 1] if group is not None else []
-    search = Search(request, snapshot, Group(), mask, 1.0, (), 0.0, [], [])
+    search = Search(request, snapshot, Group(), mask)
     for slot in chosen or slots(mask):
         search.consider(slot, request.prompt_tokens)
-    return [_view(snapshot, c.slot) for c in search.found or search.avoided]
+    return [_view(snapshot, slot) for slot in sorted(c.slot for c in search.candidates())]
 
 
 def _first(policy: str, request: RequestView, snapshot: Snapshot, views: list[InstanceView]) -> Decision:

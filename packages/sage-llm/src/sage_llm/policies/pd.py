@@ -7,7 +7,7 @@ from typing import ClassVar
 import attrs
 from attrs import field, frozen, validators
 
-from sage_llm.policies.base import can_take, cheapest, eligible
+from sage_llm.policies.base import can_take, eligible
 from sage_llm.policies.kv_cost import KVCost
 from sage_llm.policies.search import Search, slows
 from sage_llm.types import Decision, RequestView, Snapshot
@@ -46,8 +46,7 @@ class PD:
         assert group is not None
         # The prefill needs KV for the prompt only, and leaves nothing running there.
         prompt = attrs.evolve(request, max_tokens=0, reserve=0)
-        search = Search(prompt, snapshot, group, prefill, whole.alpha, (), 0.0, [], [])
-        best = cheapest(search.run())
+        best = Search(prompt, snapshot, group, prefill, whole.alpha).run().candidates(4)
         if not best:
             return whole
         view = snapshot.instances[best[0].slot]

@@ -7,7 +7,7 @@ from typing import ClassVar
 import attrs
 from attrs import field, frozen, validators
 
-from sage_llm.policies.base import cheapest, decide, eligible, nowhere
+from sage_llm.policies.base import decide, eligible, nowhere
 from sage_llm.policies.kv_cost import KVCost
 from sage_llm.policies.search import Search
 from sage_llm.types import Candidate, Decision, InstanceView, RequestView, Snapshot
@@ -37,7 +37,7 @@ class Cost:
         if group is None or not mask:
             return nowhere(self.name, request, snapshot)
         alpha = KVCost().weight(group.rho)
-        found = Search(request, snapshot, group, mask, alpha, (), _ANY, [], []).run()
+        found = Search(request, snapshot, group, mask, alpha, slack_s=_ANY).run().candidates()
         target = request.slo_ttft or self.ttft_s
         priced = []
         for candidate in found:
@@ -45,8 +45,8 @@ class Cost:
             assert view is not None  # candidates are slots of the group
             ttft = view.queue_s + candidate.uncached / view.rate + candidate.wait_kv_s
             if view.cost_per_hour and ttft <= target and _meets_tpot(request, view):
-                priced.append(attrs.evolve(candidate, cost=_price(request, candidate, view)))
-        best = cheapest(priced)
+                priced.append(candidate._replace(cost=_price(request, candidate, view)))
+        best = tuple(sorted(priced)[:4])
         if not best:
             return attrs.evolve(KVCost().place(request, snapshot), policy=self.name)
         view = snapshot.instances[best[0].slot]
@@ -107,11 +107,12 @@ class Topology:
         alpha = KVCost().weight(group.rho)
         farthest = self.host_s + self.rack_s + self.zone_s
         moved = []
-        for candidate in Search(request, snapshot, group, mask, alpha, (0.75, 0.25), farthest, [], []).run():
+        search = Search(request, snapshot, group, mask, alpha, (0.75, 0.25), farthest)
+        for candidate in search.run().candidates():
             view = snapshot.instances[candidate.slot]
             assert view is not None  # candidates are slots of the group
-            moved.append(attrs.evolve(candidate, cost=candidate.cost + self.distance_s(view)))
-        best = cheapest(moved)
+            moved.append(candidate._replace(cost=candidate.cost + self.distance_s(view)))
+        best = tuple(sorted(moved)[:4])
         if not best:
             return nowhere(self.name, request, snapshot)
         view = snapshot.instances[best[0].slot]

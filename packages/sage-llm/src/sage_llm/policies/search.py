@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from attrs import frozen
-
-from sage_llm.policies.base import blocks_needed, wait_kv
+from sage_llm.policies.base import tokens_reserved, wait_kv
 from sage_llm.policies.prefix import deepest
 from sage_llm.types import Candidate, Group, InstanceView, RequestView, Snapshot, slots
 
 __all__ = ["Search", "cached_tokens", "slows"]
 
-_WIDE = 32  # holders of a block above which only the least loaded of them are considered
-_ALL = 64  # instances considered if none of the least loaded ones is eligible
+_WIDE = 12  # holders of a block above which only the least loaded of them are considered
+_ALL = 32  # instances considered if none of the least loaded ones is eligible
 _NEVER = float("inf")
 
 
@@ -30,11 +28,14 @@ def cached_tokens(request: RequestView, snapshot: Snapshot, slot: int) -> int:
     return deepest(snapshot.kv.get, request.keys, bit) * request.block if bit and request.keys else 0
 
 
-@frozen
-class Search:
-    """One search for candidates; ``found`` and ``avoided`` are filled by ``run``.
+_Row = tuple[float, int, int, int, int, float, float]
+"""The fields of a ``Candidate``."""
 
-    Attributes:
+
+class Search:
+    """One search for candidates.
+
+    Args:
         request: the request.
         snapshot: the cluster.
         group: group of the request's model.
@@ -42,58 +43,87 @@ class Search:
         alpha: weight of tokens to compute, relative to queued ones.
         credits: share of a token's cost that is saved if its KV is in a lower tier, by tier.
         slack_s: candidates within so many seconds of the cheapest one are also found.
-        found: candidates.
-        avoided: candidates to use only if there is no other: at their limit of open requests, or with running
-            requests whose TPOT target would be broken.
     """
 
-    request: RequestView
-    snapshot: Snapshot
-    group: Group
-    mask: int
-    alpha: float
-    credits: tuple[float, ...]
-    slack_s: float
-    found: list[Candidate]
-    avoided: list[Candidate]
+    __slots__ = (
+        "_alpha", "_avoided", "_credits", "_found", "_group", "_instances", "_mask", "_request", "_reserved",
+        "_slack_s", "_snapshot", "_tokens",
+    )  # fmt: skip
 
-    def run(self) -> list[Candidate]:
-        """Find candidates, and return the list to choose from; empty if the request never fits anywhere."""
-        if self.snapshot.lower:
+    def __init__(
+        self,
+        request: RequestView,
+        snapshot: Snapshot,
+        group: Group,
+        mask: int,
+        alpha: float = 1.0,
+        credits: tuple[float, ...] = (),
+        slack_s: float = 0.0,
+    ) -> None:
+        self._request, self._snapshot, self._group, self._mask = request, snapshot, group, mask
+        self._alpha, self._credits, self._slack_s = alpha, credits, slack_s
+        self._instances = snapshot.instances
+        self._reserved = tokens_reserved(request)
+        self._tokens = request.prompt_tokens + request.max_tokens
+        self._found: list[_Row] = []
+        self._avoided: list[_Row] = []
+
+    def run(self) -> Search:
+        """Look for candidates. Returns itself."""
+        if self._snapshot.lower:
             self._tiers()
         else:
             self._device()
-        return self.found or self.avoided
+        return self
+
+    def candidates(self, limit: int | None = None) -> tuple[Candidate, ...]:
+        """Return the candidates, cheapest first, of equal ones those with smaller batches.
+
+        Instances that cannot be cheaper than the first one may be missing. Candidates to avoid are returned only if
+        there are no others: those at their limit of open requests, and those with running requests whose TPOT target
+        would be broken. Empty if the request never fits anywhere.
+        """
+        rows = self._found or self._avoided
+        rows.sort()
+        return tuple(map(Candidate._make, rows[:limit]))
 
     def _device(self) -> None:
-        """Consider holders from the deepest block on, until no holder of fewer blocks can be cheaper."""
-        request, group = self.request, self.group
-        get, keys, block, prompt = self.snapshot.kv.get, request.keys, request.block, request.prompt_tokens
-        held = self.mask & self.snapshot.kv_valid
-        seen, best = 0, _NEVER
-        depth = deepest(get, keys, held) if keys else 0
+        """Consider holders from the deepest block on, until no other instance can be cheaper."""
+        request, group = self._request, self._group
+        keys, block, prompt = request.keys, request.block, request.prompt_tokens
+        get, consider, mask = self._snapshot.kv.get, self.consider, self._mask
+        held = mask & self._snapshot.kv_valid
+        per_token = self._alpha / group.fastest
+        bound = _NEVER  # of the cost of what is worth considering
+        depth = deepest(get, keys, held) if keys and held else 0
         while depth:
-            uncached = max(prompt - depth * block, 1)
-            if self.alpha * uncached / group.fastest + group.shortest_s >= best + self.slack_s:
-                break
             holders = get(keys[depth - 1], 0) & held
             wide = holders.bit_count() > _WIDE
             for slot in self._least(holders) if wide else slots(holders):
-                best = min(best, self.consider(slot, uncached))
-            seen |= holders
-            if wide:
-                break
+                cost = consider(slot, prompt - depth * block) + self._slack_s
+                if cost < bound:
+                    bound = cost
+            mask &= ~holders
             held &= ~holders
-            depth = deepest(get, keys, held, high=depth - 1)
-        for slot in self._least(self.mask & ~seen):
-            self.consider(slot, prompt)
+            if wide or not held:
+                break
+            # How many blocks must another holder have to be cheaper on the fastest, least loaded instance?
+            low = 0
+            if bound != _NEVER:
+                low = int((prompt - (bound - group.shortest_s) / per_token) // block) + 1
+                if low >= depth or (low > 0 and not get(keys[low - 1], 0) & held):
+                    break
+            depth = deepest(get, keys, held, low=max(low, 0), high=depth - 1)
+        if per_token * prompt + group.shortest_s < bound:
+            for slot in self._least(mask):
+                consider(slot, prompt)
 
     def _tiers(self) -> None:
         """Consider the holders of the deepest block of each tier, and the least loaded instances."""
-        request, snapshot = self.request, self.snapshot
+        request, snapshot = self._request, self._snapshot
         keys, block = request.keys, request.block
-        held = self.mask & snapshot.kv_valid
-        considered = list(self._least(self.mask))
+        held = self._mask & snapshot.kv_valid
+        considered = list(self._least(self._mask))
         for kv in (snapshot.kv, *snapshot.lower):
             depth = deepest(kv.get, keys, held)
             if depth:
@@ -102,7 +132,7 @@ class Search:
             bit = (1 << slot) & held
             depth = deepest(snapshot.kv.get, keys, bit) if bit else 0
             loaded, paid = 0, 0.0
-            for credit, kv in zip(self.credits, snapshot.lower, strict=False):
+            for credit, kv in zip(self._credits, snapshot.lower, strict=False):
                 further = deepest(kv.get, keys, bit, low=depth) - depth if bit else 0
                 loaded += further * block
                 paid += (1.0 - credit) * further * block
@@ -116,28 +146,33 @@ class Search:
             loaded: tokens loaded from lower tiers.
             paid: number of computed tokens that cost as much as loading them.
         """
-        request = self.request
-        view = self.snapshot.instances[slot]
+        view = self._instances[slot]
         assert view is not None  # groups contain only used slots
-        uncached = max(uncached, 1)
-        ahead = wait_kv(blocks_needed(request, view), view) if view.kv_total else 0.0
-        if ahead == _NEVER or (
-            view.max_context and request.prompt_tokens + request.max_tokens > view.max_context
-        ):
+        if uncached < 1:
+            uncached = 1
+        ahead = 0.0
+        total = view.kv_total
+        if total:
+            blocks = -(-self._reserved // view.page)
+            if blocks > total - view.kv_reserved:
+                ahead = wait_kv(blocks, view)
+                if ahead == _NEVER:
+                    return _NEVER
+        if view.max_context and self._tokens > view.max_context:
             return _NEVER
         queued = view.queued_tokens + view.bound_tokens
-        cost = (self.alpha * (uncached + paid) + queued) / view.rate + ahead
-        batch = view.running if view.running > view.open else view.open
-        candidate = Candidate(slot, cost, uncached, loaded, queued, ahead, batch)
-        if (view.open_limit and view.open >= view.open_limit) or (view.tpot_limit and slows(request, view)):
-            self.avoided.append(candidate)
+        cost = (self._alpha * (uncached + paid) + queued) / view.rate + ahead
+        running, opened, limit = view.running, view.open, view.open_limit
+        row = (cost, running if running > opened else opened, slot, uncached, loaded, queued, ahead)
+        if (limit and opened >= limit) or (view.tpot_limit and slows(self._request, view)):
+            self._avoided.append(row)
             return _NEVER
-        self.found.append(candidate)
+        self._found.append(row)
         return cost
 
     def _least(self, mask: int) -> list[int]:
         """The least loaded instances of a mask; all of them if none of the group's least loaded is in it."""
         if not mask:
             return []
-        chosen = [slot for slot in self.group.least if mask >> slot & 1]
+        chosen = [slot for slot in self._group.least if mask >> slot & 1]
         return chosen or [slot for slot, _ in zip(slots(mask), range(_ALL), strict=False)]
