@@ -1,6 +1,6 @@
 """Plug-in of this wheel. Does not import the control plane."""
 
-from sage_infer import CommandSpec, ConfigSpec, ExecutorSpec, hookimpl
+from sage_infer import BackendSpec, CommandSpec, ConfigSpec, ExecutorSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
 
@@ -55,6 +55,28 @@ def sage_infer_config() -> list[ConfigSpec]:
     return [
         ConfigSpec(
             name="llm", settings="sage_llm.commands.config:LLM", template="sage_llm.commands.config:TEMPLATE"
+        )
+    ]
+
+
+@hookimpl
+def sage_infer_backends() -> list[BackendSpec]:
+    return [
+        BackendSpec(
+            name="openai",
+            factory="sage_llm.replicas.openai:open_server",
+            serves={"llm", "embedding", "reranker"},
+            requires={"aiohttp": ">=3.10"},
+            options={
+                "api_key_env": "name of the environment variable with the API key",
+                "dialect": "request fields that the server accepts: openai, vllm or sage-infer; detected by default",
+            },
+            summary="a model on an OpenAI-compatible server; the model's path is the server's address",
+            limits=(
+                "Deltas have token ids only from vLLM.",
+                "The load of other clients of the server is unknown.",
+                "Requests do not continue on another instance.",
+            ),
         )
     ]
 

@@ -75,9 +75,10 @@ class ChildReplica(BaseReplica):
 class LocalExecutor(BaseExecutor):
     """Runs replicas on this machine.
 
-    A replica whose spec has no ``server`` runs in this process, and so has no hop. Others are child processes in
-    process groups of their own. They end with ``close``. If this process dies without it, they abort their requests,
-    continue for ``grace_s`` seconds, and are found by ``adopt`` of a later executor with the same run folder.
+    A replica whose spec has no ``server`` runs in this process, and so has no hop; so does the client of a model at an
+    ``http:`` address. Others are child processes in process groups of their own. They end with ``close``. If this
+    process dies without it, they abort their requests, continue for ``grace_s`` seconds, and are found by ``adopt`` of
+    a later executor with the same run folder.
 
     Args:
         server: server of replicas whose spec has none; ``sage_llm.replicas.local.SERVER`` runs them in child processes.
@@ -95,7 +96,8 @@ class LocalExecutor(BaseExecutor):
         self._folder = None if folder is None else Path(folder)
 
     async def launch(self, spec: ReplicaSpec) -> BaseReplica:
-        if spec.server is None and self._server is None:
+        is_remote = spec.model.model_path.startswith(("http://", "https://"))
+        if spec.server is None and (self._server is None or is_remote):
             return await _launch_here(spec)
         return await self._launch_child(spec)
 

@@ -1,0 +1,24 @@
+"""OpenAI-compatible servers as backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sage_infer.names import GENERATING
+from sage_infer.schemas import ModelDescriptor
+
+__all__ = ["open_server"]
+
+
+def open_server(model: ModelDescriptor, **options: Any) -> Any:
+    """Return the backend of a model on a server; ``model.model_path`` is the server's address.
+
+    See ``OpenAIReplica`` for the options.
+    """
+    if model.model_type in GENERATING:
+        from sage_llm.replicas.openai.llm import OpenAIReplica
+
+        return OpenAIReplica(model, **options)
+    from sage_llm.replicas.openai.encoder import OpenAIEmbeddingReplica
+
+    return OpenAIEmbeddingReplica(model, **options)
