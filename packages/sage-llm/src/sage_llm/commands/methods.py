@@ -51,7 +51,7 @@ def methods(manager: ControlPlaneManager, url: str, drain_s: float) -> dict[str,
 
 def _complete(start: str, known: Sequence[str]) -> str | None:
     """The newest request whose id starts with ``start``; the API shows ids with a prefix such as ``chatcmpl-``."""
-    bare = start.rpartition("-")[2]
+    bare = start.partition("-")[2]
     return next((name for name in reversed(known) if bare and name.startswith((start, bare))), None)
 
 

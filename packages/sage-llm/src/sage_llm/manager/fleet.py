@@ -25,6 +25,9 @@ __all__ = ["Drained", "Fleet", "Replica", "ReplicaWord"]
 
 ReplicaWord = Literal["starting", "running", "pausing", "stopping", "failed", "gone"]
 _LOOK_S = 0.1
+_EXIT_S = 0.5  # within which the end of a process follows the loss of its connection
+_RECONNECT_S = 5.0
+_RETURN_S = 5.0  # an instance that was connected for a shorter time does not return without a restart
 _LAG_S = 0.25
 
 
@@ -135,11 +138,15 @@ class Fleet:
             await handle.kill()
             return
         try:
-            connected = await connect(handle)
+            await self._connect(replica, handle)
         except SageInferError as error:
             replica.word, replica.reason, replica.ended_at = "failed", error.message, time.monotonic()
             await handle.kill()
             raise
+
+    async def _connect(self, replica: Replica, handle: ReplicaHandle) -> None:
+        """Connect to a running replica, and give it requests."""
+        connected = await connect(handle)
         is_first = replica.instance is None
         instance = LiveInstance(next(self._slots), connected, replica.model_id)
         if not is_first:
@@ -159,8 +166,11 @@ class Fleet:
 
     # --- loss and restart
 
-    def lose(self, instance: LiveInstance, reason: str) -> None:
-        """An instance has ended: move its requests, and restart its replica after a pause."""
+    def lose(self, instance: LiveInstance, reason: str, *, may_return: bool = True) -> None:
+        """An instance has ended: move its requests, and restart its replica after a pause.
+
+        If only the connection was lost and ``may_return``, connect to the same replica again.
+        """
         if instance.word == "dead":
             return
         was_placed = instance in self._dispatcher.placement.instances(instance.model_id)
@@ -174,11 +184,15 @@ class Fleet:
         replica.reason, replica.ended_at = reason, time.monotonic()
         if replica.word == "running":
             replica.word = "pausing"
-            replica.task = self._spawn(self._restart(replica, instance))
+            replica.task = self._spawn(self._restart(replica, instance, may_return))
 
-    async def _restart(self, replica: Replica, instance: LiveInstance) -> None:
+    async def _restart(self, replica: Replica, instance: LiveInstance, may_return: bool) -> None:
         ready_s = time.monotonic() - instance.since_start
         handle = replica.handle
+        if handle is not None and handle.backend is None and may_return and ready_s > _RETURN_S:
+            await instance.connected.close()
+            if await self._has_returned(replica, handle):
+                return
         if handle is not None:
             ended = await handle.kill()
             code = "" if ended.code is None else f", exit {ended.code}"
@@ -198,6 +212,17 @@ class Fleet:
                 return
             except SageInferError:
                 replica.word, ready_s = "pausing", 0.0
+
+    async def _has_returned(self, replica: Replica, handle: ReplicaHandle) -> bool:
+        """Connect again to a replica whose process still runs. Returns whether that worked."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(handle.wait(), _EXIT_S)
+            return False
+        try:
+            await asyncio.wait_for(self._connect(replica, handle), _RECONNECT_S)
+        except (SageInferError, TimeoutError):
+            return False
+        return True
 
     def _replica_of(self, instance: LiveInstance) -> Replica | None:
         return next((r for r in self.replicas.values() if r.instance is instance), None)
@@ -237,7 +262,7 @@ class Fleet:
             return
         word, reason = verdict
         if word == "dead":
-            self.lose(instance, reason)
+            self.lose(instance, reason, may_return=False)
         else:
             instance.move(word, reason)
             if word == "lost":
