@@ -1,4 +1,4 @@
-"""The backends of ``served_plugin``."""
+"""The backends of ``served_plugin``, and a server of one in this process."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from kit_reference.embedding import ReferenceEmbedder
 from kit_reference.llm import ReferenceLLM
 from sage_infer.errors import OutOfMemory
 from sage_infer.schemas import ModelDescriptor, ReplicaSpec
+from sage_llm.replicas.backends import InferenceReplica
+from sage_llm.replicas.server import ReplicaServer, describe
 
 MODEL = ModelDescriptor(model_id="reference", model_type="llm", model_path="/")
 WORDS = ModelDescriptor(model_id="words", model_type="embedding", model_path="/")
@@ -91,3 +97,31 @@ class Parent(ReferenceLLM):
         with open(self.pid_file, "w") as file:  # noqa: ASYNC230 - a toy
             file.write(str(worker.pid))
         await super().start()
+
+
+@asynccontextmanager
+async def serving(**options: Any) -> AsyncIterator[tuple[SlowLLM, str]]:
+    """A served reference engine and its address."""
+    engine = options.pop("engine", None) or SlowLLM()
+    engine.pause_s = options.pop("pause_s", 0.0)
+    await engine.start()
+    with tempfile.TemporaryDirectory(prefix="sage-") as folder:
+        path = Path(folder) / "r.sock"
+        address = f"unix:{path}"
+        server = ReplicaServer(engine, describe(engine, llm_spec(), address), report_s=0.02, **options)
+        await server.start(path)
+        try:
+            yield engine, address
+        finally:
+            await server.close()
+            await engine.close()
+
+
+@asynccontextmanager
+async def connected(address: str) -> AsyncIterator[InferenceReplica]:
+    client = InferenceReplica(address)
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.close()

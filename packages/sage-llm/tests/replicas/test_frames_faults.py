@@ -7,9 +7,7 @@ import os
 import signal
 import stat
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+import time
 from typing import Any
 
 import msgspec
@@ -30,40 +28,11 @@ from sage_llm.replicas.backends import EmbeddingReplica, InferenceReplica
 from sage_llm.replicas.connect import connect
 from sage_llm.replicas.local import SERVER, LocalExecutor
 from sage_llm.replicas.protocol import MAX_FRAME_BYTES, Call, CallCancel, Ping, StreamCancel, WireError
-from sage_llm.replicas.server import ReplicaServer, describe
 from sage_llm.replicas.wire_errors import from_wire, to_wire
-from served_toys import SlowLLM, llm_spec
+from served_toys import connected, llm_spec, serving
 
 WAIT_S = 120.0
 ENDLESS = SamplingParams(temperature=0.0, ignore_eos=True)
-
-
-@asynccontextmanager
-async def serving(**options: Any) -> AsyncIterator[tuple[SlowLLM, str]]:
-    """A served reference engine and its address."""
-    engine = SlowLLM()
-    engine.pause_s = options.pop("pause_s", 0.0)
-    await engine.start()
-    with tempfile.TemporaryDirectory(prefix="sage-") as folder:
-        path = Path(folder) / "r.sock"
-        address = f"unix:{path}"
-        server = ReplicaServer(engine, describe(engine, llm_spec(), address), report_s=0.02, **options)
-        await server.start(path)
-        try:
-            yield engine, address
-        finally:
-            await server.close()
-            await engine.close()
-
-
-@asynccontextmanager
-async def connected(address: str) -> AsyncIterator[InferenceReplica]:
-    client = InferenceReplica(address)
-    await client.start()
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 async def raw(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -250,6 +219,25 @@ def test_a_silent_client_loses_its_lease() -> None:
     asyncio.run(main())
 
 
+def test_a_pause_of_this_process_loses_nothing() -> None:
+    """Neither end counts time in which it did not run."""
+
+    async def main() -> None:
+        async with serving(pause_s=0.001, lease_s=2.0) as (_, address):
+            client = InferenceReplica(address, silence_s=2.0)
+            await client.start()
+            (stream,) = await client.generate("Once", SamplingParams(max_tokens=60, ignore_eos=True))
+            tokens = 0
+            async for delta in stream:
+                tokens += len(delta.token_ids)
+                if tokens == 10:
+                    time.sleep(3.0)  # noqa: ASYNC251 - blocks both ends
+            assert tokens == 60
+            await client.close()
+
+    asyncio.run(main())
+
+
 def test_a_slow_consumer_delays_only_its_own_stream() -> None:
     async def main() -> None:
         params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
@@ -298,7 +286,7 @@ def test_a_client_that_does_not_read_delays_nobody() -> None:
 def test_long_arguments_and_results_travel_in_parts() -> None:
     async def main() -> None:
         async with serving() as (_, address), connected(address) as client:
-            text = "word " * 600_000  # 3 MB
+            text = "word " * 300_000  # 1.5 MB
             assert await client.detokenize(await client.tokenize(text)) == text
 
     asyncio.run(main())

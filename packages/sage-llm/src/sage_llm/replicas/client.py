@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -96,7 +95,7 @@ class ReplicaClient(Caller):
             return Health(status="dead", reason=str(self.ended))
         if self._gauges is None:
             return Health(status="starting", reason="start() has not been called")
-        silent = time.monotonic() - self.link.heard_at
+        silent = self.link.silent_s
         if silent > _QUIET_S and self._gauges.health.status == "ok":
             return Health(status="degraded", reason=f"the replica has sent nothing for {silent:.1f} s")
         return self._gauges.health
@@ -204,7 +203,8 @@ class ReplicaClient(Caller):
         """Renew the lease, and notice a replica that is silent."""
         ping = Ping()
         while self.ended is None:
-            if time.monotonic() - self.link.heard_at > self._silence_s:
+            self.link.tick(PING_S)
+            if self.link.silent_s > self._silence_s:
                 self.link.abort(f"it has sent nothing for {self._silence_s:g} s")
                 return
             self.link.send(ping)

@@ -26,7 +26,8 @@ class Link(asyncio.Protocol):
     A peer that sends anything but frames of ``incoming`` is disconnected.
 
     Attributes:
-        heard_at: time of the last complete frame, on the monotonic clock.
+        silent_s: how long the peer has sent no complete frame, in seconds. ``tick`` measures it, and leaves out time in
+            which this process itself did not run.
     """
 
     def __init__(
@@ -43,7 +44,14 @@ class Link(asyncio.Protocol):
         self._scratch = bytearray()
         self._writable: asyncio.Future[None] | None = None
         self._reason = ""
-        self.heard_at = time.monotonic()
+        self.silent_s = 0.0
+        self._ticked_at = time.monotonic()
+
+    def tick(self, interval_s: float) -> None:
+        """Measure the silence of the peer; call this every ``interval_s`` seconds."""
+        now = time.monotonic()
+        self.silent_s += min(now - self._ticked_at, 2 * interval_s)
+        self._ticked_at = now
 
     # --- sending
 
@@ -94,7 +102,6 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.heard_at = time.monotonic()
         if self._on_made is not None:
             self._on_made()
 
@@ -130,7 +137,7 @@ class Link(asyncio.Protocol):
                 self.abort(f"the peer sent a frame that is not of this protocol: {error}")
                 return end
             at += _HEAD + length
-            self.heard_at = time.monotonic()
+            self.silent_s = 0.0
             self._on_frame(frame)
         return at
 

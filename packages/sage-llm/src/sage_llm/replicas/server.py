@@ -132,10 +132,10 @@ class ReplicaServer:
         while True:
             await asyncio.sleep(self._report_s)
             await self._look()
-            now, gauges, tick = time.monotonic(), self.gauges(), tick + 1
+            gauges, tick = self.gauges(), tick + 1
             busy = gauges.stats.running or gauges.stats.waiting or gauges.state == "dead"
             for session in list(self._sessions):
-                if now - session.heard_at > self._lease_s:
+                if session.silence(self._report_s) > self._lease_s:
                     session.abort(f"the client was silent for {self._lease_s:g} s")
                 elif busy or tick % _IDLE_REPORTS == 0:
                     session.report(gauges)

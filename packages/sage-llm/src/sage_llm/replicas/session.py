@@ -107,10 +107,10 @@ class Session:
         if not self._link.is_congested:
             self._link.send(gauges)
 
-    @property
-    def heard_at(self) -> float:
-        """Time of the client's last frame, on the monotonic clock."""
-        return self._link.heard_at
+    def silence(self, interval_s: float) -> float:
+        """Return how long the client has been silent, in seconds; called every ``interval_s`` seconds."""
+        self._link.tick(interval_s)
+        return self._link.silent_s
 
     def abort(self, reason: str) -> None:
         """Close the connection immediately."""

@@ -1,0 +1,137 @@
+"""What the kits do not look at: answer formats, long parameters, consumers that take deltas, and limits."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from sage_infer.errors import ConfigError, InvalidRequest, UnsupportedFeature
+from sage_infer.schemas import GuidedDecoding, QuantizationProfile, SamplingParams, TokenDelta
+from sage_infer.sdk.answers import ModelFormat, answer_format
+from sage_llm.replicas import calls
+from sage_llm.replicas.backends import EmbeddingReplica, InferenceReplica
+from sage_llm.replicas.protocol import CARRIED, carried
+from sage_llm.replicas.run_folder import run_folder
+from served_toys import SlowLLM, connected, serving
+
+
+@pytest.mark.parametrize("template", ["<tool_call>", "<|python_tag|> ipython", "[TOOL_CALLS] <think>", ""])
+def test_answer_formats_travel(template: str) -> None:
+    form = answer_format(template, special_tokens=("<think>",))
+    assert calls.format_of(calls.format_data(form)) == form
+
+
+def test_formats_of_others_do_not_travel() -> None:
+    assert calls.format_data(None) is None
+    assert calls.format_of(None) is None
+    strange = attrs.evolve(
+        answer_format("<tool_call>"),
+        forms=(attrs.evolve(answer_format("<tool_call>").forms[0], opens="<x>"),),
+    )
+    assert calls.format_data(strange) is None
+    unknown = calls.FormatData("of a later version", (("<x>", ""),), None, False)
+    assert calls.format_of(unknown) is None
+
+
+class Reading(SlowLLM):
+    async def answer_format(self) -> ModelFormat:
+        return answer_format("<tool_call>")
+
+
+def test_the_client_reads_answers_like_its_backend() -> None:
+    async def main() -> None:
+        async with serving() as (_, address), connected(address) as client:
+            assert await client.answer_format() is None
+        async with serving(engine=Reading()) as (_, address), connected(address) as client:
+            assert await client.answer_format() == answer_format("<tool_call>")
+
+    asyncio.run(main())
+
+
+def test_long_parameters() -> None:
+    params = SamplingParams(guided=GuidedDecoding(choice=tuple(f"choice {i}" for i in range(900))))
+    assert calls.params_of(calls.packed_params(params)) == params
+    with pytest.raises(InvalidRequest, match="params cannot be sent"):
+        calls.packed_params(SamplingParams(guided=GuidedDecoding(json_schema={"const": 1 << 80})))
+
+
+def test_deltas_can_be_taken_without_a_task_switch() -> None:
+    async def main() -> None:
+        async with serving(window=4) as (_, address), connected(address) as client:
+            (stream,) = await client.generate("Once", SamplingParams(max_tokens=40, ignore_eos=True))
+            taken: list[TokenDelta] = []
+            left: list[TokenDelta] = []
+
+            def take(delta: TokenDelta) -> bool:
+                if len(taken) % 3 == 2 and not (left and left[-1] is delta):
+                    return False
+                taken.append(delta)
+                return True
+
+            stream.on_delta(take)  # type: ignore[attr-defined]
+            async for delta in stream:
+                left.append(delta)
+                taken.append(delta)
+            assert sum(len(delta.token_ids) for delta in taken) == 40
+            assert left, "nothing was left to the loop"
+
+    asyncio.run(main())
+
+
+def test_only_features_on_the_list_are_claimed() -> None:
+    async def main() -> None:
+        async with serving() as (engine, address), connected(address) as client:
+            behind = engine.get_capability()
+            assert "quant_profile" in behind.features
+            assert client.get_capability() == carried(behind)
+            assert set(client.get_capability().features) == set(behind.features) & CARRIED
+            with pytest.raises(UnsupportedFeature):
+                client.load_quant_profile(QuantizationProfile(profile_id="p", weight_bits=8))
+            assert client.get_kv_schema() == engine.get_kv_schema()
+
+    asyncio.run(main())
+
+
+def test_before_the_start() -> None:
+    async def main() -> None:
+        for client in (InferenceReplica("unix:/x"), EmbeddingReplica("unix:/x")):
+            assert (await client.health()).status == "starting"
+            assert client.stats().running == 0
+            assert client.health_reason == ""
+            await client.abort("nobody")
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_the_run_folder_must_be_private(tmp_path: Path) -> None:
+    open_to_others = tmp_path / "open"
+    open_to_others.mkdir(mode=0o755)
+    with pytest.raises(ConfigError, match="mode 0700"):
+        run_folder(open_to_others)
+    long = tmp_path / ("x" * 100)
+    with pytest.raises(ConfigError, match="too long"):
+        run_folder(long)
+
+
+@pytest.mark.parametrize("variable", ["XDG_RUNTIME_DIR", "TMPDIR", "SAGE_LLM_RUN_FOLDER"])
+def test_the_run_folder_follows_the_environment(
+    variable: str, monkeypatch: pytest.MonkeyPatch, short_folder: Path
+) -> None:
+    monkeypatch.delenv("SAGE_LLM_RUN_FOLDER", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv(variable, str(short_folder))
+    found = run_folder()
+    assert short_folder in (found, found.parent)
+    assert found.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def short_folder() -> Any:
+    with tempfile.TemporaryDirectory(prefix="sage-") as folder:
+        yield Path(folder)
