@@ -35,7 +35,7 @@ from sage_infer.schemas import (
     RerankResult,
     SamplingParams,
 )
-from sage_infer.sdk.claims import accepted_options
+from sage_infer.sdk.claims import FEATURE_OF, accepted_options, check_claims
 from sage_infer.sdk.open_requests import OpenRequest, OpenRequests
 from sage_infer_planning.registry import ModelEntry, ModelRegistry
 from sage_infer_planning.router import ModelRouter
@@ -194,12 +194,13 @@ class ControlPlaneManager:
         asked = as_prompts(prompts)
         if not asked:
             raise InvalidRequest("there is no prompt; expected at least one")
+        given = _checked(options)
         opened = self._requests.accept(request_id, len(asked), options=options)
         requests: list[ManagedRequest] = []
         try:
             for one, prompt in zip(opened, asked, strict=True):
                 one.check()
-                requests.append(await self._managed(entry, one, prompt, params, options or RequestOptions()))
+                requests.append(await self._managed(entry, one, prompt, params, given))
             return list(await asyncio.gather(*map(self.dispatcher.run, requests)))
         except BaseException:
             for request in requests:
@@ -331,9 +332,10 @@ class ControlPlaneManager:
         self, entry: ModelEntry, opened: OpenRequest, options: RequestOptions | None, call: Any
     ) -> Any:
         """Run a call with one result; ``abort`` and the deadline end it."""
+        given = _checked(options)
 
         async def on_instance(backend: Any) -> Any:
-            accepted = accepted_options(backend.get_capability().features, options or RequestOptions())
+            accepted = accepted_options(backend.get_capability().features, given)
             return await call(backend, {"request_id": opened.request_id, "options": accepted})
 
         task = asyncio.ensure_future(self._calls.run(entry.descriptor.model_id, on_instance))
@@ -471,3 +473,11 @@ class ControlPlaneManager:
 
 
 _CHARACTERS = 4  # per token, where the tokenizer is unknown
+
+
+def _checked(options: RequestOptions | None) -> RequestOptions:
+    """The options; refuses those of a later version by name. The control plane understands all others itself."""
+    if options is None:
+        return RequestOptions()
+    check_claims(tuple(FEATURE_OF[RequestOptions]), backend="the control plane", options=options)
+    return options
