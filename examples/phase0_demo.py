@@ -1,51 +1,111 @@
-"""A real LLM and a real embedding model, each through a discovered plug-in and its contract.
+"""A control plane over two replicas of a real LLM and one of an embedding model, behind the contract alone.
 
-python examples/phase0_demo.py
+python examples/phase0_demo.py [--backend openvino|vllm]
+
+The control plane places each request on an instance. In the middle of the answers it drains one replica, and the
+streams continue on the other with the same text. Another backend changes no scheduling code.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import subprocess
 import sys
+import time
 
-from sage_infer import SageInferError, SamplingParams, list_backends, open_backend
+from sage_infer import SageInferError, SamplingParams, list_backends, resolve_model
+from sage_infer.contracts import TokenStream
+from sage_llm import ControlPlaneManager, LocalExecutor, ServedModel
 
-QUESTION = "What is the capital of France?"
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours.",
+    "What do bees make?",
+    "Write a sentence about the sea.",
+)
 TEXTS = ("A cat sleeps on the sofa.", "A kitten naps on the couch.", "Interest rates rose in March.")
+PARAMS = SamplingParams(temperature=0, max_tokens=48)
+ENCODERS = ("openvino-embedding",)
+OPTIONS = {"openvino": {"kv_cache_gb": 0.25}, "vllm": {"max_model_len": 1024, "enforce_eager": True}}
 
 
-async def ask() -> None:
-    async with open_backend("openvino", model="smollm2-135m", serves="llm") as llm:
-        prompt = await llm.render_chat([{"role": "user", "content": QUESTION}])
-        (stream,) = await llm.generate(prompt, SamplingParams(temperature=0, max_tokens=64))
-        print(f"\nsmollm2-135m on openvino\n> {QUESTION}")
-        async for delta in stream:
-            print(delta.text, end="", flush=True)
-        if stream.usage and stream.timing:
-            rate = stream.usage.completion_tokens / stream.timing.total_s
-            print(
-                f"\n[{stream.usage.completion_tokens} tokens, {rate:.0f} tokens/s, TTFT {stream.timing.ttft_s:.3f} s]"
-            )
+def models(backend: str) -> list[ServedModel]:
+    llm = ServedModel(
+        descriptor=resolve_model("smollm2-135m", model_type="llm"),
+        backend=backend,
+        options=OPTIONS.get(backend, {}),
+        replicas=2 if backend == "openvino" else 1,
+    )
+    ready = [row.name for row in list_backends() if row.name in ENCODERS and row.state == "ready"]
+    if not ready:
+        return [llm]
+    return [
+        llm,
+        ServedModel(descriptor=resolve_model("minilm", model_type="embedding"), backend=ready[0]),
+    ]
 
 
-async def compare() -> None:
-    async with open_backend("openvino-embedding", model="minilm", serves="embedding") as encoder:
-        vectors = (await encoder.embed_batch(TEXTS)).vectors
-        print("\nminilm on openvino-embedding: cosine similarity")
-        for i, j in ((0, 1), (0, 2)):
-            cosine = sum(a * b for a, b in zip(vectors[i], vectors[j], strict=True))
-            print(f"  {cosine:5.2f}  {TEXTS[i]} | {TEXTS[j]}")
+async def read(stream: TokenStream) -> str:
+    return "".join([delta.text async for delta in stream])
+
+
+async def ask(plane: ControlPlaneManager, questions: tuple[str, ...]) -> list[TokenStream]:
+    return [await plane.chat([{"role": "user", "content": question}], PARAMS) for question in questions]
+
+
+async def demo(backend: str) -> None:
+    served = models(backend)
+    plane = ControlPlaneManager(served, LocalExecutor())
+    started = time.monotonic()
+    await plane.start()
+    print(f"\n{len(plane.fleet.replicas)} replicas ready in {time.monotonic() - started:.1f} s")
+    try:
+        answers = await asyncio.gather(*map(read, await ask(plane, QUESTIONS)))
+        for question, answer in zip(QUESTIONS, answers, strict=True):
+            print(f"> {question}\n  {answer.strip()}")
+        if served[0].replicas > 1:
+            await drained(plane, answers)
+        if len(served) > 1:
+            await compare(plane)
+        requests = plane.cluster()["requests"]
+        print(f"\nrequests: {requests['finished']} finished, {requests['failed']} failed")
+    finally:
+        await plane.close()
+
+
+async def compare(plane: ControlPlaneManager) -> None:
+    """Embed a few texts, and compare their meaning."""
+    vectors = (await plane.embed(list(TEXTS))).vectors
+    print("\ncosine similarity of embeddings")
+    for i, j in ((0, 1), (0, 2)):
+        cosine = sum(a * b for a, b in zip(vectors[i], vectors[j], strict=True))
+        print(f"  {cosine:5.2f}  {TEXTS[i]} | {TEXTS[j]}")
+
+
+async def drained(plane: ControlPlaneManager, expected: list[str]) -> None:
+    """Ask again, and drain a replica while it answers."""
+    reading = [asyncio.ensure_future(read(stream)) for stream in await ask(plane, QUESTIONS)]
+    result = await plane.drain("smollm2-135m/0", deadline_s=0.0)
+    same = await asyncio.gather(*reading) == expected
+    print(
+        f"\ndrained {result.replica_id} in {result.took_s:.2f} s: {result.migrated} of {result.open} streams migrated, "
+        f"texts {'equal' if same else 'DIFFERENT'}"
+    )
+    if not same:
+        raise SageInferError("a migrated stream differs from the undisturbed one")
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", default="openvino", help="backend of the LLM (default: openvino)")
+    backend = parser.parse_args().backend
     print("discovered: " + ", ".join(f"{row.name} ({row.state})" for row in list_backends()))
     add = [sys.executable, "-m", "sage_infer.cli.main", "infer", "model", "add", "smollm2-135m", "minilm"]
     if subprocess.call(add) != 0:  # the command has reported the reason
         return 1
     try:
-        asyncio.run(ask())
-        asyncio.run(compare())
+        asyncio.run(demo(backend))
     except SageInferError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return error.exit_code

@@ -45,6 +45,12 @@ def serve(
     policy: Annotated[
         str | None, typer.Option(help="Placement policy, such as kv-cost or round-robin.")
     ] = None,
+    join: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="OpenAI-compatible server whose models are further replicas; repeatable."
+        ),
+    ] = None,
     order: Annotated[
         str | None, typer.Option(help="Order of waiting requests, such as balanced, fifo or slo.")
     ] = None,
@@ -68,10 +74,13 @@ def serve(
 
     Requests continue on another instance if theirs is lost. `sage llm status` shows the instances.
     """
+    import attrs
     from sage_infer.config import load_config
 
     from sage_llm.commands.config import LLM
+    from sage_llm.commands.joined import with_joined
     from sage_llm.commands.served_models import configured, from_flags, parse_replicas, with_cpus
+    from sage_llm.replicas.local import SERVER
 
     flags = {
         "serve.host": host, "serve.port": port, "serve.keys_file": keys_file, "llm.policy": policy, "llm.order": order,
@@ -81,7 +90,9 @@ def serve(
     )
     settings = loaded.section(LLM)
     counts = parse_replicas(replicas or [])
-    if settings.models and not (model or embedding or reranker or backend):
+    if join and not (model or embedding or reranker or backend):
+        models: list[ServedModel] = []
+    elif settings.models and not (model or embedding or reranker or backend):
         models = configured(settings.models, counts.get("", settings.replicas), loaded)
     else:
         models = from_flags(
@@ -95,6 +106,9 @@ def serve(
             replicas={"": settings.replicas, **counts},
             loaded=loaded,
         )
+    models = with_joined(models, join or settings.join)
+    if sum(served.replicas for served in models) > 1:  # a single replica needs no process of its own
+        models = [attrs.evolve(served, server=SERVER) for served in models]
     if settings.share_cpus:
         models = with_cpus(models)
     _run(loaded, settings, models, insecure=insecure, as_json=as_json)
@@ -139,10 +153,9 @@ async def _serve(
     from sage_llm.commands.control import ControlServer, control_path
     from sage_llm.commands.methods import methods
     from sage_llm.manager.manager import ControlPlaneManager
-    from sage_llm.replicas.local import SERVER, LocalExecutor
+    from sage_llm.replicas.local import LocalExecutor
 
-    apart = sum(model.replicas for model in models) > 1
-    executor: Any = LocalExecutor(server=SERVER if apart else None)
+    executor: Any = LocalExecutor()
     manager = ControlPlaneManager(models, executor, manager_settings(settings, gateway.target_wait_s))
     address = listener.getsockname()
     control: list[ControlServer] = []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from sage_infer.schemas import ModelDescriptor, ReplicaSpec
 from sage_infer.sdk.fields import Each, Integer, Text
 
@@ -23,6 +24,8 @@ class ServedModel:
         replicas: number of replicas.
         aliases: additional names for requests.
         environment: environment variables of the replicas.
+        server: dotted path of the server that runs the replicas in processes of their own; None runs them in this one.
+        joined: URLs of OpenAI-compatible servers that serve this model, too.
     """
 
     descriptor: ModelDescriptor
@@ -31,6 +34,8 @@ class ServedModel:
     replicas: int = field(default=1, validator=Integer(ge=0))
     aliases: tuple[str, ...] = field(default=(), validator=Each(Text(min_length=1)))
     environment: Mapping[str, str] = field(factory=dict)
+    server: str | None = None
+    joined: tuple[str, ...] = ()
 
     def spec(self, number: int) -> ReplicaSpec:
         """The specification of the replica with this number."""
@@ -40,4 +45,18 @@ class ServedModel:
             model=self.descriptor,
             options=dict(self.options),
             environment=dict(self.environment),
+            server=self.server,
         )
+
+    @property
+    def specs(self) -> list[ReplicaSpec]:
+        """The replicas to start: those of this machine, then the joined ones."""
+        name = self.descriptor.model_id
+        return [self.spec(number) for number in range(self.replicas)] + [
+            ReplicaSpec(
+                replica_id=f"{name}@{urlsplit(url).netloc}",
+                backend="openai",
+                model=evolve(self.descriptor, model_path=url),
+            )
+            for url in self.joined
+        ]

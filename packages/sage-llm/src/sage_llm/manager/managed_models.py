@@ -1,0 +1,230 @@
+"""The models of a control plane, and the operations on their replicas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+import attrs
+from sage_infer.contracts import Executor, ModelStatus
+from sage_infer.errors import BackendUnavailable, EngineDead, InvalidRequest
+from sage_infer.names import GENERATING, ModelType
+from sage_infer.schemas import CapabilityDescriptor, HybridCapabilityDescriptor, ModelDescriptor
+from sage_infer.sdk.open_requests import OpenRequests
+from sage_infer_planning.registry import ModelEntry, ModelRegistry
+from sage_infer_planning.router import ModelRouter
+
+from sage_llm import policies
+from sage_llm.manager import reports
+from sage_llm.manager.batch_calls import BatchCalls
+from sage_llm.manager.dispatch import Dispatcher
+from sage_llm.manager.fleet import Drained, Fleet
+from sage_llm.manager.models import ServedModel
+from sage_llm.manager.placing import Placement
+from sage_llm.manager.settings import ControlPlaneSettings
+from sage_llm.manager.texts import ModelTexts
+
+__all__ = ["ManagedModels"]
+
+
+class ManagedModels:
+    """Part of ``ControlPlaneManager``: its models by name, and their replicas.
+
+    Attributes:
+        settings: policies and limits.
+        served: the models by id.
+        dispatcher: runs generating requests.
+        fleet: the replicas.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        executor: Executor,
+        settings: ControlPlaneSettings | None = None,
+    ) -> None:
+        self.settings = settings or ControlPlaneSettings()
+        self._registry = ModelRegistry()
+        self._router = ModelRouter(self._registry)
+        self.served: dict[str, ServedModel] = {}
+        self._texts: dict[str, ModelTexts] = {}
+        self._capabilities: dict[str, CapabilityDescriptor] = {}
+        self.dispatcher = Dispatcher(
+            Placement(
+                policies.placement(self.settings.policy),
+                policies.order(self.settings.order),
+                None
+                if self.settings.target_wait_s is None
+                else policies.admission(target_s=self.settings.target_wait_s),
+            ),
+            on_lost=lambda instance, reason: self.fleet.lose(instance, reason),
+            expects=lambda model_id: self.fleet.expects(model_id),
+            limits=self.settings.recovery,
+        )
+        self.fleet = Fleet(
+            executor, self.dispatcher, health=self.settings.health, restarts=self.settings.restarts
+        )
+        self._calls = BatchCalls(
+            self.dispatcher.placement,
+            on_lost=self.fleet.lose,
+            expects=self.fleet.expects,
+            wait_s=self.settings.recovery.wait_s,
+        )
+        self._requests = OpenRequests()
+        self._started = self._closed = False
+        for model in models:
+            self._register(model)
+
+    def _register(self, model: ServedModel) -> ModelEntry:
+        model_id = model.descriptor.model_id
+        if model_id in self.served:
+            raise InvalidRequest(
+                f"model {model_id!r} is already served; give one of the two another model_id"
+            )
+        entry = self._registry.register(model.descriptor, model.aliases)
+        self.served[model_id] = model
+        self._texts[model_id] = ModelTexts(model.descriptor, model.backend, self._calls)
+        return entry
+
+    async def _start(self, entries: Sequence[ModelEntry | None]) -> None:
+        found = [entry for entry in entries if entry is not None]
+        specs = []
+        for entry in found:
+            self._registry.move(entry, "loading")
+            model = self.served[entry.descriptor.model_id]
+            specs += model.specs
+        try:
+            await asyncio.gather(
+                self.fleet.start(specs),
+                *(
+                    self._texts[e.descriptor.model_id].load()
+                    for e in found
+                    if e.descriptor.model_type in GENERATING
+                ),
+            )
+        except BaseException as error:
+            for entry in found:
+                self._registry.move(entry, "failed", str(error))
+            raise
+        for entry in found:
+            self._registry.move(entry, "ready")
+
+    # --- models
+
+    def list_models(self) -> list[ModelDescriptor]:
+        return [entry.descriptor for entry in self._registry.entries()]
+
+    def get_model_status(self, model_id: str) -> ModelStatus:
+        entry = self._named(model_id)
+        return reports.model_status(entry, self.fleet, self.dispatcher.placement)
+
+    def get_model_capability(self, model_id: str) -> CapabilityDescriptor:
+        entry = self._named(model_id)
+        capability = self._capability(entry.descriptor.model_id)
+        if capability is None:
+            raise BackendUnavailable(f"model {model_id!r} is {entry.state}, no instance has been ready")
+        return capability
+
+    def get_model_settings(self, model_id: str) -> dict[str, Any]:
+        model = self.served[self._named(model_id).descriptor.model_id]
+        return {"backend": model.backend, "options": dict(model.options), "replicas": model.replicas}
+
+    def get_hybrid_capability(self) -> HybridCapabilityDescriptor:
+        self._check_open()
+        ready = [
+            e
+            for e in self._registry.entries()
+            if self.get_model_status(e.descriptor.model_id).state == "ready"
+        ]
+        kinds = sorted(
+            {c.hardware_backend for e in ready if (c := self._capability(e.descriptor.model_id))} - {"cpu"}
+        )
+        return HybridCapabilityDescriptor(
+            backend_name="llm",
+            hardware_backend=kinds[0] if kinds else "cpu",
+            loaded_models=tuple(entry.descriptor for entry in ready),
+            gpu_sharing_mode="exclusive",
+            memory_isolation=True,
+        )
+
+    def load_model(self, model: ModelDescriptor) -> Awaitable[None]:
+        """Serve another model with one replica, on the configured backend for its type."""
+        self._check_open()
+        served = ServedModel(descriptor=model, backend=self.settings.backend_for(model.model_type))
+        entry = self._register(served)
+        if not self._started:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
+        return asyncio.ensure_future(self._start([entry]))
+
+    async def unload_model(self, model_id: str) -> None:
+        entry = self._named(model_id)
+        name = entry.descriptor.model_id
+        self._registry.move(entry, "draining")
+        await asyncio.gather(*(self.fleet.stop(r) for r in self.fleet.of(name)))
+        self._registry.move(entry, "registered")
+        del self.served[name], self._texts[name]
+
+    # --- operation, for the commands
+
+    async def drain(self, replica_id: str, deadline_s: float = 2.0) -> Drained:
+        """Stop a replica; its requests end in time or move to other instances."""
+        return await self.fleet.drain(self.fleet.find(replica_id), deadline_s)
+
+    async def restart(self, model_id: str | None = None, deadline_s: float = 0.0) -> list[Drained]:
+        """Restart all replicas of a model, or of all models, one after another."""
+        names = [self._named(model_id).descriptor.model_id] if model_id is not None else list(self.served)
+        replicas = [replica for name in names for replica in self.fleet.of(name)]
+        return [await self.fleet.restart(replica, deadline_s) for replica in replicas]
+
+    async def scale(self, model_id: str, replicas: int) -> list[str]:
+        """Start or drain replicas of a model until there are ``replicas``; return the ids of the changed ones."""
+        name = self._named(model_id).descriptor.model_id
+        if replicas < 1:
+            raise InvalidRequest(f"the number of replicas must be at least 1, got {replicas}")
+        running = self.fleet.of(name)
+        if len(running) > replicas:
+            surplus = running[replicas:]
+            await asyncio.gather(*(self.fleet.drain(replica) for replica in surplus))
+            changed = [replica.replica_id for replica in surplus]
+        else:
+            used = {replica.replica_id for replica in running}
+            free = (
+                s
+                for n in range(len(running) + replicas)
+                if (s := self.served[name].spec(n)).replica_id not in used
+            )
+            specs = [next(free) for _ in range(replicas - len(running))]
+            await self.fleet.start(specs)
+            changed = [spec.replica_id for spec in specs]
+        self.served[name] = attrs.evolve(self.served[name], replicas=replicas)
+        return changed
+
+    # --- look-ups
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineDead("the control plane was closed; open a new one")
+
+    def _route(self, name: str | None, types: Sequence[ModelType]) -> ModelEntry:
+        self._check_open()
+        if not self._started:
+            raise EngineDead("the control plane is not started; call start() first")
+        return self._router.route(name, types)
+
+    def _named(self, name: str) -> ModelEntry:
+        entry = self._router.named(name)
+        assert entry is not None
+        return entry
+
+    def _texts_of(self, name: str | None, types: Sequence[ModelType]) -> ModelTexts:
+        return self._texts[self._route(name, types).descriptor.model_id]
+
+    def _capability(self, model_id: str) -> CapabilityDescriptor | None:
+        """Capability of the model's instances, also while none runs."""
+        for instance in self.dispatcher.placement.instances(model_id):
+            self._capabilities[model_id] = instance.descriptor.capability
+            break
+        return self._capabilities.get(model_id)
