@@ -13,6 +13,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from typing import Any
 
 from sage_infer import SageInferError, SamplingParams, list_backends, resolve_model
 from sage_infer.contracts import TokenStream
@@ -27,7 +28,10 @@ QUESTIONS = (
 TEXTS = ("A cat sleeps on the sofa.", "A kitten naps on the couch.", "Interest rates rose in March.")
 PARAMS = SamplingParams(temperature=0, max_tokens=48)
 ENCODERS = ("openvino-embedding",)
-OPTIONS = {"openvino": {"kv_cache_gb": 0.25}, "vllm": {"max_model_len": 1024, "enforce_eager": True}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "openvino": {"kv_cache_gb": 0.25},
+    "vllm": {"max_model_len": 1024, "enforce_eager": True},
+}
 
 
 def models(backend: str) -> list[ServedModel]:

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Collection
 from typing import Any, ClassVar
 
-from sage_infer.contracts import ReplicaExit
+from sage_infer.contracts import ReplicaExit, ReplicaHandle
 from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
 
@@ -146,7 +146,7 @@ class BaseExecutor:
         if self.replicas.get(replica.spec.replica_id) is replica:
             del self.replicas[replica.spec.replica_id]
 
-    async def adopt(self) -> list[BaseReplica]:
+    async def adopt(self) -> list[ReplicaHandle]:
         return []
 
     async def close(self) -> None:

@@ -155,7 +155,7 @@ async def _serve(
     from sage_llm.manager.manager import ControlPlaneManager
     from sage_llm.replicas.local import LocalExecutor
 
-    executor: Any = LocalExecutor()
+    executor = LocalExecutor()
     manager = ControlPlaneManager(models, executor, manager_settings(settings, gateway.target_wait_s))
     address = listener.getsockname()
     control: list[ControlServer] = []

@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import msgspec
 from sage_infer.backends import create_backend
-from sage_infer.contracts import ReplicaExit
+from sage_infer.contracts import ReplicaExit, ReplicaHandle
 from sage_infer.errors import EngineDead, UnsupportedFeature
 from sage_infer.names import GENERATING
 from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
@@ -101,9 +101,9 @@ class LocalExecutor(BaseExecutor):
             return await _launch_here(spec)
         return await self._launch_child(spec)
 
-    async def adopt(self) -> list[BaseReplica]:
+    async def adopt(self) -> list[ReplicaHandle]:
         """Return the replicas of executors that died without ``close``; records of dead replicas are deleted."""
-        found: list[BaseReplica] = []
+        found: list[ReplicaHandle] = []
         for lease in free_records(run_folder(self._folder)):
             record = lease.read()
             if record is None or not record.is_alive:
