@@ -14,7 +14,7 @@ import attrs
 from attrs import define, field
 
 from sage_llm.policies.base import PlacementPolicy
-from sage_llm.types import Decision, KVView, RequestView, Snapshot
+from sage_llm.types import Decision, DecisionKind, KVView, RequestView, Snapshot
 
 __all__ = ["Receipt", "Receipts"]
 
@@ -48,7 +48,8 @@ class Receipt:
         policy: the policy, with its parameters.
         ttft: measured time to first token in seconds; None until it is known.
         cached: prompt tokens that the instance has reported as cached; None until it is known.
-        earlier: earlier placements of the same request (retries and migrations), oldest first.
+        earlier: earlier placements of the same request (retries and migrations), oldest first: the instance's id,
+            None if none was chosen, and the kind of the decision.
     """
 
     request: RequestView
@@ -57,19 +58,21 @@ class Receipt:
     policy: PlacementPolicy
     ttft: float | None = None
     cached: int | None = None
-    earlier: list[Decision] = field(factory=list)
+    earlier: list[tuple[str | None, DecisionKind]] = field(factory=list)
 
     def replay(self, policy: PlacementPolicy | None = None) -> Decision:
         """Decide again: the same policy decides as it did, another one as it would have."""
         return (policy or self.policy).place(self.request, self.snapshot)
 
+    def instance(self, slot: int) -> str | None:
+        """Return the id of the instance that had a slot at the time of the decision."""
+        views = self.snapshot.instances
+        view = views[slot] if 0 <= slot < len(views) else None
+        return view.instance_id if view is not None else None
+
     def to_json(self) -> dict[str, Any]:
         """Return the receipt as JSON-ready data, for ``sage llm explain``."""
-        decision, views = self.decision, self.snapshot.instances
-
-        def name(slot: int) -> str | None:
-            view = views[slot] if 0 <= slot < len(views) else None
-            return view.instance_id if view is not None else None
+        decision, name = self.decision, self.instance
 
         return {
             "request_id": self.request.id,
@@ -100,7 +103,7 @@ class Receipt:
                 }
                 for candidate in decision.candidates
             ],
-            "earlier": [{"instance": name(d.slot), "decision": d.kind} for d in self.earlier],
+            "earlier": [{"instance": instance, "decision": kind} for instance, kind in self.earlier],
         }
 
 
@@ -156,7 +159,8 @@ class Receipts(Mapping[str, Receipt]):
         before = self._ring.pop(request_id, None)
         if before is not None:
             self.used_bytes -= before[1]
-            receipt.earlier = [*before[0].earlier, before[0].decision][-8:]
+            last = before[0].decision
+            receipt.earlier = [*before[0].earlier, (before[0].instance(last.slot), last.kind)][-8:]
         size = (
             _BASE_BYTES
             + _KEY_BYTES * len(receipt.request.keys)
