@@ -26,7 +26,6 @@ def cluster(*views: InstanceView, kv: dict[int, int] | None = None, **changes: A
     if usable:
         groups[MODEL] = Group(
             mask=sum(1 << view.slot for view in whole),
-            prefill=sum(1 << view.slot for view in usable if view.role == "prefill"),
             least=tuple(v.slot for v in sorted(whole, key=lambda v: (v.queue_s, v.slot))),
             size=len(whole),
             fastest=max(v.rate for v in whole),
@@ -60,14 +59,12 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             role=draw(st.sampled_from(["general", "general", "prefill", "decode"])),
             rate=draw(st.sampled_from([500.0, 1000.0, 8000.0])),
             host=draw(st.sampled_from(["a", "b"])),
-            labels={"zone": draw(st.sampled_from(["x", "y"]))},
             queued_tokens=float(draw(st.integers(0, 5000))),
             running=draw(st.integers(0, 8)),
             open=draw(st.integers(0, 8)),
             open_limit=draw(st.sampled_from([0, 0, 0, 1, 4])),
             kv_total=(total := draw(st.sampled_from([0, 40, 100, 1000]))),
             kv_reserved=draw(st.integers(0, total)),
-            kv_token_bytes=draw(st.sampled_from([0, 1000])),
             tpot_limit=draw(st.sampled_from([0.0, 0.05])),
             step=draw(st.sampled_from([Step(), Step(0.02, 1e-4, 1e-3, 1e-6)])),
             cost_per_hour=draw(st.sampled_from([0.0, 1.0, 2.5])),

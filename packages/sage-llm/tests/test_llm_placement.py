@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm_cluster import BLOCK, cluster, instance, request, requests, snapshots
+from sage_infer.errors import InvalidRequest
 from sage_llm.policies import POLICIES, placement
 from sage_llm.policies.base import PlacementPolicy
 from sage_llm.policies.prefix import deepest
@@ -187,43 +188,25 @@ def test_adaptive_follows_the_situation() -> None:
     assert chosen.policy == "least-tokens", "too little is cached"
 
 
+def test_prices_may_be_configured() -> None:
+    fast, slow = instance(0, rate=4000.0), instance(1)
+    assert place("cost", request(), cluster(fast, slow), prices="m/0=8 m/*=1") == 1
+    assert place("cost", request(), cluster(fast, slow), prices="m/*=1") == 0
+    assert placement("cost:prices=m/0=8 m/*=1").place(request(), cluster(fast, slow)).slot == 1
+    with pytest.raises(InvalidRequest, match="PATTERN=PRICE"):
+        placement("cost", prices="m/0")
+    with pytest.raises(InvalidRequest, match="PATTERN=PRICE"):
+        placement("cost", prices="m/0=cheap")
+
+
 def test_topology_prefers_near_instances_while_they_keep_up() -> None:
-    near = instance(0, host="here", labels={"zone": "z", "rack": "1"}, queued_tokens=300.0)
-    far = instance(1, host="there", labels={"zone": "y", "rack": "2"})
-    here = {"host": "here", "rack": "1", "zone": "z"}
-    assert place("topology", request(), cluster(near, far), **here) == 0
+    near = instance(0, host="rack1-a", queued_tokens=30.0)
+    far = instance(1, host="rack2-b")
+    assert place("topology", request(), cluster(near, far), near="gate rack1-*") == 0
     assert place("topology", request(), cluster(near, far)) == 1
     late = attrs.evolve(near, queued_tokens=900.0)
-    assert place("topology", request(), cluster(late, far), **here) == 1
-
-
-def test_pd_splits_long_uncached_prompts_only() -> None:
-    prefill = instance(0, role="prefill", rate=4000.0, kv_total=100, page=32)
-    decode = instance(1, role="decode", kv_total=200, page=32, kv_token_bytes=1000)
-    split = placement("pd").place(request(), cluster(prefill, decode))
-    assert (split.kind, split.prefill_slot, split.slot, split.uncached) == ("dispatch", 0, 1, 1000)
-    assert split.predicted_ttft == pytest.approx(0.25 + 0.001)
-    short = placement("pd").place(request(5), cluster(prefill, decode))
-    assert (short.prefill_slot, short.slot) == (-1, 1)
-    kv = dict.fromkeys(range(1, 10), 0b10)
-    cached = placement("pd").place(request(), cluster(prefill, decode, kv=kv))
-    assert (cached.prefill_slot, cached.slot) == (-1, 1)
-    slow_link = placement("pd", bandwidth=1e6).place(request(), cluster(prefill, decode))
-    assert slow_link.prefill_slot == -1
-    behind = cluster(attrs.evolve(prefill, queued_tokens=9000.0), decode)
-    assert placement("pd").place(request(), behind).prefill_slot == -1
-    without = placement("pd").place(request(), cluster(decode))
-    assert (without.kind, without.prefill_slot) == ("dispatch", -1)
-    full = cluster(attrs.evolve(prefill, kv_reserved=90), decode)
-    assert placement("pd", min_tokens=10).place(request(), full).kind in ("wait", "dispatch")
-
-
-def test_pd_protects_streams_of_the_decode_instance() -> None:
-    prefill = instance(0, role="prefill", rate=100.0)
-    decode = instance(1, role="decode", tpot_limit=0.05, step=Step(0.02, 1e-4), running=2)
-    assert placement("pd").place(request(), cluster(prefill, decode)).prefill_slot == 0
-    calm = attrs.evolve(decode, tpot_limit=0.0)
-    assert placement("pd").place(request(), cluster(prefill, calm)).prefill_slot == -1
+    assert place("topology", request(), cluster(late, far), near="rack1-*") == 1
+    assert place("topology", request(), cluster(late, far), near="rack1-*", far_s=2.0) == 0
 
 
 def test_lower_tiers_count_in_part() -> None:

@@ -59,10 +59,9 @@ def test_slo_orders_by_the_latest_start() -> None:
         view("none"),
         view("ttft", slo_ttft=2.0),
         view("deadline", deadline=1.9),
-        view("chain", chain_deadline=5.0, chain_rest_s=4.0),
         view("short", prompt_tokens=100, keys=(), slo_ttft=2.0),
     ]
-    assert drained(queue_of("slo", *views), 0.0) == ["deadline", "ttft", "chain", "short", "none"]
+    assert drained(queue_of("slo", *views), 0.0) == ["deadline", "ttft", "short", "none"]
 
 
 def test_shortest_uncached_knows_what_is_cached() -> None:

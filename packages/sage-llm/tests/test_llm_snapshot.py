@@ -115,7 +115,7 @@ def test_prefill_instances_take_whole_requests_only_alone(registry: InstanceRegi
     registry.add(descriptor("p/0", role="prefill"), 0.0, "ready")
     builder = SnapshotBuilder(registry)
     group = builder.snapshot(0.0).groups[MODEL]
-    assert (group.mask, group.prefill) == (0b011, 0b100)
+    assert group.mask == 0b011
     for name in ("m/0", "m/1"):
         registry.change(registry.get(name), "dead", 1.0)
     assert builder.snapshot(1.0).groups[MODEL].mask == 0b100

@@ -81,7 +81,6 @@ class Members:
     ) -> Group:
         return Group(
             fixed.mask,
-            fixed.prefill,
             least,
             fixed.size,
             fixed.fastest,
@@ -109,7 +108,6 @@ class Members:
 
     def _build(self) -> Group:
         views = self.views
-        prefill = sum(1 << slot for slot, view in views.items() if view.role == "prefill")
         whole = {slot: view for slot, view in views.items() if view.role != "prefill"} or views
         adapters: dict[str, int] = {}
         mask = 0
@@ -121,7 +119,6 @@ class Members:
         self._free = sum(max(view.kv_total - view.kv_reserved, 0) for view in whole.values())
         return Group(
             mask,
-            prefill,
             size=len(whole),
             fastest=max((view.rate for view in whole.values()), default=1.0),
             rate=sum(view.rate for view in whole.values()),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from attrs import define
-from sage_infer.schemas import InstanceReport, KVCacheSchema
+from sage_infer.schemas import InstanceReport
 
 from sage_llm.registry import Instance
 from sage_llm.types import InstanceView, Step
@@ -55,8 +55,6 @@ class InstanceLoad:
         self.reported_at = 0.0
         self._chunk = chunk
         self._rate = self._shown_rate = rate
-        schema = instance.descriptor.capability.kv_schema
-        self._token_bytes = 0 if schema is None else _token_bytes(schema)
         self._decode_rate = 0.0
         self._base_s = 0.0
         self._released = 0
@@ -181,9 +179,6 @@ class InstanceLoad:
             descriptor.model_ids,
             descriptor.adapters,
             descriptor.host,
-            descriptor.numa_node,
-            descriptor.device_uuids,
-            descriptor.labels,
             rate,
             self._decode_rate,
             Step(self._base_s, 1.0 / rate) if self._base_s else _UNKNOWN_STEP,
@@ -199,7 +194,6 @@ class InstanceLoad:
             capability.kv_schema.page_size if capability.kv_schema is not None else 1,
             report.kv_blocks_total if report is not None else 0,
             blocks + self._blocks,
-            self._token_bytes,
             self._release_rate,
             self._tpot,
             instance.since,
@@ -209,9 +203,3 @@ class InstanceLoad:
 
 
 _UNKNOWN_STEP = Step()
-_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int4": 0.5}
-
-
-def _token_bytes(schema: KVCacheSchema) -> int:
-    """Bytes of keys and values per token, without scales."""
-    return int(2 * schema.num_layers * schema.num_heads * schema.head_dim * _BYTES.get(schema.dtype, 1.0))

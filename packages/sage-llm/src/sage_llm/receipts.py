@@ -87,7 +87,6 @@ class Receipt:
             "reason": decision.reason or None,
             "message": decision.message or None,
             "instance": name(decision.slot),
-            "prefill_instance": name(decision.prefill_slot),
             "reuse_tokens": decision.reuse,
             "cached_tokens": self.cached,
             "ttft_predicted_s": decision.predicted_ttft,

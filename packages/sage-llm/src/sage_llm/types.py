@@ -74,8 +74,6 @@ class RequestView:
         block: number of tokens per key.
         adapter: LoRA adapter; empty for none.
         chain: chain of calls that it belongs to; empty if none.
-        chain_deadline: time by which the whole chain should have ended; None if unknown.
-        chain_rest_s: expected duration of this and the later stages of the chain (90th percentile).
         attempts: number of instances that it was dispatched to before.
         excluded: mask of instances that it must not be dispatched to.
     """
@@ -101,8 +99,6 @@ class RequestView:
     block: int = 1
     adapter: str = ""
     chain: str = ""
-    chain_deadline: float | None = None
-    chain_rest_s: float = 0.0
     attempts: int = 0
     excluded: int = 0
 
@@ -138,9 +134,6 @@ class InstanceView:
         models: models that it serves.
         adapters: LoRA adapters that it has loaded.
         host: name of its machine.
-        numa_node: NUMA node on its machine; None if it is not bound.
-        devices: UUIDs of its accelerators.
-        labels: labels set by the operator; ``zone`` and ``rack`` are used by the policy ``topology``.
         rate: prefill rate in tokens per second.
         decode_rate: output tokens per second at its present batch; 0 if unknown.
         step: model of its step.
@@ -156,7 +149,6 @@ class InstanceView:
         page: tokens per KV block.
         kv_total: total number of KV blocks; 0 if it has no KV cache or does not report it.
         kv_reserved: KV blocks that are reserved by our requests or used by others.
-        kv_token_bytes: bytes of KV per token; 0 if unknown.
         kv_release: KV blocks released per second by requests that end; 0 if unknown.
         tpot_limit: smallest TPOT target of its running requests in seconds; 0 for none.
         ready_since: time since which it is ready.
@@ -172,9 +164,6 @@ class InstanceView:
     models: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     host: str = ""
-    numa_node: int | None = None
-    devices: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(factory=dict)
     rate: float = 5000.0
     decode_rate: float = 0.0
     step: Step = Step()
@@ -190,7 +179,6 @@ class InstanceView:
     page: int = 32
     kv_total: int = 0
     kv_reserved: int = 0
-    kv_token_bytes: int = 0
     kv_release: float = 0.0
     tpot_limit: float = 0.0
     ready_since: float = 0.0
@@ -234,7 +222,6 @@ class Group:
 
     Attributes:
         mask: instances that take whole requests.
-        prefill: instances that take only prefills.
         least: the least loaded slots, by time in queue: at most 8 per class of speed, where a class spans a factor
             of two of the prefill rate. All slots of ``mask`` if there are at most 16.
         size: number of instances in ``mask``.
@@ -251,7 +238,6 @@ class Group:
     """
 
     mask: int = 0
-    prefill: int = 0
     least: tuple[int, ...] = ()
     size: int = 0
     fastest: float = 1.0
@@ -326,13 +312,12 @@ class Decision:
             chosen) or refuse.
         request: id of the request.
         slot: chosen instance; -1 if none.
-        prefill_slot: instance that computes the prompt, if it is not ``slot``; -1 otherwise.
         policy: name of the policy that decided.
         reason: machine-readable reason of a refusal: overloaded (429), quota (429), late (504), unavailable (503)
             or too_large (400).
         message: what was expected, what was seen, and what to do; empty for a dispatch.
         reuse: prompt tokens that need not be computed on ``slot``.
-        uncached: prompt tokens that ``slot`` (or ``prefill_slot``) computes.
+        uncached: prompt tokens that ``slot`` computes.
         blocks: KV blocks to reserve on ``slot``.
         predicted_ttft: expected time to first token.
         retry_after: expected time until the request could be accepted; 0 unless refused.
@@ -344,7 +329,6 @@ class Decision:
     kind: DecisionKind
     request: str
     slot: int = -1
-    prefill_slot: int = -1
     policy: str = ""
     reason: RefusalReason = ""
     message: str = ""

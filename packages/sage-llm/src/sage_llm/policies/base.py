@@ -149,7 +149,6 @@ def decide(
         kind,
         request.id,
         view.slot,
-        -1,
         policy,
         "",
         "",

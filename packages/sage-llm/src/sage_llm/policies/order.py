@@ -26,7 +26,7 @@ def latest_start(request: RequestView, work: float, default_ttft_s: float) -> fl
 
     Args:
         work: expected duration of its prefill.
-        default_ttft_s: target of a request without deadline, SLO and chain.
+        default_ttft_s: target of a request without deadline and TTFT target.
     """
     times = []
     if request.slo_ttft is not None:
@@ -34,8 +34,6 @@ def latest_start(request: RequestView, work: float, default_ttft_s: float) -> fl
     if request.deadline is not None:
         tail = request.out_q50 * (request.slo_tpot or 0.0)
         times.append(request.deadline - work - tail)
-    if request.chain_deadline is not None:
-        times.append(request.chain_deadline - max(request.chain_rest_s, work))
     return min(times) if times else request.arrived + default_ttft_s - work
 
 
@@ -50,7 +48,11 @@ def work_s(request: RequestView, snapshot: Snapshot) -> float:
 
 @frozen(kw_only=True)
 class FIFO:
-    """First come, first served; ignores bands and tenants."""
+    """First come, first served; ignores bands and tenants.
+
+    Attributes:
+        ageing_s: seconds of waiting after which no other request passes one that does not fit.
+    """
 
     name: ClassVar[str] = "fifo"
 
@@ -82,7 +84,7 @@ class Priority:
 
 @frozen(kw_only=True)
 class SLO:
-    """Earliest latest start first: deadline, TTFT target or the deadline of the request's chain, less its work.
+    """Earliest latest start first: deadline or TTFT target, less the request's own work.
 
     Attributes:
         ttft_s: TTFT target in seconds of requests without any target.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import attrs
@@ -10,11 +11,23 @@ from attrs import field, frozen, validators
 from sage_llm.policies.base import decide, eligible, nowhere
 from sage_llm.policies.kv_cost import KVCost
 from sage_llm.policies.search import Search
-from sage_llm.types import Candidate, Decision, InstanceView, RequestView, Snapshot
+from sage_llm.types import Decision, InstanceView, RequestView, Snapshot
 
 __all__ = ["Cost", "Topology"]
 
 _ANY = 1e9  # slack that keeps every candidate
+
+
+def _prices(text: str) -> str:
+    for part in text.split():
+        pattern, equals, price = part.rpartition("=")
+        try:
+            valid = bool(pattern and equals) and 0 <= float(price) < float("inf")
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError(f"'prices' must be PATTERN=PRICE PATTERN=PRICE, not {text!r}")
+    return text
 
 
 @frozen(kw_only=True)
@@ -25,12 +38,25 @@ class Cost:
     targets, or none has a price, the decision is that of ``kv-cost``.
 
     Attributes:
+        prices: prices per hour by patterns of instance ids, such as ``big/*=8 small/*=1``; the first match counts. An
+            instance that states its own ``cost_per_hour`` has that one.
         ttft_s: TTFT target in seconds of requests without one.
     """
 
     name: ClassVar[str] = "cost"
 
+    prices: str = field(default="", converter=_prices)
     ttft_s: float = field(default=10.0, validator=validators.gt(0))
+
+    def per_hour(self, view: InstanceView) -> float:
+        """Return the price of an instance per hour; 0 if unknown."""
+        if view.cost_per_hour:
+            return view.cost_per_hour
+        for part in self.prices.split():
+            pattern, _, price = part.rpartition("=")
+            if fnmatchcase(view.instance_id, pattern):
+                return float(price)
+        return 0.0
 
     def place(self, request: RequestView, snapshot: Snapshot) -> Decision:
         group, mask = eligible(request, snapshot)
@@ -44,8 +70,11 @@ class Cost:
             view = snapshot.instances[candidate.slot]
             assert view is not None  # candidates are slots of the group
             ttft = view.queue_s + candidate.uncached / view.rate + candidate.wait_kv_s
-            if view.cost_per_hour and ttft <= target and _meets_tpot(request, view):
-                priced.append(candidate._replace(cost=_price(request, candidate, view)))
+            per_hour = self.per_hour(view)
+            if per_hour and ttft <= target and _meets_tpot(request, view):
+                decode = request.out_q50 / view.decode_rate if view.decode_rate else 0.0
+                price = per_hour / 3600.0 * (candidate.uncached / view.rate + decode)
+                priced.append(candidate._replace(cost=price))
         best = tuple(sorted(priced)[:4])
         if not best:
             return attrs.evolve(KVCost().place(request, snapshot), policy=self.name)
@@ -62,52 +91,33 @@ def _meets_tpot(request: RequestView, view: InstanceView) -> bool:
     return view.step.predict(0, view.running + 1, view.context_tokens) <= request.slo_tpot
 
 
-def _price(request: RequestView, candidate: Candidate, view: InstanceView) -> float:
-    decode = request.out_q50 / view.decode_rate if view.decode_rate else 0.0
-    return view.cost_per_hour / 3600.0 * (candidate.uncached / view.rate + decode)
-
-
 @frozen(kw_only=True)
 class Topology:
-    """``kv-cost`` with a price for distance, so that traffic stays on this host, rack and zone while they keep up.
-
-    An instance's host is that of its descriptor; rack and zone are its labels ``rack`` and ``zone``.
+    """``kv-cost`` with a price for distance: traffic stays on near hosts while they keep up.
 
     Attributes:
-        host: name of this host; empty ignores hosts.
-        rack: name of this rack; empty ignores racks.
-        zone: name of this zone; empty ignores zones.
-        host_s: seconds added for another host.
-        rack_s: seconds added for another rack.
-        zone_s: seconds added for another zone.
+        near: patterns of the names of near hosts, separated by spaces, such as ``node-1 rack7-*``; empty: all.
+        far_s: seconds added to the cost of an instance on another host.
     """
 
     name: ClassVar[str] = "topology"
 
-    host: str = ""
-    rack: str = ""
-    zone: str = ""
-    host_s: float = field(default=0.01, validator=validators.ge(0))
-    rack_s: float = field(default=0.05, validator=validators.ge(0))
-    zone_s: float = field(default=0.5, validator=validators.ge(0))
+    near: str = ""
+    far_s: float = field(default=0.05, validator=validators.ge(0))
 
     def distance_s(self, view: InstanceView) -> float:
         """Return the seconds added for an instance."""
-        away = self.host_s if self.host and view.host != self.host else 0.0
-        if self.rack and view.labels.get("rack", self.rack) != self.rack:
-            away += self.rack_s
-        if self.zone and view.labels.get("zone", self.zone) != self.zone:
-            away += self.zone_s
-        return away
+        patterns = self.near.split()
+        near = not patterns or any(fnmatchcase(view.host, pattern) for pattern in patterns)
+        return 0.0 if near else self.far_s
 
     def place(self, request: RequestView, snapshot: Snapshot) -> Decision:
         group, mask = eligible(request, snapshot)
         if group is None or not mask:
             return nowhere(self.name, request, snapshot)
         alpha = KVCost().weight(group.rho)
-        farthest = self.host_s + self.rack_s + self.zone_s
         moved = []
-        search = Search(request, snapshot, group, mask, alpha, (0.75, 0.25), farthest)
+        search = Search(request, snapshot, group, mask, alpha, (0.75, 0.25), self.far_s)
         for candidate in search.run().candidates():
             view = snapshot.instances[candidate.slot]
             assert view is not None  # candidates are slots of the group

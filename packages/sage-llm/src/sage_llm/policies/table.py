@@ -16,7 +16,6 @@ from sage_llm.policies.base import AdmissionPolicy, OrderPolicy, PlacementPolicy
 from sage_llm.policies.kv_cost import KVCost
 from sage_llm.policies.load import Adaptive, Affinity, LeastTokens, PowerOfTwo, RoundRobin
 from sage_llm.policies.order import FIFO, SLO, Balanced, FairShare, Priority, ShortestUncached
-from sage_llm.policies.pd import PD
 from sage_llm.policies.price import Cost, Topology
 
 __all__ = ["POLICIES", "PolicyKind", "admission", "order", "parameters", "placement", "policy", "summary"]
@@ -24,7 +23,7 @@ __all__ = ["POLICIES", "PolicyKind", "admission", "order", "parameters", "placem
 PolicyKind = Literal["placement", "order", "admission"]
 
 _CLASSES: tuple[tuple[PolicyKind, tuple[type[Any], ...]], ...] = (
-    ("placement", (KVCost, RoundRobin, LeastTokens, PowerOfTwo, Affinity, Cost, Adaptive, Topology, PD)),
+    ("placement", (KVCost, RoundRobin, LeastTokens, PowerOfTwo, Affinity, Cost, Adaptive, Topology)),
     ("order", (Balanced, FIFO, Priority, SLO, FairShare, ShortestUncached)),
     ("admission", (PredictedWait,)),
 )
@@ -39,7 +38,7 @@ def policy(kind: PolicyKind, name: str | None = None, /, **values: Any) -> Any:
     """Return a policy by kind and name; None for the default one.
 
     Args:
-        name: name with hyphens or underscores.
+        name: name with hyphens or underscores, and perhaps parameters: ``kv-cost:alpha=4,credit_ssd=0.5``.
         values: parameters of the policy; numbers may be given as text.
 
     Raises:
@@ -48,12 +47,14 @@ def policy(kind: PolicyKind, name: str | None = None, /, **values: Any) -> Any:
     if kind not in get_args(PolicyKind):
         raise InvalidRequest(f"no kind of policy {kind!r}; kinds: {', '.join(get_args(PolicyKind))}")
     table = POLICIES[kind]
-    wanted = (name or next(iter(table))).replace("_", "-")
+    wanted, _, given = (name or next(iter(table))).partition(":")
+    wanted = wanted.strip().replace("_", "-")
     cls = table.get(wanted)
     if cls is None:
         near = difflib.get_close_matches(wanted, table, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InvalidRequest(f"no {kind} policy {name!r}; {hint}policies: {', '.join(table)}")
+        raise InvalidRequest(f"no {kind} policy {wanted!r}; {hint}policies: {', '.join(table)}")
+    values = {**_given(name or "", given), **values}
     known = parameters(cls)
     chosen = {}
     for key, value in values.items():
@@ -66,6 +67,21 @@ def policy(kind: PolicyKind, name: str | None = None, /, **values: Any) -> Any:
         return cls(**chosen)
     except ValueError as error:
         raise InvalidRequest(f"{kind} policy {wanted!r}: {error}") from error
+
+
+def _given(name: str, text: str) -> dict[str, str]:
+    """The parameters in a name."""
+    found = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise InvalidRequest(
+                f"policy {name!r}: {part!r} is not a parameter; write NAME:KEY=VALUE,KEY=VALUE"
+            )
+        if key.strip() in found:
+            raise InvalidRequest(f"policy {name!r} has the parameter {key.strip()!r} twice")
+        found[key.strip()] = value.strip()
+    return found
 
 
 def placement(name: str | None = None, /, **values: Any) -> PlacementPolicy:
