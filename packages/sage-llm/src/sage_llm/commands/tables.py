@@ -104,7 +104,9 @@ def decision_lines(receipt: Mapping[str, Any]) -> list[str]:
         )
     if receipt["message"]:
         lines.append(f"    {receipt['message']}")
-    lines += [f"    before: {decision['decision']} {decision['instance'] or '-'}" for decision in receipt["earlier"]]
+    lines += [
+        f"    before: {decision['decision']} {decision['instance'] or '-'}" for decision in receipt["earlier"]
+    ]
     return lines
 
 
