@@ -5,8 +5,9 @@
 Memory: ``put`` and ``get`` of ``paged`` against NumPy's copies (the C library's memcpy) between buffers of these
 pages. Disk: ``put`` and ``get`` of ``ssd`` in batches of four blocks against fio with the same block size, four
 requests in flight and direct I/O (Debian's fio; left out where it is not installed). Look-up: keys of a prefix of
-8,192 tokens in pages of 128, with 1 and with 10 times the blocks. Rounds alternate which side runs first, and ratios
-are taken per round, so that other load on the machine affects both sides.
+8,192 tokens in pages of 128, with 1 and with 10 times the blocks, and where all but the last page was hashed before.
+Rounds alternate which side runs first, and ratios are taken per round, so that other load on the machine affects both
+sides.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from sage_infer.contracts import KVStore, block_keys
+from sage_infer.contracts import KeyChain, KVStore, block_keys
 from sage_infer.schemas import KVCacheSchema
 from sage_infer_kvstore import PagedStore, SSDStore
 from sage_infer_kvstore.paged.layout import index_bytes
@@ -145,6 +146,21 @@ def best_us(run: Callable[[], object], repeat: int = 5) -> float:
     return min(times) * 1e6
 
 
+def tail_us(store: KVStore, tokens: list[int], repeat: int = 5) -> float:
+    """Look-up of a prefix of which all but the last block was hashed before."""
+    chains = []
+    for _ in range(repeat):
+        chains.append(KeyChain("bench", SMALL))
+        chains[-1].extend(tokens[: -SMALL.page_size])
+
+    def run() -> None:
+        chain = chains.pop()
+        chain.extend(tokens[chain.length :])
+        assert store.match_keys(chain.keys) == len(chain.keys)
+
+    return best_us(run, repeat)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=8)
@@ -177,6 +193,11 @@ def main() -> None:
                 f"{PREFIX:,} tokens, µs: hash and look-up / hash alone",
                 lambda: best_us(lambda: many.match(tokens)),
                 lambda: best_us(lambda: list(block_keys("bench", SMALL, tokens))),
+            ),
+            (
+                f"{PREFIX:,} tokens, µs: look-up and hash of the last {SMALL.page_size} / of all",
+                lambda: tail_us(many, tokens),
+                lambda: best_us(lambda: many.match(tokens)),
             ),
         ]  # fmt: skip
         reading: dict[str, tuple[float, float]] = {}

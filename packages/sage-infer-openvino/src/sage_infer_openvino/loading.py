@@ -90,7 +90,7 @@ class LoadedDecoder:
             wait_s=settings.kv_store_wait_s,
             buffer_bytes=self.runner.num_blocks * self.runner.block_nbytes // _SHARE_IN_FLIGHT,
         )
-        return KVReuse(broker, self.runner, states.block_keys)
+        return KVReuse(broker, self.runner, states.key_chain)
 
     def start_engine(
         self, settings: DecoderSettings, generation: int, pages: PageStore | None = None
@@ -104,7 +104,7 @@ class LoadedDecoder:
             step_tokens=settings.step_tokens,
             decode_slowdown=settings.decode_slowdown,
             max_queue=settings.max_queue,
-            block_keys=self.states.block_keys if settings.prefix_caching else None,
+            key_chain=self.states.key_chain if settings.prefix_caching else None,
             events=KVEventLog(generation) if settings.prefix_caching else None,
             pages=pages,
         )

@@ -5,25 +5,26 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 from openvino_toy import toy_tokenizer
-from sage_infer.schemas import SamplingParams
+from sage_infer.contracts import KeyChain
+from sage_infer.schemas import KVCacheSchema, SamplingParams
 from sage_infer_openvino.engine.block_pool import BlockPool
 from sage_infer_openvino.engine.scheduler import Scheduler
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 
 BLOCK = 4
+SCHEMA = KVCacheSchema(dtype="fp32", page_size=BLOCK, num_layers=1, num_heads=1, head_dim=1)
 TOKENIZER = toy_tokenizer()
 LOOP = asyncio.new_event_loop()
 LOOP.close()
 ARRIVALS = itertools.count()
 
 
-def block_keys(tokens: Sequence[int], salt: bytes = b"") -> list[bytes]:
-    return [salt + bytes(tokens[: i + BLOCK]) for i in range(0, len(tokens) - BLOCK + 1, BLOCK)]
+def key_chain(salt: bytes = b"") -> KeyChain:
+    return KeyChain("toy", SCHEMA, salt=salt)
 
 
 def call(
@@ -50,7 +51,7 @@ class Engine:
 
     def __init__(self, *, blocks: int = 400, batch: int = 4, step: int = 16) -> None:
         self.scheduler = Scheduler(
-            BlockPool(blocks), block_size=BLOCK, max_batch_size=batch, step_tokens=step, block_keys=block_keys
+            BlockPool(blocks), block_size=BLOCK, max_batch_size=batch, step_tokens=step, key_chain=key_chain
         )
         self.computed: Counter[int] = Counter()  # tokens of each sequence, also those computed again
         self.ended: list[SequenceState] = []

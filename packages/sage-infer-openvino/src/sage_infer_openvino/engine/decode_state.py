@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
-from sage_infer.contracts import block_keys, key_space, partial_key
+from sage_infer.contracts import KeyChain, key_space
 from sage_infer.errors import CapabilityMismatch, InvalidRequest, KVCorrupt
 from sage_infer.schemas import DecodeState, KVCacheSchema, KVChunk, KVLocation, TokenLogprob
 from sage_infer.sdk import checksum, verify
@@ -41,9 +41,9 @@ class StateKeeper:
         """Identity of the key space of unsalted blocks, shared by compatible instances."""
         return key_space(self.fingerprint, self.schema)
 
-    def block_keys(self, tokens: Sequence[int], salt: bytes) -> list[bytes]:
-        """Keys of full blocks, as in ``KVChunk.chunk_id`` and every ``KVStore``."""
-        return list(block_keys(self.fingerprint, self.schema, tokens, salt=salt))
+    def key_chain(self, salt: bytes) -> KeyChain:
+        """An empty chain of the keys in ``KVChunk.chunk_id`` and every ``KVStore``."""
+        return KeyChain(self.fingerprint, self.schema, salt=salt)
 
     def of(self, request: EngineRequest) -> DecodeState:
         """The state of a request after prefill. It has KV for the prompt, not yet for the first token."""
@@ -202,9 +202,10 @@ class StateKeeper:
 
     def _chunks(self, request_id: str, prompt: tuple[int, ...], salt: bytes = b"") -> list[KVChunk]:
         schema, size = self.schema, self.schema.page_size
-        keys = self.block_keys(prompt, salt)
+        chain = self.key_chain(salt)
+        keys = chain.extend(prompt)
         if len(prompt) % size:
-            keys.append(partial_key(self.fingerprint, schema, prompt, salt=salt))
+            keys.append(chain.partial_key())
         return [
             KVChunk(
                 chunk_id=key.hex(),

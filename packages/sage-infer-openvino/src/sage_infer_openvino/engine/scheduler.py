@@ -6,15 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
+from sage_infer.contracts import KeyChain
+
 from sage_infer_openvino.engine.block_pool import BlockPool
 from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 from sage_infer_openvino.engine.waiting import WaitingLines, turn
 
-__all__ = ["BlockKeys", "PageStore", "Scheduler"]
+__all__ = ["NewKeyChain", "PageStore", "Scheduler"]
 
-BlockKeys = Callable[[Sequence[int], bytes], list[bytes]]
-"""Keys of the full blocks of a token sequence with a salt; each key identifies the block and its whole prefix."""
+NewKeyChain = Callable[[bytes], KeyChain]
+"""An empty chain of keys with this salt; each key identifies a block and its whole prefix."""
 
 
 class PageStore(Protocol):
@@ -35,7 +37,7 @@ class Scheduler:
     Every step runs one token of each decoding sequence, and prompt tokens up to the token budget ``step_tokens``.
     Blocks are allocated on demand; if none is free, the most recent sequence is preempted and recomputed later.
 
-    A sequence starts with the cached blocks of its prefix, identified by ``block_keys`` (None disables the cache). A
+    A sequence starts with the cached blocks of its prefix, identified by ``key_chain`` (None disables the cache). A
     sequence whose prefix is being computed for another one waits for it, as do ``n`` completions of one prompt.
 
     Calls share the batch: the next sequence to start is one of the call with the fewest running ones. If there is no
@@ -52,7 +54,7 @@ class Scheduler:
         block_size: int,
         max_batch_size: int,
         step_tokens: int,
-        block_keys: BlockKeys | None = None,
+        key_chain: NewKeyChain | None = None,
         events: KVEventLog | None = None,
         pages: PageStore | None = None,
     ) -> None:
@@ -64,7 +66,7 @@ class Scheduler:
         self.waiting = WaitingLines()
         self.preemptions = 0
         self.prefix_hit_tokens = 0
-        self._block_keys = block_keys
+        self._key_chain = key_chain
         self._events = events
         self._pages = pages
 
@@ -89,7 +91,7 @@ class Scheduler:
         own = 0
         for request in requests:
             prompt = request.prompt
-            keys = self._block_keys(prompt[:-1], request.salt) if self._block_keys is not None else []
+            keys = self._key_chain(request.salt).extend(prompt[:-1]) if self._key_chain is not None else []
             shared.update(keys)
             own += -(-len(prompt) // self.block_size) - len(keys)
         return own + len(shared)
@@ -256,9 +258,14 @@ class Scheduler:
     # --- cached prefixes
 
     def _keys(self, sequence: SequenceState) -> list[bytes]:
-        if self._block_keys is not None and len(sequence.keys) < len(sequence.tokens) // self.block_size:
-            sequence.keys = self._block_keys(sequence.tokens, sequence.request.salt)
-        return sequence.keys
+        if self._key_chain is None:
+            return []
+        chain = sequence.key_chain
+        if chain is None:
+            chain = sequence.key_chain = self._key_chain(sequence.request.salt)
+        if len(chain.keys) < len(sequence.tokens) // self.block_size:
+            chain.extend(sequence.tokens[chain.length :])
+        return chain.keys
 
     def _shareable(self, sequence: SequenceState) -> list[bytes]:
         """Keys of the blocks that could be reused: at least one token must be computed."""
