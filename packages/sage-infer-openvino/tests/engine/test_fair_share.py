@@ -167,32 +167,68 @@ def test_the_tenant_with_fewer_running_sequences_is_next() -> None:
         engine.add(call(tenant="a"))
     engine.step(2)
     (other,) = engine.add(call(tenant="b"))
-    while len(engine.ended) < 2:
+    assert other in engine.step()
+    assert len(engine.scheduler.running) == 2
+
+
+def test_long_streams_of_a_tenant_give_way_to_another_tenant() -> None:
+    engine = Engine(batch=8)
+    many = [engine.add(call(output=500, tenant="a"))[0] for _ in range(30)]
+    engine.step(20)
+    assert engine.running(many) == 8
+    (one,) = engine.add(call(tenant="b"))
+    while one not in engine.ended:
+        assert one in engine.step()
+    assert engine.scheduler.preemptions == 0
+    others = [engine.add(call(output=500, tenant="b"))[0] for _ in range(30)]
+    engine.step(20)
+    assert (engine.running(many), engine.running(others)) == (4, 4)
+    third = [engine.add(call(output=500, tenant="c"))[0] for _ in range(30)]
+    engine.step(20)
+    assert engine.running(third) >= 2
+
+
+def test_a_small_tenant_keeps_its_blocks_beside_a_large_one() -> None:
+    engine = Engine(blocks=24, batch=16)
+    many = [engine.add(call(output=60, tenant="a"))[0] for _ in range(16)]
+    while engine.scheduler.pool.free > 2:
         engine.step()
-    engine.step()
-    assert engine.running([other])
+    (one,) = engine.add(call(prompt=12, output=12, tenant="b"))
+    engine.step(2)
+    while one not in engine.ended:
+        assert one in engine.step(), "it lost its blocks to the larger tenant"
+    while engine.scheduler.running or engine.scheduler.waiting:
+        assert engine.step()
+    assert len(engine.ended) == len(many) + 1
+    assert engine.scheduler.pool.free == 24
 
 
 @given(
     calls=st.lists(
-        st.tuples(st.integers(0, 30), st.integers(1, 12), st.integers(1, 14), st.integers(2, 12)),
+        st.tuples(
+            st.integers(0, 30),
+            st.integers(1, 12),
+            st.integers(1, 14),
+            st.integers(2, 12),
+            st.sampled_from("aabc"),
+        ),
         min_size=1,
         max_size=8,
     ),
     blocks=st.integers(12, 60),
 )
 def test_everybody_begins_soon_and_everybody_ends(
-    calls: list[tuple[int, int, int, int]], blocks: int
+    calls: list[tuple[int, int, int, int, str]], blocks: int
 ) -> None:
-    """``calls`` are (step of arrival, completions, prompt, output)."""
+    """``calls`` are (step of arrival, completions, prompt, output, tenant)."""
     engine = Engine(blocks=blocks, batch=8)
     arrivals = sorted(calls)
     began: dict[int, int] = {}
     present: list[tuple[int, list[SequenceState]]] = []
     for now in range(3000):
         while arrivals and arrivals[0][0] <= now:
-            _, n, prompt, output = arrivals.pop(0)
-            present.append((now, engine.add(call(n, prompt=prompt, output=output))))
+            _, n, prompt, output, tenant = arrivals.pop(0)
+            present.append((now, engine.add(call(n, prompt=prompt, output=output, tenant=tenant))))
         if not arrivals and not engine.scheduler.running and not engine.scheduler.waiting:
             break
         step = set(map(id, engine.step()))
@@ -200,7 +236,7 @@ def test_everybody_begins_soon_and_everybody_ends(
         for number, (_, sequences) in enumerate(present):
             if number not in began and any(id(s) in step for s in sequences):
                 began[number] = now
-    assert len(engine.ended) == sum(n for _, n, _, _ in calls)
+    assert len(engine.ended) == sum(n for _, n, *_ in calls)
     assert engine.scheduler.pool.free == blocks
     if blocks >= 40:  # room for one sequence of each
         for number, (arrived, _) in enumerate(present):
