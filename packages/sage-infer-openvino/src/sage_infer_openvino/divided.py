@@ -54,7 +54,7 @@ class DividedRequests:
             raise UnsupportedFeature(
                 f"prefill creates one state per prompt, but n is {params.n}; use generate"
             )
-        grammar = await loaded.compile_grammar(params)
+        grammar = await loaded.compile_grammar(params, options)
         read = await loaded.requests.read(prompts, most=self._settings.max_queue)
         requests = loaded.requests.from_prompts(read, params, request_id, options=options, grammar=grammar)
         engine.check_room(requests)
@@ -78,7 +78,7 @@ class DividedRequests:
         loaded.states.check(state)
         if state.finish_reason is not None:  # prefill finished it: nothing is left to compute
             request = loaded.states.restore(
-                state, loaded.requests, await loaded.compile_grammar(state.params)
+                state, loaded.requests, await loaded.compile_grammar(state.params, options)
             )
             request.clock.restart()
             stream = BufferedTokenStream(request_id, lambda: None)

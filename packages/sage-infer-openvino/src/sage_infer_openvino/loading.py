@@ -16,7 +16,7 @@ from sage_infer.sdk.prepared import Progress
 
 from sage_infer_openvino.engine.decode_state import StateKeeper
 from sage_infer_openvino.engine.engine import DecoderEngine
-from sage_infer_openvino.engine.grammar import GrammarCompiler, GrammarMatcher
+from sage_infer_openvino.engine.grammar.compiler import GrammarCompiler, GrammarMatcher
 from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.kv_reuse import KVReuse
 from sage_infer_openvino.engine.kv_schema import kv_schema_of
@@ -54,9 +54,13 @@ class LoadedDecoder:
     grammars: GrammarCompiler
     max_sequence_length: int
 
-    async def compile_grammar(self, params: SamplingParams) -> GrammarMatcher | None:
+    async def compile_grammar(
+        self, params: SamplingParams, options: RequestOptions | None = None
+    ) -> GrammarMatcher | None:
         """Compile ``params.guided`` for this model, which may be slow for large schemas."""
-        return None if params.guided is None else await self.grammars.compiled(params.guided)
+        if params.guided is None:
+            return None
+        return await self.grammars.compiled(params.guided, "" if options is None else options.tenant)
 
     async def resumed(
         self, states: Sequence[DecodeState], request_id: str, options: RequestOptions | None
@@ -68,7 +72,7 @@ class LoadedDecoder:
         """
         for state in states:
             self.states.check_model(state)
-        grammar = await self.compile_grammar(states[0].params)
+        grammar = await self.compile_grammar(states[0].params, options)
         request = self.requests.from_states(states, request_id, options=options, grammar=grammar)
         # In a thread, because outputs of many thousand tokens take tenths of a second.
         await asyncio.to_thread(replay, request, states, self.states.eos_token_ids)

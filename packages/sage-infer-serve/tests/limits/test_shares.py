@@ -123,11 +123,13 @@ def test_accounts_are_bounded(shares: LoopShares, clock: Clock, monkeypatch: pyt
 def test_a_metered_coroutine_is_awaited_as_it_is() -> None:
     async def main() -> None:
         seen: list[str] = []
+        turned = asyncio.Event()
 
         async def work() -> None:
             try:
                 await asyncio.sleep(0)
                 seen.append("turned")
+                turned.set()
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
                 seen.append("cancelled")
@@ -139,8 +141,7 @@ def test_a_metered_coroutine_is_awaited_as_it_is() -> None:
             await metered
 
         task = asyncio.create_task(run())
-        while not seen:
-            await asyncio.sleep(0)
+        await turned.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -14,7 +14,7 @@ from sage_infer.sdk import checksum, verify
 
 from sage_infer_openvino.engine.completion import append_token
 from sage_infer_openvino.engine.engine import DecoderEngine
-from sage_infer_openvino.engine.grammar import GrammarMatcher
+from sage_infer_openvino.engine.grammar.compiler import GrammarMatcher
 from sage_infer_openvino.engine.requests import RequestFactory
 from sage_infer_openvino.engine.sequence import EngineRequest
 

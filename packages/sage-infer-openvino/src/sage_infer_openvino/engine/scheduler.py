@@ -191,8 +191,9 @@ class Scheduler:
             return 2 + (calls[own.call] if other.request.tenant == own.tenant else tenants[own.tenant])
 
         def may_give(other: SequenceState) -> bool:
-            size = (calls if other.request.tenant == own.tenant else tenants)[share(other)]
-            return size >= least(other) and other.request.priority >= own.priority
+            request = other.request
+            size = calls[request.call] if request.tenant == own.tenant else tenants[request.tenant]
+            return size >= least(other) and request.priority >= own.priority
 
         def order(other: SequenceState) -> tuple[int, int, tuple[int, float, int]]:
             return tenants[other.request.tenant], calls[other.request.call], turn(other)

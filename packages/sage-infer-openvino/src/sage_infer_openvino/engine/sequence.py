@@ -14,7 +14,7 @@ from sage_infer.schemas import FinishReason, SamplingParams, Timing, TokenDelta,
 from sage_infer.sdk import StopStringDetector
 from sage_infer.sdk.kv_broker import FetchedPages
 
-from sage_infer_openvino.engine.grammar import GrammarMatcher
+from sage_infer_openvino.engine.grammar.compiler import GrammarMatcher
 from sage_infer_openvino.models.tokenizer import IncrementalDetokenizer
 
 __all__ = ["Clock", "EngineRequest", "SequenceState"]
