@@ -1,4 +1,4 @@
-"""Conversion of OpenVINO's 8-bit KV pages to and from floats.
+"""Conversion of OpenVINO's 8-bit KV pages to and from floats, and of floats to other floats.
 
 A layer's keys are ``[head, token + 8, dim]`` bytes: 8 rows with a float32 scale per channel and a float32 zero point
 per channel, then one row per token. Its values are ``[head, token, dim + 8]`` bytes: per token a scale, a zero point,
@@ -14,13 +14,14 @@ import numpy.typing as npt
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 
-__all__ = ["OpenVINOInt8Codec"]
+__all__ = ["OpenVINOInt8Codec", "cast_floats"]
 
 _SCALES = 8  # bytes of a float32 scale and a float32 zero point
 _SMALLEST_RANGE = 1e-8
 _quiet = np.errstate(
     over="ignore", invalid="ignore", divide="ignore"
 )  # unused parts of a page may hold any bytes
+_NUMPY: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
 _Bytes = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float32]
 
@@ -105,3 +106,24 @@ def _sized(buffer: memoryview, nbytes: int) -> memoryview:
     if data.nbytes != nbytes:
         raise InvalidRequest(f"a KV page of {data.nbytes} bytes, expected {nbytes} by its schema")
     return data
+
+
+def cast_floats(data: memoryview, dtype: str, out: memoryview, out_dtype: str) -> None:
+    """Convert floats to another of the types fp32, fp16 and bf16, rounded to the nearest (``KVPageConverter``)."""
+    floats: _Floats
+    if dtype == "bf16":
+        floats = (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        floats = np.frombuffer(data, _NUMPY[dtype]).astype(np.float32, copy=False)
+    if out_dtype == "bf16":
+        _to_bf16(floats, np.frombuffer(out, np.uint16))
+    else:
+        with _quiet:
+            np.frombuffer(out, _NUMPY[out_dtype])[:] = floats
+
+
+def _to_bf16(floats: _Floats, out: npt.NDArray[np.uint16]) -> None:
+    """Round to even at the upper half of each float; not-a-numbers stay such."""
+    bits = floats.view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    np.copyto(out, np.where(np.isnan(floats), np.uint16(0x7FC0), rounded))

@@ -26,6 +26,7 @@ from sage_infer_openvino.engine.resuming import replay
 from sage_infer_openvino.engine.sampler import Sampler
 from sage_infer_openvino.engine.scheduler import PageStore
 from sage_infer_openvino.engine.sequence import EngineRequest
+from sage_infer_openvino.kv_format import cast_floats
 from sage_infer_openvino.models.prepare import prepare_decoder
 from sage_infer_openvino.models.text_codec import DecoderTexts
 from sage_infer_openvino.models.tokenizer import TextTokenizer
@@ -87,7 +88,7 @@ class LoadedDecoder:
         if settings.kv_store is None:
             return None
         states = self.states
-        store = open_kv_store(settings.kv_store, schema=states.schema, model_id=states.fingerprint)
+        store = open_kv_store(settings.kv_store, schema=states.schema, model_id=states.kv_model)
         broker = KVBroker(
             store,
             page_bytes=self.runner.block_nbytes,
@@ -197,11 +198,13 @@ def assemble(
         texts=texts,
         requests=RequestFactory(texts, max_sequence_length=max_sequence_length),
         states=StateKeeper(
+            backend="openvino",
             model_id=model_id,
-            fingerprint=fingerprint,
+            kv_model=fingerprint,
             weights_id=weights_id,
             instance_id=instance_id,
             schema=kv_schema_of(runner.kv_layout, runner.num_layers, runner.block_nbytes),
+            cast=cast_floats,
             eos_token_ids=frozenset(tokenizer.eos_token_ids),
         ),
         grammars=GrammarCompiler(tokenizer, runner.vocab_size),

@@ -16,7 +16,7 @@ from sage_infer_openvino.engine.grammar.compiler import GrammarMatcher
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 from sage_infer_openvino.models.text_codec import INLINE_CHARACTERS, DecoderTexts
 
-__all__ = ["RequestFactory", "check_request_id", "checked_hold", "due_at"]
+__all__ = ["RequestFactory", "check_request_id", "due_at"]
 
 
 _USUAL_CHARACTERS = 8  # per token, which few texts exceed
@@ -238,17 +238,6 @@ def check_request_id(request_id: object) -> None:
     """Reject invalid ids, which would otherwise stop the engine thread and end every request."""
     if not isinstance(request_id, str) or not request_id:
         raise InvalidRequest(f"request_id must be a non-empty string, got {request_id!r}")
-
-
-def checked_hold(hold_s: object) -> float:
-    """Seconds to hold a prefilled request; infinity without a limit.
-
-    Raises:
-        InvalidRequest: it is not a number above 0.
-    """
-    if isinstance(hold_s, bool) or not isinstance(hold_s, int | float) or not hold_s > 0:
-        raise InvalidRequest(f"hold_s must be a number of seconds above 0, got {hold_s!r}")
-    return float(hold_s)
 
 
 def due_at(options: RequestOptions) -> float | None:
