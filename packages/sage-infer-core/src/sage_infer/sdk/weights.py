@@ -51,12 +51,9 @@ def weights_id_of(path: str | Path) -> str:
             return _hashed(_gguf_tensors(source))
         except UnsupportedFeature:
             return ""
-    files = _safetensors_files(source)
-    if not files:
-        return ""
-    own = _hashed(tensor for file in files for tensor in _safetensors(file))
+    own = _own_id(source)
     recorded = read_json(source / SOURCE_FILE)
-    if recorded.get("converted") == own and isinstance(recorded.get("weights_id"), str):
+    if own and recorded.get("converted") == own and isinstance(recorded.get("weights_id"), str):
         return str(recorded["weights_id"])
     return own
 
@@ -67,8 +64,13 @@ def record_source(folder: str | Path, weights_id: str) -> None:
     ``weights_id_of(folder)`` then returns that id as long as the folder's tensors are unchanged.
     """
     folder = Path(folder)
-    facts = {"weights_id": weights_id, "converted": weights_id_of(folder)}
+    facts = {"weights_id": weights_id, "converted": _own_id(folder)}
     (folder / SOURCE_FILE).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _own_id(folder: Path) -> str:
+    files = _safetensors_files(folder)
+    return _hashed(tensor for file in files for tensor in _safetensors(file)) if files else ""
 
 
 def _hashed(tensors: Iterable[_Tensor]) -> str:
