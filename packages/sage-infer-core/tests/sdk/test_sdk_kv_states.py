@@ -58,7 +58,7 @@ def test_chunks_are_named_by_what_they_depend_on() -> None:
         "engine://here/r/0",
         "engine://here/r/1",
     ]
-    assert keeper().block_keys(PROMPT) == [bytes.fromhex(chunks[0].chunk_id)]
+    assert keeper().key_chain().extend(PROMPT) == [bytes.fromhex(chunks[0].chunk_id)]
 
 
 def test_kv_travels_to_an_instance_of_the_same_form() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from sage_infer.contracts import block_keys, key_space, partial_key
+from sage_infer.contracts import KeyChain, key_space
 from sage_infer.errors import BackendUnavailable, CapabilityMismatch, InvalidRequest, KVCorrupt
 from sage_infer.schemas import DecodeState, KVCacheSchema, KVChunk, KVLocation, SamplingParams, TokenLogprob
 from sage_infer.sdk.checksums import checksum, verify
@@ -43,9 +43,9 @@ class KVStates:
         """Identity of the key space of unsalted blocks, shared by instances with equal KV."""
         return key_space(self.kv_model, self.schema)
 
-    def block_keys(self, tokens: Sequence[int], salt: bytes = b"") -> list[bytes]:
-        """Return the keys of full blocks, as in ``KVChunk.chunk_id`` and every ``KVStore``."""
-        return list(block_keys(self.kv_model, self.schema, tokens, salt=salt))
+    def key_chain(self, salt: bytes = b"") -> KeyChain:
+        """Return an empty chain of the keys in ``KVChunk.chunk_id`` and every ``KVStore``."""
+        return KeyChain(self.kv_model, self.schema, salt=salt)
 
     def extensions(self, *, salted: bool, **more: Any) -> dict[str, Any]:
         """Return the ``DecodeState.extensions`` of a state made here; ``more`` is what the engine adds."""
@@ -213,9 +213,10 @@ class KVStates:
         size = schema.page_size
         pages = -(-len(prompt) // size)
         extras = () if params.adapter is None else [f"adapter {params.adapter}".encode()] * pages
-        keys = list(block_keys(self.kv_model, schema, prompt, salt=salt, extras=extras))
+        chain = KeyChain(self.kv_model, schema, salt=salt, extras=extras)
+        keys = list(chain.extend(prompt))
         if len(prompt) % size:
-            keys.append(partial_key(self.kv_model, schema, prompt, salt=salt, extras=extras))
+            keys.append(chain.partial_key())
         return [
             KVChunk(
                 chunk_id=key.hex(),
