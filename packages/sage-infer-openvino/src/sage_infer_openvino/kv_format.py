@@ -18,6 +18,7 @@ from sage_infer.schemas import KVCacheSchema
 
 __all__ = ["OpenVINOInt8Codec", "cast_floats"]
 
+_FORMAT = "openvino-2026."  # the versions that this wheel runs
 _SCALES = 8  # bytes of a float32 scale and a float32 zero point
 _SMALLEST_RANGE = 1e-8
 _PART = 2**17  # bytes of floats that are computed with together, so that they stay in a core's cache
@@ -39,7 +40,7 @@ class OpenVINOInt8Codec:
     max_error = 1 / 509
 
     def matches(self, schema: KVCacheSchema) -> bool:
-        return schema.format_id.startswith("openvino-") and schema == attrs.evolve(
+        return schema.format_id.startswith(_FORMAT) and schema == attrs.evolve(
             self.plain(schema),
             dtype="int8",
             scale_dtype="fp32",

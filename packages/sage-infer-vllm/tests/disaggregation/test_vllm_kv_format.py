@@ -46,6 +46,8 @@ def test_elements_lie_by_the_axes_of_the_schema() -> None:
     "changes",
     [
         {"format_id": "vllm-0.32.0-cpu_attn-amx"},
+        {"format_id": "vllm-0.99.0-cpu_attn-vec"},
+        {"format_id": "vllm-0.320-cpu_attn-vec"},
         {"format_id": "openvino-cpu_attn-vec"},
         {"key_axis_order": None},
         {"value_dim": 2},

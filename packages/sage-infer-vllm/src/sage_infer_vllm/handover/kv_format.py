@@ -2,11 +2,13 @@
 
 A page holds for each layer and head the keys of all its tokens, then their values: keys by channel, ``[dim, token]``,
 values by token, ``[token, dim]``. This is the layout of the kernels ``vec`` and ``vec16``; a test compares it with what
-the kernels write. No API guarantees it, so the schema's ``format_id`` names vLLM's version and the kernel.
+the kernels of each supported version of vLLM write. No API guarantees it, so ``format_id`` names the version and the
+kernel, and others are refused.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import attrs
@@ -15,7 +17,7 @@ from sage_infer.schemas import KVCacheSchema
 
 __all__ = ["VLLMCPUCodec", "cast_floats"]
 
-_KERNELS = ("-cpu_attn-vec", "-cpu_attn-vec16")
+_FORMATS = re.compile(r"vllm-0\.(28|29|30|31|32)\b[^-]*-cpu_attn-vec(16)?")
 _AXES = ("layer", "head", "kv", "token", "dim")
 _KEY_AXES = ("layer", "head", "kv", "dim", "token")
 _INTEGERS = {"fp32": "u4", "fp16": "u2", "bf16": "u2"}
@@ -28,8 +30,7 @@ class VLLMCPUCodec:
 
     def matches(self, schema: KVCacheSchema) -> bool:
         return (
-            schema.format_id.startswith("vllm-")
-            and schema.format_id.endswith(_KERNELS)
+            _FORMATS.fullmatch(schema.format_id) is not None
             and schema.dtype in _INTEGERS
             and schema
             == attrs.evolve(
