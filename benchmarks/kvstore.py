@@ -3,7 +3,7 @@
     python benchmarks/kvstore.py [--rounds 8] [--folder FOLDER] [--json results.json]
 
 Memory: ``put`` and ``get`` of ``paged`` against NumPy's copies (the C library's memcpy) between buffers of these
-pages. Disk: ``put`` and ``get`` of ``ssd`` in batches of four blocks against fio with the same block size, four
+pages. Disk: ``put`` and ``get`` of ``ssd`` in batches of eight blocks against fio with the same block size, four
 requests in flight and direct I/O (Debian's fio; left out where it is not installed). Look-up: keys of a prefix of
 8,192 tokens in pages of 128, with 1 and with 10 times the blocks, and where all but the last page was hashed before.
 Rounds alternate which side runs first, and ratios are taken per round, so that other load on the machine affects both
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import shutil
 import statistics
@@ -30,13 +31,13 @@ from sage_infer.schemas import KVCacheSchema
 from sage_infer_kvstore import PagedStore, SSDStore
 from sage_infer_kvstore.paged.layout import index_bytes
 from sage_infer_kvstore.quantized.codec import PageCodec
-from sage_infer_kvstore.ssd.record import record_bytes
+from sage_infer_kvstore.ssd.record import Layout
 
 # SmolLM2-135M in float32, pages of 32: 1.4 MiB each.
 SCHEMA = KVCacheSchema(dtype="fp32", page_size=32, num_layers=30, num_heads=3, head_dim=64)
 SIZE = SCHEMA.bytes_per_page
 SMALL = KVCacheSchema(dtype="int8", page_size=128, num_layers=1, num_heads=1, head_dim=1, scale_dtype="fp16")
-PAGES, DISK_PAGES, TOGETHER = 64, 128, 4
+PAGES, DISK_PAGES, TOGETHER, IN_FLIGHT = 64, 128, 8, 4
 PREFIX = 8192
 
 
@@ -50,8 +51,11 @@ def keys_of(count: int, salt: int = 0) -> list[bytes]:
 
 
 def buffers(count: int) -> list[memoryview]:
-    made = np.random.default_rng(1).integers(0, 256, (count, SIZE), np.uint8)
-    return [row.data for row in made]
+    """Buffers that begin with a page of memory, as those of the engines' ``KVBroker`` do."""
+    rng, made = np.random.default_rng(1), [memoryview(mmap.mmap(-1, SIZE)) for _ in range(count)]
+    for buffer in made:
+        buffer[:] = rng.integers(0, 256, SIZE, np.uint8).data
+    return made
 
 
 class Memory:
@@ -112,13 +116,13 @@ def disk_rates(folder: Path) -> dict[str, float]:
 
 
 def fio_rates(folder: Path) -> dict[str, float]:
-    found = {}
+    found, payload = {}, Layout(SIZE, 1).payload_bytes
     with tempfile.TemporaryDirectory(dir=folder) as path:
         for kind in ("write", "read"):
             command = [
                 "fio", "--output-format=json", "--name=kv", f"--filename={path}/file", f"--rw={kind}",
-                f"--size={DISK_PAGES * record_bytes(SIZE)}", f"--bs={record_bytes(SIZE)}", f"--iodepth={TOGETHER}",
-                "--ioengine=libaio", "--direct=1", "--fallocate=none",
+                f"--size={DISK_PAGES * payload}", f"--bs={payload}", f"--iodepth={IN_FLIGHT}",
+                "--ioengine=libaio", "--direct=1", "--fallocate=native",
             ]  # fmt: skip
             printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             found[kind] = json.loads(printed)["jobs"][0][kind]["bw_bytes"] / 1e9
