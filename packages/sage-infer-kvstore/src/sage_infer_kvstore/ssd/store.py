@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import re
@@ -15,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from sage_infer.contracts import KVStoreStats, block_keys, key_space
-from sage_infer.errors import ConfigError, InvalidRequest
+from sage_infer.contracts import KVStoreStats, block_keys
+from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 
 from sage_infer_kvstore.blocks import blocks_of, check_keys, checked_buffers
+from sage_infer_kvstore.ssd.folder import open_folder
 from sage_infer_kvstore.ssd.record import Layout
 from sage_infer_kvstore.ssd.segment import Buffers, Segment, found_segment, new_segment
 
@@ -30,7 +30,6 @@ _EARLIER_FORMATS = "segment-v1-*.kv"
 _SEGMENTS = 64
 _IO_THREADS = 4
 _DEFAULT_GB = 16.0
-_SPACE_DIGITS = 16
 _RECORD_BITS = 32
 _RECORD_MASK = 2**_RECORD_BITS - 1
 
@@ -77,7 +76,7 @@ class SSDStore:
         self._is_growing = False  # whether the last one was made by this process
         self._hits = self._misses = self._evictions = self._corrupt = self._dropped = 0
         self._closed = False
-        self._folder, self._descriptor, self._writable = _open_folder(path, model_id, schema)
+        self._folder, self._descriptor, self._writable = open_folder(path, model_id, schema)
         self._pool = ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="sage-kv-ssd")
         self._scan()
 
@@ -377,28 +376,3 @@ class SSDStore:
 
 def _packed(segment: Segment, record: int) -> int:
     return segment.number << _RECORD_BITS | record
-
-
-def _open_folder(path: object, model_id: str, schema: KVCacheSchema) -> tuple[Path, int, bool]:
-    """The folder of one model and schema, a descriptor that locks it, and whether it can be written.
-
-    Raises:
-        ConfigError: it cannot be made or read, or another process has locked it.
-    """
-    if not isinstance(path, str | os.PathLike) or not str(path):
-        raise ConfigError(f"path must be a folder, got {path!r}")
-    folder = Path(path).expanduser() / key_space(model_id, schema)[:_SPACE_DIGITS]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigError(f"the KV store cannot use the folder {folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise ConfigError(
-            f"{folder} is in use by another KV store; give each process a path of its own, or let processes share the "
-            "store 'paged' by name"
-        ) from error
-    return folder, descriptor, os.access(folder, os.W_OK)
