@@ -185,8 +185,9 @@ def from_address(served: Served, address: str, body: Any) -> http.client.HTTPRes
 
 
 def test_rejected_requests_of_one_address_do_not_crowd_out_another(
-    backend: EchoBackend, serve: Callable[..., Served]
+    backend: EchoBackend, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sage_infer_serve.http.shares._FREE_S", 1000.0)  # accepted requests cost nothing
     served = serve(backend)
     shares = served.gateway.service.shares
     shares.clock = lambda: 0.0  # nothing is forgotten
