@@ -10,7 +10,9 @@ from typing import Any
 import attrs
 import pytest
 from sage_infer import open_backend
+from sage_infer.discovery import model_specs
 from sage_infer.errors import CapabilityMismatch
+from sage_infer.models import add_model
 from sage_infer.plugins import open_transport
 from sage_infer.schemas import DecodeState, SamplingParams
 from sage_infer.schemas.codec import from_json, to_json
@@ -70,6 +72,7 @@ class Engines:
 
 @pytest.fixture(scope="module")
 def engines() -> Iterator[Engines]:
+    add_model(model_specs()["smollm2-135m"])
     with pytest.MonkeyPatch.context() as patch:
         # One thread: threads that wait for each other by spinning are slow on a busy machine.
         patch.setenv("OMP_NUM_THREADS", "1")

@@ -40,6 +40,15 @@ def is_plain(schema: KVCacheSchema) -> bool:
     )
 
 
+class _Buffers(dict[str, memoryview]):
+    """Buffers by name, made when they are first needed."""
+
+    def of(self, name: str, nbytes: int) -> memoryview:
+        if name not in self:
+            self[name] = memoryview(bytearray(nbytes))
+        return self[name]
+
+
 class KVPageConverter:
     """Converts the pages of a sequence from one schema to another. Safe to use from several threads.
 
@@ -98,18 +107,16 @@ class KVPageConverter:
             )
         _check(pages, self.source)
         _check(out, self.target)
-        plain, index = memoryview(b""), -1
+        plain, index, buffers = memoryview(b""), -1, _Buffers()  # one set for all pages: new memory is slow
         for number, buffer in enumerate(out):
             begin = number * self.target.page_size
             end = min(begin + self.target.page_size, tokens)
-            page = (
-                buffer.cast("B") if self._writes is None else memoryview(bytearray(self._to.bytes_per_page))
-            )
+            page = buffer.cast("B") if self._writes is None else buffers.of("packed", self._to.bytes_per_page)
             at = begin
             while at < end:
                 if at // size != index:
                     index = at // size
-                    plain = self._plain(pages[index].cast("B"))
+                    plain = self._plain(pages[index].cast("B"), buffers)
                 stop = min(end, (index + 1) * size)
                 self._copy(plain, at - index * size, page, at - begin, stop - at)
                 at = stop
@@ -124,15 +131,15 @@ class KVPageConverter:
         self.convert(pages, tokens, out)
         return out
 
-    def _plain(self, page: memoryview) -> memoryview:
-        """A source page in plain form, in the target's type."""
+    def _plain(self, page: memoryview, buffers: _Buffers) -> memoryview:
+        """A source page in plain form, in the target's type; valid until the next one."""
         if self._reads is not None:
-            unpacked = memoryview(bytearray(self._from.bytes_per_page))
+            unpacked = buffers.of("unpacked", self._from.bytes_per_page)
             self._reads.unpack(page, self.source, unpacked)
             page = unpacked
         if self._from.dtype == self._to.dtype or self._cast is None:
             return page
-        cast = memoryview(bytearray(page.nbytes // _FLOATS[self._from.dtype] * _FLOATS[self._to.dtype]))
+        cast = buffers.of("cast", page.nbytes // _FLOATS[self._from.dtype] * _FLOATS[self._to.dtype])
         self._cast(page, self._from.dtype, cast, self._to.dtype)
         return cast
 
