@@ -1,9 +1,10 @@
 """Prefill in one process, decode in another: the KV travels over TCP or shared memory.
 
-    python examples/pd_disaggregation.py [--backend openvino] [--transport tcp] [--prompts 3]
+    python examples/pd_disaggregation.py [--source openvino] [--target openvino] [--transport tcp] [--prompts 3]
 
 The child process computes the prompt and publishes its KV. This process fetches the KV, continues with the first token
-and compares the text with that of one instance.
+and compares the text with that of one instance. The engines may differ: ``--source vllm --target openvino``. Both then
+compute in float32, where their texts are equal except at near ties.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from sage_infer_transport import SharedMemoryEndpoint, TCPEndpoint, fetch_state,
 QUESTION = "In one sentence, why does {} matter to a model that generates one token at a time?"
 SUBJECTS = ("memory bandwidth", "the KV cache", "batching", "the length of the prompt", "quantization")
 PARAMS = SamplingParams(temperature=0, max_tokens=24)
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"openvino": {"kv_cache_gb": 0.25}, "vllm": {"dtype": "float32"}}
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "openvino": {"kv_cache_gb": 0.25, "weight_format": "f32"},
+    "vllm": {"kv_cache_gb": 0.5, "dtype": "float32", "eager": True, "max_sequence_length": 2048},
+}
 
 
 def opened(backend: str) -> AbstractAsyncContextManager[InferenceBackend]:
@@ -41,7 +45,12 @@ def endpoint(transport: str) -> KVEndpoint:
 
 def prefill(pipe: Connection, backend: str, transport: str) -> None:
     """The child process: prompts in, states out."""
-    asyncio.run(serve_prefill(pipe, backend, transport))
+    try:
+        asyncio.run(serve_prefill(pipe, backend, transport))
+    except SageInferError as error:
+        sys.exit(f"error of the prefill process: {error.message}")
+    except EOFError:
+        sys.exit(1)  # the other side ended
 
 
 async def serve_prefill(pipe: Connection, backend: str, transport: str) -> None:
@@ -62,46 +71,55 @@ async def serve_prefill(pipe: Connection, backend: str, transport: str) -> None:
 async def main(arguments: argparse.Namespace) -> int:
     context = multiprocessing.get_context("spawn")
     pipe, far = context.Pipe()
-    child = context.Process(target=prefill, args=(far, arguments.backend, arguments.transport), daemon=True)
+    child = context.Process(target=prefill, args=(far, arguments.source, arguments.transport))
     child.start()
     far.close()  # so that the pipe ends if the child does
-    equal = 0
-    async with opened(arguments.backend) as engine:
-        here = endpoint(arguments.transport)
-        transport = open_transport("tcp" if arguments.transport == "tcp" else "local")
-        await asyncio.to_thread(pipe.recv)
-        for number in range(arguments.prompts):
-            question = QUESTION.format(SUBJECTS[number % len(SUBJECTS)])
-            prompt = await engine.render_chat([{"role": "user", "content": question}])
-            (alone,) = await engine.generate(prompt, PARAMS)
-            expected = "".join([delta.text async for delta in alone])
-
-            pipe.send((prompt, f"pd-{number}"))
-            state = from_json(await asyncio.to_thread(pipe.recv), DecodeState)
-            began = time.perf_counter()
-            state, report = await fetch_state(
-                state, target=cast(KVTransfer, engine), endpoint=here, transport=transport
-            )
-            seconds = time.perf_counter() - began
-            pipe.send("fetched")
-            decoding = await engine.decode(state, request_id=state.request_id)
-            text = "".join([delta.text async for delta in decoding.stream])
-            equal += text == expected
-            print(f"{question}\n  {text.strip()}")
-            print(
-                f"  {report.moved_bytes / 2**20:.1f} MiB of KV in {len(report.statuses)} chunks, moved and imported "
-                f"in {1e3 * seconds:.0f} ms; {'same text as' if text == expected else 'NOT the text of'} one instance"
-            )
-        pipe.send(None)
+    try:
+        async with opened(arguments.target) as engine:
+            return await serve_decode(pipe, engine, arguments)
+    finally:
+        pipe.close()  # which ends the child
         await asyncio.to_thread(child.join)
-        await transport.close()
-        here.close()
+
+
+async def serve_decode(pipe: Connection, engine: InferenceBackend, arguments: argparse.Namespace) -> int:
+    here, equal = endpoint(arguments.transport), 0
+    transport = open_transport("tcp" if arguments.transport == "tcp" else "local")
+    await asyncio.to_thread(pipe.recv)
+    for number in range(arguments.prompts):
+        question = QUESTION.format(SUBJECTS[number % len(SUBJECTS)])
+        prompt = await engine.render_chat([{"role": "user", "content": question}])
+        (alone,) = await engine.generate(prompt, PARAMS)
+        expected = "".join([delta.text async for delta in alone])
+
+        pipe.send((prompt, f"pd-{number}"))
+        state = from_json(await asyncio.to_thread(pipe.recv), DecodeState)
+        began = time.perf_counter()
+        state, report = await fetch_state(
+            state, target=cast(KVTransfer, engine), endpoint=here, transport=transport
+        )
+        seconds = time.perf_counter() - began
+        pipe.send("fetched")
+        decoding = await engine.decode(state, request_id=state.request_id)
+        text = "".join([delta.text async for delta in decoding.stream])
+        equal += text == expected
+        print(f"{question}\n  {text.strip()}")
+        print(
+            f"  {report.moved_bytes / 2**20:.1f} MiB of KV in {len(report.statuses)} chunks, moved and imported "
+            f"in {1e3 * seconds:.0f} ms; {'same text as' if text == expected else 'NOT the text of'} one instance"
+        )
+    pipe.send(None)
+    await transport.close()
+    here.close()
     return 0 if equal == arguments.prompts else 1
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--backend", default="openvino")
+    parser.add_argument(
+        "--source", default="openvino", metavar="BACKEND", help="backend that computes the prompts"
+    )
+    parser.add_argument("--target", default="openvino", metavar="BACKEND", help="backend that continues")
     parser.add_argument("--transport", choices=("tcp", "shm"), default="tcp")
     parser.add_argument("--prompts", type=int, default=3)
     try:

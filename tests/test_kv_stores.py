@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,6 +88,45 @@ def test_disk_after_a_restart(plain: list[int], tmp_path: Path) -> None:
         damaged[10_000] ^= 1
         file.write_bytes(damaged)
     assert asyncio.run(answers(store)) == [(plain, 0)]
+
+
+def test_a_server_of_several_engines(plain: list[int]) -> None:
+    """Memory over a real Valkey or Redis server; one that has other bytes costs reuse only."""
+    valkey = pytest.importorskip("valkey", reason="the extra sage-infer-kvstore[valkey] is not installed")
+    binary = shutil.which("valkey-server") or shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("no valkey-server or redis-server on this machine (apt-get install valkey-server)")
+    with tempfile.TemporaryDirectory() as folder:
+        socket = f"{folder}/s"
+        command = [binary, "--port", "0", "--unixsocket", socket, "--save", "", "--dir", folder]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+            try:
+                lower = {
+                    "store": "valkey",
+                    "url": f"unix://{socket}?db=0",
+                    "capacity_blocks": 64,
+                    "timeout_s": 60.0,
+                }
+                store = {
+                    "store": "tiered", "lower": lower, "lower_tier": "remote", "wait_s": 60.0,
+                    "upper": {"capacity_blocks": 8},
+                }  # fmt: skip
+                client = valkey.Valkey(unix_socket_path=socket)
+                while True:
+                    assert server.poll() is None, "the server has ended"
+                    with contextlib.suppress(valkey.ValkeyError):
+                        client.ping()
+                        break
+                    time.sleep(0.01)
+                assert asyncio.run(answers(store)) == [(plain, 0)]
+                ((tokens, cached),) = asyncio.run(answers(store))
+                assert tokens == plain
+                assert cached >= LEAST
+                for name in client.keys("*:block:*"):
+                    client.setrange(name, 10_000, b"damaged")
+                assert asyncio.run(answers(store)) == [(plain, 0)]
+            finally:
+                server.kill()
 
 
 def test_the_example_remembers(tmp_path: Path) -> None:

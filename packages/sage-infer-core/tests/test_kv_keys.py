@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sage_infer.contracts import block_keys, key_space, partial_key
+from sage_infer.contracts import KeyChain, block_keys, key_space, partial_key
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema, KVGroup
 
@@ -107,3 +109,33 @@ def test_partial_pages_are_told_apart_by_their_whole_prefix(a: list[int], b: lis
 def test_full_pages_have_no_partial_key() -> None:
     with pytest.raises(InvalidRequest, match="32 tokens fill whole pages of 16"):
         partial_key("m", PLAIN, range(32))
+
+
+@given(st.lists(tokens, max_size=6), st.lists(st.binary(max_size=4), max_size=6), st.binary(max_size=4))
+def test_a_chain_has_the_keys_of_its_tokens(parts: list[list[int]], extras: list[bytes], salt: bytes) -> None:
+    """However they come: the keys are those of all tokens together, and each call returns its own."""
+    chain, so_far = KeyChain("m", PLAIN, salt=salt, extras=extras), []
+    for part in parts:
+        before = len(chain.keys)
+        fresh = chain.extend(part)
+        so_far += part
+        assert chain.keys == list(block_keys("m", PLAIN, so_far, salt=salt, extras=extras))
+        assert fresh == chain.keys[before:]
+        assert chain.length == len(so_far)
+        if len(so_far) % 16:
+            assert chain.partial_key() == partial_key("m", PLAIN, so_far, salt=salt, extras=extras)
+        else:
+            with pytest.raises(InvalidRequest, match="fill whole pages"):
+                chain.partial_key()
+
+
+def test_a_chain_hashes_a_block_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = KeyChain("m", PLAIN)
+    hashed = []
+    digest = hashlib.blake2b
+    monkeypatch.setattr(
+        hashlib, "blake2b", lambda data, **options: hashed.append(data) or digest(data, **options)
+    )
+    for token in range(16 * 100):
+        chain.extend([token])
+    assert len(hashed) == len(chain.keys) == 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import random
 import resource
@@ -181,6 +182,30 @@ def test_a_disk_that_refuses_writes_drops_blocks(
     store.close()
 
 
+def test_a_disk_that_refuses_entries_drops_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Payloads were written, their entries were not: they are no blocks, now and later."""
+    store = open_ssd(tmp_path, 640)
+    fill(store, KEYS[:2])
+    pwritev = os.pwritev
+
+    def refuse(descriptor: int, buffers: Any, at: int) -> int:
+        if at == 0:
+            raise OSError(errno.EIO, "input/output error")
+        return pwritev(descriptor, buffers, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", refuse)
+        assert fill(store, KEYS[:4]) == 2
+        assert store.stats().dropped == 2
+    assert fill(store, KEYS[4:6]) == 2
+    assert store.contains(KEYS[:6]) == [True, True, False, False, True, True]
+    store.close()
+    again = open_ssd(tmp_path, 640)
+    assert again.contains(KEYS[:6]) == [True, True, False, False, True, True]
+    assert not wrong(again, KEYS)  # type: ignore[arg-type]
+    again.close()
+
+
 def test_a_disk_that_refuses_reads_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_ssd(tmp_path)
     fill(store, KEYS[:1])
@@ -206,6 +231,81 @@ def test_a_read_only_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not wrong(store, KEYS)  # type: ignore[arg-type]
     store.close()
     assert [file.read_bytes() for file in segments(tmp_path)] == before
+
+
+def test_opening_reads_no_payloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_ssd(tmp_path, 640)
+    fill(store, KEYS)
+    store.close()
+    read: list[int] = []
+    preadv = os.preadv
+
+    def counted(*arguments: Any) -> int:
+        read.append(preadv(*arguments))
+        return read[-1]
+
+    monkeypatch.setattr(os, "preadv", counted)
+    again = open_ssd(tmp_path, 640)
+    assert again.stats().blocks == len(KEYS)
+    assert sum(read) <= 2 * 4096 * len(segments(tmp_path)), "more than the tables was read"
+    again.close()
+
+
+@pytest.mark.parametrize("is_aligned", [True, False])
+def test_buffers_of_any_alignment(tmp_path: Path, is_aligned: bool) -> None:
+    """Those at the start of a page are written from where they are."""
+    store, size = open_ssd(tmp_path), SCHEMA.bytes_per_page
+    room = memoryview(mmap.mmap(-1, size + 4096))
+    buffer = room[:size] if is_aligned else room[8 : size + 8]
+    buffer[:] = block(KEYS[0])
+    assert store.put(KEYS[:1], [buffer.toreadonly()]) == 1
+    buffer[:] = bytes(size)
+    assert not wrong(store, KEYS)  # type: ignore[arg-type]
+    store.close()
+
+
+def test_room_of_a_killed_process_is_returned(tmp_path: Path) -> None:
+    """Segments are made in full, and cut to what is in them by whoever opens them next."""
+
+    def child() -> None:
+        store = open_ssd(tmp_path, 640)
+        fill(store, KEYS[:2])
+        print("ready", flush=True)
+        signal.pause()
+
+    process = forked(child)
+    os.kill(process, signal.SIGKILL)
+    assert ended(process) == -signal.SIGKILL
+    (file,) = segments(tmp_path)
+    assert file.stat().st_size == 4096 + 10 * SCHEMA.bytes_per_page
+    store = open_ssd(tmp_path, 640)
+    assert file.stat().st_size == 4096 + 2 * SCHEMA.bytes_per_page
+    assert fill(store, KEYS) == len(KEYS)
+    assert not wrong(store, KEYS)  # type: ignore[arg-type]
+    store.close()
+
+
+def test_a_segment_that_was_being_made_is_removed(tmp_path: Path) -> None:
+    """The process was killed before it wrote the head: nothing is damaged, and nothing is left."""
+    store = open_ssd(tmp_path, 640)
+    fill(store, KEYS[:1])
+    store.close()
+    made = segments(tmp_path)[0].with_name("segment-v2-0000000002.kv")
+    made.write_bytes(bytes(100_000))
+    again = open_ssd(tmp_path, 640)
+    assert again.contains(KEYS[:2]) == [True, False]
+    assert again.stats().corrupt == 0
+    assert not made.exists()
+    again.close()
+
+
+def test_blocks_of_the_first_format_are_removed(tmp_path: Path) -> None:
+    open_ssd(tmp_path).close()
+    (folder,) = tmp_path.iterdir()
+    old = folder / "segment-v1-0000000001.kv"
+    old.write_bytes(b"SAGEKV01")
+    open_ssd(tmp_path).close()
+    assert not old.exists()
 
 
 def test_two_writers_of_a_folder_are_refused(tmp_path: Path) -> None:

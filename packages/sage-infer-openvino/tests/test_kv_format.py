@@ -11,9 +11,11 @@ import numpy.typing as npt
 import pytest
 from sage_infer.contracts import KVFormatCodec
 from sage_infer.errors import InvalidRequest
+from sage_infer.schemas import KVCacheSchema
+from sage_infer.sdk import KVPageConverter
 from sage_infer_openvino.engine.kv_schema import kv_schema_of
 from sage_infer_openvino.engine.paged_runner import PagedRunner, SequenceSlice
-from sage_infer_openvino.kv_format import OpenVINOInt8Codec
+from sage_infer_openvino.kv_format import OpenVINOInt8Codec, cast_floats
 from sage_infer_openvino.models.decoder_graph import build_decoder
 from sage_infer_openvino.models.gguf.model import GgufModel
 
@@ -76,3 +78,40 @@ def test_pages_of_the_wrong_size(tiny_gguf: Callable[..., Path]) -> None:
         codec.unpack(page[1:], schema, plain)
     with pytest.raises(InvalidRequest, match=f"of {len(plain) - 4} bytes"):
         codec.pack(plain[4:], schema, page)
+
+
+def test_floats_are_rounded_to_the_nearest() -> None:
+    numbers = np.array([0.0, 1.0, -2.5, 1 / 3, 65504, 1e38, np.inf, -np.inf, np.nan], np.float32)
+    for dtype, bits in (("bf16", 8), ("fp16", 11)):
+        out, again = np.zeros(numbers.size, np.uint16), np.zeros(numbers.size, np.float32)
+        cast_floats(memoryview(numbers).cast("B"), "fp32", memoryview(out).cast("B"), dtype)
+        cast_floats(memoryview(out).cast("B"), dtype, memoryview(again).cast("B"), "fp32")
+        small = np.abs(numbers) < 1e5
+        assert (np.abs(again[small] - numbers[small]) <= np.abs(numbers[small]) * 2.0**-bits).all()
+        assert (np.sign(again[6:8]) == [1, -1]).all()
+        assert np.isinf(again[6:8]).all()
+        assert np.isnan(again[8])
+    halves = np.array([0x3F808000, 0x3F818000], np.uint32)  # half way: to the even one
+    out = np.zeros(2, np.uint16)
+    cast_floats(memoryview(halves).cast("B"), "fp32", memoryview(out).cast("B"), "bf16")
+    assert out.tolist() == [0x3F80, 0x3F82]
+
+
+@pytest.mark.parametrize("tokens", [1, 33, 128])
+def test_floats_of_larger_pages_become_8_bit_pages(tokens: int) -> None:
+    """As in a hand-over from an engine with pages of 128 tokens: within ``max_error`` of each page's range."""
+    small = {"num_layers": 2, "num_heads": 2, "head_dim": 16}
+    source = KVCacheSchema(dtype="fp32", page_size=128, **small)
+    target = KVCacheSchema(
+        dtype="int8", page_size=32, scale_dtype="fp32", scale_granularity="channel", zero_points=True,
+        value_scale_granularity="token_head", format_id="openvino-2026.4", **small,
+    )  # fmt: skip
+    floats = np.random.default_rng(3).normal(5, 2, (2, 2, 2, 128, 16)).astype(np.float32)
+    converter = KVPageConverter(source, target)
+    pages = converter.converted([memoryview(floats).cast("B")], tokens)
+    back = KVPageConverter(target, source).converted(pages, tokens)
+    found = np.frombuffer(back[0], np.float32).reshape(floats.shape)
+    exact = floats[..., :tokens, :]
+    allowed = converter.max_error * (exact.max() - exact.min())
+    assert np.abs(found[..., :tokens, :] - exact).max() <= allowed
+    assert not found[..., tokens:, :].any()

@@ -10,6 +10,11 @@ from gateway_served import Served
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SAY: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
+LONG_CALL = {
+    "id": "1",
+    "type": "function",
+    "function": {"name": "f", "arguments": "[{}" + ",{}" * 30_000 + "]"},
+}
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -24,6 +29,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
             "content",
         ),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [CALL] * 1000}]}, "tool_calls"),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [LONG_CALL] * 2}, *SAY]}, "arguments"),
         (CHAT, {"messages": SAY, "tools": [TOOL] * 2000}, "tools"),
         (CHAT, {"messages": SAY, "stop": "x" * 5000}, "stop"),
         (CHAT, {"messages": SAY, "stop": ["x"] * 100}, "stop"),

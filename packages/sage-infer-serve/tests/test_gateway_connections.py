@@ -89,43 +89,75 @@ def stalled(served: Served) -> int:
     return sum(p.flow.write_paused for p in list(served.running._server.server_state.connections))
 
 
+def look(served: Served) -> None:
+    """Let the server look for unread responses now, with no time left for reading since the previous look."""
+    limits = served.running.limits
+
+    async def main() -> None:
+        assert limits._sweeper is not None, "it would never look"
+        limits._sweeper.cancel()
+        limits.write_timeout_s, seconds = 0.0, limits.write_timeout_s
+        limits._sweep(asyncio.get_running_loop())
+        limits._sweeper.cancel()
+        limits.write_timeout_s = seconds
+        limits._sweep_later(asyncio.get_running_loop())
+
+    served.run(main())
+
+
 def test_unread_responses_end_with_their_connections(backend: EchoBackend, serve: Serve) -> None:
-    served = serve(backend, write_timeout_s=0.4)
+    served = serve(backend, write_timeout_s=600)
     clients = [unread(served) for _ in range(5)]
-    served.until(lambda: connections(served) > 0, "the clients are not there")
+    served.until(lambda: stalled(served) == 5, "the answers are not waiting for their readers")
+    look(served)
+    assert connections(served) == 5
+    look(served)
     served.until(lambda: not connections(served), "their connections are still open")
     for client in clients:
         client.close()
     assert is_alive(served)
 
 
-def test_an_unread_stream_is_freed_in_the_engine(backend: EchoBackend, serve: Serve) -> None:
+def test_the_server_looks_for_unread_responses_itself(backend: EchoBackend, serve: Serve) -> None:
     served = serve(backend, write_timeout_s=0.4)
+    with unread(served):
+        limits = served.running.limits
+        served.until(lambda: limits.looks > 2 and not connections(served), "its connection is still open")
+
+
+def test_an_unread_stream_is_freed_in_the_engine(backend: EchoBackend, serve: Serve) -> None:
+    served = serve(backend, write_timeout_s=600)
     words = " ".join(["word" * 50] * 50_000)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         connection.connect(served.address)
         connection.sendall(request_bytes(CHAT, chat_body(words, stream=True)))
-        served.until(lambda: len(served.gateway.service.open) == 1, "the stream has not begun")
+        served.until(lambda: stalled(served) == 1, "the stream does not wait for its reader")
+        assert len(served.gateway.service.open) == 1
+        look(served)
+        look(served)
         served.until(lambda: not served.gateway.service.open, "the stream is still open")
     assert is_alive(served)
 
 
 def test_a_slow_reader_keeps_its_connection(backend: EchoBackend, serve: Serve) -> None:
-    """It reads a part of the answers between any two looks of the server, for many times the time for writing."""
-    served = serve(backend, write_timeout_s=0.8)
+    """It reads a part of the answers between any two looks of the server."""
+    served = serve(backend, write_timeout_s=600)
     with unread(served) as connection:
         served.until(lambda: stalled(served) == 1, "its answers are not waiting")
         (protocol,) = served.running._server.server_state.connections
-        limits = served.running.limits
-        for _ in range(12):
-            looks = limits.looks
-            served.until(lambda looks=looks: limits.looks > looks, "the server does not look")
+        look(served)
+        rounds = 0
+        while stalled(served) and rounds < 12:
             left = served.call(protocol.transport.get_write_buffer_size)
             while served.call(protocol.transport.get_write_buffer_size) > left - 20 * 1024 and stalled(
                 served
             ):
                 assert connection.recv(64 * 1024)
+            look(served)
+            rounds += 1
+            assert connections(served) == 1, "it was disconnected"
+        assert rounds
 
 
 def test_more_requests_in_a_row_than_are_kept(served: Served) -> None:

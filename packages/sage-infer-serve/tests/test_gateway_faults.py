@@ -168,11 +168,18 @@ class TestLimits:
         assert backend.cancelled == 1
 
     def test_time_of_a_stream(self, backend: EchoBackend, serve: Callable[..., Served]) -> None:
-        served = serve(backend, request_timeout_s=5.0)  # enough to begin, on a busy machine too
+        served = serve(backend)
         backend.script = ["word "] * 10_000_000
-        *chunks, last = events(served.chat(stream=True).body)
-        assert chunks
-        assert last["error"]["code"] == "timeout"
+        with served.connect() as connection:
+            connection.sendall(request_bytes(CHAT, chat_body(stream=True), "Connection: close"))
+            head = read_head(connection)
+            assert b" 200 " in head.split(b"\r\n")[0]
+            (exchange,) = served.gateway.service.open
+            assert exchange._timer is not None
+            served.call(exchange.stop_after, 0.0, "timeout")  # the stream has begun
+            body = read_all(connection)
+        assert b'"code":"timeout"' in body[-1000:]
+        served.until(lambda: not served.gateway.service.open, "it is still open")
 
     def test_length_of_a_body(self, backend: EchoBackend, serve: Callable[..., Served]) -> None:
         served = serve(backend, max_body_bytes=1024)

@@ -60,9 +60,11 @@ def test_headers_and_the_key_become_options(
 
 def test_fields_of_generation_become_options(backend: EchoBackend, served: Served) -> None:
     served.chat(prompt_cache_key="turns", service_tier="flex", priority=2)
-    assert options_of(backend) == RequestOptions(session="turns", service_class="flex", priority=2)
+    assert options_of(backend) == RequestOptions(
+        tenant="127.0.0.1", session="turns", service_class="flex", priority=2
+    )
     served.chat(service_tier="auto")
-    assert backend.calls[-1][1]["options"] is None
+    assert options_of(backend) == RequestOptions(tenant="127.0.0.1")
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "soon", "1.5", "²"])

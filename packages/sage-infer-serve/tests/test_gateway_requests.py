@@ -110,7 +110,9 @@ def test_parameters_reach_the_backend(backend: EchoBackend, served: Served) -> N
     )  # fmt: skip
     name, asked = backend.calls[-1]
     params = asked["params"]
-    assert (name, asked["options"], asked["model"]) == ("chat", RequestOptions(priority=3), "echo")
+    assert (name, asked["options"], asked["model"]) == (
+        "chat", RequestOptions(tenant="127.0.0.1", priority=3), "echo",
+    )  # fmt: skip
     assert 0 < params.top_p < 1e-6
     assert (params.temperature, params.top_k, params.min_p, params.seed) == (0.5, 0, 0.1, 2**63 - 1)
     assert (params.stop, params.stop_token_ids, params.ignore_eos) == (("end",), (3,), True)

@@ -7,7 +7,9 @@ import json
 import resource
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway_backend import EchoBackend
@@ -186,16 +188,43 @@ def test_a_body_that_comes_with_long_headers_is_no_header(served: Served) -> Non
     assert status(served.raw(head + body)) == 200
 
 
+def expire(served: Served, count: int) -> None:
+    """Let the time for headers be over, on ``count`` connections."""
+    protocols = served.running._server.server_state.connections
+
+    def waiting() -> list[Any]:
+        return [p for p in list(protocols) if p._header_timer is not None]
+
+    served.until(lambda: len(waiting()) == count, "the connections do not wait for headers")
+
+    def give_up() -> None:
+        for protocol in waiting():
+            protocol._header_timer.cancel()
+            protocol._give_up()
+
+    served.call(give_up)
+
+
 def test_slow_loris(backend: EchoBackend, serve: Callable[..., Served]) -> None:
     """Connections that bring their headers or bodies byte by byte are ended; others are answered meanwhile."""
-    served = serve(backend, header_timeout_s=0.3, body_timeout_s=0.3)
+    served = serve(backend, header_timeout_s=600, body_timeout_s=600)
+    service, protocols = served.gateway.service, served.running._server.server_state.connections
     slow_head, silent, slow_body = served.connect(), served.connect(), served.connect()
     slow_head.sendall(b"GET /health HTTP/1.1\r\nX: ")
     slow_body.sendall(request_bytes(CHAT, chat_body())[:-3])
     assert is_alive(served)
+    served.until(lambda: len(service.receiving) == 1, "the body has not begun")
+    served.until(
+        lambda: any(p._header_bytes and p._header_timer for p in list(protocols)),
+        "the headers have not begun",
+    )
+    expire(served, 2)
     assert status(read_all(slow_head)) == 408
-    assert status(read_all(slow_body)) == 408
     assert read_all(silent) == b""
+    (exchange,) = service.receiving
+    assert exchange._timer is not None
+    served.call(exchange.stop_after, 0.0, "body")
+    assert status(read_all(slow_body)) == 408
     with served.connect() as later:  # the second request of a connection, too
         later.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = b""
@@ -203,9 +232,22 @@ def test_slow_loris(backend: EchoBackend, serve: Callable[..., Served]) -> None:
             answer += later.recv(65536)
         assert status(answer) == 200
         later.sendall(b"GET /hea")
+        expire(served, 1)
         assert status(read_all(later)) == 408
     for connection in (slow_head, silent, slow_body):
         connection.close()
+
+
+def test_the_time_for_headers_and_bodies_ends_by_itself(
+    backend: EchoBackend, serve: Callable[..., Served]
+) -> None:
+    served = serve(backend, header_timeout_s=0.3, body_timeout_s=0.3)
+    with served.connect() as silent:
+        assert read_all(silent) == b""
+    with served.connect() as slow_body:
+        with suppress(OSError):  # its connection may end before it is sent
+            slow_body.sendall(request_bytes(CHAT, chat_body())[:-3])
+        assert read_all(slow_body)[:12] in (b"HTTP/1.1 408", b"")
 
 
 def test_idle_connections(backend: EchoBackend, serve: Callable[..., Served]) -> None:

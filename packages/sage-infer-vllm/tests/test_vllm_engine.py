@@ -314,10 +314,10 @@ def key_space_of_files(live: Any) -> str:
     """Computed from the model's files and the schema alone, as another machine would."""
     from sage_infer.contracts import key_space
     from sage_infer_vllm.models.prepare import loadable_folder
-    from sage_infer_vllm.models.weights import content_id
+    from sage_infer_vllm.models.weights import weight_ids
 
     folder = loadable_folder(live.model.model_path, cache_dir=None, progress=lambda stage, share: None)
-    return key_space(f"{content_id(folder)} torch.float32 None", live.backend.get_kv_schema())
+    return key_space(f"{weight_ids(folder).content} torch.float32 None", live.backend.get_kv_schema())
 
 
 def test_ten_times_more_requests_than_the_queue_takes(live: Any) -> None:

@@ -29,6 +29,12 @@ def sage_infer_kv_stores() -> list[KVStoreSpec]:
             summary="blocks in a folder, which survive a restart",
         ),
         KVStoreSpec(
+            name="valkey",
+            factory="sage_infer_kvstore.remote.store:ValkeyStore",
+            requires={**_REQUIRES, "valkey": ">=6.1"},
+            summary="blocks on a Valkey or Redis server, which hosts share",
+        ),
+        KVStoreSpec(
             name="tiered",
             factory="sage_infer_kvstore.tiers.store:TieredStore",
             requires=_REQUIRES,

@@ -43,6 +43,7 @@ from sage_infer_openvino.engine.kv_reuse import KVReuse
 from sage_infer_openvino.engine.kv_schema import check_page_size, wanted_precision
 from sage_infer_openvino.engine.sequence import EngineRequest
 from sage_infer_openvino.loading import LoadedDecoder, load_model, no_progress
+from sage_infer_openvino.models.text_codec import INLINE_CHARACTERS
 from sage_infer_openvino.models.weight_format import WeightFormat
 from sage_infer_openvino.ov_runtime import ov
 from sage_infer_openvino.quant_profile import with_profile
@@ -237,7 +238,7 @@ class OpenVINOBackend(DividedRequests):
         engine, loaded = self._ready()
         self._check_claims(loaded, params, options)
         request_id = f"req-{uuid.uuid4().hex}" if request_id is None else request_id
-        grammar = await loaded.compile_grammar(params)
+        grammar = await loaded.compile_grammar(params, options)
         read = await loaded.requests.read(prompts, most=self._settings.max_queue)
         requests = loaded.requests.from_prompts(read, params, request_id, options=options, grammar=grammar)
         streams: list[TokenStream] = []
@@ -255,7 +256,9 @@ class OpenVINOBackend(DividedRequests):
         template_variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
-        return await self._ready()[1].texts.render_chat(
+        loaded = self._ready()[1]
+        loaded.requests.check_chat(messages)
+        return await loaded.texts.render_chat(
             messages,
             tools=tools,
             template_variables=template_variables,
@@ -277,7 +280,10 @@ class OpenVINOBackend(DividedRequests):
 
     async def tokenize(self, prompt: PromptLike) -> list[int]:
         loaded = self._ready()[1]
-        return await loaded.texts.tokenize(loaded.requests.check_characters(prompt))
+        checked = loaded.requests.check_characters(prompt)
+        if len(checked.text or "") > INLINE_CHARACTERS:
+            await asyncio.to_thread(loaded.requests.check_length, checked)
+        return await loaded.texts.tokenize(checked)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         return await self._ready()[1].texts.detokenize(token_ids)

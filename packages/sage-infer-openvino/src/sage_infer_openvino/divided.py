@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from sage_infer.contracts import BufferedTokenStream, DecodeResult, PrefillResult, PromptLike, TokenStream
 from sage_infer.errors import UnsupportedFeature
 from sage_infer.schemas import DecodeState, RequestOptions, SamplingParams
+from sage_infer.sdk import checked_hold, kv_prompt
 
-from sage_infer_openvino.engine.decode_state import kv_prompt
 from sage_infer_openvino.engine.engine import DecoderEngine
 from sage_infer_openvino.engine.prefilling import hold, prefill_result
-from sage_infer_openvino.engine.requests import check_request_id, checked_hold
+from sage_infer_openvino.engine.requests import check_request_id
 from sage_infer_openvino.engine.resuming import checked_states
 from sage_infer_openvino.engine.sequence import EngineRequest
 from sage_infer_openvino.loading import LoadedDecoder
@@ -54,7 +54,7 @@ class DividedRequests:
             raise UnsupportedFeature(
                 f"prefill creates one state per prompt, but n is {params.n}; use generate"
             )
-        grammar = await loaded.compile_grammar(params)
+        grammar = await loaded.compile_grammar(params, options)
         read = await loaded.requests.read(prompts, most=self._settings.max_queue)
         requests = loaded.requests.from_prompts(read, params, request_id, options=options, grammar=grammar)
         engine.check_room(requests)
@@ -78,7 +78,7 @@ class DividedRequests:
         loaded.states.check(state)
         if state.finish_reason is not None:  # prefill finished it: nothing is left to compute
             request = loaded.states.restore(
-                state, loaded.requests, await loaded.compile_grammar(state.params)
+                state, loaded.requests, await loaded.compile_grammar(state.params, options)
             )
             request.clock.restart()
             stream = BufferedTokenStream(request_id, lambda: None)
@@ -127,14 +127,20 @@ class DividedRequests:
         loaded.states.check(state)
         request = loaded.states.restore(state, loaded.requests, await loaded.compile_grammar(state.params))
         request.hold_s = self._settings.hold_s
-        blocks = await asyncio.to_thread(loaded.states.verified, state, buffers)
+        blocks = await asyncio.to_thread(_blocks, loaded, state, buffers)
         if state.finish_reason is None:
             try:
                 await engine.call(lambda: engine.adopt(request, blocks, len(kv_prompt(state))))
             except asyncio.CancelledError:
                 engine.cancel(request.request_id, request)
                 raise
-        return loaded.states.imported(state)
+        return loaded.states.imported(state, request.salt)
+
+
+def _blocks(loaded: LoadedDecoder, state: DecodeState, buffers: Sequence[memoryview]) -> list[memoryview]:
+    """The verified pages of a state, in this instance's format."""
+    blocks, converter = loaded.states.verified(state, buffers), loaded.states.converter(state)
+    return blocks if converter is None else converter.converted(blocks, len(kv_prompt(state)))
 
 
 def stream_of(engine: DecoderEngine, request: EngineRequest) -> BufferedTokenStream:

@@ -1,4 +1,4 @@
-"""Conversion of OpenVINO's 8-bit KV pages to and from floats.
+"""Conversion of OpenVINO's 8-bit KV pages to and from floats, and of floats to other floats.
 
 A layer's keys are ``[head, token + 8, dim]`` bytes: 8 rows with a float32 scale per channel and a float32 zero point
 per channel, then one row per token. Its values are ``[head, token, dim + 8]`` bytes: per token a scale, a zero point,
@@ -8,19 +8,24 @@ and the row. A value is ``(byte - zero point) * scale``; zero points are not rou
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import numpy as np
 import numpy.typing as npt
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 
-__all__ = ["OpenVINOInt8Codec"]
+__all__ = ["OpenVINOInt8Codec", "cast_floats"]
 
+_FORMAT = "openvino-2026."  # the versions that this wheel runs
 _SCALES = 8  # bytes of a float32 scale and a float32 zero point
 _SMALLEST_RANGE = 1e-8
+_PART = 2**17  # bytes of floats that are computed with together, so that they stay in a core's cache
 _quiet = np.errstate(
     over="ignore", invalid="ignore", divide="ignore"
 )  # unused parts of a page may hold any bytes
+_NUMPY: dict[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}
 _Bytes = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float32]
 
@@ -35,7 +40,7 @@ class OpenVINOInt8Codec:
     max_error = 1 / 509
 
     def matches(self, schema: KVCacheSchema) -> bool:
-        return schema.format_id.startswith("openvino-") and schema == attrs.evolve(
+        return schema.format_id.startswith(_FORMAT) and schema == attrs.evolve(
             self.plain(schema),
             dtype="int8",
             scale_dtype="fp32",
@@ -60,22 +65,32 @@ class OpenVINOInt8Codec:
     def unpack(self, page: memoryview, schema: KVCacheSchema, out: memoryview) -> None:
         keys, values = self._private(page, schema)
         floats = self._floats(out, schema)
-        shape = (*keys.shape[:2], 2, 1, schema.head_dim)
-        scales = np.ascontiguousarray(keys[:, :, :_SCALES]).view(np.float32).reshape(shape)
-        floats[:, 0] = (keys[:, :, _SCALES:] - scales[:, :, 1]) * scales[:, :, 0]
-        scales = np.ascontiguousarray(values[..., :_SCALES]).view(np.float32)
-        floats[:, 1] = (values[..., _SCALES:] - scales[..., 1:]) * scales[..., :1]
+        for layers in self._parts(schema):
+            part = keys[layers]
+            shape = (*part.shape[:2], 2, 1, schema.head_dim)
+            scales = np.ascontiguousarray(part[:, :, :_SCALES]).view(np.float32).reshape(shape)
+            _to_floats(part[:, :, _SCALES:], scales[:, :, 0], scales[:, :, 1], floats[layers, 0])
+            part = values[layers]
+            scales = np.ascontiguousarray(part[..., :_SCALES]).view(np.float32)
+            _to_floats(part[..., _SCALES:], scales[..., :1], scales[..., 1:], floats[layers, 1])
 
     @_quiet
     def pack(self, page: memoryview, schema: KVCacheSchema, out: memoryview) -> None:
         floats = self._floats(page, schema)
         keys, values = self._private(out, schema)
-        rows, scales = _rounded(floats[:, 0], axis=2)
-        keys[:, :, _SCALES:] = rows
-        keys[:, :, :_SCALES] = scales.view(np.uint8).reshape(keys[:, :, :_SCALES].shape)
-        rows, scales = _rounded(floats[:, 1], axis=3)
-        values[..., _SCALES:] = rows
-        values[..., :_SCALES] = scales.reshape(*values.shape[:3], 2).view(np.uint8)
+        for layers in self._parts(schema):
+            part = keys[layers]
+            scales = _rounded(floats[layers, 0], 2, part[:, :, _SCALES:])
+            part[:, :, :_SCALES] = scales.view(np.uint8).reshape(part[:, :, :_SCALES].shape)
+            part = values[layers]
+            scales = _rounded(floats[layers, 1], 3, part[..., _SCALES:])
+            part[..., :_SCALES] = scales.reshape(*part.shape[:3], 2).view(np.uint8)
+
+    def _parts(self, schema: KVCacheSchema) -> list[slice]:
+        """Ranges of layers whose floats fit into a core's cache."""
+        layer = 4 * schema.num_heads * schema.page_size * schema.head_dim
+        step = max(_PART // layer, 1)
+        return [slice(first, first + step) for first in range(0, schema.num_layers, step)]
 
     def _private(self, page: memoryview, schema: KVCacheSchema) -> tuple[_Bytes, _Bytes]:
         data = np.frombuffer(_sized(page, schema.bytes_per_page), np.uint8).reshape(schema.num_layers, -1)
@@ -91,13 +106,22 @@ class OpenVINOInt8Codec:
         return data.reshape(schema.num_layers, 2, schema.num_heads, schema.page_size, schema.head_dim)
 
 
-def _rounded(floats: _Floats, axis: int) -> tuple[_Bytes, _Floats]:
-    """Quantized bytes, and scales and zero points along ``axis``, in storage order."""
+def _to_floats(rows: _Bytes, scales: _Floats, zeros: _Floats, out: _Floats) -> None:
+    np.subtract(rows, zeros, out=out, casting="unsafe")
+    out *= scales
+
+
+def _rounded(floats: _Floats, axis: int, rows: _Bytes) -> _Floats:
+    """Write the quantized bytes; returns scales and zero points along ``axis``, in storage order."""
     low, high = floats.min(axis, keepdims=True), floats.max(axis, keepdims=True)
     scale = np.maximum(high - low, np.float32(_SMALLEST_RANGE)) / np.float32(255)
     zero = -low / scale
-    rows = np.clip(np.rint(floats / scale + zero), 0, 255).astype(np.uint8)
-    return rows, np.ascontiguousarray(np.stack([scale, zero], axis=2 if axis == 2 else -1), np.float32)
+    numbers = floats / scale
+    numbers += zero
+    np.rint(numbers, out=numbers)
+    np.clip(numbers, 0, 255, out=numbers)
+    np.copyto(rows, numbers, casting="unsafe")
+    return np.ascontiguousarray(np.stack([scale, zero], axis=2 if axis == 2 else -1), np.float32)
 
 
 def _sized(buffer: memoryview, nbytes: int) -> memoryview:
@@ -105,3 +129,38 @@ def _sized(buffer: memoryview, nbytes: int) -> memoryview:
     if data.nbytes != nbytes:
         raise InvalidRequest(f"a KV page of {data.nbytes} bytes, expected {nbytes} by its schema")
     return data
+
+
+@_quiet
+def cast_floats(data: memoryview, dtype: str, out: memoryview, out_dtype: str) -> None:
+    """Convert floats to another of the types fp32, fp16 and bf16, rounded to the nearest (``KVPageConverter``)."""
+    source = np.frombuffer(data, _NUMPY[dtype])
+    target = np.frombuffer(out, _NUMPY[out_dtype])
+    step = _PART // 4
+    for first in range(0, source.size, step):
+        part = source[first : first + step]
+        floats = _from_bf16(part) if dtype == "bf16" else part.astype(np.float32, copy=False)
+        if out_dtype == "bf16":
+            _to_bf16(floats, target[first : first + step])
+        else:
+            target[first : first + step] = floats
+
+
+def _from_bf16(halves: npt.NDArray[Any]) -> _Floats:
+    bits = halves.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
+
+
+def _to_bf16(floats: _Floats, out: npt.NDArray[Any]) -> None:
+    """Round to even at the upper half of each float; not-a-numbers stay such."""
+    bits = floats.view(np.uint32)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += bits
+    rounded += 0x7FFF
+    np.right_shift(rounded, 16, out=rounded)
+    np.copyto(out, rounded, casting="unsafe")
+    odd = np.isnan(floats)
+    if odd.any():
+        out[odd] = 0x7FC0

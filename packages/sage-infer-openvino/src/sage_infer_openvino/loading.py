@@ -16,7 +16,7 @@ from sage_infer.sdk.prepared import Progress
 
 from sage_infer_openvino.engine.decode_state import StateKeeper
 from sage_infer_openvino.engine.engine import DecoderEngine
-from sage_infer_openvino.engine.grammar import GrammarCompiler, GrammarMatcher
+from sage_infer_openvino.engine.grammar.compiler import GrammarCompiler, GrammarMatcher
 from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.kv_reuse import KVReuse
 from sage_infer_openvino.engine.kv_schema import kv_schema_of
@@ -26,6 +26,7 @@ from sage_infer_openvino.engine.resuming import replay
 from sage_infer_openvino.engine.sampler import Sampler
 from sage_infer_openvino.engine.scheduler import PageStore
 from sage_infer_openvino.engine.sequence import EngineRequest
+from sage_infer_openvino.kv_format import cast_floats
 from sage_infer_openvino.models.prepare import prepare_decoder
 from sage_infer_openvino.models.text_codec import DecoderTexts
 from sage_infer_openvino.models.tokenizer import TextTokenizer
@@ -54,9 +55,13 @@ class LoadedDecoder:
     grammars: GrammarCompiler
     max_sequence_length: int
 
-    async def compile_grammar(self, params: SamplingParams) -> GrammarMatcher | None:
+    async def compile_grammar(
+        self, params: SamplingParams, options: RequestOptions | None = None
+    ) -> GrammarMatcher | None:
         """Compile ``params.guided`` for this model, which may be slow for large schemas."""
-        return None if params.guided is None else await self.grammars.compiled(params.guided)
+        if params.guided is None:
+            return None
+        return await self.grammars.compiled(params.guided, "" if options is None else options.tenant)
 
     async def resumed(
         self, states: Sequence[DecodeState], request_id: str, options: RequestOptions | None
@@ -68,7 +73,7 @@ class LoadedDecoder:
         """
         for state in states:
             self.states.check_model(state)
-        grammar = await self.compile_grammar(states[0].params)
+        grammar = await self.compile_grammar(states[0].params, options)
         request = self.requests.from_states(states, request_id, options=options, grammar=grammar)
         # In a thread, because outputs of many thousand tokens take tenths of a second.
         await asyncio.to_thread(replay, request, states, self.states.eos_token_ids)
@@ -83,14 +88,14 @@ class LoadedDecoder:
         if settings.kv_store is None:
             return None
         states = self.states
-        store = open_kv_store(settings.kv_store, schema=states.schema, model_id=states.fingerprint)
+        store = open_kv_store(settings.kv_store, schema=states.schema, model_id=states.kv_model)
         broker = KVBroker(
             store,
             page_bytes=self.runner.block_nbytes,
             wait_s=settings.kv_store_wait_s,
             buffer_bytes=self.runner.num_blocks * self.runner.block_nbytes // _SHARE_IN_FLIGHT,
         )
-        return KVReuse(broker, self.runner, states.block_keys)
+        return KVReuse(broker, self.runner, states.key_chain)
 
     def start_engine(
         self, settings: DecoderSettings, generation: int, pages: PageStore | None = None
@@ -104,7 +109,7 @@ class LoadedDecoder:
             step_tokens=settings.step_tokens,
             decode_slowdown=settings.decode_slowdown,
             max_queue=settings.max_queue,
-            block_keys=self.states.block_keys if settings.prefix_caching else None,
+            key_chain=self.states.key_chain if settings.prefix_caching else None,
             events=KVEventLog(generation) if settings.prefix_caching else None,
             pages=pages,
         )
@@ -193,11 +198,13 @@ def assemble(
         texts=texts,
         requests=RequestFactory(texts, max_sequence_length=max_sequence_length),
         states=StateKeeper(
+            backend="openvino",
             model_id=model_id,
-            fingerprint=fingerprint,
+            kv_model=fingerprint,
             weights_id=weights_id,
             instance_id=instance_id,
             schema=kv_schema_of(runner.kv_layout, runner.num_layers, runner.block_nbytes),
+            cast=cast_floats,
             eos_token_ids=frozenset(tokenizer.eos_token_ids),
         ),
         grammars=GrammarCompiler(tokenizer, runner.vocab_size),

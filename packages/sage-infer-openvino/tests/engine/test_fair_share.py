@@ -5,25 +5,26 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 from openvino_toy import toy_tokenizer
-from sage_infer.schemas import SamplingParams
+from sage_infer.contracts import KeyChain
+from sage_infer.schemas import KVCacheSchema, SamplingParams
 from sage_infer_openvino.engine.block_pool import BlockPool
 from sage_infer_openvino.engine.scheduler import Scheduler
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 
 BLOCK = 4
+SCHEMA = KVCacheSchema(dtype="fp32", page_size=BLOCK, num_layers=1, num_heads=1, head_dim=1)
 TOKENIZER = toy_tokenizer()
 LOOP = asyncio.new_event_loop()
 LOOP.close()
 ARRIVALS = itertools.count()
 
 
-def block_keys(tokens: Sequence[int], salt: bytes = b"") -> list[bytes]:
-    return [salt + bytes(tokens[: i + BLOCK]) for i in range(0, len(tokens) - BLOCK + 1, BLOCK)]
+def key_chain(salt: bytes = b"") -> KeyChain:
+    return KeyChain("toy", SCHEMA, salt=salt)
 
 
 def call(
@@ -50,7 +51,7 @@ class Engine:
 
     def __init__(self, *, blocks: int = 400, batch: int = 4, step: int = 16) -> None:
         self.scheduler = Scheduler(
-            BlockPool(blocks), block_size=BLOCK, max_batch_size=batch, step_tokens=step, block_keys=block_keys
+            BlockPool(blocks), block_size=BLOCK, max_batch_size=batch, step_tokens=step, key_chain=key_chain
         )
         self.computed: Counter[int] = Counter()  # tokens of each sequence, also those computed again
         self.ended: list[SequenceState] = []
@@ -166,32 +167,68 @@ def test_the_tenant_with_fewer_running_sequences_is_next() -> None:
         engine.add(call(tenant="a"))
     engine.step(2)
     (other,) = engine.add(call(tenant="b"))
-    while len(engine.ended) < 2:
+    assert other in engine.step()
+    assert len(engine.scheduler.running) == 2
+
+
+def test_long_streams_of_a_tenant_give_way_to_another_tenant() -> None:
+    engine = Engine(batch=8)
+    many = [engine.add(call(output=500, tenant="a"))[0] for _ in range(30)]
+    engine.step(20)
+    assert engine.running(many) == 8
+    (one,) = engine.add(call(tenant="b"))
+    while one not in engine.ended:
+        assert one in engine.step()
+    assert engine.scheduler.preemptions == 0
+    others = [engine.add(call(output=500, tenant="b"))[0] for _ in range(30)]
+    engine.step(20)
+    assert (engine.running(many), engine.running(others)) == (4, 4)
+    third = [engine.add(call(output=500, tenant="c"))[0] for _ in range(30)]
+    engine.step(20)
+    assert engine.running(third) >= 2
+
+
+def test_a_small_tenant_keeps_its_blocks_beside_a_large_one() -> None:
+    engine = Engine(blocks=24, batch=16)
+    many = [engine.add(call(output=60, tenant="a"))[0] for _ in range(16)]
+    while engine.scheduler.pool.free > 2:
         engine.step()
-    engine.step()
-    assert engine.running([other])
+    (one,) = engine.add(call(prompt=12, output=12, tenant="b"))
+    engine.step(2)
+    while one not in engine.ended:
+        assert one in engine.step(), "it lost its blocks to the larger tenant"
+    while engine.scheduler.running or engine.scheduler.waiting:
+        assert engine.step()
+    assert len(engine.ended) == len(many) + 1
+    assert engine.scheduler.pool.free == 24
 
 
 @given(
     calls=st.lists(
-        st.tuples(st.integers(0, 30), st.integers(1, 12), st.integers(1, 14), st.integers(2, 12)),
+        st.tuples(
+            st.integers(0, 30),
+            st.integers(1, 12),
+            st.integers(1, 14),
+            st.integers(2, 12),
+            st.sampled_from("aabc"),
+        ),
         min_size=1,
         max_size=8,
     ),
     blocks=st.integers(12, 60),
 )
 def test_everybody_begins_soon_and_everybody_ends(
-    calls: list[tuple[int, int, int, int]], blocks: int
+    calls: list[tuple[int, int, int, int, str]], blocks: int
 ) -> None:
-    """``calls`` are (step of arrival, completions, prompt, output)."""
+    """``calls`` are (step of arrival, completions, prompt, output, tenant)."""
     engine = Engine(blocks=blocks, batch=8)
     arrivals = sorted(calls)
     began: dict[int, int] = {}
     present: list[tuple[int, list[SequenceState]]] = []
     for now in range(3000):
         while arrivals and arrivals[0][0] <= now:
-            _, n, prompt, output = arrivals.pop(0)
-            present.append((now, engine.add(call(n, prompt=prompt, output=output))))
+            _, n, prompt, output, tenant = arrivals.pop(0)
+            present.append((now, engine.add(call(n, prompt=prompt, output=output, tenant=tenant))))
         if not arrivals and not engine.scheduler.running and not engine.scheduler.waiting:
             break
         step = set(map(id, engine.step()))
@@ -199,7 +236,7 @@ def test_everybody_begins_soon_and_everybody_ends(
         for number, (_, sequences) in enumerate(present):
             if number not in began and any(id(s) in step for s in sequences):
                 began[number] = now
-    assert len(engine.ended) == sum(n for _, n, _, _ in calls)
+    assert len(engine.ended) == sum(n for _, n, *_ in calls)
     assert engine.scheduler.pool.free == blocks
     if blocks >= 40:  # room for one sequence of each
         for number, (arrived, _) in enumerate(present):

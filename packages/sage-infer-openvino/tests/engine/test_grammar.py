@@ -16,9 +16,9 @@ from sage_infer.contracts import collect_text
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import DecodeState, GuidedDecoding, SamplingParams
 from sage_infer.schemas.codec import from_json, to_json
-from sage_infer_openvino.engine.grammar import GrammarCompiler, GrammarMatcher
-from sage_infer_openvino.engine.grammar_form import CompileError
-from sage_infer_openvino.engine.grammar_trial import Trial
+from sage_infer_openvino.engine.grammar.compiler import GrammarCompiler, GrammarMatcher
+from sage_infer_openvino.engine.grammar.form import CompileError
+from sage_infer_openvino.engine.grammar.trial import Trial
 from sage_infer_openvino.models.tokenizer import TextTokenizer, TokenizerMeta
 
 PROMPT = [5, 6, 7]

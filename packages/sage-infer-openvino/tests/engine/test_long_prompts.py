@@ -9,6 +9,7 @@ from openvino_toy import Toy, deltas, run
 from sage_infer.errors import ContextLengthExceeded, InvalidRequest
 from sage_infer.schemas import Prompt, SamplingParams
 from sage_infer_openvino.models.text_codec import INLINE_CHARACTERS, DecoderTexts
+from sage_infer_openvino.models.tokenizer import TextTokenizer
 
 SHORT = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
 
@@ -38,6 +39,47 @@ def test_a_text_of_ten_megabytes_is_refused_unread(tokenizing: list[threading.Th
 
     run(main())
     assert tokenizing == []
+
+
+def test_a_text_of_too_many_tokens_is_tokenized_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer characters than 200 of the longest tokens have, but far more tokens."""
+    lengths: list[int] = []
+    encode = TextTokenizer.encode
+
+    def noted(self: TextTokenizer, text: str, add_special: bool = True) -> list[int]:
+        lengths.append(len(text))
+        return encode(self, text, add_special)
+
+    monkeypatch.setattr(TextTokenizer, "encode", noted)
+
+    async def main() -> None:
+        async with Toy() as toy:
+            toy.backend._ready()[1].tokenizer.longest_token = 1000
+            text = "a" * 100_000
+            with pytest.raises(ContextLengthExceeded, match="more than 400 tokens"):
+                await toy.backend.generate(text, SHORT)
+            with pytest.raises(ContextLengthExceeded, match="more than 400 tokens"):
+                await toy.backend.tokenize(text)
+            assert len(await toy.backend.tokenize("a" * 1300)) == 1300, "it is counted where it is little"
+            with pytest.raises(ContextLengthExceeded, match="has 1300 tokens"):
+                await toy.backend.generate("a" * 1300, SHORT)
+
+    run(main())
+    assert max(lengths) <= 1700
+    assert sum(lengths) < 12_000
+
+
+def test_a_chat_of_ten_megabytes_is_refused_before_it_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[object] = []
+    monkeypatch.setattr(TextTokenizer, "render_chat", lambda self, *args, **more: rendered.append(args))
+
+    async def main() -> None:
+        async with Toy() as toy:
+            with pytest.raises(ContextLengthExceeded, match="messages have 10240000 characters"):
+                await toy.backend.render_chat([{"role": "user", "content": "a" * 2500}] * 4096)
+
+    run(main())
+    assert rendered == []
 
 
 def test_long_texts_are_tokenized_in_a_thread(tokenizing: list[threading.Thread]) -> None:

@@ -517,6 +517,9 @@ def test_states_that_do_not_fit_are_refused() -> None:
         async with Toy() as here, Toy(limit=11) as short, Toy(model=model) as other:
             state, buffers = await moved(here)
             schema = attrs.evolve(state.kv_schema, dtype="bf16")
+            heads, private = (
+                attrs.evolve(state.kv_schema, **c) for c in ({"num_heads": 2}, {"format_id": "nobodys-1"})
+            )
             guided = attrs.evolve(state.params, adapter="x")
             wrong_token = attrs.evolve(state, output_token_ids=(5000,))
             cases: list[tuple[Toy, DecodeState, type[Exception], str]] = [
@@ -536,9 +539,17 @@ def test_states_that_do_not_fit_are_refused() -> None:
                 ),
                 (
                     here,
-                    attrs.evolve(state, kv_schema=schema),
+                    attrs.evolve(state, kv_schema=schema, weights_id=""),
                     CapabilityMismatch,
-                    "conversion required: dtype",
+                    r"another format \(dtype\), and the state does not name its weights",
+                ),
+                (here, attrs.evolve(state, kv_schema=schema), KVCorrupt, "32 bytes, expected 16"),
+                (here, attrs.evolve(state, kv_schema=heads), CapabilityMismatch, "num_heads differs"),
+                (
+                    here,
+                    attrs.evolve(state, kv_schema=private),
+                    CapabilityMismatch,
+                    "no KV format codec reads 'nobodys-1'",
                 ),
                 (short, state, CapabilityMismatch, "exceeds the limit of this instance"),
                 (here, attrs.evolve(state, prompt_token_ids=[1] * 300), InvalidRequest, "300 tokens"),

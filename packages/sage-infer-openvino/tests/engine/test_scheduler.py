@@ -7,24 +7,27 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 from openvino_toy import toy_tokenizer
-from sage_infer.schemas import SamplingParams
+from sage_infer.contracts import KeyChain
+from sage_infer.schemas import KVCacheSchema, SamplingParams
 from sage_infer_openvino.engine.block_pool import BlockPool
 from sage_infer_openvino.engine.scheduler import Scheduler
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 
 BLOCK, BLOCKS, BATCH, STEP = 4, 12, 4, 10
+SCHEMA = KVCacheSchema(dtype="fp32", page_size=BLOCK, num_layers=1, num_heads=1, head_dim=1)
 TOKENIZER = toy_tokenizer()
 LOOP = asyncio.new_event_loop()
 LOOP.close()
 ARRIVALS = itertools.count()
 
 
-def block_keys(tokens: Sequence[int], salt: bytes = b"") -> list[bytes]:
-    return [salt + bytes(tokens[: i + BLOCK]) for i in range(0, len(tokens) - BLOCK + 1, BLOCK)]
+def key_chain(salt: bytes = b"") -> KeyChain:
+    return KeyChain("toy", SCHEMA, salt=salt)
 
 
 def make(prompt: int, output: int, priority: int = 0, first: int = 0) -> SequenceState:
@@ -51,7 +54,7 @@ def make(prompt: int, output: int, priority: int = 0, first: int = 0) -> Sequenc
 
 def scheduler(*, blocks: int = BLOCKS, caching: bool = False, **options: int) -> Scheduler:
     sizes = {"block_size": BLOCK, "max_batch_size": BATCH, "step_tokens": STEP, **options}
-    return Scheduler(BlockPool(blocks), **sizes, block_keys=block_keys if caching else None)
+    return Scheduler(BlockPool(blocks), **sizes, key_chain=key_chain if caching else None)
 
 
 def advance(scheduler: Scheduler) -> list[tuple[SequenceState, int]]:
@@ -371,3 +374,21 @@ def test_blocks_are_not_taken_for_a_prefix_that_lies_in_them() -> None:
     s.add(make(17, 3, priority=-1))
     assert s.next_step() == []
     assert len(waiting.blocks) == 3
+
+
+def test_a_sequence_that_grows_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+    extend = KeyChain.extend
+
+    def counted(chain: KeyChain, tokens: Sequence[int]) -> list[bytes]:
+        hashed.append(len(tokens))
+        return extend(chain, tokens)
+
+    monkeypatch.setattr(KeyChain, "extend", counted)
+    s = scheduler(caching=True)
+    sequence = make(9, 30)
+    s.add(sequence)
+    while s.running or s.waiting:
+        advance(s)
+    assert len(sequence.tokens) == 39
+    assert sum(hashed) <= 39

@@ -9,9 +9,11 @@ import gguf
 import numpy as np
 import pytest
 from family_models import CASES, write_gguf
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as GgmlType
 from gguf.quants import dequantize
 from sage_infer.errors import ModelFileError, SageInferError, UnsupportedFeature
+from sage_infer.sdk.gguf import TENSOR_TYPES
 from sage_infer_openvino.models.decoder_weights import DecoderConfig, GroupedWeight
 from sage_infer_openvino.models.gguf.file import GgufFile
 from sage_infer_openvino.models.gguf.model import GgufModel, gguf_name
@@ -31,6 +33,13 @@ def test_metadata_and_tensors_equal_the_gguf_packages(tiny_gguf: Write) -> None:
         found = ours.tensors[tensor.name]
         assert found.shape == tuple(reversed(tensor.shape.tolist()))
         assert np.array_equal(ours.raw(found), np.array(tensor.data).reshape(-1).view(np.uint8))
+
+
+def test_the_sizes_of_tensor_types_equal_the_gguf_packages() -> None:
+    known = {kind.value: (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
+    assert {number: known[number] for number in TENSOR_TYPES if number in known} == {
+        number: sizes for number, sizes in TENSOR_TYPES.items() if number in known
+    }
 
 
 @pytest.mark.parametrize(

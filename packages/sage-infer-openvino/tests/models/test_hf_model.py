@@ -158,6 +158,8 @@ def test_shards_outside_the_folder_are_refused(folder: Path) -> None:
         ({"quantization_config": {"bits": 4}}, UnsupportedFeature, "quantized"),
         ({"rope_scaling": {"type": "dynamic"}}, UnsupportedFeature, "'dynamic'"),
         ({"num_hidden_layers": "2"}, ModelFileError, "num_hidden_layers is '2'"),
+        ({"rope_theta": 1e300}, ModelFileError, r"rope_theta is 1e\+300, which is not a number of 32 bits"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e300}}, ModelFileError, "rotary factors must be"),
     ],
 )
 def test_configs_that_are_refused(folder: Path, change: dict, error: type[SageInferError], says: str) -> None:

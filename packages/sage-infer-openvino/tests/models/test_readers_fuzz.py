@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from family_models import CASES, write_folder, write_gguf
 from hypothesis import HealthCheck, given, settings
@@ -26,6 +27,9 @@ FUZZ = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 REFUSED = (ModelFileError, UnsupportedFeature)
+pytestmark = pytest.mark.filterwarnings(
+    "error::RuntimeWarning"
+)  # a number of a file that is infinite in a graph
 
 
 def read(path: Path) -> None:
@@ -40,7 +44,9 @@ def read(path: Path) -> None:
         TextTokenizer.from_gguf(path)
     for name in ("embed", "final_norm", "layers.0.q", "layers.0.down"):
         model.weight(name).dense()
-    model.config.inverse_frequencies()
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        model.config.inverse_frequencies()
+        model.config.inverse_frequencies(local=True)
 
 
 @pytest.fixture(scope="module")

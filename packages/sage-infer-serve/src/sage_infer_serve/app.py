@@ -20,6 +20,7 @@ from sage_infer_serve.http.auth import APIKey
 from sage_infer_serve.http.errors import HTTPError, as_http_error, unavailable, wrong_request
 from sage_infer_serve.http.exchange import Exchange, Receive, Scope, Send
 from sage_infer_serve.http.origins import Origins
+from sage_infer_serve.http.shares import Metered
 from sage_infer_serve.openai.schema import Decoder
 from sage_infer_serve.routes import ROUTES
 from sage_infer_serve.routing import Handler, Router
@@ -96,6 +97,7 @@ class Gateway:
         route = self._router.find(method, path)
         if self.service.keys and not route.is_public:
             exchange.key = self.service.keys.check(exchange.headers.get(b"authorization"))
+            exchange.client = exchange.key.name
         if route.is_counted:
             await self._work(exchange, route.handler)
         else:
@@ -114,7 +116,7 @@ class Gateway:
         if not exchange.has_body:
             exchange.stop_after(self.service.settings.body_timeout_s, "body")
         try:
-            await handler(self.service, exchange)
+            await self._paced(exchange, handler)
         except asyncio.CancelledError:
             with suppress(SageInferError):
                 await self.service.backend.abort(exchange.request_id)
@@ -127,6 +129,24 @@ class Gateway:
             self.service.open.discard(exchange)
             if exchange.key is not None:
                 exchange.key.release()
+
+    async def _paced(self, exchange: Exchange, handler: Handler) -> None:
+        """Run a handler when it is its client's turn, and charge the client for what it took of the event loop."""
+        service, client = self.service, exchange.client
+        reserved = await service.shares.turn(client, (other.client for other in service.open))
+        work = Metered(handler(service, exchange), lambda: exchange.status)
+        is_rejected = True
+        try:
+            await work
+            is_rejected = False
+        except HTTPError as error:
+            is_rejected = error.status < 500 and error.status != 429
+            raise
+        except SageInferError as error:
+            is_rejected = as_http_error(error).status < 429
+            raise
+        finally:
+            service.shares.spent(client, work.seconds, reserved=reserved, is_rejected=is_rejected)
 
     async def _stopped(self, exchange: Exchange) -> None:
         """After ``Exchange.stop`` cancelled the exchange's task: send the reason to the client, if still connected."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from attrs import frozen
@@ -14,7 +14,7 @@ from sage_infer_serve.service import Service
 
 __all__ = ["Handler", "Route", "Router"]
 
-Handler = Callable[[Service, Exchange], Awaitable[None]]
+Handler = Callable[[Service, Exchange], Coroutine[Any, Any, None]]
 
 
 @frozen(kw_only=True)

@@ -22,6 +22,7 @@ from sage_infer_serve.http.errors import limited
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.http.headers import IGNORED_FIELDS
 from sage_infer_serve.http.intake import Intake
+from sage_infer_serve.http.shares import LoopShares
 from sage_infer_serve.settings import GatewaySettings
 from sage_infer_serve.watch.observe import Recorder
 from sage_infer_serve.watch.tracing import Tracing
@@ -61,6 +62,7 @@ class Service:
         loading: whether work is rejected because the backend has not started yet.
         open: requests in progress in an engine.
         admission: estimates the wait of a new request.
+        shares: paces clients that use much of the event loop.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Service:
         self.open: set[Exchange] = set()
         self.receiving: set[Exchange] = set()
         self.intake = Intake(_BODIES * settings.max_body_bytes)
+        self.shares = LoopShares()
         self._admissions: dict[str, Admission] = {}
         self._decoders = decoders
         self._ignored: set[tuple[str, str]] = set()

@@ -63,7 +63,8 @@ async def fetch_state(
     Raises:
         InvalidRequest: the state was not published, or the transport does not reach it.
         KVCorrupt: a chunk did not arrive; the message is that of the transport.
-        CapabilityMismatch: the target has another model or KV schema.
+        CapabilityMismatch: the target has another model, other weights, or a KV schema that the state's cannot be
+            converted to.
         Overloaded: no room at the endpoint or in the target now.
     """
     sources = _locations(state)

@@ -26,11 +26,10 @@ from sage_infer.schemas import (
     RequestOptions,
     SamplingParams,
 )
-from sage_infer.sdk.claims import check_claims
+from sage_infer.sdk import check_claims, checked_hold
 
 from sage_infer_vllm.base import BaseVLLMBackend
 from sage_infer_vllm.disaggregation import Instance, decode, export_kv, import_kv, prefill
-from sage_infer_vllm.handover.held import checked_hold
 from sage_infer_vllm.models.quantization import quantization_for
 from sage_infer_vllm.requests.chat import render_chat
 from sage_infer_vllm.requests.delivery import Delivery

@@ -1,6 +1,6 @@
 """Plug-in of this wheel. Does not import the engine."""
 
-from sage_infer import BackendSpec, hookimpl
+from sage_infer import BackendSpec, KVFormatSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
 
@@ -64,5 +64,18 @@ def sage_infer_backends() -> list[BackendSpec]:
             summary="vLLM's pooling runner: embedding, and reranking with cross-encoders",
             options=_COMMON,
             limits=("CUDA and other accelerators are not tested in this repository.",),
+        ),
+    ]
+
+
+@hookimpl
+def sage_infer_kv_formats() -> list[KVFormatSpec]:
+    return [
+        KVFormatSpec(
+            name="vllm-cpu",
+            factory="sage_infer_vllm.handover.kv_format:VLLMCPUCodec",
+            requires={"numpy": ">=1.26"},
+            format_ids={"vllm-*-cpu_attn-*"},
+            summary="KV pages of the backend vllm on CPUs, in floats",
         ),
     ]

@@ -271,14 +271,19 @@ def test_states_that_do_not_fit_are_refused(live: Any) -> None:
         own = state.extensions["vllm"]
         for wrong, error, message in (
             ({"kv_schema": None, "chunks": ()}, CapabilityMismatch, "has no KV"),
-            ({"extensions": {"vllm": {**own, "key_space": "0" * 32}}}, CapabilityMismatch, "other weights"),
+            ({"weights_id": "0" * 32}, CapabilityMismatch, "with the weights 0000"),
+            (
+                {"weights_id": "", "extensions": {"vllm": {**own, "key_space": "0" * 32}}},
+                CapabilityMismatch,
+                "other weights, or computed in another precision",
+            ),
             ({"output_token_ids": (1, 2)}, InvalidRequest, "2 output tokens"),
             ({"output_token_ids": (10**6,)}, InvalidRequest, "token id 1000000"),
             ({"kv_tokens": 128}, InvalidRequest, "imports whole prompts"),
             ({"prompt_token_ids": tuple(prompt_of(511))}, CapabilityMismatch, "the limit here is 512"),
             ({"params": attrs.evolve(params, adapter="noise")}, UnsupportedFeature, "stays in its engine"),
-            ({"chunks": state.chunks[::-1]}, KVCorrupt, "is not the KV of this prompt's tokens from 0 on"),
-            ({"chunks": state.chunks[:1]}, KVCorrupt, "2 buffers arrived for 1 KV chunks"),
+            ({"chunks": state.chunks[::-1]}, KVCorrupt, "is not that of this prompt's tokens from 0 on"),
+            ({"chunks": state.chunks[:1]}, KVCorrupt, "got 2 buffers and 1 KV chunks"),
         ):  # fmt: skip
             with pytest.raises(error, match=message):
                 await backend.import_kv(attrs.evolve(state, **wrong), buffers)

@@ -9,13 +9,13 @@ from typing import Any
 
 import attrs
 import pytest
-from sage_infer.errors import CapabilityMismatch, InvalidRequest, OutOfMemory, UnsupportedFeature
-from sage_infer.schemas import DecodeState, KVCacheSchema, KVGroup, SamplingParams, TokenLogprob
+from sage_infer.errors import CapabilityMismatch, OutOfMemory, UnsupportedFeature
+from sage_infer.schemas import DecodeState, KVCacheSchema, KVGroup, SamplingParams
 from sage_infer_testing.waiting import eventually
 from sage_infer_vllm.handover.claims import EXCLUDED, connector_arguments, handover_features
-from sage_infer_vllm.handover.held import Held, HeldStates, checked_hold
+from sage_infer_vllm.handover.held import Held, HeldStates
 from sage_infer_vllm.handover.host_pages import HostPages
-from sage_infer_vllm.handover.states import States, first_logprob, logprob_as_json
+from sage_infer_vllm.handover.states import States
 from sage_infer_vllm.handover.tail import clear_tail
 from sage_infer_vllm.kv.plan import CONNECTOR, PARAMS, PageLoad
 from sage_infer_vllm.kv.scheduler_side import SchedulerSide
@@ -232,12 +232,6 @@ def test_shared_memory_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> No
         HostPages(10)
 
 
-@pytest.mark.parametrize("wrong", [0, -1.0, True, "5", float("nan")])
-def test_times_to_hold_that_are_refused(wrong: object) -> None:
-    with pytest.raises(InvalidRequest, match="hold_s must be"):
-        checked_hold(wrong)
-
-
 def test_holds_end() -> None:
     async def main() -> None:
         released: list[str] = []
@@ -316,7 +310,7 @@ def test_the_rest_of_a_page_is_cleared() -> None:
 
 
 def a_state(**changes: Any) -> DecodeState:
-    states = States(model_id="m", kv_model="w", key_space="k", instance_id="i", schema=SCHEMA)
+    states = States(backend="vllm", model_id="m", kv_model="w", weights_id="", instance_id="i", schema=SCHEMA)
     state = states.of(
         "r", range(6), 9, SamplingParams(adapter=changes.pop("adapter", None)), seed=1,
         salt=changes.pop("salt", ""), cached_tokens=4, text="x", logprob=None, finish_reason=None,
@@ -335,20 +329,12 @@ def test_chunks_are_named_by_what_they_depend_on() -> None:
 
 
 def test_what_a_state_says_of_itself() -> None:
-    states = States(model_id="m", kv_model="w", key_space="k", instance_id="i", schema=SCHEMA)
+    states = States(backend="vllm", model_id="m", kv_model="w", weights_id="", instance_id="i", schema=SCHEMA)
     assert states.cached_tokens(a_state()) == 4
     assert states.cached_tokens(a_state(extensions={"vllm": {"cached_tokens": 99}})) == 0
     assert states.cached_tokens(a_state(extensions={"vllm": "odd"})) == 0
-    assert not states.is_private(a_state())
-    assert states.is_private(a_state(salt="s"))
-    assert states.is_private(a_state(extensions={}))
-    with pytest.raises(CapabilityMismatch, match="of model 'x'"):
+    assert states.has_own_keys(a_state())
+    assert not states.has_own_keys(a_state(salt="s"))
+    assert not states.has_own_keys(a_state(extensions={}))
+    with pytest.raises(CapabilityMismatch, match="to model 'x'"):
         states.check(a_state(model_id="x"))
-
-
-def test_log_probabilities_of_the_first_token() -> None:
-    logprob = TokenLogprob(3, "a", -0.5, ((3, "a", -0.5), (4, "b", -1.5)), is_end=True)
-    assert first_logprob(a_state(first_logprobs=logprob_as_json(logprob))) == logprob
-    assert first_logprob(a_state()) is None
-    with pytest.raises(InvalidRequest, match="malformed"):
-        first_logprob(a_state(first_logprobs={"token_id": 3}))

@@ -21,7 +21,7 @@ from sage_infer.contracts.inference import (
     request_ids,
 )
 from sage_infer.contracts.kv_events import KVEvents, KVEventSource, KVSnapshot, KVStored
-from sage_infer.contracts.kv_keys import block_keys, key_space, partial_key
+from sage_infer.contracts.kv_keys import KeyChain, block_keys, key_space, partial_key
 from sage_infer.contracts.kv_store import (
     KVPlace,
     KVStore,
@@ -58,7 +58,7 @@ __all__ = [
     "HybridInferenceBackend", "HybridTokenizing", "HybridToolCalling", "InferenceBackend", "InstanceReporting",
     "KVEndpoint",
     "KVEventSource", "KVEvents", "KVFormatCodec", "KVPlace", "KVSnapshot", "KVStore", "KVStoreEvent",
-    "KVStoreStats", "KVStored", "KVTransfer", "Lifecycle", "MappedKVStore", "MemoryPlanning",
+    "KVStoreStats", "KVStored", "KVTransfer", "KeyChain", "Lifecycle", "MappedKVStore", "MemoryPlanning",
     "MemoryReporting", "MemoryShare", "Metric", "MetricsReporting", "ModelReporting", "ModelSettings", "ModelStatus",
     "ObservableKVStore",
     "PrefillResult", "ProgressReport", "ProgressReporting", "PromptLike", "ReplicaExit", "ReplicaHandle",

@@ -14,7 +14,7 @@ import attrs
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 
-__all__ = ["block_keys", "key_space", "partial_key"]
+__all__ = ["KeyChain", "block_keys", "key_space", "partial_key"]
 
 _KEY_BYTES = 16
 # Fields of the first schema version, in their original order. Keys are derived from these fields, and from later
@@ -23,6 +23,70 @@ _FIRST_EDITION = (
     "dtype", "page_size", "num_layers", "num_heads", "head_dim", "scale_dtype", "scale_granularity",
     "value_scale_granularity", "zero_points", "layout", "axis_order", "format_id",
 )  # fmt: skip
+
+
+class KeyChain:
+    """Keys of the blocks of a token sequence that grows. Each token is hashed once, so a tail costs what it is long.
+
+    It keeps 16 bytes per full block and the tokens of the partial one.
+
+    Args:
+        salt: as of ``block_keys``.
+        extras: as of ``block_keys``.
+
+    Attributes:
+        keys: keys of the full blocks so far.
+        length: number of tokens so far.
+    """
+
+    __slots__ = ("_extras", "_pack", "_parent", "_rest", "_size", "keys", "length")
+
+    def __init__(
+        self, model_id: str, schema: KVCacheSchema, *, salt: bytes = b"", extras: Sequence[bytes] = ()
+    ) -> None:
+        self._parent = _root_key(model_id, schema, salt)
+        self._size = schema.page_size
+        self._pack = struct.Struct(f"<{self._size}q").pack
+        self._extras = extras
+        self._rest: list[int] = []
+        self.keys: list[bytes] = []
+        self.length = 0
+
+    def extend(self, tokens: Sequence[int]) -> list[bytes]:
+        """Append tokens; return the keys of the blocks that they complete."""
+        self.length += len(tokens)
+        if self._rest:
+            tokens = [*self._rest, *tokens]
+        size, before = self._size, len(self.keys)
+        end = len(tokens) - len(tokens) % size
+        for start in range(0, end, size):
+            packed = self._pack(*tokens[start : start + size])
+            self._parent = hashlib.blake2b(
+                self._parent + packed + self._extra(), digest_size=_KEY_BYTES
+            ).digest()
+            self.keys.append(self._parent)
+        self._rest = list(tokens[end:])
+        return self.keys[before:]
+
+    def partial_key(self) -> bytes:
+        """Return the key of the partially filled last block.
+
+        Raises:
+            InvalidRequest: the tokens fill all blocks completely, so there is no partial block.
+        """
+        if not self._rest:
+            raise InvalidRequest(
+                f"{self.length} tokens fill whole pages of {self._size}; only a partially filled last page has a "
+                "partial key"
+            )
+        packed = struct.pack(f"<{len(self._rest)}q", *self._rest)
+        return hashlib.blake2b(
+            self._parent + packed + self._extra(), digest_size=_KEY_BYTES, person=b"sage-kv-partial"
+        ).digest()
+
+    def _extra(self) -> bytes:
+        """Extra of the block after the full ones."""
+        return self._extras[len(self.keys)] if len(self.keys) < len(self._extras) else b""
 
 
 def block_keys(
@@ -37,22 +101,14 @@ def block_keys(
 
     A key is a BLAKE2b hash of the model, the KV schema, the salt, the parent's key, and the block's tokens and
     extra. Equal keys therefore mean equal prefixes, and all processes compute the same key for the same prefix.
-    A partially filled last block has the key ``partial_key``.
+    A partially filled last block has the key ``partial_key``. ``KeyChain`` is for sequences that grow.
 
     Args:
         salt: separates requests that must not share KV, for example a tenant's secret; one per request.
         extras: other inputs of a block's KV, such as the id of an adapter or the hash of an image in the block;
             one per block, missing ones are empty.
     """
-    parent = _root_key(model_id, schema, salt)
-    size = schema.page_size
-    pack = struct.Struct(f"<{size}q").pack
-    for index, start in enumerate(range(0, len(tokens) - size + 1, size)):
-        extra = extras[index] if index < len(extras) else b""
-        parent = hashlib.blake2b(
-            parent + pack(*tokens[start : start + size]) + extra, digest_size=_KEY_BYTES
-        ).digest()
-        yield parent
+    yield from KeyChain(model_id, schema, salt=salt, extras=extras).extend(tokens)
 
 
 def partial_key(
@@ -70,19 +126,9 @@ def partial_key(
     Raises:
         InvalidRequest: the tokens fill all blocks completely, so there is no partial block.
     """
-    rest = len(tokens) % schema.page_size
-    if not rest:
-        raise InvalidRequest(
-            f"{len(tokens)} tokens fill whole pages of {schema.page_size}; only a partially filled last page has a "
-            "partial key"
-        )
-    full = list(block_keys(model_id, schema, tokens, salt=salt, extras=extras))
-    parent = full[-1] if full else _root_key(model_id, schema, salt)
-    extra = extras[len(full)] if len(full) < len(extras) else b""
-    packed = struct.pack(f"<{rest}q", *tokens[len(tokens) - rest :])
-    return hashlib.blake2b(
-        parent + packed + extra, digest_size=_KEY_BYTES, person=b"sage-kv-partial"
-    ).digest()
+    chain = KeyChain(model_id, schema, salt=salt, extras=extras)
+    chain.extend(tokens)
+    return chain.partial_key()
 
 
 def key_space(model_id: str, schema: KVCacheSchema) -> str:

@@ -28,7 +28,8 @@ class KVTransfer(Protocol):
         """Import KV that another instance exported; return the state for this instance's ``decode``.
 
         Raises:
-            CapabilityMismatch: the KV belongs to another model or KV schema.
+            CapabilityMismatch: the KV belongs to another model or other weights, or has a KV schema that cannot be
+                converted to that of this instance.
             KVCorrupt: a buffer has the wrong size or checksum; nothing was imported.
             Overloaded: there are not enough free blocks now.
         """

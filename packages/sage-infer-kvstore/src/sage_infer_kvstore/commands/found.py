@@ -15,12 +15,12 @@ from sage_infer.errors import InvalidRequest
 from sage_infer_kvstore.paged.arena import SHARED_FOLDER
 from sage_infer_kvstore.paged.layout import Head
 from sage_infer_kvstore.paged.locks import OwnerNumbers
-from sage_infer_kvstore.ssd.record import HEADER_BYTES, payload_checksum, read_header, record_bytes
+from sage_infer_kvstore.ssd.record import ENTRY_BYTES, Layout, checksum_of, read_entry
 
 __all__ = ["FoundStore", "Verified", "arenas", "folders", "purge", "verify"]
 
 _ARENA = re.compile(r"sage-kv-(.+)-([0-9a-f]{16})\.index")
-_SEGMENT = re.compile(r"segment-v1-\d{10}\.kv")
+_SEGMENT = re.compile(r"segment-v2-\d{10}\.kv")
 _SPACE = re.compile(r"[0-9a-f]{16}")
 
 
@@ -114,9 +114,9 @@ def _folder(path: Path) -> FoundStore:
     files = tuple(sorted(file for file in path.iterdir() if _SEGMENT.fullmatch(file.name)))
     keys, block_bytes = set(), 0
     for file in files:
-        for header in _headers(file):
-            keys.add(header[0])
-            block_bytes = header[1]
+        for key, nbytes, _, _ in _entries(file):
+            keys.add(key)
+            block_bytes = nbytes
     return FoundStore(
         store="ssd",
         name=str(path.parent),
@@ -130,18 +130,19 @@ def _folder(path: Path) -> FoundStore:
     )
 
 
-def _headers(file: Path) -> Iterator[tuple[bytes, int, int, int]]:
-    """Key, bytes and checksum of each record of a segment, and where it begins."""
+def _entries(file: Path) -> Iterator[tuple[bytes, int, int, int]]:
+    """Key, bytes and checksum of each block of a segment, and where its payload begins."""
     with file.open("rb", buffering=0) as segment:
         size = os.fstat(segment.fileno()).st_size
-        at, step = 0, HEADER_BYTES
-        while at + HEADER_BYTES <= size:
-            header = read_header(os.pread(segment.fileno(), HEADER_BYTES, at))
-            if header is not None:
-                step = record_bytes(header[1])
-                if at + step <= size:
-                    yield *header, at
-            at += step
+        layout = Layout.read(os.pread(segment.fileno(), ENTRY_BYTES, 0))
+        if layout is None:
+            return
+        table = os.pread(segment.fileno(), layout.table_bytes, 0)
+        for record in range(layout.records):
+            at = layout.entry_at(record)
+            entry = read_entry(table[at : at + ENTRY_BYTES])
+            if entry is not None and layout.size(record + 1) <= size:
+                yield *entry, layout.payload_at(record)
 
 
 def verify(store: FoundStore, report: Callable[[float], None]) -> Verified:
@@ -149,10 +150,10 @@ def verify(store: FoundStore, report: Callable[[float], None]) -> Verified:
     whole = damaged = 0
     for number, file in enumerate(store.files):
         with file.open("rb") as segment:
-            for _, nbytes, checksum, at in _headers(file):
-                segment.seek(at + HEADER_BYTES)
+            for _, nbytes, checksum, at in _entries(file):
+                segment.seek(at)
                 data = np.frombuffer(segment.read(nbytes), np.uint8)
-                if data.nbytes == nbytes and payload_checksum(data.data) == checksum:
+                if data.nbytes == nbytes and checksum_of(data.data) == checksum:
                     whole += 1
                 else:
                     damaged += 1

@@ -93,8 +93,7 @@ class PagedStore:
     def match_keys(self, keys: Sequence[bytes]) -> int:
         check_keys(keys)
         with self._lock():
-            held = self._index.held
-            count = next((i for i, key in enumerate(keys) if not held(key)), len(keys))
+            count = self._index.held_prefix(keys)
             self._index.fields.head[Head.HITS if count else Head.MISSES] += 1
         return count
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import math
 import os
 import re
@@ -14,21 +14,22 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from sage_infer.contracts import KVStoreStats, block_keys, key_space
-from sage_infer.errors import ConfigError, InvalidRequest
+from sage_infer.contracts import KVStoreStats, block_keys
+from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 
 from sage_infer_kvstore.blocks import blocks_of, check_keys, checked_buffers
-from sage_infer_kvstore.ssd.record import record_bytes
-from sage_infer_kvstore.ssd.segment import Buffers, Segment, open_segment
+from sage_infer_kvstore.ssd.folder import open_folder
+from sage_infer_kvstore.ssd.record import Layout
+from sage_infer_kvstore.ssd.segment import Buffers, Segment, found_segment, new_segment
 
 __all__ = ["SSDStore"]
 
-_SEGMENT_NAME = re.compile(r"segment-v1-(\d{10})\.kv")
+_SEGMENT_NAME = re.compile(r"segment-v2-(\d{10})\.kv")
+_EARLIER_FORMATS = "segment-v1-*.kv"
 _SEGMENTS = 64
 _IO_THREADS = 4
 _DEFAULT_GB = 16.0
-_SPACE_DIGITS = 16
 _RECORD_BITS = 32
 _RECORD_MASK = 2**_RECORD_BITS - 1
 
@@ -64,9 +65,9 @@ class SSDStore:
         self._capacity = blocks_of(
             schema, capacity_gb=capacity_gb, capacity_blocks=capacity_blocks, default_gb=_DEFAULT_GB
         )
-        self._segment_blocks = max(1, self._capacity // _SEGMENTS)
+        self._layout = Layout(schema.bytes_per_page, max(1, self._capacity // _SEGMENTS))
         self._direct = direct
-        self._buffers = Buffers(schema.bytes_per_page)
+        self._buffers = Buffers(self._layout.payload_bytes)
         self._lock = threading.Lock()  # guards all below
         self._index: dict[bytes, int] = {}  # number of the segment and of the record in it, in one
         self._writing: set[bytes] = set()
@@ -75,7 +76,7 @@ class SSDStore:
         self._is_growing = False  # whether the last one was made by this process
         self._hits = self._misses = self._evictions = self._corrupt = self._dropped = 0
         self._closed = False
-        self._folder, self._descriptor, self._writable = _open_folder(path, model_id, schema)
+        self._folder, self._descriptor, self._writable = open_folder(path, model_id, schema)
         self._pool = ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="sage-kv-ssd")
         self._scan()
 
@@ -125,8 +126,21 @@ class SSDStore:
             places = [self._allot(key) for key in keys]
             for segment, key in kept:
                 segment.pins[key].remove(math.inf)
-        list(self._pool.map(self._write, keys, places, buffers))
+        written: dict[Segment, dict[int, tuple[bytes, int]]] = {}
+        for key, place, checksum in zip(
+            keys, places, self._pool.map(self._write, places, buffers), strict=True
+        ):
+            if place is not None and checksum is not None:
+                written.setdefault(place[0], {})[place[1]] = (key, checksum)
+        for segment, entries in written.items():
+            try:
+                segment.commit(entries)
+            except OSError:
+                entries.clear()
         with self._lock:
+            for key, place in zip(keys, places, strict=True):
+                if place is not None:
+                    self._written(key, *place, is_stored=place[1] in written.get(place[0], {}))
             return sum(1 for key in keys if key in self._index)
 
     def pin(self, keys: Sequence[bytes], *, lease_s: float | None = None) -> list[bool]:
@@ -165,8 +179,7 @@ class SSDStore:
             return KVStoreStats(
                 blocks=len(self._index),
                 capacity_blocks=self._capacity,
-                bytes_used=sum(len(s.keys) for s in self._segments)
-                * record_bytes(self._schema.bytes_per_page),
+                bytes_used=sum(len(s.keys) for s in self._segments) * self._layout.payload_bytes,
                 pinned_blocks=sum(segment.pinned() for segment in self._segments),
                 hits=self._hits,
                 misses=self._misses,
@@ -182,6 +195,8 @@ class SSDStore:
                 return
             self._closed = True
         self._pool.shutdown()
+        if self._is_growing:
+            self._segments[-1].trim()
         for segment in self._segments:
             os.close(segment.descriptor)
         os.close(self._descriptor)
@@ -193,7 +208,7 @@ class SSDStore:
             return False
         segment, record = place
         try:
-            is_whole = segment.read(record, key, out, self._buffers)
+            is_whole = segment.read(record, out, self._buffers)
         except OSError:
             is_whole = False
         if not is_whole and self._writable:
@@ -205,28 +220,28 @@ class SSDStore:
             self._leave(segment)
         return is_whole
 
-    def _write(self, key: bytes, place: tuple[Segment, int] | None, block: npt.NDArray[np.uint8]) -> None:
+    def _write(self, place: tuple[Segment, int] | None, block: npt.NDArray[np.uint8]) -> int | None:
+        """Checksum of a payload that is on disk; None where the disk did not take it."""
         if place is None:
-            return
-        segment, record = place
+            return None
         try:
-            segment.write(record, key, block, self._buffers)
-            is_written = True
+            return place[0].write(place[1], block, self._buffers)
         except OSError:
-            is_written = False
-        with self._lock:
-            self._writing.discard(key)
-            if is_written:
-                segment.keys[record] = key
-                segment.live += 1
-                self._index[key] = _packed(segment, record)
-            else:
-                self._dropped += 1
-                if record == len(segment.keys) - 1:  # the next block may use its place
-                    segment.keys.pop()
-            self._leave(segment)
+            return None
 
     # --- with the lock
+
+    def _written(self, key: bytes, segment: Segment, record: int, *, is_stored: bool) -> None:
+        self._writing.discard(key)
+        if is_stored:
+            segment.keys[record] = key
+            segment.live += 1
+            self._index[key] = _packed(segment, record)
+        else:
+            self._dropped += 1
+            if record == len(segment.keys) - 1:  # the next block may use its place
+                segment.keys.pop()
+        self._leave(segment)
 
     def _place(self, key: bytes) -> tuple[Segment, int] | None:
         packed = self._index.get(key)
@@ -252,11 +267,14 @@ class SSDStore:
             self._empty(oldest, len(oldest.keys))
         if self._charged() >= self._capacity:
             return None
-        if self._is_growing and self._segments and len(self._segments[-1].keys) < self._segment_blocks:
+        if self._is_growing and self._segments and len(self._segments[-1].keys) < self._layout.records:
             return self._segments[-1]
+        if self._segments:
+            self._segments[-1].seal()
         number = self._segments[-1].number + 1 if self._segments else 1
         try:
-            segment = self._open(self._folder / f"segment-v1-{number:010}.kv", number, is_new=True)
+            path = self._folder / f"segment-v2-{number:010}.kv"
+            segment = new_segment(path, number, self._layout, direct=self._direct)
         except OSError:
             return None
         self._add(segment)
@@ -299,7 +317,7 @@ class SSDStore:
     def _drop_if_dead(self, segment: Segment) -> None:
         """Remove the file of a segment without blocks, unless blocks are being written to it."""
         is_open = self._is_growing and segment is self._segments[-1]
-        is_full = len(segment.keys) >= self._segment_blocks
+        is_full = len(segment.keys) >= self._layout.records
         if not segment.live and not segment.users and segment.keys and (is_full or not is_open):
             self._segments.remove(segment)
             del self._segment_of[segment.number]
@@ -310,18 +328,10 @@ class SSDStore:
         self._segments.append(segment)
         self._segment_of[segment.number] = segment
 
-    def _open(self, path: Path, number: int, *, is_new: bool) -> Segment:
-        return open_segment(
-            path,
-            number,
-            self._schema.bytes_per_page,
-            is_new=is_new,
-            direct=self._direct,
-            writable=self._writable,
-        )
-
     def _scan(self) -> None:
-        """Find the blocks of earlier processes by their headers."""
+        """Find the blocks of earlier processes by their entries; those of earlier formats are removed."""
+        for path in self._folder.glob(_EARLIER_FORMATS):
+            self._remove(path)
         found = sorted(
             (int(match[1]), path)
             for path in self._folder.iterdir()
@@ -329,12 +339,17 @@ class SSDStore:
         )
         for number, path in found:
             try:
-                segment = self._open(path, number, is_new=False)
+                segment = found_segment(
+                    path, number, self._layout.block_bytes, direct=self._direct, writable=self._writable
+                )
             except OSError:
                 self._corrupt += 1
                 continue
-            segment.keys = [None] * segment.records_on_disk()
+            if segment is None:  # also where a process was killed while it made the file
+                self._remove(path)
+                continue
             for record, key in segment.scan():
+                segment.keys += [None] * (record + 1 - len(segment.keys))
                 if key not in self._index:
                     segment.keys[record] = key
                     segment.live += 1
@@ -343,9 +358,16 @@ class SSDStore:
                 self._add(segment)
             else:
                 segment.drop()
+            if segment.live and self._writable:
+                segment.trim()
         for segment in list(self._segments):
             if self._charged() > self._capacity:
                 self._empty(segment, len(segment.keys))
+
+    def _remove(self, path: Path) -> None:
+        if self._writable:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -354,28 +376,3 @@ class SSDStore:
 
 def _packed(segment: Segment, record: int) -> int:
     return segment.number << _RECORD_BITS | record
-
-
-def _open_folder(path: object, model_id: str, schema: KVCacheSchema) -> tuple[Path, int, bool]:
-    """The folder of one model and schema, a descriptor that locks it, and whether it can be written.
-
-    Raises:
-        ConfigError: it cannot be made or read, or another process has locked it.
-    """
-    if not isinstance(path, str | os.PathLike) or not str(path):
-        raise ConfigError(f"path must be a folder, got {path!r}")
-    folder = Path(path).expanduser() / key_space(model_id, schema)[:_SPACE_DIGITS]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigError(f"the KV store cannot use the folder {folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise ConfigError(
-            f"{folder} is in use by another KV store; give each process a path of its own, or let processes share the "
-            "store 'paged' by name"
-        ) from error
-    return folder, descriptor, os.access(folder, os.W_OK)

@@ -1,4 +1,4 @@
-"""The thread that calls the lower store, and the breaker that leaves it alone after failures."""
+"""The thread that calls the lower store."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from sage_infer_kvstore.breaker import Breaker
+
 __all__ = ["LowerThread"]
 
 T = TypeVar("T")
-
-_PATIENCE = 3
-_PAUSE_S = 30.0
 
 
 class LowerThread:
@@ -29,17 +28,20 @@ class LowerThread:
         self._wait_s = wait_s
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._busy_since: float | None = None
-        self._in_row = 0
-        self._paused_until = 0.0
-        self.failures = 0
+        self._breaker = Breaker()
         threading.Thread(target=self._run, name="sage-kv-lower", daemon=True).start()
+
+    @property
+    def failures(self) -> int:
+        """Calls that raised, or did not return in time."""
+        return self._breaker.failures
 
     @property
     def is_available(self) -> bool:
         """Whether the lower store answers, as far as is known."""
         since = self._busy_since
         is_stuck = since is not None and time.monotonic() - since > self._wait_s
-        return not is_stuck and time.monotonic() >= self._paused_until
+        return not is_stuck and not self._breaker.is_open
 
     def submit(self, function: Callable[[], T]) -> Future[T]:
         """Run ``function`` after the calls before it; one that raises counts as a failure."""
@@ -51,10 +53,10 @@ class LowerThread:
             try:
                 result = function()
             except BaseException as error:
-                self._failed()
+                self._breaker.failed()
                 future.set_exception(error)
             else:
-                self._in_row = 0
+                self._breaker.succeeded()
                 future.set_result(result)
 
         self._tasks.put(task)
@@ -69,7 +71,7 @@ class LowerThread:
             return future.result(self._wait_s if wait_s is None else wait_s)
         except TimeoutError:
             if not future.cancel():
-                self._failed()
+                self._breaker.failed()
             return otherwise
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and not future.done():
@@ -78,13 +80,6 @@ class LowerThread:
 
     def stop(self) -> None:
         self._tasks.put(None)
-
-    def _failed(self) -> None:
-        self.failures += 1
-        self._in_row += 1
-        if self._in_row >= _PATIENCE:
-            self._in_row = 0
-            self._paused_until = time.monotonic() + _PAUSE_S
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:

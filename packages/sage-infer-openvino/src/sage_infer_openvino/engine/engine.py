@@ -35,7 +35,7 @@ from sage_infer_openvino.engine.paged_runner import PagedRunner
 from sage_infer_openvino.engine.request_queue import RequestQueue
 from sage_infer_openvino.engine.requests import due_at
 from sage_infer_openvino.engine.sampler import Sampler
-from sage_infer_openvino.engine.scheduler import BlockKeys, PageStore, Scheduler
+from sage_infer_openvino.engine.scheduler import NewKeyChain, PageStore, Scheduler
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 from sage_infer_openvino.engine.stepper import Stepper
 
@@ -60,7 +60,7 @@ class DecoderEngine:
         step_tokens: int,
         max_queue: int,
         decode_slowdown: float = 2.5,
-        block_keys: BlockKeys | None = None,
+        key_chain: NewKeyChain | None = None,
         events: KVEventLog | None = None,
         pages: PageStore | None = None,
     ) -> None:
@@ -72,7 +72,7 @@ class DecoderEngine:
             block_size=runner.block_size,
             max_batch_size=max_batch_size,
             step_tokens=step_tokens,
-            block_keys=block_keys,
+            key_chain=key_chain,
             events=events,
             pages=pages,
         )

@@ -11,7 +11,7 @@ from sage_infer.sdk.kv_broker import KVBroker
 
 from sage_infer_openvino.engine.block_pool import BlockPool
 from sage_infer_openvino.engine.paged_runner import PagedRunner
-from sage_infer_openvino.engine.scheduler import BlockKeys
+from sage_infer_openvino.engine.scheduler import NewKeyChain
 from sage_infer_openvino.engine.sequence import EngineRequest
 
 __all__ = ["KVReuse"]
@@ -25,18 +25,21 @@ class KVReuse:
 
     broker: KVBroker
     runner: PagedRunner
-    block_keys: BlockKeys
+    key_chain: NewKeyChain
 
     async def fetch(self, requests: Sequence[EngineRequest], pool: BlockPool) -> None:
         """Give each request the stored pages that follow the blocks which the engine has cached."""
         await asyncio.gather(*(self._fetch(request, pool) for request in requests))
 
     async def _fetch(self, request: EngineRequest, pool: BlockPool) -> None:
-        tokens = request.sequences[0].tokens[:-1]  # at least one token must be computed
+        sequence = request.sequences[0]
+        tokens = sequence.tokens[:-1]  # at least one token must be computed
+        chain = self.key_chain(request.salt)
         if len(tokens) < _INLINE_TOKENS:
-            keys = self.block_keys(tokens, request.salt)
+            keys = chain.extend(tokens)
         else:
-            keys = await asyncio.to_thread(self.block_keys, tokens, request.salt)
+            keys = await asyncio.to_thread(chain.extend, tokens)
+        sequence.key_chain = chain  # the engine thread, which has not seen it yet, adds what follows
         cached = next((i for i, key in enumerate(keys) if pool.find(key) is None), len(keys))
         request.fetched = await self.broker.fetch(keys[cached:])
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sage_infer.contracts import PromptLike, as_prompts, request_ids
 from sage_infer.errors import CapabilityMismatch, ContextLengthExceeded, InvalidRequest
 from sage_infer.schemas import DecodeState, Prompt, RequestOptions, SamplingParams
 from sage_infer.sdk import StopStringDetector
 
-from sage_infer_openvino.engine.grammar import GrammarMatcher
+from sage_infer_openvino.engine.grammar.compiler import GrammarMatcher
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 from sage_infer_openvino.models.text_codec import INLINE_CHARACTERS, DecoderTexts
 
-__all__ = ["RequestFactory", "check_request_id", "checked_hold", "due_at"]
+__all__ = ["RequestFactory", "check_request_id", "due_at"]
+
+
+_USUAL_CHARACTERS = 8  # per token, which few texts exceed
+_PIECE = 1024
 
 
 class RequestFactory:
@@ -52,12 +57,36 @@ class RequestFactory:
         """
         (prompt,) = as_prompts(given)
         if prompt.text is not None and len(prompt.text) > self._limit * self._texts.longest_token:
-            raise ContextLengthExceeded(
-                f"this model's maximum context length is {self._limit} tokens, and the prompt has "
-                f"{len(prompt.text)} characters, which are more; shorten it, or raise max_sequence_length if the "
-                "model allows"
-            )
+            raise self._too_many(f"the prompt has {len(prompt.text)} characters, which are more")
         return prompt
+
+    def check_chat(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse a chat whose tokens cannot fit, without rendering it.
+
+        Raises:
+            ContextLengthExceeded: its messages have too many characters.
+        """
+        texts = (message.get("content") for message in messages)
+        characters = sum(len(text) for text in texts if isinstance(text, str))
+        if characters > self._limit * self._texts.longest_token:
+            raise self._too_many(f"the messages have {characters} characters, which are more")
+
+    def check_length(self, prompt: Prompt) -> None:
+        """Refuse a text with far too many tokens after tokenizing a part of it. May take milliseconds.
+
+        The tokens of pieces are counted, which are a few more than those of the whole text; so the limit is doubled.
+
+        Raises:
+            ContextLengthExceeded: it has more than twice as many tokens as fit.
+        """
+        text = prompt.text or ""
+        if len(text) <= _USUAL_CHARACTERS * self._limit:
+            return
+        piece, tokens = max(_PIECE, 4 * self._limit), 0
+        for start in range(0, len(text), piece):
+            tokens += len(self._texts.tokenizer.encode(text[start : start + piece], False))
+            if tokens > 2 * self._limit + _PIECE:
+                raise self._too_many(f"the prompt has more than {2 * self._limit} tokens")
 
     def from_prompts(
         self,
@@ -187,33 +216,28 @@ class RequestFactory:
         return request
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+        self.check_length(prompt)
         tokens = self._texts.tokens_of(prompt)
         self._check_length(len(tokens))
         return tokens
 
     def _check_length(self, length: int) -> None:
         if length >= self._limit:
-            raise ContextLengthExceeded(
-                f"this model's maximum context length is {self._limit} tokens including at least one output token, and "
-                f"the prompt has {length} tokens; shorten it, or raise max_sequence_length if the model allows"
+            raise self._too_many(
+                f"the prompt has {length} tokens", including=" including at least one output token"
             )
+
+    def _too_many(self, what: str, *, including: str = "") -> ContextLengthExceeded:
+        return ContextLengthExceeded(
+            f"this model's maximum context length is {self._limit} tokens{including}, and {what}; shorten it, or raise "
+            "max_sequence_length if the model allows"
+        )
 
 
 def check_request_id(request_id: object) -> None:
     """Reject invalid ids, which would otherwise stop the engine thread and end every request."""
     if not isinstance(request_id, str) or not request_id:
         raise InvalidRequest(f"request_id must be a non-empty string, got {request_id!r}")
-
-
-def checked_hold(hold_s: object) -> float:
-    """Seconds to hold a prefilled request; infinity without a limit.
-
-    Raises:
-        InvalidRequest: it is not a number above 0.
-    """
-    if isinstance(hold_s, bool) or not isinstance(hold_s, int | float) or not hold_s > 0:
-        raise InvalidRequest(f"hold_s must be a number of seconds above 0, got {hold_s!r}")
-    return float(hold_s)
 
 
 def due_at(options: RequestOptions) -> float | None:

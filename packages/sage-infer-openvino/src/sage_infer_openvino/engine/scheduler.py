@@ -6,15 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
+from sage_infer.contracts import KeyChain
+
 from sage_infer_openvino.engine.block_pool import BlockPool
 from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 from sage_infer_openvino.engine.waiting import WaitingLines, turn
 
-__all__ = ["BlockKeys", "PageStore", "Scheduler"]
+__all__ = ["NewKeyChain", "PageStore", "Scheduler"]
 
-BlockKeys = Callable[[Sequence[int], bytes], list[bytes]]
-"""Keys of the full blocks of a token sequence with a salt; each key identifies the block and its whole prefix."""
+NewKeyChain = Callable[[bytes], KeyChain]
+"""An empty chain of keys with this salt; each key identifies a block and its whole prefix."""
 
 
 class PageStore(Protocol):
@@ -35,12 +37,12 @@ class Scheduler:
     Every step runs one token of each decoding sequence, and prompt tokens up to the token budget ``step_tokens``.
     Blocks are allocated on demand; if none is free, the most recent sequence is preempted and recomputed later.
 
-    A sequence starts with the cached blocks of its prefix, identified by ``block_keys`` (None disables the cache). A
+    A sequence starts with the cached blocks of its prefix, identified by ``key_chain`` (None disables the cache). A
     sequence whose prefix is being computed for another one waits for it, as do ``n`` completions of one prompt.
 
-    Calls share the batch: the next sequence to start is one of the call with the fewest running ones. If there is no
-    room for it, a call with at least two more than that one is paused by its latest sequence, which keeps its blocks
-    unless they are needed.
+    Tenants share the batch, and the calls of a tenant its part: the next sequence to start is one of the tenant, and
+    there of the call, with the fewest running ones. If there is no room for it, the latest sequence of a tenant or call
+    with at least two more is paused; it keeps its blocks unless they are needed.
 
     A waiting sequence may have blocks, if it was paused, or was held after prefill and continued by ``decode``.
     """
@@ -52,7 +54,7 @@ class Scheduler:
         block_size: int,
         max_batch_size: int,
         step_tokens: int,
-        block_keys: BlockKeys | None = None,
+        key_chain: NewKeyChain | None = None,
         events: KVEventLog | None = None,
         pages: PageStore | None = None,
     ) -> None:
@@ -64,7 +66,7 @@ class Scheduler:
         self.waiting = WaitingLines()
         self.preemptions = 0
         self.prefix_hit_tokens = 0
-        self._block_keys = block_keys
+        self._key_chain = key_chain
         self._events = events
         self._pages = pages
 
@@ -89,7 +91,7 @@ class Scheduler:
         own = 0
         for request in requests:
             prompt = request.prompt
-            keys = self._block_keys(prompt[:-1], request.salt) if self._block_keys is not None else []
+            keys = self._key_chain(request.salt).extend(prompt[:-1]) if self._key_chain is not None else []
             shared.update(keys)
             own += -(-len(prompt) // self.block_size) - len(keys)
         return own + len(shared)
@@ -167,32 +169,46 @@ class Scheduler:
         return self.waiting.next(self.running, lambda sequence: self._next_key(sequence) not in in_progress)
 
     def _share_batch(self) -> None:
-        """Make room for the next waiting sequence, if calls with more sequences than its own can give way."""
+        """Make room for the next waiting sequence, if tenants or calls with more sequences than its own can give way.
+
+        It is compared with other tenants by tenant, and within its own tenant by call.
+        """
+        if not self.waiting or len(self.running) < 2:
+            return
         calls = Counter(sequence.request.call for sequence in self.running)
-        if not self.waiting or max(calls.values(), default=0) < 2:
+        tenants = Counter(sequence.request.tenant for sequence in self.running)
+        if max(calls.values()) < 2 and len(self.waiting.tenants() | tenants.keys()) == 1:
             return
         sequence = self._next_waiting(self._keys_in_progress())
         if sequence is None:
             return
-        least = calls[sequence.request.call] + 2
+        own = sequence.request
+
+        def share(other: SequenceState) -> object:
+            return other.request.call if other.request.tenant == own.tenant else other.request.tenant
+
+        def least(other: SequenceState) -> int:
+            return 2 + (calls[own.call] if other.request.tenant == own.tenant else tenants[own.tenant])
 
         def may_give(other: SequenceState) -> bool:
-            return calls[other.request.call] >= least and other.request.priority >= sequence.request.priority
+            request = other.request
+            size = calls[request.call] if request.tenant == own.tenant else tenants[request.tenant]
+            return size >= least(other) and request.priority >= own.priority
 
-        def order(other: SequenceState) -> tuple[int, tuple[int, float, int]]:
-            return calls[other.request.call], turn(other)
+        def order(other: SequenceState) -> tuple[int, int, tuple[int, float, int]]:
+            return tenants[other.request.tenant], calls[other.request.call], turn(other)
 
         givers = sorted(filter(may_give, self.running), key=order)
         if not givers:
             return
         if not self._fits(sequence):
             idle = [s for s in self.waiting if s.blocks and s is not sequence and may_give(s)]
-            # Each call keeps as many as the other one gets.
+            # Each share keeps as many as the other one gets.
             kept = Counter[object]()
             spare = []
             for giver in sorted(givers, key=turn):
-                kept[giver.request.call] += 1
-                if kept[giver.request.call] >= least:
+                kept[share(giver)] += 1
+                if kept[share(giver)] >= least(giver):
                     spare.append(giver)
             if not self._reclaim(sequence, [*sorted(spare, key=order), *idle]):
                 return
@@ -256,9 +272,14 @@ class Scheduler:
     # --- cached prefixes
 
     def _keys(self, sequence: SequenceState) -> list[bytes]:
-        if self._block_keys is not None and len(sequence.keys) < len(sequence.tokens) // self.block_size:
-            sequence.keys = self._block_keys(sequence.tokens, sequence.request.salt)
-        return sequence.keys
+        if self._key_chain is None:
+            return []
+        chain = sequence.key_chain
+        if chain is None:
+            chain = sequence.key_chain = self._key_chain(sequence.request.salt)
+        if len(chain.keys) < len(sequence.tokens) // self.block_size:
+            chain.extend(sequence.tokens[chain.length :])
+        return chain.keys
 
     def _shareable(self, sequence: SequenceState) -> list[bytes]:
         """Keys of the blocks that could be reused: at least one token must be computed."""
@@ -340,10 +361,16 @@ class Scheduler:
         """The latest sequence of the largest call among those outside of the step."""
         return max((s for s in self.running if id(s) not in in_step), key=self._rank())
 
-    def _rank(self) -> Callable[[SequenceState], tuple[int, int, tuple[int, float, int]]]:
-        """Order in which running sequences get blocks: by priority, then those of small calls, then by arrival."""
+    def _rank(self) -> Callable[[SequenceState], tuple[int, int, int, tuple[int, float, int]]]:
+        """Order in which running sequences get blocks: by priority, those of small tenants and calls, by arrival."""
         calls = Counter(sequence.request.call for sequence in self.running)
-        return lambda sequence: (sequence.request.priority, calls[sequence.request.call], turn(sequence))
+        tenants = Counter(sequence.request.tenant for sequence in self.running)
+
+        def rank(sequence: SequenceState) -> tuple[int, int, int, tuple[int, float, int]]:
+            request = sequence.request
+            return request.priority, tenants[request.tenant], calls[request.call], turn(sequence)
+
+        return rank
 
     def _preempt(self, sequence: SequenceState) -> None:
         self.remove(sequence)

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 
 from attrs import define, field
-from sage_infer.contracts import BufferedTokenStream
+from sage_infer.contracts import BufferedTokenStream, KeyChain
 from sage_infer.schemas import FinishReason, SamplingParams, Timing, TokenDelta, Usage
 from sage_infer.sdk import StopStringDetector
 from sage_infer.sdk.kv_broker import FetchedPages
 
-from sage_infer_openvino.engine.grammar import GrammarMatcher
+from sage_infer_openvino.engine.grammar.compiler import GrammarMatcher
 from sage_infer_openvino.models.tokenizer import IncrementalDetokenizer
 
 __all__ = ["Clock", "EngineRequest", "SequenceState"]
@@ -39,7 +39,7 @@ class SequenceState:
     stop_strings: StopStringDetector | None
     computed: int = 0
     blocks: list[int] = field(factory=list)
-    keys: list[bytes] = field(factory=list, repr=False)  # of the full blocks of its tokens
+    key_chain: KeyChain | None = field(default=None, repr=False)  # over its tokens, or the first of them
     finish_reason: FinishReason | None = None
     grammar: GrammarMatcher | None = None
     given: int = 0

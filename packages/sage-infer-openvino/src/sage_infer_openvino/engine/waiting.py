@@ -40,6 +40,10 @@ class WaitingLines:
         """In the order of arrival. Safe while another thread changes the lines, which it may miss."""
         return iter(sorted((s for line in list(self._lines.values()) for s in list(line)), key=turn))
 
+    def tenants(self) -> set[str]:
+        """Tenants of the waiting sequences."""
+        return {line[0].request.tenant for line in self._lines.values()}
+
     def add(self, sequence: SequenceState) -> None:
         bisect.insort(self._lines.setdefault(sequence.request.call, []), sequence, key=turn)
 

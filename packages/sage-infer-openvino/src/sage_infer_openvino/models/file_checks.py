@@ -18,6 +18,7 @@ __all__ = ["check_config", "check_finite", "check_kinds", "checked_number", "rea
 
 log = logging.getLogger("sage_infer.openvino")
 
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)  # what is larger is infinite in a graph
 _LARGEST_COUNT = 2**31 - 1  # no model has more layers, or larger widths or lengths
 
 
@@ -107,8 +108,8 @@ def check_config(config: DecoderConfig, where: str) -> None:
             "there is not one rotary factor per rotated pair",
         ),
         (
-            not all(math.isfinite(f) and f > 0 for f in config.rope_factors or ()),
-            "rotary factors must be positive numbers",
+            not all(1 / _LARGEST_FLOAT < f <= _LARGEST_FLOAT for f in config.rope_factors or ()),
+            "rotary factors must be positive numbers of 32 bits",
         ),
         (any(window < 0 for window in config.windows or ()), "a window is negative"),
     ]
@@ -118,8 +119,13 @@ def check_config(config: DecoderConfig, where: str) -> None:
         "residual_scale": config.residual_scale, "logit_scale": config.logit_scale,
         "attention_scale": 1.0 if config.attention_scale is None else config.attention_scale,
         "logit_cap": 1.0 if config.logit_cap is None else config.logit_cap,
+        "rope_theta of layers with a window": 1.0 if config.local_rope_theta is None else config.local_rope_theta,
     }  # fmt: skip
-    found += [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+    found += [
+        f"{name} is {value}, which is not a number of 32 bits"
+        for name, value in numbers.items()
+        if not abs(value) <= _LARGEST_FLOAT
+    ]
     if found:
         shape = f"{config.num_heads} heads, {config.num_kv_heads} KV heads of {config.head_dim}, {rotated} rotated"
         raise ModelFileError(f"{where}: {'; '.join(found)} ({shape}); the file is damaged")

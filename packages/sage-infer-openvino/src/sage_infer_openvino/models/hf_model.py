@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +73,6 @@ class HfModel:
         self._tensors = SafetensorsFolder(self.folder)
         self._prefix = next((p for p in _PREFIXES if p + _GLOBAL_NAMES["embed"] in self._tensors), "model.")
         self.config = self._config()
-
-    def tensors(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
-        """All tensors of the folder: name, type, shape and bytes."""
-        return self._tensors.tensors()
 
     def weight(self, name: str) -> DenseWeight:
         """The weight with a canonical name (see ``decoder_weights``), as a view of the file if possible."""

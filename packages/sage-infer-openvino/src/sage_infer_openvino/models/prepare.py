@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 from sage_infer.errors import ModelFileError
+from sage_infer.sdk import weights_id_of
 from sage_infer.sdk.prepared import PreparedCache, Progress
 
 from sage_infer_openvino.models.decoder_graph import build_decoder
@@ -24,7 +25,6 @@ from sage_infer_openvino.models.hf_model import HfModel
 from sage_infer_openvino.models.model_files import find_model_file
 from sage_infer_openvino.models.tokenizer import TextTokenizer
 from sage_infer_openvino.models.weight_format import WeightFormat
-from sage_infer_openvino.models.weights_id import weights_id_of
 from sage_infer_openvino.ov_runtime import ov
 
 __all__ = ["PREPARED_VERSION", "PreparedDecoder", "prepare_decoder"]
@@ -50,7 +50,7 @@ class PreparedDecoder:
     """
 
     weights_id: str
-    """Hash of the weights in the source files; see ``models.weights_id``."""
+    """Hash of the weights in the source files; see ``sdk.weights``."""
 
     def load_tokenizer(self) -> TextTokenizer:
         return TextTokenizer.load(self.folder)
@@ -102,7 +102,7 @@ def prepare_decoder(
         tokenizer.save(folder)
         (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1), encoding="utf-8")
         report("checking", 0.85)
-        source_facts = {"weights_id": weights_id_of(model.tensors())}
+        source_facts = {"weights_id": weights_id_of(source)}
         (folder / "source.json").write_text(json.dumps(source_facts), encoding="utf-8")
         report("checking", 0.9)
 

@@ -10,7 +10,6 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +110,6 @@ class SafetensorsFolder:
         count = int(np.prod(entry.shape, dtype=np.int64))
         values: npt.NDArray[Any] = np.frombuffer(entry.map, dtype, count, entry.offset).reshape(entry.shape)
         return DenseWeight(values, kind)
-
-    def tensors(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
-        """All tensors: name, dtype in the file's spelling, shape and bytes."""
-        for name, entry in self._entries.items():
-            yield name, entry.dtype, entry.shape, memoryview(entry.map)[entry.offset : entry.end]
 
     def _entry(self, name: str) -> _Entry:
         try:

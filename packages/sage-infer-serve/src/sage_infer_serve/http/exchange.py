@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sage_infer_serve.http.auth import APIKey
 from sage_infer_serve.http.errors import HTTPError, error_body, wrong_request
 from sage_infer_serve.http.intake import FREE, Intake
+from sage_infer_serve.http.shares import network_of
 from sage_infer_serve.http.wire import WIRE, Wire
 
 __all__ = ["JSON", "Exchange", "Receive", "Scope", "Send"]
@@ -36,6 +37,7 @@ class Exchange:
 
     Attributes:
         headers: the request's, by name in lower case.
+        client: name of the API key, else the address of the client (of IPv6 its network); empty if unknown.
         ended: the whole response has been sent.
         body_bytes: length of the request's body, once it was read.
         model: the answering model, for metrics; empty until it is known to exist.
@@ -53,6 +55,7 @@ class Exchange:
         "_watcher",
         "_wire",
         "body_bytes",
+        "client",
         "ended",
         "extra_headers",
         "failed",
@@ -76,6 +79,8 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.started = time.perf_counter()
         self.key: APIKey | None = None
+        peer = scope.get("client")
+        self.client = network_of(peer[0]) if peer else ""
         self.model = ""
         self.status = 0
         self.streaming = False

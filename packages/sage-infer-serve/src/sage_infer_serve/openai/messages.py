@@ -12,14 +12,31 @@ from sage_infer_serve.openai.schema import ContentPart, Message, Tool
 
 __all__ = ["as_chat", "function_names", "tools_as_dicts"]
 
+_MOST_VALUES = 2**18  # of arguments; an object counts as four, according to its cost. About 25 ms
+
 
 def as_chat(messages: Sequence[Message], *, text_only: bool) -> list[dict[str, Any]]:
     """Messages for a backend: text parts joined, ``developer`` mapped to ``system``, as templates expect.
 
     Raises:
-        HTTPError: a message lacks a field required by its role, or has media that the model does not support.
+        HTTPError: a message lacks a field required by its role, or has media that the model does not support; or the
+            arguments of calls have too many values.
     """
+    _check_arguments(messages)
     return [_as_chat(message, f"messages[{index}]", text_only) for index, message in enumerate(messages)]
+
+
+def _check_arguments(messages: Sequence[Message]) -> None:
+    """Arguments are JSON inside of a string, so the check of the body has not counted their values."""
+    values = 0
+    for message in messages:
+        for call in message.tool_calls or ():
+            text = call.function.arguments
+            values += text.count(",") + 4 * text.count("{") + 2 * text.count("[")
+    if values > _MOST_VALUES:
+        raise wrong_request(
+            f"the arguments of tool calls have more than {_MOST_VALUES} values; shorten them", "messages"
+        )
 
 
 def _as_chat(message: Message, where: str, text_only: bool) -> dict[str, Any]:

@@ -23,15 +23,17 @@ def request_options(
 ) -> RequestOptions | None:
     """Options of a request; None without any.
 
-    The tenant is the API key's name. The cache salt is derived from the key by the server, so clients cannot choose
-    which cache they share.
+    The tenant is the API key's name, or without keys the client's address. The cache salt is derived from the key by
+    the server, so clients cannot choose which cache they share.
 
     Raises:
         HTTPError: a header has an invalid value.
     """
     given: dict[str, Any] = {}
+    if exchange.client:
+        given["tenant"] = exchange.client
     if exchange.key is not None:
-        given["tenant"], given["cache_salt"] = exchange.key.name, exchange.key.cache_salt
+        given["cache_salt"] = exchange.key.cache_salt
     if (session := _header(exchange, SESSION)) is not None:
         given["session"] = session
     if (chain := _header(exchange, CHAIN)) is not None:

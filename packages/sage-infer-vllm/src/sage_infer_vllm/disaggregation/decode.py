@@ -5,9 +5,9 @@ from __future__ import annotations
 from sage_infer.contracts import BufferedTokenStream, DecodeResult
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import DecodeState, RequestOptions, Timing, TokenDelta, Usage
+from sage_infer.sdk import first_logprob
 
 from sage_infer_vllm.disaggregation.instance import Instance
-from sage_infer_vllm.handover.states import first_logprob
 from sage_infer_vllm.kv.plan import FIRST_TOKEN, PARAMS
 from sage_infer_vllm.requests.prompts import TokenizedPrompt
 from sage_infer_vllm.requests.sampling import check_params, engine_params

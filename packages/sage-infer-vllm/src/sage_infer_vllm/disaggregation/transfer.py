@@ -55,7 +55,7 @@ def _leaving(states: States, state: DecodeState, buffers: Sequence[memoryview]) 
     filled = len(state.prompt_token_ids) % schema.page_size
     if filled:
         clear_tail(buffers[-1], schema, filled)
-    return states.leaving(state, buffers)
+    return states.exported(state, buffers)
 
 
 async def import_kv(on: Instance, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
@@ -67,27 +67,27 @@ async def import_kv(on: Instance, state: DecodeState, buffers: Sequence[memoryvi
     check_params(state.params, max_logprobs=running.max_logprobs)
     _check_tokens(on, state)
     if state.finish_reason is not None:
-        return states.arrived(state)
+        return states.imported(state)
     running.check_ids([state.request_id])
-    size = states.schema.bytes_per_page * len(buffers)
+    size = states.schema.bytes_per_page * -(-len(state.prompt_token_ids) // states.schema.page_size)
     _check_import(on, size)
-    blocks = await asyncio.to_thread(states.verified, state, buffers)
-    pages = await asyncio.to_thread(_copied, blocks)
+    pages = await asyncio.to_thread(_copied, states, state, buffers, size)
     try:
         _check_import(on, size)  # others may have come meanwhile
         running.check_ids([state.request_id])
     except BaseException:
         pages.close()
         raise
+    salt = "" if states.has_own_keys(state) else secrets.token_hex(16)
     held = Held(
         request_id=state.request_id,
         tokens=state.prompt_token_ids + state.output_token_ids,
-        salt=secrets.token_hex(16) if states.is_private(state) else "",
+        salt=salt,
         cached_tokens=states.cached_tokens(state),
         pages=pages,
     )
     running.held.add(held, on.hold_s)
-    return states.arrived(state)
+    return states.imported(state, salt.encode())
 
 
 def _check_import(on: Instance, nbytes: int) -> None:
@@ -133,9 +133,17 @@ def _pages(pages: HostPages, states: States) -> list[memoryview]:
     return [pages.view[start : start + size] for start in range(0, pages.nbytes, size)]
 
 
-def _copied(blocks: Sequence[memoryview]) -> HostPages:
-    pages, at = HostPages(sum(block.nbytes for block in blocks)), 0
-    for block in blocks:
-        pages.view[at : at + block.nbytes] = block
-        at += block.nbytes
+def _copied(states: States, state: DecodeState, buffers: Sequence[memoryview], size: int) -> HostPages:
+    """The verified pages of a state, in this instance's format."""
+    blocks, converter = states.verified(state, buffers), states.converter(state)
+    pages = HostPages(size)
+    try:
+        if converter is not None:
+            converter.convert(blocks, len(state.prompt_token_ids), _pages(pages, states))
+        else:
+            for page, block in zip(_pages(pages, states), blocks, strict=True):
+                page[:] = block
+    except BaseException:
+        pages.close()
+        raise
     return pages

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from sage_infer.contracts import ProgressReport, key_space
+from sage_infer.contracts import ProgressReport
 from sage_infer.errors import BackendUnavailable, CapabilityMismatch, EngineDead, ModelNotFound
 from sage_infer.schemas import ModelDescriptor
 
 from sage_infer_vllm.engine.capability import Service, capability_of
 from sage_infer_vllm.engine.running import Running
 from sage_infer_vllm.handover.claims import handover_features
+from sage_infer_vllm.handover.kv_format import cast_floats
 from sage_infer_vllm.handover.states import States
 from sage_infer_vllm.models.kv_options import cache_arguments
 from sage_infer_vllm.models.kv_schema import KV_DTYPES, describe_kv
 from sage_infer_vllm.models.prepare import loadable_folder
 from sage_infer_vllm.models.quantization import Quantization
-from sage_infer_vllm.models.weights import content_id
+from sage_infer_vllm.models.weights import WeightIds, weight_ids
 from sage_infer_vllm.requests.open_requests import OpenRequests
 from sage_infer_vllm.settings import VLLMSettings, engine_arguments, engine_environment
 
@@ -84,7 +85,7 @@ async def open_model(
         return {**found, **cache_arguments(wanted_kv, platform, supported)}
 
     # Concurrent with the start: vLLM reads the same files, and both wait for the disk.
-    hashing = asyncio.ensure_future(asyncio.to_thread(content_id, folder))
+    hashing = asyncio.ensure_future(asyncio.to_thread(weight_ids, folder))
     hashing.add_done_callback(
         lambda done: done.cancelled() or done.exception()
     )  # retrieved even if the start fails
@@ -159,20 +160,21 @@ def _read(
     return running
 
 
-def _name_kv(running: Running, weights: str, model_id: str, instance_id: str) -> None:
+def _name_kv(running: Running, weights: WeightIds, model_id: str, instance_id: str) -> None:
     """Identity of the key space, equal only for instances with equal KV: weights, computation and KV format."""
     schema, model = running.capability.kv_schema, running.engine.config.model_config
     if schema is None:
         return
-    kv_model = f"{weights} {model.dtype} {model.quantization}"
-    running.key_space = key_space(kv_model, schema)
     running.states = States(
+        backend="vllm",
         model_id=model_id,
-        kv_model=kv_model,
-        key_space=running.key_space,
+        kv_model=f"{weights.content} {model.dtype} {model.quantization}",
+        weights_id=weights.weights_id,
         instance_id=instance_id,
         schema=schema,
+        cast=cast_floats,
     )
+    running.key_space = running.states.key_space
 
 
 def _check_kv(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

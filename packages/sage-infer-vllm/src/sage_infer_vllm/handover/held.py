@@ -14,18 +14,7 @@ from sage_infer.schemas import DecodeState
 
 from sage_infer_vllm.handover.host_pages import HostPages
 
-__all__ = ["Held", "HeldStates", "checked_hold"]
-
-
-def checked_hold(hold_s: object) -> float:
-    """Seconds to hold a prefilled request.
-
-    Raises:
-        InvalidRequest: it is not a number above 0.
-    """
-    if isinstance(hold_s, bool) or not isinstance(hold_s, int | float) or not hold_s > 0:
-        raise InvalidRequest(f"hold_s must be a number of seconds above 0, got {hold_s!r}")
-    return float(hold_s)
+__all__ = ["Held", "HeldStates"]
 
 
 @define(eq=False)

@@ -8,11 +8,12 @@ from platformdirs import user_cache_dir
 from sage_infer.errors import ModelFileError
 from sage_infer.models import inspect_model
 from sage_infer.schemas import ModelDescriptor
+from sage_infer.sdk import record_source, weights_id_of
 from sage_infer.sdk.prepared import PreparedCache, Progress
 
 __all__ = ["default_cache_dir", "loadable_folder", "prepare"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format. Increase it with every change; older entries are then rebuilt."""
 
 
@@ -50,6 +51,7 @@ def loadable_folder(path: str | Path, *, cache_dir: str | Path | None, progress:
         )
 
         convert(found, folder, progress)
+        record_source(folder, weights_id_of(found))
 
     cache = PreparedCache(cache_dir or default_cache_dir())
     folder = cache.get_or_build(found.stem, identity, build)

@@ -1,34 +1,46 @@
-"""Identity of a model's weights, equal for every copy of its files."""
+"""Identities of a model's weights, equal for every copy of its files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import xxhash
+from attrs import frozen
 from sage_infer.errors import ModelFileError
+from sage_infer.sdk import weights_id_of
 
-__all__ = ["content_id"]
+__all__ = ["WeightIds", "weight_ids"]
 
-_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
+_OTHER_SUFFIXES = {".bin", ".pt", ".pth"}
 _PIECE = 16 * 2**20
 
 
-def content_id(folder: Path) -> str:
-    """Hash of the configuration and all weight files, in hex. Reads the whole files; xxhash releases the GIL.
+@frozen
+class WeightIds:
+    """Attributes:
+    weights_id: ``sdk.weights_id_of`` the folder; empty if its weights are not safetensors.
+    content: hash of the configuration and all weights, in hex.
+    """
+
+    weights_id: str
+    content: str
+
+
+def weight_ids(folder: Path) -> WeightIds:
+    """Read all weight files of a folder; xxhash releases the GIL.
 
     Raises:
         ModelFileError: a file cannot be read.
     """
-    found = xxhash.xxh3_128()
-    files = [
-        file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES or file.name == "config.json"
-    ]
+    weights_id = weights_id_of(folder)
+    content = xxhash.xxh3_128(weights_id.encode())
+    others = () if weights_id else sorted(file for file in folder.iterdir() if file.suffix in _OTHER_SUFFIXES)
     try:
-        for file in files:
-            found.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        for file in (folder / "config.json", *others):
+            content.update(f"{file.name}\0{file.stat().st_size}\0".encode())
             with file.open("rb") as stream:
                 while piece := stream.read(_PIECE):
-                    found.update(piece)
+                    content.update(piece)
     except OSError as error:
         raise ModelFileError(f"{folder} cannot be read ({error}); check the model's files") from error
-    return found.hexdigest()
+    return WeightIds(weights_id, content.hexdigest())

@@ -7,7 +7,6 @@ Metadata keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Block 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +69,6 @@ class GgufModel:
             heads = self.config.num_heads if kind == "q" else self.config.num_kv_heads
             return map_rows(weight, lambda rows: _unpermute(rows, heads))
         return weight
-
-    def tensors(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
-        """All tensors of the file: name, type, shape and bytes."""
-        for tensor in self.file.tensors.values():
-            yield tensor.name, tensor.type.name, tensor.shape, self.file.raw(tensor).data
 
     def _tensor(self, name: str) -> GgufTensor:
         try:

@@ -20,11 +20,16 @@ _MOST_FORMATS = 64
 
 
 class CompileError(Exception):
-    """The constraint is malformed or impossible; ``is_unsupported`` if llguidance does not implement it."""
+    """The constraint is malformed or impossible.
 
-    def __init__(self, reason: str, *, is_unsupported: bool = False) -> None:
+    Attributes:
+        is_unsupported: llguidance does not implement it.
+        is_expensive: it took all of its time, or ended the process that compiled it.
+    """
+
+    def __init__(self, reason: str, *, is_unsupported: bool = False, is_expensive: bool = False) -> None:
         super().__init__(reason)
-        self.is_unsupported = is_unsupported
+        self.is_unsupported, self.is_expensive = is_unsupported, is_expensive
 
 
 def vocabulary_of(tokenizer_json: str, n_vocab: int, eos_token_ids: list[int]) -> llguidance.LLTokenizer:

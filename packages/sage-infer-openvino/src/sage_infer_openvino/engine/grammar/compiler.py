@@ -11,7 +11,6 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 
 import llguidance
 import numpy as np
@@ -19,8 +18,9 @@ import numpy.typing as npt
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import GuidedDecoding
 
-from sage_infer_openvino.engine.grammar_form import CompileError, first_line, matcher_of, vocabulary_of
-from sage_infer_openvino.engine.grammar_trial import NotStarted, Trial
+from sage_infer_openvino.engine.grammar.compile_queue import CompileQueue
+from sage_infer_openvino.engine.grammar.form import CompileError, first_line, matcher_of, vocabulary_of
+from sage_infer_openvino.engine.grammar.trial import NotStarted, Trial
 from sage_infer_openvino.models.tokenizer import TextTokenizer
 
 __all__ = ["GrammarMatcher", "GrammarCompiler"]
@@ -70,8 +70,7 @@ class GrammarCompiler:
         self._n_vocab = max(vocab_size, tokenizer.vocab_size)
         self._eos = [index for index in tokenizer.eos_token_ids if 0 <= index < self._n_vocab]
         self._compiling = threading.Lock()
-        # A separate thread: a slow constraint must not occupy one that others need.
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sage-grammar")
+        self._queue = CompileQueue[GrammarMatcher]()
         self._lock = threading.Lock()
         self._vocabulary: llguidance.LLTokenizer | None = None
         self._trial: Trial | None = None
@@ -108,16 +107,29 @@ class GrammarCompiler:
                     self._keep(name, found)
         return found.copy()
 
-    async def compiled(self, constraint: GuidedDecoding) -> GrammarMatcher:
-        """``compile`` without blocking the event loop; cached constraints return immediately."""
+    async def compiled(self, constraint: GuidedDecoding, tenant: str = "") -> GrammarMatcher:
+        """``compile`` without blocking the event loop; cached constraints return immediately.
+
+        Raises:
+            Overloaded: the tenant has too many waiting constraints, or an earlier one was too expensive.
+        """
         found = self._find(_as_text(constraint))
         if found is not None:
             return found.copy()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self.compile, constraint)
+
+        def compile_() -> GrammarMatcher:
+            try:
+                return self.compile(constraint)
+            except InvalidRequest as error:
+                if isinstance(error.__cause__, CompileError) and error.__cause__.is_expensive:
+                    self._queue.rest(tenant)
+                raise
+
+        return await asyncio.wrap_future(self._queue.submit(tenant, compile_))
 
     def close(self) -> None:
         """End the child process. Safe to call twice."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._queue.close()
         with self._compiling:
             if self._trial is not None:
                 self._trial.close()

@@ -4,14 +4,16 @@ A text of a few kilobytes can overflow the stack of llguidance's compiler or kee
 ``Trial.run`` sends a constraint to the child; if it succeeds within its time, it is compiled in this process.
 
 The child runs this module as a program. Messages in both directions are JSON with a length prefix. It forks for each
-constraint, so that a crash costs neither another start nor another conversion of the vocabulary, and it has a lower
-priority than the engine.
+constraint, so that a crash costs neither another start nor another conversion of the vocabulary. It has a lower
+priority than the engine, and after some milliseconds the lowest one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -21,7 +23,7 @@ from typing import IO, Any
 
 import llguidance
 
-from sage_infer_openvino.engine.grammar_form import (
+from sage_infer_openvino.engine.grammar.form import (
     CompileError,
     llguidance_form,
     matcher_of,
@@ -35,6 +37,8 @@ _WALL_S = 60.0
 _STACK_BYTES = 4 << 20  # half the stack of threads in this process
 _MEMORY_BYTES = 2 << 30
 _NICE = 10  # with which a busy engine leaves it a tenth of a processor
+_SHORT_S = 0.05  # most constraints take less; longer ones get the lowest priority
+_LOWEST_NICE = 19  # with which a busy engine leaves it a hundredth of a processor
 _LENGTH = struct.Struct("<I")
 
 
@@ -69,7 +73,7 @@ class Trial:
             problem = (
                 f"took more than {self._cpu_s:g} s to compile" if too_long else "is too complex to compile"
             )
-            raise CompileError(f"the constraint {problem}; simplify it")
+            raise CompileError(f"the constraint {problem}; simplify it", is_expensive=True)
         if "error" in answer:
             raise CompileError(answer["error"], is_unsupported=answer["is_unsupported"])
         form: str = answer["form"]
@@ -84,7 +88,7 @@ class Trial:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
-            command = [sys.executable, "-P", "-m", "sage_infer_openvino.engine.grammar_trial"]
+            command = [sys.executable, "-P", "-m", "sage_infer_openvino.engine.grammar.trial"]
             self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             if self._ask(self._child, self._hello) is None:
                 code = self._child.wait()
@@ -162,9 +166,22 @@ def _tried(request: dict[str, Any], vocabulary: llguidance.LLTokenizer, cpu_s: f
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
+        if not select.select([pipe], [], [], _SHORT_S)[0]:
+            _give_way(pid)
         answer = _receive(pipe)
     _, status = os.waitpid(pid, 0)
     return answer or {"died": os.WTERMSIG(status)}
+
+
+def _give_way(pid: int) -> None:
+    """Give all threads of a child the lowest priority. On Linux, each thread has its own."""
+    try:
+        threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:  # not Linux, or it has ended
+        threads = [pid]
+    for thread in threads:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, _LOWEST_NICE)
 
 
 def _answer(request: dict[str, Any], vocabulary: llguidance.LLTokenizer) -> dict[str, Any]:

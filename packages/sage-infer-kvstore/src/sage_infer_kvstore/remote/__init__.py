@@ -1,0 +1,1 @@
+"""Blocks on a Valkey or Redis server, shared by processes and hosts."""

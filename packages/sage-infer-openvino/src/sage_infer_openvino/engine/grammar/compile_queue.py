@@ -1,0 +1,88 @@
+"""The thread that compiles constraints, shared by tenants in turn."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import Generic, TypeVar
+
+from sage_infer.errors import Overloaded
+
+__all__ = ["CompileQueue"]
+
+T = TypeVar("T")
+
+_MOST_WAITING = 32  # constraints of one tenant
+_REST_S = 5.0  # of a tenant whose constraint took all of its time, which is a tenth of this
+
+
+class CompileQueue(Generic[T]):
+    """Runs one function at a time. Safe to use from several threads.
+
+    Tenants are served in turn, so that many constraints of one do not delay another's. After a constraint that was too
+    expensive (``rest``), its tenant must wait before further ones; the empty tenant, a local caller, need not.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        # A separate thread: a slow constraint must not occupy one that others need.
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sage-grammar")
+        self._clock = clock
+        self._lock = Lock()
+        self._lines: OrderedDict[str, deque[tuple[Future[T], Callable[[], T]]]] = OrderedDict()
+        self._resting: dict[str, float] = {}
+
+    def submit(self, tenant: str, function: Callable[[], T]) -> Future[T]:
+        """Run ``function`` when it is the tenant's turn.
+
+        Raises:
+            Overloaded: too many functions of the tenant wait, or it must rest.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            rest = self._resting.get(tenant, 0.0) - self._clock()
+            if rest > 0:
+                message = "an earlier constraint of this client took too long to compile; retry later"
+                raise Overloaded(message, retry_after=rest)
+            line = self._lines.setdefault(tenant, deque())
+            if len(line) >= _MOST_WAITING:
+                message = f"{len(line)} constraints of this client wait to be compiled; retry later"
+                raise Overloaded(message, retry_after=1.0)
+            line.append((future, function))
+            self._executor.submit(self._run_next)
+        return future
+
+    def rest(self, tenant: str) -> None:
+        """The tenant's constraint was too expensive."""
+        if not tenant:
+            return
+        now = self._clock()
+        with self._lock:
+            self._resting = {name: until for name, until in self._resting.items() if until > now}
+            self._resting[tenant] = now + _REST_S
+
+    def close(self) -> None:
+        """Cancel what waits. Safe to call twice."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            waiting = [future for line in self._lines.values() for future, _ in line]
+            self._lines.clear()
+        for future in waiting:
+            future.cancel()
+
+    def _run_next(self) -> None:
+        with self._lock:
+            if not self._lines:
+                return  # closed
+            tenant, line = self._lines.popitem(last=False)
+            future, function = line.popleft()
+            if line:
+                self._lines[tenant] = line
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
