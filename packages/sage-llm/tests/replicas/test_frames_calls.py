@@ -9,14 +9,20 @@ from typing import Any
 
 import attrs
 import pytest
+from sage_infer.contracts import KVEvents, KVSnapshot, ReplicaExit
 from sage_infer.errors import ConfigError, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import GuidedDecoding, QuantizationProfile, SamplingParams, TokenDelta
 from sage_infer.sdk.answers import ModelFormat, answer_format
+from sage_infer_testing.waiting import eventually
 from sage_llm.replicas import calls
 from sage_llm.replicas.backends import EmbeddingReplica, InferenceReplica
+from sage_llm.replicas.connect import connect
 from sage_llm.replicas.protocol import CARRIED, carried
 from sage_llm.replicas.run_folder import run_folder
-from served_toys import SlowLLM, connected, serving
+from sage_llm.replicas.server import describe
+from served_toys import SlowLLM, connected, llm_spec, serving
+
+WAIT_S = 120.0
 
 
 @pytest.mark.parametrize("template", ["<tool_call>", "<|python_tag|> ipython", "[TOOL_CALLS] <think>", ""])
@@ -135,3 +141,47 @@ def test_the_run_folder_follows_the_environment(
 def short_folder() -> Any:
     with tempfile.TemporaryDirectory(prefix="sage-") as folder:
         yield Path(folder)
+
+
+class Far:
+    """Handle of a replica that runs until the test ends."""
+
+    def __init__(self, address: str, engine: SlowLLM) -> None:
+        self.spec, self.backend = llm_spec(), None
+        self.descriptor = describe(engine, self.spec, address)
+
+    async def wait(self) -> ReplicaExit:
+        return await asyncio.Future()
+
+
+def test_kv_events_reach_the_callback_in_order() -> None:
+    async def main() -> None:
+        async with serving() as (engine, address):
+            replica = await connect(Far(address, engine))  # type: ignore[arg-type]
+            found: list[KVSnapshot | KVEvents] = []
+            replica.on_kv(found.append)
+            await eventually(lambda: bool(found), "no snapshot", within_s=WAIT_S)
+            for text in ("a long prompt with several blocks", "another long prompt with other blocks"):
+                (stream,) = await replica.backend.generate(
+                    text, SamplingParams(max_tokens=1, ignore_eos=True)
+                )
+                async for _ in stream:
+                    pass
+            await eventually(lambda: len(found) >= 3, "no events", within_s=WAIT_S)
+            assert isinstance(found[0], KVSnapshot)
+            assert {one.generation for one in found} == {replica.descriptor.generation}
+            assert [one.seq for one in found] == list(range(found[0].seq, found[0].seq + len(found)))
+            engine.cache.events.clear()  # the engine forgets events, so that the reader sees a gap
+            engine.cache.events.extend(
+                KVEvents(generation=engine.cache.generation, seq=seq) for seq in range(1, 9)
+            )
+            engine.cache.events[found[-1].seq : found[-1].seq + 1] = []
+            engine.cache.wake()
+            await eventually(
+                lambda: any(isinstance(one, KVSnapshot) for one in found[1:]),
+                "no snapshot after a gap",
+                within_s=WAIT_S,
+            )
+            await replica.close()
+
+    asyncio.run(main())
