@@ -1,4 +1,4 @@
-"""Snapshots of small clusters, and hypothesis strategies of larger ones."""
+"""Snapshots of small clusters, descriptors and reports of instances, and hypothesis strategies of clusters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 from hypothesis import strategies as st
+from sage_infer.schemas import CapabilityDescriptor, InstanceDescriptor, InstanceReport, KVCacheSchema
 from sage_llm.types import Group, InstanceView, RequestView, Snapshot, Step
 
 MODEL = "m"
@@ -46,6 +47,36 @@ def cluster(*views: InstanceView, kv: dict[int, int] | None = None, **changes: A
 def request(blocks: int = 10, **changes: Any) -> RequestView:
     values = {"prompt_tokens": blocks * BLOCK, "keys": tuple(range(1, blocks + 1)), "block": BLOCK, **changes}
     return RequestView(values.pop("id", "r"), MODEL, **values)
+
+
+def descriptor(name: str, generation: int = 1, role: Any = "general", **changes: Any) -> InstanceDescriptor:
+    schema = KVCacheSchema(
+        dtype="fp16", page_size=32, num_layers=2, num_heads=2, head_dim=8, scale_dtype="fp32", layout="paged"
+    )
+    capability = CapabilityDescriptor(
+        backend_name="some",
+        instance_type=role,
+        hardware_backend="cpu",
+        max_batch_size=64,
+        max_sequence_length=8192,
+        supported_precisions=("fp32",),
+        kv_schema=schema,
+    )
+    return InstanceDescriptor(
+        instance_id=name, generation=generation, model_ids=(MODEL,), capability=capability, **changes
+    )
+
+
+def report(name: str, seq: int = 1, generation: int = 1, **changes: Any) -> InstanceReport:
+    values = {
+        "taken_at": float(seq),
+        "state": "ready",
+        "running": 0,
+        "waiting": 0,
+        "kv_blocks_total": 100,
+        "kv_blocks_free": 100,
+    }
+    return InstanceReport(instance_id=name, generation=generation, seq=seq, **{**values, **changes})
 
 
 @st.composite

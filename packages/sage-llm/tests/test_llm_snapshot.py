@@ -6,44 +6,12 @@ from typing import Any
 
 import attrs
 import pytest
+from llm_cluster import MODEL, descriptor, report
 from sage_infer.errors import InvalidRequest
-from sage_infer.schemas import CapabilityDescriptor, InstanceDescriptor, InstanceReport, KVCacheSchema
 from sage_llm.policies import KVCost
 from sage_llm.registry import InstanceRegistry
 from sage_llm.snapshot import SnapshotBuilder
 from sage_llm.types import RequestView
-
-MODEL = "m"
-
-
-def descriptor(name: str, generation: int = 1, role: Any = "general", **changes: Any) -> InstanceDescriptor:
-    schema = KVCacheSchema(
-        dtype="fp16", page_size=32, num_layers=2, num_heads=2, head_dim=8, scale_dtype="fp32", layout="paged"
-    )
-    capability = CapabilityDescriptor(
-        backend_name="some",
-        instance_type=role,
-        hardware_backend="cpu",
-        max_batch_size=64,
-        max_sequence_length=8192,
-        supported_precisions=("fp32",),
-        kv_schema=schema,
-    )
-    return InstanceDescriptor(
-        instance_id=name, generation=generation, model_ids=(MODEL,), capability=capability, **changes
-    )
-
-
-def report(name: str, seq: int = 1, generation: int = 1, **changes: Any) -> InstanceReport:
-    values = {
-        "taken_at": float(seq),
-        "state": "ready",
-        "running": 0,
-        "waiting": 0,
-        "kv_blocks_total": 100,
-        "kv_blocks_free": 100,
-    }
-    return InstanceReport(instance_id=name, generation=generation, seq=seq, **{**values, **changes})
 
 
 @pytest.fixture
