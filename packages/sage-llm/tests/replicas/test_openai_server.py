@@ -50,8 +50,11 @@ class Hybrid(ReferenceHybrid):
         super().__init__()
         self.models["judge"] = ModelDescriptor(model_id="judge", model_type="reranker", model_path="/")
 
+    async def embed(self, texts: Any, model: str | None = None, **more: Any) -> Any:
+        return await super().embed(texts, model, **{**more, "options": None})  # the gateway adds a tenant
+
     async def rerank(self, query: str, documents: Any, model: str | None = None, **more: Any) -> Any:
-        return await self.find("judge", "").rerank(query, documents, **more)
+        return await self.find("judge", "").rerank(query, documents, **{**more, "options": None})
 
     async def render_chat(self, messages: Any, *, model: str | None = None, **more: Any) -> Prompt:
         prompt: Prompt = await self.find(model, "llm").render_chat(messages, **more)
