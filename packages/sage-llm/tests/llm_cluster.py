@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from sage_infer.schemas import CapabilityDescriptor, InstanceDescriptor, InstanceReport, KVCacheSchema
 from sage_llm.types import Group, InstanceView, RequestView, Snapshot, Step
 
 MODEL = "m"
 BLOCK = 100
+
+
+def any_speed(examples: int) -> settings:
+    """Settings of property tests that also pass on a busy machine."""
+    return settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def instance(slot: int, **changes: Any) -> InstanceView:

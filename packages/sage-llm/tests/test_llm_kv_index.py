@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from llm_cluster import any_speed
 from sage_infer.contracts.kv_events import KVEvents, KVSnapshot, KVStored
 from sage_llm.index import KVIndex, prompt_keys, root_key, text_keys
 from sage_llm.index.kv_index import BYTES_PER_KEY
@@ -223,7 +224,7 @@ def test_texts_have_keys_without_a_tokenizer() -> None:
     assert text_keys("\ud800" * 1000, root)
 
 
-@settings(max_examples=60, deadline=None)
+@any_speed(60)
 @given(st.data())
 def test_the_index_agrees_with_a_plain_model(data: st.DataObject) -> None:
     """Any order of stores, removals, clears, gaps and restarts of three instances, against sets of blocks."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from llm_cluster import BLOCK, cluster, instance, request, requests, snapshots
+from llm_cluster import BLOCK, any_speed, cluster, instance, request, requests, snapshots
 from sage_infer.errors import InvalidRequest
 from sage_llm.policies import POLICIES, placement
 from sage_llm.policies.base import PlacementPolicy
@@ -20,7 +20,7 @@ every_policy = pytest.mark.parametrize("name", POLICIES["placement"])
 
 
 @every_policy
-@settings(max_examples=40, deadline=None)
+@any_speed(40)
 @given(data=st.data())
 def test_every_policy_decides_the_same_and_never_over_commits(name: str, data: st.DataObject) -> None:
     policy, wanted, snapshot = placement(name), data.draw(requests()), data.draw(snapshots())
@@ -77,7 +77,7 @@ def test_an_adapter_nobody_has_is_named(name: str) -> None:
     assert "'poet'" in decision.message
 
 
-@settings(max_examples=40, deadline=None)
+@any_speed(40)
 @given(snapshot=snapshots(), wanted=requests())
 def test_the_search_of_kv_cost_finds_the_optimum(snapshot: Snapshot, wanted: RequestView) -> None:
     """Branch and bound against the cost of every instance, where there are no lower tiers."""

@@ -13,7 +13,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llm_cluster import MODEL, cluster, instance, request
+from llm_cluster import MODEL, any_speed, cluster, instance, request
 from sage_infer.errors import InvalidRequest
 from sage_llm.policies import POLICIES, KVCost, admission, order, parameters, placement, policy
 from sage_llm.policies.base import AdmissionPolicy, OrderPolicy, PlacementPolicy
@@ -150,6 +150,7 @@ def test_nobody_is_admitted_to_a_model_without_instances() -> None:
     assert admission().wait_s(request(), starting) == 0.0  # type: ignore[attr-defined]
 
 
+@any_speed(100)
 @given(
     waiting=st.integers(0, 1000),
     tokens=st.floats(0, 1e7),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from llm_cluster import MODEL, cluster, instance, request
+from llm_cluster import MODEL, any_speed, cluster, instance, request
 from sage_llm.policies import POLICIES, order
 from sage_llm.queue import WaitingQueue
 from sage_llm.tenants import TenantTable
@@ -197,7 +197,7 @@ def test_cancelled_requests_take_no_memory() -> None:
     assert drained(queue, 0.0) == ["kept"]
 
 
-@settings(max_examples=60, deadline=None)
+@any_speed(60)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 900)), min_size=3, max_size=60),
     st.sampled_from(["fair-share", "balanced"]),
@@ -217,7 +217,7 @@ def test_service_of_waiting_tenants_differs_by_two_requests_at_most(
         assert queue.take(10.0, go) is not None
 
 
-@settings(max_examples=60, deadline=None)
+@any_speed(60)
 @given(data=st.data(), name=st.sampled_from(list(POLICIES["order"])))
 def test_no_request_waits_for_ever(data: st.DataObject, name: str) -> None:
     """A request of the last band among endless new ones of the first: it is served within a bounded time.
@@ -238,7 +238,7 @@ def test_no_request_waits_for_ever(data: st.DataObject, name: str) -> None:
     raise AssertionError("the old request still waits")
 
 
-@settings(max_examples=60, deadline=None)
+@any_speed(60)
 @given(data=st.data(), name=st.sampled_from(list(POLICIES["order"])))
 def test_each_accepted_request_ends_exactly_once(data: st.DataObject, name: str) -> None:
     """A model of a queue before one instance with slots: arrivals, dispatches, ends, cancels and refusals."""

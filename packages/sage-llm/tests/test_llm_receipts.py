@@ -6,9 +6,9 @@ import json
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from llm_cluster import cluster, instance, request, requests, snapshots
+from llm_cluster import any_speed, cluster, instance, request, requests, snapshots
 from sage_llm.classifier import RequestClassifier, ServiceClass
 from sage_llm.policies import POLICIES, KVCost, placement
 from sage_llm.receipts import Receipts
@@ -17,7 +17,7 @@ from sage_llm.types import RequestView, Snapshot, TenantView
 HELD = dict.fromkeys(range(1, 9), 0b01)
 
 
-@settings(max_examples=60, deadline=None)
+@any_speed(60)
 @given(data=st.data(), name=st.sampled_from(list(POLICIES["placement"])))
 def test_a_replay_decides_the_same_after_the_cluster_has_changed(data: st.DataObject, name: str) -> None:
     wanted, snapshot = data.draw(requests()), data.draw(snapshots())
@@ -185,6 +185,7 @@ def test_tables_are_bounded() -> None:
     assert len(classifier._turns) == 65_536
 
 
+@any_speed(100)
 @given(st.lists(st.integers(1, 200_000), min_size=1, max_size=50), st.integers(1, 300_000))
 def test_quantiles_are_within_a_bucket(outputs: list[int], limit: int) -> None:
     classifier = RequestClassifier()
