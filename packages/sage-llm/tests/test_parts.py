@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llm_cluster import any_speed
 from sage_infer.schemas import (
     CapabilityDescriptor,
     InstanceDescriptor,
@@ -145,6 +146,7 @@ def test_budget_allows_each_open_request_and_a_burst(monkeypatch: pytest.MonkeyP
     assert budget.spend(16)
 
 
+@any_speed(100)
 @given(
     parts=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 999), st.text(max_size=3)), max_size=40),
     longest=st.integers(1, 12),
