@@ -30,7 +30,7 @@ PARAMS = SamplingParams(temperature=0, max_tokens=48)
 ENCODERS = ("openvino-embedding",)
 OPTIONS: dict[str, dict[str, Any]] = {
     "openvino": {"kv_cache_gb": 0.25},
-    "vllm": {"max_model_len": 1024, "enforce_eager": True},
+    "vllm": {"max_sequence_length": 1024, "eager": True, "kv_cache_gb": 0.5},
 }
 
 
