@@ -1,0 +1,155 @@
+"""`sage llm serve` as a user runs it: children, the API, the control socket, and the models that flags name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sage_infer.config import load_config
+from sage_infer.errors import BackendUnavailable, InvalidRequest
+from sage_llm.commands.joined import with_joined
+from sage_llm.commands.served_models import configured, from_flags, with_cpus
+from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
+
+GUARD_S = 300
+
+
+def flags(**changed: Any) -> list[Any]:
+    values: dict[str, Any] = {
+        "backend": None, "kv_schema": None, "quant_profile": None, "options": [], "replicas": {"": 2},
+        "loaded": load_config(),
+    }  # fmt: skip
+    names = [changed.pop(name, []) for name in ("llms", "embeddings", "rerankers")]
+    return from_flags(*names, **{**values, **changed})
+
+
+def test_models_from_flags(smollm2: str, minilm: str) -> None:
+    (default,) = flags()
+    assert (default.descriptor.model_id, default.backend, default.replicas) == ("smollm2-135m", "openvino", 2)
+    llm, encoder = flags(llms=["smollm2-135m@openvino"], embeddings=["minilm"], options=["kv_cache_gb=0.5"])
+    assert llm.options["kv_cache_gb"] == 0.5
+    assert (encoder.backend, encoder.replicas) == ("openvino-embedding", 1)
+    (fast,) = flags(kv_schema="preset=fp8")
+    assert fast.options["kv_schema"] == {"preset": "fp8"}
+    (more,) = flags(embeddings=["minilm"], replicas={"": 2, "minilm": 3})
+    assert more.replicas == 3
+    with pytest.raises(InvalidRequest, match="names 'other'"):
+        flags(replicas={"other": 2})
+    with pytest.raises(InvalidRequest, match="--model"):
+        flags(embeddings=["minilm"], options=["a=1"])
+
+
+def test_models_from_the_configuration(smollm2: str, minilm: str) -> None:
+    entries = [
+        "smollm2-135m",
+        {"model": "minilm", "type": "embedding", "replicas": 2, "aliases": ["ada"], "model_id": "vectors"},
+    ]
+    llm, encoder = configured(entries, 3, load_config())
+    assert llm.replicas == 3
+    assert (encoder.descriptor.model_id, encoder.replicas, encoder.aliases) == ("vectors", 2, ("ada",))
+    for wrong, wanted in (
+        ({"model": "minilm", "repliccas": 1}, "repliccas"),
+        ({"replicas": 1}, "lacks the key model"),
+    ):
+        with pytest.raises(InvalidRequest, match=wanted):
+            configured([wrong], 1, load_config())
+
+
+def test_replicas_divide_the_cpus(smollm2: str) -> None:
+    (shared,) = with_cpus(flags())
+    assert shared.options["threads"] >= 1
+    (alone,) = with_cpus(flags(replicas={"": 1}))
+    assert "threads" not in alone.options
+    (chosen,) = with_cpus(flags(options=["threads=7"]))
+    assert chosen.options["threads"] == 7
+
+
+def test_joined_servers_are_further_replicas(smollm2: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": "smollm2-135m"},
+        {"id": "far", "type": "embedding", "max_model_len": 64},
+    ]
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": rows}).encode())
+
+        def log_message(self, *arguments: Any) -> None:
+            """Print nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        llm, far = with_joined(flags(replicas={"": 1}), [f"{url}/v1/"])
+        assert [spec.replica_id for spec in llm.specs] == ["smollm2-135m/0", f"smollm2-135m@{url[7:]}"]
+        assert [(spec.backend, spec.model.model_path) for spec in far.specs] == [("openai", url)]
+        assert far.descriptor.model_type == "embedding"
+        rows.clear()
+        with pytest.raises(BackendUnavailable, match="lists no model"):
+            with_joined([], [url])
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(BackendUnavailable, match="is the server ready"):
+        with_joined([], [url])
+    with pytest.raises(InvalidRequest, match="--join"):
+        with_joined([], ["ftp://x"])
+
+
+def test_serve(smollm2: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """Two children behind the API; a killed one is restarted, and SIGTERM ends everything."""
+    folder = tmp_path_factory.mktemp("run")
+    folder.chmod(0o700)
+    environment = {**os.environ, RUN_FOLDER_VARIABLE: str(folder)}
+    sage = [sys.executable, "-m", "sage_infer.cli.main", "llm"]
+    command = [
+        *sage, "serve", "--replicas", "2", "-m", "smollm2-135m", "--port", "0", "-o", "kv_cache_gb=0.25", "--json",
+    ]  # fmt: skip
+    with (tmp_path / "errors").open("w") as errors:
+        server = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=tmp_path
+        )
+    timer = threading.Timer(GUARD_S, server.kill)
+    timer.start()
+    try:
+        assert server.stdout is not None
+        text = ""
+        while not text.rstrip().endswith("\n}"):
+            line = server.stdout.readline()
+            assert line, (tmp_path / "errors").read_text()
+            text += line
+        ready = json.loads(text)
+        assert [row["state"] for row in ready["replicas"]] == ["ready", "ready"]
+        body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+        request = urllib.request.Request(
+            f"{ready['url']}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=GUARD_S) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] == 4
+        status = subprocess.run(
+            [*sage, "status"], capture_output=True, text=True, env=environment, check=True, cwd=tmp_path
+        )
+        assert "1 finished" in status.stdout
+        with urllib.request.urlopen(f"{ready['url']}/metrics", timeout=GUARD_S) as answer:
+            assert 'sage_llm_instance_up{instance="smollm2-135m/0"' in answer.read().decode()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(GUARD_S) == 0, (tmp_path / "errors").read_text()
+        assert not list(folder.glob("*.sock"))
+    finally:
+        timer.cancel()
+        server.kill()
+        server.wait()
