@@ -254,9 +254,11 @@ class KVBroker:
     def counts(self) -> dict[str, float]:
         """Counters since the start, the size of a page in bytes, and whether the store is left alone after failures.
 
-        After pages were fetched or saved, at most once per second, these of the store are added: ``blocks``,
+        These of the store are added, and updated in another thread at most once per second: ``blocks``,
         ``capacity_blocks``, ``hits``, ``misses``, ``evictions``, and the blocks per tier (``tier_dram`` …).
         """
+        if not self._saver.busy_s() and self._is_observation_due():
+            self._saver.submit(self._observe)  # for the next caller
         with self._lock:
             found = {name: float(getattr(self._counts, name)) for name in _Counts.__slots__ if name[0] != "_"}
             return {
