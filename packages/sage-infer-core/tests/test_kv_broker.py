@@ -125,6 +125,54 @@ def test_saved_pages_are_fetched() -> None:
     run(main())
 
 
+def test_what_a_store_says_about_itself_stays_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing is fetched or saved."""
+    monkeypatch.setattr(kv_broker, "_OBSERVED_S", 0.0)
+    store = DictStore()
+    made = broker(store)
+    for blocks in (1, 2):
+        store.blocks[KEYS[blocks]] = b""
+        while made.counts().get("blocks") != blocks:
+            time.sleep(0.001)
+    made.close()
+
+
+def test_the_store_is_asked_about_itself() -> None:
+    class Tiered(DictStore):
+        def stats(self) -> KVStoreStats:
+            return KVStoreStats(
+                blocks=3, capacity_blocks=9, bytes_used=3 * SIZE, hits=1, tiers={"dram": 2, "ssd": 3}
+            )
+
+    async def main() -> None:
+        made = broker(Tiered())
+        save(made, KEYS[:3])
+        assert made.flush()
+        counts = made.counts()
+        assert (counts["blocks"], counts["capacity_blocks"], counts["hits"]) == (3, 9, 1)
+        assert (counts["tier_dram"], counts["tier_ssd"], counts["page_bytes"]) == (2, 3, SIZE)
+        made.close()
+
+    run(main())
+
+
+def test_a_store_that_cannot_describe_itself() -> None:
+    class Silent(DictStore):
+        def stats(self) -> KVStoreStats:
+            raise SystemExit
+
+    async def main() -> None:
+        made = broker(Silent())
+        save(made, KEYS[:3])
+        assert made.flush()
+        assert len((await made.fetch(KEYS[:3])).pages) == 3
+        counts = made.counts()
+        assert (counts["saved"], counts["failures"], counts.get("blocks")) == (3, 0, None)
+        made.close()
+
+    run(main())
+
+
 def test_a_gap_ends_the_prefix() -> None:
     class Gap(DictStore):
         def match_keys(self, keys: Sequence[bytes]) -> int:

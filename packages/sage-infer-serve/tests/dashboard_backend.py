@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from attrs import field, frozen
 from gateway_backend import EchoBackend
-from sage_infer.contracts import ModelStatus
+from sage_infer.contracts import Metric, ModelStatus
 
 GIB = 2**30
 
@@ -52,6 +54,7 @@ class DashboardBackend(EchoBackend):
         states: models that are not simply ready: state, since (in seconds since the epoch) and reason.
         plan: who is to have what of which device.
         measured: what each model takes.
+        kv: what the engine of echo says about its KV store.
     """
 
     def __init__(self) -> None:
@@ -59,9 +62,15 @@ class DashboardBackend(EchoBackend):
         self.states: dict[str, ModelStatus] = {}
         self.plan = Plan()
         self.measured: dict[str, int | None] = {"echo": 6 * GIB, "vectors": GIB}
+        self.kv: dict[str, float] = {}  # of the model echo
 
     def get_model_status(self, model_id: str) -> ModelStatus:
         return self.states.get(model_id) or super().get_model_status(model_id)
+
+    def metrics(self) -> Iterator[Metric]:
+        for name, value in self.kv.items():
+            full = f"sage_infer_engine_kv_store_{name}"
+            yield Metric(name=full, kind="gauge", help="KV", value=value, labels={"model": "echo"})
 
     def memory_plan(self) -> Plan:
         return self.plan

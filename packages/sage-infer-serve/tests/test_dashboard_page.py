@@ -243,6 +243,35 @@ def test_models_memory_and_queue(backend: DashboardBackend) -> None:
     visit(backend, act)
 
 
+@pytest.mark.parametrize("width", [1280, 360])
+def test_kv_stores(backend: DashboardBackend, width: int) -> None:
+    """A panel that is there only where a model has a store; it fits on a telephone."""
+
+    def act(driver: Any, gateway: Any) -> None:
+        until(driver, shows("Queue"))
+        assert driver.execute_script("return document.querySelector('#kv-section').hidden")
+        backend.kv = {
+            "fetched": 12, "saved": 30, "dropped": 2, "page_bytes": 2**20, "blocks": 40, "capacity_blocks": 80,
+            "hits": 3, "misses": 1, "tier_dram": 20, "tier_remote": 40, "paused": 0,
+        }  # fmt: skip
+        until(driver, shows("12 MiB reused (12 blocks)", "#kv-stores"))
+        panel = text_of(driver, "#kv-stores")
+        for text in ("echo", "Memory", "20 of 80", "Server", "40 of 80", "3 of 4", "saved: 30", "dropped: 2"):
+            assert text in panel
+        assert "left alone" not in panel
+        widths = driver.execute_script(
+            "return [...document.querySelectorAll('#kv-stores .bar')].map(b =>"
+            " b.firstChild.getBoundingClientRect().width / b.getBoundingClientRect().width)"
+        )
+        assert widths == [pytest.approx(share, abs=0.02) for share in (0.25, 0.5, 0.75)]
+        assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        backend.kv["paused"] = 1
+        until(driver, shows("left alone after failures", "#kv-stores"))
+        assert console_errors(driver) == []
+
+    visit(backend, act, width=width)
+
+
 def test_an_answer_can_be_stopped_and_an_error_is_shown(backend: DashboardBackend) -> None:
     def act(driver: Any, gateway: Any) -> None:
         until(driver, "!document.querySelector('#chat-send').disabled")

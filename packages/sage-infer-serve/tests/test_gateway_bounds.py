@@ -16,6 +16,7 @@ LONG_CALL = {
     "function": {"name": "f", "arguments": "[{}" + ",{}" * 30_000 + "]"},
 }
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+LARGE_SCHEMA = {"enum": list(range(50_000))}
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,31 @@ def test_caches_of_client_data_are_bounded_by_size(served: Served) -> None:
         assert served.chat(stop=[f"{i}" * 300]).status == 200
         assert served.chat(stop_token_ids=list(range(i + 1))).status == 200
     assert _without_guide.cache_info().currsize == before
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "schema": LARGE_SCHEMA},
+                }
+            },
+            "response_format",
+        ),
+        ({"guided_json": LARGE_SCHEMA}, "guided_json"),
+        ({"guided_choice": ["a", "a"]}, "guided_choice"),
+        ({"structured_outputs": {"json": LARGE_SCHEMA}}, "structured_outputs.json"),
+        ({"structured_outputs": {"regex": "a" * 100_000}}, "structured_outputs.regex"),
+    ],
+)
+def test_a_refused_constraint_is_named_as_the_client_named_it(
+    served: Served, body: dict[str, Any], field: str
+) -> None:
+    answer = served.post(CHAT, {"model": "echo", "messages": SAY, **body})
+    assert answer.status == 400
+    assert answer.error["param"] == field
+    assert answer.error["message"].startswith(f"{field}: must ")
+    assert "exactly one of" not in answer.error["message"]

@@ -18,7 +18,7 @@ needs_vllm = pytest.mark.skipif(
 class TestVLLM(InferenceBackendContract):
     backend_name = "vllm"
     model = "smollm2-135m"
-    timeout_s = 300.0
+    timeout_s = 900.0
     prompt_token_ids = (504, 3575, 282, 4649, 314)
     max_queue = 24
     tool_answer = (
@@ -38,7 +38,7 @@ class TestVLLMWithoutPrefixCaching(TransferTests):
 
     backend_name = "vllm"
     model = "smollm2-135m"
-    timeout_s = 300.0
+    timeout_s = 900.0
     options = {**TestVLLM.options, "prefix_caching": False}  # noqa: RUF012 - as the kit declares it
 
 
@@ -46,6 +46,6 @@ class TestVLLMWithoutPrefixCaching(TransferTests):
 class TestVLLMEmbedding(EmbeddingBackendContract):
     backend_name = "vllm-embedding"
     model = "minilm"
-    timeout_s = 300.0
+    timeout_s = 900.0
     normalized = True
     options = {"eager": True, "dtype": "float32", "max_batch_size": 16}  # noqa: RUF012 - as the kit declares it

@@ -81,11 +81,14 @@ def test_mistakes_in_a_section_name_line_and_nearest_key(load: Any) -> None:
     ]
 
 
-def test_a_section_of_a_wheel_that_is_not_installed_is_ignored_and_names_it(load: Any) -> None:
-    (warning,) = load("serve:\n  port: 1\n").warnings
+@pytest.mark.parametrize(("section", "wheel"), [("serve", "sage-infer-serve"), ("llm", "sage-llm")])
+def test_a_section_of_a_wheel_that_is_not_installed_is_ignored_and_names_it(
+    load: Any, section: str, wheel: str
+) -> None:
+    (warning,) = load(f"{section}:\n  port: 1\n").warnings
     assert warning == (
-        "sage_infer.yaml:1: section serve is ignored: it belongs to sage-infer-serve, which is not installed "
-        "(pip install sage-infer-serve)"
+        f"sage_infer.yaml:1: section {section} is ignored: it belongs to {wheel}, which is not installed "
+        f"(pip install {wheel})"
     )
 
 

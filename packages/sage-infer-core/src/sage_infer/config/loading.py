@@ -19,7 +19,7 @@ from sage_infer.specs import ConfigSpec
 
 __all__ = ["SECTION_WHEELS", "installed_config_class", "load_config", "section_templates"]
 
-SECTION_WHEELS: Mapping[str, str] = {"llm": "sage-llm", "serve": "sage-infer-serve"}
+SECTION_WHEELS: Mapping[str, str] = {"serve": "sage-infer-serve", "llm": "sage-llm"}
 """Sections of other wheels, and the wheel that defines each."""
 
 

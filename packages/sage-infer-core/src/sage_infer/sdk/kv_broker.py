@@ -7,6 +7,7 @@ was given costs reuse, and nothing else.
 from __future__ import annotations
 
 import asyncio
+import math
 import mmap
 import queue
 import threading
@@ -32,6 +33,7 @@ _CHECKSUMS = 1_000_000
 _SAVED_TOGETHER = 8
 _PATIENCE = 3  # failures in a row before the store is left alone
 _PAUSE_S = 30.0
+_OBSERVED_S = 1.0
 
 
 def open_kv_store(settings: str | Mapping[str, Any], *, schema: KVCacheSchema, model_id: str) -> KVStore:
@@ -103,6 +105,8 @@ class KVBroker:
         self._failures_in_row = 0
         self._paused_until = 0.0
         self._closed = False
+        self._seen: dict[str, float] = {}  # what the store last said about itself
+        self._seen_at = -math.inf
         self._fetcher, self._saver = _Worker("sage-kv-fetch"), _Worker("sage-kv-save")
         self._queue: deque[tuple[bytes, memoryview]] = deque()
 
@@ -153,6 +157,8 @@ class KVBroker:
                 self._fetching -= len(keys)
                 self._failed()
             return FetchedPages()
+        if self._is_observation_due():
+            self._saver.submit(self._observe)  # not here: a request waits
         fetched = FetchedPages(pages)
         weakref.finalize(fetched, self._returned.append, (len(keys), buffers)).atexit = False
         with self._lock:
@@ -214,14 +220,53 @@ class KVBroker:
                 self._checksums[key] = value
             while len(self._checksums) > _CHECKSUMS:
                 self._checksums.popitem(last=False)
+        if self._is_observation_due():
+            self._observe()
+
+    # --- the store's statistics, for which it may have to ask a server
+
+    def _is_observation_due(self) -> bool:
+        """At most once per second; the caller then observes."""
+        now = time.monotonic()
+        with self._lock:
+            is_due = not self._closed and now - self._seen_at >= _OBSERVED_S
+            self._seen_at = now if is_due else self._seen_at
+        return is_due
+
+    def _observe(self) -> None:
+        try:
+            stats = self._store.stats()
+            found = {
+                "blocks": float(stats.blocks),
+                "capacity_blocks": float(stats.capacity_blocks),
+                "hits": float(stats.hits),
+                "misses": float(stats.misses),
+                "evictions": float(stats.evictions),
+                **{f"tier_{name}": float(blocks) for name, blocks in stats.tiers.items()},
+            }
+        except BaseException:  # statistics are worth no failure
+            return
+        with self._lock:
+            self._seen = found
 
     # --- the broker itself
 
     def counts(self) -> dict[str, float]:
-        """Counters since the start, and whether the store is left alone after failures."""
+        """Counters since the start, the size of a page in bytes, and whether the store is left alone after failures.
+
+        These of the store are added, and updated in another thread at most once per second: ``blocks``,
+        ``capacity_blocks``, ``hits``, ``misses``, ``evictions``, and the blocks per tier (``tier_dram`` …).
+        """
+        if not self._saver.busy_s() and self._is_observation_due():
+            self._saver.submit(self._observe)  # for the next caller
         with self._lock:
             found = {name: float(getattr(self._counts, name)) for name in _Counts.__slots__ if name[0] != "_"}
-            return {**found, "paused": float(self._is_paused())}
+            return {
+                **self._seen,
+                **found,
+                "page_bytes": float(self._page_bytes),
+                "paused": float(self._is_paused()),
+            }
 
     def flush(self, timeout_s: float = _CLOSE_S) -> bool:
         """Wait until everything is saved; False where the store takes too long."""

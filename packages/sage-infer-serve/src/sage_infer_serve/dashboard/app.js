@@ -4,7 +4,7 @@ import { ApiError, get, getKey, setKey } from "./api.js";
 import { Chart } from "./charts.js";
 import { find } from "./dom.js";
 import { offerModels, start as startPlayground } from "./playground.js";
-import { showHealth, showMemory, showModels, showQueue, showTiles } from "./state.js";
+import { showHealth, showKv, showMemory, showModels, showQueue, showTiles } from "./state.js";
 import { duration, number, otherLanguage, putWords, say } from "./words.js";
 
 const EVERY_MS = 2000, PATIENCE_MS = 8000;
@@ -70,7 +70,7 @@ function show() {
     }
   }
   for (const chart of charts) chart.show(points);
-  for (const part of [showHealth, showTiles, showModels, showQueue, showMemory]) part(state);
+  for (const part of [showHealth, showTiles, showModels, showQueue, showMemory, showKv]) part(state);
   offerModels(state.models);
 }
 

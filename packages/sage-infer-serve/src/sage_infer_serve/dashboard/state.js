@@ -111,6 +111,25 @@ function memoryBar(name, device, shares, amount, total, colour) {
   return [make("span", {}, say(name)), bar, make("span", { class: "number" }, total === null ? say("notMeasured") : bytes(total))];
 }
 
+export function showKv(state) {
+  find("kv-section").hidden = !state.kv.length;
+  find("kv-stores").replaceChildren(...state.kv.map(kvStore));
+}
+
+// Blocks of each tier, and what the store has been good for.
+function kvStore(store) {
+  const reused = say("kvReused", { bytes: bytes(store.bytes_reused), blocks: number(store.fetched) });
+  const head = make("div", { class: "chart-head" }, make("h3", {}, store.model), make("span", { class: "quiet" }, reused));
+  if (store.paused) head.append(make("span", { class: "pill bad" }, say("kvPaused")));
+  const total = store.capacity_blocks || Math.max(store.blocks, 1);
+  const tiers = Object.entries(store.tiers).length ? Object.entries(store.tiers) : [["all", store.blocks]];
+  const bars = tiers.flatMap(([tier, blocks]) => bar(`tiers.${tier}`, blocks, Math.max(total, blocks)));
+  const looked = store.hits + store.misses;
+  if (looked) bars.push(...bar("kvHits", store.hits, looked));
+  const losses = ["saved", "dropped", "corrupt", "failures"].map((name) => say(`kvCounts.${name}`, { n: number(store[name]) }));
+  return make("div", { class: "device" }, head, make("div", { class: "bars" }, ...bars), make("p", { class: "quiet" }, losses.join(" · ")));
+}
+
 function table(columns, numbers, rows) {
   const head = [...columns.map((name) => make("th", { scope: "col" }, say(name))), ...numbers.map((name) => make("th", { scope: "col", class: "number" }, say(name)))];
   return make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from sage_infer.errors import InvalidRequest
+from sage_infer.errors import SchemaError
 from sage_infer.schemas import GuidedDecoding, SamplingParams
 
 from sage_infer_serve.http.errors import wrong_request
@@ -17,6 +17,13 @@ __all__ = ["guided_by", "sampling_params"]
 _TOP_P_GREEDY = 1e-9  # replaces 0, which OpenAI accepts: keeps only the most likely token
 _SEED_MASK = 2**63 - 1
 _KEPT_STOPS = 256  # maximum characters of stop strings in cached parameters: clients choose their size
+
+_KINDS = {
+    f"{prefix}{kind}": kind
+    for prefix in ("guided_", "structured_outputs.")
+    for kind in ("regex", "grammar", "choice")
+}
+"""Field of ``GuidedDecoding`` for each field of a request; all others hold a JSON Schema."""
 
 
 def sampling_params(
@@ -74,41 +81,43 @@ def guided_by(request: Sampling, response_format: ResponseFormat | None = None) 
     Raises:
         HTTPError: several constraints, or a missing JSON schema.
     """
-    asked: dict[str, Any] = {
-        "json_schema": request.guided_json,
-        "regex": request.guided_regex,
-        "grammar": request.guided_grammar,
-        "choice": None if request.guided_choice is None else tuple(request.guided_choice),
+    given: dict[str, Any] = {
+        "guided_json": request.guided_json,
+        "guided_regex": request.guided_regex,
+        "guided_grammar": request.guided_grammar,
+        "guided_choice": None if request.guided_choice is None else tuple(request.guided_choice),
     }
-    asked = {name: value for name, value in asked.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise wrong_request(
+            "expected exactly one of guided_json, guided_regex, guided_grammar and guided_choice"
+        )
     if request.structured_outputs is not None:
-        if asked:
+        if given:
             raise wrong_request(
                 "structured_outputs and guided_… are mutually exclusive: both name the constraint",
                 "structured_outputs",
             )
-        asked = _structured(request.structured_outputs)
+        given = _structured(request.structured_outputs)
     if response_format is not None and response_format.type != "text":
-        if asked:
+        if given:
             raise wrong_request(
                 "response_format and structured_outputs or guided_… are mutually exclusive", "response_format"
             )
-        asked["json_schema"] = _schema_of(response_format)
-    if not asked:
+        given = {"response_format": _schema_of(response_format)}
+    if not given:
         return None
+    ((where, value),) = given.items()
+    kind = _KINDS.get(where, "json_schema")
     try:
-        return GuidedDecoding(**asked)
-    except InvalidRequest as error:
-        raise wrong_request(
-            f"expected exactly one of guided_json, guided_regex, guided_grammar and guided_choice: {error}"
-            if request.structured_outputs is None
-            else f"structured_outputs: expected exactly one of json, regex, grammar and choice: {error}",
-            None if request.structured_outputs is None else "structured_outputs",
-        ) from None
+        return GuidedDecoding(**{kind: value})
+    except SchemaError as error:
+        problems = [f"{where}{path.removeprefix(f'$.{kind}')}: {message}" for path, message in error.problems]
+        raise wrong_request("; ".join(problems), where) from None
 
 
 def _structured(given: StructuredOutputs) -> dict[str, Any]:
-    """The constraint of ``structured_outputs`` as arguments of ``GuidedDecoding``."""
+    """The constraint of ``structured_outputs`` by the name of its field."""
     schema = given.json
     if isinstance(schema, str):
         try:
@@ -122,15 +131,16 @@ def _structured(given: StructuredOutputs) -> dict[str, Any]:
             raise wrong_request(f"{where} and json are mutually exclusive", where)
         schema = {"type": "object"}
     asked = {
-        "json_schema": schema,
-        "regex": given.regex,
-        "grammar": given.grammar,
-        "choice": None if given.choice is None else tuple(given.choice),
+        "structured_outputs.json": schema,
+        "structured_outputs.regex": given.regex,
+        "structured_outputs.grammar": given.grammar,
+        "structured_outputs.choice": None if given.choice is None else tuple(given.choice),
     }
     found = {name: value for name, value in asked.items() if value is not None}
-    if not found:
+    if len(found) != 1:
         raise wrong_request(
-            "structured_outputs: expected one of json, regex, grammar and choice", "structured_outputs"
+            "structured_outputs: expected exactly one of json, regex, grammar and choice",
+            "structured_outputs",
         )
     return found
 

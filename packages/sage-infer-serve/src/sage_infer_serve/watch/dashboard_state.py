@@ -6,12 +6,25 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from sage_infer.contracts import ClusterReporting, MemoryReporting
+from sage_infer.contracts import ClusterReporting, MemoryReporting, MetricsReporting
 
 from sage_infer_serve.service import Service
 from sage_infer_serve.watch.observe import INTERVAL_S, as_points
 
 __all__ = ["state"]
+
+_KV_STORE, _KV_TIER = "sage_infer_engine_kv_store_", "tier_"
+_KV_COUNTS = (
+    "fetched",
+    "saved",
+    "dropped",
+    "corrupt",
+    "failures",
+    "hits",
+    "misses",
+    "blocks",
+    "capacity_blocks",
+)
 
 
 async def state(service: Service) -> dict[str, Any]:
@@ -25,6 +38,7 @@ async def state(service: Service) -> dict[str, Any]:
         "health": {"status": health.status, "reason": health.reason},
         "models": [_model(service, m.model_id, m.model_type) for m in service.backend.list_models()],
         "memory": _memory(service.backend) if isinstance(service.backend, MemoryReporting) else None,
+        "kv": _kv_stores(service.backend) if isinstance(service.backend, MetricsReporting) else [],
         "cluster": service.backend.cluster() if isinstance(service.backend, ClusterReporting) else None,
         "queue": {
             "open": len(service.open),
@@ -48,6 +62,28 @@ def _model(service: Service, model_id: str, model_type: str) -> dict[str, Any]:
         "reason": status.reason,
         "loading": {"stage": status.stage, "share": status.share} if status.state == "loading" else None,
     }
+
+
+def _kv_stores(backend: MetricsReporting) -> list[dict[str, Any]]:
+    """KV stores of the models, by what their engines report of them; counts are in blocks."""
+    found: dict[str, dict[str, float]] = {}
+    for metric in backend.metrics():
+        if metric.name.startswith(_KV_STORE) and "model" in metric.labels:
+            found.setdefault(metric.labels["model"], {})[metric.name.removeprefix(_KV_STORE)] = metric.value
+    return [
+        {
+            "model": model,
+            **{name: values.get(name, 0) for name in _KV_COUNTS},
+            "paused": bool(values.get("paused")),
+            "bytes_reused": values.get("fetched", 0) * values.get("page_bytes", 0),
+            "tiers": {
+                name.removeprefix(_KV_TIER): value
+                for name, value in values.items()
+                if name.startswith(_KV_TIER)
+            },
+        }
+        for model, values in found.items()
+    ]
 
 
 def _memory(backend: MemoryReporting) -> dict[str, Any]:
