@@ -12,7 +12,7 @@ from kit_reference.llm import ALL_FEATURES, ReferenceLLM
 from kit_reference.request import Request
 from kit_reference.store import ReferenceStore
 from kit_reference.transport import ReferenceTransport
-from sage_infer.errors import InvalidRequest
+from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import KVCacheSchema, ModelDescriptor, TransportSettings, Usage
 
 
@@ -44,6 +44,13 @@ class ForgetfulLLM(ToyLLM):
 
     async def health(self) -> Any:
         raise RuntimeError("I forgot [how] I am")
+
+
+class PickyLLM(ToyLLM):
+    name = "toy-picky"
+
+    async def start(self) -> None:
+        raise UnsupportedFeature("toy-picky reads no GGUF files")
 
 
 class CrashingLLM(ToyLLM):

@@ -20,6 +20,7 @@ def sage_infer_backends() -> list[BackendSpec]:
         BackendSpec(name="my-engine", factory="kit_vendor:MyEngine", serves={"llm"}, summary="of the README"),
         BackendSpec(name="toy-forgetful", factory="kit_vendor:ForgetfulLLM", serves={"llm"}, summary="toy"),
         BackendSpec(name="toy-crashing", factory="kit_vendor:CrashingLLM", serves={"llm"}, summary="toy"),
+        BackendSpec(name="toy-picky", factory="kit_vendor:PickyLLM", serves={"llm"}, summary="toy"),
         BackendSpec(name="toy-embedder", factory="kit_vendor:ToyEmbedder", serves={"embedding"}, summary="toy"),
         BackendSpec(name="toy-hybrid", factory="kit_vendor:ToyHybrid", serves={"hybrid"}, summary="toy"),
         BackendSpec(

@@ -143,6 +143,19 @@ def test_a_crash_is_a_failed_test() -> None:
     assert seen[0] == "collected"
 
 
+def test_a_sample_model_that_cannot_be_opened_is_one_error() -> None:
+    """Without ``--model`` nobody chose the file; with it, each test says why it did not run."""
+    result = sage("toy-picky", "-k", "healthy or stats_are_gauges")
+    assert isinstance(result.exception, InvalidRequest), result.output
+    message = str(result.exception)
+    assert message.startswith("'toy-picky' cannot open the sample model smollm2-135m: ")
+    assert "toy-picky reads no GGUF files" in message
+    assert message.endswith("; name a model that it reads with --model")
+    chosen = sage("toy-picky", "-k", "healthy or stats_are_gauges", "-m", "talker")
+    assert chosen.exit_code == 1, chosen.output
+    assert "2 failed" in chosen.stdout
+
+
 def test_an_embedder_and_a_hybrid_have_their_kits() -> None:
     assert set(find_targets("toy-embedder", None, {}, {}).suites()) == {"TestPlugin", "TestEmbedding"}
     hybrid = find_targets("toy-hybrid", "talker", {}, {})
