@@ -14,7 +14,7 @@ from sage_infer.contracts import KVStoreStats
 from sage_infer.errors import BackendUnavailable, ConfigError
 from sage_infer.schemas import KVCacheSchema
 from sage_infer.sdk import kv_broker
-from sage_infer.sdk.kv_broker import FetchedPages, KVBroker, open_kv_store
+from sage_infer.sdk.kv_broker import FetchedPages, KVBroker, check_kv_store, open_kv_store
 
 SCHEMA = KVCacheSchema.from_preset("fp16", num_layers=1, num_heads=1, head_dim=8, page_size=4)
 SIZE = SCHEMA.bytes_per_page
@@ -40,6 +40,9 @@ class DictStore:
     def put(self, keys: Sequence[bytes], blocks: Sequence[memoryview]) -> int:
         self.blocks.update((key, bytes(block)) for key, block in zip(keys, blocks, strict=True))
         return len(keys)
+
+    def contains(self, keys: Sequence[bytes]) -> list[bool]:
+        return [key in self.blocks for key in keys]
 
     def stats(self) -> KVStoreStats:
         return KVStoreStats(blocks=len(self.blocks), capacity_blocks=0, bytes_used=0)
@@ -380,3 +383,66 @@ def test_options_reach_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fetched_pages_may_be_empty() -> None:
     assert FetchedPages().take(KEYS[0]) is None
+
+
+def test_buffers_of_the_engine_are_used_and_come_back() -> None:
+    async def main() -> None:
+        store, made_for = DictStore(), []
+
+        def new_buffer() -> memoryview:
+            made_for.append(memoryview(bytearray(SIZE)))
+            return made_for[-1]
+
+        made = KVBroker(store, page_bytes=SIZE, wait_s=30.0, buffer_bytes=4 * SIZE, new_buffer=new_buffer)
+        done = threading.Event()
+        made.save_from(KEYS[0], memoryview(page(KEYS[0])), done.set)
+        assert made.flush()
+        assert done.is_set()
+        assert not made_for  # saved from where it was
+        fetched = await made.fetch(KEYS[:1])
+        assert bytes(made_for[0]) == page(KEYS[0])
+        assert made.free_buffers() == 0
+        del fetched
+        assert made._fetcher.drain(60)  # its thread may hold them for a moment
+        assert made.free_buffers() == 1
+        store.match_keys = lambda keys: 9 // 0  # type: ignore[method-assign]
+        assert not (await made.fetch(KEYS[:1])).pages
+        store.match_keys = lambda keys: 1  # type: ignore[method-assign]
+        store.get = lambda keys, out: 9 // 0  # type: ignore[method-assign]
+        assert not (await made.fetch(KEYS[:1])).pages
+        assert made._fetcher.drain(60)
+        assert made.free_buffers() == 1
+        made.close()
+        left = threading.Event()
+        made.save_from(KEYS[1], memoryview(page(KEYS[1])), left.set)  # not taken any more
+        assert left.is_set()
+        assert made.counts()["dropped"] == 1
+
+    run(main())
+
+
+def test_a_store_that_is_not_there_is_found_before_an_engine_starts() -> None:
+    with pytest.raises(BackendUnavailable, match="no KV store 'nowhere'"):
+        check_kv_store("nowhere")
+    with pytest.raises(ConfigError, match="a KV store is set by its name"):
+        check_kv_store({"path": "x"})
+
+
+def test_a_page_that_is_stored_stays_and_its_checksum_with_it() -> None:
+    async def main() -> None:
+        store = DictStore()
+        made = broker(store)
+        save(made, KEYS[:1])
+        assert made.flush()
+
+        def otherwise(out: memoryview) -> None:
+            out[:] = bytes(SIZE)  # the same page, computed in another batch
+
+        made.save(KEYS[0], otherwise)
+        assert made.flush()
+        assert store.blocks == {KEYS[0]: page(KEYS[0])}
+        assert bytes((await made.fetch(KEYS[:1])).pages[KEYS[0]]) == page(KEYS[0])
+        assert (made.counts()["saved"], made.counts()["corrupt"], made.counts()["dropped"]) == (1, 0, 0)
+        made.close()
+
+    run(main())

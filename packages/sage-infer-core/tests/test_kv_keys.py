@@ -8,7 +8,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sage_infer.contracts import KeyChain, block_keys, key_space, partial_key
+from sage_infer.contracts import KeyChain, block_keys, key_space, next_key, partial_key, root_key
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema, KVGroup
 
@@ -139,3 +139,14 @@ def test_a_chain_hashes_a_block_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for token in range(16 * 100):
         chain.extend([token])
     assert len(hashed) == len(chain.keys) == 100
+
+
+@given(
+    st.lists(st.integers(0, 2**31), max_size=80), st.binary(max_size=4), st.sampled_from([b"", b"adapter"])
+)
+def test_keys_continue_from_a_known_one(tokens: list[int], salt: bytes, extra: bytes) -> None:
+    size, key = PLAIN.page_size, root_key("m", PLAIN, salt)
+    extras = [extra] * len(tokens)
+    for index, whole in enumerate(block_keys("m", PLAIN, tokens, salt=salt, extras=extras)):
+        key = next_key(key, tokens[index * size : (index + 1) * size], extra)
+        assert key == whole

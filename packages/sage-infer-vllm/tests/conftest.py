@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [
     str(HERE),
     str(HERE / "disaggregation"),
+    str(HERE / "stores"),
 ]  # for vllm_toys and the like, whatever pytest's import mode
 
 if TYPE_CHECKING:

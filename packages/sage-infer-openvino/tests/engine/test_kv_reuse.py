@@ -39,6 +39,9 @@ class DictStore:
             buffer[:] = self.blocks[key]
         return [True] * len(keys)
 
+    def contains(self, keys: Sequence[bytes]) -> list[bool]:
+        return [key in self.blocks for key in keys]
+
     def put(self, keys: Sequence[bytes], blocks: Sequence[memoryview]) -> int:
         self.fault("put")
         self.blocks.update((key, bytes(block)) for key, block in zip(keys, blocks, strict=True))

@@ -32,7 +32,6 @@ from sage_infer_vllm.base import BaseVLLMBackend
 from sage_infer_vllm.disaggregation import Instance, decode, export_kv, import_kv, prefill
 from sage_infer_vllm.models.quantization import quantization_for
 from sage_infer_vllm.requests.chat import render_chat
-from sage_infer_vllm.requests.delivery import Delivery
 from sage_infer_vllm.requests.prompts import text_of, tokenize, tokens_of
 from sage_infer_vllm.requests.sampling import check_params, engine_params
 from sage_infer_vllm.settings import VLLMSettings
@@ -70,6 +69,8 @@ class VLLMBackend(BaseVLLMBackend):
         hold_s: float = 600.0,
         tensor_parallel: int = 1,
         prefix_caching: bool = True,
+        kv_store: str | Mapping[str, Any] | None = None,
+        kv_store_wait_s: float = 1.0,
         eager: bool = False,
         quantization: str | None = None,
         adapters: Mapping[str, str] | None = None,
@@ -81,9 +82,10 @@ class VLLMBackend(BaseVLLMBackend):
         settings = VLLMSettings(
             dtype=dtype, kv_cache_gb=kv_cache_gb, memory_fraction=memory_fraction, max_batch_size=max_batch_size,
             max_sequence_length=max_sequence_length, max_queue=max_queue, hold_s=hold_s,
-            tensor_parallel=tensor_parallel, prefix_caching=prefix_caching, eager=eager, quantization=quantization,
-            adapters=adapters or {}, max_adapter_rank=max_adapter_rank, tool_parser=tool_parser,
-            engine_options=engine_options or {}, cache_dir=cache_dir,
+            tensor_parallel=tensor_parallel, prefix_caching=prefix_caching, kv_store=kv_store,
+            kv_store_wait_s=kv_store_wait_s, eager=eager, quantization=quantization, adapters=adapters or {},
+            max_adapter_rank=max_adapter_rank, tool_parser=tool_parser, engine_options=engine_options or {},
+            cache_dir=cache_dir,
         )  # fmt: skip
         super().__init__(model, settings, kv_schema)
 
@@ -140,29 +142,31 @@ class VLLMBackend(BaseVLLMBackend):
         ids = request_ids(f"req-{uuid.uuid4().hex}" if request_id is None else request_id, len(found))
         running.check_ids(ids)
         running.requests.reserve(ids)
-        started: list[Delivery] = []
+        started = [
+            running.requests.add(
+                part,
+                prompt_tokens=len(prompt.token_ids),
+                logprobs=params.logprobs,
+                deadline=options.deadline,
+            )
+            for part, prompt in zip(ids, found, strict=True)
+        ]
         try:
-            for part, prompt in zip(ids, found, strict=True):
-                delivery = running.requests.add(
-                    part,
-                    prompt_tokens=len(prompt.token_ids),
-                    logprobs=params.logprobs,
-                    deadline=options.deadline,
-                )
-                started.append(delivery)
-                room = running.max_sequence_length - len(prompt.token_ids)
+            stored = await running.stored_pages(found, adapter=params.adapter, salt=options.cache_salt)
+            for delivery, prompt, pages in zip(started, found, stored, strict=True):
+                room, kv = running.max_sequence_length - len(prompt.token_ids), running.stored_params(pages)
                 await running.submit(
                     delivery,
                     prompt,
-                    engine_params(running.compat, params, room=room),
+                    engine_params(running.compat, params, room=room, kv=kv),
                     adapter=adapter,
                     options=options,
                     salt=options.cache_salt,
+                    pages=pages,
                 )
         except BaseException:
             for delivery in started:
                 delivery.stream.cancel()
-            running.requests.release(ids)
             raise
         return [delivery.stream for delivery in started]
 

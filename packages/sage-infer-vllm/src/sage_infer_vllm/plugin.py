@@ -39,6 +39,10 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "hold_s": "seconds that a prefilled request waits for decode before its KV is freed, 600 by default",
                 "kv_cache_gb": "size of the KV cache in GiB; default: by memory_fraction; 2.0 on a CPU",
                 "prefix_caching": "cache blocks of finished requests for prompts with the same prefix, true by default",
+                "kv_store": "KV store that keeps the cached blocks as well: its name, or {store: NAME, …} with the "
+                "store's options; default: none",
+                "kv_store_wait_s": "seconds that a request waits for blocks from the KV store before it computes them, "
+                "1.0 by default",
                 "quantization": "vLLM's quantization method; default: the checkpoint's",
                 "adapters": "LoRA adapters, {name: folder in PEFT's format}",
                 "max_adapter_rank": "maximum rank of the adapters, 16 by default",
@@ -49,7 +53,8 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "vLLM 0.28 to 0.32; tested on the CPU builds 0.28, 0.30 and 0.32.",
                 "CUDA and other accelerators are not tested in this repository.",
                 "Text prompts only.",
-                "Prefill and decode apart on one CPU device, for models with one form of KV; not on accelerators.",
+                "Prefill and decode apart, and KV stores, on one CPU device, for models with one form of KV; not on "
+                "accelerators.",
             ),
         ),
         BackendSpec(

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from attrs import field, frozen
-from sage_infer.errors import InvalidRequest
+from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.sdk.fields import Choice, Entries, Flag, Integer, Number, Text, optional
 
-from sage_infer_vllm.handover.claims import connector_arguments
+from sage_infer_vllm.kv.claims import EXCLUDED, connector_arguments
 from sage_infer_vllm.platform import Platform
 
 __all__ = ["CPU_KV_GB", "VLLMSettings", "engine_arguments", "engine_environment", "visible_devices"]
@@ -35,6 +35,10 @@ _OURS = {
 }
 """Engine arguments set by our options, with the option's name."""
 
+_STORED_PAGE = 32
+"""Tokens of a page below a KV store, unless ``kv_schema`` sets another number. With vLLM's 128 on a CPU, up to 127
+tokens of a stored prompt would be computed."""
+
 
 @frozen(kw_only=True)
 class VLLMSettings:
@@ -49,6 +53,8 @@ class VLLMSettings:
     memory_fraction: float | None = field(default=None, validator=optional(Number(gt=0, le=1)))
     tensor_parallel: int = field(default=1, validator=Integer(ge=1))
     prefix_caching: bool = field(default=True, validator=Flag())
+    kv_store: str | Mapping[str, Any] | None = field(default=None)
+    kv_store_wait_s: float = field(default=1.0, validator=Number(gt=0))
     eager: bool = field(default=False, validator=Flag())
     quantization: str | None = field(default=None, validator=optional(Text(min_length=1)))
     adapters: Mapping[str, str] = field(factory=dict, validator=Entries(Text(min_length=1)))
@@ -61,6 +67,11 @@ class VLLMSettings:
         for name in self.engine_options:
             if name in _OURS:
                 raise InvalidRequest(f"engine_options cannot set {name!r}; use {_OURS[name]}")
+        if self.kv_store is not None and not isinstance(self.kv_store, str | Mapping):
+            raise InvalidRequest(
+                "kv_store must be the name of a KV store, or {store: NAME, …} with its options; got "
+                f"{self.kv_store!r}"
+            )
 
 
 def engine_arguments(
@@ -111,7 +122,15 @@ def engine_arguments(
             "max_lora_rank": settings.max_adapter_rank,
         }
     arguments |= settings.engine_options
-    return {**arguments, **connector_arguments(arguments, device=device, runner=runner)}
+    connector = connector_arguments(arguments, device=device, runner=runner)
+    if settings.kv_store is not None:
+        if not connector:
+            raise UnsupportedFeature(
+                "kv_store is supported on one CPU device only, and not with the engine arguments "
+                + ", ".join(EXCLUDED)
+            )
+        arguments["block_size"] = _STORED_PAGE
+    return {**arguments, **connector}
 
 
 def engine_environment(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +13,11 @@ import pytest
 from sage_infer.errors import CapabilityMismatch, OutOfMemory, UnsupportedFeature
 from sage_infer.schemas import DecodeState, KVCacheSchema, KVGroup, SamplingParams
 from sage_infer_testing.waiting import eventually
-from sage_infer_vllm.handover.claims import EXCLUDED, connector_arguments, handover_features
 from sage_infer_vllm.handover.held import Held, HeldStates
-from sage_infer_vllm.handover.host_pages import HostPages
 from sage_infer_vllm.handover.states import States
 from sage_infer_vllm.handover.tail import clear_tail
+from sage_infer_vllm.kv.claims import EXCLUDED, connector_arguments, handover_features
+from sage_infer_vllm.kv.host_pages import HostPages
 from sage_infer_vllm.kv.plan import CONNECTOR, PARAMS, PageLoad
 from sage_infer_vllm.kv.scheduler_side import SchedulerSide
 from sage_infer_vllm.kv.worker_side import WorkerSide
@@ -230,6 +231,18 @@ def test_shared_memory_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delattr(os, "memfd_create")
     with pytest.raises(UnsupportedFeature, match="only Linux"):
         HostPages(10)
+
+
+def test_more_shared_memory_than_there_is_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    memory = tmp_path / "meminfo"
+    monkeypatch.setattr("sage_infer_vllm.kv.host_pages._MEMORY", memory)
+    HostPages(10).close()  # the kernel does not say
+    memory.write_text("MemTotal: 9 kB\nMemAvailable:       1 kB\n")
+    HostPages(1024).close()
+    with pytest.raises(OutOfMemory, match="1024 bytes are available"):
+        HostPages(1025)
 
 
 def test_holds_end() -> None:

@@ -21,7 +21,7 @@ from sage_infer.contracts.inference import (
     request_ids,
 )
 from sage_infer.contracts.kv_events import KVEvents, KVEventSource, KVSnapshot, KVStored
-from sage_infer.contracts.kv_keys import KeyChain, block_keys, key_space, partial_key
+from sage_infer.contracts.kv_keys import KeyChain, block_keys, key_space, next_key, partial_key, root_key
 from sage_infer.contracts.kv_store import (
     KVPlace,
     KVStore,
@@ -64,5 +64,5 @@ __all__ = [
     "PrefillResult", "ProgressReport", "ProgressReporting", "PromptLike", "ReplicaExit", "ReplicaHandle",
     "Resuming", "StepCallback", "TextCodec", "TextLike", "TieredKVStore", "TokenStream", "Tokenizing",
     "ToolCall", "ToolCalling", "Transport", "Truncation", "as_prompts", "as_texts", "block_keys",
-    "check_texts", "collect_text", "key_space", "partial_key", "request_ids",
+    "check_texts", "collect_text", "key_space", "next_key", "partial_key", "request_ids", "root_key",
 ]  # fmt: skip

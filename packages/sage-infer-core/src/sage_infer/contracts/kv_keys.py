@@ -14,7 +14,7 @@ import attrs
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 
-__all__ = ["KeyChain", "block_keys", "key_space", "partial_key"]
+__all__ = ["KeyChain", "block_keys", "key_space", "next_key", "partial_key", "root_key"]
 
 _KEY_BYTES = 16
 # Fields of the first schema version, in their original order. Keys are derived from these fields, and from later
@@ -44,7 +44,7 @@ class KeyChain:
     def __init__(
         self, model_id: str, schema: KVCacheSchema, *, salt: bytes = b"", extras: Sequence[bytes] = ()
     ) -> None:
-        self._parent = _root_key(model_id, schema, salt)
+        self._parent = root_key(model_id, schema, salt)
         self._size = schema.page_size
         self._pack = struct.Struct(f"<{self._size}q").pack
         self._extras = extras
@@ -136,10 +136,20 @@ def key_space(model_id: str, schema: KVCacheSchema) -> str:
 
     Two instances have the same key space if and only if equal unsalted keys mean equal KV.
     """
-    return _root_key(model_id, schema).hex()
+    return root_key(model_id, schema).hex()
 
 
-def _root_key(model_id: str, schema: KVCacheSchema, salt: bytes = b"") -> bytes:
+def next_key(parent: bytes, tokens: Sequence[int], extra: bytes = b"") -> bytes:
+    """Return the key of a full block with these tokens, which follows the block ``parent`` or ``root_key``.
+
+    For code that has the keys of a sequence's start, but neither its tokens nor the schema.
+    """
+    packed = struct.pack(f"<{len(tokens)}q", *tokens)
+    return hashlib.blake2b(parent + packed + extra, digest_size=_KEY_BYTES).digest()
+
+
+def root_key(model_id: str, schema: KVCacheSchema, salt: bytes = b"") -> bytes:
+    """Return the parent of a sequence's first block. The arguments are those of ``block_keys``."""
     root = _unsalted_root(model_id, schema)
     if not salt:
         return root

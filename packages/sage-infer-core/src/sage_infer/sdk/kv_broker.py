@@ -9,24 +9,22 @@ from __future__ import annotations
 import asyncio
 import math
 import mmap
-import queue
 import threading
 import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from attrs import define
+from attrs import define, frozen
+
+from sage_infer.call_thread import CallThread
 
 if TYPE_CHECKING:
     from sage_infer.contracts import KVStore
     from sage_infer.schemas import KVCacheSchema
 
-__all__ = ["FetchedPages", "KVBroker", "open_kv_store"]
-
-T = TypeVar("T")
+__all__ = ["FetchedPages", "KVBroker", "check_kv_store", "open_kv_store"]
 
 _CLOSE_S = 5.0
 _CHECKSUMS = 1_000_000
@@ -43,8 +41,25 @@ def open_kv_store(settings: str | Mapping[str, Any], *, schema: KVCacheSchema, m
         BackendUnavailable: unknown, not ready on this machine, or its code failed.
         ConfigError: the setting has another form, or an option that the store does not have.
     """
-    from sage_infer.errors import ConfigError
     from sage_infer.plugins import open_store
+
+    name, options = _parted(settings)
+    return open_store(name, schema=schema, model_id=model_id, **options)
+
+
+def check_kv_store(settings: str | Mapping[str, Any]) -> None:
+    """Check, before an engine starts, that the store which a setting names is there.
+
+    Raises:
+        BackendUnavailable, ConfigError: as ``open_kv_store``, but for what only the store knows.
+    """
+    from sage_infer.plugins import find_plugin, require_ready
+
+    require_ready(find_plugin(_parted(settings)[0], "store"))
+
+
+def _parted(settings: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    from sage_infer.errors import ConfigError
 
     options = {"store": settings} if isinstance(settings, str) else dict(settings)
     name = options.pop("store", None)
@@ -52,7 +67,7 @@ def open_kv_store(settings: str | Mapping[str, Any], *, schema: KVCacheSchema, m
         raise ConfigError(
             f"a KV store is set by its name, or as {{store: NAME, …}} with the store's options; got {settings!r}"
         )
-    return open_store(name, schema=schema, model_id=model_id, **options)
+    return name, options
 
 
 class FetchedPages:
@@ -79,6 +94,15 @@ class _Counts:
     failures: int = 0
 
 
+@frozen
+class _Save:
+    """A page that waits for the store. ``done`` is called when its buffer is no longer read."""
+
+    key: bytes
+    buffer: memoryview
+    done: Callable[[], object]
+
+
 class KVBroker:
     """Fetches and saves pages of one model. All methods may be called from any thread.
 
@@ -87,11 +111,22 @@ class KVBroker:
         page_bytes: size of a page.
         wait_s: how long a request waits for its pages before it is computed without them.
         buffer_bytes: bound of the bytes that are being fetched, and of those that are being saved.
+        new_buffer: returns a buffer of ``page_bytes``; by default private memory. The broker keeps them, and asks for
+            at most ``buffer_bytes`` while only ``fetch`` and ``save_from`` are used.
     """
 
-    def __init__(self, store: KVStore, *, page_bytes: int, wait_s: float, buffer_bytes: int) -> None:
+    def __init__(
+        self,
+        store: KVStore,
+        *,
+        page_bytes: int,
+        wait_s: float,
+        buffer_bytes: int,
+        new_buffer: Callable[[], memoryview] | None = None,
+    ) -> None:
         self._store = store
         self._page_bytes = page_bytes
+        self._new_buffer = new_buffer or (lambda: memoryview(mmap.mmap(-1, page_bytes)))
         self._wait_s = wait_s
         self._limit = max(1, buffer_bytes // page_bytes)
         self._is_lossless = bool(getattr(store, "lossless", True))
@@ -107,8 +142,8 @@ class KVBroker:
         self._closed = False
         self._seen: dict[str, float] = {}  # what the store last said about itself
         self._seen_at = -math.inf
-        self._fetcher, self._saver = _Worker("sage-kv-fetch"), _Worker("sage-kv-save")
-        self._queue: deque[tuple[bytes, memoryview]] = deque()
+        self._fetcher, self._saver = CallThread("sage-kv-fetch"), CallThread("sage-kv-save")
+        self._queue: deque[_Save] = deque()
 
     # --- fetching
 
@@ -142,9 +177,10 @@ class KVBroker:
 
     def _fetch(self, keys: Sequence[bytes]) -> FetchedPages:
         pages: dict[bytes, memoryview] = {}
+        buffers: list[memoryview] = []
         try:
             keys_held = keys[: max(0, int(self._store.match_keys(keys)))]
-            buffers = [self._buffer() for _ in keys_held]
+            buffers += [self._buffer() for _ in keys_held]
             found = self._store.get(keys_held, buffers) if buffers else []
             if len(found) != len(keys_held):
                 raise ValueError(f"the store answered {len(found)} of {len(keys_held)} keys")
@@ -155,6 +191,7 @@ class KVBroker:
         except BaseException:
             with self._lock:
                 self._fetching -= len(keys)
+                self._free.extend(buffers)
                 self._failed()
             return FetchedPages()
         if self._is_observation_due():
@@ -194,32 +231,55 @@ class KVBroker:
             self._saving += 1
         buffer = self._buffer()
         read(buffer)
-        self._queue.append((key, buffer))
+        self._put_later(_Save(key, buffer, lambda: self._free.append(buffer)))
+
+    def save_from(self, key: bytes, buffer: memoryview, done: Callable[[], None]) -> None:
+        """Queue a page without a copy; ``done`` is called when the buffer is no longer read, from any thread."""
+        with self._lock:
+            is_taken = not self._closed and not self._is_paused()
+            if is_taken:
+                self._saving += 1
+            else:
+                self._counts.dropped += 1
+        if is_taken:
+            self._put_later(_Save(key, buffer, done))
+        else:
+            done()
+
+    def _put_later(self, page: _Save) -> None:
+        self._queue.append(page)
         self._saver.submit(self._save)
 
     def _save(self) -> None:
-        batch: list[tuple[bytes, memoryview]] = []
+        batch: list[_Save] = []
         while self._queue and len(batch) < _SAVED_TOGETHER:
             batch.append(self._queue.popleft())
         if not batch:
             return
-        keys = [key for key, _ in batch]
-        sums = [_checksum(buffer) for _, buffer in batch] if self._is_lossless else []
-        held = 0
+        new, sums, held = batch, {}, 0
         try:
-            held = min(len(batch), int(self._store.put(keys, [buffer.toreadonly() for _, buffer in batch])))
+            # Pages that are there already stay: computed in another batch, the same page may differ in its last bits,
+            # and the checksum must be that of the stored one.
+            known = self._store.contains([page.key for page in batch])
+            new = [page for page, is_held in zip(batch, known, strict=True) if not is_held]
+            sums = {page.key: _checksum(page.buffer) for page in new} if self._is_lossless else {}
+            if new:
+                held = int(
+                    self._store.put([page.key for page in new], [page.buffer.toreadonly() for page in new])
+                )
         except BaseException:
             with self._lock:
                 self._failed()
+        held = min(held, len(new))
         with self._lock:
             self._saving -= len(batch)
-            self._free.extend(buffer for _, buffer in batch)
             self._counts.saved += held
-            self._counts.dropped += len(batch) - held
-            for key, value in zip(keys, sums, strict=False):
-                self._checksums[key] = value
+            self._counts.dropped += len(new) - held
+            self._checksums.update(sums)
             while len(self._checksums) > _CHECKSUMS:
                 self._checksums.popitem(last=False)
+        for page in batch:
+            page.done()
         if self._is_observation_due():
             self._observe()
 
@@ -268,6 +328,12 @@ class KVBroker:
                 "paused": float(self._is_paused()),
             }
 
+    def free_buffers(self) -> int:
+        """Buffers without a page that the broker keeps for the next one."""
+        with self._lock:
+            self._take_back()
+            return len(self._free)
+
     def flush(self, timeout_s: float = _CLOSE_S) -> bool:
         """Wait until everything is saved; False where the store takes too long."""
         return self._saver.drain(timeout_s)
@@ -289,7 +355,7 @@ class KVBroker:
         try:
             return self._free.pop()
         except IndexError:
-            return memoryview(mmap.mmap(-1, self._page_bytes))
+            return self._new_buffer()
 
     def _is_paused(self) -> bool:
         return time.monotonic() < self._paused_until
@@ -299,51 +365,6 @@ class KVBroker:
         self._failures_in_row += 1
         if self._failures_in_row >= _PATIENCE:
             self._paused_until = time.monotonic() + _PAUSE_S
-
-
-class _Worker:
-    """One daemon thread: a store that hangs in it keeps no process alive."""
-
-    def __init__(self, name: str) -> None:
-        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._busy_since: float | None = None
-        threading.Thread(target=self._run, name=name, daemon=True).start()
-
-    def submit(self, function: Callable[[], T]) -> Future[T]:
-        future: Future[T] = Future()
-
-        def task() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._tasks.put(task)
-        return future
-
-    def busy_s(self) -> float:
-        """Seconds that the current task has been running."""
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
-
-    def drain(self, timeout_s: float) -> bool:
-        try:
-            self.submit(lambda: None).result(timeout_s)
-        except TimeoutError:
-            return False
-        return True
-
-    def stop(self) -> None:
-        self._tasks.put(None)
-
-    def _run(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            self._busy_since = time.monotonic()
-            task()
-            self._busy_since = None
-            task = None  # its result may be all that is left of a request
 
 
 def _checksum(buffer: memoryview) -> int:

@@ -8,7 +8,7 @@ from sage_infer.schemas import DecodeState, RequestOptions, Timing, TokenDelta, 
 from sage_infer.sdk import first_logprob
 
 from sage_infer_vllm.disaggregation.instance import Instance
-from sage_infer_vllm.kv.plan import FIRST_TOKEN, PARAMS
+from sage_infer_vllm.kv.plan import FIRST_TOKEN
 from sage_infer_vllm.requests.prompts import TokenizedPrompt
 from sage_infer_vllm.requests.sampling import check_params, engine_params
 
@@ -44,7 +44,7 @@ async def decode(
         sampling = engine_params(
             running.compat, state.params, room=running.max_sequence_length - len(prompt),
             seed=state.seed if state.params.temperature else None,
-            extra={"kv_transfer_params": {PARAMS: held.params}, FIRST_TOKEN: state.output_token_ids[0]},
+            extra={FIRST_TOKEN: state.output_token_ids[0]}, kv=held.params,
         )  # fmt: skip
         await running.submit(
             delivery, TokenizedPrompt(prompt, None), sampling, adapter=adapter, options=options,

@@ -85,19 +85,21 @@ async def prefill(
     started: list[_First] = []
     try:
         for part, prompt in zip(ids, found, strict=True):
-            first = _begin(on, part, prompt, params, options)
-            started.append(first)
+            started.append(_begin(on, part, prompt, params, options))
+        stored = await running.stored_pages(found, adapter=params.adapter, salt=options.cache_salt)
+        for first, pages in zip(started, stored, strict=True):
             params_of_part = engine_params(
                 running.compat, params, room=1, seed=first.seed if params.temperature else None,
-                extra={"kv_transfer_params": {PARAMS: {"hold": first.name}}} if first.continues else None,
+                kv={**({"hold": first.name} if first.continues else {}), **running.stored_params(pages)},
             )  # fmt: skip
             await running.submit(
                 first.delivery,
-                prompt,
+                first.prompt,
                 params_of_part,
                 adapter=adapter,
                 options=options,
                 salt=options.cache_salt,
+                pages=pages,
             )
         for first in started:
             await first.read()

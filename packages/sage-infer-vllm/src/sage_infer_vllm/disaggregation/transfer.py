@@ -11,9 +11,9 @@ from sage_infer.schemas import DecodeState, RequestOptions
 
 from sage_infer_vllm.disaggregation.instance import Instance
 from sage_infer_vllm.handover.held import Held
-from sage_infer_vllm.handover.host_pages import HostPages
 from sage_infer_vllm.handover.states import States
 from sage_infer_vllm.handover.tail import clear_tail
+from sage_infer_vllm.kv.host_pages import HostPages
 from sage_infer_vllm.requests.sampling import check_params
 
 __all__ = ["export_kv", "import_kv"]

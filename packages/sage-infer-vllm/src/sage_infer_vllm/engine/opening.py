@@ -10,19 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 from sage_infer.contracts import ProgressReport
-from sage_infer.errors import BackendUnavailable, CapabilityMismatch, EngineDead, ModelNotFound
+from sage_infer.errors import (
+    BackendUnavailable,
+    CapabilityMismatch,
+    EngineDead,
+    ModelNotFound,
+    UnsupportedFeature,
+)
 from sage_infer.schemas import ModelDescriptor
+from sage_infer.sdk.kv_broker import check_kv_store
 
 from sage_infer_vllm.engine.capability import Service, capability_of
+from sage_infer_vllm.engine.kv_reuse import KVReuse
 from sage_infer_vllm.engine.running import Running
-from sage_infer_vllm.handover.claims import handover_features
 from sage_infer_vllm.handover.kv_format import cast_floats
 from sage_infer_vllm.handover.states import States
+from sage_infer_vllm.kv.claims import handover_features
+from sage_infer_vllm.kv.plan import FIRST_TOKEN_CLASS
+from sage_infer_vllm.kv.traffic import open_traffic
 from sage_infer_vllm.models.kv_options import cache_arguments
 from sage_infer_vllm.models.kv_schema import KV_DTYPES, describe_kv
 from sage_infer_vllm.models.prepare import loadable_folder
 from sage_infer_vllm.models.quantization import Quantization
-from sage_infer_vllm.models.weights import WeightIds, weight_ids
+from sage_infer_vllm.models.weights import WeightIds, adapter_id, weight_ids
 from sage_infer_vllm.requests.open_requests import OpenRequests
 from sage_infer_vllm.settings import VLLMSettings, engine_arguments, engine_environment
 
@@ -31,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["adapter_folder", "import_compat", "open_model"]
 
+_SHARE_CACHED = 2  # of the KV cache's pages are assumed to be in it: those that were used last
 _CONVERTED = 0.3  # share of the progress for converting a GGUF file
 
 
@@ -61,6 +72,8 @@ async def open_model(
         on_progress(stage, None if share is None else converted + (1 - converted) * share)
 
     adapters = {name: adapter_folder(name, path) for name, path in settings.adapters.items()}
+    if settings.kv_store is not None:
+        check_kv_store(settings.kv_store)
     folder = await asyncio.to_thread(
         loadable_folder, model.model_path, cache_dir=settings.cache_dir, progress=convert
     )
@@ -99,6 +112,8 @@ async def open_model(
     try:
         running = _read(service, engine, compat, settings, wanted_kv, quantization, adapters)
         _name_kv(running, await hashing, model.model_id, instance_id)
+        if settings.kv_store is not None:
+            await _open_reuse(running, settings.kv_store, settings.kv_store_wait_s, adapters)
         return running
     except BaseException:
         await engine.close()
@@ -126,7 +141,9 @@ def _read(
         )
     _check_kv(wanted_kv, engine.kv)
     tokenizer = engine.llm.get_tokenizer()
-    handover, unsplit = handover_features(schema, engine.kv, engine.page_bytes)
+    # Our connector may be there by vLLM's own configuration, without what decode needs.
+    is_ours = FIRST_TOKEN_CLASS in (config.model_config.logits_processors or ())
+    handover, unsplit = handover_features(schema, engine.kv, engine.page_bytes if is_ours else 0)
     capability = capability_of(
         service,
         engine,
@@ -175,6 +192,40 @@ def _name_kv(running: Running, weights: WeightIds, model_id: str, instance_id: s
         cast=cast_floats,
     )
     running.key_space = running.states.key_space
+
+
+async def _open_reuse(
+    running: Running, setting: str | Mapping[str, Any], wait_s: float, adapters: Mapping[str, Path]
+) -> None:
+    """Open the KV store below a running engine."""
+    states, engine = running.states, running.engine
+    if states is None or not running.capability.supports("prefill_decode"):
+        raise UnsupportedFeature(f"kv_store is not supported for this model: {running.unsplit}")
+    config, blocks = engine.config, int(engine.config.cache_config.num_gpu_blocks or 0)
+    traffic = await asyncio.to_thread(
+        open_traffic,
+        setting,
+        kv_model=states.kv_model,
+        schema=states.schema,
+        blocks=blocks,
+        sequence_tokens=running.max_sequence_length,
+        step_tokens=int(config.scheduler_config.max_num_batched_tokens),
+        wait_s=wait_s,
+    )
+    try:
+        contents = {name: await asyncio.to_thread(adapter_id, path) for name, path in adapters.items()}
+    except BaseException:
+        traffic.close()
+        raise
+    running.reuse = KVReuse(
+        traffic,
+        kv_model=states.kv_model,
+        schema=states.schema,
+        adapters=contents,
+        cached_pages=blocks // _SHARE_CACHED if config.cache_config.enable_prefix_caching else 0,
+        fence=running.fence,
+    )
+    engine.counters.on_step = running.reuse.collect
 
 
 def _check_kv(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
@@ -10,6 +11,7 @@ from sage_infer.contracts import ChatAnswer, EngineStats
 from sage_infer.errors import EngineDead, InvalidRequest, ModelNotFound
 from sage_infer.schemas import CapabilityDescriptor, RequestOptions
 
+from sage_infer_vllm.engine.kv_reuse import KVReuse, PromptPages
 from sage_infer_vllm.handover.held import HeldStates
 from sage_infer_vllm.handover.states import States
 from sage_infer_vllm.kv.plan import PARAMS
@@ -40,6 +42,7 @@ class Running:
         unsplit: reason why prefill and decode, or KV transfer, are not supported; empty if both are.
         key_space: ``contracts.key_space`` of the KV; None without a schema.
         states: makes and checks states between prefill and decode; None without a schema.
+        reuse: the KV store below the engine; None without one.
         held: KV that waits for its decode.
     """
 
@@ -54,6 +57,7 @@ class Running:
     unsplit: str = ""
     key_space: str | None = None
     states: States | None = None
+    reuse: KVReuse | None = None
     held: HeldStates = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -102,16 +106,21 @@ class Running:
         adapter: Any,
         options: RequestOptions,
         salt: str = "",
+        pages: PromptPages | None = None,
     ) -> None:
-        """Hand a request to vLLM; its outputs go to ``delivery``.
+        """Hand a request to vLLM; its outputs go to ``delivery``. One that has ended already is not handed over.
+
+        ``pages`` are those that the parameters ask the engine to load.
 
         Raises:
             InvalidRequest: vLLM rejects it.
             EngineDead: the engine has stopped.
         """
         compat, llm = self.compat, self.engine.llm
+        if delivery.has_ended():
+            return
         try:
-            collector = await llm.add_request(
+            adding = llm.add_request(
                 delivery.request_id,
                 compat.tokens_input(prompt.token_ids, prompt=prompt.text, cache_salt=salt or None),
                 sampling,
@@ -119,14 +128,33 @@ class Running:
                 trace_headers=options.trace or None,
                 priority=options.priority,
             )
+            collector = await (adding if pages is None else self._added(adding, pages))
         except compat.EngineDeadError as error:
             raise self.dead() from error
         except (compat.VLLMClientError, ValueError, TypeError) as error:
             raise InvalidRequest(f"vLLM rejects the request: {str(error).splitlines()[0]}") from error
         delivery.collector = collector
+        if pages is not None and self.reuse is not None:
+            self.reuse.submitted(delivery, pages, rows=sampling.n)
         compat.attach(collector, delivery.take)
-        if delivery.stream.finish_reason is not None:  # cancelled during the hand-over
+        if delivery.has_ended():  # cancelled during the hand-over
             await compat.abort_now(llm, collector)
+            if pages is not None and self.reuse is not None:
+                self.reuse.abandon(pages)
+
+    async def _added(self, adding: Awaitable[Any], pages: PromptPages) -> Any:
+        """The collector of a request with stored pages; if the caller gives up meanwhile, it is aborted first."""
+        task = asyncio.ensure_future(adding)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self.requests.run(self._abort_added(task, pages))
+            raise
+
+    async def _abort_added(self, adding: asyncio.Future[Any], pages: PromptPages) -> None:
+        await self.compat.abort_now(self.engine.llm, await adding)
+        if self.reuse is not None:
+            self.reuse.abandon(pages)
 
     def check_ids(self, request_ids: Sequence[str]) -> None:
         """Raises:
@@ -147,6 +175,32 @@ class Running:
             raise self.dead() from error
         return found
 
+    async def fence(self) -> None:
+        """Wait until the engine has dropped aborted requests, and the workers have ended all steps so far.
+
+        Raises:
+            EngineDead: the engine has stopped.
+        """
+        await self.requests.settled()
+        await self.call_workers("sage_page_bytes")
+
+    async def stored_pages(
+        self, prompts: Sequence[TokenizedPrompt], *, adapter: str | None, salt: str
+    ) -> list[PromptPages | None]:
+        """The pages of each prompt that the KV store holds; None without a store."""
+        reuse = self.reuse
+        if reuse is None:
+            return [None] * len(prompts)
+        return list(
+            await asyncio.gather(
+                *(reuse.fetch(prompt.token_ids, salt=salt, adapter=adapter) for prompt in prompts)
+            )
+        )
+
+    def stored_params(self, pages: PromptPages | None) -> dict[str, Any]:
+        """What a request's parameters say about these pages."""
+        return {} if pages is None or self.reuse is None else self.reuse.params(pages)
+
     def release(self, name: str) -> None:
         """Have the engine free a hold; an unknown one is ignored."""
         params = {PARAMS: {"release": [name]}}
@@ -166,6 +220,7 @@ class Running:
         load = load_of(self.requests.deliveries(), self.requests.calls(), waiting=waiting)
         prompt_rate, output_rate = counters.rates()
         queries = counters.cache_queries
+        stored = {} if self.reuse is None else self.reuse.counts()
         return EngineStats(
             running=running,
             waiting=waiting,
@@ -187,6 +242,7 @@ class Running:
                 "prompt_tokens_per_s": prompt_rate,
                 "output_tokens_per_s": output_rate,
                 "preemptions": counters.preemptions,
+                **{f"kv_store_{name}": value for name, value in stored.items()},
             },
         )
 
@@ -199,3 +255,5 @@ class Running:
         self.held.close()
         await self.requests.settled()
         await self.engine.close()
+        if self.reuse is not None:
+            await self.reuse.close()

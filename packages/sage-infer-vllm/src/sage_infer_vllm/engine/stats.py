@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from attrs import define, field
@@ -28,6 +29,7 @@ class EngineCounters:
         cache_queries: prompt tokens looked up in the prefix cache.
         cache_hits: prompt tokens found there.
         preemptions: number of preempted requests.
+        on_step: called after each step.
     """
 
     steps: int = 0
@@ -40,6 +42,7 @@ class EngineCounters:
     cache_queries: int = 0
     cache_hits: int = 0
     preemptions: int = 0
+    on_step: Callable[[], None] | None = None
     _recent: deque[tuple[float, int, int]] = field(factory=deque)
     _last_step: float | None = None
 
@@ -61,6 +64,8 @@ class EngineCounters:
             self.preemptions += iteration.num_preempted_reqs
             self._recent.append((time.monotonic(), prompt, output))
             self._forget()
+        if self.on_step is not None:
+            self.on_step()
 
     def _count_step(self, *, busy: bool) -> None:
         now = time.monotonic()

@@ -10,8 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from sage_infer_vllm.engine.kv_facts import kv_facts
 from sage_infer_vllm.engine.start_reports import report, report_failure
+from sage_infer_vllm.kv.facts import kv_facts
 
 __all__ = ["BASE", "CLASS", "STAGES"]
 

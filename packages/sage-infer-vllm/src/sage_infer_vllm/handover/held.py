@@ -12,7 +12,7 @@ from attrs import define, field
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import DecodeState
 
-from sage_infer_vllm.handover.host_pages import HostPages
+from sage_infer_vllm.kv.host_pages import HostPages
 
 __all__ = ["Held", "HeldStates"]
 

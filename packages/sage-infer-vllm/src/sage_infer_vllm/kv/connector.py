@@ -16,7 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from sage_infer_vllm.kv.plan import PageLoad
+from sage_infer_vllm.kv.plan import ArenaCopies, PageLoad
 from sage_infer_vllm.kv.scheduler_side import SchedulerSide
 from sage_infer_vllm.kv.worker_side import WorkerSide
 
@@ -28,8 +28,9 @@ _log = logging.getLogger("vllm.sage_infer")
 class Step(KVConnectorMetadata):  # type: ignore[misc]  # vLLM is not there when types are checked
     """What the scheduler sends to the workers with each step."""
 
-    def __init__(self, loads: tuple[PageLoad, ...]) -> None:
+    def __init__(self, loads: tuple[PageLoad, ...], stored: ArenaCopies | None = None) -> None:
         self.loads = loads
+        self.stored = stored
 
 
 class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # as above
@@ -61,7 +62,12 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         self.scheduler.allocated(request, blocks.get_block_ids(), num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> Step:
-        return Step(self.scheduler.planned())
+        saves: list[tuple[int, int]] = []
+        try:
+            saves = self.scheduler.saves(scheduler_output)
+        except Exception:
+            _log.exception("KV of this step is not saved")
+        return Step(self.scheduler.planned(), self.scheduler.copies(saves))
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished_all_groups(request, (block_ids,))
@@ -89,15 +95,25 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             self.worker.load(step.loads)
         except Exception:
             _log.exception("KV is computed, as it cannot be loaded")
+        try:
+            if step.stored is not None:
+                self.worker.load_stored(step.stored)
+        except Exception:
+            _log.exception("stored KV is computed, as it cannot be loaded")
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Loads are complete when ``start_load_kv`` returns."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing is saved during a step."""
+        """Pages are saved when a step has computed all layers."""
 
     def wait_for_save(self) -> None:
-        """Nothing is saved during a step."""
+        step = self._get_connector_metadata()
+        try:
+            if step.stored is not None:
+                self.worker.save(step.stored)
+        except Exception:
+            _log.exception("KV is not saved")
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self.worker.take_failed()

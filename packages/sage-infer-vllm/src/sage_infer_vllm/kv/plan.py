@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from attrs import frozen
 
-__all__ = ["CONNECTOR", "FIRST_TOKEN", "FIRST_TOKEN_CLASS", "PARAMS", "PageLoad", "connector_config"]
+from sage_infer_vllm.kv.arena import ArenaPlace
+
+__all__ = [
+    "CONNECTOR", "FIRST_TOKEN", "FIRST_TOKEN_CLASS", "PARAMS", "ArenaCopies", "PageLoad", "connector_config",
+]  # fmt: skip
 
 PARAMS = "sage_infer"
 """Key in a request's ``kv_transfer_params``. Below it: ``hold`` (name), ``resume`` (name) with ``file`` for pages in
-shared memory, or ``release`` (names)."""
+shared memory, ``release`` (names), or ``stored`` (what ``kv.stored.prompt_of`` reads)."""
 
 FIRST_TOKEN = "sage_infer_first_token"
 """Key in a request's ``extra_args``: the token that its output must begin with."""
@@ -37,3 +41,18 @@ class PageLoad:
     held: tuple[int, ...] = ()
     file: str = ""
     first: int = 0
+
+
+@frozen
+class ArenaCopies:
+    """Copies between the cache and an arena in one step.
+
+    Attributes:
+        place: of the arena.
+        loads: slots and the blocks that they fill, before the step computes.
+        saves: blocks and the slots that they fill, after it has computed.
+    """
+
+    place: ArenaPlace
+    loads: tuple[tuple[int, int], ...]
+    saves: tuple[tuple[int, int], ...]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sage_infer_vllm.kv.plan import PARAMS, PageLoad
+from sage_infer_vllm.kv.arena import ArenaPlace
+from sage_infer_vllm.kv.plan import PARAMS, ArenaCopies, PageLoad
+from sage_infer_vllm.kv.stored import StoredPages, StoredPrompt, prompt_of
 
 __all__ = ["SchedulerSide"]
 
@@ -19,6 +21,8 @@ class SchedulerSide:
     def __init__(self, page_size: int) -> None:
         self._page_size = page_size
         self._pool: Any = None
+        self._stored = StoredPages(page_size)
+        self._prompts: dict[str, StoredPrompt] = {}  # of requests that use a KV store
         self._held: dict[str, list[int]] = {}
         self._loads: list[PageLoad] = []
         self._resumed: list[str] = []  # holds whose pages are in the plan of this step
@@ -33,6 +37,8 @@ class SchedulerSide:
     def matched_tokens(self, request: Any, computed: int) -> int:
         """Tokens of the prompt behind the ``computed`` ones whose KV can be loaded; all but the last."""
         params = _params(request)
+        if "stored" in params:
+            return self._stored.matched_tokens(request, self._prompt(request, params["stored"]), computed)
         if not self._can_load(request, params) or request.skip_reading_prefix_cache:
             return 0
         tokens, name = int(request.num_prompt_tokens), params["resume"]
@@ -47,6 +53,8 @@ class SchedulerSide:
     def allocated(self, request: Any, block_ids: Sequence[Sequence[int]], loaded_tokens: int) -> None:
         """vLLM has allocated the request's blocks and expects KV of ``loaded_tokens`` in them."""
         params = _params(request)
+        if request.request_id in self._prompts:
+            self._stored.allocated(request, self._prompts[request.request_id], block_ids[0], loaded_tokens)
         if not self._can_load(request, params):
             return
         name, end, size = params["resume"], int(request.num_prompt_tokens) - 1, self._page_size
@@ -74,10 +82,20 @@ class SchedulerSide:
         self._resumed.clear()
         return loads
 
+    def saves(self, step: Any) -> list[tuple[int, int]]:
+        """See ``StoredPages.saves``."""
+        return self._stored.saves(step)
+
+    def copies(self, saves: Sequence[tuple[int, int]]) -> ArenaCopies | None:
+        """See ``StoredPages.copies``."""
+        return self._stored.copies(saves)
+
     def finished(self, request: Any, block_ids: Sequence[Sequence[int]]) -> dict[str, Any] | None:
         """A request has ended; returns its ``kv_transfer_params`` where its blocks are held now."""
         params = _params(request)
         self._loaded.discard(request.request_id)
+        if self._prompts.pop(request.request_id, None) is not None:
+            self._stored.finished(request)
         for name in params.get("release", ()):
             self.release(name)
         if "resume" in params and params["resume"] not in self._resumed:
@@ -95,6 +113,13 @@ class SchedulerSide:
         held = self._held.pop(name, None)
         if held is not None:  # the last one first, so that a prefix stays longest
             self._pool.free_blocks([self._pool.blocks[block] for block in reversed(held)])
+
+    def _prompt(self, request: Any, stored: Mapping[str, Any]) -> StoredPrompt:
+        found = self._prompts.get(request.request_id)
+        if found is None:
+            found = prompt_of(stored, self._stored.arena(ArenaPlace.of(stored["arena"])))
+            self._prompts[request.request_id] = found
+        return found
 
     def _can_load(self, request: Any, params: Mapping[str, Any]) -> bool:
         if "resume" not in params or params["resume"] in self._resumed:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sage_infer_vllm.kv.plan import PageLoad
+from sage_infer_vllm.kv.arena import Arena, ArenaPlace
+from sage_infer_vllm.kv.plan import ArenaCopies, PageLoad
 
 __all__ = ["WorkerSide"]
 
@@ -26,6 +27,7 @@ class WorkerSide:
         self.page_bytes = 0
         self._layers: list[Any] = []  # one array (blocks, bytes) a layer
         self._failed: set[int] = set()
+        self._arena: Arena | None = None
 
     def register(self, caches: Mapping[str, Any], num_blocks: int) -> None:
         """``caches``: each layer's tensor, blocks first."""
@@ -46,7 +48,12 @@ class WorkerSide:
         self.page_bytes = sum(int(layer.shape[1]) for layer in layers)
 
     def load(self, loads: Iterable[PageLoad]) -> None:
-        """Fill blocks; those that cannot be filled are reported by ``take_failed``."""
+        """Fill blocks; those that cannot be filled are reported by ``take_failed``.
+
+        Raises:
+            Exception: the first failure, after all other blocks are filled.
+        """
+        failure: Exception | None = None
         for load in loads:
             try:
                 if load.held:
@@ -58,9 +65,41 @@ class WorkerSide:
                     with _Mapped(load.file) as pages:
                         for page, block in enumerate(load.blocks, load.first):
                             self._write(block, pages.page(page, self.page_bytes))
-            except Exception:
+            except Exception as error:
                 self._failed.update(load.blocks)
-                raise
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def load_stored(self, copies: ArenaCopies) -> None:
+        """Fill blocks with pages of an arena, before the step computes; failures are reported as by ``load``."""
+        if not copies.loads:
+            return
+        try:
+            arena = self._open(copies.place)
+        except Exception:
+            self._failed.update(block for _, block in copies.loads)
+            raise
+        for slot, block in copies.loads:
+            self._write(block, arena.page(slot))
+
+    def save(self, copies: ArenaCopies) -> None:
+        """Copy blocks that this step has completed to an arena."""
+        if not copies.saves:
+            return
+        arena = self._open(copies.place)
+        for block, slot in copies.saves:
+            self._read(block, arena.page(slot))
+            arena.filled(slot)
+
+    def _open(self, place: ArenaPlace) -> Arena:
+        if self._arena is None or self._arena.place != place:
+            if place.page_bytes != self.page_bytes:
+                raise ValueError(
+                    f"a page of the arena has {place.page_bytes} bytes, and {self.page_bytes} here"
+                )
+            self._arena = Arena.open(place)
+        return self._arena
 
     def take_failed(self) -> set[int]:
         failed, self._failed = self._failed, set()
@@ -70,12 +109,15 @@ class WorkerSide:
         """Copy blocks into a file of shared memory, from its page ``first`` on; returns the bytes of a page."""
         with _Mapped(file) as pages:
             for page, block in enumerate(blocks, first):
-                out, at = pages.page(page, self.page_bytes), 0
-                for layer in self._layers:
-                    width = layer.shape[1]
-                    out[at : at + width] = layer[block]
-                    at += width
+                self._read(block, pages.page(page, self.page_bytes))
         return self.page_bytes
+
+    def _read(self, block: int, out: Any) -> None:
+        at = 0
+        for layer in self._layers:
+            width = layer.shape[1]
+            out[at : at + width] = layer[block]
+            at += width
 
     def _write(self, block: int, page: Any) -> None:
         at = 0

@@ -22,10 +22,11 @@ class Delivery:
         cached: prompt tokens found in a cache, if known better than vLLM reports it.
         handed: ``kv_transfer_params`` that the engine's connector returned when the request ended.
         loaded: called when the KV loaded for the request is no longer read: at its first output or its end.
+        closed: called at its end.
     """
 
-    __slots__ = ("_cached", "_ended", "_first", "_queue_s", "cached", "collector", "handed", "lengths", "loaded",
-                 "logprobs", "prompt_tokens", "reason", "request_id", "started", "stream")  # fmt: skip
+    __slots__ = ("_cached", "_ended", "_first", "_queue_s", "cached", "closed", "collector", "handed", "lengths",
+                 "loaded", "logprobs", "prompt_tokens", "reason", "request_id", "started", "stream")  # fmt: skip
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Delivery:
         self.cached: int | None = None
         self.handed: Any = None
         self.loaded: Callable[[], None] | None = None
+        self.closed: Callable[[], None] | None = None
         self._cached = 0
         self._queue_s = 0.0
         self.started = time.perf_counter()
@@ -56,6 +58,9 @@ class Delivery:
     def has_output(self) -> bool:
         """Whether the first token has arrived."""
         return self._first > 0
+
+    def has_ended(self) -> bool:
+        return self._ended is None
 
     @property
     def context_tokens(self) -> int:
@@ -147,6 +152,9 @@ class Delivery:
 
     def _close(self) -> None:
         self._release()
+        closed, self.closed = self.closed, None
+        if closed is not None:
+            closed()
         ended, self._ended = self._ended, None
         if ended is not None:
             ended(self)

@@ -9,6 +9,8 @@ from typing import Any
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import GuidedDecoding, SamplingParams
 
+from sage_infer_vllm.kv.plan import PARAMS
+
 __all__ = ["check_params", "engine_params"]
 
 MAX_TEMPERATURE = 2.0
@@ -42,11 +44,14 @@ def engine_params(
     room: int,
     seed: int | None = None,
     extra: Mapping[str, Any] | None = None,
+    kv: Mapping[str, Any] | None = None,
 ) -> Any:
     """vLLM's parameters for one prompt with ``room`` tokens for its output; not shared between prompts.
 
-    ``seed`` is used if ``params`` has none; ``extra`` becomes vLLM's ``extra_args``, for plug-ins in the engine.
+    ``seed`` is used if ``params`` has none; ``extra`` becomes vLLM's ``extra_args``, for plug-ins in the engine, and
+    ``kv`` the part that our connector reads.
     """
+    own = {**(extra or {}), **({"kv_transfer_params": {PARAMS: dict(kv)}} if kv else {})}
     max_tokens = min(params.max_tokens or room, room)
     return compat.SamplingParams(
         n=params.n,
@@ -67,7 +72,7 @@ def engine_params(
         skip_special_tokens=params.skip_special_tokens,
         structured_outputs=None if params.guided is None else _structured(compat, params.guided),
         output_kind=compat.RequestOutputKind.DELTA,
-        extra_args=None if extra is None else dict(extra),
+        extra_args=own or None,
     )
 
 
