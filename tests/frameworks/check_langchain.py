@@ -43,6 +43,11 @@ class TestChat(ChatModelIntegrationTests):
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
 
+    @model_size
+    def test_json_mode(self, model: BaseChatModel) -> None:
+        """JSON of any form: which keys it has is left to the prompt, and so to the model."""
+        super().test_json_mode(model)
+
 
 class TestEmbeddings(EmbeddingsIntegrationTests):
     @property
