@@ -64,7 +64,8 @@ def test_unknown_command(sage: Sage) -> None:
 
 
 def test_a_command_of_a_wheel_that_is_not_installed_names_it(sage: Sage) -> None:
-    assert "pip install sage-llm" in sage.fails("llm", code=3)
+    """The plug-in is switched off, as the wheel is installed where all wheels are tested together."""
+    assert "pip install sage-llm" in sage.fails("llm", code=3, SAGE_INFER_DISABLE="llm")
 
 
 # --- backend
