@@ -14,7 +14,7 @@ import pytest
 from openvino_toy import deltas, descriptor, greedy, run, tokens
 from sage_infer import open_backend
 from sage_infer.contracts import InferenceBackend, KVTransfer, collect_text
-from sage_infer.errors import CapabilityMismatch, ModelNotFound, SchemaError
+from sage_infer.errors import ModelNotFound, SchemaError
 from sage_infer.schemas import GuidedDecoding, Prompt, SamplingParams
 from sage_infer.schemas.codec import to_json
 from sage_infer_openvino.backend import OpenVINOBackend
@@ -169,12 +169,12 @@ def test_another_process_continues_with_exported_kv(
     assert json.loads(child.stdout.splitlines()[-1]) == expected
 
 
-def test_kv_of_another_precision_is_refused(
+def test_kv_of_another_precision_is_converted(
     backend: OpenVINOBackend, smollm2_gguf: Path, cache_dir: Path
 ) -> None:
     async def main() -> None:
         model = descriptor(smollm2_gguf, "smollm2-135m")
-        result = await backend.prefill("The sky is", request_id="here", params=greedy(4))
+        result = await backend.prefill("The sky is", request_id="here", params=greedy(3))
         state, buffers = await backend.export_kv(result.states[0])
         await backend.abort("here")
         async with open_backend(
@@ -186,11 +186,10 @@ def test_kv_of_another_precision_is_refused(
                 "token_head",
                 True,
             )
-            with pytest.raises(
-                CapabilityMismatch, match="conversion required: format_id, dtype, scale_dtype"
-            ):
-                await small.import_kv(state, buffers)
-            assert len((await all_tokens(small, "The sky is", greedy(4)))[0]) == 4
+            arrived = await small.import_kv(state, buffers)
+            continued = await tokens((await small.decode(arrived, request_id="there")).stream)
+            # The fourth token is a near tie, which rounding may decide either way.
+            assert [continued] == await all_tokens(small, "The sky is", greedy(3))
             # Its own KV comes back to it, byte for byte.
             expected = await all_tokens(small, "The sky is", greedy(6))
             own = await small.prefill("The sky is", request_id="a", params=greedy(6))
