@@ -110,7 +110,8 @@ def explain(
 
 
 def _drained(result: dict[str, object]) -> str:
+    requests = "1 request" if result["open"] == 1 else f"{result['open']} requests"
     return (
-        f"{result['replica_id']}: {result['open']} requests: {result['ended']} ended, {result['migrated']} migrated; "
+        f"{result['replica_id']}: {requests}: {result['ended']} ended, {result['migrated']} migrated; "
         f"stopped in {result['took_s']:.1f} s"
     )
