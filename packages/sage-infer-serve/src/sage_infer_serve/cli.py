@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import logging
 import socket
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from sage_infer.cli.output import AsJson, note, print_json, print_table
+from sage_infer.cli.output import AsJson, print_json, print_table
 
 if TYPE_CHECKING:
-    from sage_infer.config import LoadedConfig
-
     from sage_infer_serve.http.auth import APIKey
     from sage_infer_serve.settings import GatewaySettings
 
@@ -74,6 +69,8 @@ def serve(
     """
     from sage_infer.config import load_config
 
+    from sage_infer_serve.config import Serve
+    from sage_infer_serve.gateway_command import run_command
     from sage_infer_serve.served_models import configured_models, named_models, with_profiles
 
     flags = {
@@ -86,37 +83,12 @@ def serve(
     models = named_models(llm or (), embedding or (), reranker or ()) or configured_models(loaded)
     if quant_profile:
         models = with_profiles(models, quant_profile)
-    _run(loaded, models, insecure=insecure, as_json=as_json)
-
-
-def _run(loaded: LoadedConfig, models: dict[str, Any], *, insecure: bool, as_json: bool) -> None:
-    from attrs import evolve
-
-    from sage_infer_serve.config import Serve
-    from sage_infer_serve.outputs import survive_closed_outputs
-    from sage_infer_serve.server import check_settings, listen, new_loop
-    from sage_infer_serve.settings import GatewaySettings
-
-    settings = GatewaySettings.from_config(loaded.section(Serve), insecure=insecure)
-    if settings.keys_file is not None:
-        settings = evolve(settings, keys_file=str(loaded.path_value("serve.keys_file", settings.keys_file)))
-    keys = check_settings(settings)
-    survive_closed_outputs()
-    listener = listen(settings)  # first, to report a port in use before models are loaded
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("sage_infer.serve").setLevel(logging.INFO)
-    provider = None
-    if settings.tracing:
-        from sage_infer_serve.watch.tracing import Tracing
-
-        provider = Tracing.export_by_otlp()
-    try:
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(_serve(settings, keys, listener, models, loaded.section(Serve).sharing, as_json))
-    finally:
-        listener.close()
-        if provider is not None:
-            provider.shutdown()
+    sharing_mode = loaded.section(Serve).sharing
+    run_command(
+        loaded,
+        lambda settings, keys, listener: _serve(settings, keys, listener, models, sharing_mode, as_json),
+        insecure=insecure,
+    )
 
 
 async def _serve(
@@ -127,6 +99,7 @@ async def _serve(
     sharing: str,
     as_json: bool,
 ) -> None:
+    from sage_infer_serve.gateway_command import note_stopping, settle
     from sage_infer_serve.server import run_until_signal
     from sage_infer_serve.watch.loading import start_with_progress
 
@@ -135,9 +108,7 @@ async def _serve(
 
         async def load() -> None:
             await start_with_progress(backend)
-            # Loaded objects are permanent: garbage collections that traverse them again would stall every stream.
-            gc.collect()
-            gc.freeze()
+            settle()
 
         def on_ready(url: str) -> None:
             if as_json:
@@ -147,15 +118,8 @@ async def _serve(
                 _print_url(backend, url, keys)
             sys.stdout.flush()
 
-        def on_drain(open_requests: int) -> None:
-            note(
-                f"stopping: {open_requests} request(s) open; repeat to cancel them"
-                if open_requests
-                else "stopping"
-            )
-
         await run_until_signal(
-            backend, settings, keys, listener, load=load, on_ready=on_ready, on_drain=on_drain
+            backend, settings, keys, listener, load=load, on_ready=on_ready, on_drain=note_stopping
         )
     finally:
         await backend.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -11,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from sage_infer.cli.options import Backend, BackendOptions, KVSchema, QuantProfile
-from sage_infer.cli.output import AsJson, note, print_json
+from sage_infer.cli.output import AsJson, print_json
 
 if TYPE_CHECKING:
     import socket
 
-    from sage_infer.config import LoadedConfig
     from sage_infer_serve.http.auth import APIKey
     from sage_infer_serve.settings import GatewaySettings
 
@@ -76,6 +73,7 @@ def serve(
     """
     import attrs
     from sage_infer.config import load_config
+    from sage_infer_serve.gateway_command import run_command
 
     from sage_llm.commands.config import LLM
     from sage_llm.commands.joined import with_joined
@@ -111,32 +109,12 @@ def serve(
         models = [attrs.evolve(served, server=SERVER) for served in models]
     if settings.share_cpus:
         models = with_cpus(models)
-    _run(loaded, settings, models, insecure=insecure, as_json=as_json)
-
-
-def _run(
-    loaded: LoadedConfig, settings: LLM, models: Sequence[ServedModel], *, insecure: bool, as_json: bool
-) -> None:
-    from attrs import evolve
-    from sage_infer_serve.config import Serve
-    from sage_infer_serve.outputs import survive_closed_outputs
-    from sage_infer_serve.server import check_settings, listen, new_loop
-    from sage_infer_serve.settings import GatewaySettings
-
-    gateway = GatewaySettings.from_config(loaded.section(Serve), insecure=insecure)
-    if gateway.keys_file is not None:
-        gateway = evolve(gateway, keys_file=str(loaded.path_value("serve.keys_file", gateway.keys_file)))
-    keys = check_settings(gateway)
-    survive_closed_outputs()
-    listener = listen(gateway)  # first, to report a port in use before replicas are started
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("sage_infer.serve").setLevel(logging.INFO)
     logging.getLogger("sage_llm").setLevel(logging.INFO)
-    try:
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(_serve(settings, gateway, keys, listener, models, as_json))
-    finally:
-        listener.close()
+    run_command(
+        loaded,
+        lambda gateway, keys, listener: _serve(settings, gateway, keys, listener, models, as_json),
+        insecure=insecure,
+    )
 
 
 async def _serve(
@@ -147,6 +125,7 @@ async def _serve(
     models: Sequence[ServedModel],
     as_json: bool,
 ) -> None:
+    from sage_infer_serve.gateway_command import note_stopping, settle
     from sage_infer_serve.server import run_until_signal
     from sage_infer_serve.watch.loading import start_with_progress
 
@@ -163,8 +142,7 @@ async def _serve(
 
         async def load() -> None:
             await start_with_progress(manager)
-            gc.collect()
-            gc.freeze()
+            settle()
             url = f"http://{gateway.host}:{address[1]}"
             control.append(ControlServer(control_path(address[1]), methods(manager, url, settings.drain_s)))
             await control[0].start()
@@ -176,15 +154,8 @@ async def _serve(
                 _print_ready(manager, url, keys)
             sys.stdout.flush()
 
-        def on_drain(open_requests: int) -> None:
-            note(
-                f"stopping: {open_requests} request(s) open; repeat to cancel them"
-                if open_requests
-                else "stopping"
-            )
-
         await run_until_signal(
-            manager, gateway, keys, listener, load=load, on_ready=on_ready, on_drain=on_drain
+            manager, gateway, keys, listener, load=load, on_ready=on_ready, on_drain=note_stopping
         )
     finally:
         for server in control:
