@@ -42,10 +42,14 @@ class ControlServer:
 
     async def start(self) -> None:
         self._path.unlink(missing_ok=True)  # of a server that was killed; the port belongs to this one
+        for path in _sockets():
+            if not _answers(path):
+                path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         before = os.umask(0o177)
         try:
             listener.bind(os.fspath(self._path))
+            listener.listen()
         finally:
             os.umask(before)
         self._server = await asyncio.start_unix_server(self._answer, sock=listener, limit=_MAX_BYTES)
@@ -120,14 +124,21 @@ def ask(port: int | None, method: str, **arguments: Any) -> Any:
 
 def _only() -> Path:
     """The socket of the only control plane that answers."""
-    found = []
-    for path in sorted(run_folder().glob(f"{_PREFIX}*{_SUFFIX}")):
-        with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
-            connection.connect(os.fspath(path))
-            found.append(path)
+    found = [path for path in _sockets() if _answers(path)]
     if len(found) == 1:
         return found[0]
     if not found:
         raise BackendUnavailable("no control plane is running; start one with `sage llm serve`")
     ports = ", ".join(path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) for path in found)
     raise BackendUnavailable(f"several control planes are running, at ports {ports}; choose one with --port")
+
+
+def _sockets() -> list[Path]:
+    return sorted(run_folder().glob(f"{_PREFIX}*{_SUFFIX}"))
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
+        connection.connect(os.fspath(path))
+        return True
+    return False

@@ -15,6 +15,7 @@ from sage_infer.contracts import Executor, ReplicaHandle
 from sage_infer.errors import InvalidRequest, ModelNotFound, SageInferError
 from sage_infer.schemas import ReplicaSpec
 
+from sage_llm.manager.adoption import adopted
 from sage_llm.manager.dispatch import Dispatcher
 from sage_llm.manager.health import HealthLimits, judge
 from sage_llm.manager.live_instance import LiveInstance
@@ -112,23 +113,34 @@ class Fleet:
     # --- starting
 
     async def start(self, specs: Sequence[ReplicaSpec]) -> None:
-        """Start replicas, and wait until all are ready.
+        """Start replicas, and wait until all are ready. The first call takes over those of an earlier control plane.
 
         Raises:
             SageInferError: one did not start; the others continue to start.
         """
+        running: dict[str, ReplicaHandle] = {}
         if self._watching is None:
             self._watching = self._spawn(self._watch())
+            running = await adopted(self._executor, specs)
         replicas = [Replica(spec, Restarts(self._restarts)) for spec in specs]
         for replica in replicas:
             known = self.replicas.get(replica.replica_id)
             if known is not None and known.word != "gone":
                 raise InvalidRequest(f"replica {replica.replica_id!r} exists and is {known.word}")
             self.replicas[replica.replica_id] = replica
-        await asyncio.gather(*(self._launch(replica) for replica in replicas))
+        await asyncio.gather(
+            *(self._launch(replica, running.get(replica.replica_id)) for replica in replicas)
+        )
 
-    async def _launch(self, replica: Replica) -> None:
+    async def _launch(self, replica: Replica, running: ReplicaHandle | None = None) -> None:
+        """Start a replica, or take over the running one."""
         replica.word = "starting"
+        if running is not None:
+            if await self._reaches(replica, running):
+                if replica.instance is not None:
+                    replica.instance.reason = "taken over from an earlier control plane"
+                return
+            await running.kill()
         try:
             handle = await self._executor.start(replica.spec)
         except SageInferError as error:
@@ -218,6 +230,10 @@ class Fleet:
         with suppress(TimeoutError):
             await asyncio.wait_for(handle.wait(), _EXIT_S)
             return False
+        return await self._reaches(replica, handle)
+
+    async def _reaches(self, replica: Replica, handle: ReplicaHandle) -> bool:
+        """Connect to a process that was not started just now. Returns whether it answered in time."""
         try:
             await asyncio.wait_for(self._connect(replica, handle), _RECONNECT_S)
         except (SageInferError, TimeoutError):

@@ -166,6 +166,7 @@ def replica_row(replica: Replica) -> dict[str, Any]:
         total = report.kv_blocks_total if report is not None else 0
         row |= {
             "generation": instance.generation,
+            "pid": getattr(replica.handle, "pid", None),
             "role": instance.descriptor.capability.instance_type,
             "running": instance.running,
             "queued_tokens": instance.queued_tokens,

@@ -74,6 +74,9 @@ class ReplicaClient(Caller):
             self.link.abort("no answer")
             problem = str(error) or f"no answer within {HELLO_S:g} s"
             raise EngineDead(f"cannot connect to the replica at {self.address}: {problem}") from None
+        except BaseException:
+            self.link.abort("the connection is no longer wanted")
+            raise
         if hello.protocol != PROTOCOL or hello.kind != self.kind:
             self.link.abort("another protocol or kind")
             raise EngineDead(

@@ -66,9 +66,7 @@ class ChildReplica(BaseReplica):
         _kill_group(self.pid)  # what the process has left
         reason = self._reason or f"{_exit_text(code)}{_tail(self._lease.log)}"
         self._lease.remove()
-        for address in self.descriptor.addresses:
-            with suppress(FileNotFoundError):
-                os.unlink(address.removeprefix("unix:"))
+        _delete_sockets(self.descriptor)
         self.ended(ReplicaExit(code=code, reason=reason))
 
 
@@ -102,18 +100,21 @@ class LocalExecutor(BaseExecutor):
         return await self._launch_child(spec)
 
     async def adopt(self) -> list[ReplicaHandle]:
-        """Return the replicas of executors that died without ``close``; records of dead replicas are deleted."""
+        """Return the replicas of executors that died without ``close``.
+
+        Records of dead replicas are deleted, and replicas that were still starting are killed.
+        """
         found: list[ReplicaHandle] = []
         for lease in free_records(run_folder(self._folder)):
             record = lease.read()
             if record is None or not record.is_alive:
-                lease.remove()
+                _discard(lease, record)
             elif record.spec.replica_id in self.replicas:
                 lease.release()  # it ends after its grace time
             else:
                 replica = ChildReplica(lease, record, _Adopted(record).wait)
                 self.replicas[record.spec.replica_id] = replica
-                replica.when_ended(partial(self.replicas.pop, record.spec.replica_id, None))
+                replica.when_ended(partial(self._forget, replica))
                 found.append(replica)
         return found
 
@@ -129,6 +130,7 @@ class LocalExecutor(BaseExecutor):
         process: asyncio.subprocess.Process | None = None
         try:
             process = await _spawn(lease.log, environment)
+            lease.write_process(process.pid)
             order = {"spec": to_dict(served), "record": str(lease.path), "grace_s": self._grace_s}
             descriptor = await _started(process, order, spec, lease.log)
             record = Record(
@@ -164,6 +166,21 @@ class _Adopted:
         finally:
             loop.remove_reader(file)
             os.close(file)
+
+
+def _discard(lease: Lease, record: Record | None) -> None:
+    """Delete what a replica without an owner has left that cannot be taken over."""
+    if (pid := lease.process()) is not None:
+        _kill_group(pid)
+    if record is not None:
+        _delete_sockets(record.descriptor)
+    lease.remove()
+
+
+def _delete_sockets(descriptor: InstanceDescriptor) -> None:
+    for address in descriptor.addresses:
+        with suppress(FileNotFoundError):
+            os.unlink(address.removeprefix("unix:"))
 
 
 async def _launch_here(spec: ReplicaSpec) -> BaseReplica:

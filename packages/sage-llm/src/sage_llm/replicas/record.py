@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 from sage_infer.errors import SageInferError
@@ -67,27 +68,50 @@ class Lease:
             return None
         return cls(path, file)
 
+    def write_process(self, pid: int) -> None:
+        """Write the process of a replica that is starting, so that it can be found if its starter dies."""
+        self._write({"pid": pid, "started": started_at(pid)})
+
     def write(self, record: Record) -> None:
-        data = {
-            "spec": to_dict(record.spec),
-            "descriptor": to_dict(record.descriptor),
-            "pid": record.pid,
-            "started": record.started,
-        }
+        self._write(
+            {
+                "spec": to_dict(record.spec),
+                "descriptor": to_dict(record.descriptor),
+                "pid": record.pid,
+                "started": record.started,
+            }
+        )
+
+    def _write(self, data: Any) -> None:
+        os.ftruncate(self._file, 0)
         os.pwrite(self._file, json.dumps(data).encode(), 0)
+
+    def _read(self) -> Any:
+        """Return what was written, or ``{}``: the writer may have died before or while it wrote."""
+        try:
+            data = json.loads(self.path.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return data if isinstance(data, dict) else {}
 
     def read(self) -> Record | None:
         """Return the record; None if it is incomplete, because its writer died."""
+        data = self._read()
         try:
-            data = json.loads(self.path.read_text("utf-8"))
             return Record(
                 spec=from_dict(data["spec"], ReplicaSpec),
                 descriptor=from_dict(data["descriptor"], InstanceDescriptor),
                 pid=int(data["pid"]),
                 started=int(data["started"]),
             )
-        except (OSError, ValueError, KeyError, TypeError, SageInferError):
+        except (ValueError, KeyError, TypeError, SageInferError):
             return None
+
+    def process(self) -> int | None:
+        """Return the process of the record, complete or not; None if it has ended."""
+        data = self._read()
+        pid, started = data.get("pid"), data.get("started")
+        return pid if isinstance(pid, int) and started and started_at(pid) == started else None
 
     @property
     def log(self) -> Path:
