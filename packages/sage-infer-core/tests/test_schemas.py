@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
@@ -16,6 +17,7 @@ from sage_infer import checks
 from sage_infer.errors import SchemaError
 from sage_infer.schemas import (
     DecodeState,
+    EmbeddingResult,
     GuidedDecoding,
     HardwareProfile,
     HybridCapabilityDescriptor,
@@ -26,6 +28,7 @@ from sage_infer.schemas import (
     QuantizationProfile,
     SamplingParams,
     TransportPlan,
+    Usage,
     all_schemas,
 )
 from sage_infer.schemas.base import schema_version
@@ -435,3 +438,13 @@ def test_what_is_dear_to_compile_has_a_limited_size(cls: type, data: dict[str, A
     assert len(str(caught.value)) < 500
     with pytest.raises(SchemaError, match=message):
         from_dict(data, cls)
+
+
+def test_token_counts_of_an_embedding_are_one_per_text() -> None:
+    vectors = memoryview(array("f", [1.0, 2.0, 3.0, 4.0]))
+    result = EmbeddingResult(
+        model_id="m", dim=2, data=vectors, usage=Usage(prompt_tokens=5), text_tokens=(2, 3)
+    )
+    assert result.text_tokens == (2, 3)
+    with pytest.raises(SchemaError, match="one count per vector: 2, got 1"):
+        attrs.evolve(result, text_tokens=(5,))

@@ -81,6 +81,11 @@ def test_the_gateway_finds_all_protocols(smollm2: str, minilm: str, cache_dir: s
             assert len(whole.vectors) == 2
             one, two = manager.dispatcher.placement.instances("minilm")
             assert one.served + two.served == 1
+            lengths = [
+                (await manager.embed([text])).usage.prompt_tokens for text in ("a cat", "two words more")
+            ]
+            both = await asyncio.gather(manager.embed(["a cat"]), manager.embed(["two words more"]))
+            assert [result.usage.prompt_tokens for result in both] == lengths
             await one.backend.close()
             again = await asyncio.gather(*(manager.embed(["a cat", "a boat"]) for _ in range(4)))
             assert all(bytes(result.data) == bytes(whole.data) for result in again)

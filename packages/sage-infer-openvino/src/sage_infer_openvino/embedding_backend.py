@@ -216,13 +216,13 @@ class OpenVINOEmbeddingBackend:
         self._check_claims(options)
         check_texts(texts, truncate)
         if not texts:
-            return self._result(worker, memoryview(b""), 0)
+            return self._result(worker, memoryview(b""), ())
         with self._requests.call(request_id, options=options) as request:
             inputs = await _tokenized(
                 lambda: worker.encoder.tokenize(texts, truncate=truncate == "end"), sum(map(len, texts))
             )
             vectors = await _computed(worker, request, inputs, batch_limit)
-        return self._result(worker, vectors.data, sum(map(len, inputs)))
+        return self._result(worker, vectors.data, tuple(map(len, inputs)))
 
     async def rerank(
         self,
@@ -278,12 +278,13 @@ class OpenVINOEmbeddingBackend:
     def _check_claims(self, options: RequestOptions | None) -> None:
         check_claims(self._features, backend="the openvino-embedding backend", options=options)
 
-    def _result(self, worker: EncoderQueue, data: memoryview, tokens: int) -> EmbeddingResult:
+    def _result(self, worker: EncoderQueue, data: memoryview, tokens: tuple[int, ...]) -> EmbeddingResult:
         return EmbeddingResult(
             model_id=self.model.model_id,
             dim=worker.encoder.dimension,
             data=data,
-            usage=Usage(prompt_tokens=tokens),
+            usage=Usage(prompt_tokens=sum(tokens)),
+            text_tokens=tokens,
         )
 
     @property

@@ -34,17 +34,23 @@ class EmbeddingResult:
         dim: length of each vector.
         data: all vectors, concatenated, as native-endian float32 (a bytes-like object).
         usage: token counts of the texts.
+        text_tokens: number of tokens of each text, whose sum is ``usage.prompt_tokens``; null if unknown. Callers
+            that join the texts of several requests in one call need it to account for each request.
     """
 
     model_id: str
     dim: int
     data: memoryview = field(converter=_as_bytes)
     usage: Usage
+    text_tokens: tuple[int, ...] | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.dim < 1 or self.data.nbytes % (_FLOAT32 * self.dim):
             message = f"must hold whole vectors of {self.dim} float32, got {self.data.nbytes} bytes"
             raise SchemaError("EmbeddingResult", [Problem("$.data", message)])
+        if self.text_tokens is not None and len(self.text_tokens) != len(self):
+            message = f"must have one count per vector: {len(self)}, got {len(self.text_tokens)}"
+            raise SchemaError("EmbeddingResult", [Problem("$.text_tokens", message)])
 
     def __len__(self) -> int:
         return self.data.nbytes // (_FLOAT32 * self.dim)

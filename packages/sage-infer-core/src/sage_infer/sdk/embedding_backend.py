@@ -93,7 +93,11 @@ class BaseEmbeddingBackend(BaseBackend):
             request.check()
         usage = Usage(prompt_tokens=sum(map(len, tokens)))
         return EmbeddingResult(
-            model_id=self.model.model_id, dim=self.dim, data=memoryview(numbers), usage=usage
+            model_id=self.model.model_id,
+            dim=self.dim,
+            data=memoryview(numbers),
+            usage=usage,
+            text_tokens=tuple(map(len, tokens)),
         )
 
     async def rerank(

@@ -165,6 +165,7 @@ async def _serve(
 
 def manager_settings(settings: LLM, target_wait_s: float | None) -> Any:
     """Settings of the control plane from the configuration's section."""
+    from sage_llm.manager.batch import BatchLimits
     from sage_llm.manager.dispatch import RecoveryLimits
     from sage_llm.manager.health import HealthLimits
     from sage_llm.manager.restarts import RestartLimits
@@ -182,6 +183,7 @@ def manager_settings(settings: LLM, target_wait_s: float | None) -> Any:
         ),
         restarts=RestartLimits(first_s=settings.restart_pause_s, most=settings.max_early_failures),
         recovery=RecoveryLimits(migrations=settings.max_migrations, wait_s=settings.instance_wait_s),
+        batches=BatchLimits(tokens=settings.batch_tokens, window_s=settings.batch_window_ms / 1000),
     )
 
 

@@ -64,8 +64,22 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     return [
         *table_lines(columns, rows, right=("RUN", "WAIT tok", "KV used", "REPORT", "RESTARTS")),
         f"requests: {counts}; {requests['migrations']} migrations, {requests['retries']} retries",
+        *_call_lines(status.get("calls", {})),
         f"{status['url']}  policy {status['policy']}  order {status['order']}",
     ]
+
+
+def _call_lines(calls: Mapping[str, Any]) -> list[str]:
+    """A line about embedding and reranking requests, if there have been any."""
+    kinds = {kind: calls.get(kind, {}) for kind in ("embed", "rerank")}
+    if not calls or not (calls["open"] or any(sum(ends.values()) for ends in kinds.values())):
+        return []
+    parts = [
+        f"{kind} " + ", ".join(f"{count} {outcome}" for outcome, count in ends.items() if count)
+        for kind, ends in kinds.items()
+        if any(ends.values())
+    ]
+    return [f"calls: {calls['open']} open; {'; '.join(parts)}; {calls['batches']} batches"]
 
 
 def _row(replica: Mapping[str, Any]) -> list[str]:

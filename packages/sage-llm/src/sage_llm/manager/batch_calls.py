@@ -1,4 +1,4 @@
-"""Calls with one result, such as embeddings: placed by load, and repeated elsewhere if their instance is lost."""
+"""Questions to an engine about texts, such as tokenization: asked the least loaded instance, then others."""
 
 from __future__ import annotations
 

@@ -14,6 +14,9 @@ from sage_infer.errors import EngineDead, Overloaded, RequestCancelled, SageInfe
 from sage_infer.schemas import TokenDelta
 from sage_infer.sdk.claims import accepted_options
 
+from sage_llm.manager.batch import BatchLimits
+from sage_llm.manager.call import ManagedCall
+from sage_llm.manager.calls import CallDispatcher
 from sage_llm.manager.classify import as_sage_error, meaning
 from sage_llm.manager.live_instance import Attempt, LiveInstance
 from sage_llm.manager.migration import MigrationBudget, NotMigratable, PoisonRequest, continue_stream
@@ -38,7 +41,7 @@ class RecoveryLimits:
 
 
 class Dispatcher:
-    """Runs every generating request to exactly one end.
+    """Runs every generating request to exactly one end; ``calls`` does so for embedding and reranking requests.
 
     Args:
         placement: chooses instances.
@@ -53,8 +56,10 @@ class Dispatcher:
         on_lost: Callable[[LiveInstance, str], object],
         expects: Callable[[str], bool],
         limits: RecoveryLimits | None = None,
+        batches: BatchLimits | None = None,
     ) -> None:
         self.placement, self.limits = placement, limits or RecoveryLimits()
+        self.calls = CallDispatcher(placement, pump=self.pump, on_lost=on_lost, limits=batches)
         self.budget, self.quarantine = MigrationBudget(), Quarantine()
         self.open: dict[str, ManagedRequest] = {}
         self.ends = {"finished": 0, "cancelled": 0, "refused": 0, "failed": 0}
@@ -127,7 +132,11 @@ class Dispatcher:
         now = time.monotonic()
         self._isolate_suspects()
         while (found := self.placement.next(now)) is not None:
-            self._send(*found, now)
+            request, instance = found
+            if isinstance(request, ManagedCall):
+                self.calls.send(request, instance, now)
+            else:
+                self._send(request, instance, now)
 
     def _isolate_suspects(self) -> None:
         for request in list(self._suspects):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
 from attrs import define, field
@@ -25,6 +25,7 @@ connection is closed.
 """
 
 _GAPS = 128
+_BATCHES = 3  # one is computed, the next one is ready, and one collects requests
 _SPARE = 2  # requests beyond the engine's batch, so that its next step always has a prompt
 
 
@@ -57,7 +58,9 @@ class LiveInstance:
     Attributes:
         slot: number of the instance in snapshots.
         attempts: open attempts by their id on the instance. Load is derived from this table, never counted.
-        calls: open calls with one result, such as embeddings.
+        calls: open calls with one result: batches of embedding and reranking requests, and questions about texts.
+        forming: batches that wait for further requests, by key; they are in ``calls``, too.
+        counts_texts: whether its embeddings have token counts per text, so that requests can share a call.
         report, heard_at: latest report, and when it arrived.
         steps_at: when the number of steps last grew, or nothing ran.
         allowance: number of concurrent requests in probation; doubles with each request that produces output.
@@ -73,6 +76,8 @@ class LiveInstance:
     since_start: float = field(factory=time.monotonic)
     attempts: dict[str, Attempt] = field(factory=dict)
     calls: set[asyncio.Future[Any]] = field(factory=set)
+    forming: dict[Hashable, Any] = field(factory=dict)
+    counts_texts: bool = False
     report: InstanceReport | None = None
     heard_at: float = field(factory=time.monotonic)
     steps: int = 0
@@ -125,8 +130,20 @@ class LiveInstance:
             self.is_open
             and now >= self.backlog_until
             and self.breaker.allows(now)
-            and len(self.attempts) + len(self.calls) < self.limit
+            and (
+                self._has_room_in_batch if self.encodes else len(self.attempts) + len(self.calls) < self.limit
+            )
         )
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it embeds or reranks."""
+        return self.descriptor.capability.instance_type == "embedding"
+
+    @property
+    def _has_room_in_batch(self) -> bool:
+        most = min(self.allowance, _BATCHES) if self.word == "probation" else _BATCHES
+        return len(self.calls) < most or bool(self.forming)
 
     @property
     def queued_tokens(self) -> int:

@@ -61,6 +61,7 @@ class ManagedModels:
             on_lost=lambda instance, reason: self.fleet.lose(instance, reason),
             expects=lambda model_id: self.fleet.expects(model_id),
             limits=self.settings.recovery,
+            batches=self.settings.batches,
         )
         self.fleet = Fleet(
             executor, self.dispatcher, health=self.settings.health, restarts=self.settings.restarts

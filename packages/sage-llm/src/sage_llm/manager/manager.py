@@ -19,6 +19,8 @@ from sage_infer.contracts import (
     TokenStream,
     Truncation,
     as_prompts,
+    as_texts,
+    check_texts,
 )
 from sage_infer.errors import InvalidRequest
 from sage_infer.names import GENERATING, ModelType
@@ -29,11 +31,12 @@ from sage_infer.schemas import (
     RerankResult,
     SamplingParams,
 )
-from sage_infer.sdk.claims import FEATURE_OF, accepted_options, check_claims
+from sage_infer.sdk.claims import FEATURE_OF, check_claims
 from sage_infer.sdk.open_requests import OpenRequest
 from sage_infer_planning.registry import ModelEntry
 
 from sage_llm.manager import reports
+from sage_llm.manager.call import ManagedCall, embedding_tokens, rerank_tokens
 from sage_llm.manager.ledger import Ledger
 from sage_llm.manager.managed_models import ManagedModels
 from sage_llm.manager.migration import with_seed
@@ -213,14 +216,22 @@ class ControlPlaneManager(ManagedModels):
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> EmbeddingResult:
-        entry = self._route(model, ("embedding",))
+        model_id = self._route(model, ("embedding",)).descriptor.model_id
+        several = as_texts(texts)
+        check_texts(several, truncate)
+        limit = self._longest(model_id) if truncate == "end" else 0
         with self._requests.call(request_id, options=options) as opened:
-            result: EmbeddingResult = await self._call(
-                entry,
-                opened,
-                options,
-                lambda backend, arguments: backend.embed(texts, truncate=truncate, **arguments),
+            call = ManagedCall(
+                opened.request_id,
+                model_id,
+                "embed",
+                several,
+                _checked(options),
+                embedding_tokens(several, limit),
+                on_end=self.dispatcher.calls.ended,
+                truncate=truncate,
             )
+            result: EmbeddingResult = await self._called(call, opened)
         return result
 
     async def rerank(
@@ -233,36 +244,31 @@ class ControlPlaneManager(ManagedModels):
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> RerankResult:
-        entry = self._route(model, ("reranker",))
+        model_id = self._route(model, ("reranker",)).descriptor.model_id
         with self._requests.call(request_id, options=options) as opened:
-            result: RerankResult = await self._call(
-                entry,
-                opened,
-                options,
-                lambda backend, arguments: backend.rerank(query, documents, top_n=top_n, **arguments),
+            call = ManagedCall(
+                opened.request_id,
+                model_id,
+                "rerank",
+                documents,
+                _checked(options),
+                rerank_tokens(query, documents, self._longest(model_id)),
+                on_end=self.dispatcher.calls.ended,
+                query=query,
+                top_n=top_n,
             )
+            result: RerankResult = await self._called(call, opened)
         return result
 
-    async def _call(
-        self, entry: ModelEntry, opened: OpenRequest, options: RequestOptions | None, call: Any
-    ) -> Any:
-        """Run a call with one result; ``abort`` and the deadline end it."""
-        given = _checked(options)
+    def _longest(self, model_id: str) -> int:
+        """Length limit of a model's texts in tokens; 0 if unknown."""
+        capability = self._capability(model_id)
+        return 0 if capability is None else capability.max_sequence_length
 
-        async def on_instance(backend: Any) -> Any:
-            accepted = accepted_options(backend.get_capability().features, given)
-            return await call(backend, {"request_id": opened.request_id, "options": accepted})
-
-        task = asyncio.ensure_future(self._calls.run(entry.descriptor.model_id, on_instance))
-        opened.on_cancel(lambda error: task.cancel())
-        try:
-            return await task
-        except asyncio.CancelledError:
-            task.cancel()
-            caller = asyncio.current_task()
-            if caller is None or not caller.cancelling():
-                opened.check()
-            raise
+    async def _called(self, call: ManagedCall, opened: OpenRequest) -> Any:
+        """Run a request with one result; ``abort`` and the deadline end it."""
+        opened.on_cancel(call.fail)
+        return await self.dispatcher.calls.run(call)
 
     async def abort(self, request_id: str) -> None:
         self._requests.abort(request_id)

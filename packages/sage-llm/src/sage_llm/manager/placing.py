@@ -13,9 +13,10 @@ from sage_infer.schemas import InstanceReport, Usage
 from sage_llm import policies
 from sage_llm.classifier import RequestClassifier
 from sage_llm.index.kv_index import KVIndex
+from sage_llm.manager.call import ManagedCall
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.request import ManagedRequest
-from sage_llm.manager.views import request_view
+from sage_llm.manager.views import call_view, request_view
 from sage_llm.policies.base import AdmissionPolicy, OrderPolicy, PlacementPolicy
 from sage_llm.queue import WaitingQueue
 from sage_llm.receipts import Receipts
@@ -31,6 +32,8 @@ _STATES: Mapping[str, State] = {
     "dead": "dead",
 }  # fmt: skip
 _RETRY_S = 1.0
+
+Placed = ManagedRequest | ManagedCall
 
 
 class Placement:
@@ -58,7 +61,7 @@ class Placement:
         self._instances: dict[str, list[LiveInstance]] = {}
         self._by_slot: dict[int, tuple[LiveInstance, Instance]] = {}
         self._queues: dict[str, WaitingQueue] = {}
-        self._waiting: dict[str, ManagedRequest] = {}
+        self._waiting: dict[str, Placed] = {}
         self._dispatched: set[str] = set()
         self._last_open: dict[str, float] = {}
 
@@ -121,7 +124,7 @@ class Placement:
 
     # --- requests
 
-    def admit(self, request: ManagedRequest) -> None:
+    def admit(self, request: Placed) -> None:
         """Refuse a new request that could not be served in time.
 
         Raises:
@@ -133,7 +136,7 @@ class Placement:
             if decision.kind == "refuse":
                 raise refusal(decision)
 
-    def enqueue(self, request: ManagedRequest, now: float) -> None:
+    def enqueue(self, request: Placed, now: float) -> None:
         """Let a request wait for an instance."""
         view = request.view = self._view(request)
         queue = self._queues.get(request.model_id)
@@ -143,10 +146,10 @@ class Placement:
         self.builder.waits(view, now)
         self._waiting[view.id] = request
 
-    def waiting(self) -> list[ManagedRequest]:
+    def waiting(self) -> list[Placed]:
         return list(self._waiting.values())
 
-    def next(self, now: float) -> tuple[ManagedRequest, LiveInstance] | None:
+    def next(self, now: float) -> tuple[Placed, LiveInstance] | None:
         """The next waiting request that can be dispatched, with its instance; it no longer waits."""
         for model_id, queue in self._queues.items():
             while len(queue) and (found := self._next_of(model_id, queue, now)) is not None:
@@ -156,7 +159,7 @@ class Placement:
 
     def _next_of(
         self, model_id: str, queue: WaitingQueue, now: float
-    ) -> tuple[ManagedRequest, LiveInstance | None] | None:
+    ) -> tuple[Placed, LiveInstance | None] | None:
         """The next request with its instance, or with None if it was refused."""
         full = [i for i in self.instances(model_id) if not i.has_room(now)]
         if len(full) == len(self.instances(model_id)):
@@ -210,7 +213,12 @@ class Placement:
         if usage is not None and request.number == 1:
             self.receipts.ended(request.request_id, usage.cached_tokens)
 
-    def left(self, request: ManagedRequest) -> None:
+    def computed(self, call: ManagedCall) -> None:
+        """An embedding or reranking request has its result, which counts as its first token."""
+        if call.number == 1:
+            self.receipts.first_token(call.request_id, time.monotonic() - call.arrived)
+
+    def left(self, request: Placed) -> None:
         """A request has ended, or has left its instance; a second call has no effect."""
         view = request.view
         if view is None:
@@ -222,7 +230,7 @@ class Placement:
             self._dispatched.discard(view.id)
             self.tenants.ended(view.tenant)
 
-    def _mask(self, request: ManagedRequest, full: list[LiveInstance]) -> int:
+    def _mask(self, request: Placed, full: list[LiveInstance]) -> int:
         mask = 0
         for instance in full:
             mask |= 1 << instance.slot
@@ -231,7 +239,9 @@ class Placement:
                 mask |= 1 << instance.slot
         return mask
 
-    def _view(self, request: ManagedRequest) -> RequestView:
+    def _view(self, request: Placed) -> RequestView:
+        if isinstance(request, ManagedCall):
+            return call_view(request, self.classifier)
         return request_view(request, self.instances(request.model_id), self.classifier, self.index)
 
 

@@ -89,9 +89,22 @@ def metrics(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[Metric]:
             name="sage_llm_requests_total", kind="counter", help="Generating requests by outcome.",
             value=count, labels={"outcome": outcome},
         )  # fmt: skip
+    calls = dispatcher.calls
+    for kind, ends in calls.ends.items():
+        for outcome, count in ends.items():
+            yield Metric(
+                name="sage_llm_calls_total", kind="counter", help="Embedding and reranking requests by outcome.",
+                value=count, labels={"kind": kind, "outcome": outcome},
+            )  # fmt: skip
     totals = (
         ("sage_llm_migrations_total", "Requests moved after their first token.", dispatcher.migrations),
         ("sage_llm_retries_total", "Requests moved before their first token.", dispatcher.retries),
+        ("sage_llm_batches_total", "Batches of embedding and reranking requests.", calls.batches),
+        (
+            "sage_llm_call_retries_total",
+            "Embedding and reranking requests that were sent again.",
+            calls.retries,
+        ),
     )
     for name, text, value in totals:
         yield Metric(name=name, kind="counter", help=text, value=value)
@@ -144,6 +157,12 @@ def cluster(fleet: Fleet, dispatcher: Dispatcher, settings: ControlPlaneSettings
             "migrations": dispatcher.migrations,
             "retries": dispatcher.retries,
             **dispatcher.ends,
+        },
+        "calls": {
+            "open": len(dispatcher.calls.open),
+            "batches": dispatcher.calls.batches,
+            "retries": dispatcher.calls.retries,
+            **dispatcher.calls.ends,
         },
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attrs import field, frozen
 from sage_infer.names import GENERATING, ModelType
 
+from sage_llm.manager.batch import BatchLimits
 from sage_llm.manager.dispatch import RecoveryLimits
 from sage_llm.manager.health import HealthLimits
 from sage_llm.manager.restarts import RestartLimits
@@ -21,6 +22,7 @@ class ControlPlaneSettings:
         target_wait_s: longest expected wait of a new request; None accepts all.
         backend, embedding_backend: backends of models that are loaded later.
         health, restarts, recovery: limits of failures.
+        batches: limits of batches of embedding and reranking requests.
     """
 
     policy: str = "kv-cost"
@@ -31,6 +33,7 @@ class ControlPlaneSettings:
     health: HealthLimits = field(factory=HealthLimits)
     restarts: RestartLimits = field(factory=RestartLimits)
     recovery: RecoveryLimits = field(factory=RecoveryLimits)
+    batches: BatchLimits = field(factory=BatchLimits)
 
     def backend_for(self, kind: ModelType) -> str:
         return self.backend if kind in GENERATING else self.embedding_backend

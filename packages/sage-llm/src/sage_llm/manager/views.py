@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from sage_llm.classifier import RequestClassifier
 from sage_llm.index.kv_index import KVIndex
+from sage_llm.manager.call import ManagedCall
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.types import RequestView
 
-__all__ = ["MIGRATED", "request_view"]
+__all__ = ["MIGRATED", "call_view", "request_view"]
 
 MIGRATED = -1_000_000
 """Band of requests that continue, ahead of all new ones."""
@@ -73,4 +74,36 @@ def request_view(
         adapter=params.adapter or "",
         chain=options.chain,
         attempts=request.number,
+    )
+
+
+def call_view(call: ManagedCall, classifier: RequestClassifier) -> RequestView:
+    """The present view of an embedding or reranking request."""
+    options = call.options
+    classified = call.classified
+    if classified is None:
+        slo = options.slo
+        classified = call.classified = classifier.classify(
+            call.model_id,
+            kind=call.kind,
+            prompt_tokens=call.prompt_tokens,
+            max_tokens=0,
+            priority=options.priority,
+            service_class=options.service_class,
+            ttft_s=None if slo is None else slo.ttft_s,
+        )
+    return RequestView(
+        id=call.request_id,
+        model=call.model_id,
+        kind=call.kind,
+        prompt_tokens=call.prompt_tokens,
+        arrived=call.arrived,
+        band=classified.band,
+        tenant=options.tenant,
+        session=options.session,
+        service_class=classified.service_class,
+        deadline=None if options.deadline is None else call.arrived + options.deadline,
+        slo_ttft=classified.ttft_s,
+        chain=options.chain,
+        attempts=call.number,
     )

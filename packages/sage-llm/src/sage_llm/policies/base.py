@@ -197,4 +197,6 @@ def _capacity(view: InstanceView) -> int:
 
 
 def _too_large(request: RequestView, view: InstanceView) -> bool:
+    if request.kind != "generate":
+        return False  # each of its texts has to fit, not their sum
     return bool(_capacity(view)) and request.prompt_tokens + request.max_tokens > _capacity(view)

@@ -64,7 +64,8 @@ class Search:
         self._alpha, self._credits, self._slack_s = alpha, credits, slack_s
         self._instances = snapshot.instances
         self._reserved = tokens_reserved(request)
-        self._tokens = request.prompt_tokens + request.max_tokens
+        # A call to embed or rerank has several texts, each of which must fit; its sum has no limit.
+        self._tokens = request.prompt_tokens + request.max_tokens if request.kind == "generate" else 0
         self._found: list[_Row] = []
         self._avoided: list[_Row] = []
 

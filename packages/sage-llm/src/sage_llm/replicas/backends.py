@@ -211,7 +211,11 @@ class EmbeddingReplica(ReplicaClient):
         arguments = calls.Embed(several, batch_size, truncate, request_id, options)
         found: calls.Embedded = await self.call(method, arguments, calls.Embedded)
         return EmbeddingResult(
-            model_id=found.model_id, dim=found.dim, data=memoryview(found.data), usage=found.usage
+            model_id=found.model_id,
+            dim=found.dim,
+            data=memoryview(found.data),
+            usage=found.usage,
+            text_tokens=found.text_tokens,
         )
 
     async def rerank(

@@ -111,6 +111,7 @@ class Embedded(_Arguments):
     dim: int
     data: bytes
     usage: Usage
+    text_tokens: tuple[int, ...] | None = None
 
 
 class Rerank(_Arguments):

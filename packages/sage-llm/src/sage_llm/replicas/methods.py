@@ -126,7 +126,7 @@ async def _embed(backend: Any, a: calls.Embed, held: set[str]) -> calls.Embedded
         result = await backend.embed(list(a.texts), **options)
     else:
         result = await backend.embed_batch(list(a.texts), a.batch_size, **options)
-    return calls.Embedded(result.model_id, result.dim, bytes(result.data), result.usage)
+    return calls.Embedded(result.model_id, result.dim, bytes(result.data), result.usage, result.text_tokens)
 
 
 async def _rerank(backend: Any, a: calls.Rerank, held: set[str]) -> Any:
