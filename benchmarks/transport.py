@@ -1,10 +1,13 @@
 """The KV transports beside memcpy and iperf3, alternating in one run.
 
-    python benchmarks/transport.py [--rounds 8] [--megabytes 256] [--json FILE]
+    python benchmarks/transport.py [--rounds 8] [--megabytes 256] [--namespace] [--json FILE]
 
 Shared memory: chunks of 4 MiB from one endpoint's segment to another's, checksums included, beside one thread's
-``memcpy`` of as many bytes. TCP: the same chunks over loopback, beside ``iperf3`` with one stream (Debian's package
-iperf3). Each side has moved the bytes once before the first round, so that no page is new. Ratios are taken per round.
+``memcpy`` of as many bytes; also as CPU seconds, which other load on the machine changes less. TCP: the same chunks to
+an endpoint of another process over loopback, beside ``iperf3`` with one stream (Debian's package iperf3): over one
+connection, and as many as the preset ``high-bw`` opens. ``--namespace`` (root) repeats TCP through a network namespace,
+and cuts its link for 3 seconds in the middle of a transfer. Each side has moved the bytes once before the first round,
+so that no page is new. Ratios are taken per round.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ import shutil
 import socket
 import statistics
 import subprocess
+import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from sage_infer.contracts import Transport
@@ -28,14 +34,16 @@ from sage_infer.schemas import (
     KVChunk,
     KVLocation,
     TransportPlan,
+    TransportReport,
     TransportSettings,
     TransportStep,
 )
 from sage_infer.sdk import checksum
 from sage_infer_transport import LocalTransport, SharedMemoryEndpoint, TCPEndpoint, TCPTransport
-from sage_infer_transport.endpoint import BaseEndpoint
 
 CHUNK = 4 << 20
+LINK = ("10.213.77.1", "10.213.77.2")
+CUT_S = 3.0
 
 
 def chunks_of(data: bytearray) -> list[KVChunk]:
@@ -68,11 +76,99 @@ def copied(source: memoryview, target: memoryview) -> float:
     return len(source) / (time.perf_counter() - began) / 1e9
 
 
-def streamed(port: int, nbytes: int) -> float:
+def streamed(host: str, port: int, nbytes: int) -> float:
     """GB/s of iperf3 with one stream."""
-    command = ["iperf3", "-c", "127.0.0.1", "-p", str(port), "-n", str(nbytes), "-J"]
+    command = ["iperf3", "-c", host, "-p", str(port), "-n", str(nbytes), "-J"]
     printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return float(printed["end"]["sum_received"]["bits_per_second"]) / 8e9
+
+
+class Peer:
+    """An endpoint and an iperf3 server in processes of their own, in a network namespace if it is named."""
+
+    def __init__(self, host: str, chunks: int, namespace: str = "") -> None:
+        prefix = ["ip", "netns", "exec", namespace] if namespace else []
+        self.host = host
+        self._endpoint = subprocess.Popen(
+            [*prefix, sys.executable, __file__, "--serve", host, "--chunks", str(chunks)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._iperf = subprocess.Popen(
+            [*prefix, "iperf3", "-s", "-p", str(self.port)], stdout=subprocess.DEVNULL
+        )
+
+    def reserve(self) -> list[KVLocation]:
+        """New rooms: one that has its bytes would receive nothing."""
+        assert self._endpoint.stdin is not None
+        assert self._endpoint.stdout is not None
+        self._endpoint.stdin.write("reserve\n")
+        self._endpoint.stdin.flush()
+        return [KVLocation(tier="remote", uri=uri) for uri in json.loads(self._endpoint.stdout.readline())]
+
+    def close(self) -> None:
+        self._iperf.terminate()
+        self._endpoint.communicate("")
+
+
+def serve(host: str, count: int) -> None:
+    """Serve rooms for a ``Peer``."""
+    endpoint = TCPEndpoint(host=host, capacity_bytes=count * CHUNK)
+    chunks = chunks_of(bytearray(CHUNK)) * count
+    places: tuple[KVLocation, ...] = ()
+    for _ in sys.stdin:
+        endpoint.withdraw(places)
+        places = endpoint.reserve(chunks)
+        print(json.dumps([place.uri for place in places]), flush=True)
+    endpoint.close()
+
+
+@contextmanager
+def namespace() -> Iterator[str]:
+    """A network namespace behind a pair of virtual Ethernet devices."""
+    name = f"sage-bench-{os.getpid()}"
+    here, there = f"sb{os.getpid()}a", f"sb{os.getpid()}b"
+
+    def ip(command: str) -> None:
+        subprocess.run(["ip", *command.split()], check=True)
+
+    ip(f"netns add {name}")
+    try:
+        ip(f"link add {here} type veth peer name {there} netns {name}")
+        ip(f"addr add {LINK[0]}/30 dev {here}")
+        ip(f"link set {here} up")
+        ip(f"-n {name} addr add {LINK[1]}/30 dev {there}")
+        ip(f"-n {name} link set {there} up")
+        ip(f"-n {name} link set lo up")
+        yield name
+    finally:
+        ip(f"netns del {name}")  # and both devices with it
+
+
+class Link:
+    """Transfers from shared memory to a peer."""
+
+    def __init__(self, chunks: list[KVChunk], places: Sequence[KVLocation], peer: Peer) -> None:
+        self.chunks, self.places, self.peer = chunks, places, peer
+
+    def plan(self, name: str, where: Sequence[KVLocation] | None = None) -> TransportPlan:
+        steps = zip(self.chunks, self.places, where or self.peer.reserve(), strict=True)
+        return TransportPlan.from_steps(
+            name, tuple(TransportStep(chunk=c, source=s, target=t, nbytes=c.nbytes) for c, s, t in steps)
+        )
+
+    async def interrupted(self, transport: Transport) -> TransportReport:
+        """A transfer whose link is cut for ``CUT_S`` seconds after its first chunk."""
+        device = f"sb{os.getpid()}a"
+        arrived = asyncio.Event()
+        running = asyncio.ensure_future(transport.execute(self.plan("cut"), on_step=lambda *_: arrived.set()))
+        await arrived.wait()
+        for state, pause in (("down", CUT_S), ("up", 0.0)):
+            await asyncio.create_subprocess_exec("ip", "link", "set", device, state)
+            await asyncio.sleep(pause)
+        return await running
 
 
 async def main(arguments: argparse.Namespace) -> None:
@@ -80,62 +176,62 @@ async def main(arguments: argparse.Namespace) -> None:
     data = bytearray(os.urandom(nbytes))
     chunks = chunks_of(data)
     buffers = [memoryview(data)[begin : begin + CHUNK] for begin in range(0, nbytes, CHUNK)]
-    source = SharedMemoryEndpoint(capacity_bytes=nbytes)
-    ends: dict[str, BaseEndpoint] = {
-        "shm": SharedMemoryEndpoint(capacity_bytes=nbytes),
-        "tcp": TCPEndpoint(capacity_bytes=nbytes),
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    presets = {
+        "one connection": TransportSettings.from_preset("high-bw", max_in_flight=1),
+        "high-bw": TransportSettings.from_preset("high-bw"),
     }
-    settings = TransportSettings.from_preset("high-bw")
-    single = TransportSettings.from_preset("high-bw", max_in_flight=1)
-    local, tcp = LocalTransport(settings=settings), TCPTransport(settings=single)
-    places = source.publish(chunks, buffers)
-    targets = {name: list(end.reserve(chunks)) for name, end in ends.items()}
-
-    def plan(name: str, where: list[KVLocation]) -> TransportPlan:
-        steps = zip(chunks, places, where, strict=True)
-        return TransportPlan.from_steps(
-            name, tuple(TransportStep(chunk=c, source=s, target=t, nbytes=c.nbytes) for c, s, t in steps)
-        )
-
-    def fresh() -> list[KVLocation]:
-        ends["tcp"].withdraw(targets["tcp"])  # a room that has its bytes would receive nothing
-        targets["tcp"] = list(ends["tcp"].reserve(chunks))
-        return targets["tcp"]
-
     first, second = memoryview(bytearray(data)), memoryview(bytearray(nbytes))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(["iperf3", "-s", "-p", str(port)], stdout=subprocess.DEVNULL)  # noqa: ASYNC220
-    pairs: dict[str, list[tuple[float, float]]] = {"shm / memcpy": [], "tcp / iperf3": []}
-    try:
+    with ExitStack() as stack:
+        source = stack.enter_context(closing(SharedMemoryEndpoint(capacity_bytes=nbytes)))
+        near = stack.enter_context(closing(SharedMemoryEndpoint(capacity_bytes=nbytes)))
+        places, rooms = source.publish(chunks, buffers), near.reserve(chunks)
+        local = LocalTransport(settings=presets["high-bw"])
+        transports = {name: TCPTransport(settings=settings) for name, settings in presets.items()}
+        links = {
+            "loopback": Link(chunks, places, stack.enter_context(closing(Peer("127.0.0.1", len(chunks)))))
+        }
+        if arguments.namespace:
+            name = stack.enter_context(namespace())
+            peer = stack.enter_context(closing(Peer(LINK[1], len(chunks), name)))
+            links["namespace"] = Link(chunks, places, peer)
+        plan = links["loopback"].plan("shm", rooms)
         for number in range(arguments.rounds + 1):
-            ours = await moved(local, plan("shm", targets["shm"]))
-            peer = copied(first, second)
-            sent = await moved(tcp, plan("tcp", fresh()))
-            stream = await asyncio.to_thread(streamed, port, nbytes)
+            found: dict[str, tuple[float, float]] = {}
+            cpu = time.process_time()
+            ours = await moved(local, plan)
+            cpu, between = time.process_time() - cpu, time.process_time()
+            peer_gbs = copied(first, second)
+            found["shm / memcpy"] = ours, peer_gbs
+            between = time.process_time() - between
+            found["shm / memcpy, CPU time"] = nbytes / cpu / 1e9, nbytes / between / 1e9
+            for where, link in links.items():
+                speeds = [await moved(t, link.plan(where)) for t in transports.values()]
+                stream = await asyncio.to_thread(streamed, link.peer.host, link.peer.port, nbytes)
+                for name, speed in zip(transports, speeds, strict=True):
+                    found[f"tcp / iperf3, {where}, {name}"] = speed, stream
             if number:  # the first one touches new pages
-                pairs["shm / memcpy"].append((ours, peer))
-                pairs["tcp / iperf3"].append((sent, stream))
-                print(
-                    f"round {number}: shm {ours:.2f}, memcpy {peer:.2f}, tcp {sent:.2f}, iperf3 {stream:.2f} GB/s"
-                )
-    finally:
-        server.terminate()
-        await local.close()
-        await tcp.close()
-        for end in (source, *ends.values()):
-            end.close()
-    found = {name: [a / b for a, b in values] for name, values in pairs.items()}
+                for name, pair in found.items():
+                    pairs.setdefault(name, []).append(pair)
+                print(f"round {number}: " + "; ".join(f"{n} {a:.2f}/{b:.2f}" for n, (a, b) in found.items()))
+        if arguments.namespace:
+            report = await links["namespace"].interrupted(transports["high-bw"])
+            assert report.ok, report.errors
+            assert report.moved_bytes == nbytes, report
+            print(f"link cut for {CUT_S:g} s: done after {report.elapsed_s:.1f} s, {report.retries} retries")
+        for transport in (local, *transports.values()):
+            await transport.close()
     print("\n| | ours, GB/s | ratio: median (min to max) |\n|---|---:|---|")
-    for name, ratios in found.items():
-        ours = statistics.median(a for a, _ in pairs[name])
+    for name, values in pairs.items():
+        ratios = [a / b for a, b in values]
+        ours = statistics.median(a for a, _ in values)
         print(
             f"| {name} | {ours:.2f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
     if arguments.json:
         result = {
             "cpu": platform.processor() or platform.machine(),
+            "load": os.getloadavg()[0],
             "megabytes": arguments.megabytes,
             "pairs": pairs,
         }
@@ -147,6 +243,13 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--megabytes", type=int, default=256)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--namespace", action="store_true")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--chunks", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.chunks)
+        raise SystemExit
     if shutil.which("iperf3") is None:
         raise SystemExit("iperf3 is required: apt-get install iperf3")
-    asyncio.run(main(parser.parse_args()))
+    asyncio.run(main(options))

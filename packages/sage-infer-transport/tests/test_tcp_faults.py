@@ -275,6 +275,33 @@ def test_an_answer_of_another_protocol_fails_the_step(near: SharedMemoryEndpoint
     assert "not an answer of this protocol" in report.errors[0]
 
 
+def test_an_exception_of_on_step_ends_the_plan(far: TCPEndpoint, near: SharedMemoryEndpoint) -> None:
+    """It reaches the caller, and the transport stays usable."""
+    chunks = [chunk_of(DATA)] * 4
+    sources, targets = near.publish(chunks, [memoryview(DATA)] * 4), far.reserve(chunks)
+    steps = tuple(
+        TransportStep(chunk=c, source=s, target=t, nbytes=c.nbytes)
+        for c, s, t in zip(chunks, sources, targets, strict=True)
+    )
+
+    def on_step(index: int, status: str) -> None:
+        raise KeyError("no more")
+
+    async def run():
+        transport = TCPTransport(settings=SETTINGS)
+        try:
+            with pytest.raises(ExceptionGroup) as raised:
+                await transport.execute(TransportPlan.from_steps("told", steps), on_step=on_step)
+            assert raised.group_contains(KeyError, match="no more")
+            return await transport.execute(TransportPlan.from_steps("again", steps))
+        finally:
+            await transport.close()
+
+    report = asyncio.run(run())
+    assert report.ok, report.errors
+    assert all(bytes(far.open(target)) == DATA for target in targets)
+
+
 def test_a_step_past_its_deadline_is_skipped(far: TCPEndpoint, near: SharedMemoryEndpoint) -> None:
     chunk = chunk_of(DATA)
     (source,), (target,) = near.publish([chunk], [memoryview(DATA)]), far.reserve([chunk])

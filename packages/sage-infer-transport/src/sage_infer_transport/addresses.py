@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -40,6 +41,7 @@ def scheme(uri: str) -> str:
     return uri.partition(":")[0].lower()
 
 
+@lru_cache(maxsize=4096)  # a plan's addresses are checked, and then used
 def parse(uri: str) -> FileAddress | TCPAddress:
     """Parse a location's URI.
 

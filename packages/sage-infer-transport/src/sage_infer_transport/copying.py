@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import xxhash
-from attrs import define, field
+from attrs import define, field, frozen
 from sage_infer.schemas import KVChunk
 from sage_infer.schemas.kv_chunk import CHECKSUM
+from sage_infer.sdk import copy_chunk
 
 from sage_infer_transport.addresses import FileAddress
 from sage_infer_transport.execution import Failed, Move
@@ -24,8 +25,8 @@ from sage_infer_transport.rooms import read_header, write_header
 
 __all__ = ["BLOCK_BYTES", "Hasher", "Segments", "copy", "new_file", "opened", "write_all"]
 
-BLOCK_BYTES = 128 << 10
-"""A block is hashed and copied while it is in the second-level cache: memory is read once."""
+BLOCK_BYTES = 512 << 10
+"""A block is hashed while it is in the second-level cache, after it was copied or received: memory is read once."""
 
 _MAX_SEGMENTS = 32
 
@@ -53,6 +54,23 @@ class Hasher:
         return self._state.intdigest()
 
 
+@frozen
+class MappedRoom:
+    """A room of a mapped segment."""
+
+    memory: mmap.mmap
+    offset: int
+    nbytes: int
+
+    @property
+    def payload(self) -> memoryview:
+        return memoryview(self.memory)[self.offset : self.offset + self.nbytes]
+
+    def arrived(self, digest: int) -> None:
+        """Mark the room as complete."""
+        write_header(self.memory, self.offset, arrived=True, nbytes=self.nbytes, digest=digest)
+
+
 @define(eq=False)
 class Segments:
     """Shared memory segments, which stay mapped between steps: page faults cost more than the copy.
@@ -60,7 +78,7 @@ class Segments:
     At most 32 are mapped; the least recently used one is unmapped first.
     """
 
-    _mapped: OrderedDict[Path, tuple[tuple[int, int], mmap.mmap]] = field(factory=OrderedDict)
+    _mapped: OrderedDict[str, tuple[tuple[int, int], mmap.mmap]] = field(factory=OrderedDict)
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def payload(self, address: FileAddress, chunk: KVChunk) -> memoryview:
@@ -70,31 +88,24 @@ class Segments:
             Failed: there is no such segment, or it is too short.
         """
         memory = self._segment(address)
-        if address.offset + chunk.nbytes > len(memory):
-            raise Failed(
-                f"{_name(address)}: the segment has {len(memory)} bytes, the chunk needs {chunk.nbytes} there"
-            )
+        _check_length(memory, address, chunk)
         return memoryview(memory)[address.offset : address.offset + chunk.nbytes]
 
-    def room(self, address: FileAddress, chunk: KVChunk) -> memoryview:
-        """The payload of a room that was reserved for a chunk; it is marked as not arrived.
+    def room(self, address: FileAddress, chunk: KVChunk) -> MappedRoom:
+        """The room that was reserved for a chunk; it is marked as not arrived.
 
         Raises:
             Failed: there is no room of the chunk's size.
         """
-        payload = self.payload(address, chunk)
-        header = read_header(self._segment(address), address.offset)
+        memory = self._segment(address)
+        _check_length(memory, address, chunk)
+        header = read_header(memory, address.offset)
         if header is None or header[1] != chunk.nbytes:
             raise Failed(
                 f"{_name(address)}: no {chunk.nbytes} bytes are reserved there; reserve room at an endpoint"
             )
-        self.mark(address, chunk, arrived=False)
-        return payload
-
-    def mark(self, address: FileAddress, chunk: KVChunk, *, arrived: bool, digest: int = 0) -> None:
-        """Write the header of a room."""
-        memory = self._segment(address)
-        write_header(memory, address.offset, arrived=arrived, nbytes=chunk.nbytes, digest=digest)
+        write_header(memory, address.offset, arrived=False, nbytes=chunk.nbytes, digest=0)
+        return MappedRoom(memory, address.offset, chunk.nbytes)
 
     def close(self) -> None:
         with self._lock:
@@ -102,7 +113,7 @@ class Segments:
                 _unmap(self._mapped.popitem()[1][1])
 
     def _segment(self, address: FileAddress) -> mmap.mmap:
-        path = address.path
+        path = str(address.path)  # cheaper to compare than a Path
         with self._lock:
             try:
                 found = os.stat(path)
@@ -117,7 +128,7 @@ class Segments:
                 finally:
                     os.close(fd)
             except (OSError, ValueError) as error:
-                raise Failed(f"cannot open shared memory {path.name}: {error}") from None
+                raise Failed(f"cannot open shared memory {address.path.name}: {error}") from None
             if held is not None:
                 _unmap(held[1])
             self._mapped[path] = (identity, memory)
@@ -169,39 +180,33 @@ def copy(source: FileAddress, target: FileAddress, move: Move, segments: Segment
     """Copy a chunk from one address of this host to another.
 
     Raises:
-        Failed: a place does not exist, or the checksum is wrong; the target is as if never written.
+        Failed: a place does not exist, or the target is not a room.
+        KVCorrupt: the checksum is wrong; the target is as if never written.
     """
-    chunk, where = move.step.chunk, move.step.source.uri
-    held = segments.payload(source, chunk) if source.shared else None
-    hasher = Hasher()
-    with opened(source, chunk) as fd:
-        if target.shared:
-            room = segments.room(target, chunk)
+    chunk = move.step.chunk
+    if not target.shared:
+        copy_chunk(chunk, source.path, target.path, offset=source.offset, flush=False, check=move.check)
+        return
+    hasher, room = Hasher(), segments.room(target, chunk)
+    payload = room.payload
+    if source.shared:
+        held = segments.payload(source, chunk)
+        begin_of_source, begin_of_room = _address(held), _address(payload)
+        for begin in range(0, chunk.nbytes, BLOCK_BYTES):
+            move.check()
+            block = payload[begin : begin + BLOCK_BYTES]
+            # Without the GIL, unlike a slice. The copy is hashed, since it lies in the CPU's cache now.
+            ctypes.memmove(begin_of_room + begin, begin_of_source + begin, len(block))
+            hasher.update(block)
+    else:
+        with opened(source, chunk) as fd:
             for begin in range(0, chunk.nbytes, BLOCK_BYTES):
                 move.check()
-                block = room[begin : begin + BLOCK_BYTES]
-                if held is None:
-                    _read(fd, block, source.offset + begin)
-                    hasher.update(block)
-                else:
-                    hasher.update(held[begin : begin + BLOCK_BYTES])
-                    ctypes.memmove(
-                        _address(block), _address(held[begin:]), len(block)
-                    )  # unlike a slice, without the GIL
-            segments.mark(target, chunk, arrived=True, digest=hasher.check(chunk, where))
-            return
-        buffer = memoryview(bytearray(min(BLOCK_BYTES, chunk.nbytes)))
-        with new_file(target.path) as out:
-            for begin in range(0, chunk.nbytes, BLOCK_BYTES):
-                move.check()
-                if held is None:
-                    block = buffer[: chunk.nbytes - begin]
-                    _read(fd, block, source.offset + begin)
-                else:
-                    block = held[begin : begin + BLOCK_BYTES]
+                block = payload[begin : begin + BLOCK_BYTES]
+                _read(fd, block, source.offset + begin)
                 hasher.update(block)
-                write_all(out, block, begin)
-            hasher.check(chunk, where)
+    digest = hasher.check(chunk, move.step.source.uri)
+    room.arrived(digest)
 
 
 def write_all(fd: int, block: memoryview, offset: int) -> None:
@@ -219,7 +224,16 @@ def _read(fd: int, block: memoryview, offset: int) -> None:
 
 
 def _address(view: memoryview) -> int:
+    if not view:
+        return 0
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+def _check_length(memory: mmap.mmap, address: FileAddress, chunk: KVChunk) -> None:
+    if address.offset + chunk.nbytes > len(memory):
+        raise Failed(
+            f"{_name(address)}: the segment has {len(memory)} bytes, the chunk needs {chunk.nbytes} there"
+        )
 
 
 def _name(address: FileAddress) -> str:

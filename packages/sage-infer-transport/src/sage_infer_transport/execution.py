@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from attrs import define, field
+from sage_infer.contracts import StepCallback
+from sage_infer.errors import SageInferError
 from sage_infer.schemas import TransportSettings, TransportStep
-from sage_infer.sdk import BaseTransport
+from sage_infer.sdk import BaseTransport, PlanRun
 
 __all__ = ["Cancelled", "Failed", "Move", "ThreadedTransport"]
+
+_SLICE_S = 0.05
 
 
 class Failed(OSError):
@@ -38,7 +44,11 @@ class Move:
 
 
 class ThreadedTransport(BaseTransport):
-    """Base of transports that move a chunk in a thread, up to ``threads`` of them simultaneously."""
+    """Base of transports that move chunks in threads, up to ``threads`` of them simultaneously.
+
+    A thread moves one chunk after another without the event loop between them. It returns to the loop after 50 ms, so
+    that several plans share the threads.
+    """
 
     def __init__(self, settings: TransportSettings, *, threads: int) -> None:
         super().__init__(settings)
@@ -49,20 +59,55 @@ class ThreadedTransport(BaseTransport):
         """Move one chunk; runs in a thread."""
         raise NotImplementedError
 
-    async def move(self, step: TransportStep) -> int:
+    async def work(self, run: PlanRun, on_step: StepCallback | None) -> None:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="sage-kv-transport")
-        move = Move(step)
-        running = asyncio.get_running_loop().run_in_executor(self._pool, self._move, move)
-        try:
-            await asyncio.shield(running)
-        except asyncio.CancelledError:
-            move.stop.set()  # the target is as if never written once the thread has stopped
-            await asyncio.wait([running])
-            if not running.cancelled():
-                running.exception()  # retrieved: Cancelled, or the chunk had arrived
-            raise
-        return move.retries
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+        raised: list[BaseException] = []
+
+        def report(index: int, callback: StepCallback) -> None:
+            try:
+                callback(index, run.status(index))
+            except BaseException as error:
+                raised.append(error)
+                stop.set()
+
+        def ended(index: int) -> None:
+            if on_step is not None:
+                loop.call_soon_threadsafe(report, index, on_step)
+
+        more = True
+        while more:
+            running = loop.run_in_executor(self._pool, self._drain, run, stop, ended)
+            try:
+                more = await asyncio.shield(running)
+            except asyncio.CancelledError:
+                stop.set()  # the target is as if never written once the thread has stopped
+                await asyncio.wait([running])
+                if not running.cancelled():
+                    running.exception()  # retrieved: Cancelled, or the chunk had arrived
+                raise
+            except Cancelled:  # by an exception of on_step
+                more = False
+            if raised:
+                raise raised[0]
+
+    def _drain(self, run: PlanRun, stop: threading.Event, ended: Callable[[int], None]) -> bool:
+        """Move chunks for a while; returns whether there may be more."""
+        until = time.monotonic() + _SLICE_S
+        while not stop.is_set() and (index := run.take()) is not None:
+            begun = time.monotonic()
+            if not run.late(index):
+                move, error = Move(run.plan.steps[index], stop), None
+                try:
+                    self._move(move)
+                except (OSError, SageInferError) as failed:
+                    error = failed
+                run.ended(index, seconds=time.monotonic() - begun, retries=move.retries, error=error)
+            ended(index)
+            if time.monotonic() > until:
+                return True
+        return False
 
     async def close(self) -> None:
         if self._pool is not None:

@@ -7,9 +7,9 @@ from sage_infer.lazy import lazy_exports
 __all__ = [
     "FEATURE_OF", "BackendReplica", "BaseBackend", "BaseEmbeddingBackend", "BaseExecutor", "BaseInferenceBackend",
     "BaseKVStore", "BaseReplica", "BaseTransport", "Completion", "KVPageConverter", "KVStates", "OpenRequest",
-    "OpenRequests", "Reporter", "StopStringDetector", "accepted_options", "check_claims", "checked_hold", "checksum",
-    "choose_token", "copy_chunk", "file_path", "first_logprob", "kv_prompt", "logprob_as_json", "plain_messages",
-    "record_source", "verify", "weights_id_of",
+    "OpenRequests", "PlanRun", "Reporter", "StopStringDetector", "accepted_options", "check_claims", "checked_hold",
+    "checksum", "choose_token", "copy_chunk", "file_path", "first_logprob", "kv_prompt", "logprob_as_json",
+    "plain_messages", "record_source", "verify", "weights_id_of",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sage_infer.sdk.reporting import Reporter
     from sage_infer.sdk.sampling import choose_token
     from sage_infer.sdk.stop_strings import StopStringDetector
-    from sage_infer.sdk.transport import BaseTransport, copy_chunk, file_path
+    from sage_infer.sdk.transport import BaseTransport, PlanRun, copy_chunk, file_path
     from sage_infer.sdk.weights import record_source, weights_id_of
 
 _HOMES = {
@@ -37,7 +37,7 @@ _HOMES = {
     "BaseExecutor": "executor", "BaseInferenceBackend": "inference_backend", "BaseKVStore": "kv_store",
     "BaseReplica": "executor", "BaseTransport": "transport", "Completion": "completion",
     "KVPageConverter": "kv_formats", "KVStates": "kv_states", "OpenRequest": "open_requests",
-    "OpenRequests": "open_requests", "Reporter": "reporting",
+    "OpenRequests": "open_requests", "PlanRun": "transport", "Reporter": "reporting",
     "StopStringDetector": "stop_strings", "accepted_options": "claims", "check_claims": "claims",
     "checked_hold": "kv_states", "checksum": "checksums", "choose_token": "sampling", "copy_chunk": "transport",
     "file_path": "transport",

@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import unquote, urlsplit
@@ -27,24 +27,78 @@ from sage_infer.schemas import (
 from sage_infer.schemas.kv_chunk import CHECKSUM
 from sage_infer.schemas.transport import StepStatus
 
-__all__ = ["BaseTransport", "copy_chunk", "file_path"]
+__all__ = ["BaseTransport", "PlanRun", "copy_chunk", "file_path"]
 
 
 @define
 class _Outcome:
     error: str = ""
     seconds: float = 0.0
+    retries: int = 0
     status: StepStatus = "skipped"
 
 
-@define
-class _Run:
-    """State of a plan that is being executed."""
+@define(eq=False)
+class PlanRun:
+    """A plan that is being executed: hands out its steps by priority and records how they end.
+
+    Several threads can take steps of one run.
+
+    Attributes:
+        plan: the plan.
+        begun: ``time.monotonic()`` at the start of the plan.
+    """
 
     plan: TransportPlan
-    begun: float
-    outcomes: list[_Outcome] = field(factory=list)
-    retries: int = 0
+    begun: float = field(factory=time.monotonic)
+    _outcomes: list[_Outcome] = field(init=False)
+    _order: deque[int] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        steps = self.plan.steps
+        self._outcomes = [_Outcome() for _ in steps]
+        self._order = deque(sorted(range(len(steps)), key=lambda index: steps[index].priority))
+
+    def take(self) -> int | None:
+        """Take the next step and return its index; None if no step is left."""
+        try:
+            return self._order.popleft()
+        except IndexError:
+            return None
+
+    def late(self, index: int) -> bool:
+        """Return whether the deadline of a step has passed, so that it is skipped."""
+        deadline = self.plan.steps[index].deadline_s
+        return deadline is not None and time.monotonic() - self.begun > deadline
+
+    def ended(self, index: int, *, seconds: float, retries: int = 0, error: Exception | None = None) -> None:
+        """Record the end of a step. With an ``error`` it has failed."""
+        step, outcome = self.plan.steps[index], self._outcomes[index]
+        if error is not None:
+            outcome.error = f"{step.source.uri} to {step.target.uri}: {error}"
+        outcome.seconds, outcome.retries = seconds, retries
+        outcome.status = "done" if error is None else "failed"
+
+    def status(self, index: int) -> StepStatus:
+        """Return the status of a step; ``skipped`` until its end is recorded."""
+        return self._outcomes[index].status
+
+    def report(self) -> TransportReport:
+        """Return the report, after the last step has ended."""
+        outcomes = self._outcomes
+        return TransportReport(
+            plan_id=self.plan.plan_id,
+            statuses=[outcome.status for outcome in outcomes],
+            errors=[outcome.error for outcome in outcomes if outcome.status == "failed"],
+            moved_bytes=sum(
+                step.nbytes
+                for step, outcome in zip(self.plan.steps, outcomes, strict=True)
+                if outcome.status == "done"
+            ),
+            elapsed_s=time.monotonic() - self.begun,
+            step_seconds=[outcome.seconds for outcome in outcomes],
+            retries=sum(outcome.retries for outcome in outcomes),
+        )
 
 
 class BaseTransport:
@@ -86,25 +140,24 @@ class BaseTransport:
     async def execute(self, plan: TransportPlan, *, on_step: StepCallback | None = None) -> TransportReport:
         for step in plan.steps:
             self._check(step)
-        run = _Run(plan, time.monotonic(), [_Outcome() for _ in plan.steps])
-        order = deque(sorted(range(len(plan.steps)), key=lambda index: plan.steps[index].priority))
+        run = PlanRun(plan)
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self.settings.max_in_flight, len(order))):
-                group.create_task(self._work(run, order, on_step))
-        outcomes = run.outcomes
-        return TransportReport(
-            plan_id=plan.plan_id,
-            statuses=[outcome.status for outcome in outcomes],
-            errors=[outcome.error for outcome in outcomes if outcome.status == "failed"],
-            moved_bytes=sum(
-                step.nbytes
-                for step, outcome in zip(plan.steps, outcomes, strict=True)
-                if outcome.status == "done"
-            ),
-            elapsed_s=time.monotonic() - run.begun,
-            step_seconds=[outcome.seconds for outcome in outcomes],
-            retries=run.retries,
-        )
+            for _ in range(min(self.settings.max_in_flight, len(plan.steps))):
+                group.create_task(self.work(run, on_step))
+        return run.report()
+
+    async def work(self, run: PlanRun, on_step: StepCallback | None) -> None:
+        """Execute steps of a run until none is left; ``execute`` starts up to ``max_in_flight`` of these.
+
+        A transport whose moves are blocking calls can override this to take several steps in one thread.
+        """
+        while (index := run.take()) is not None:
+            begun = time.monotonic()
+            if not run.late(index):
+                retries, error = await self._moved(run.plan.steps[index])
+                run.ended(index, seconds=time.monotonic() - begun, retries=retries, error=error)
+            if on_step is not None:
+                on_step(index, run.status(index))
 
     async def close(self) -> None:
         """Do nothing: this class has no connections."""
@@ -126,32 +179,19 @@ class BaseTransport:
                 f"checksum {step.chunk.checksum!r} is not supported; expected {CHECKSUM}"
             )
 
-    async def _work(self, run: _Run, order: deque[int], on_step: StepCallback | None) -> None:
-        while order:
-            index = order.popleft()
-            step, outcome = run.plan.steps[index], run.outcomes[index]
-            begun = time.monotonic()
-            if step.deadline_s is None or begun - run.begun <= step.deadline_s:
-                outcome.error = await self._moved(run, step)
-                outcome.seconds = time.monotonic() - begun
-                outcome.status = "failed" if outcome.error else "done"
-            if on_step is not None:
-                on_step(index, outcome.status)
-
-    async def _moved(self, run: _Run, step: TransportStep) -> str:
-        """Execute a step and return why it failed; empty if it succeeded."""
+    async def _moved(self, step: TransportStep) -> tuple[int, Exception | None]:
+        """Move a chunk; returns the number of retries, and why it failed in the end."""
         error: Exception | None = None
+        retries = 0
         for attempt in range(self.attempts):
-            run.retries += attempt > 0
+            retries += attempt > 0
             try:
-                run.retries += await self.move(step) or 0
-                return ""
+                return retries + (await self.move(step) or 0), None
             except (OSError, KVCorrupt) as failed:
                 error = failed
             except SageInferError as failed:
-                error = failed
-                break
-        return f"{step.source.uri} to {step.target.uri}: {error}"
+                return retries, failed
+        return retries, error
 
 
 def file_path(location: KVLocation) -> Path:
@@ -159,30 +199,61 @@ def file_path(location: KVLocation) -> Path:
     return Path(unquote(urlsplit(location.uri).path))
 
 
-def copy_chunk(chunk: KVChunk, source: Path, target: Path, *, piece_bytes: int = 8 << 20) -> None:
-    """Copy the file of a chunk in pieces to a temporary file, which is verified, flushed and renamed.
+def copy_chunk(
+    chunk: KVChunk,
+    source: Path,
+    target: Path,
+    *,
+    offset: int = 0,
+    piece_bytes: int = 512 << 10,
+    flush: bool = True,
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Copy a chunk from a file in pieces to a temporary file, which is verified, flushed and renamed.
 
     Missing folders are created.
 
+    Args:
+        chunk: chunk with its size in bytes and its checksum.
+        source: file that holds the chunk from ``offset`` on; it may be longer.
+        target: file that will hold the chunk alone.
+        offset: position of the chunk in ``source``, in bytes.
+        piece_bytes: bytes that are read, hashed and written together; a piece that fits into the CPU's second-level
+            cache is fastest.
+        flush: wait until the bytes are on the disk.
+        check: called before each piece; an exception of it ends the copy.
+
     Raises:
         OSError: a file cannot be read or written.
-        KVCorrupt: the size or checksum of the source differs from the chunk's.
+        KVCorrupt: ``source`` is too short, or its bytes do not have the chunk's checksum.
     """
     import xxhash
 
-    digest, size = xxhash.xxh3_64(), 0
+    digest, left = xxhash.xxh3_64(), chunk.nbytes
+    buffer = memoryview(bytearray(min(piece_bytes, max(left, 1))))
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with source.open("rb") as reader, aside.open("xb") as writer:
-            while piece := reader.read(piece_bytes):
-                digest.update(piece)
-                size += writer.write(piece)
-            writer.flush()
-            os.fsync(writer.fileno())
-        if size != chunk.nbytes or f"{CHECKSUM}:{digest.hexdigest()}" != chunk.checksum:
+        with source.open("rb", buffering=0) as reader, aside.open("xb", buffering=0) as writer:
+            reader.seek(offset)
+            while left:
+                if check is not None:
+                    check()
+                size = reader.readinto(buffer[:left])
+                if not size:
+                    break
+                digest.update(buffer[:size])
+                left -= size
+                piece = buffer[:size]
+                while piece:
+                    piece = piece[writer.write(piece) :]
+            if flush:
+                os.fsync(writer.fileno())
+        if left or f"{CHECKSUM}:{digest.hexdigest()}" != chunk.checksum:
             raise KVCorrupt(
-                f"{source} ({size:,} bytes) does not hold chunk {chunk.chunk_id}; export it again"
+                f"{source} does not hold chunk {chunk.chunk_id} at {offset}"
+                + (f": {left:,} of {chunk.nbytes:,} bytes are missing" if left else "")
+                + "; export it again"
             )
         os.replace(aside, target)
     finally:

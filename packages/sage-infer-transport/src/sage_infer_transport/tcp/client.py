@@ -16,6 +16,7 @@ from sage_infer.schemas import KVChunk
 from sage_infer_transport.addresses import TCPAddress
 from sage_infer_transport.execution import Failed, Move
 from sage_infer_transport.tcp.protocol import Answer, Operation, ProtocolError, Request, Status
+from sage_infer_transport.tcp.sockets import prepare, send_some
 
 __all__ = ["Client"]
 
@@ -50,8 +51,10 @@ class Client:
 
         self._retried(address, move, attempt, lambda: done)
 
-    def put(self, address: TCPAddress, move: Move, fd: int, offset: int) -> None:
-        """Write a chunk from a file into a room; the endpoint verifies it."""
+    def put(
+        self, address: TCPAddress, move: Move, fd: int, offset: int, mapped: memoryview | None = None
+    ) -> None:
+        """Write a chunk from a file, which may be ``mapped`` too, into a room; the endpoint verifies it."""
         chunk, sent = move.step.chunk, 0
 
         def attempt(sock: socket.socket) -> None:
@@ -59,14 +62,14 @@ class Client:
             request = Request(Operation.PUT, address.room, nbytes=chunk.nbytes, digest=_digest(chunk))
             sock.sendall(request.encode())
             sent = _accepted(Answer.read(sock), move.step.target.uri).value
-            with open(fd, "rb", closefd=False) as file:
-                while sent < chunk.nbytes:
-                    move.check()
-                    count = min(self.message_bytes, chunk.nbytes - sent)
-                    moved = sock.sendfile(file, offset + sent, count)
-                    if moved < count:
-                        raise Failed(f"{move.step.source.uri} became shorter while it was sent")
-                    sent += count
+            while sent < chunk.nbytes:
+                move.check()
+                count = min(self.message_bytes, chunk.nbytes - sent)
+                rest = None if mapped is None else mapped[sent:]
+                moved = send_some(sock, fd, offset + sent, count, rest)
+                if moved == 0:
+                    raise Failed(f"{move.step.source.uri} became shorter while it was sent")
+                sent += moved
             _accepted(Answer.read(sock), move.step.target.uri)
 
         self._retried(address, move, attempt, lambda: sent)
@@ -120,7 +123,7 @@ class Client:
             sock = None
         if sock is None:
             sock = socket.create_connection(key, timeout=_SILENCE_S)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            prepare(sock, _SILENCE_S)
         try:
             yield sock
         except BaseException:
@@ -153,4 +156,4 @@ def _usable(sock: socket.socket) -> bool:
         return False
     finally:
         with contextlib.suppress(OSError):
-            sock.settimeout(_SILENCE_S)
+            sock.setblocking(True)

@@ -18,6 +18,7 @@ from sage_infer_transport.copying import BLOCK_BYTES
 from sage_infer_transport.endpoint import BaseEndpoint
 from sage_infer_transport.rooms import Region, Room, read_header, write_header
 from sage_infer_transport.tcp.protocol import Answer, Operation, ProtocolError, Request, Status
+from sage_infer_transport.tcp.sockets import prepare, receive_some, send_some
 
 __all__ = ["TCPEndpoint"]
 
@@ -76,7 +77,6 @@ class TCPEndpoint(BaseEndpoint):
         self._arrivals: dict[bytes, _Arrival] = {}
         self._connections: set[socket.socket] = set()
         super().__init__(Region.on(os.memfd_create("sage-kv", os.MFD_CLOEXEC), capacity_bytes))
-        self._file = open(self._region.fd, "rb", closefd=False)  # noqa: SIM115 - sendfile wants a file object
         threading.Thread(target=self._accept, name="sage-kv-endpoint", daemon=True).start()
 
     def withdraw(self, locations: Sequence[KVLocation]) -> None:
@@ -133,8 +133,7 @@ class TCPEndpoint(BaseEndpoint):
 
     def _serve(self, sock: socket.socket) -> None:
         try:
-            sock.settimeout(IDLE_S)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            prepare(sock, IDLE_S)
             while (request := Request.read(sock)) is not None:
                 with self._lock:
                     room, arrival = self._ids.get(request.room), self._arrivals.get(request.room)
@@ -162,10 +161,11 @@ class TCPEndpoint(BaseEndpoint):
         elif request.offset > room.nbytes:
             sock.sendall(Answer(Status.REFUSED, text=f"the room has {room.nbytes} bytes").encode())
         else:
-            rest = room.nbytes - request.offset
-            sock.sendall(Answer(Status.OK, rest).encode())
-            if rest:
-                sock.sendfile(self._file, room.offset + request.offset, rest)
+            sock.sendall(Answer(Status.OK, room.nbytes - request.offset).encode())
+            payload, begin = self._region.view(room), request.offset
+            while begin < room.nbytes:
+                fd, offset, left = self._region.fd, room.offset + begin, room.nbytes - begin
+                begin += send_some(sock, fd, offset, left, payload[begin:])
 
     def _receive(self, sock: socket.socket, room: Room, arrival: _Arrival, request: Request) -> bool:
         """Receive a payload; False if the connection must end."""
@@ -188,7 +188,7 @@ class TCPEndpoint(BaseEndpoint):
             payload = self._region.view(room)
             while arrival.received < room.nbytes:
                 block = payload[arrival.received : arrival.received + BLOCK_BYTES]
-                count = sock.recv_into(block)
+                count = receive_some(sock, block)
                 if count == 0:
                     return False
                 arrival.hasher.update(block[:count])

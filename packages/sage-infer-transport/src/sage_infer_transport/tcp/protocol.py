@@ -16,6 +16,8 @@ from enum import IntEnum
 
 from attrs import frozen
 
+from sage_infer_transport.tcp.sockets import receive_some
+
 __all__ = [
     "ANSWER_BYTES",
     "REQUEST_BYTES",
@@ -106,7 +108,7 @@ def receive(sock: socket.socket, view: memoryview, *, allow_end: bool = False) -
     """
     filled = 0
     while filled < len(view):
-        count = sock.recv_into(view[filled:])
+        count = receive_some(sock, view[filled:])
         if count == 0:
             if allow_end and filled == 0:
                 return False

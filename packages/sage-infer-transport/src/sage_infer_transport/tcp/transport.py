@@ -13,6 +13,7 @@ from sage_infer_transport.copying import BLOCK_BYTES, Hasher, Segments, copy, ne
 from sage_infer_transport.execution import Move, ThreadedTransport
 from sage_infer_transport.local import is_local_target, local_address
 from sage_infer_transport.tcp.client import Client
+from sage_infer_transport.tcp.sockets import receive_some
 
 __all__ = ["TCPTransport"]
 
@@ -20,7 +21,7 @@ __all__ = ["TCPTransport"]
 class TCPTransport(ThreadedTransport):
     """Implements ``sage_infer.contracts.Transport`` for ``tcp:``, ``shm:`` and ``file:``, in any combination.
 
-    Bytes go from the file or segment to the socket without a copy, and from the socket to their place. An interrupted
+    Bytes go from the file or segment to the network without a copy, and from the socket to their place. An interrupted
     chunk continues where it stopped. Between two remote endpoints chunks pass through this host.
 
     Args:
@@ -62,13 +63,15 @@ class TCPTransport(ThreadedTransport):
                     self._receive_file(source, fd, move)
         elif target is not None and local_source is not None:
             with opened(local_source, step.chunk) as fd:
-                self._client.put(target, move, fd, local_source.offset)
+                mapped = self._segments.payload(local_source, step.chunk) if local_source.shared else None
+                self._client.put(target, move, fd, local_source.offset, mapped)
         elif local_source is not None and local_target is not None:
             copy(local_source, local_target, move, self._segments)
 
     def _receive_room(self, source: TCPAddress, target: FileAddress, move: Move) -> None:
         chunk, hasher = move.step.chunk, Hasher()
-        payload = self._segments.room(target, chunk)
+        room = self._segments.room(target, chunk)
+        payload = room.payload
 
         def take(sock: socket.socket, begin: int, end: int) -> int:
             block = payload[begin : min(begin + BLOCK_BYTES, end)]
@@ -77,8 +80,7 @@ class TCPTransport(ThreadedTransport):
             return count
 
         self._client.get(source, move, take)
-        digest = hasher.check(chunk, move.step.source.uri)
-        self._segments.mark(target, chunk, arrived=True, digest=digest)
+        room.arrived(hasher.check(chunk, move.step.source.uri))
 
     def _receive_file(self, source: TCPAddress, fd: int, move: Move) -> None:
         hasher, buffer = Hasher(), memoryview(bytearray(BLOCK_BYTES))
@@ -94,7 +96,7 @@ class TCPTransport(ThreadedTransport):
 
 
 def _some(sock: socket.socket, block: memoryview) -> int:
-    count = sock.recv_into(block)
+    count = receive_some(sock, block)
     if count == 0:
         raise ConnectionResetError("the connection ended early")
     return count
