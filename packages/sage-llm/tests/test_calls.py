@@ -12,7 +12,7 @@ from plane import running_plane, until
 from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, RequestCancelled
 from sage_infer.schemas import RequestOptions
 from sage_llm.commands.tables import status_lines
-from sage_llm.manager.batch import BatchLimits
+from sage_llm.manager.calls.batch import BatchLimits
 from sage_llm.manager.health import HealthLimits
 from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.manager.restarts import RestartLimits

@@ -70,6 +70,19 @@ class Receipt:
         view = views[slot] if 0 <= slot < len(views) else None
         return view.instance_id if view is not None else None
 
+    def _chain(self) -> dict[str, Any] | None:
+        request = self.request
+        if not request.chain:
+            return None
+        left = None if request.deadline is None else request.deadline - self.snapshot.now
+        return {
+            "name": request.chain,
+            "step": request.chain_step,
+            "to_deadline_s": left,
+            "left_s": request.left_s,
+            "later": list(request.later),
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Return the receipt as JSON-ready data, for ``sage llm explain``."""
         decision, name = self.decision, self.instance
@@ -82,6 +95,7 @@ class Receipt:
             "alpha": decision.alpha,
             "rho": decision.rho,
             "prompt_tokens": self.request.prompt_tokens,
+            "chain": self._chain(),
             "waited_s": self.snapshot.now - self.request.arrived,
             "decision": decision.kind,
             "reason": decision.reason or None,

@@ -73,7 +73,12 @@ class RequestView:
         keys: keys of the prompt's full KV blocks, first block first (``sage_llm.index.keys``).
         block: number of tokens per key.
         adapter: LoRA adapter; empty for none.
-        chain: chain of calls that it belongs to; empty if none.
+        chain: chain of calls that it belongs to; empty if none. ``deadline`` is the chain's then.
+        chain_step: number of earlier requests of the chain.
+        chain_since: arrival of the chain's first request; None without a chain.
+        left_s: time from its dispatch to the end of its chain that is rarely exceeded; 0 if unknown.
+        expected_s: mean of that time.
+        later: models of the chain's usual further steps.
         attempts: number of instances that it was dispatched to before.
         excluded: mask of instances that it must not be dispatched to.
     """
@@ -101,6 +106,16 @@ class RequestView:
     chain: str = ""
     attempts: int = 0
     excluded: int = 0
+    chain_step: int = 0
+    chain_since: float | None = None
+    left_s: float = 0.0
+    expected_s: float = 0.0
+    later: tuple[str, ...] = ()
+
+    @property
+    def since(self) -> float:
+        """Arrival of its chain, or its own."""
+        return self.arrived if self.chain_since is None else self.chain_since
 
 
 @frozen

@@ -165,7 +165,7 @@ async def _serve(
 
 def manager_settings(settings: LLM, target_wait_s: float | None) -> Any:
     """Settings of the control plane from the configuration's section."""
-    from sage_llm.manager.batch import BatchLimits
+    from sage_llm.manager.calls.batch import BatchLimits
     from sage_llm.manager.dispatch import RecoveryLimits
     from sage_llm.manager.health import HealthLimits
     from sage_llm.manager.restarts import RestartLimits

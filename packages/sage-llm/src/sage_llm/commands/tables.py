@@ -110,6 +110,11 @@ def decision_lines(receipt: Mapping[str, Any]) -> list[str]:
         f"{receipt['policy']} α={receipt['alpha']:.1f} ρ={receipt['rho']:.2f}: {receipt['decision']} "
         f"{receipt['instance'] or '-'}, TTFT predicted {receipt['ttft_predicted_s']:.2f} s, measured {measured}",
     ]
+    if chain := receipt.get("chain"):
+        left = "none" if chain["to_deadline_s"] is None else f"in {chain['to_deadline_s']:.2f} s"
+        lines.append(
+            f"chain {chain['name']}, step {chain['step']}: deadline {left}, expected to need {chain['left_s']:.2f} s"
+        )
     for candidate in receipt["candidates"]:
         mark = "  chosen" if candidate["instance"] == receipt["instance"] else ""
         lines.append(

@@ -14,9 +14,9 @@ from sage_infer.errors import EngineDead, Overloaded, RequestCancelled, SageInfe
 from sage_infer.schemas import TokenDelta
 from sage_infer.sdk.claims import accepted_options
 
-from sage_llm.manager.batch import BatchLimits
-from sage_llm.manager.call import ManagedCall
-from sage_llm.manager.calls import CallDispatcher
+from sage_llm.manager.calls.batch import BatchLimits
+from sage_llm.manager.calls.call import ManagedCall
+from sage_llm.manager.calls.dispatcher import CallDispatcher
 from sage_llm.manager.classify import as_sage_error, meaning
 from sage_llm.manager.live_instance import Attempt, LiveInstance
 from sage_llm.manager.migration import MigrationBudget, NotMigratable, PoisonRequest, continue_stream

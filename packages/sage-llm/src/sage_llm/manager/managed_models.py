@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
@@ -10,18 +11,26 @@ import attrs
 from sage_infer.contracts import Executor, ModelStatus
 from sage_infer.errors import BackendUnavailable, EngineDead, InvalidRequest
 from sage_infer.names import GENERATING, ModelType
-from sage_infer.schemas import CapabilityDescriptor, HybridCapabilityDescriptor, ModelDescriptor
+from sage_infer.schemas import (
+    CapabilityDescriptor,
+    HybridCapabilityDescriptor,
+    ModelDescriptor,
+    RequestOptions,
+)
 from sage_infer.sdk.open_requests import OpenRequests
 from sage_infer_planning.registry import ModelEntry, ModelRegistry
 from sage_infer_planning.router import ModelRouter
 
 from sage_llm import policies
+from sage_llm.chains import ChainStep, ChainTable
 from sage_llm.manager import reports
 from sage_llm.manager.batch_calls import BatchCalls
+from sage_llm.manager.calls.call import ManagedCall
 from sage_llm.manager.dispatch import Dispatcher
 from sage_llm.manager.fleet import Drained, Fleet
 from sage_llm.manager.models import ServedModel
 from sage_llm.manager.placing import Placement
+from sage_llm.manager.request import ManagedRequest
 from sage_llm.manager.settings import ControlPlaneSettings
 from sage_llm.manager.texts import ModelTexts
 
@@ -36,6 +45,7 @@ class ManagedModels:
         served: the models by id.
         dispatcher: runs generating requests.
         fleet: the replicas.
+        chains: chains of requests under one deadline.
     """
 
     def __init__(
@@ -73,6 +83,7 @@ class ManagedModels:
             wait_s=self.settings.recovery.wait_s,
         )
         self._requests = OpenRequests()
+        self.chains = ChainTable()
         self._started = self._closed = False
         for model in models:
             self._register(model)
@@ -202,6 +213,37 @@ class ManagedModels:
             changed = [spec.replica_id for spec in specs]
         self.served[name] = attrs.evolve(self.served[name], replicas=replicas)
         return changed
+
+    # --- chains
+
+    def in_chain(self, model_id: str, options: RequestOptions) -> tuple[RequestOptions, ChainStep | None]:
+        """The options of a request with the deadline, class and priority of its chain, and its place in the chain."""
+        if not options.chain:
+            return options, None
+        now = time.monotonic()
+        step = self.chains.begin(
+            options.tenant,
+            options.chain,
+            model_id,
+            now,
+            deadline=None if options.deadline is None else now + options.deadline,
+            service_class=options.service_class,
+            priority=options.priority,
+        )
+        left = None if step.deadline is None else step.deadline - now
+        return (
+            attrs.evolve(options, deadline=left, service_class=step.service_class, priority=step.priority),
+            step,
+        )
+
+    def left_chain(self, request: ManagedRequest | ManagedCall) -> None:
+        """A request has ended; learn how long its step in a chain took."""
+        if request.step is None:
+            return
+        now = time.monotonic()
+        is_measured = request.outcome == "finished" and request.dispatched_at is not None
+        service_s = now - (request.dispatched_at or now) if is_measured else None
+        self.chains.ended(request.step, now, service_s)
 
     # --- look-ups
 

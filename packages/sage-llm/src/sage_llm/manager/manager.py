@@ -35,8 +35,9 @@ from sage_infer.sdk.claims import FEATURE_OF, check_claims
 from sage_infer.sdk.open_requests import OpenRequest
 from sage_infer_planning.registry import ModelEntry
 
+from sage_llm.chains import ChainStep
 from sage_llm.manager import reports
-from sage_llm.manager.call import ManagedCall, embedding_tokens, rerank_tokens
+from sage_llm.manager.calls.call import ManagedCall, embedding_tokens, rerank_tokens
 from sage_llm.manager.ledger import Ledger
 from sage_llm.manager.managed_models import ManagedModels
 from sage_llm.manager.migration import with_seed
@@ -112,13 +113,13 @@ class ControlPlaneManager(ManagedModels):
         asked = as_prompts(prompts)
         if not asked:
             raise InvalidRequest("there is no prompt; expected at least one")
-        given = _checked(options)
-        opened = self._requests.accept(request_id, len(asked), options=options)
+        given, step = self.in_chain(entry.descriptor.model_id, _checked(options))
+        opened = self._requests.accept(request_id, len(asked), options=given)
         requests: list[ManagedRequest] = []
         try:
             for one, prompt in zip(opened, asked, strict=True):
                 one.check()
-                requests.append(await self._managed(entry, one, prompt, params, given))
+                requests.append(await self._managed(entry, one, prompt, params, given, step))
             return list(await asyncio.gather(*map(self.dispatcher.run, requests)))
         except BaseException:
             for request in requests:
@@ -134,6 +135,7 @@ class ControlPlaneManager(ManagedModels):
         prompt: Prompt,
         params: SamplingParams,
         options: RequestOptions,
+        step: ChainStep | None,
     ) -> ManagedRequest:
         model_id = entry.descriptor.model_id
         found = await self._texts[model_id].prompt(prompt)
@@ -143,6 +145,7 @@ class ControlPlaneManager(ManagedModels):
         def ended(request: ManagedRequest) -> None:
             self._requests.finish(opened)
             self.dispatcher.ended(request)
+            self.left_chain(request)
 
         request = ManagedRequest(
             opened.request_id,
@@ -153,6 +156,7 @@ class ControlPlaneManager(ManagedModels):
             len(found.token_ids) if found.token_ids is not None else len(found.text or "") // _CHARACTERS + 1,
             on_end=ended,
             on_cancel=self.dispatcher.cancel,
+            step=step,
         )
         opened.on_cancel(lambda error: self.dispatcher.cancel(request, error))
         return request
@@ -220,16 +224,18 @@ class ControlPlaneManager(ManagedModels):
         several = as_texts(texts)
         check_texts(several, truncate)
         limit = self._longest(model_id) if truncate == "end" else 0
-        with self._requests.call(request_id, options=options) as opened:
+        given, step = self.in_chain(model_id, _checked(options))
+        with self._requests.call(request_id, options=given) as opened:
             call = ManagedCall(
                 opened.request_id,
                 model_id,
                 "embed",
                 several,
-                _checked(options),
+                given,
                 embedding_tokens(several, limit),
-                on_end=self.dispatcher.calls.ended,
+                on_end=self._call_ended,
                 truncate=truncate,
+                step=step,
             )
             result: EmbeddingResult = await self._called(call, opened)
         return result
@@ -245,20 +251,26 @@ class ControlPlaneManager(ManagedModels):
         options: RequestOptions | None = None,
     ) -> RerankResult:
         model_id = self._route(model, ("reranker",)).descriptor.model_id
-        with self._requests.call(request_id, options=options) as opened:
+        given, step = self.in_chain(model_id, _checked(options))
+        with self._requests.call(request_id, options=given) as opened:
             call = ManagedCall(
                 opened.request_id,
                 model_id,
                 "rerank",
                 documents,
-                _checked(options),
+                given,
                 rerank_tokens(query, documents, self._longest(model_id)),
-                on_end=self.dispatcher.calls.ended,
+                on_end=self._call_ended,
                 query=query,
                 top_n=top_n,
+                step=step,
             )
             result: RerankResult = await self._called(call, opened)
         return result
+
+    def _call_ended(self, call: ManagedCall) -> None:
+        self.dispatcher.calls.ended(call)
+        self.left_chain(call)
 
     def _longest(self, model_id: str) -> int:
         """Length limit of a model's texts in tokens; 0 if unknown."""

@@ -13,7 +13,7 @@ from sage_infer.schemas import InstanceReport, Usage
 from sage_llm import policies
 from sage_llm.classifier import RequestClassifier
 from sage_llm.index.kv_index import KVIndex
-from sage_llm.manager.call import ManagedCall
+from sage_llm.manager.calls.call import ManagedCall
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.manager.views import call_view, request_view

@@ -13,6 +13,7 @@ from sage_infer.contracts import BufferedTokenStream
 from sage_infer.errors import RequestCancelled, SageInferError
 from sage_infer.schemas import Prompt, RequestOptions, SamplingParams, Timing, Usage
 
+from sage_llm.chains import ChainStep
 from sage_llm.classifier import Classified
 from sage_llm.manager.ledger import Ledger
 from sage_llm.manager.live_instance import Attempt, LiveInstance
@@ -42,6 +43,7 @@ class ManagedRequest:
         crash_tokens: output tokens of the attempt that ended with the last crash.
         excluded: instances that it is not sent to again.
         classified, view: what policies see of it.
+        step: its place in a chain; None without one.
         outcome: how it ended; None while it is open.
     """
 
@@ -64,6 +66,7 @@ class ManagedRequest:
     excluded: set[LiveInstance] = field(factory=set)
     classified: Classified | None = None
     view: RequestView | None = None
+    step: ChainStep | None = None
     outcome: Outcome | None = None
     arrived: float = field(factory=time.monotonic)
     dispatched_at: float | None = None

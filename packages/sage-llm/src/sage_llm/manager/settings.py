@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import field, frozen
 from sage_infer.names import GENERATING, ModelType
 
-from sage_llm.manager.batch import BatchLimits
+from sage_llm.manager.calls.batch import BatchLimits
 from sage_llm.manager.dispatch import RecoveryLimits
 from sage_llm.manager.health import HealthLimits
 from sage_llm.manager.restarts import RestartLimits

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from sage_infer.schemas import RequestOptions
+
+from sage_llm.chains import ChainStep
 from sage_llm.classifier import RequestClassifier
 from sage_llm.index.kv_index import KVIndex
-from sage_llm.manager.call import ManagedCall
+from sage_llm.manager.calls.call import ManagedCall
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.types import RequestView
@@ -64,7 +68,7 @@ def request_view(
         session=options.session,
         service_class=classified.service_class,
         turn=classified.turn,
-        deadline=None if options.deadline is None else request.arrived + options.deadline,
+        deadline=_deadline(request.step, request.arrived, options),
         slo_ttft=classified.ttft_s,
         slo_tpot=classified.tpot_s,
         out_q50=classified.out_q50,
@@ -74,6 +78,7 @@ def request_view(
         adapter=params.adapter or "",
         chain=options.chain,
         attempts=request.number,
+        **_in_chain(request.step),
     )
 
 
@@ -102,8 +107,28 @@ def call_view(call: ManagedCall, classifier: RequestClassifier) -> RequestView:
         tenant=options.tenant,
         session=options.session,
         service_class=classified.service_class,
-        deadline=None if options.deadline is None else call.arrived + options.deadline,
+        deadline=_deadline(call.step, call.arrived, options),
         slo_ttft=classified.ttft_s,
         chain=options.chain,
         attempts=call.number,
+        **_in_chain(call.step),
     )
+
+
+def _deadline(step: ChainStep | None, arrived: float, options: RequestOptions) -> float | None:
+    if step is not None and step.deadline is not None:
+        return step.deadline
+    return None if options.deadline is None else arrived + options.deadline
+
+
+def _in_chain(step: ChainStep | None) -> dict[str, Any]:
+    """Fields of a view about the request's chain."""
+    if step is None:
+        return {}
+    return {
+        "chain_step": step.index,
+        "chain_since": step.since,
+        "left_s": step.left_s,
+        "expected_s": step.expected_s,
+        "later": step.later,
+    }

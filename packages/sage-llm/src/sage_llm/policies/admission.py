@@ -20,6 +20,9 @@ class PredictedWait:
     of an instance. While a queue is younger than two seconds, its speed is the sum of the instances' prefill rates.
     ``Retry-After`` is the predicted wait less the target.
 
+    A chain is refused at its first request if the waits for all of its usual steps and their duration exceed its
+    deadline. Its later requests are accepted in any case, because work was spent on them.
+
     Attributes:
         target_s: longest wait in seconds of requests without a TTFT target.
         slack: factor on TTFT targets: a request is refused above ``slack`` times its target.
@@ -48,6 +51,17 @@ class PredictedWait:
             )
             return self._refuse(request, "quota", message, wait, max(wait, 1.0))
         wait = self.wait_s(request, snapshot)
+        if request.chain_step:
+            return Decision("wait", request.id, policy=self.name, predicted_ttft=wait)
+        if request.later and request.deadline is not None:
+            whole = wait + sum(self._wait_of(model, snapshot) for model in request.later) + request.expected_s
+            missing = snapshot.now + whole - request.deadline
+            if missing > 0:
+                message = (
+                    f"its chain {request.chain!r} is expected to take {whole:.1f} s, and has "
+                    f"{request.deadline - snapshot.now:.1f} s; retry in {missing:.1f} s, or with a later deadline"
+                )
+                return self._refuse(request, "overloaded", message, wait, missing)
         if request.deadline is not None and snapshot.now + wait >= request.deadline:
             message = (
                 f"its deadline passes in {request.deadline - snapshot.now:.1f} s, before it could start "
@@ -65,7 +79,10 @@ class PredictedWait:
 
     def wait_s(self, request: RequestView, snapshot: Snapshot) -> float:
         """Return the expected time until a new request would be started."""
-        group = snapshot.groups.get(request.model)
+        return self._wait_of(request.model, snapshot)
+
+    def _wait_of(self, model: str, snapshot: Snapshot) -> float:
+        group = snapshot.groups.get(model)
         if group is None or not group.rate:
             return 0.0
         if not group.waiting:

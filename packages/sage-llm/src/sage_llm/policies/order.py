@@ -33,7 +33,7 @@ def latest_start(request: RequestView, work: float, default_ttft_s: float) -> fl
         times.append(request.arrived + request.slo_ttft - work)
     if request.deadline is not None:
         tail = request.out_q50 * (request.slo_tpot or 0.0)
-        times.append(request.deadline - work - tail)
+        times.append(request.deadline - max(work + tail, request.left_s))
     return min(times) if times else request.arrived + default_ttft_s - work
 
 
@@ -137,7 +137,7 @@ class ShortestUncached:
     by_tenant: bool = field(default=False, init=False)
 
     def key(self, request: RequestView, snapshot: Snapshot) -> float:
-        return request.arrived + work_s(request, snapshot) / self.patience
+        return request.since + work_s(request, snapshot) / self.patience
 
 
 @frozen(kw_only=True)
@@ -160,4 +160,4 @@ class Balanced:
 
     def key(self, request: RequestView, snapshot: Snapshot) -> float:
         work = work_s(request, snapshot)
-        return min(latest_start(request, work, self.ttft_s), request.arrived + work / self.patience)
+        return min(latest_start(request, work, self.ttft_s), request.since + work / self.patience)

@@ -12,8 +12,8 @@ from sage_infer.errors import EngineDead, Overloaded, RequestCancelled, SageInfe
 from sage_infer.schemas import EmbeddingResult
 from sage_infer.sdk.claims import accepted_options
 
-from sage_llm.manager.batch import Batch, BatchLimits
-from sage_llm.manager.call import ManagedCall, split
+from sage_llm.manager.calls.batch import Batch, BatchLimits
+from sage_llm.manager.calls.call import ManagedCall, split
 from sage_llm.manager.classify import as_sage_error, meaning
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.placing import Placement
@@ -87,6 +87,8 @@ class CallDispatcher:
         has become idle, the batch is full, or the window is over.
         """
         call.number += 1
+        if call.dispatched_at is None:
+            call.dispatched_at = now
         key = call.key(accepted_options(instance.features, call.options))
         batch = instance.forming.get(key)
         if batch is not None and batch.tokens + call.prompt_tokens > self.limits.tokens:

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 from attrs import define, field
 
-from sage_llm.manager.call import ManagedCall
+from sage_llm.manager.calls.call import ManagedCall
 from sage_llm.manager.live_instance import LiveInstance
 
 __all__ = ["Batch", "BatchLimits"]

@@ -13,6 +13,7 @@ from sage_infer.contracts import TextLike, Truncation
 from sage_infer.errors import RequestCancelled, SageInferError
 from sage_infer.schemas import EmbeddingResult, RequestOptions, RerankResult, Usage
 
+from sage_llm.chains import ChainStep
 from sage_llm.classifier import Classified
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.request import Outcome
@@ -44,6 +45,8 @@ class ManagedCall:
         faults: number of attempts that failed otherwise.
         excluded: instances that it is not sent to again.
         classified, view: what policies see of it.
+        step: its place in a chain; None without one.
+        dispatched_at: time of its first dispatch.
         outcome: how it ended; None while it is open.
         leave: takes it out of its batch when it ends early.
     """
@@ -65,6 +68,8 @@ class ManagedCall:
     excluded: set[LiveInstance] = field(factory=set)
     classified: Classified | None = None
     view: RequestView | None = None
+    step: ChainStep | None = None
+    dispatched_at: float | None = None
     outcome: Outcome | None = None
     arrived: float = field(factory=time.monotonic)
     leave: Callable[[], object] = field(default=lambda: None)
