@@ -50,12 +50,12 @@ class PlanRun:
     """
 
     plan: TransportPlan
-    begun: float = field(factory=time.monotonic)
+    begun: float = field(init=False)
     _outcomes: list[_Outcome] = field(init=False)
     _order: deque[int] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        steps = self.plan.steps
+        steps, self.begun = self.plan.steps, time.monotonic()
         self._outcomes = [_Outcome() for _ in steps]
         self._order = deque(sorted(range(len(steps)), key=lambda index: steps[index].priority))
 
