@@ -37,9 +37,9 @@ from typing import Any
 from hostile.bodies import BODIES, ENCODER, LLM
 from hostile.peer import CLOSED, Peer, request
 from hostile.wire import WIRE
-from sage_infer_serve.bench.client import Client, Server
 from sage_infer_serve.bench.load import Outcome, Sender, open_loop
 from sage_infer_serve.bench.workload import Lengths, Workload
+from sage_infer_serve.http.client import Client, Server
 from servers import free_port, prefer, running
 
 RATE = 4.0  # chats per second

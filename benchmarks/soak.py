@@ -28,9 +28,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sage_infer_serve.bench.client import Client, Server
 from sage_infer_serve.bench.load import Outcome, Sender, closed_loop, open_loop
 from sage_infer_serve.bench.workload import Lengths, Workload, arrivals
+from sage_infer_serve.http.client import Client, Server
 from servers import free_port
 
 LLM, ENCODER = "smollm2-135m", "minilm"

@@ -43,7 +43,6 @@ LIBRARIES = {
     "sage_infer_openvino": ("numpy", "openvino", "tokenizers"),
     "sage_infer_serve": ("uvicorn",),
     "sage_infer_vllm": ("numpy", "torch", "transformers", "vllm"),
-    "sage_llm": ("aiohttp",),
 }
 """Heavy libraries that a wheel may import; every other wheel imports none."""
 

@@ -9,14 +9,12 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sage_infer.config import load_config
-from sage_infer.errors import BackendUnavailable, InvalidRequest
-from sage_llm.commands.joined import with_joined
+from sage_infer.errors import InvalidRequest
 from sage_llm.commands.served_models import configured, from_flags, with_cpus
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 
@@ -71,41 +69,6 @@ def test_replicas_divide_the_cpus(smollm2: str) -> None:
     assert "threads" not in alone.options
     (chosen,) = with_cpus(flags(options=["threads=7"]))
     assert chosen.options["threads"] == 7
-
-
-def test_joined_servers_are_further_replicas(smollm2: str) -> None:
-    rows: list[dict[str, Any]] = [
-        {"id": "smollm2-135m"},
-        {"id": "far", "type": "embedding", "max_model_len": 64},
-    ]
-
-    class Server(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"data": rows}).encode())
-
-        def log_message(self, *arguments: Any) -> None:
-            """Print nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        llm, far = with_joined(flags(replicas={"": 1}), [f"{url}/v1/"])
-        assert [spec.replica_id for spec in llm.specs] == ["smollm2-135m/0", f"smollm2-135m@{url[7:]}"]
-        assert [(spec.backend, spec.model.model_path) for spec in far.specs] == [("openai", url)]
-        assert far.descriptor.model_type == "embedding"
-        rows.clear()
-        with pytest.raises(BackendUnavailable, match="lists no model"):
-            with_joined([], [url])
-    finally:
-        server.shutdown()
-        server.server_close()
-    with pytest.raises(BackendUnavailable, match="is the server ready"):
-        with_joined([], [url])
-    with pytest.raises(InvalidRequest, match="--join"):
-        with_joined([], ["ftp://x"])
 
 
 def test_serve(smollm2: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:

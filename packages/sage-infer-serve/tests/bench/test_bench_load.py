@@ -12,11 +12,11 @@ import bench_server as server
 import pytest
 from bench_server import Asked, ScriptedServer, serving
 from sage_infer.errors import BackendUnavailable, ConfigError, InvalidRequest, ModelNotFound
-from sage_infer_serve.bench.client import Client, Disconnected, Server
 from sage_infer_serve.bench.load import Outcome, Run, Sender, closed_loop, open_loop
 from sage_infer_serve.bench.preflight import choose_model, warm_up
 from sage_infer_serve.bench.progress import Progress
 from sage_infer_serve.bench.workload import Lengths, Workload
+from sage_infer_serve.http.client import Client, Disconnected, Server
 
 LENGTHS = Lengths(input=5, output=3)
 CHAT = Workload(endpoint="chat", model="toy", lengths=LENGTHS)

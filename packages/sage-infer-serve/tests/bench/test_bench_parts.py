@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sage_infer.errors import InvalidRequest
-from sage_infer_serve.bench.client import Server
 from sage_infer_serve.bench.load import Outcome, Run
 from sage_infer_serve.bench.plot import draw, log_ticks, nice_ticks
 from sage_infer_serve.bench.replies import BadAnswer, StreamReader, error_message, model_ids, read_answer
 from sage_infer_serve.bench.report import Distribution, percentile, report_on
 from sage_infer_serve.bench.sse import EventParser
 from sage_infer_serve.bench.workload import LEAST, MOST_INPUT, MOST_TOTAL, Lengths, Workload, arrivals
+from sage_infer_serve.http.client import Server
 
 # --- server-sent events
 

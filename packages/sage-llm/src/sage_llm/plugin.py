@@ -66,7 +66,7 @@ def sage_infer_backends() -> list[BackendSpec]:
             name="openai",
             factory="sage_llm.replicas.openai:open_server",
             serves={"llm", "embedding", "reranker"},
-            requires={"aiohttp": ">=3.10"},
+            requires={"httptools": ">=0.6"},
             options={
                 "api_key_env": "name of the environment variable with the API key",
                 "dialect": "request fields that the server accepts: openai, vllm or sage-infer; detected by default",

@@ -364,12 +364,23 @@ def test_failures_of_a_server(answer: Any, expected: type[SageInferError]) -> No
     asyncio.run(main())
 
 
-def test_an_unknown_length_must_be_given() -> None:
+def test_a_server_need_not_report_its_length() -> None:
+    asked: list[Any] = []
+
+    async def complete(request: web.Request) -> web.StreamResponse:
+        asked.append(await request.json())
+        return await events(request, {"choices": [{"text": "a", "finish_reason": "stop"}]})
+
     async def main() -> None:
-        async with scripted(events) as url:
-            with pytest.raises(ConfigError, match="max_sequence_length"):
-                async with open_backend("openai", model=model(url, "m", max_sequence_length=None)):
-                    pass
+        descriptor = {"max_sequence_length": None}
+        async with (
+            scripted(complete) as url,
+            open_backend("openai", model=model(url, "m", **descriptor)) as backend,
+        ):
+            assert backend.get_capability().max_sequence_length == 1 << 20
+            (stream,) = await backend.generate([1, 2], SamplingParams())
+            assert await text_of(stream) == "a"
+        assert "max_tokens" not in asked[0]
 
     asyncio.run(main())
 

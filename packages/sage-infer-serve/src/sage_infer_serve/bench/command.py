@@ -80,7 +80,7 @@ def bench(
 
     Either --concurrency requests are kept open, or --rate requests are sent per second, independent of the server.
     """
-    from sage_infer_serve.bench.client import Server
+    from sage_infer_serve.http.client import Server
 
     if concurrency is not None and rate is not None:
         raise InvalidRequest("--concurrency and --rate are mutually exclusive; use one of them")
@@ -139,10 +139,10 @@ def _run(settings: dict[str, Any], lengths: Lengths, api_key: str | None) -> tup
 
 async def _measure(settings: dict[str, Any], lengths: Lengths, api_key: str | None) -> Run:
     from sage_infer_serve.bench import load
-    from sage_infer_serve.bench.client import Client, Server
     from sage_infer_serve.bench.preflight import choose_model, warm_up
     from sage_infer_serve.bench.progress import Progress, shown
     from sage_infer_serve.bench.workload import arrivals
+    from sage_infer_serve.http.client import Client, Server
 
     server = Server.parse(settings["url"])
     client = Client(server, api_key=api_key)

@@ -15,9 +15,9 @@ from typing import Any
 
 from attrs import define, field
 
-from sage_infer_serve.bench.client import Client, Disconnected
 from sage_infer_serve.bench.replies import BadAnswer, StreamReader, Usage, error_message, read_answer
 from sage_infer_serve.bench.workload import Request, Workload, path_of
+from sage_infer_serve.http.client import Client, Disconnected
 
 __all__ = ["Outcome", "Run", "Sender", "closed_loop", "open_loop"]
 

@@ -8,11 +8,11 @@ from itertools import islice
 
 from sage_infer.errors import BackendUnavailable, ConfigError, InvalidRequest, ModelNotFound, SageInferError
 
-from sage_infer_serve.bench.client import Answer, Client, Disconnected, Server
 from sage_infer_serve.bench.load import Sender
 from sage_infer_serve.bench.progress import Progress
 from sage_infer_serve.bench.replies import BadAnswer, error_message, model_ids
 from sage_infer_serve.bench.workload import Request
+from sage_infer_serve.http.client import Answer, Client, Disconnected, Server
 
 __all__ = ["choose_model", "warm_up"]
 

@@ -18,7 +18,7 @@ class LLM:
     replicas: int = field(default=1, validator=Integer(ge=1))
     policy: str = field(default="kv-cost", validator=Text(min_length=1))
     order: str = field(default="balanced", validator=Text(min_length=1))
-    join: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
+    join: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
     share_cpus: bool = field(default=True, validator=Flag())
     max_migrations: int = field(default=3, validator=Integer(ge=0))
     instance_wait_s: float = field(default=60.0, validator=Number(gt=0))
@@ -48,7 +48,9 @@ llm:
   policy: kv-cost
   order: balanced
 
-  # URLs of OpenAI-compatible servers that serve as further replicas.
+  # OpenAI-compatible servers whose models are further replicas: URLs, or mappings such as
+  # {url: "https://host/v1", api_key_env: NAME, type: embedding}. api_key_env: environment variable with the API key;
+  # type: type of models that do not report one.
   join: []
 
   # Divide the CPUs of this machine among the replicas of engines with an option `threads`.

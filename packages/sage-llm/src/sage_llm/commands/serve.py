@@ -48,6 +48,10 @@ def serve(
             metavar="URL", help="OpenAI-compatible server whose models are further replicas; repeatable."
         ),
     ] = None,
+    join_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Environment variable with the API key of the --join servers."),
+    ] = None,
     order: Annotated[
         str | None, typer.Option(help="Order of waiting requests, such as balanced, fifo or slo.")
     ] = None,
@@ -76,7 +80,7 @@ def serve(
     from sage_infer_serve.gateway_command import run_command
 
     from sage_llm.commands.config import LLM
-    from sage_llm.commands.joined import with_joined
+    from sage_llm.commands.joined import joins, with_joined
     from sage_llm.commands.served_models import configured, from_flags, parse_replicas, with_cpus
     from sage_llm.replicas.local import SERVER
 
@@ -104,7 +108,7 @@ def serve(
             replicas={"": settings.replicas, **counts},
             loaded=loaded,
         )
-    models = with_joined(models, join or settings.join)
+    models = with_joined(models, joins(join or settings.join, join_key_env))
     if sum(served.replicas for served in models) > 1:  # a single replica needs no process of its own
         models = [attrs.evolve(served, server=SERVER) for served in models]
     if settings.share_cpus:

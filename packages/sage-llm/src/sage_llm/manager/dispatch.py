@@ -224,6 +224,8 @@ class Dispatcher:
                 features=instance.features,
                 options=options,
             )
+        if request.chat is not None:
+            return await request.chat.open(instance.backend, request.params, attempt.request_id, options)
         (stream,) = await instance.backend.generate(
             [request.prompt], request.params, request_id=attempt.request_id, options=options
         )
@@ -237,7 +239,7 @@ class Dispatcher:
 
     def _deliver(self, request: ManagedRequest, attempt: Attempt, delta: TokenDelta) -> None:
         """Record and deliver a delta, both or neither."""
-        if not attempt.has_output and delta.token_ids:
+        if not attempt.has_output and (delta.token_ids or delta.text):
             attempt.has_output = True
             attempt.instance.produced()
             if request.first_at is None:

@@ -21,6 +21,7 @@ from sage_llm.manager.health import HealthLimits, judge
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.restarts import RestartLimits, Restarts
 from sage_llm.replicas.connect import connect
+from sage_llm.replicas.openai import is_remote
 
 __all__ = ["Drained", "Fleet", "Replica", "ReplicaWord"]
 
@@ -122,7 +123,7 @@ class Fleet:
         if self._watching is None:
             self._watching = self._spawn(self._watch())
             running = await adopted(self._executor, specs)
-        replicas = [Replica(spec, Restarts(self._restarts)) for spec in specs]
+        replicas = [Replica(spec, Restarts(self._restarts, ends=not is_remote(spec.model))) for spec in specs]
         for replica in replicas:
             known = self.replicas.get(replica.replica_id)
             if known is not None and known.word != "gone":

@@ -34,15 +34,17 @@ class Ledger:
         prompt: token ids of the prompt; None if unknown.
         params: sampling parameters with the seed in force.
         records: the completions by index.
+        tokens: number of tokens of all completions.
+        has_started: whether the consumer has received something.
         obstacle: why the output cannot be continued elsewhere; empty if it can.
     """
 
-    __slots__ = ("obstacle", "params", "prompt", "records", "tokens")
+    __slots__ = ("has_started", "obstacle", "params", "prompt", "records", "tokens")
 
     def __init__(self, prompt: tuple[int, ...] | None, params: SamplingParams) -> None:
         self.prompt, self.params = prompt, params
         self.records = [Record() for _ in range(params.n)]
-        self.tokens = 0
+        self.tokens, self.has_started = 0, False
         self.obstacle = "" if prompt is not None else "the token ids of its prompt are unknown"
 
     def commit(self, delta: TokenDelta) -> None:
@@ -53,14 +55,17 @@ class Ledger:
         self.tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             record.finish_reason = delta.finish_reason
+        if not self.has_started:
+            self._first(delta)
         if delta.reasoning or delta.tool_calls:
             self.obstacle = "its engine parsed reasoning or tool calls, whose position in the text is unknown"
         elif len(record.token_ids) > _MAX_TOKENS:
             self.obstacle = f"its output has more than {_MAX_TOKENS} tokens"
 
-    @property
-    def has_started(self) -> bool:
-        return self.tokens > 0
+    def _first(self, delta: TokenDelta) -> None:
+        self.has_started = bool(delta.token_ids or delta.text or delta.reasoning or delta.tool_calls)
+        if self.has_started and not delta.token_ids and not self.obstacle:
+            self.obstacle = "its server does not return token ids"
 
     @property
     def open_indices(self) -> list[int]:

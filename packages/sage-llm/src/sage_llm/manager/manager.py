@@ -41,6 +41,7 @@ from sage_llm.manager.calls.call import ManagedCall, embedding_tokens, rerank_to
 from sage_llm.manager.ledger import Ledger
 from sage_llm.manager.managed_models import ManagedModels
 from sage_llm.manager.migration import with_seed
+from sage_llm.manager.passed_chat import PassedChat, pass_chats
 from sage_llm.manager.request import ManagedRequest
 
 __all__ = ["ControlPlaneManager"]
@@ -113,13 +114,24 @@ class ControlPlaneManager(ManagedModels):
         asked = as_prompts(prompts)
         if not asked:
             raise InvalidRequest("there is no prompt; expected at least one")
+        return await self._generate(entry, asked, params, request_id, options)
+
+    async def _generate(
+        self,
+        entry: ModelEntry,
+        asked: Sequence[Prompt],
+        params: SamplingParams,
+        request_id: str | None,
+        options: RequestOptions | None,
+        chat: PassedChat | None = None,
+    ) -> list[TokenStream]:
         given, step = self.in_chain(entry.descriptor.model_id, _checked(options))
         opened = self._requests.accept(request_id, len(asked), options=given)
         requests: list[ManagedRequest] = []
         try:
             for one, prompt in zip(opened, asked, strict=True):
                 one.check()
-                requests.append(await self._managed(entry, one, prompt, params, given, step))
+                requests.append(await self._managed(entry, one, prompt, params, given, step, chat))
             return list(await asyncio.gather(*map(self.dispatcher.run, requests)))
         except BaseException:
             for request in requests:
@@ -136,9 +148,10 @@ class ControlPlaneManager(ManagedModels):
         params: SamplingParams,
         options: RequestOptions,
         step: ChainStep | None,
+        chat: PassedChat | None = None,
     ) -> ManagedRequest:
         model_id = entry.descriptor.model_id
-        found = await self._texts[model_id].prompt(prompt)
+        found = prompt if self._passes(model_id) else await self._texts[model_id].prompt(prompt)
         capability = self._capability(model_id)
         features = () if capability is None else capability.features
 
@@ -157,6 +170,7 @@ class ControlPlaneManager(ManagedModels):
             on_end=ended,
             on_cancel=self.dispatcher.cancel,
             step=step,
+            chat=chat,
         )
         opened.on_cancel(lambda error: self.dispatcher.cancel(request, error))
         return request
@@ -172,12 +186,23 @@ class ControlPlaneManager(ManagedModels):
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> TokenStream:
-        model_id = self._route(model, GENERATING).descriptor.model_id
+        entry = self._route(model, GENERATING)
+        model_id = entry.descriptor.model_id
+        if self._passes(model_id):
+            chat = PassedChat(messages=messages, tools=tools, template_variables=template_variables)
+            (stream,) = await self._generate(entry, [chat.prompt], params, request_id, options, chat)
+            return stream
         prompt = await self.render_chat(
             messages, model=model_id, tools=tools, template_variables=template_variables
         )
         (stream,) = await self.generate([prompt], params, model_id, request_id=request_id, options=options)
         return stream
+
+    def _passes(self, model_id: str) -> bool:
+        """Whether chats and texts go to the model's servers as they are."""
+        if self._texts[model_id].is_local:
+            return False
+        return pass_chats(self.dispatcher.placement.instances(model_id))
 
     async def render_chat(
         self,

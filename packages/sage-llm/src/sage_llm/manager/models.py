@@ -10,7 +10,20 @@ from attrs import evolve, field, frozen
 from sage_infer.schemas import ModelDescriptor, ReplicaSpec
 from sage_infer.sdk.fields import Each, Integer, Text
 
-__all__ = ["ServedModel"]
+__all__ = ["JoinedServer", "ServedModel"]
+
+
+@frozen(kw_only=True)
+class JoinedServer:
+    """An OpenAI-compatible server that serves a model.
+
+    Attributes:
+        url: its address, without ``/v1``.
+        api_key_env: environment variable with its API key; None sends no key.
+    """
+
+    url: str = field(validator=Text(min_length=1))
+    api_key_env: str | None = None
 
 
 @frozen(kw_only=True)
@@ -25,7 +38,7 @@ class ServedModel:
         aliases: additional names for requests.
         environment: environment variables of the replicas.
         server: dotted path of the server that runs the replicas in processes of their own; None runs them in this one.
-        joined: URLs of OpenAI-compatible servers that serve this model, too.
+        joined: OpenAI-compatible servers that serve this model, too.
     """
 
     descriptor: ModelDescriptor
@@ -35,7 +48,7 @@ class ServedModel:
     aliases: tuple[str, ...] = field(default=(), validator=Each(Text(min_length=1)))
     environment: Mapping[str, str] = field(factory=dict)
     server: str | None = None
-    joined: tuple[str, ...] = ()
+    joined: tuple[JoinedServer, ...] = ()
 
     def spec(self, number: int) -> ReplicaSpec:
         """The specification of the replica with this number."""
@@ -54,9 +67,10 @@ class ServedModel:
         name = self.descriptor.model_id
         return [self.spec(number) for number in range(self.replicas)] + [
             ReplicaSpec(
-                replica_id=f"{name}@{urlsplit(url).netloc}",
+                replica_id=f"{name}@{urlsplit(server.url).netloc}",
                 backend="openai",
-                model=evolve(self.descriptor, model_path=url),
+                model=evolve(self.descriptor, model_path=server.url),
+                options={} if server.api_key_env is None else {"api_key_env": server.api_key_env},
             )
-            for url in self.joined
+            for server in self.joined
         ]

@@ -206,7 +206,7 @@ class Placement:
         """Learn from a request that has ended normally."""
         self.classifier.ended(
             request.model_id,
-            request.ledger.tokens,
+            request.ledger.tokens or (0 if usage is None else usage.completion_tokens),
             service_class=request.options.service_class,
             prompt_tokens=request.prompt_tokens,
         )

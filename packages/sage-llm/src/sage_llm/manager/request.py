@@ -17,6 +17,7 @@ from sage_llm.chains import ChainStep
 from sage_llm.classifier import Classified
 from sage_llm.manager.ledger import Ledger
 from sage_llm.manager.live_instance import Attempt, LiveInstance
+from sage_llm.manager.passed_chat import PassedChat
 from sage_llm.types import RequestView
 
 __all__ = ["ManagedRequest", "Outcome"]
@@ -42,6 +43,7 @@ class ManagedRequest:
         crashes: number of instances that ended while it ran there.
         crash_tokens: output tokens of the attempt that ended with the last crash.
         excluded: instances that it is not sent to again.
+        chat: the chat, if the instances render it; ``prompt`` then only stands for its length.
         classified, view: what policies see of it.
         step: its place in a chain; None without one.
         outcome: how it ended; None while it is open.
@@ -64,6 +66,7 @@ class ManagedRequest:
     crashes: int = 0
     crash_tokens: int = 0
     excluded: set[LiveInstance] = field(factory=set)
+    chat: PassedChat | None = None
     classified: Classified | None = None
     view: RequestView | None = None
     step: ChainStep | None = None

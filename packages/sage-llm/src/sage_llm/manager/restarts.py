@@ -30,9 +30,14 @@ class RestartLimits:
 
 @define
 class Restarts:
-    """The restarts of one replica."""
+    """The restarts of one replica.
+
+    Attributes:
+        ends: whether early failures end the restarts; a server that somebody else runs is tried for ever.
+    """
 
     limits: RestartLimits
+    ends: bool = True
     total: int = 0
     _early: deque[float] = field(factory=deque)
     _row: int = 0
@@ -52,7 +57,7 @@ class Restarts:
             self._row = 1
         while self._early and now - self._early[0] > limits.window_s:
             self._early.popleft()
-        if len(self._early) >= limits.most:
+        if self.ends and len(self._early) >= limits.most:
             return None
         self.total += 1
         return min(limits.first_s * 2.0 ** (self._row - 1), limits.longest_s)

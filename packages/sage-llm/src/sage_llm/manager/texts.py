@@ -39,6 +39,11 @@ class ModelTexts:
         self._model, self._backend, self._calls = model, backend, calls
         self._codec: TextCodec | None = None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether this process has the tokenizer."""
+        return self._codec is not None
+
     async def load(self) -> None:
         """Load the tokenizer in this process, if the backend can without the model's weights."""
         info = next((row for row in list_backends() if row.name == self._backend), None)

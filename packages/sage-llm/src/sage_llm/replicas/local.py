@@ -23,6 +23,7 @@ from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
 from sage_infer.schemas.codec import from_dict, to_dict
 from sage_infer.sdk import BackendReplica, BaseExecutor, BaseReplica
 
+from sage_llm.replicas.openai import is_remote
 from sage_llm.replicas.protocol import WireError
 from sage_llm.replicas.record import Lease, Record, free_records, started_at
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE, run_folder
@@ -94,8 +95,7 @@ class LocalExecutor(BaseExecutor):
         self._folder = None if folder is None else Path(folder)
 
     async def launch(self, spec: ReplicaSpec) -> BaseReplica:
-        is_remote = spec.model.model_path.startswith(("http://", "https://"))
-        if spec.server is None and (self._server is None or is_remote):
+        if spec.server is None and (self._server is None or is_remote(spec.model)):
             return await _launch_here(spec)
         return await self._launch_child(spec)
 

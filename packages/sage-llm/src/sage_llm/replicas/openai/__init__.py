@@ -7,7 +7,12 @@ from typing import Any
 from sage_infer.names import GENERATING
 from sage_infer.schemas import ModelDescriptor
 
-__all__ = ["open_server"]
+__all__ = ["is_remote", "open_server"]
+
+
+def is_remote(model: ModelDescriptor) -> bool:
+    """Whether the model is on a server: its path is the server's address."""
+    return model.model_path.startswith(("http://", "https://"))
 
 
 def open_server(model: ModelDescriptor, **options: Any) -> Any:

@@ -11,13 +11,14 @@ from sage_infer.names import InstanceType
 from sage_infer.schemas import CapabilityDescriptor, InstanceDescriptor, InstanceReport, ModelDescriptor
 from sage_infer.sdk import OpenRequests, Reporter
 
-from sage_llm.replicas.openai.client import ServerClient
+from sage_llm.replicas.openai.client import ServerClient, listed
 from sage_llm.replicas.openai.fields import Dialect
 
 __all__ = ["ServerBackend"]
 
 _DIALECTS: dict[str, Dialect] = {"vllm": "vllm", "sage-infer": "sage-infer"}
 _BATCH = 256
+_UNKNOWN = 1 << 20  # tokens, where the server does not report its maximum; it refuses longer requests itself
 
 
 @define
@@ -65,12 +66,12 @@ class ServerBackend:
         Raises:
             EngineDead: it cannot be reached.
             ModelNotFound: it does not serve the model.
-            ConfigError: it does not report the maximum length of the model, and the descriptor has none.
+            SageInferError: it refuses the API key, or its list of models is not one.
         """
         if self._state != "starting":
             raise EngineDead("the backend was started before; open a new one")
         await self.server.open()
-        rows = (await self.server.get("/v1/models"))["data"]
+        rows = listed(await self.server.get("/v1/models"), self.server.url)
         row = next((row for row in rows if row["id"] == self.model.model_id), None)
         if row is None:
             known = ", ".join(row["id"] for row in rows) or "none"
@@ -80,12 +81,7 @@ class ServerBackend:
         if self._given is None:
             self.dialect = _DIALECTS.get(row.get("owned_by", ""), "openai")
         lengths = [length for length in (self.max_length, row.get("max_model_len")) if length]
-        if not lengths:
-            raise ConfigError(
-                f"{self.server.url} does not report the maximum length of {self.model.model_id!r}; set "
-                "max_sequence_length of the model"
-            )
-        self.max_length = min(lengths)
+        self.max_length = min(lengths, default=None)
         await self.prepare()
         self._state = "ok"
         self._reporter.started(self.get_capability(), address=self.server.url)
@@ -107,8 +103,8 @@ class ServerBackend:
         if self._state == "dead":
             return Health(status="dead", reason="the backend was closed")
         try:
-            async with self.server.exchange("GET", "/v1/models"):
-                return Health(status="ok")
+            await self.server.get("/v1/models")
+            return Health(status="ok")
         except EngineDead as error:
             return Health(status="dead", reason=str(error))
         except SageInferError as error:
@@ -136,7 +132,7 @@ class ServerBackend:
             instance_type=self.instance_type,
             hardware_backend="cpu",  # this process computes nothing
             max_batch_size=self.model.max_batch_size or _BATCH,
-            max_sequence_length=self.max_length or 1,
+            max_sequence_length=self.max_length or _UNKNOWN,
             supported_precisions=self.model.supported_precisions or ("fp32",),
             features=self.features(),
         )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import aiohttp
 import msgspec
 from sage_infer import errors
 from sage_infer.errors import (
@@ -22,8 +20,10 @@ from sage_infer.errors import (
     SageInferError,
     SchemaError,
 )
+from sage_infer.schemas import RequestOptions
+from sage_infer_serve.http.client import Answer, Client, Disconnected, Server
 
-__all__ = ["EventParser", "ServerClient", "error_of"]
+__all__ = ["EventParser", "ServerClient", "error_of", "listed"]
 
 _CONNECT_S = 10.0
 _RETRY_S = 1.0  # for a server that is overloaded and does not say for how long
@@ -49,60 +49,75 @@ class ServerClient:
         if not url.startswith(("http://", "https://")):
             raise InvalidRequest(f"the model path must be the server's http: or https: address, got {url!r}")
         self.url = url.rstrip("/").removesuffix("/v1")
-        self._headers: dict[str, str] = {}
+        self._server, self._key = Server.parse(url), None
         if api_key_env is not None:
-            key = os.environ.get(api_key_env)
-            if not key:
+            self._key = os.environ.get(api_key_env)
+            if not self._key:
                 raise ConfigError(f"api_key_env names {api_key_env}, which is not set; set it to the API key")
-            self._headers["Authorization"] = f"Bearer {key}"
-        self._session: aiohttp.ClientSession | None = None
+        self._client: Client | None = None
 
     async def open(self) -> None:
-        self._session = aiohttp.ClientSession(
-            headers=self._headers,
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_S),
-        )
+        self._client = Client(self._server, api_key=self._key, agent="sage-llm", connect_s=_CONNECT_S)
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     async def get(self, path: str) -> Any:
         """Return the JSON answer of a GET request.
 
         Raises:
-            SageInferError: as for ``exchange``.
-        """
-        async with self.exchange("GET", path) as response:
-            return _json(await response.read(), path)
-
-    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Return the JSON answer of a POST request."""
-        async with self.exchange("POST", path, body) as response:
-            return _json(await response.read(), path)
-
-    @asynccontextmanager
-    async def exchange(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request and return its successful response, whose body was not read.
-
-        Raises:
             EngineDead: the server cannot be reached, or the connection was lost.
             SageInferError: the server answered with an error; 429 and 503 are ``Overloaded``.
         """
-        if self._session is None or self._session.closed:
+        return _json(await self._answered(self._open().get(path)), path)
+
+    async def post(self, path: str, body: Mapping[str, Any], options: RequestOptions | None = None) -> Any:
+        """Return the JSON answer of a POST request. Raises as ``get``."""
+        sent = self._open().post(path, msgspec.json.encode(body), headers=_lines(options))
+        return _json(await self._answered(sent), path)
+
+    async def stream(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        options: RequestOptions | None,
+        *,
+        on_head: Callable[[], None],
+        on_piece: Callable[[bytes, float], None],
+    ) -> None:
+        """Send a request, and pass the pieces of the answer's body to ``on_piece`` on arrival.
+
+        ``on_head`` is called when the server has accepted the request. Raises as ``get``, also after pieces.
+        """
+        sent = msgspec.json.encode(body)
+        await self._answered(
+            self._open().post(path, sent, on_piece, on_head=on_head, headers=_lines(options))
+        )
+
+    def _open(self) -> Client:
+        if self._client is None:
             raise EngineDead(f"{self.url} is not connected; open a new backend")
-        data = None if body is None else msgspec.json.encode(body)
-        headers = {"Content-Type": "application/json"} if data is not None else None
+        return self._client
+
+    async def _answered(self, exchange: Awaitable[Answer]) -> bytes:
         try:
-            async with self._session.request(method, self.url + path, data=data, headers=headers) as response:
-                if response.status >= 400:
-                    raise error_of(response.status, response.headers, await response.read())
-                yield response
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise EngineDead(f"{self.url} is lost: {str(error) or type(error).__name__}") from None
+            answer = await exchange
+        except (Disconnected, OSError) as error:
+            raise EngineDead(f"{self.url} is lost: {error}") from None
+        if not 200 <= answer.status < 300:
+            raise error_of(answer.status, answer.headers, answer.body)
+        return answer.body
+
+
+def _lines(options: RequestOptions | None) -> bytes:
+    """Headers of a request: those of its trace, so that the server's spans belong to it."""
+    if options is None or not options.trace:
+        return b""
+    return "".join(f"{name}: {value}\r\n" for name, value in options.trace.items()).encode(
+        "latin-1", "ignore"
+    )
 
 
 class EventParser:
@@ -160,6 +175,22 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         except (KeyError, ValueError):
             continue  # missing, or a date
     return _RETRY_S
+
+
+def listed(answer: Any, url: str) -> list[dict[str, Any]]:
+    """The rows of a list of models.
+
+    Raises:
+        PluginFailed: it is not one.
+    """
+    rows = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("id"), str) for row in rows
+    ):
+        raise PluginFailed(
+            f"{url}/v1/models is not a list of models: {str(answer)[:200]}; is it an OpenAI-compatible server?"
+        )
+    return rows
 
 
 def _json(data: bytes, path: str) -> Any:

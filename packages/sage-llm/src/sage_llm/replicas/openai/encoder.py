@@ -39,7 +39,7 @@ class OpenAIEmbeddingReplica(ServerBackend):
             self._dim = (await self._vectors(["a"], {}))[1]
 
     def features(self) -> tuple[str, ...]:
-        return ("rerank" if self.model.model_type == "reranker" else "embed", "deadline", "reports")
+        return ("rerank" if self.model.model_type == "reranker" else "embed", "deadline", "reports", "trace")
 
     def get_embedding_dim(self) -> int:
         if not self._dim:
@@ -113,7 +113,7 @@ class OpenAIEmbeddingReplica(ServerBackend):
         }
         if top_n is not None:
             body["top_n"] = top_n
-        answer = await self._ended(self.server.post("/v1/rerank", body), request_id, options)
+        answer = await self._ended(self.server.post("/v1/rerank", body, options), request_id, options)
         hits = tuple(
             RerankHit(index=row["index"], score=float(row["relevance_score"])) for row in answer["results"]
         )

@@ -20,7 +20,7 @@ _DEFAULTS = SamplingParams()
 
 def features_of(dialect: Dialect, *, tokenizes: bool) -> tuple[str, ...]:
     """Return the features that a server of this dialect has. ``resume`` is never among them."""
-    found = ["streaming", "seed", "penalties", "parallel_sampling", "deadline", "reports"]
+    found = ["streaming", "seed", "penalties", "parallel_sampling", "deadline", "reports", "trace"]
     if dialect != "openai":
         found += ["min_p", "guided_json", "guided_regex", "guided_grammar", "guided_choice", "priority"]
     if tokenizes:

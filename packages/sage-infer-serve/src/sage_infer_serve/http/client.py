@@ -1,4 +1,4 @@
-"""An HTTP client for load generation: keep-alive connections with one request at a time, and arrival times of pieces.
+"""An HTTP client for streams: keep-alive connections with one request at a time, and arrival times of pieces.
 
 Bytes are parsed on arrival, in the protocol's ``data_received``, by httptools, which the gateway uses too. A streamed
 chunk costs no task switch, so its recorded time is its arrival time. docs/decisions/0028 compares the cost with
@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
-from attrs import frozen
+from attrs import field, frozen
 from sage_infer.errors import InvalidRequest
 
 __all__ = ["Answer", "Client", "Disconnected", "Server"]
 
 OnPiece = Callable[[bytes, float], None]
+OnHead = Callable[[], None]
 
 
 class Disconnected(Exception):
@@ -29,10 +30,11 @@ class Disconnected(Exception):
 
 @frozen(kw_only=True)
 class Answer:
-    """Status and body of a response; the body is empty if its pieces were passed to a callback."""
+    """A response. Names of headers are lower-case; the body is empty if its pieces were passed to a callback."""
 
     status: int
     body: bytes
+    headers: Mapping[str, str] = field(factory=dict)
 
 
 @frozen(kw_only=True)
@@ -72,12 +74,19 @@ class Server:
 class Client:
     """Sends requests to one server, with one connection per concurrent request."""
 
-    def __init__(self, server: Server, *, api_key: str | None = None) -> None:
-        self._server = server
+    def __init__(
+        self,
+        server: Server,
+        *,
+        api_key: str | None = None,
+        agent: str = "sage-infer-bench",
+        connect_s: float | None = None,
+    ) -> None:
+        self._server, self._connect_s = server, connect_s
         self._idle: list[_Connection] = []
         self._tls = ssl.create_default_context() if server.tls else None
         host = str(server).split("/")[2]
-        lines = [f"Host: {host}", "User-Agent: sage-infer-bench", "Accept: */*"]
+        lines = [f"Host: {host}", f"User-Agent: {agent}", "Accept: */*"]
         if api_key:
             lines.append(f"Authorization: Bearer {api_key}")
         self._headers = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
@@ -86,18 +95,29 @@ class Client:
         head = b"GET %b HTTP/1.1\r\n%b\r\n" % (self._target(path), self._headers)
         return await self._exchange(head, None)
 
-    async def post(self, path: str, body: bytes, on_piece: OnPiece | None = None) -> Answer:
+    async def post(
+        self,
+        path: str,
+        body: bytes,
+        on_piece: OnPiece | None = None,
+        *,
+        on_head: OnHead | None = None,
+        headers: bytes = b"",
+    ) -> Answer:
         """Send JSON. ``on_piece(bytes, time)`` receives the body of a 200 in pieces, timed by ``time.perf_counter``.
+
+        ``on_head`` is called when the head of a 200 has arrived. ``headers`` are additional lines, each with its end.
 
         Raises:
             Disconnected: the response is incomplete.
         """
-        head = b"POST %b HTTP/1.1\r\n%bContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (
+        head = b"POST %b HTTP/1.1\r\n%b%bContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (
             self._target(path),
             self._headers,
+            headers,
             len(body),
         )
-        return await self._exchange(head + body, on_piece)
+        return await self._exchange(head + body, on_piece, on_head)
 
     def close(self) -> None:
         for connection in self._idle:
@@ -107,18 +127,22 @@ class Client:
     def _target(self, path: str) -> bytes:
         return (self._server.prefix + path).encode("ascii", "replace")
 
-    async def _exchange(self, request: bytes, on_piece: OnPiece | None) -> Answer:
+    async def _exchange(
+        self, request: bytes, on_piece: OnPiece | None, on_head: OnHead | None = None
+    ) -> Answer:
         while self._idle:
             connection = self._idle.pop()
             try:
-                return await self._on(connection, request, on_piece)
+                return await self._on(connection, request, on_piece, on_head)
             except _Stale:  # the server closed the idle connection before it saw the request
                 continue
-        return await self._on(await self._connect(), request, on_piece)
+        return await self._on(await self._connect(), request, on_piece, on_head)
 
-    async def _on(self, connection: _Connection, request: bytes, on_piece: OnPiece | None) -> Answer:
+    async def _on(
+        self, connection: _Connection, request: bytes, on_piece: OnPiece | None, on_head: OnHead | None
+    ) -> Answer:
         try:
-            answer = await connection.exchange(request, on_piece)
+            answer = await connection.exchange(request, on_piece, on_head)
         except BaseException:
             connection.abort()
             raise
@@ -131,9 +155,12 @@ class Client:
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
-            _, connection = await loop.create_connection(
-                _Connection, self._server.host, self._server.port, ssl=self._tls
-            )
+            async with asyncio.timeout(self._connect_s):
+                _, connection = await loop.create_connection(
+                    _Connection, self._server.host, self._server.port, ssl=self._tls
+                )
+        except TimeoutError:
+            raise Disconnected(f"cannot connect in {self._connect_s:g} s") from None
         except OSError as error:
             raise Disconnected(f"cannot connect: {error.strerror or error}") from None
         return connection
@@ -149,11 +176,12 @@ class _Connection(asyncio.Protocol):
         self._answered = False  # a response was received on it
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
-        self._reset(None)
+        self._reset(None, None)
 
-    def _reset(self, on_piece: OnPiece | None) -> None:
+    def _reset(self, on_piece: OnPiece | None, on_head: OnHead | None) -> None:
         self._parser = httptools.HttpResponseParser(self)
-        self._on_piece = on_piece
+        self._on_piece, self._on_head = on_piece, on_head
+        self._head: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._status = 0
         self._until_close = self._keep_alive = False
@@ -163,15 +191,16 @@ class _Connection(asyncio.Protocol):
     def reusable(self) -> bool:
         return not self._closed and self._keep_alive
 
-    async def exchange(self, request: bytes, on_piece: OnPiece | None) -> Answer:
+    async def exchange(self, request: bytes, on_piece: OnPiece | None, on_head: OnHead | None) -> Answer:
         if self._closed:
             raise _Stale
-        self._reset(on_piece)
+        self._reset(on_piece, on_head)
         self._waiter = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         await self._waiter
         self._answered = True
-        return Answer(status=self._status, body=b"".join(self._body))
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self._head}
+        return Answer(status=self._status, body=b"".join(self._body), headers=headers)
 
     def abort(self) -> None:
         self._closed = True
@@ -210,6 +239,7 @@ class _Connection(asyncio.Protocol):
     # --- httptools callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._head.append((name, value))
         if name.lower() in (b"content-length", b"transfer-encoding"):
             self._until_close = False
 
@@ -218,6 +248,8 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
+        if self._on_head is not None and self._status == 200:
+            self._on_head()
 
     def on_body(self, body: bytes) -> None:
         if self._on_piece is not None and self._status == 200:
