@@ -61,6 +61,36 @@ def test_concurrent_prompts_equal_separate_ones() -> None:
     run(main())
 
 
+def test_many_completions_of_another_tenant_hardly_decode_beside_a_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sage_infer_openvino.engine.pacing._EXCESS_SLOWDOWN", 0.0)
+
+    async def main() -> None:
+        async with Toy(num_blocks=512) as toy:
+            many = attrs.evolve(greedy(150), n=8, temperature=1.0, ignore_eos=True)
+            (stream,) = await toy.backend.generate([PROMPT], many, options=RequestOptions(tenant="a"))
+            counted = [0]
+
+            async def count() -> None:
+                async for delta in stream:
+                    counted[0] += len(delta.token_ids)
+
+            counting = asyncio.create_task(count())
+            await eventually(lambda: counted[0] > 40)
+            (other,) = await toy.backend.generate([PROMPT], greedy(60), options=RequestOptions(tenant="b"))
+            before = None
+            async for _ in other:
+                before = counted[0] if before is None else before
+            assert before is not None
+            assert counted[0] - before < 2 * 60, "a token of the eight for each one of the other tenant"
+            await counting
+            assert counted[0] == 8 * 150
+            await toy.idle()
+
+    run(main())
+
+
 def test_preemption_does_not_change_outputs() -> None:
     async def main() -> None:
         async with Toy(num_blocks=12) as toy:

@@ -12,6 +12,7 @@ from openvino_toy import toy_tokenizer
 from sage_infer.contracts import KeyChain
 from sage_infer.schemas import KVCacheSchema, SamplingParams
 from sage_infer_openvino.engine.block_pool import BlockPool
+from sage_infer_openvino.engine.excess import ExcessLimit
 from sage_infer_openvino.engine.scheduler import Scheduler
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 
@@ -53,6 +54,7 @@ class Engine:
         self.scheduler = Scheduler(
             BlockPool(blocks), block_size=BLOCK, max_batch_size=batch, step_tokens=step, key_chain=key_chain
         )
+        self.excess: ExcessLimit | None = None
         self.computed: Counter[int] = Counter()  # tokens of each sequence, also those computed again
         self.ended: list[SequenceState] = []
 
@@ -66,7 +68,7 @@ class Engine:
         found = []
         for _ in range(count):
             found = []
-            for sequence, tokens in self.scheduler.next_step():
+            for sequence, tokens in self.scheduler.next_step(None, self.excess):
                 found.append(sequence)
                 self.computed[id(sequence)] += tokens
                 self.scheduler.computed(sequence, tokens)
@@ -201,6 +203,57 @@ def test_a_small_tenant_keeps_its_blocks_beside_a_large_one() -> None:
         assert engine.step()
     assert len(engine.ended) == len(many) + 1
     assert engine.scheduler.pool.free == 24
+
+
+def test_many_completions_do_not_make_the_steps_of_another_tenant_long() -> None:
+    engine = Engine(batch=8)
+    engine.excess = lambda sequences, more: min(2, more)
+    many = [s for _ in range(3) for s in engine.add(call(128, output=60, tenant="a"))]
+    assert len(engine.step(20)) == 8, "nobody else is there"
+    (one,) = engine.add(call(output=20, tenant="b"))
+    engine.step()
+    running = set(map(id, many))
+    while one not in engine.ended:
+        step = engine.step()
+        assert one in step
+        assert sum(id(sequence) in running for sequence in step) == 3, "one of the tenant, and two more"
+    assert len(engine.step()) == 8
+    assert engine.scheduler.preemptions == 0
+
+
+def test_streams_abandoned_one_after_another_do_not_fill_the_steps_of_another_tenant() -> None:
+    engine = Engine(batch=8)
+    engine.excess = lambda sequences, more: 1
+    (one,) = engine.add(call(output=30, tenant="b"))
+    engine.step(2)
+    many: list[SequenceState] = []
+    while one not in engine.ended:
+        for sequence in many:
+            engine.scheduler.remove(sequence)
+        many = [s for _ in range(4) for s in engine.add(call(8, tenant="a"))]
+        step = engine.step()
+        assert one in step
+        assert len(step) <= 3
+
+
+def test_a_limit_of_none_ends_nothing_and_holds_nobody_for_ever() -> None:
+    engine = Engine(batch=8)
+    engine.excess = lambda sequences, more: 0
+    calls = [call(n, output=12, tenant=tenant) for n, tenant in ((20, "a"), (20, "b"), (1, "c"), (3, "c"))]
+    count = sum(len(engine.add(sequences)) for sequences in calls)
+    for _ in range(2000):
+        engine.step()
+    assert len(engine.ended) == count
+
+
+def test_requests_of_one_sequence_are_no_excess() -> None:
+    engine = Engine(batch=8)
+    engine.excess = lambda sequences, more: 0
+    singles = [engine.add(call(output=30, tenant="a"))[0] for _ in range(6)]
+    engine.step(6)
+    (one,) = engine.add(call(tenant="b"))
+    engine.step(3)
+    assert set(map(id, engine.step())) == set(map(id, [*singles, one]))
 
 
 @given(

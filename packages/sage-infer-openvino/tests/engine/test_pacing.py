@@ -74,3 +74,29 @@ def test_a_burst_may_take_longer_the_more_of_it_wait(decoding: int, prompts: int
     pacer.ran(decoding, 0, 0.05)
     times = 1 + max(0, prompts - 1) / decoding
     assert abs(pacer.prompt_tokens(decoding, prompts, 10_000) - 50 * (2 * times - 1)) <= 1
+
+
+@given(st.floats(0.001, 0.1), st.floats(0.0001, 0.05), st.integers(1, 6), st.integers(1, 64))
+def test_excess_makes_a_step_at_most_half_longer(fixed_s: float, row_s: float, few: int, more: int) -> None:
+    pacer = Pacer(2.5, smallest=1)
+
+    def step(sequences: int) -> float:
+        return fixed_s + sequences * row_s
+
+    for _ in range(30):
+        pacer.ran(few + more, 0, step(few + more))  # while nobody else was there
+    for _ in range(60):
+        kept = pacer.excess(few, more)
+        assert 0 <= kept <= more
+        pacer.ran(few + kept, 0, step(few + kept))
+    kept = pacer.excess(few, more)
+    pacer.ran(few, 0, step(few))
+    assert step(few + kept) <= 1.5 * step(few) + row_s
+    fitting = int((1.5 * step(few) - fixed_s) / row_s + 1e-6) - few
+    assert pacer.excess(few, more) >= min(more, fitting) - 1
+
+
+def test_excess_before_anything_was_measured() -> None:
+    pacer = Pacer(2.5, smallest=1)
+    assert pacer.excess(4, 28) == 2
+    assert pacer.excess(0, 28) <= 2

@@ -78,9 +78,7 @@ def test_gguf(tmp_path: Path, gguf: bytes, changes: list[tuple[float, int]], cut
         data[int(at * head)] = byte
     if cut is not None:
         del data[int(cut * len(data)) :]
-    path = tmp_path / "changed.gguf"
-    path.write_bytes(data)
-    refused_or_read(path)
+    refused_or_read(_written(tmp_path / "changed.gguf", bytes(data)))
 
 
 JSON = st.recursive(
@@ -128,7 +126,7 @@ def test_safetensors(tmp_path: Path, folder: Path, data: st.DataObject) -> None:
             }
         new = json.dumps(header).encode()
     changed = linked(folder, tmp_path / "changed", leave_out="model.safetensors")
-    (changed / "model.safetensors").write_bytes(struct.pack("<Q", len(new)) + new + whole[8 + length :])
+    _written(changed / "model.safetensors", struct.pack("<Q", len(new)) + new + whole[8 + length :])
     refused_or_read(changed)
 
 
@@ -164,5 +162,7 @@ def test_weights_that_are_no_numbers(tmp_path: Path, gguf: bytes, what: str) -> 
 
 
 def _written(path: Path, data: bytes) -> Path:
+    """A new file: truncating one that a reader has mapped would be a bus error."""
+    path.unlink(missing_ok=True)
     path.write_bytes(data)
     return path

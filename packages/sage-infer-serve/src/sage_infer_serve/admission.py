@@ -19,6 +19,8 @@ _SOON_S = 2.0  # after the queue has formed, in which little can be said of the 
 _ALWAYS = 8  # requests that may wait whatever the rate is
 _UNKNOWN = 128.0  # tokens of an answer before any has ended
 _WEIGHT = 0.05  # of an answer in the mean length of answers
+_FRESH_S = 0.05  # in which an expected wait stays valid
+_LATEST = 64  # answers from which the length of others is estimated
 
 
 class Admission:
@@ -29,20 +31,29 @@ class Admission:
         self._waiting: dict[Hashable, tuple[float, bool]] = {}
         self._since = 0.0  # when the first of those that wait began to, with nobody waiting before
         self._done: deque[tuple[float, float]] = deque()  # time and tokens
+        self._limits: dict[Hashable, float] = {}  # of requests whose answers may be shorter
+        self._rate: float | None = None  # tokens per second of the last queue
         self._mean: float | None = None  # tokens of an answer
         self._ended = 0
+        self._latest: deque[tuple[float, float]] = deque(maxlen=_LATEST)  # limit and tokens
+        self._longer = 1.0  # mean length of these over that of their estimates
+        self._expected: tuple[float, float] | None = None  # wait, and the time until which it is valid
 
     def accepted(self, request: Hashable, tokens: float, *, at_most: bool = True) -> None:
         """A request waits. It needs ``tokens``, or with ``at_most`` perhaps fewer, as answers did lately."""
+        self._expected = None
         if not self._waiting:
             self._since = self._clock()
             self._done.clear()
         self._waiting[request] = tokens, at_most
+        if at_most:
+            self._limits[request] = tokens
         if self._mean is None and at_most:
             self._mean = min(tokens, _UNKNOWN)
 
     def answered(self, request: Hashable) -> None:
         """The request's answer has begun; a second call for it has no effect."""
+        self._expected = None
         self._waiting.pop(request, None)
 
     def worked(self, tokens: float) -> None:
@@ -55,29 +66,51 @@ class Admission:
         else:
             self._done.append((now, tokens))
 
-    def ended(self, tokens: float) -> None:
-        """An answer of so many tokens has ended."""
+    def ended(self, request: Hashable, tokens: float) -> None:
+        """The request's answer has ended, with so many tokens."""
+        self._expected = None
         mean = _UNKNOWN if self._mean is None else self._mean
         self._ended += 1
         # The first that end are the shortest of those that began together, and count for less.
         self._mean = mean + max(_WEIGHT, 1 / (self._ended + 1)) * (tokens - mean)
+        # Estimates are the lower of limit and mean, which is too low on average if answers reach their limits.
+        self._latest.append((self._limits.get(request, tokens), tokens))
+        lengths = [length for _, length in self._latest]
+        latest = sum(lengths) / len(lengths)
+        estimates = sum(min(limit, latest) for limit, _ in self._latest) / len(lengths)
+        self._longer = max(1.0, latest / estimates) if estimates else 1.0
 
     def left(self, request: Hashable) -> None:
         """The request has ended, whether its answer had begun or not."""
+        self._expected = None
         self._waiting.pop(request, None)
+        self._limits.pop(request, None)
 
     def wait_s(self) -> float:
         """Expected seconds until the answer of a new request begins; 0 while there is no rate to tell from."""
         if len(self._waiting) < _ALWAYS:
             return 0.0
         now = self._clock()
+        if self._expected is None or now >= self._expected[1]:
+            self._expected = self._estimate(now), now + _FRESH_S
+        return self._expected[0]
+
+    def _estimate(self, now: float) -> float:
         while self._done and self._done[0][0] < now - _WINDOW_S:
             self._done.popleft()
         elapsed = min(now - self._since, _WINDOW_S)
-        if elapsed < _SOON_S:
-            return 0.0
         mean = _UNKNOWN if self._mean is None else self._mean
-        ahead = sum(min(tokens, mean) if at_most else tokens for tokens, at_most in self._waiting.values())
-        # Half an answer more than there was: the next one is on its way.
-        done = sum(tokens for _, tokens in self._done) or mean / 2
-        return ahead * elapsed / done
+        if elapsed < _SOON_S:
+            rate = self._rate
+            if rate is None:
+                return 0.0
+        else:
+            # At least half an answer: the first one is on its way.
+            rate = (sum(tokens for _, tokens in self._done) or mean / 2) / elapsed
+            if elapsed >= _WINDOW_S / 2:
+                self._rate = rate
+        longer = self._longer
+        ahead = sum(
+            min(tokens, mean) * longer if at_most else tokens for tokens, at_most in self._waiting.values()
+        )
+        return ahead / rate

@@ -23,7 +23,7 @@ from sage_infer_serve.http.origins import Origins
 from sage_infer_serve.http.shares import Metered
 from sage_infer_serve.openai.schema import Decoder
 from sage_infer_serve.routes import ROUTES
-from sage_infer_serve.routing import Handler, Router
+from sage_infer_serve.routing import Handler, Route, Router
 from sage_infer_serve.service import Service
 from sage_infer_serve.settings import GatewaySettings
 
@@ -99,24 +99,25 @@ class Gateway:
             exchange.key = self.service.keys.check(exchange.headers.get(b"authorization"))
             exchange.client = exchange.key.name
         if route.is_counted:
-            await self._work(exchange, route.handler)
+            await self._work(exchange, route)
         else:
             await route.handler(self.service, exchange)
 
-    async def _work(self, exchange: Exchange, handler: Handler) -> None:
+    async def _work(self, exchange: Exchange, route: Route) -> None:
         """Run a request that uses an engine, within the limits."""
         if self.service.draining:
             raise unavailable("the server is shutting down; use another one", 1.0, code="shutting_down")
         if self.service.loading:
             raise unavailable("models are being loaded; see /health for progress", _LOADING_S, code="loading")
         self.service.check_room()
+        self.service.check_queues(route.types)
         if exchange.key is not None:
             exchange.key.admit()
         self.service.receiving.add(exchange)
         if not exchange.has_body:
             exchange.stop_after(self.service.settings.body_timeout_s, "body")
         try:
-            await self._paced(exchange, handler)
+            await self._paced(exchange, route.handler)
         except asyncio.CancelledError:
             with suppress(SageInferError):
                 await self.service.backend.abort(exchange.request_id)

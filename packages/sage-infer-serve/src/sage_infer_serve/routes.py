@@ -28,6 +28,7 @@ from sage_infer_serve.routing import Route
 from sage_infer_serve.service import Service
 from sage_infer_serve.watch import probes
 from sage_infer_serve.watch.pages import read_pages, send_page
+from sage_infer_serve.work import CHAT, COMPLETION, EMBEDDING, RERANKING
 
 __all__ = ["ROUTES"]
 
@@ -46,32 +47,32 @@ ROUTES: tuple[Route, ...] = (
         method="POST", path="/v1/chat/completions", handler=chat_completions, request=ChatRequest,
         summary="Create a chat completion, whole or as an event stream.",
         answer=answers.CHAT_COMPLETION, streams=True, is_counted=True,
-        takes_options=True,
+        types=CHAT.types, takes_options=True,
     ),
     Route(
         method="POST", path="/v1/completions", handler=completions, request=CompletionRequest,
         summary="Create text completions.", answer=answers.TEXT_COMPLETION, streams=True, is_counted=True,
-        takes_options=True,
+        types=COMPLETION.types, takes_options=True,
     ),
     Route(
         method="POST", path="/v1/embeddings", handler=embeddings, request=EmbeddingRequest,
         summary="Create embeddings of texts.", answer=answers.EMBEDDINGS, is_counted=True,
-        takes_options=True,
+        types=EMBEDDING.types, takes_options=True,
     ),
     Route(
         method="POST", path="/v1/rerank", handler=rerank, request=RerankRequest,
         summary="Rank documents by relevance (Jina's format).", answer=answers.RERANKED, is_counted=True,
-        takes_options=True,
+        types=RERANKING.types, takes_options=True,
     ),
     Route(
         method="POST", path="/v2/rerank", handler=rerank, request=RerankRequest,
         summary="Rank documents by relevance (Cohere's format).", answer=answers.RERANKED, is_counted=True,
-        takes_options=True,
+        types=RERANKING.types, takes_options=True,
     ),
     Route(
         method="POST", path="/rerank", handler=rerank, request=RerankRequest,
         summary="Rank documents by relevance.", answer=answers.RERANKED, is_counted=True,
-        takes_options=True,
+        types=RERANKING.types, takes_options=True,
     ),
     Route(
         method="POST", path="/tokenize", handler=tokenize, request=TokenizeRequest,

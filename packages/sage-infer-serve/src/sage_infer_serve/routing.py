@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import frozen
 from msgspec import Struct
+from sage_infer.names import ModelType
 
 from sage_infer_serve.http.errors import HTTPError, wrong_request
 from sage_infer_serve.http.exchange import Exchange
@@ -31,6 +32,7 @@ class Route:
         streams: whether the response may be an event stream.
         is_probe: whether 503 uses the response's format instead of the error format.
         is_counted: whether it uses an engine, so that limits and API keys count it.
+        types: types of the models whose queues it joins.
         is_public: whether it requires no API key.
         takes_options: whether request headers become options of the request.
     """
@@ -44,6 +46,7 @@ class Route:
     streams: bool = False
     is_probe: bool = False
     is_counted: bool = False
+    types: tuple[ModelType, ...] = ()
     is_public: bool = False
     takes_options: bool = False
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -18,7 +18,7 @@ from sage_infer.schemas import CapabilityDescriptor, ModelDescriptor
 
 from sage_infer_serve.admission import Admission
 from sage_infer_serve.http.auth import APIKey, Keys
-from sage_infer_serve.http.errors import limited
+from sage_infer_serve.http.errors import HTTPError, limited
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.http.headers import IGNORED_FIELDS
 from sage_infer_serve.http.intake import Intake
@@ -119,6 +119,22 @@ class Service:
         if len(self.open) >= limit:
             raise limited(f"limit of {limit} open requests reached; retry later", 1.0, code="overloaded")
 
+    def check_queues(self, types: Collection[ModelType]) -> None:
+        """Refuse a request for one of these types of models while all of their queues are too long.
+
+        Checked before the body is read and decoded: under overload, refusals would take much of the time of the engine.
+
+        Raises:
+            HTTPError: 429.
+        """
+        target = self.settings.target_wait_s
+        if target is None or all(queue.wait_s() <= target for queue in self._admissions.values()):
+            return
+        fitting = [m.model_id for m in self.backend.list_models() if m.model_type in types]
+        waits = [self._admissions[name].wait_s() if name in self._admissions else 0.0 for name in fitting]
+        if waits and min(waits) > target:
+            raise _queued(min(waits))
+
     def admit(self, model: str) -> Admission:
         """The queue of a model, if a new request would begin in time.
 
@@ -131,7 +147,7 @@ class Service:
         admission = self._admissions.setdefault(model_id, Admission())
         wait, target = admission.wait_s(), self.settings.target_wait_s
         if target is not None and wait > target:
-            raise limited(f"expected wait of {wait:.0f} s; retry later", wait, code="overloaded")
+            raise _queued(wait)
         return admission
 
     def _name_ignored(self, exchange: Exchange, fields: list[str]) -> None:
@@ -197,3 +213,7 @@ class Service:
         """End every open request with an error, after the timeout of the shutdown."""
         for exchange in [*self.open, *self.receiving]:
             exchange.stop("shutdown")
+
+
+def _queued(wait_s: float) -> HTTPError:
+    return limited(f"expected wait of {wait_s:.0f} s; retry later", wait_s, code="overloaded")

@@ -155,7 +155,7 @@ class Work:
         if not self._operation.generates:
             self._admission.worked(self._input_tokens())
         elif usage is not None:
-            self._admission.ended(usage.completion_tokens)
+            self._admission.ended(self._exchange, usage.completion_tokens)
         self._admission.answered(self._exchange)
         self._watch.end(usage, embedded=not self._operation.generates)
         if self._exchange.key is not None and usage is not None:

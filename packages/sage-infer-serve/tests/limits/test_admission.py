@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import attrs
 import pytest
 from gateway_served import Served
 from sage_infer_serve.admission import Admission
@@ -38,13 +39,49 @@ def test_the_wait_is_the_work_over_the_rate() -> None:
         admission.answered(request)
         admission.answered(request)
     assert admission.wait_s() == pytest.approx(40 * 100 * 5 / 600)
-    admission.ended(20)
+    admission.ended(0, 20)
     assert admission.wait_s() == pytest.approx(40 * 60 * 5 / 600), "answers are shorter than their limits"
     admission.accepted("exact", 300, at_most=False)
     assert admission.wait_s() == pytest.approx((40 * 60 + 300) * 5 / 600)
     for request in range(10, 45):
         admission.left(request)
     assert admission.wait_s() == 0, "a few may always wait"
+
+
+def test_answers_that_reach_their_limits() -> None:
+    """Their mean is the mean of the limits, not that of the lower of limit and mean."""
+    draw = random.Random(3)
+    clock = Clock()
+    admission = Admission(clock)
+    limits = [draw.randint(16, 96) for _ in range(200)]
+    for number, limit in enumerate(limits):
+        admission.accepted(number, limit)
+        admission.answered(number)
+        admission.ended(number, limit)
+        admission.left(number)
+    for number, limit in enumerate(limits):
+        admission.accepted(number, limit)
+    for _ in range(100):
+        clock.now += 0.1
+        admission.worked(10)
+    assert admission.wait_s() == pytest.approx(sum(limits) / 100, rel=0.1)
+
+
+def test_the_rate_of_the_last_queue_holds_for_a_new_one() -> None:
+    clock = Clock()
+    admission = Admission(clock)
+    for number in range(20):
+        admission.accepted(number, 50)
+    for _ in range(120):
+        clock.now += 0.1
+        admission.worked(10)
+        admission.wait_s()
+    for number in range(20):
+        admission.left(number)
+    clock.now += 1000
+    for number in range(40):
+        admission.accepted(f"later {number}", 50)
+    assert admission.wait_s() == pytest.approx(40 * 50 / 100, rel=0.1)
 
 
 def test_a_model_that_answers_nobody() -> None:
@@ -97,7 +134,7 @@ def test_overload_of_twenty_times(rate: float, batch: int) -> None:
             admission.worked(per_step)
         for stream in [s for s in running if s[1] <= 0]:
             running.remove(stream)
-            admission.ended(stream[2])
+            admission.ended(stream[0], stream[2])
             admission.left(stream[0])
     assert refused > 0.8 * count
     assert idle < 20
@@ -116,6 +153,33 @@ def test_refusals_say_when_to_come_back(served: Served, monkeypatch: pytest.Monk
     assert served.get("/health").status == 200
     monkeypatch.setattr(Admission, "wait_s", lambda _: 29.0)
     assert served.chat().status == 200
+
+
+def test_requests_are_refused_before_they_are_read(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert served.chat().status == 200
+    assert served.post("/v1/embeddings", {"model": "vectors", "input": "a"}).status == 200
+    broken = {"path": "/v1/chat/completions", "body": b"{"}
+    assert served.ask("POST", **broken).status == 400
+    queue = served.gateway.service._admissions["echo"]
+    monkeypatch.setattr(queue, "wait_s", lambda: 41.2)
+    answer = served.ask("POST", **broken)
+    assert (answer.status, answer.headers["retry-after"]) == (429, "42")
+    assert served.post("/v1/completions", {"model": "echo", "prompt": "a"}).status == 429
+    assert served.post("/v1/embeddings", {"model": "vectors", "input": "a"}).status == 200
+    assert served.post("/tokenize", {"model": "echo", "prompt": "a"}).status != 429
+    assert served.get("/v1/models").status == 200
+
+
+def test_a_queue_of_one_model_does_not_refuse_requests_for_others(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert served.chat().status == 200
+    monkeypatch.setattr(served.gateway.service._admissions["echo"], "wait_s", lambda: 41.2)
+    models = served.backend.list_models()
+    other = attrs.evolve(next(m for m in models if m.model_id == "echo"), model_id="other")
+    monkeypatch.setattr(served.backend, "list_models", lambda: [*models, other])
+    assert served.chat().status == 429
+    assert served.ask("POST", "/v1/chat/completions", b"{").status == 400, "it could be for the other model"
 
 
 def test_open_requests_are_counted_out(served: Served) -> None:

@@ -192,7 +192,7 @@ class DecoderEngine:
             busy = False
             while self._queue.run_commands(wait_s=None if busy else self._wait_time()):
                 self._expire()
-                step = self._scheduler.next_step(self._pacer.prompt_tokens)
+                step = self._scheduler.next_step(self._pacer.prompt_tokens, self._pacer.excess)
                 if step:
                     self._execute(step)
                 busy = bool(step) or self._give_up_prefill()

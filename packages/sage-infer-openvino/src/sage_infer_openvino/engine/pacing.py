@@ -1,10 +1,11 @@
-"""Limits the prompt tokens of a step while outputs are streamed."""
+"""Limits the prompt tokens of a step while outputs are streamed, and the excess sequences beside other tenants."""
 
 from __future__ import annotations
 
 __all__ = ["Pacer"]
 
 _WEIGHT = 0.2  # weight of the newest measurement in a running mean
+_EXCESS_SLOWDOWN = 1.5  # of a step by the excess sequences of calls
 _LARGEST_MOVE = 2.0  # outliers are clipped to this multiple of the mean
 
 
@@ -24,6 +25,11 @@ class Pacer:
         self._decode_s: float | None = None
         self._decode_rows = 0  # number of sequences in that measurement
         self._row_s: float | None = None
+        self._decodes = DecodeTimes()
+
+    def excess(self, sequences: int, more: int) -> int:
+        """How many of ``more`` sequences may decode beside ``sequences``, without a much longer step."""
+        return self._decodes.within(_EXCESS_SLOWDOWN, sequences, more)
 
     def prompt_tokens(self, decoding: int, prompts: int, limit: int) -> int:
         """Prompt tokens of ``prompts`` for a step beside ``decoding`` sequences: at least 1, at most ``limit``."""
@@ -36,6 +42,7 @@ class Pacer:
     def ran(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """Record the time of a step with this many decoding sequences and prompt tokens."""
         if decoding and not prompt_tokens:
+            self._decodes.ran(decoding, seconds)
             expected = self._decode(decoding) if self._decode_s is not None else None
             self._decode_s, self._decode_rows = _mean(expected, seconds), decoding
         elif prompt_tokens:
@@ -50,6 +57,46 @@ class Pacer:
             return decoding * row_s
         # Fewer sequences take less time, but even a single one reads all weights.
         return max(self._decode_s + (decoding - self._decode_rows) * row_s, 0.5 * self._decode_s)
+
+
+class DecodeTimes:
+    """Measured times of decode-only steps, by their number of sequences."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, float] = {}
+
+    def ran(self, sequences: int, seconds: float) -> None:
+        """Record a step."""
+        self._known[sequences] = _mean(self._known.get(sequences), seconds)
+
+    def within(self, slowdown: float, sequences: int, more: int) -> int:
+        """How many of ``more`` sequences can be added to ``sequences`` in at most ``slowdown`` times their time."""
+        most = slowdown * self.seconds(max(1, sequences))
+        low, high = 0, more
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.seconds(sequences + middle) <= most:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def seconds(self, sequences: int) -> float:
+        """Time of a step: interpolated, and in proportion to the sequences outside of what was measured.
+
+        So a small step that was never measured is expected to be fast, and measured soon.
+        """
+        below = max((known for known in self._known if known <= sequences), default=None)
+        above = min((known for known in self._known if known >= sequences), default=None)
+        if below is None and above is None:
+            return float(sequences)
+        if below is None or above is None:
+            nearest = below or above or 1
+            return self._known[nearest] * sequences / nearest
+        if below == above:
+            return self._known[below]
+        share = (sequences - below) / (above - below)
+        return self._known[below] + share * (self._known[above] - self._known[below])
 
 
 def _mean(old: float | None, new: float) -> float:

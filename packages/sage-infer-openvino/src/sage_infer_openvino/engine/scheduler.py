@@ -9,6 +9,7 @@ from typing import Protocol
 from sage_infer.contracts import KeyChain
 
 from sage_infer_openvino.engine.block_pool import BlockPool
+from sage_infer_openvino.engine.excess import ExcessLimit, StepShares
 from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 from sage_infer_openvino.engine.waiting import WaitingLines, turn
@@ -97,30 +98,39 @@ class Scheduler:
         return own + len(shared)
 
     def next_step(
-        self, beside_decodes: Callable[[int, int, int], int] | None = None
+        self,
+        beside_decodes: Callable[[int, int, int], int] | None = None,
+        excess: ExcessLimit | None = None,
     ) -> list[tuple[SequenceState, int]]:
         """Sequences of the next step with their number of tokens; their blocks are allocated.
 
         ``beside_decodes(decoding, prompts, limit)`` returns the maximum number of prompt tokens, from 1 to ``limit``,
-        in a step with ``decoding`` decoding sequences and ``prompts`` sequences in prefill. The step is empty only if
-        held sequences have all the required blocks.
+        in a step with ``decoding`` decoding sequences and prompts of ``prompts`` calls. ``excess`` limits the decoding
+        sequences of large calls while there are several tenants. The step is empty only if held sequences have all the
+        required blocks.
         """
         self._share_batch()
         step: list[tuple[SequenceState, int]] = []
         in_turn = sorted(self.running, key=self._rank())
         # Decodes first: they need one token each, and their output is being streamed.
-        budget = self._advance([s for s in in_turn if _remaining(s) == 1], self.step_tokens, step)
+        requests = [*(s.request for s in in_turn), *self.waiting.requests()]
+        shares = StepShares(requests, self.max_batch_size, excess)
+        decoding = [s for s in in_turn if s.remaining == 1 and shares.take(s)]
+        budget = self._advance(decoding, self.step_tokens, step)
         # Only from the second token on, so that a burst of requests is prefilled together and decodes in one batch.
         read_along = any(sequence.new_length > 1 for sequence, _ in step)
         if read_along and budget and beside_decodes is not None:
-            prompts = min(len(self.running) + len(self.waiting), self.max_batch_size) - len(step)
-            budget = beside_decodes(len(step), prompts, budget)
-        budget = self._advance([s for s in in_turn if _remaining(s) > 1], budget, step)
+            calls = {r.call for r in self.waiting.requests()} | {
+                s.request.call for s in in_turn if s.remaining > 1
+            }
+            budget = beside_decodes(len(step), min(len(calls), self.max_batch_size - len(step)), budget)
+        budget = self._advance([s for s in in_turn if s.remaining > 1], budget, step)
         in_progress = self._keys_in_progress() if self.waiting else set()
         while budget and self.waiting and len(self.running) < self.max_batch_size:
-            sequence = self._next_waiting(in_progress)
+            sequence = self._next_waiting(in_progress, shares)
             if sequence is None or not self._fits(sequence):
                 break
+            shares.take(sequence)
             budget -= self._start(sequence, budget, step)
             in_progress.update(self._keys_to_come(sequence))
         if not step and self.waiting:
@@ -159,14 +169,19 @@ class Scheduler:
         for sequence in sequences:
             if sequence not in self.running:
                 continue  # just preempted
-            count = min(_remaining(sequence), budget)
+            count = min(sequence.remaining, budget)
             if count and self._make_room(sequence, count, {id(s) for s, _ in step}):
                 step.append((sequence, count))
                 budget -= count
         return budget
 
-    def _next_waiting(self, in_progress: Collection[bytes]) -> SequenceState | None:
-        return self.waiting.next(self.running, lambda sequence: self._next_key(sequence) not in in_progress)
+    def _next_waiting(
+        self, in_progress: Collection[bytes], shares: StepShares | None = None
+    ) -> SequenceState | None:
+        return self.waiting.next(
+            self.running,
+            lambda s: (shares is None or shares.allows(s)) and self._next_key(s) not in in_progress,
+        )
 
     def _share_batch(self) -> None:
         """Make room for the next waiting sequence, if tenants or calls with more sequences than its own can give way.
@@ -177,7 +192,7 @@ class Scheduler:
             return
         calls = Counter(sequence.request.call for sequence in self.running)
         tenants = Counter(sequence.request.tenant for sequence in self.running)
-        if max(calls.values()) < 2 and len(self.waiting.tenants() | tenants.keys()) == 1:
+        if max(calls.values()) < 2 and len(self._tenants()) == 1:
             return
         sequence = self._next_waiting(self._keys_in_progress())
         if sequence is None:
@@ -214,9 +229,12 @@ class Scheduler:
                 return
             # Now, or those that decode would take the blocks before its turn in this step.
             self._share_prefix(sequence)
-            self._grow(sequence, _remaining(sequence))
+            self._grow(sequence, sequence.remaining)
         if len(self.running) >= self.max_batch_size:
             self._pause(givers[-1])
+
+    def _tenants(self) -> set[str]:
+        return self.waiting.tenants() | {sequence.request.tenant for sequence in self.running}
 
     def _pause(self, sequence: SequenceState) -> None:
         """Let a running sequence wait with its blocks."""
@@ -227,7 +245,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         self.running.append(sequence)
         self._share_prefix(sequence)
-        count = min(_remaining(sequence), budget)
+        count = min(sequence.remaining, budget)
         self._grow(sequence, count)
         step.append((sequence, count))
         return count
@@ -305,9 +323,7 @@ class Scheduler:
         return {key for sequence in self.running for key in self._keys_to_come(sequence)}
 
     def _keys_to_come(self, sequence: SequenceState) -> list[bytes]:
-        return (
-            self._keys(sequence)[sequence.computed // self.block_size :] if _remaining(sequence) > 1 else []
-        )
+        return self._keys(sequence)[sequence.computed // self.block_size :] if sequence.remaining > 1 else []
 
     # --- blocks
 
@@ -318,7 +334,7 @@ class Scheduler:
     def _needed(self, sequence: SequenceState) -> int:
         """Free blocks needed to start a waiting sequence; shared blocks cost nothing."""
         shared = sum(self.pool.ref_count(block) > 0 for block in self._found(sequence))
-        return self._missing_blocks(sequence, _remaining(sequence)) - shared
+        return self._missing_blocks(sequence, sequence.remaining) - shared
 
     def _reclaim(self, sequence: SequenceState, holders: list[SequenceState] | None = None) -> bool:
         """Free blocks of ``holders``, last first, until this one fits; False if it cannot.
@@ -377,7 +393,3 @@ class Scheduler:
         sequence.computed = 0
         self.preemptions += 1
         self.add(sequence)
-
-
-def _remaining(sequence: SequenceState) -> int:
-    return len(sequence.tokens) - sequence.computed

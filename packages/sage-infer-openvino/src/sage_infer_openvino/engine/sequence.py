@@ -50,6 +50,11 @@ class SequenceState:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def remaining(self) -> int:
+        """Number of tokens without KV."""
+        return len(self.tokens) - self.computed
+
+    @property
     def new_length(self) -> int:
         """Number of output tokens, without those that it was resumed with."""
         return self.output_length - self.given

@@ -6,7 +6,7 @@ import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from sage_infer_openvino.engine.sequence import SequenceState
+from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 
 __all__ = ["WaitingLines", "turn"]
 
@@ -42,7 +42,11 @@ class WaitingLines:
 
     def tenants(self) -> set[str]:
         """Tenants of the waiting sequences."""
-        return {line[0].request.tenant for line in self._lines.values()}
+        return {request.tenant for request in self.requests()}
+
+    def requests(self) -> list[EngineRequest]:
+        """The first request of each waiting call."""
+        return [line[0].request for line in self._lines.values()]
 
     def add(self, sequence: SequenceState) -> None:
         bisect.insort(self._lines.setdefault(sequence.request.call, []), sequence, key=turn)
