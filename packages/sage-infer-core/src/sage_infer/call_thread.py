@@ -1,4 +1,4 @@
-"""A daemon thread that calls functions in order."""
+"""Calls of functions in other threads, with futures of their results."""
 
 from __future__ import annotations
 
@@ -9,13 +9,23 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-__all__ = ["CallThread"]
+__all__ = ["CallThread", "run_into"]
 
 T = TypeVar("T")
 
 
+def run_into(future: Future[T], function: Callable[[], T]) -> None:
+    """Call ``function``, and set the result or the exception of ``future``; a cancelled future prevents the call."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
+
+
 class CallThread:
-    """One daemon thread: a store that hangs in it keeps no process alive."""
+    """One daemon thread that calls functions in order. A call that hangs in it keeps no process alive."""
 
     def __init__(self, name: str) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -25,15 +35,7 @@ class CallThread:
     def submit(self, function: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
 
-        def task() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._tasks.put(task)
+        self._tasks.put(lambda: run_into(future, function))
         return future
 
     def busy_s(self) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
+
+from sage_infer.call_thread import CallThread
 
 from sage_infer_kvstore.breaker import Breaker
 
@@ -26,10 +25,7 @@ class LowerThread:
 
     def __init__(self, wait_s: float) -> None:
         self._wait_s = wait_s
-        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._busy_since: float | None = None
-        self._breaker = Breaker()
-        threading.Thread(target=self._run, name="sage-kv-lower", daemon=True).start()
+        self._thread, self._breaker = CallThread("sage-kv-lower"), Breaker()
 
     @property
     def failures(self) -> int:
@@ -39,28 +35,21 @@ class LowerThread:
     @property
     def is_available(self) -> bool:
         """Whether the lower store answers, as far as is known."""
-        since = self._busy_since
-        is_stuck = since is not None and time.monotonic() - since > self._wait_s
-        return not is_stuck and not self._breaker.is_open
+        return self._thread.busy_s() <= self._wait_s and not self._breaker.is_open
 
     def submit(self, function: Callable[[], T]) -> Future[T]:
         """Run ``function`` after the calls before it; one that raises counts as a failure."""
-        future: Future[T] = Future()
 
-        def task() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
+        def counted() -> T:
             try:
                 result = function()
-            except BaseException as error:
+            except BaseException:
                 self._breaker.failed()
-                future.set_exception(error)
-            else:
-                self._breaker.succeeded()
-                future.set_result(result)
+                raise
+            self._breaker.succeeded()
+            return result
 
-        self._tasks.put(task)
-        return future
+        return self._thread.submit(counted)
 
     def call(self, function: Callable[[], T], otherwise: T, wait_s: float | None = None) -> T:
         """The result of ``function``; ``otherwise`` where it raises or takes too long."""
@@ -79,10 +68,4 @@ class LowerThread:
             return otherwise
 
     def stop(self) -> None:
-        self._tasks.put(None)
-
-    def _run(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            self._busy_since = time.monotonic()
-            task()
-            self._busy_since = None
+        self._thread.stop()

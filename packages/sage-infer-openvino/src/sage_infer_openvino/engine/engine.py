@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from sage_infer.call_thread import run_into
 from sage_infer.contracts import BufferedTokenStream, EngineStats
 from sage_infer.errors import (
     EngineDead,
@@ -124,16 +125,7 @@ class DecoderEngine:
             EngineDead: the engine has stopped.
         """
         future: Future[T] = Future()
-
-        def command() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._queue.call(command)
+        self._queue.call(lambda: run_into(future, function))
         return await asyncio.wrap_future(future)
 
     async def abort(self, request_id: str) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Generic, TypeVar
 
+from sage_infer.call_thread import run_into
 from sage_infer.errors import Overloaded
 
 __all__ = ["CompileQueue"]
@@ -80,9 +81,4 @@ class CompileQueue(Generic[T]):
             future, function = line.popleft()
             if line:
                 self._lines[tenant] = line
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
+        run_into(future, function)
