@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import attrs
 import plane
 import pytest
 from plane import read, running_plane, until
@@ -121,6 +122,25 @@ def test_engines_without_resume_replay_where_that_is_exact() -> None:
             assert "presence_penalty" in error.message
 
     on_cluster(test, claims_resume=False)
+
+
+def test_a_request_is_not_blamed_for_an_instance_that_crashed_with_its_own() -> None:
+    """Nothing is sent to an instance whose crash is seen a moment later."""
+
+    async def test(cluster: Cluster) -> None:
+        expected = await cluster.undisturbed(4)
+        reading = await after_some_tokens(cluster, await cluster.streams(4))
+        first, second = cluster.executor.engines
+        first.crash()
+        await until(lambda: cluster.manager.dispatcher.migrations)
+        for _ in range(4):
+            await asyncio.sleep(0)
+        second.crash()
+        assert await asyncio.gather(*reading) == expected
+        assert not [request_id for request_id in second.seen if "~" in request_id]
+
+    settings = attrs.evolve(QUICK, recovery=RecoveryLimits(settle_s=1.0))
+    on_cluster(test, settings=settings)
 
 
 def test_a_poison_request_ends_alone() -> None:

@@ -19,7 +19,7 @@ import attrs
 import plane
 import pytest
 from sage_infer.schemas import ModelDescriptor, ReplicaSpec
-from sage_llm.manager.adoption import adopted
+from sage_llm.replicas.adoption import adopted
 from sage_llm.replicas.local import LocalExecutor
 from sage_llm.replicas.record import Lease, started_at
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE, run_folder

@@ -9,8 +9,8 @@ import attrs
 from sage_infer.errors import InvalidRequest
 
 from sage_llm.commands.control import Handler
-from sage_llm.manager.fleet import Drained
 from sage_llm.manager.manager import ControlPlaneManager
+from sage_llm.manager.replica import Drained
 
 __all__ = ["methods"]
 

@@ -78,6 +78,7 @@ class BatchCalls:
                     raise error from None
             finally:
                 instance.calls.discard(task)
+                instance.left()
             excluded.add(instance)
 
     async def _instance(self, model_id: str, excluded: set[LiveInstance], started: float) -> LiveInstance:

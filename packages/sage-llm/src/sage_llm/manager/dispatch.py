@@ -23,6 +23,7 @@ from sage_llm.manager.migration import MigrationBudget, NotMigratable, PoisonReq
 from sage_llm.manager.placing import Placement
 from sage_llm.manager.poison import Quarantine
 from sage_llm.manager.request import ManagedRequest
+from sage_llm.tasks import Tasks
 
 __all__ = ["Dispatcher", "RecoveryLimits"]
 
@@ -34,10 +35,12 @@ class RecoveryLimits:
     Attributes:
         migrations: maximum number of moves of one request.
         wait_s: maximum time that a request waits for an instance while all are lost or restarting.
+        settle_s: time after a crash in which nothing is dispatched.
     """
 
     migrations: int = 3
     wait_s: float = 60.0
+    settle_s: float = 0.05
 
 
 class Dispatcher:
@@ -66,7 +69,8 @@ class Dispatcher:
         self.migrations = self.retries = 0
         self._on_lost, self._expects = on_lost, expects
         self._suspects: list[ManagedRequest] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._settled_at = 0.0
+        self._tasks = Tasks()
 
     # --- arrival and end
 
@@ -116,6 +120,7 @@ class Dispatcher:
         if attempt is not None:
             self.placement.left(request)
             attempt.instance.attempts.pop(attempt.request_id, None)
+            attempt.instance.left()
             attempt.instance.is_isolated = False
             attempt.cancel()
 
@@ -130,6 +135,8 @@ class Dispatcher:
     def pump(self) -> None:
         """Dispatch the waiting requests for which there is room."""
         now = time.monotonic()
+        if now < self._settled_at:
+            return
         self._isolate_suspects()
         while (found := self.placement.next(now)) is not None:
             request, instance = found
@@ -176,10 +183,7 @@ class Dispatcher:
             request.dispatched_at = now
         if request.ledger.has_started:
             instance.migrated_in += 1
-        task = asyncio.get_running_loop().create_task(self._attempt(request, attempt))
-        attempt.cancel = task.cancel
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        attempt.cancel = self._tasks.spawn(self._attempt(request, attempt)).cancel
 
     async def _attempt(self, request: ManagedRequest, attempt: Attempt) -> None:
         try:
@@ -346,7 +350,14 @@ class Dispatcher:
         self.move(request, EngineDead("its instance was drained"), is_crash=False, is_planned=True)
 
     def evacuate(self, instance: LiveInstance, reason: str, *, is_crash: bool) -> None:
-        """Move all requests of a lost instance."""
+        """Move all requests of a lost instance.
+
+        After a crash, nothing is dispatched for a moment: other instances may have ended simultaneously, and a request
+        that is sent to one of them would seem to have crashed it.
+        """
+        if is_crash:
+            self._settled_at = time.monotonic() + self.limits.settle_s
+            asyncio.get_running_loop().call_later(self.limits.settle_s, self.pump)
         for call in list(instance.calls):
             call.cancel()
         for request in self.on(instance):
@@ -366,7 +377,7 @@ class Dispatcher:
                     f"request {request.request_id} ended with the control plane's close", by="close"
                 ),
             )
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.wait()
 
 
 _CRASHES = 2  # after so many crashes, the next attempt runs alone

@@ -5,85 +5,31 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Literal
 
 import attrs
-from attrs import define, frozen
 from sage_infer.contracts import Executor, ReplicaHandle
 from sage_infer.errors import InvalidRequest, ModelNotFound, SageInferError
 from sage_infer.schemas import ReplicaSpec
 
-from sage_llm.manager.adoption import adopted
 from sage_llm.manager.dispatch import Dispatcher
 from sage_llm.manager.health import HealthLimits, judge
 from sage_llm.manager.live_instance import LiveInstance
+from sage_llm.manager.replica import Drained, Replica, ReplicaWord
 from sage_llm.manager.restarts import RestartLimits, Restarts
+from sage_llm.replicas.adoption import adopted
 from sage_llm.replicas.connect import connect
 from sage_llm.replicas.openai import is_remote
+from sage_llm.tasks import Tasks
 
-__all__ = ["Drained", "Fleet", "Replica", "ReplicaWord"]
+__all__ = ["Fleet"]
 
-ReplicaWord = Literal["starting", "running", "pausing", "stopping", "failed", "gone"]
 _LOOK_S = 0.1
 _EXIT_S = 0.5  # within which the end of a process follows the loss of its connection
 _RECONNECT_S = 5.0
 _RETURN_S = 5.0  # an instance that was connected for a shorter time does not return without a restart
 _LAG_S = 0.25
-
-
-@define(eq=False)
-class Replica:
-    """One replica over all of its restarts.
-
-    Attributes:
-        spec: what it is started with.
-        word: starting, running, pausing (before a restart), stopping, failed (not restarted) or gone.
-        reason: why it last ended.
-        handle, instance: the running process and the connection to it.
-    """
-
-    spec: ReplicaSpec
-    restarts: Restarts
-    word: ReplicaWord = "starting"
-    reason: str = ""
-    ended_at: float | None = None
-    handle: ReplicaHandle | None = None
-    instance: LiveInstance | None = None
-    task: asyncio.Task[None] | None = None
-
-    @property
-    def replica_id(self) -> str:
-        return self.spec.replica_id
-
-    @property
-    def model_id(self) -> str:
-        return self.spec.model.model_id
-
-    @property
-    def is_coming(self) -> bool:
-        """Whether it serves or will serve without an operator."""
-        return self.word in ("starting", "running", "pausing")
-
-
-@frozen(kw_only=True)
-class Drained:
-    """Result of a drain.
-
-    Attributes:
-        replica_id: the drained replica.
-        open: requests that ran on it.
-        ended: requests that finished there.
-        migrated: requests that moved.
-        took_s: duration in seconds.
-    """
-
-    replica_id: str
-    open: int
-    ended: int
-    migrated: int
-    took_s: float
 
 
 class Fleet:
@@ -106,7 +52,7 @@ class Fleet:
         self._executor, self._dispatcher = executor, dispatcher
         self._health, self._restarts = health or HealthLimits(), restarts or RestartLimits()
         self._slots = itertools.count()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._closed = False
         self._syncing: set[LiveInstance] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -121,7 +67,7 @@ class Fleet:
         """
         running: dict[str, ReplicaHandle] = {}
         if self._watching is None:
-            self._watching = self._spawn(self._watch())
+            self._watching = self._tasks.spawn(self._watch())
             running = await adopted(self._executor, specs)
         replicas = [Replica(spec, Restarts(self._restarts, ends=not is_remote(spec.model))) for spec in specs]
         for replica in replicas:
@@ -197,7 +143,7 @@ class Fleet:
         replica.reason, replica.ended_at = reason, time.monotonic()
         if replica.word == "running":
             replica.word = "pausing"
-            replica.task = self._spawn(self._restart(replica, instance, may_return))
+            replica.task = self._tasks.spawn(self._restart(replica, instance, may_return))
 
     async def _restart(self, replica: Replica, instance: LiveInstance, may_return: bool) -> None:
         ready_s = time.monotonic() - instance.since_start
@@ -261,7 +207,7 @@ class Fleet:
             for instance in self._dispatcher.placement.out_of_sync():
                 if instance not in self._syncing:
                     self._syncing.add(instance)
-                    self._spawn(self._sync(instance))
+                    self._tasks.spawn(self._sync(instance))
             self._dispatcher.refuse_stranded(now)
             self._dispatcher.pump()
 
@@ -344,7 +290,7 @@ class Fleet:
         replica.word = "stopping"
         instance.move("draining", "drained by an operator")
         before = list(self._dispatcher.on(instance))
-        await self._until_idle(instance, None if deadline_s is None else started + deadline_s)
+        await instance.until_idle(deadline_s)
         moved = 0
         if instance.word == "draining":
             for request in list(self._dispatcher.on(instance)):
@@ -353,7 +299,7 @@ class Fleet:
                 ):
                     self._dispatcher.move_planned(request)
                     moved += 1
-            await self._until_idle(instance, None)
+            await instance.until_idle()
             self._dispatcher.placement.remove(instance)
             instance.move("dead", "drained")
         await instance.connected.close()
@@ -368,26 +314,11 @@ class Fleet:
             took_s=time.monotonic() - started,
         )
 
-    async def _until_idle(self, instance: LiveInstance, deadline: float | None) -> None:
-        while (instance.attempts or instance.calls) and instance.word == "draining":
-            if deadline is not None and time.monotonic() >= deadline:
-                return
-            await asyncio.sleep(0.01)
-
     async def close(self) -> None:
         self._closed = True
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.cancel()
         for replica in self.replicas.values():
             if replica.instance is not None:
                 await replica.instance.connected.close()
             replica.word = "gone"
         await self._executor.close()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

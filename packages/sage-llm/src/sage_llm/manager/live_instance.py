@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any, Literal
 
 from attrs import define, field
@@ -90,6 +91,7 @@ class LiveInstance:
     served: int = 0
     breaker: Breaker = field(factory=Breaker)
     is_isolated: bool = False
+    _changed: asyncio.Event = field(factory=asyncio.Event)
     on_move: Callable[[LiveInstance], object] = field(default=lambda instance: None)
     on_heard: Callable[[LiveInstance, InstanceReport], object] = field(default=lambda instance, report: None)
 
@@ -159,12 +161,25 @@ class LiveInstance:
         """Tokens of requests with output."""
         return sum(a.prompt_tokens + a.output_tokens for a in self.attempts.values() if a.has_output)
 
+    def left(self) -> None:
+        """An attempt or a call has left it; called by who removed it."""
+        self._changed.set()
+
+    async def until_idle(self, within_s: float | None = None) -> None:
+        """While it drains, wait until nothing runs on it, for at most ``within_s`` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while (self.attempts or self.calls) and self.word == "draining":
+                    self._changed.clear()
+                    await self._changed.wait()
+
     def move(self, word: InstanceWord, reason: str = "") -> None:
         if word != self.word:
             self.word, self.since = word, time.monotonic()
             if word == "probation":
                 self.allowance = 1
         self.reason = reason
+        self._changed.set()
         self.on_move(self)
 
     def heard(self, report: InstanceReport) -> None:

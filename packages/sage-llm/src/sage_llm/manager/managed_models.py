@@ -27,9 +27,10 @@ from sage_llm.manager import reports
 from sage_llm.manager.batch_calls import BatchCalls
 from sage_llm.manager.calls.call import ManagedCall
 from sage_llm.manager.dispatch import Dispatcher
-from sage_llm.manager.fleet import Drained, Fleet
+from sage_llm.manager.fleet import Fleet
 from sage_llm.manager.models import ServedModel
 from sage_llm.manager.placing import Placement
+from sage_llm.manager.replica import Drained
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.manager.settings import ControlPlaneSettings
 from sage_llm.manager.texts import ModelTexts

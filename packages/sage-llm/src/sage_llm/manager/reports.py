@@ -11,8 +11,9 @@ from sage_infer.schemas.codec import to_dict
 from sage_infer_planning.registry import ModelEntry
 
 from sage_llm.manager.dispatch import Dispatcher
-from sage_llm.manager.fleet import Fleet, Replica
+from sage_llm.manager.fleet import Fleet
 from sage_llm.manager.placing import Placement
+from sage_llm.manager.replica import Replica
 from sage_llm.manager.settings import ControlPlaneSettings
 
 __all__ = ["cluster", "health", "metrics", "model_status", "replica_row", "stats"]

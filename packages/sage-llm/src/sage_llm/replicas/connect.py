@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ from sage_infer.sdk import Reporter
 
 from sage_llm.replicas.backends import EmbeddingReplica, InferenceReplica
 from sage_llm.replicas.client import ReplicaClient
+from sage_llm.tasks import Tasks
 
 __all__ = ["ConnectedReplica", "connect"]
 
@@ -50,14 +51,14 @@ class ConnectedReplica:
         self._seq = 0
         self._lost: str | None = None
         self._closed = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         if self._client is None:
-            self._spawn(self._poll())
+            self._tasks.spawn(self._poll())
         else:
             self._client.on_gauges = self._gauges_arrived
             self._client.on_lost = self._lose
             self._gauges_arrived()
-        self._spawn(self._watch(handle))
+        self._tasks.spawn(self._watch(handle))
 
     def on_report(self, callback: OnReport) -> None:
         """Call ``callback`` with each report; ``instance_id`` and ``generation`` are those of ``descriptor``."""
@@ -74,7 +75,7 @@ class ConnectedReplica:
         if not self.descriptor.capability.supports("kv_events"):
             return
         self._on_kv.append(callback)
-        self._spawn(self._follow(callback))
+        self._tasks.spawn(self._follow(callback))
 
     def on_lost(self, callback: OnLost) -> None:
         """Call ``callback`` once with the reason when the replica ends without ``close``."""
@@ -85,17 +86,9 @@ class ConnectedReplica:
     async def close(self) -> None:
         """Close the connection; the replica continues to run. Safe to call twice."""
         self._closed = True
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.cancel()
         if self._client is not None:
             await self._client.close()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _poll(self) -> None:
         while True:

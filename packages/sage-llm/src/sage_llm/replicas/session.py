@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 import attrs
@@ -30,6 +30,7 @@ from sage_llm.replicas.protocol import (
     StreamCancel,
 )
 from sage_llm.replicas.wire_errors import to_wire
+from sage_llm.tasks import Tasks
 
 __all__ = ["Host", "Session"]
 
@@ -94,7 +95,7 @@ class Session:
         self._finishing: set[int] = set()  # slots whose last delta may have been sent
         self._flushing = False
         self._closed = asyncio.Event()
-        self._background: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     # --- the server's side
 
@@ -134,7 +135,7 @@ class Session:
             if frame.slot in self._streams:
                 self._streams[frame.slot].window.add(frame.count)
         elif isinstance(frame, Call):
-            self._calls[frame.call] = self._spawn(self._answer(frame))
+            self._calls[frame.call] = self._tasks.spawn(self._answer(frame))
         elif isinstance(frame, Part):
             self._parts.setdefault(frame.call, []).append(frame.data)
         elif isinstance(frame, StreamCancel):
@@ -151,7 +152,7 @@ class Session:
             outgoing.cancel()
         self._streams.clear()
         for request_id in self._held:
-            self._spawn(self._host.backend.abort(request_id))
+            self._tasks.spawn(self._host.backend.abort(request_id))
         self._closed.set()
 
     # --- calls
@@ -181,11 +182,11 @@ class Session:
     def _open(self, slots: tuple[int, ...], opened: Opened) -> None:
         if opened.events is not None:
             window = _Window(self._host.window)
-            task = self._spawn(self._pump_kv(slots[0], opened.events, window))
+            task = self._tasks.spawn(self._pump_kv(slots[0], opened.events, window))
             self._streams[slots[0]] = _Outgoing(task, window, None)
         for slot, stream in zip(slots, opened.streams, strict=False):
             window = _Window(self._host.window)
-            task = self._spawn(self._pump(slot, stream, window))
+            task = self._tasks.spawn(self._pump(slot, stream, window))
             self._streams[slot] = _Outgoing(task, window, stream)
 
     # --- streams
@@ -278,9 +279,3 @@ class Session:
         if self._deltas or self._ends:
             deltas, ends, self._deltas, self._ends = self._deltas, self._ends, [], []
             self._link.send(Step(deltas, ends))
-
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task

@@ -130,6 +130,7 @@ class CallDispatcher:
             batch.close()
             if task is not None:
                 instance.calls.discard(task)
+                instance.left()
         for call, error in failed:
             self._again(call, instance, error)
         if _is_idle(instance):
