@@ -1,0 +1,132 @@
+"""Streams over HTTP: what a client saw of each, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+from attrs import define, field
+
+__all__ = ["LLM", "Stream", "Streams", "read"]
+
+LLM = "smollm2-135m"
+GUARD_S = 300.0
+
+
+@define
+class Stream:
+    """One request and its answer.
+
+    Attributes:
+        number: decides prompt and parameters; even ones are greedy, odd ones are seeded.
+        text, usage, reason: the answer.
+        error: why it failed, or empty.
+        times: when each part of the text arrived.
+    """
+
+    number: int
+    text: str = ""
+    usage: tuple[int, int] = (0, 0)
+    reason: str | None = None
+    error: str = ""
+    sent: float = field(factory=time.perf_counter)
+    times: list[float] = field(factory=list)
+
+    @property
+    def answer(self) -> tuple[str, tuple[int, int], str | None]:
+        return self.text, self.usage, self.reason
+
+    @property
+    def ttft(self) -> float:
+        return self.times[0] - self.sent if self.times else float("inf")
+
+    def gap(self, since: float = 0.0) -> float:
+        """The longest time without text that ended after ``since``, in seconds."""
+        pairs = zip(self.times, self.times[1:], strict=False)
+        return max((later - earlier for earlier, later in pairs if later > since), default=0.0)
+
+
+def body(number: int, tokens: int) -> dict[str, Any]:
+    sampling = {"temperature": 0.9, "top_k": 8, "seed": number} if number % 2 else {"temperature": 0}
+    return {
+        "model": LLM, "max_tokens": tokens, "ignore_eos": True, "stream": True,
+        "stream_options": {"include_usage": True},
+        "messages": [{"role": "user", "content": f"Write a short story about lighthouse number {number}."}],
+        **sampling,
+    }  # fmt: skip
+
+
+async def read(url: str, stream: Stream, request: dict[str, Any]) -> Stream:
+    """Send a request, and read its answer into ``stream``; errors are recorded there."""
+    limits = aiohttp.ClientTimeout(total=GUARD_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=limits) as session,
+            session.post(f"{url}/v1/chat/completions", json=request) as response,
+        ):
+            if response.status != 200:
+                stream.error = f"status {response.status}: {(await response.text())[:300]}"
+                return stream
+            ended = False
+            async for line in response.content:
+                data = line.removeprefix(b"data: ").strip()
+                if data == b"[DONE]":
+                    ended = True
+                elif line.startswith(b"data: "):
+                    _take(stream, json.loads(data))
+            if not ended and not stream.error:
+                stream.error = "the stream ended early"
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        stream.error = f"{type(error).__name__}: {error}"
+    return stream
+
+
+def _take(stream: Stream, event: dict[str, Any]) -> None:
+    if "error" in event:
+        stream.error = str(event["error"].get("message", event["error"]))
+    for choice in event.get("choices", ()):
+        if text := choice["delta"].get("content"):
+            stream.text += text
+            stream.times.append(time.perf_counter())
+        stream.reason = choice.get("finish_reason") or stream.reason
+    if usage := event.get("usage"):
+        stream.usage = usage["prompt_tokens"], usage["completion_tokens"]
+
+
+class Streams:
+    """A number of concurrent streams."""
+
+    def __init__(self, url: str, count: int = 16, tokens: int = 80) -> None:
+        self.all = [Stream(number) for number in range(count)]
+        self._reading = [asyncio.ensure_future(read(url, s, body(s.number, tokens))) for s in self.all]
+
+    async def reach(self, parts: int, share: float = 0.5) -> None:
+        """Wait until a share of the streams have so many parts, or all have ended."""
+        async with asyncio.timeout(GUARD_S):
+            while sum(len(s.times) >= parts for s in self.all) < share * len(self.all):
+                if all(task.done() for task in self._reading):
+                    return
+                await asyncio.sleep(0.005)
+
+    async def end(self) -> list[Stream]:
+        await asyncio.gather(*self._reading)
+        return self.all
+
+    @property
+    def is_open(self) -> bool:
+        return not all(task.done() for task in self._reading)
+
+
+def differences(streams: Sequence[Stream], reference: Sequence[Stream]) -> list[str]:
+    """Problems of streams, compared with undisturbed ones."""
+    found = []
+    for stream in streams:
+        if stream.error:
+            found.append(f"stream {stream.number}: {stream.error}")
+        elif stream.answer != reference[stream.number].answer:
+            found.append(f"stream {stream.number}: another answer")
+    return found
