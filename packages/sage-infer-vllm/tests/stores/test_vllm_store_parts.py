@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sage_infer.contracts import block_keys, root_key
 from sage_infer.errors import InvalidRequest, OutOfMemory, UnsupportedFeature
-from sage_infer.schemas import KVCacheSchema, ModelDescriptor
+from sage_infer.schemas import ModelDescriptor
 from sage_infer_testing.waiting import eventually
 from sage_infer_vllm.backend import VLLMBackend
 from sage_infer_vllm.engine.kv_reuse import KVReuse
 from sage_infer_vllm.kv.arena import Arena, ArenaPlace
-from sage_infer_vllm.kv.plan import PARAMS, ArenaCopies
+from sage_infer_vllm.kv.plan import ArenaCopies
 from sage_infer_vllm.kv.recent import RecentKeys
 from sage_infer_vllm.kv.scheduler_side import SchedulerSide
 from sage_infer_vllm.kv.traffic import StoreTraffic, arena_slots, open_traffic
@@ -24,19 +23,10 @@ from sage_infer_vllm.platform import UPSTREAM
 from sage_infer_vllm.requests.delivery import Delivery
 from sage_infer_vllm.settings import VLLMSettings, engine_arguments
 from vllm_faulty_store import FaultyStore
+from vllm_steps import KEYS, SCHEMA, SIZE, TOKENS, WAIT_S, page, plan, request, step
 from vllm_toys import completion, output
 
 np = pytest.importorskip("numpy")
-
-SCHEMA = KVCacheSchema.from_preset("fp16", num_layers=1, num_heads=1, head_dim=8, page_size=4)
-SIZE = SCHEMA.bytes_per_page
-TOKENS = list(range(100, 118))  # four pages and two tokens
-KEYS = list(block_keys("model", SCHEMA, TOKENS))
-WAIT_S = 120.0
-
-
-def page(key: bytes) -> bytes:
-    return key * (SIZE // 16)
 
 
 @pytest.fixture
@@ -119,46 +109,11 @@ def test_recent_keys() -> None:
 # --- plans in the scheduler
 
 
-def request(name: str, tokens: list[int], stored: dict[str, Any] | None = None, **more: Any) -> Any:
-    return SimpleNamespace(
-        request_id=name, num_prompt_tokens=len(tokens), prompt_token_ids=list(tokens), all_token_ids=list(tokens),
-        num_tokens=len(tokens), skip_reading_prefix_cache=False, status=SimpleNamespace(name="FINISHED_STOPPED"),
-        kv_transfer_params=None if stored is None else {PARAMS: {"stored": stored}}, lora_request=None, mm_features=[],
-        pooling_params=None, prompt_embeds=None, cache_salt=None, **more,
-    )  # fmt: skip
-
-
 def stored(traffic: StoreTraffic, *, first: int = 0, slots: tuple[int, ...] = ()) -> dict[str, Any]:
     return {
         "arena": traffic.arena.place.as_params(), "keys": b"".join(KEYS), "root": root_key("model", SCHEMA),
         "extra": b"", "first": first, "slots": list(slots),
     }  # fmt: skip
-
-
-def step(
-    *scheduled: tuple[Any, int, int],
-    new: bool = False,
-    blocks: list[int] | None = None,
-    resumed: bool = False,
-) -> Any:
-    """A step: requests, their computed tokens, and the tokens that it computes."""
-    names = [request.request_id for request, _, _ in scheduled]
-    computed = [count for _, count, _ in scheduled]
-    fresh = [SimpleNamespace(req_id=n, num_computed_tokens=c) for n, c in zip(names, computed, strict=True)]
-    return SimpleNamespace(
-        scheduled_new_reqs=fresh if new else [],
-        scheduled_cached_reqs=SimpleNamespace(
-            req_ids=[] if new else names, num_computed_tokens=[] if new else computed,
-            new_block_ids=[] if new else [None if blocks is None else (blocks,)] * len(names),
-            resumed_req_ids=set(names) if resumed else set(),
-        ),
-        num_scheduled_tokens={request.request_id: count for request, _, count in scheduled},
-        total_num_scheduled_tokens=sum(count for _, _, count in scheduled),
-    )  # fmt: skip
-
-
-def plan(side: SchedulerSide, taken: Any) -> ArenaCopies | None:
-    return side.copies(side.saves(taken))
 
 
 def test_pages_are_loaded_and_what_follows_is_saved(traffic: StoreTraffic) -> None:
@@ -167,10 +122,10 @@ def test_pages_are_loaded_and_what_follows_is_saved(traffic: StoreTraffic) -> No
     assert [side.matched_tokens(one, computed) for computed in (0, 4, 8)] == [8, 4, 0]
     side.allocated(one, ([10, 11, 12, 13, 14],), 4)  # the first page is in vLLM's cache
     copies = plan(side, step((one, 8, 7), new=True))  # a part of the prompt, up to the middle of a page
-    assert copies == ArenaCopies(traffic.arena.place, ((0, 11),), ((12, 4),))
+    assert copies == ArenaCopies(traffic.arena.place, 1, ((0, 11),), ((12, 4),))
     copies = plan(side, step((one, 15, 3)))
     assert copies is not None
-    assert (copies.loads, copies.saves) == ((), ((13, 5),))
+    assert (copies.step, copies.loads, copies.saves) == (2, (), ((13, 5),))
     for count in (1, 2):  # output; the page is complete, but its last token is not known yet
         one.all_token_ids.append(200 + count)
         one.num_tokens += 1
@@ -227,7 +182,7 @@ def test_a_worker_copies_both_ways(traffic: StoreTraffic) -> None:
     traffic.arena.page(1)[:] = 7
     slot = traffic.arena.reserve(KEYS[0])
     assert slot == 4
-    copies = ArenaCopies(traffic.arena.place, ((1, 2),), ((3, slot),))
+    copies = ArenaCopies(traffic.arena.place, 3, ((1, 2),), ((3, slot),))
     worker.load_stored(copies)
     assert cache[2].tolist() == [7] * SIZE
     cache[3] = 9
@@ -236,10 +191,10 @@ def test_a_worker_copies_both_ways(traffic: StoreTraffic) -> None:
     assert bytes(traffic.arena.page(slot)) == bytes([9]) * SIZE
     gone = ArenaPlace(file="/nowhere", page_bytes=SIZE, loads=1, saves=1)
     with pytest.raises(FileNotFoundError):
-        worker.load_stored(ArenaCopies(gone, ((0, 1),), ()))
+        worker.load_stored(ArenaCopies(gone, 4, ((0, 1),), ()))
     assert worker.take_failed() == {1}
     with pytest.raises(ValueError, match="a page of the arena has"):
-        worker.save(ArenaCopies(ArenaPlace(file="", page_bytes=1, loads=1, saves=1), (), ((0, 1),)))
+        worker.save(ArenaCopies(ArenaPlace(file="", page_bytes=1, loads=1, saves=1), 5, (), ((0, 1),)))
 
 
 # --- the front end

@@ -21,7 +21,7 @@ __all__ = ["Arena", "ArenaPlace"]
 _FREE, _RESERVED, _FILLED, _TAKEN = range(4)
 _KEY_BYTES = 16
 _COUNTERS_BYTES = 64
-_UNSAVED = 0  # counter
+_UNSAVED, _LOADED_STEP = range(2)  # counters
 _ALIGNED = 4096
 
 
@@ -133,7 +133,21 @@ class Arena:
         """Owner: the page was saved, or is given up."""
         self._states[slot - self.place.loads] = _FREE
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether a page is reserved or filled."""
+        return bool(((self._states == _RESERVED) | (self._states == _FILLED)).any())
+
     # --- counters
+
+    @property
+    def loaded_step(self) -> int:
+        """Number of the last step whose loads a worker has done."""
+        return int(self._counters[_LOADED_STEP])
+
+    def set_loaded_step(self, step: int) -> None:
+        """Worker: it has done the loads of this step."""
+        self._counters[_LOADED_STEP] = step
 
     def counts(self) -> dict[str, float]:
         return {"unsaved": float(self._counters[_UNSAVED])}

@@ -9,18 +9,22 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import vllm
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
+    KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorRole,
     SupportsHMA,
 )
 
-from sage_infer_vllm.kv.plan import ArenaCopies, PageLoad
+from sage_infer_vllm.kv.facts import facts_of_connector
+from sage_infer_vllm.kv.plan import FRONT_END, ArenaCopies, PageLoad
 from sage_infer_vllm.kv.scheduler_side import SchedulerSide
+from sage_infer_vllm.kv.served import ServedSettings, open_served
 from sage_infer_vllm.kv.worker_side import WorkerSide
 
-__all__ = ["SageKVConnector", "Step"]
+__all__ = ["SageKVConnector", "Step", "WorkerFacts"]
 
 _log = logging.getLogger("vllm.sage_infer")
 
@@ -33,6 +37,14 @@ class Step(KVConnectorMetadata):  # type: ignore[misc]  # vLLM is not there when
         self.stored = stored
 
 
+class WorkerFacts(KVConnectorHandshakeMetadata):  # type: ignore[misc]  # as above
+    """What a worker says about its KV cache."""
+
+    def __init__(self, kv: dict[str, Any], page_bytes: int) -> None:
+        self.kv = kv
+        self.page_bytes = page_bytes
+
+
 class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # as above
     """Holds the KV of a prefill, and loads held or imported KV for a decode."""
 
@@ -40,6 +52,8 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         super().__init__(vllm_config, role, kv_cache_config)
         self.scheduler = SchedulerSide(int(vllm_config.cache_config.block_size))
         self.worker = WorkerSide()
+        extra = vllm_config.kv_transfer_config.kv_connector_extra_config or {}
+        self._store = None if extra.get(FRONT_END) else ServedSettings.of(extra)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -50,7 +64,23 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         self.scheduler.bind(gpu_block_pool)
 
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+    def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
+        # Failures end the start: a store that was asked for and cannot be used is an error of the configuration.
+        facts = metadata.get(0)
+        if self._store is not None and isinstance(facts, WorkerFacts):
+            store = open_served(
+                self._vllm_config, self._store, facts=facts.kv, page_bytes=facts.page_bytes,
+                version=str(vllm.__version__), blocks=int(self._kv_cache_config.num_blocks),
+            )  # fmt: skip
+            self.scheduler.serve(store)
+
+    def on_new_request(self, request: Any) -> None:
+        try:
+            self.scheduler.arrived(request)
+        except Exception:
+            _log.exception("KV of request %s is not looked up", request.request_id)
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         try:
             return self.scheduler.matched_tokens(request, num_computed_tokens), False
         except Exception:
@@ -67,7 +97,7 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             saves = self.scheduler.saves(scheduler_output)
         except Exception:
             _log.exception("KV of this step is not saved")
-        return Step(self.scheduler.planned(), self.scheduler.copies(saves))
+        return Step(self.scheduler.planned(), self.scheduler.copies(scheduler_output, saves))
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished_all_groups(request, (block_ids,))
@@ -81,7 +111,20 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             _log.exception("KV of request %s is not held", request.request_id)
             return False, None
 
+    def shutdown(self) -> None:
+        try:
+            self.scheduler.close()
+        except Exception:
+            _log.exception("the KV store is not closed")
+
     # --- in a worker
+
+    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
+        if self._store is None:
+            return None
+        return WorkerFacts(
+            facts_of_connector(self._vllm_config, self._kv_cache_config), self.worker.page_bytes
+        )
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         try:

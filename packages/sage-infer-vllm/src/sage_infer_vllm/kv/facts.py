@@ -6,9 +6,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["kv_facts"]
+__all__ = ["facts_of_connector", "kv_facts"]
 
 _SPECS = "vllm.v1.kv_cache_interface"
 
@@ -28,6 +29,42 @@ def kv_facts(worker: Any) -> dict[str, Any]:
         storages.update({_storage(tensor).data_ptr(): _storage(tensor).nbytes() for tensor in tensors})
         layers.append({**_layer(spec, blocks.get(name)), **_attention(groups.get(name)), **_form(tensors)})
     return {"layers": layers, "bytes": sum(storages.values()), **_rotation(runner)}
+
+
+def facts_of_connector(config: Any, cache: Any) -> dict[str, Any]:
+    """``kv_facts`` for a connector in a worker, which does not reach the worker's model runner.
+
+    Args:
+        config: vLLM's configuration.
+        cache: vLLM's ``KVCacheConfig``.
+    """
+    from vllm.model_executor.layers.rotary_embedding import (
+        _ROPE_DICT,  # all of the process's rotary embeddings
+    )
+
+    context = config.compilation_config.static_forward_context
+    specs, groups = {}, []
+    for group in cache.kv_cache_groups:
+        own = getattr(group.kv_cache_spec, "kv_cache_specs", {})
+        for name in group.layer_names:
+            specs[name] = own.get(name, group.kv_cache_spec)
+            groups.append(_attention_of(name, context.get(name)))
+    runner = SimpleNamespace(
+        get_kv_cache_spec=lambda: specs,
+        kv_cache_config=cache,
+        attn_groups=[groups],
+        compilation_config=config.compilation_config,
+        model=SimpleNamespace(modules=_ROPE_DICT.values),
+    )
+    return kv_facts(SimpleNamespace(model_runner=runner))
+
+
+def _attention_of(name: str, layer: Any) -> Any:
+    """A layer's attention, in the form of the model runner's groups."""
+    isa = getattr(layer, "isa", None) or getattr(getattr(layer, "impl", None), "isa", "")
+    return SimpleNamespace(
+        layer_names=[name], backend=layer.attn_backend, metadata_builders=[SimpleNamespace(isa=isa)]
+    )
 
 
 def _place(name: str) -> tuple[int, str]:

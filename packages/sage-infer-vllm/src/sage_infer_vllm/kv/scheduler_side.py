@@ -7,6 +7,7 @@ from typing import Any
 
 from sage_infer_vllm.kv.arena import ArenaPlace
 from sage_infer_vllm.kv.plan import PARAMS, ArenaCopies, PageLoad
+from sage_infer_vllm.kv.served import ServedStore
 from sage_infer_vllm.kv.stored import StoredPages, StoredPrompt, prompt_of
 
 __all__ = ["SchedulerSide"]
@@ -23,6 +24,7 @@ class SchedulerSide:
         self._pool: Any = None
         self._stored = StoredPages(page_size)
         self._prompts: dict[str, StoredPrompt] = {}  # of requests that use a KV store
+        self._served: ServedStore | None = None
         self._held: dict[str, list[int]] = {}
         self._loads: list[PageLoad] = []
         self._resumed: list[str] = []  # holds whose pages are in the plan of this step
@@ -34,11 +36,30 @@ class SchedulerSide:
         """``pool``: vLLM's block pool."""
         self._pool = pool
 
-    def matched_tokens(self, request: Any, computed: int) -> int:
-        """Tokens of the prompt behind the ``computed`` ones whose KV can be loaded; all but the last."""
-        params = _params(request)
+    def serve(self, store: ServedStore) -> None:
+        """Use a store that the engine core has opened."""
+        self._served = store
+
+    def arrived(self, request: Any) -> None:
+        """A request has come."""
+        if self._served is not None:
+            self._served.arrived(request)
+
+    def matched_tokens(self, request: Any, computed: int) -> int | None:
+        """Tokens of the prompt behind the ``computed`` ones whose KV can be loaded; all but the last. None where it is
+        not known yet.
+        """
+        params = self._params(request)
+        if self._served is not None and request.request_id not in self._prompts:
+            if self._served.is_pending(request):
+                return None
+            prompt = self._served.prompt(request, computed)
+            if prompt is not None:
+                self._prompts[request.request_id] = prompt
         if "stored" in params:
-            return self._stored.matched_tokens(request, self._prompt(request, params["stored"]), computed)
+            self._prompt(request, params["stored"])
+        if request.request_id in self._prompts:
+            return self._stored.matched_tokens(request, self._prompts[request.request_id], computed)
         if not self._can_load(request, params) or request.skip_reading_prefix_cache:
             return 0
         tokens, name = int(request.num_prompt_tokens), params["resume"]
@@ -52,9 +73,11 @@ class SchedulerSide:
 
     def allocated(self, request: Any, block_ids: Sequence[Sequence[int]], loaded_tokens: int) -> None:
         """vLLM has allocated the request's blocks and expects KV of ``loaded_tokens`` in them."""
-        params = _params(request)
+        params = self._params(request)
         if request.request_id in self._prompts:
             self._stored.allocated(request, self._prompts[request.request_id], block_ids[0], loaded_tokens)
+            if self._served is not None:
+                self._served.allocated(request, self._stored.step, loaded_tokens)
         if not self._can_load(request, params):
             return
         name, end, size = params["resume"], int(request.num_prompt_tokens) - 1, self._page_size
@@ -86,16 +109,25 @@ class SchedulerSide:
         """See ``StoredPages.saves``."""
         return self._stored.saves(step)
 
-    def copies(self, saves: Sequence[tuple[int, int]]) -> ArenaCopies | None:
+    def copies(self, step: Any, saves: Sequence[tuple[int, int]]) -> ArenaCopies | None:
         """See ``StoredPages.copies``."""
+        if self._served is not None:
+            self._served.planned(computes=step.total_num_scheduled_tokens > 0, saves=bool(saves))
         return self._stored.copies(saves)
+
+    def close(self) -> None:
+        """The engine stops."""
+        if self._served is not None:
+            self._served.close()
 
     def finished(self, request: Any, block_ids: Sequence[Sequence[int]]) -> dict[str, Any] | None:
         """A request has ended; returns its ``kv_transfer_params`` where its blocks are held now."""
-        params = _params(request)
+        params = self._params(request)
         self._loaded.discard(request.request_id)
         if self._prompts.pop(request.request_id, None) is not None:
             self._stored.finished(request)
+        if self._served is not None:
+            self._served.finished(request)
         for name in params.get("release", ()):
             self.release(name)
         if "resume" in params and params["resume"] not in self._resumed:
@@ -128,7 +160,9 @@ class SchedulerSide:
             return True
         return "file" in params and request.request_id not in self._loaded
 
-
-def _params(request: Any) -> Mapping[str, Any]:
-    found = (request.kv_transfer_params or {}).get(PARAMS)
-    return found if isinstance(found, Mapping) else {}
+    def _params(self, request: Any) -> Mapping[str, Any]:
+        """What the front end asks for. Clients of ``vllm serve`` write these parameters themselves, so there they are
+        ignored.
+        """
+        found = {} if self._served is not None else (request.kv_transfer_params or {}).get(PARAMS)
+        return found if isinstance(found, Mapping) else {}

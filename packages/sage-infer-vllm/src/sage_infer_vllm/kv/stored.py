@@ -56,6 +56,8 @@ class StoredPages:
         self._requests: dict[str, _Request] = {}
         self._loads: list[tuple[int, int]] = []
         self._arena: Arena | None = None
+        self.step = 1
+        """Number of the next step with copies."""
 
     def arena(self, place: ArenaPlace) -> Arena:
         """The arena of this place; a request names the same one as the last, unless the owner has changed."""
@@ -112,7 +114,9 @@ class StoredPages:
         loads, self._loads = tuple(self._loads), []
         if self._arena is None or not (loads or saves):
             return None
-        return ArenaCopies(self._arena.place, loads, tuple(saves))
+        copies = ArenaCopies(self._arena.place, self.step, loads, tuple(saves))
+        self.step += 1
+        return copies
 
     def finished(self, request: Any) -> None:
         self._requests.pop(request.request_id, None)

@@ -82,6 +82,7 @@ class WorkerSide:
             raise
         for slot, block in copies.loads:
             self._write(block, arena.page(slot))
+        arena.set_loaded_step(copies.step)
 
     def save(self, copies: ArenaCopies) -> None:
         """Copy blocks that this step has completed to an arena."""
