@@ -61,6 +61,26 @@ def next_logits(runner: PagedRunner, block: int) -> npt.NDArray[np.float32]:
     return runner.step([SequenceSlice([5], len(TOKENS), [block, 2])])[0].copy()
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.5, 2.0), (-2.0, -0.5), (1e6, 1e6 + 1), (3.0, 3.0)])
+def test_numbers_of_one_sign_and_far_from_zero_round_to_the_nearest_step(low: float, high: float) -> None:
+    schema = KVCacheSchema(
+        dtype="int8", page_size=32, num_layers=2, num_heads=2, head_dim=64, scale_dtype="fp32",
+        scale_granularity="channel", value_scale_granularity="token_head", zero_points=True,
+        format_id="openvino-2026.4",
+    )  # fmt: skip
+    codec = OpenVINOInt8Codec()
+    shape = (2, 2, 2, 32, 64)
+    page = np.random.default_rng(1).uniform(low, high, shape).astype(np.float32)
+    packed, back = bytearray(schema.bytes_per_page), np.empty_like(page)
+    codec.pack(page.data.cast("B"), schema, memoryview(packed))
+    codec.unpack(memoryview(packed), schema, back.data.cast("B"))
+    for kind, axis in ((0, 2), (1, 3)):
+        numbers = page[:, kind]
+        step = (numbers.max(axis, keepdims=True) - numbers.min(axis, keepdims=True)) / 255
+        rounding = np.abs(numbers).max() * 2.0**-22
+        assert (np.abs(back[:, kind] - numbers) <= step * 0.51 + rounding).all()
+
+
 def test_pages_of_the_wrong_size(tiny_gguf: Callable[..., Path]) -> None:
     codec = OpenVINOInt8Codec()
     runner = PagedRunner(build_decoder(GgufModel(tiny_gguf()), "f32"), 1, kv_precision="u8", threads=1)

@@ -21,7 +21,8 @@ __all__ = ["OpenVINOInt8Codec", "cast_floats"]
 _FORMAT = "openvino-2026."  # the versions that this wheel runs
 _SCALES = 8  # bytes of a float32 scale and a float32 zero point
 _SMALLEST_RANGE = 1e-8
-_PART = 2**17  # bytes of floats that are computed with together, so that they stay in a core's cache
+_EXACT_ZERO = 2.0**14  # up to this zero point, rounding errors of float32 keep numbers within 0 to 255
+_PART = 2**18  # bytes of floats that are computed with together, so that they stay in a core's cache
 _quiet = np.errstate(
     over="ignore", invalid="ignore", divide="ignore"
 )  # unused parts of a page may hold any bytes
@@ -107,21 +108,34 @@ class OpenVINOInt8Codec:
 
 
 def _to_floats(rows: _Bytes, scales: _Floats, zeros: _Floats, out: _Floats) -> None:
-    np.subtract(rows, zeros, out=out, casting="unsafe")
+    np.copyto(out, rows)  # NumPy converts many times faster by itself than within an arithmetic operation
+    out -= zeros
     out *= scales
 
 
 def _rounded(floats: _Floats, axis: int, rows: _Bytes) -> _Floats:
     """Write the quantized bytes; returns scales and zero points along ``axis``, in storage order."""
-    low, high = floats.min(axis, keepdims=True), floats.max(axis, keepdims=True)
+    low, high = _extremes(floats, axis)
     scale = np.maximum(high - low, np.float32(_SMALLEST_RANGE)) / np.float32(255)
     zero = -low / scale
     numbers = floats / scale
     numbers += zero
     np.rint(numbers, out=numbers)
-    np.clip(numbers, 0, 255, out=numbers)
+    if not (np.abs(zero) <= _EXACT_ZERO).all():
+        np.clip(numbers, 0, 255, out=numbers)
     np.copyto(rows, numbers, casting="unsafe")
     return np.ascontiguousarray(np.stack([scale, zero], axis=2 if axis == 2 else -1), np.float32)
+
+
+def _extremes(floats: _Floats, axis: int) -> tuple[_Floats, _Floats]:
+    """Smallest and largest numbers. Along the last axis NumPy finds them several times faster among integers."""
+    if axis == floats.ndim - 1:
+        bits = floats.view(np.int32)
+        high = bits.max(axis, keepdims=True)
+        low = bits.view(np.uint32).max(axis, keepdims=True).view(np.int32)
+        if high.min() >= 0 > low.max():  # each row has a number of both signs: else it is slower
+            return low.view(np.float32), high.view(np.float32)
+    return floats.min(axis, keepdims=True), floats.max(axis, keepdims=True)
 
 
 def _sized(buffer: memoryview, nbytes: int) -> memoryview:
