@@ -44,13 +44,14 @@ async def running_plane(
         await manager.close()
 
 
-def small_llm(path: str, cache_dir: str, replicas: int = 2, **options: Any) -> ServedModel:
+def small_llm(path: str, cache_dir: str, replicas: int = 2, prefill: int = 0, **options: Any) -> ServedModel:
     """SmolLM2 with a small KV cache."""
     return ServedModel(
         descriptor=ModelDescriptor(model_id="smollm2-135m", model_type="llm", model_path=path),
         backend="openvino",
         options={"cache_dir": cache_dir, "kv_cache_gb": 0.25, "max_sequence_length": 512, **options},
         replicas=replicas,
+        prefill_replicas=prefill,
     )
 
 

@@ -12,10 +12,9 @@ import pytest
 from plane import read, running_plane, until
 from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, PluginFailed, RequestCancelled
 from sage_infer.schemas import RequestOptions, SamplingParams
-from sage_llm.manager.dispatch import RecoveryLimits
 from sage_llm.manager.health import HealthLimits
 from sage_llm.manager.manager import ControlPlaneManager
-from sage_llm.manager.migration import NotMigratable, PoisonRequest
+from sage_llm.manager.migration import NotMigratable, PoisonRequest, RecoveryLimits
 from sage_llm.manager.restarts import RestartLimits
 from sage_llm.manager.settings import ControlPlaneSettings
 from toy_engine import POISON, ToyExecutor, busy, toy_model

@@ -12,7 +12,7 @@ import plane
 import pytest
 from plane import read, running_plane
 from sage_infer.errors import InvalidRequest, SageInferError
-from sage_infer.schemas import SamplingParams
+from sage_infer.schemas import SamplingParams, TransportSettings
 from sage_llm.commands import operate
 from sage_llm.commands.config import LLM
 from sage_llm.commands.control import ControlServer, ask, control_path
@@ -138,6 +138,8 @@ def test_replicas_flag() -> None:
 
 
 def test_settings_from_the_configuration() -> None:
-    found = manager_settings(LLM(policy="round-robin", max_migrations=1, lost_s=9.0), 5.0)
+    found = manager_settings(
+        LLM(policy="round-robin", max_migrations=1, lost_s=9.0), 5.0, TransportSettings()
+    )
     assert (found.policy, found.recovery.migrations, found.health.lost_s) == ("round-robin", 1, 9.0)
     assert found.target_wait_s == 5.0

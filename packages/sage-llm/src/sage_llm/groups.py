@@ -92,6 +92,7 @@ class Members:
             rho,
             fixed.adapters,
             self._free if fixed.kv_free >= 0 else -1,
+            fixed.prefill,
         )
 
     def _least(self, fixed: Group) -> tuple[int, ...]:
@@ -120,10 +121,11 @@ class Members:
         return Group(
             mask,
             size=len(whole),
-            fastest=max((view.rate for view in whole.values()), default=1.0),
+            fastest=max((view.rate for view in views.values()), default=1.0),
             rate=sum(view.rate for view in whole.values()),
             adapters=adapters,
             kv_free=self._free if known else -1,
+            prefill=sum(1 << slot for slot in views if slot not in whole),
         )
 
     def waits(self, request_id: str, tokens: float, now: float) -> None:

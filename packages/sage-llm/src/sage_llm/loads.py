@@ -53,6 +53,8 @@ class InstanceLoad:
         self.bound: dict[str, float] = {}
         self.report: InstanceReport | None = None
         self.reported_at = 0.0
+        schema = instance.descriptor.capability.kv_schema
+        self._kv_token_bytes = 0.0 if schema is None else schema.bytes_per_token
         self._chunk = chunk
         self._rate = self._shown_rate = rate
         self._decode_rate = 0.0
@@ -80,6 +82,14 @@ class InstanceLoad:
             self._leave_queue(request)
             self._start(request)
             request.started = True
+
+    def computes_itself(self, request_id: str, tokens: float) -> None:
+        """A request whose prompt another instance should compute has ``tokens`` to compute here after all."""
+        request = self.open.get(request_id)
+        if request is not None and not request.started:
+            self._leave_queue(request)
+            request.tokens, request.reported = tokens, False
+            self._own_queue += tokens
 
     def ended(self, request_id: str) -> bool:
         """Remove a request. Returns whether it was open here."""
@@ -199,6 +209,7 @@ class InstanceLoad:
             instance.since,
             self.reported_at,
             descriptor.cost_per_hour or 0.0,
+            self._kv_token_bytes,
         )
 
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
-from attrs import define, field
+from attrs import define, field, frozen
 
 from sage_llm.policies.base import PlacementPolicy
 from sage_llm.types import Decision, DecisionKind, KVView, RequestView, Snapshot
 
-__all__ = ["Receipt", "Receipts"]
+__all__ = ["Receipt", "Receipts", "Transfer"]
 
 _BASE_BYTES = 1024
 _KEY_BYTES = 40
@@ -37,6 +37,21 @@ class _Recording:
         return found
 
 
+@frozen
+class Transfer:
+    """The hand-over of a request from the instance that computed its prompt.
+
+    Attributes:
+        nbytes: bytes of KV.
+        seconds: duration of moving and importing them.
+        prefill_s: duration of the prefill there, with its queue and the publication of its KV.
+    """
+
+    nbytes: int
+    seconds: float
+    prefill_s: float
+
+
 @define
 class Receipt:
     """One decision and what it was made of.
@@ -50,6 +65,8 @@ class Receipt:
         cached: prompt tokens that the instance has reported as cached; None until it is known.
         earlier: earlier placements of the same request (retries and migrations), oldest first: the instance's id,
             None if none was chosen, and the kind of the decision.
+        transfer: the hand-over between its two instances; None if there was none.
+        given_up: why its instance computed the prompt itself although another one was chosen for that.
     """
 
     request: RequestView
@@ -59,6 +76,8 @@ class Receipt:
     ttft: float | None = None
     cached: int | None = None
     earlier: list[tuple[str | None, DecisionKind]] = field(factory=list)
+    transfer: Transfer | None = None
+    given_up: str = ""
 
     def replay(self, policy: PlacementPolicy | None = None) -> Decision:
         """Decide again: the same policy decides as it did, another one as it would have."""
@@ -101,6 +120,9 @@ class Receipt:
             "reason": decision.reason or None,
             "message": decision.message or None,
             "instance": name(decision.slot),
+            "prefill_instance": name(decision.prefill_slot),
+            "transfer": None if self.transfer is None else attrs.asdict(self.transfer),
+            "prefill_given_up": self.given_up or None,
             "reuse_tokens": decision.reuse,
             "cached_tokens": self.cached,
             "ttft_predicted_s": decision.predicted_ttft,
@@ -188,6 +210,16 @@ class Receipts(Mapping[str, Receipt]):
         """Note a request's measured time to first token."""
         if request_id in self._ring:
             self._ring[request_id][0].ttft = ttft
+
+    def transferred(self, request_id: str, transfer: Transfer) -> None:
+        """Note how a request's KV moved to its instance."""
+        if request_id in self._ring:
+            self._ring[request_id][0].transfer = transfer
+
+    def given_up(self, request_id: str, why: str) -> None:
+        """Note why a request's instance computed the prompt itself."""
+        if request_id in self._ring:
+            self._ring[request_id][0].given_up = why
 
     def ended(self, request_id: str, cached: int) -> None:
         """Note the cached tokens that a request's usage has reported."""

@@ -57,6 +57,7 @@ class SnapshotBuilder:
         self._dirty: set[int] = set()
         self._version = -1
         self._where: dict[str, int] = {}
+        self._prefills: dict[str, int] = {}
         self._places: OrderedDict[str, int] = OrderedDict()
         self._decisions = 0
 
@@ -113,7 +114,7 @@ class SnapshotBuilder:
             request.id,
             OpenRequest(
                 now,
-                float(decision.uncached),
+                float(decision.uncached) if decision.prefill_slot < 0 else 1.0,
                 request.prompt_tokens + int(request.out_q50),
                 decision.blocks,
                 request.slo_tpot or 0.0,
@@ -130,6 +131,33 @@ class SnapshotBuilder:
             if len(self._places) > _MAX_PLACES:
                 self._places.popitem(last=False)
 
+    def prefills(self, request: RequestView, decision: Decision, now: float) -> None:
+        """The prompt of a dispatched request is computed on ``decision.prefill_slot``."""
+        instance = self._registry.at(decision.prefill_slot)
+        if instance is not None:
+            load, tokens = self._load(instance), request.prompt_tokens
+            page = load.view().page if load.report is not None and load.report.kv_blocks_total else 0
+            blocks = -(-tokens // page) if page else 0
+            load.dispatched(request.id, OpenRequest(now, float(decision.uncached), tokens, blocks))
+            self._prefills[request.id] = instance.slot
+            self._dirty.add(instance.slot)
+
+    def prefilled(self, request_id: str) -> None:
+        """The prefill instance has handed a request over, or is not needed any more; a second call has no effect."""
+        slot = self._prefills.pop(request_id, -1)
+        load = self._loads[slot] if slot >= 0 else None
+        if load is not None and load.ended(request_id):
+            self._dirty.add(slot)
+
+    def computes_itself(self, request: RequestView) -> None:
+        """The instance of a dispatched request computes its prompt, although another one was to do that."""
+        self.prefilled(request.id)
+        slot = self._where.get(request.id, -1)
+        load = self._loads[slot] if slot >= 0 else None
+        if load is not None:
+            load.computes_itself(request.id, float(request.prompt_tokens))
+            self._dirty.add(slot)
+
     def first_token(self, request_id: str) -> None:
         """The first token of a request has arrived."""
         slot = self._where.get(request_id, -1)
@@ -141,6 +169,7 @@ class SnapshotBuilder:
     def ended(self, request: RequestView) -> None:
         """A request has ended, wherever it was; a second call has no effect."""
         self.leaves(request)
+        self.prefilled(request.id)
         slot = self._where.pop(request.id, -1)
         load = self._loads[slot] if slot >= 0 else None
         if load is not None and load.ended(request.id):

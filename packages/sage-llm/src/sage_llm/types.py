@@ -81,6 +81,7 @@ class RequestView:
         later: models of the chain's usual further steps.
         attempts: number of instances that it was dispatched to before.
         excluded: mask of instances that it must not be dispatched to.
+        may_split: whether its prompt may be computed on another instance than its output.
     """
 
     id: str
@@ -106,6 +107,7 @@ class RequestView:
     chain: str = ""
     attempts: int = 0
     excluded: int = 0
+    may_split: bool = False
     chain_step: int = 0
     chain_since: float | None = None
     left_s: float = 0.0
@@ -169,6 +171,7 @@ class InstanceView:
         ready_since: time since which it is ready.
         reported_at: time of its last report.
         cost_per_hour: cost of running it; 0 if unknown.
+        kv_token_bytes: bytes of KV per token; 0 if unknown.
     """
 
     slot: int
@@ -199,6 +202,7 @@ class InstanceView:
     ready_since: float = 0.0
     reported_at: float = 0.0
     cost_per_hour: float = 0.0
+    kv_token_bytes: float = 0.0
 
     @property
     def queue_s(self) -> float:
@@ -240,7 +244,7 @@ class Group:
         least: the least loaded slots, by time in queue: at most 8 per class of speed, where a class spans a factor
             of two of the prefill rate. All slots of ``mask`` if there are at most 16.
         size: number of instances in ``mask``.
-        fastest: largest prefill rate of an instance in ``mask``.
+        fastest: largest prefill rate of an instance of the model.
         rate: sum of the prefill rates in ``mask``.
         shortest_s: shortest time in queue of an instance in ``mask``.
         waiting_tokens: prompt tokens of requests that wait in the control plane for this model.
@@ -250,6 +254,7 @@ class Group:
         rho: load of the last 20 s: least work that requests needed, divided by the rate.
         adapters: instances by loaded adapter.
         kv_free: sum of the unreserved KV blocks in ``mask``; -1 if unknown.
+        prefill: instances that compute prompts for those in ``mask``.
     """
 
     mask: int = 0
@@ -264,6 +269,7 @@ class Group:
     rho: float = 0.0
     adapters: Mapping[str, int] = field(factory=dict)
     kv_free: int = -1
+    prefill: int = 0
 
 
 @frozen
@@ -331,14 +337,15 @@ class Decision:
         reason: machine-readable reason of a refusal: overloaded (429), quota (429), late (504), unavailable (503)
             or too_large (400).
         message: what was expected, what was seen, and what to do; empty for a dispatch.
-        reuse: prompt tokens that need not be computed on ``slot``.
-        uncached: prompt tokens that ``slot`` computes.
+        reuse: prompt tokens that need not be computed.
+        uncached: prompt tokens that are computed, on ``slot`` or on ``prefill_slot``.
         blocks: KV blocks to reserve on ``slot``.
         predicted_ttft: expected time to first token.
         retry_after: expected time until the request could be accepted; 0 unless refused.
         alpha: weight of computed tokens that was used; 1 for policies without it.
         rho: load that ``alpha`` follows from.
         candidates: at most four candidates, cheapest first.
+        prefill_slot: instance that computes the prompt for ``slot``; -1 if ``slot`` computes it.
     """
 
     kind: DecisionKind
@@ -355,3 +362,4 @@ class Decision:
     alpha: float = 1.0
     rho: float = 0.0
     candidates: tuple[Candidate, ...] = ()
+    prefill_slot: int = -1

@@ -14,9 +14,10 @@ from sage_infer.schemas.model import ModelDescriptor
 __all__ = ["ReplicaSpec"]
 
 Spread = Literal["pack", "spread"]
+ReplicaRole = Literal["general", "prefill", "decode"]
 
 
-@schema("1.0")
+@schema("1.1")
 @frozen(kw_only=True)
 class ReplicaSpec:
     """One replica to run.
@@ -36,6 +37,7 @@ class ReplicaSpec:
         memory_gb: memory to reserve in GiB; null reserves none.
         group: name of a placement group; its replicas are placed together (pack) or apart (spread).
         placement: pack or spread.
+        role: part of a request that routers send to the replica: general (all of it), prefill, or decode.
         start_timeout_s: startup timeout in seconds; a replica that is not ready by then has failed.
     """
 
@@ -55,4 +57,5 @@ class ReplicaSpec:
     memory_gb: float | None = field(default=None, validator=optional(Number(gt=0)))
     group: str = field(default="", validator=Text())
     placement: Spread = field(default="spread", validator=Choice(("pack", "spread")))
+    role: ReplicaRole = field(default="general", validator=Choice(("general", "prefill", "decode")))
     start_timeout_s: float = field(default=600.0, validator=Number(gt=0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attrs import field, frozen
-from sage_infer.sdk.fields import Each, Flag, Integer, Json, Number, Text, as_tuple
+from sage_infer.sdk.fields import Choice, Each, Flag, Integer, Json, Number, Text, as_tuple
 
 __all__ = ["LLM", "TEMPLATE"]
 
@@ -16,6 +16,8 @@ class LLM:
 
     models: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
     replicas: int = field(default=1, validator=Integer(ge=1))
+    pd: str = field(default="", validator=Text())
+    kv_transport: str = field(default="local", validator=Choice(("local", "tcp")))
     policy: str = field(default="kv-cost", validator=Text(min_length=1))
     order: str = field(default="balanced", validator=Text(min_length=1))
     join: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
@@ -43,6 +45,13 @@ llm:
 
   # Replicas of each generating model that does not set its own number.
   replicas: 1
+
+  # Replicas that compute prompts and replicas that generate, for each generating model: P:D, such as 1:1. Empty: each
+  # replica does both. Requires the policy pd, which is then the default.
+  pd: ""
+
+  # How KV moves between them: local (shared memory of this machine) or tcp. Its settings: section `transport`.
+  kv_transport: local
 
   # Choice of the instance for a request, and order of requests that wait.
   policy: kv-cost

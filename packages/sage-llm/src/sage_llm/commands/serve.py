@@ -14,6 +14,7 @@ from sage_infer.cli.output import AsJson, print_json
 if TYPE_CHECKING:
     import socket
 
+    from sage_infer.schemas import TransportSettings
     from sage_infer_serve.http.auth import APIKey
     from sage_infer_serve.settings import GatewaySettings
 
@@ -38,6 +39,18 @@ def serve(
     replicas: Annotated[
         list[str] | None,
         typer.Option(metavar="[MODEL=]N", help="Replicas of every LLM, or of one model; repeatable."),
+    ] = None,
+    pd: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P:D", help="Replicas of every LLM that compute prompts, and replicas that generate."
+        ),
+    ] = None,
+    kv_transport: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRESET", help="KV transport between them: local or tcp; preset=NAME,chunk_bytes=N."
+        ),
     ] = None,
     policy: Annotated[
         str | None, typer.Option(help="Placement policy, such as kv-cost or round-robin.")
@@ -81,16 +94,26 @@ def serve(
 
     from sage_llm.commands.config import LLM
     from sage_llm.commands.joined import joins, with_joined
+    from sage_llm.commands.pd_flags import check_policy, parse_pd, parse_transport, with_pd
     from sage_llm.commands.served_models import configured, from_flags, parse_replicas, with_cpus
     from sage_llm.replicas.local import SERVER
 
+    moved_by, transport = parse_transport(kv_transport)
     flags = {
-        "serve.host": host, "serve.port": port, "serve.keys_file": keys_file, "llm.policy": policy, "llm.order": order,
-    }  # fmt: skip
-    loaded = load_config(
-        flags=flags, flag_names={key: "--" + key.split(".")[1].replace("_", "-") for key in flags}
-    )
+        **transport,
+        "llm.pd": pd,
+        "llm.kv_transport": moved_by,
+        "serve.host": host,
+        "serve.port": port,
+        "serve.keys_file": keys_file,
+        "llm.policy": policy,
+        "llm.order": order,
+    }
+    names = {key: "--" + key.split(".")[1].replace("_", "-") for key in flags}
+    names |= dict.fromkeys(transport, "--kv-transport")
+    loaded = load_config(flags=flags, flag_names=names)
     settings = loaded.section(LLM)
+    split = parse_pd(settings.pd)
     counts = parse_replicas(replicas or [])
     if join and not (model or embedding or reranker or backend):
         models: list[ServedModel] = []
@@ -108,15 +131,20 @@ def serve(
             replicas={"": settings.replicas, **counts},
             loaded=loaded,
         )
+    if split is not None:
+        chosen = check_policy(settings.policy, is_given=policy is not None)
+        settings, models = attrs.evolve(settings, policy=chosen), with_pd(models, split)
     models = with_joined(models, joins(join or settings.join, join_key_env))
-    if sum(served.replicas for served in models) > 1:  # a single replica needs no process of its own
+    if sum(served.count for served in models) > 1:  # a single replica needs no process of its own
         models = [attrs.evolve(served, server=SERVER) for served in models]
     if settings.share_cpus:
         models = with_cpus(models)
     logging.getLogger("sage_llm").setLevel(logging.INFO)
     run_command(
         loaded,
-        lambda gateway, keys, listener: _serve(settings, gateway, keys, listener, models, as_json),
+        lambda gateway, keys, listener: _serve(
+            settings, gateway, keys, listener, models, as_json, loaded.config.transport.settings()
+        ),
         insecure=insecure,
     )
 
@@ -128,6 +156,7 @@ async def _serve(
     listener: socket.socket,
     models: Sequence[ServedModel],
     as_json: bool,
+    transport: TransportSettings,
 ) -> None:
     from sage_infer_serve.gateway_command import note_stopping, settle
     from sage_infer_serve.server import run_until_signal
@@ -139,7 +168,9 @@ async def _serve(
     from sage_llm.replicas.local import LocalExecutor
 
     executor = LocalExecutor()
-    manager = ControlPlaneManager(models, executor, manager_settings(settings, gateway.target_wait_s))
+    manager = ControlPlaneManager(
+        models, executor, manager_settings(settings, gateway.target_wait_s, transport)
+    )
     address = listener.getsockname()
     control: list[ControlServer] = []
     try:
@@ -167,11 +198,12 @@ async def _serve(
         await manager.close()
 
 
-def manager_settings(settings: LLM, target_wait_s: float | None) -> Any:
+def manager_settings(settings: LLM, target_wait_s: float | None, transport: TransportSettings) -> Any:
     """Settings of the control plane from the configuration's section."""
     from sage_llm.manager.calls.batch import BatchLimits
-    from sage_llm.manager.dispatch import RecoveryLimits
     from sage_llm.manager.health import HealthLimits
+    from sage_llm.manager.migration import RecoveryLimits
+    from sage_llm.manager.pd import HandOverSettings
     from sage_llm.manager.restarts import RestartLimits
     from sage_llm.manager.settings import ControlPlaneSettings
 
@@ -179,6 +211,7 @@ def manager_settings(settings: LLM, target_wait_s: float | None) -> Any:
         policy=settings.policy,
         order=settings.order,
         target_wait_s=target_wait_s,
+        hand_over=HandOverSettings(transport=settings.kv_transport, settings=transport),
         health=HealthLimits(
             suspect_s=settings.suspect_s,
             lost_s=settings.lost_s,

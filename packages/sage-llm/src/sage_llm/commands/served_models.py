@@ -132,7 +132,7 @@ def parse_replicas(values: Sequence[str]) -> dict[str, int]:
 def with_cpus(models: Sequence[ServedModel]) -> list[ServedModel]:
     """The models with an equal share of the CPUs for each replica, where the engine has an option ``threads``."""
     generating = [m for m in models if m.descriptor.model_type in GENERATING]
-    total = sum(m.replicas for m in generating)
+    total = sum(m.count for m in generating)
     if total < _SHARED:
         return list(models)
     threads = max(1, len(os.sched_getaffinity(0)) // total) if hasattr(os, "sched_getaffinity") else None

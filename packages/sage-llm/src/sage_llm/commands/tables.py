@@ -117,16 +117,32 @@ def decision_lines(receipt: Mapping[str, Any]) -> list[str]:
         )
     for candidate in receipt["candidates"]:
         mark = "  chosen" if candidate["instance"] == receipt["instance"] else ""
+        if candidate["instance"] == receipt["prefill_instance"]:
+            mark = "  chosen for the prefill"
         lines.append(
             f"    {candidate['instance'] or '-'}  uncached {candidate['uncached_tokens']:,} ×{receipt['alpha']:.1f} + "
             f"queued {candidate['queued_tokens']:,.0f} → cost {candidate['cost']:.4g}{mark}"
         )
+    lines += _hand_over_lines(receipt)
     if receipt["message"]:
         lines.append(f"    {receipt['message']}")
     lines += [
         f"    before: {decision['decision']} {decision['instance'] or '-'}" for decision in receipt["earlier"]
     ]
     return lines
+
+
+def _hand_over_lines(receipt: Mapping[str, Any]) -> list[str]:
+    """How the prompt of a request was computed on another instance, or why it was not."""
+    moved = receipt["transfer"]
+    if moved is not None:
+        return [
+            f"    prefill on {receipt['prefill_instance']} in {moved['prefill_s']:.3f} s, "
+            f"{moved['nbytes'] / 2**20:.1f} MiB of KV moved in {moved['seconds']:.3f} s"
+        ]
+    if receipt["prefill_given_up"]:
+        return [f"    prefill on {receipt['instance']} instead: {receipt['prefill_given_up']}"]
+    return []
 
 
 def clear_screen() -> None:

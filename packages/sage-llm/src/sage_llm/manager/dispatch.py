@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from attrs import frozen
 from sage_infer.contracts import BufferedTokenStream
 from sage_infer.errors import EngineDead, Overloaded, RequestCancelled, SageInferError
 from sage_infer.schemas import TokenDelta
@@ -19,28 +18,20 @@ from sage_llm.manager.calls.call import ManagedCall
 from sage_llm.manager.calls.dispatcher import CallDispatcher
 from sage_llm.manager.classify import as_sage_error, meaning
 from sage_llm.manager.live_instance import Attempt, LiveInstance
-from sage_llm.manager.migration import MigrationBudget, NotMigratable, PoisonRequest, continue_stream
+from sage_llm.manager.migration import (
+    MigrationBudget,
+    NotMigratable,
+    PoisonRequest,
+    RecoveryLimits,
+    continue_stream,
+)
+from sage_llm.manager.pd import HandOvers, HandOverSettings
 from sage_llm.manager.placing import Placement
 from sage_llm.manager.poison import Quarantine
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.tasks import Tasks
 
-__all__ = ["Dispatcher", "RecoveryLimits"]
-
-
-@frozen(kw_only=True)
-class RecoveryLimits:
-    """Limits of recovery.
-
-    Attributes:
-        migrations: maximum number of moves of one request.
-        wait_s: maximum time that a request waits for an instance while all are lost or restarting.
-        settle_s: time after a crash in which nothing is dispatched.
-    """
-
-    migrations: int = 3
-    wait_s: float = 60.0
-    settle_s: float = 0.05
+__all__ = ["Dispatcher"]
 
 
 class Dispatcher:
@@ -60,6 +51,7 @@ class Dispatcher:
         expects: Callable[[str], bool],
         limits: RecoveryLimits | None = None,
         batches: BatchLimits | None = None,
+        hand_over: HandOverSettings | None = None,
     ) -> None:
         self.placement, self.limits = placement, limits or RecoveryLimits()
         self.calls = CallDispatcher(placement, pump=self.pump, on_lost=on_lost, limits=batches)
@@ -68,6 +60,7 @@ class Dispatcher:
         self.ends = {"finished": 0, "cancelled": 0, "refused": 0, "failed": 0}
         self.migrations = self.retries = 0
         self._on_lost, self._expects = on_lost, expects
+        self.hand_overs = HandOvers(placement, hand_over or HandOverSettings(), self._note_failure)
         self._suspects: list[ManagedRequest] = []
         self._settled_at = 0.0
         self._tasks = Tasks()
@@ -139,11 +132,11 @@ class Dispatcher:
             return
         self._isolate_suspects()
         while (found := self.placement.next(now)) is not None:
-            request, instance = found
+            request, instance, prefill = found
             if isinstance(request, ManagedCall):
                 self.calls.send(request, instance, now)
             else:
-                self._send(request, instance, now)
+                self._send(request, instance, prefill, now)
 
     def _isolate_suspects(self) -> None:
         for request in list(self._suspects):
@@ -155,7 +148,7 @@ class Dispatcher:
                 instance.is_isolated = True
                 now = time.monotonic()
                 self.placement.isolated(request, instance, now)
-                self._send(request, instance, now)
+                self._send(request, instance, None, now)
 
     def refuse_stranded(self, now: float) -> None:
         """End requests that no instance can ever serve, or that waited too long for one to come back."""
@@ -172,7 +165,9 @@ class Dispatcher:
 
     # --- one attempt
 
-    def _send(self, request: ManagedRequest, instance: LiveInstance, now: float) -> None:
+    def _send(
+        self, request: ManagedRequest, instance: LiveInstance, prefill: LiveInstance | None, now: float
+    ) -> None:
         request.number += 1
         number = request.number
         own = request.request_id if number == 1 else f"{request.request_id}~{number}"
@@ -183,11 +178,15 @@ class Dispatcher:
             request.dispatched_at = now
         if request.ledger.has_started:
             instance.migrated_in += 1
-        attempt.cancel = self._tasks.spawn(self._attempt(request, attempt)).cancel
+        attempt.cancel = self._tasks.spawn(self._attempt(request, attempt, prefill)).cancel
 
-    async def _attempt(self, request: ManagedRequest, attempt: Attempt) -> None:
+    async def _attempt(self, request: ManagedRequest, attempt: Attempt, prefill: LiveInstance | None) -> None:
         try:
-            stream = await self._open_stream(request, attempt)
+            stream = None
+            if prefill is not None:
+                stream = await self.hand_overs.open(request, attempt, prefill)
+            if stream is None:
+                stream = await self._open_stream(request, attempt)
             if request.attempt is not attempt:
                 stream.cancel()
                 return
@@ -258,8 +257,7 @@ class Dispatcher:
     # --- recovery
 
     def _failed(self, request: ManagedRequest, attempt: Attempt, error: SageInferError) -> None:
-        instance, now = attempt.instance, time.monotonic()
-        found = meaning(error)
+        instance, found = attempt.instance, meaning(error)
         if found == "lost":
             self._on_lost(instance, error.message)  # moves all of its requests, this one too
             if request.attempt is attempt:
@@ -268,14 +266,22 @@ class Dispatcher:
         self._drop_attempt(request)
         if found == "final":
             request.fail(error)
+        else:
+            self._note_failure(instance, error)
+            if found == "fault":
+                request.excluded.add(instance)
+            self._again(request, error)
+
+    def _note_failure(self, instance: LiveInstance, error: SageInferError) -> None:
+        """Learn about an instance from an error of one of its calls."""
+        found, now = meaning(error), time.monotonic()
+        if found == "lost":
+            self._on_lost(instance, error.message)
         elif found == "busy":
             assert isinstance(error, Overloaded)
             instance.backlog_until = now + min(max(error.retry_after, 0.05), 2.0)
-            self._again(request, error)
-        else:
+        elif found == "fault":
             instance.breaker.failed(now)
-            request.excluded.add(instance)
-            self._again(request, error)
 
     def _again(self, request: ManagedRequest, error: SageInferError) -> None:
         """Send a request that an instance refused or failed to another one, or end it with that error."""
@@ -360,6 +366,9 @@ class Dispatcher:
             asyncio.get_running_loop().call_later(self.limits.settle_s, self.pump)
         for call in list(instance.calls):
             call.cancel()
+        for attempt in list(instance.attempts.values()):
+            if attempt.is_prefill:
+                attempt.cancel()
         for request in self.on(instance):
             error = EngineDead(f"instance {instance.instance_id} was lost: {reason}")
             self.move(request, error, is_crash=is_crash)
@@ -378,6 +387,7 @@ class Dispatcher:
                 ),
             )
         await self._tasks.wait()
+        await self.hand_overs.close()
 
 
 _CRASHES = 2  # after so many crashes, the next attempt runs alone

@@ -41,6 +41,8 @@ class Attempt:
         prompt_tokens: number of prompt tokens, for the load of the instance.
         has_output: whether a token has arrived.
         cancel: ends it on the instance.
+        is_prefill: it only computes the prompt, for another instance.
+        awaits_kv: another instance computes the prompt.
     """
 
     number: int
@@ -50,6 +52,8 @@ class Attempt:
     output_tokens: int = 0
     has_output: bool = False
     cancel: Callable[[], object] = field(default=lambda: None)
+    is_prefill: bool = False
+    awaits_kv: bool = False
 
 
 @define(eq=False)
@@ -150,7 +154,7 @@ class LiveInstance:
     @property
     def queued_tokens(self) -> int:
         """Prompt tokens of requests without output."""
-        return sum(a.prompt_tokens for a in self.attempts.values() if not a.has_output)
+        return sum(a.prompt_tokens for a in self.attempts.values() if not (a.has_output or a.awaits_kv))
 
     @property
     def running(self) -> int:

@@ -73,6 +73,7 @@ class ManagedModels:
             expects=lambda model_id: self.fleet.expects(model_id),
             limits=self.settings.recovery,
             batches=self.settings.batches,
+            hand_over=self.settings.hand_over,
         )
         self.fleet = Fleet(
             executor, self.dispatcher, health=self.settings.health, restarts=self.settings.restarts
@@ -193,11 +194,11 @@ class ManagedModels:
         return [await self.fleet.restart(replica, deadline_s) for replica in replicas]
 
     async def scale(self, model_id: str, replicas: int) -> list[str]:
-        """Start or drain replicas of a model until there are ``replicas``; return the ids of the changed ones."""
+        """Start or drain replicas of a model until ``replicas`` generate; return the ids of the changed ones."""
         name = self._named(model_id).descriptor.model_id
         if replicas < 1:
             raise InvalidRequest(f"the number of replicas must be at least 1, got {replicas}")
-        running = self.fleet.of(name)
+        running = [replica for replica in self.fleet.of(name) if replica.spec.role != "prefill"]
         if len(running) > replicas:
             surplus = running[replicas:]
             await asyncio.gather(*(self.fleet.drain(replica) for replica in surplus))

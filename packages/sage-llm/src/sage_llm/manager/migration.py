@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 import attrs
+from attrs import frozen
 from sage_infer.contracts import TokenStream
 from sage_infer.errors import SageInferError
 from sage_infer.schemas import Prompt, RequestOptions, SamplingParams
@@ -17,12 +18,28 @@ __all__ = [
     "MigrationBudget",
     "NotMigratable",
     "PoisonRequest",
+    "RecoveryLimits",
     "continue_stream",
     "replay_obstacle",
     "with_seed",
 ]
 
 _WINDOW_S = 10.0
+
+
+@frozen(kw_only=True)
+class RecoveryLimits:
+    """Limits of recovery.
+
+    Attributes:
+        migrations: maximum number of moves of one request.
+        wait_s: maximum time that a request waits for an instance while all are lost or restarting.
+        settle_s: time after a crash in which nothing is dispatched.
+    """
+
+    migrations: int = 3
+    wait_s: float = 60.0
+    settle_s: float = 0.05
 
 
 class NotMigratable(SageInferError):

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from attrs import evolve, field, frozen
 from sage_infer.schemas import ModelDescriptor, ReplicaSpec
+from sage_infer.schemas.replica import ReplicaRole
 from sage_infer.sdk.fields import Each, Integer, Text
 
 __all__ = ["JoinedServer", "ServedModel"]
@@ -34,7 +35,9 @@ class ServedModel:
         descriptor: the model, with the path of its files.
         backend: name of the backend that runs it.
         options: options of the backend.
-        replicas: number of replicas.
+        replicas: number of replicas that generate.
+        prefill_replicas: number of further replicas that compute prompts for them. Above 0, the role of the others is
+            decode.
         aliases: additional names for requests.
         environment: environment variables of the replicas.
         server: dotted path of the server that runs the replicas in processes of their own; None runs them in this one.
@@ -45,27 +48,37 @@ class ServedModel:
     backend: str = field(validator=Text(min_length=1))
     options: Mapping[str, Any] = field(factory=dict)
     replicas: int = field(default=1, validator=Integer(ge=0))
+    prefill_replicas: int = field(default=0, validator=Integer(ge=0))
     aliases: tuple[str, ...] = field(default=(), validator=Each(Text(min_length=1)))
     environment: Mapping[str, str] = field(factory=dict)
     server: str | None = None
     joined: tuple[JoinedServer, ...] = ()
 
-    def spec(self, number: int) -> ReplicaSpec:
-        """The specification of the replica with this number."""
+    @property
+    def count(self) -> int:
+        """Number of replicas on this machine."""
+        return self.replicas + self.prefill_replicas
+
+    def spec(self, number: int, role: ReplicaRole | None = None) -> ReplicaSpec:
+        """The specification of the replica with this number; its role is prefill, or by default that of the others."""
+        name = f"p{number}" if role == "prefill" else f"{number}"
         return ReplicaSpec(
-            replica_id=f"{self.descriptor.model_id}/{number}",
+            replica_id=f"{self.descriptor.model_id}/{name}",
             backend=self.backend,
             model=self.descriptor,
             options=dict(self.options),
             environment=dict(self.environment),
             server=self.server,
+            role=role or ("decode" if self.prefill_replicas else "general"),
         )
 
     @property
     def specs(self) -> list[ReplicaSpec]:
         """The replicas to start: those of this machine, then the joined ones."""
         name = self.descriptor.model_id
-        return [self.spec(number) for number in range(self.replicas)] + [
+        here = [self.spec(number, "prefill") for number in range(self.prefill_replicas)]
+        here += [self.spec(number) for number in range(self.replicas)]
+        return here + [
             ReplicaSpec(
                 replica_id=f"{name}@{urlsplit(server.url).netloc}",
                 backend="openai",

@@ -149,18 +149,21 @@ class Placement:
     def waiting(self) -> list[Placed]:
         return list(self._waiting.values())
 
-    def next(self, now: float) -> tuple[Placed, LiveInstance] | None:
-        """The next waiting request that can be dispatched, with its instance; it no longer waits."""
+    def next(self, now: float) -> tuple[Placed, LiveInstance, LiveInstance | None] | None:
+        """The next waiting request that can be dispatched, with its instance; it no longer waits.
+
+        The third element is the instance that computes its prompt, if that is another one.
+        """
         for model_id, queue in self._queues.items():
             while len(queue) and (found := self._next_of(model_id, queue, now)) is not None:
                 if found[1] is not None:
-                    return found[0], found[1]
+                    return found[0], found[1], found[2]
         return None
 
     def _next_of(
         self, model_id: str, queue: WaitingQueue, now: float
-    ) -> tuple[Placed, LiveInstance | None] | None:
-        """The next request with its instance, or with None if it was refused."""
+    ) -> tuple[Placed, LiveInstance | None, LiveInstance | None] | None:
+        """The next request with its instances, or with None if it was refused."""
         full = [i for i in self.instances(model_id) if not i.has_room(now)]
         if len(full) == len(self.instances(model_id)):
             return None  # the policy would refuse a request for a model whose only instance restarts
@@ -178,7 +181,7 @@ class Placement:
         request = self._waiting.pop(view.id)
         if decision.kind == "refuse":
             request.fail(refusal(decision))
-            return request, None
+            return request, None, None
         instance = self._by_slot[decision.slot][0]
         self.builder.dispatched(view, decision, now)
         self._dispatched.add(view.id)
@@ -186,7 +189,11 @@ class Placement:
             self.index.touch(view.keys)
             capacity = instance.report.kv_blocks_total if instance.report is not None else 0
             self.index.predict(decision.slot, view.keys, capacity)
-        return request, instance
+        prefill = None
+        if decision.prefill_slot >= 0:
+            prefill = self._by_slot[decision.prefill_slot][0]
+            self.builder.prefills(view, decision, now)
+        return request, instance, prefill
 
     def isolated(self, request: ManagedRequest, instance: LiveInstance, now: float) -> None:
         """Record that a request is sent to an instance without a decision."""
@@ -201,6 +208,15 @@ class Placement:
         self.builder.first_token(request.request_id)
         if request.number == 1 and request.first_at is not None:
             self.receipts.first_token(request.request_id, request.first_at - request.arrived)
+
+    def prefilled(self, request: ManagedRequest) -> None:
+        """The instance that computed the prompt for another one is done with it."""
+        self.builder.prefilled(request.request_id)
+
+    def computes_itself(self, request: ManagedRequest) -> None:
+        """The request's instance computes the prompt after all."""
+        if request.view is not None:
+            self.builder.computes_itself(request.view)
 
     def finished(self, request: ManagedRequest, usage: Usage | None) -> None:
         """Learn from a request that has ended normally."""

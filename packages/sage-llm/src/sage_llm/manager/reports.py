@@ -12,6 +12,7 @@ from sage_infer_planning.registry import ModelEntry
 
 from sage_llm.manager.dispatch import Dispatcher
 from sage_llm.manager.fleet import Fleet
+from sage_llm.manager.pd import HandOvers
 from sage_llm.manager.placing import Placement
 from sage_llm.manager.replica import Replica
 from sage_llm.manager.settings import ControlPlaneSettings
@@ -109,6 +110,7 @@ def metrics(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[Metric]:
     )
     for name, text, value in totals:
         yield Metric(name=name, kind="counter", help=text, value=value)
+    yield from _hand_over_metrics(dispatcher.hand_overs)
     waiting = len(dispatcher.placement.waiting())
     yield Metric(
         name="sage_llm_waiting_requests",
@@ -142,6 +144,19 @@ def metrics(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[Metric]:
             )
 
 
+def _hand_over_metrics(hand_overs: HandOvers) -> Iterator[Metric]:
+    for outcome, count in (("done", hand_overs.done), ("given_up", hand_overs.given_up)):
+        yield Metric(
+            name="sage_llm_hand_overs_total", kind="counter", labels={"outcome": outcome}, value=count,
+            help="Requests whose prompt another instance was to compute.",
+        )  # fmt: skip
+    for name, text, value in (
+        ("bytes", "Bytes of KV moved between instances.", hand_overs.nbytes),
+        ("seconds", "Time in which KV was moved and imported.", hand_overs.seconds),
+    ):
+        yield Metric(name=f"sage_llm_hand_over_{name}_total", kind="counter", help=text, value=value)
+
+
 def cluster(fleet: Fleet, dispatcher: Dispatcher, settings: ControlPlaneSettings) -> dict[str, Any]:
     """State of the cluster as JSON-ready data."""
     reports = [
@@ -157,6 +172,8 @@ def cluster(fleet: Fleet, dispatcher: Dispatcher, settings: ControlPlaneSettings
             "waiting": len(dispatcher.placement.waiting()),
             "migrations": dispatcher.migrations,
             "retries": dispatcher.retries,
+            "hand_overs": dispatcher.hand_overs.done,
+            "hand_overs_given_up": dispatcher.hand_overs.given_up,
             **dispatcher.ends,
         },
         "calls": {

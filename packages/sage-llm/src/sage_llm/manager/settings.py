@@ -6,8 +6,9 @@ from attrs import field, frozen
 from sage_infer.names import GENERATING, ModelType
 
 from sage_llm.manager.calls.batch import BatchLimits
-from sage_llm.manager.dispatch import RecoveryLimits
 from sage_llm.manager.health import HealthLimits
+from sage_llm.manager.migration import RecoveryLimits
+from sage_llm.manager.pd import HandOverSettings
 from sage_llm.manager.restarts import RestartLimits
 
 __all__ = ["ControlPlaneSettings"]
@@ -21,6 +22,7 @@ class ControlPlaneSettings:
         policy, order: names of the placement policy, and of the order of waiting requests.
         target_wait_s: longest expected wait of a new request; None accepts all.
         backend, embedding_backend: backends of models that are loaded later.
+        hand_over: how KV moves from instances that compute prompts to those that generate.
         health, restarts, recovery: limits of failures.
         batches: limits of batches of embedding and reranking requests.
     """
@@ -30,6 +32,7 @@ class ControlPlaneSettings:
     target_wait_s: float | None = None
     backend: str = "openvino"
     embedding_backend: str = "openvino-embedding"
+    hand_over: HandOverSettings = field(factory=HandOverSettings)
     health: HealthLimits = field(factory=HealthLimits)
     restarts: RestartLimits = field(factory=RestartLimits)
     recovery: RecoveryLimits = field(factory=RecoveryLimits)

@@ -78,6 +78,7 @@ def request_view(
         adapter=params.adapter or "",
         chain=options.chain,
         attempts=request.number,
+        may_split=not (done or params.n > 1 or params.adapter or request.prompt.media),
         **_in_chain(request.step),
     )
 

@@ -16,6 +16,7 @@ from sage_llm.policies.base import AdmissionPolicy, OrderPolicy, PlacementPolicy
 from sage_llm.policies.kv_cost import KVCost
 from sage_llm.policies.load import Adaptive, Affinity, LeastTokens, PowerOfTwo, RoundRobin
 from sage_llm.policies.order import FIFO, SLO, Balanced, FairShare, Priority, ShortestUncached
+from sage_llm.policies.pd import PD
 from sage_llm.policies.price import Cost, Topology
 
 __all__ = ["POLICIES", "PolicyKind", "admission", "order", "parameters", "placement", "policy", "summary"]
@@ -23,7 +24,7 @@ __all__ = ["POLICIES", "PolicyKind", "admission", "order", "parameters", "placem
 PolicyKind = Literal["placement", "order", "admission"]
 
 _CLASSES: tuple[tuple[PolicyKind, tuple[type[Any], ...]], ...] = (
-    ("placement", (KVCost, RoundRobin, LeastTokens, PowerOfTwo, Affinity, Cost, Adaptive, Topology)),
+    ("placement", (KVCost, RoundRobin, LeastTokens, PowerOfTwo, Affinity, Cost, Adaptive, Topology, PD)),
     ("order", (Balanced, FIFO, Priority, SLO, FairShare, ShortestUncached)),
     ("admission", (PredictedWait,)),
 )

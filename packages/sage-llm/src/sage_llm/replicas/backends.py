@@ -33,6 +33,7 @@ from sage_infer.schemas import (
     RequestOptions,
     RerankResult,
     SamplingParams,
+    TransportSettings,
 )
 
 from sage_llm.replicas import calls
@@ -105,6 +106,26 @@ class InferenceReplica(ReplicaClient):
         arguments = calls.ImportKV(state, tuple(map(bytes, buffers)))
         result: DecodeState = await self.call("import_kv", arguments, DecodeState)
         return result
+
+    async def publish_kv(self, state: DecodeState, *, transport: str) -> DecodeState:
+        """Publish the KV of a held prefill for other replicas; returns the state with its locations."""
+        self.require("kv_export")
+        result: DecodeState = await self.call("publish_kv", calls.PublishKV(state, transport), DecodeState)
+        return result
+
+    async def fetch_kv(
+        self, state: DecodeState, *, transport: str, settings: TransportSettings
+    ) -> tuple[DecodeState, int]:
+        """Import the KV of a state that another replica has published; also returns the bytes moved."""
+        self.require("kv_import")
+        found: calls.Fetched = await self.call(
+            "fetch_kv", calls.FetchKV(state, transport, settings), calls.Fetched
+        )
+        return found.state, found.nbytes
+
+    async def release_kv(self, request_id: str) -> None:
+        """End a request on the replica that has prefilled it: held KV, and what of it is published."""
+        await self.call("release_kv", calls.Abort(request_id), None)
 
     async def kv_snapshot(self) -> KVSnapshot:
         self.require("kv_events")

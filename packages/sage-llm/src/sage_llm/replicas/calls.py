@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 from sage_infer.contracts import AnswerFormat
 from sage_infer.errors import InvalidRequest
-from sage_infer.schemas import DecodeState, Prompt, RequestOptions, SamplingParams, Usage
+from sage_infer.schemas import DecodeState, Prompt, RequestOptions, SamplingParams, TransportSettings, Usage
 from sage_infer.sdk.answers import FAMILIES, THOUGHTS, ModelFormat
 
 __all__ = [
-    "Abort", "Decode", "Detokenize", "Embed", "Embedded", "Exported", "FormatData", "Generate", "ImportKV", "KVSince",
-    "Nothing", "ParseToolCalls", "Prefill", "RenderChat", "Rerank", "Resume", "State", "Tokenize", "format_data",
-    "format_of", "packed_params", "params_of",
+    "Abort", "Decode", "Detokenize", "Embed", "Embedded", "Exported", "FetchKV", "Fetched", "FormatData",
+    "Generate", "ImportKV", "KVSince", "Nothing", "ParseToolCalls", "Prefill", "PublishKV", "RenderChat",
+    "Rerank", "Resume", "State", "Tokenize", "format_data", "format_of", "packed_params", "params_of",
 ]  # fmt: skip
 
 Text = str | tuple[int, ...]
@@ -72,6 +72,26 @@ class Exported(_Arguments):
 class ImportKV(_Arguments):
     state: DecodeState
     buffers: tuple[bytes, ...]
+
+
+class PublishKV(_Arguments):
+    """Arguments of ``publish_kv``; the result is the state with the locations of its KV."""
+
+    state: DecodeState
+    transport: str
+
+
+class FetchKV(_Arguments):
+    state: DecodeState
+    transport: str
+    settings: TransportSettings
+
+
+class Fetched(_Arguments):
+    """Result of ``fetch_kv``."""
+
+    state: DecodeState
+    nbytes: int
 
 
 class RenderChat(_Arguments):

@@ -13,6 +13,7 @@ from sage_infer.contracts import Health, KVEvents, KVSnapshot, ReplicaHandle
 from sage_infer.errors import SageInferError, UnsupportedFeature
 from sage_infer.names import GENERATING
 from sage_infer.schemas import InstanceDescriptor, InstanceReport
+from sage_infer.schemas.replica import ReplicaRole
 from sage_infer.sdk import Reporter
 
 from sage_llm.replicas.backends import EmbeddingReplica, InferenceReplica
@@ -41,7 +42,7 @@ class ConnectedReplica:
     def __init__(self, handle: ReplicaHandle, backend: Any, *, interval_s: float) -> None:
         self.backend = backend
         self._client = backend if isinstance(backend, ReplicaClient) else None
-        self.descriptor = _identity(handle.descriptor, backend)
+        self.descriptor = _in_role(_identity(handle.descriptor, backend), handle.spec.role)
         self._interval_s = interval_s
         self._labels = Reporter(self.descriptor.capability.backend_name, self.descriptor.model_ids[0])
         self._on_report: list[OnReport] = []
@@ -189,3 +190,21 @@ def _identity(descriptor: InstanceDescriptor, backend: Any) -> InstanceDescripto
         versions=descriptor.versions or own.versions,
         host=descriptor.host or own.host,
     )
+
+
+def _in_role(descriptor: InstanceDescriptor, role: ReplicaRole) -> InstanceDescriptor:
+    """The descriptor of an instance that gets only a part of each request.
+
+    Raises:
+        UnsupportedFeature: its backend cannot hand over or take over KV.
+    """
+    if role == "general":
+        return descriptor
+    needed = ("prefill_decode", "kv_export" if role == "prefill" else "kv_import")
+    capability = descriptor.capability
+    if missing := [feature for feature in needed if not capability.supports(feature)]:
+        raise UnsupportedFeature(
+            f"replica {descriptor.instance_id!r} cannot have the role {role}: {capability.backend_name} does not claim "
+            f"{' and '.join(missing)}; leave --pd out, or choose another backend"
+        )
+    return attrs.evolve(descriptor, capability=attrs.evolve(descriptor.capability, instance_type=role))

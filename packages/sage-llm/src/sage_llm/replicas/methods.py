@@ -11,6 +11,7 @@ from sage_infer.contracts import KVEvents, TokenStream
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
 
 from sage_llm.replicas import calls
+from sage_llm.replicas.hand_over import HandOverRoom
 
 __all__ = ["METHODS", "Method", "Opened", "perform"]
 
@@ -28,14 +29,15 @@ Perform = Callable[[Any, Any, set[str]], Awaitable[Any]]
 
 @attrs.frozen
 class Method:
-    """A method: decoder of its arguments, and the function that calls the backend."""
+    """A method: decoder of its arguments, and the function that calls the backend, or the ``HandOverRoom``."""
 
     decode: Callable[[bytes], Any]
     perform: Perform
+    on_room: bool = False
 
 
-async def perform(backend: Any, name: str, arguments: bytes, held: set[str]) -> Any:
-    """Call a method of the backend; return its result, or an ``Opened``.
+async def perform(backend: Any, room: HandOverRoom, name: str, arguments: bytes, held: set[str]) -> Any:
+    """Call a method of the backend or of the room; return its result, or an ``Opened``.
 
     ``held`` are the ids of requests whose prefill is held for the client; the method updates it.
 
@@ -44,10 +46,10 @@ async def perform(backend: Any, name: str, arguments: bytes, held: set[str]) -> 
         InvalidRequest: the arguments have other types.
     """
     method = METHODS.get(name)
-    if method is None or not hasattr(backend, name):
+    if method is None or not (method.on_room or hasattr(backend, name)):
         raise UnsupportedFeature(f"this replica has no method {name!r}; use a replica of the same version")
     try:
-        return await method.perform(backend, method.decode(arguments), held)
+        return await method.perform(room if method.on_room else backend, method.decode(arguments), held)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"arguments of {name} are invalid: {error}") from None
 
@@ -85,6 +87,21 @@ async def _import_kv(backend: Any, a: calls.ImportKV, held: set[str]) -> Any:
     state = await backend.import_kv(a.state, [memoryview(buffer) for buffer in a.buffers])
     held.add(state.request_id)
     return state
+
+
+async def _publish_kv(room: HandOverRoom, a: calls.PublishKV, held: set[str]) -> Any:
+    return await room.publish(a.state, a.transport)
+
+
+async def _fetch_kv(room: HandOverRoom, a: calls.FetchKV, held: set[str]) -> calls.Fetched:
+    state, nbytes = await room.fetch(a.state, a.transport, a.settings)
+    held.add(state.request_id)
+    return calls.Fetched(state, nbytes)
+
+
+async def _release_kv(room: HandOverRoom, a: calls.Abort, held: set[str]) -> None:
+    held.discard(a.request_id)
+    await room.release(a.request_id)
 
 
 async def _kv_snapshot(backend: Any, _: calls.Nothing, held: set[str]) -> Any:
@@ -144,8 +161,8 @@ async def _health(backend: Any, _: calls.Nothing, held: set[str]) -> Any:
     return await backend.health()
 
 
-def _method(arguments: type[msgspec.Struct], function: Perform) -> Method:
-    return Method(msgspec.msgpack.Decoder(arguments).decode, function)
+def _method(arguments: type[msgspec.Struct], function: Perform, *, on_room: bool = False) -> Method:
+    return Method(msgspec.msgpack.Decoder(arguments).decode, function, on_room)
 
 
 METHODS: Mapping[str, Method] = {
@@ -155,6 +172,9 @@ METHODS: Mapping[str, Method] = {
     "prefill": _method(calls.Prefill, _prefill),
     "export_kv": _method(calls.State, _export_kv),
     "import_kv": _method(calls.ImportKV, _import_kv),
+    "publish_kv": _method(calls.PublishKV, _publish_kv, on_room=True),
+    "fetch_kv": _method(calls.FetchKV, _fetch_kv, on_room=True),
+    "release_kv": _method(calls.Abort, _release_kv, on_room=True),
     "kv_snapshot": _method(calls.Nothing, _kv_snapshot),
     "kv_events": _method(calls.KVSince, _kv_events),
     "render_chat": _method(calls.RenderChat, _render_chat),

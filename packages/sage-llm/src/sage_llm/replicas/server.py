@@ -16,6 +16,7 @@ from sage_infer.errors import SageInferError, UnsupportedFeature
 from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
 from sage_infer.schemas.instance import InstanceState
 
+from sage_llm.replicas.hand_over import HandOverRoom
 from sage_llm.replicas.link import Link
 from sage_llm.replicas.protocol import PROTOCOL, Gauges, Hello, carried
 from sage_llm.replicas.run_folder import new_socket
@@ -55,7 +56,7 @@ class ReplicaServer:
         window: int = WINDOW,
         report_s: float = REPORT_S,
     ) -> None:
-        self.backend = backend
+        self.backend, self.room = backend, HandOverRoom(backend)
         self.descriptor = attrs.evolve(descriptor, capability=carried(descriptor.capability))
         self.window = window
         self._lease_s, self._report_s = lease_s, report_s
@@ -88,6 +89,7 @@ class ReplicaServer:
                 await asyncio.gather(*(session.wait_closed() for session in sessions))
         for session in sessions:
             session.abort("the replica was stopped")
+        await self.room.close()
 
     def gauges(self) -> Gauges:
         """Return the load now, with health and state of the latest report."""

@@ -10,6 +10,7 @@ import attrs
 from sage_infer.contracts import BufferedTokenStream, KVEvents, KVSnapshot, TokenStream
 from sage_infer.schemas import InstanceDescriptor, TokenDelta
 
+from sage_llm.replicas.hand_over import HandOverRoom
 from sage_llm.replicas.link import Link, encode
 from sage_llm.replicas.methods import Opened, perform
 from sage_llm.replicas.protocol import (
@@ -39,6 +40,7 @@ class Host(Protocol):
     """The server that a session belongs to."""
 
     backend: Any
+    room: HandOverRoom
     descriptor: InstanceDescriptor
     window: int
 
@@ -152,16 +154,16 @@ class Session:
             outgoing.cancel()
         self._streams.clear()
         for request_id in self._held:
-            self._tasks.spawn(self._host.backend.abort(request_id))
+            self._tasks.spawn(self._host.room.release(request_id))
         self._closed.set()
 
     # --- calls
 
     async def _answer(self, frame: Call) -> None:
-        parts = self._parts.pop(frame.call, None)
+        parts, host = self._parts.pop(frame.call, None), self._host
         try:
             arguments = b"".join(parts) if parts else frame.arguments
-            result = await perform(self._host.backend, frame.method, arguments, self._held)
+            result = await perform(host.backend, host.room, frame.method, arguments, self._held)
             if isinstance(result, Opened):
                 self._open(frame.slots, result)
                 result = None

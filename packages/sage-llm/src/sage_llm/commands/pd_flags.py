@@ -1,0 +1,89 @@
+"""The flags ``--pd`` and ``--kv-transport`` of ``sage llm serve``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+from sage_infer.cli.options import parse_options
+from sage_infer.errors import InvalidRequest
+from sage_infer.names import GENERATING
+
+from sage_llm.commands.config import LLM
+from sage_llm.manager.models import ServedModel
+
+__all__ = ["POLICY", "check_policy", "parse_pd", "parse_transport", "with_pd"]
+
+POLICY = "pd"
+_TRANSPORTS = ("local", "tcp")
+
+
+def parse_pd(text: str | None) -> tuple[int, int] | None:
+    """``P:D``: numbers of replicas that compute prompts, and that generate.
+
+    Raises:
+        InvalidRequest: not two numbers of at least 1.
+    """
+    if not text:
+        return None
+    parts = text.split(":")
+    if len(parts) != 2 or not all(p.isascii() and p.isdigit() and int(p) >= 1 for p in parts):
+        raise InvalidRequest(
+            f"--pd must be P:D, the numbers of prefill and of decode replicas, such as 1:1, got {text!r}"
+        )
+    return int(parts[0]), int(parts[1])
+
+
+def check_policy(policy: str, *, is_given: bool) -> str:
+    """The placement policy of a control plane with prefill replicas: ``pd``, if none was asked for.
+
+    Raises:
+        InvalidRequest: another policy was asked for.
+    """
+    name = policy.partition(":")[0].strip()
+    if name == POLICY:
+        return policy
+    if is_given or name != LLM().policy:
+        raise InvalidRequest(
+            f"policy {name!r} places no prefill; with --pd, leave --policy and llm.policy out, or use pd:KEY=VALUE"
+        )
+    return POLICY
+
+
+def with_pd(models: Sequence[ServedModel], pd: tuple[int, int]) -> list[ServedModel]:
+    """The models with so many prefill and decode replicas for each LLM.
+
+    Raises:
+        InvalidRequest: no LLM is served.
+    """
+    if not any(model.descriptor.model_type in GENERATING for model in models):
+        raise InvalidRequest("--pd belongs to an LLM; name one with --model")
+    prefill, decode = pd
+    return [
+        attrs.evolve(model, prefill_replicas=prefill, replicas=decode)
+        if model.descriptor.model_type in GENERATING
+        else model
+        for model in models
+    ]
+
+
+def parse_transport(text: str | None) -> tuple[str | None, dict[str, Any]]:
+    """``tcp`` or ``name=tcp,preset=low-latency,chunk_bytes=N``: name of the transport, and keys of the configuration.
+
+    Raises:
+        InvalidRequest: not of this form, or no such transport.
+    """
+    if text is None:
+        return None, {}
+    pairs = [part if "=" in part else f"name={part}" for part in text.split(",")]
+    try:
+        values = parse_options(pairs)
+    except InvalidRequest:
+        raise InvalidRequest(
+            f"--kv-transport must be NAME or KEY=VALUE,…, such as tcp or preset=low-latency, got {text!r}"
+        ) from None
+    name = values.pop("name", None)
+    if name is not None and name not in _TRANSPORTS:
+        raise InvalidRequest(f"no KV transport {name!r}; transports: {', '.join(_TRANSPORTS)}")
+    return name, {f"transport.{key}": value for key, value in values.items()}

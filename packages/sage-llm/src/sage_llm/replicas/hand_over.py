@@ -1,0 +1,102 @@
+"""KV of prefilled requests, published for other replicas and fetched from them. Runs in the process of a replica."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sage_infer.contracts import KVEndpoint, Transport
+from sage_infer.errors import UnsupportedFeature
+from sage_infer.plugins import open_transport
+from sage_infer.schemas import DecodeState, TransportSettings
+from sage_infer_transport import SharedMemoryEndpoint, TCPEndpoint, fetch_state, publish_state, withdraw_state
+
+__all__ = ["HandOverRoom"]
+
+_REMOTE = "tcp"  # the transport that needs an endpoint with an address on the network
+
+
+class HandOverRoom:
+    """The endpoints of one replica, and what is published there.
+
+    The bytes travel from engine to engine through the transport; the router only carries the states.
+
+    Args:
+        backend: the replica's backend.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._endpoints: dict[str, KVEndpoint] = {}
+        self._transports: dict[tuple[str, TransportSettings], Transport] = {}
+        self._published: dict[str, tuple[KVEndpoint, DecodeState]] = {}
+
+    async def publish(self, state: DecodeState, transport: str) -> DecodeState:
+        """Publish the KV of a held prefill; returns the state with its locations.
+
+        Raises:
+            UnsupportedFeature: the backend does not claim ``kv_export``.
+            InvalidRequest, Overloaded: as ``publish_state`` of sage-infer-transport.
+        """
+        self._require("kv_export")
+        endpoint = self._endpoint(transport)
+        found = await publish_state(state, source=self._backend, endpoint=endpoint)
+        self._published[state.request_id] = endpoint, found
+        return found
+
+    async def fetch(
+        self, state: DecodeState, transport: str, settings: TransportSettings
+    ) -> tuple[DecodeState, int]:
+        """Move the KV of a published state here, and import it; returns the state for ``decode`` and the bytes moved.
+
+        Raises:
+            UnsupportedFeature: the backend does not claim ``kv_import``.
+            SageInferError: as ``fetch_state`` of sage-infer-transport.
+        """
+        self._require("kv_import")
+        key = transport, settings
+        if key not in self._transports:
+            self._transports[key] = open_transport(transport, settings=settings)
+        found, report = await fetch_state(
+            state,
+            target=self._backend,
+            endpoint=self._endpoint(transport),
+            transport=self._transports[key],
+            settings=settings,
+        )
+        return found, report.moved_bytes
+
+    async def release(self, request_id: str) -> None:
+        """End a request here: its held KV, and what of it is published. Unknown ids are ignored."""
+        self._withdraw(request_id)
+        await self._backend.abort(request_id)
+
+    async def close(self) -> None:
+        """Withdraw everything, and close endpoints and transports. Safe to call twice."""
+        for request_id in list(self._published):
+            self._withdraw(request_id)
+        transports, self._transports = self._transports, {}
+        endpoints, self._endpoints = self._endpoints, {}
+        for transport in transports.values():
+            await transport.close()
+        for endpoint in endpoints.values():
+            endpoint.close()
+
+    def _withdraw(self, request_id: str) -> None:
+        endpoint, state = self._published.pop(request_id, (None, None))
+        if endpoint is not None and state is not None:
+            withdraw_state(state, endpoint=endpoint)
+
+    def _endpoint(self, transport: str) -> KVEndpoint:
+        found = self._endpoints.get(transport)
+        if found is None:
+            found = self._endpoints[transport] = (
+                TCPEndpoint() if transport == _REMOTE else SharedMemoryEndpoint()
+            )
+        return found
+
+    def _require(self, feature: str) -> None:
+        capability = self._backend.get_capability()
+        if not capability.supports(feature):
+            raise UnsupportedFeature(
+                f"{capability.backend_name} does not claim {feature}; choose a backend that does"
+            )

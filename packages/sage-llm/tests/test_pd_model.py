@@ -1,0 +1,109 @@
+"""Prompts computed in one child process and continued in another, with the real embedded engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import plane
+import pytest
+from plane import read, running_plane, small_llm, until
+from sage_infer.contracts import TokenStream
+from sage_infer.schemas import SamplingParams
+from sage_llm.manager.fleet import Replica
+from sage_llm.manager.health import HealthLimits
+from sage_llm.manager.manager import ControlPlaneManager
+from sage_llm.manager.pd import HandOverSettings
+from sage_llm.manager.restarts import RestartLimits
+from sage_llm.manager.settings import ControlPlaneSettings
+from sage_llm.replicas.local import SERVER, LocalExecutor
+from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
+
+SUBJECTS = ("rain", "bread", "rivers", "clocks", "maps", "trees", "salt", "glass", "wool", "iron")
+QUESTIONS = [f"{ask} {subject}." for ask in ("Tell me about", "Write a line on") for subject in SUBJECTS]
+PARAMS = plane.mixed_params(len(QUESTIONS), 12)
+
+
+def settings(transport: str = "local") -> ControlPlaneSettings:
+    """Every prompt is computed apart. Only an instance that is silent for long is lost."""
+    return ControlPlaneSettings(
+        policy="pd:min_tokens=0,delay_s=1000",
+        health=HealthLimits(suspect_s=2.0, lost_s=4.0, stuck_s=plane.GUARD_S, revive_s=plane.GUARD_S),
+        restarts=RestartLimits(first_s=0.1, most=100),
+        hand_over=HandOverSettings(transport=transport),
+    )
+
+
+@pytest.fixture(autouse=True)
+def run_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    folder.chmod(0o700)
+    monkeypatch.setenv(RUN_FOLDER_VARIABLE, str(folder))
+
+
+def on_children(
+    smollm2: str,
+    cache_dir: str,
+    test: Callable[[ControlPlaneManager, Replica, Replica], Awaitable[None]],
+    transport: str = "local",
+) -> None:
+    """Run a test with a prefill and a decode replica; afterwards, no instance holds anything."""
+
+    async def main() -> None:
+        model = small_llm(smollm2, cache_dir, replicas=1, prefill=1, threads=1, weight_format="f32")
+        executor = LocalExecutor(server=SERVER, grace_s=0)
+        async with running_plane([model], executor, settings(transport)) as manager:
+            prefill, decode = manager.fleet.replicas.values()
+            assert (prefill.spec.role, decode.spec.role) == ("prefill", "decode")
+            await test(manager, prefill, decode)
+            await until(lambda: all(map(is_empty, (prefill, decode))))
+
+    asyncio.run(asyncio.wait_for(main(), 2 * plane.GUARD_S))
+
+
+def is_empty(replica: Replica) -> bool:
+    instance = replica.instance
+    if replica.word != "running" or instance is None or instance.report is None:
+        return False
+    report = instance.report
+    return not instance.attempts and report.kv_blocks_free == report.kv_blocks_total
+
+
+async def asked(
+    manager: ControlPlaneManager, number: int, params: SamplingParams | None = None
+) -> TokenStream:
+    message = {"role": "user", "content": QUESTIONS[number]}
+    return await manager.chat(
+        [message], params or PARAMS[number], request_id=f"q{number}-{os.urandom(4).hex()}"
+    )
+
+
+async def alone(
+    decode: Replica, manager: ControlPlaneManager, number: int, params: SamplingParams | None = None
+) -> Any:
+    """The same request on one instance, without the control plane."""
+    assert decode.instance is not None
+    prompt = await manager.render_chat([{"role": "user", "content": QUESTIONS[number]}])
+    (stream,) = await decode.instance.backend.generate([prompt], params or PARAMS[number])
+    return await read(stream)
+
+
+@pytest.mark.parametrize("transport", ["local", "tcp"])
+def test_twenty_prompts_equal_one_instance(smollm2: str, cache_dir: str, transport: str) -> None:
+    async def test(manager: ControlPlaneManager, prefill: Replica, decode: Replica) -> None:
+        numbers = range(len(QUESTIONS))
+        expected = [await alone(decode, manager, number) for number in numbers]
+        streams = await asyncio.gather(*(asked(manager, number) for number in numbers))
+        assert await asyncio.gather(*map(read, streams)) == expected
+        hand_overs = manager.dispatcher.hand_overs
+        assert (hand_overs.done, hand_overs.given_up) == (len(QUESTIONS), 0)
+        assert hand_overs.nbytes > 20 * 1000
+        assert prefill.instance is not None
+        assert prefill.instance.report is not None
+        receipt = manager.dispatcher.placement.receipts[streams[0].request_id].to_json()
+        assert (receipt["prefill_instance"], receipt["instance"]) == (prefill.replica_id, decode.replica_id)
+        assert receipt["transfer"]["nbytes"] > 0
+
+    on_children(smollm2, cache_dir, test, transport)
