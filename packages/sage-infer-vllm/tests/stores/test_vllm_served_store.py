@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from sage_infer.errors import ConfigError
+from sage_infer.errors import ConfigError, UnsupportedFeature
+from sage_infer_vllm.kv.facts import facts_of_connector
 from sage_infer_vllm.kv.plan import PARAMS
 from sage_infer_vllm.kv.scheduler_side import SchedulerSide
-from sage_infer_vllm.kv.served import ServedSettings, ServedStore
+from sage_infer_vllm.kv.served import ServedSettings, ServedStore, open_served
 from sage_infer_vllm.kv.traffic import StoreTraffic
 from vllm_faulty_store import FaultyStore
 from vllm_steps import KEYS, SCHEMA, SIZE, TOKENS, WAIT_S, page, plan, request, step
@@ -109,3 +113,92 @@ def test_malformed_options_of_the_connector(extra: dict[str, Any], what: str) ->
 
 def test_options_of_the_connector() -> None:
     assert ServedSettings.of({"kv_store": {"store": "ssd"}}) == ServedSettings({"store": "ssd"}, 1.0)
+
+
+# As vLLM 0.32 reports a layer of SmolLM2-135M on a CPU.
+LAYER: dict[str, Any] = {
+    "kind": "FullAttentionSpec", "block_size": 32, "num_heads": 3, "head_dim": 64, "value_dim": 64, "window": None,
+    "chunk": None, "tokens_per_entry": 1.0, "dtype": "bfloat16", "page_bytes": 2 * 32 * 3 * 64 * 2, "state_bytes": 0,
+    "replicated": False, "backend": "CPU_ATTN", "isa": "vec", "shape": [4, 3, 64, 64], "stride": [12288, 4096, 64, 1],
+}  # fmt: skip
+
+
+def opened(folder: Path, monkeypatch: pytest.MonkeyPatch, store: FaultyStore, **layer: Any) -> ServedStore:
+    """A store for an engine of one layer."""
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr("sage_infer_vllm.kv.traffic.open_kv_store", lambda *_, **__: store)
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(
+            model=str(folder), dtype="torch.bfloat16", quantization=None, max_model_len=128,
+            get_total_num_kv_heads=lambda: 3,
+        ),
+        cache_config=SimpleNamespace(cache_dtype="auto", enable_prefix_caching=True),
+        parallel_config=SimpleNamespace(tensor_parallel_size=1),
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=64),
+    )  # fmt: skip
+    found = {**LAYER, **layer}
+    facts = {"layers": [found], "bytes": 0, "rope_halves": [True], "rope_dims": [64]}
+    page_bytes = int(found["page_bytes"])
+    return open_served(
+        config, ServedSettings("faulty", 1.0), facts=facts, page_bytes=page_bytes, version="0.32.0", blocks=8
+    )
+
+
+def test_a_store_is_opened_for_the_engines_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: FaultyStore
+) -> None:
+    side = SchedulerSide(32)
+    side.serve(opened(tmp_path, monkeypatch, store))
+    one = request("a", TOKENS * 4)
+    side.arrived(one)
+    while (found := side.matched_tokens(one, 0)) is None:
+        plan(side, step())
+    assert found == 0
+    side.close()
+    assert store.is_closed
+
+
+@pytest.mark.parametrize(
+    ("layer", "what"),
+    [
+        ({"isa": ""}, "the kernel of a layer is not known"),
+        ({"value_dim": 0, "page_bytes": 32 * 3 * 64 * 2}, "a KV store is not supported for this engine"),
+    ],
+)
+def test_engines_whose_pages_cannot_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: FaultyStore, layer: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(UnsupportedFeature, match=what):
+        opened(tmp_path, monkeypatch, store, **layer)
+
+
+def test_a_model_that_is_no_folder() -> None:
+    config = SimpleNamespace(model_config=SimpleNamespace(model="org/name"))
+    with pytest.raises(UnsupportedFeature, match="needs the model as a folder"):
+        open_served(config, ServedSettings("faulty", 1.0), facts={}, page_bytes=1, version="0.32.0", blocks=8)
+
+
+def test_facts_without_a_model_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    rotary = ModuleType("rotary_embedding")
+    rotary._ROPE_DICT = {1: SimpleNamespace(is_neox_style=True, rotary_dim=8)}  # type: ignore[attr-defined]
+    for name in ("vllm", "vllm.model_executor", "vllm.model_executor.layers"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "vllm.model_executor.layers.rotary_embedding", rotary)
+    spec = SimpleNamespace(
+        block_size=16, num_kv_heads=2, head_size=8, dtype="torch.bfloat16", page_size_bytes=1024
+    )
+    backend = SimpleNamespace(get_name=lambda: "CPU_ATTN")
+    layers = {
+        "layers.0.attn": SimpleNamespace(attn_backend=backend, isa="vec"),
+        "layers.1.attn": SimpleNamespace(
+            attn_backend=backend, impl=SimpleNamespace(isa="vec16")
+        ),  # vLLM 0.28
+    }
+    group = SimpleNamespace(layer_names=list(layers), kv_cache_spec=spec)
+    facts = facts_of_connector(
+        SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context=layers)),
+        SimpleNamespace(kv_cache_groups=[group]),
+    )
+    assert [layer["isa"] for layer in facts["layers"]] == ["vec", "vec16"]
+    assert {layer["backend"] for layer in facts["layers"]} == {"CPU_ATTN"}
+    assert (facts["rope_halves"], facts["rope_dims"]) == ([True], [8])

@@ -198,6 +198,8 @@ def open_served(config: Any, settings: ServedSettings, *, facts: Mapping[str, An
         total_heads=int(model.get_total_num_kv_heads()),
     )
     features, unsplit = handover_features(schema, facts, page_bytes)
+    if not all(layer["isa"] for layer in facts["layers"]):  # it decides the layout, which keys must contain
+        unsplit, features = "the kernel of a layer is not known", ()
     if schema is None or not features:
         raise UnsupportedFeature(f"a KV store is not supported for this engine: {reason or unsplit}")
     kv_model = f"{weight_ids(folder).content} {model.dtype} {model.quantization}"
