@@ -123,7 +123,9 @@ LAYER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def opened(folder: Path, monkeypatch: pytest.MonkeyPatch, store: FaultyStore, **layer: Any) -> ServedStore:
+def opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, store: FaultyStore, *, ranks: int = 1, **layer: Any
+) -> ServedStore:
     """A store for an engine of one layer."""
     (folder / "config.json").write_text("{}")
     monkeypatch.setattr("sage_infer_vllm.kv.traffic.open_kv_store", lambda *_, **__: store)
@@ -133,7 +135,7 @@ def opened(folder: Path, monkeypatch: pytest.MonkeyPatch, store: FaultyStore, **
             get_total_num_kv_heads=lambda: 3,
         ),
         cache_config=SimpleNamespace(cache_dtype="auto", enable_prefix_caching=True),
-        parallel_config=SimpleNamespace(tensor_parallel_size=1),
+        parallel_config=SimpleNamespace(tensor_parallel_size=ranks, pipeline_parallel_size=1),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=64),
     )  # fmt: skip
     found = {**LAYER, **layer}
@@ -161,6 +163,7 @@ def test_a_store_is_opened_for_the_engines_pages(
 @pytest.mark.parametrize(
     ("layer", "what"),
     [
+        ({"ranks": 2}, "on one device only"),
         ({"isa": ""}, "the kernel of a layer is not known"),
         ({"value_dim": 0, "page_bytes": 32 * 3 * 64 * 2}, "a KV store is not supported for this engine"),
     ],

@@ -190,11 +190,16 @@ def open_served(config: Any, settings: ServedSettings, *, facts: Mapping[str, An
         raise UnsupportedFeature(
             f"a KV store needs the model as a folder, whose content names its KV; {model.model!r} is none"
         )
+    parallel = config.parallel_config
+    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
+        raise UnsupportedFeature(
+            "a KV store is supported on one device only; leave tensor and pipeline parallelism at 1"
+        )
     schema, reason = describe_kv(
         facts,
         cache_dtype=str(config.cache_config.cache_dtype),
         version=version,
-        ranks=config.parallel_config.tensor_parallel_size,
+        ranks=1,
         total_heads=int(model.get_total_num_kv_heads()),
     )
     features, unsplit = handover_features(schema, facts, page_bytes)
