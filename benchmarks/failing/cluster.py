@@ -43,7 +43,7 @@ async def until(condition: Callable[[], Any], what: str, within_s: float = START
 
 def answers(url: str) -> bool:
     with contextlib.suppress(OSError):
-        urllib.request.urlopen(f"{url}/v1/models", timeout=5).close()
+        urllib.request.urlopen(f"{url}/health", timeout=5).close()  # 503 while models are loaded
         return True
     return False
 

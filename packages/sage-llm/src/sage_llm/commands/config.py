@@ -30,7 +30,7 @@ class LLM:
     revive_s: float = field(default=10.0, validator=Number(gt=0))
     restart_pause_s: float = field(default=1.0, validator=Number(gt=0))
     max_early_failures: int = field(default=5, validator=Integer(ge=1))
-    drain_s: float = field(default=2.0, validator=Number(ge=0))
+    drain_s: float = field(default=1.0, validator=Number(ge=0))
     batch_tokens: int = field(default=2048, validator=Integer(ge=1))
     batch_window_ms: float = field(default=5.0, validator=Number(ge=0))
 
@@ -84,7 +84,7 @@ llm:
   max_early_failures: 5
 
   # Seconds that requests have to end on a replica that is drained; then they move.
-  drain_s: 2.0
+  drain_s: 1.0
 
   # Embedding and reranking requests that wait together are sent in one batch: its number of tokens, and the
   # milliseconds for which it waits for further requests while the instance computes another one.

@@ -253,7 +253,7 @@ class Fleet:
             raise ModelNotFound(f"no replica {replica_id!r}; replicas: {known or 'none'}")
         return replica
 
-    async def drain(self, replica: Replica, deadline_s: float = 2.0) -> Drained:
+    async def drain(self, replica: Replica, deadline_s: float = 1.0) -> Drained:
         """Stop a replica without an error for its requests: they end there in time, or move to other instances.
 
         A request that cannot move ends there, however long it takes.

@@ -183,7 +183,7 @@ class ManagedModels:
 
     # --- operation, for the commands
 
-    async def drain(self, replica_id: str, deadline_s: float = 2.0) -> Drained:
+    async def drain(self, replica_id: str, deadline_s: float = 1.0) -> Drained:
         """Stop a replica; its requests end in time or move to other instances."""
         return await self.fleet.drain(self.fleet.find(replica_id), deadline_s)
 
