@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import aiohttp
 from attrs import define, field
+from sage_infer_serve.http.client import Client, Disconnected, Server
 
-__all__ = ["LLM", "Stream", "Streams", "read"]
+__all__ = ["LLM", "Stream", "Streams", "body", "differences", "read"]
 
 LLM = "smollm2-135m"
 GUARD_S = 300.0
@@ -62,39 +62,48 @@ def body(number: int, tokens: int) -> dict[str, Any]:
 
 async def read(url: str, stream: Stream, request: dict[str, Any]) -> Stream:
     """Send a request, and read its answer into ``stream``; errors are recorded there."""
-    limits = aiohttp.ClientTimeout(total=GUARD_S)
+    client, events = Client(Server.parse(url)), _Events(stream)
     try:
-        async with (
-            aiohttp.ClientSession(timeout=limits) as session,
-            session.post(f"{url}/v1/chat/completions", json=request) as response,
-        ):
-            if response.status != 200:
-                stream.error = f"status {response.status}: {(await response.text())[:300]}"
-                return stream
-            ended = False
-            async for line in response.content:
-                data = line.removeprefix(b"data: ").strip()
-                if data == b"[DONE]":
-                    ended = True
-                elif line.startswith(b"data: "):
-                    _take(stream, json.loads(data))
-            if not ended and not stream.error:
-                stream.error = "the stream ended early"
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        stream.error = f"{type(error).__name__}: {error}"
+        async with asyncio.timeout(GUARD_S):
+            answer = await client.post("/v1/chat/completions", json.dumps(request).encode(), events.piece)
+        if answer.status != 200:
+            stream.error = f"status {answer.status}: {answer.body.decode(errors='replace')[:300]}"
+        elif not events.are_complete and not stream.error:
+            stream.error = "the stream ended early"
+    except (Disconnected, TimeoutError) as error:
+        stream.error = stream.error or f"{type(error).__name__}: {error}"
+    finally:
+        client.close()
     return stream
 
 
-def _take(stream: Stream, event: dict[str, Any]) -> None:
-    if "error" in event:
-        stream.error = str(event["error"].get("message", event["error"]))
-    for choice in event.get("choices", ()):
-        if text := choice["delta"].get("content"):
-            stream.text += text
-            stream.times.append(time.perf_counter())
-        stream.reason = choice.get("finish_reason") or stream.reason
-    if usage := event.get("usage"):
-        stream.usage = usage["prompt_tokens"], usage["completion_tokens"]
+class _Events:
+    """Server-sent events of a stream, in pieces as they arrive."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self._rest = stream, b""
+        self.are_complete = False
+
+    def piece(self, data: bytes, now: float) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            event = line.removeprefix(b"data: ").strip()
+            if event == b"[DONE]":
+                self.are_complete = True
+            elif line.startswith(b"data: "):
+                self._take(json.loads(event), now)
+
+    def _take(self, event: dict[str, Any], now: float) -> None:
+        stream = self._stream
+        if "error" in event:
+            stream.error = str(event["error"].get("message", event["error"]))
+        for choice in event.get("choices", ()):
+            if text := choice["delta"].get("content"):
+                stream.text += text
+                stream.times.append(now)
+            stream.reason = choice.get("finish_reason") or stream.reason
+        if usage := event.get("usage"):
+            stream.usage = usage["prompt_tokens"], usage["completion_tokens"]
 
 
 class Streams:
