@@ -126,6 +126,14 @@ def test_later_steps_are_ordered_by_the_slack_of_their_chain() -> None:
         assert [taken[0].id for taken in found if taken is not None] == wanted, name
 
 
+def test_a_chain_passes_requests_with_more_time_but_not_old_ones() -> None:
+    snapshot = cluster(instance(0))
+    chain = request(arrived=20.0, deadline=21.0, chain_since=20.0, left_s=99.0, keys=())
+    key = order("balanced").key
+    assert key(chain, snapshot) < key(request(arrived=15.0, keys=()), snapshot)
+    assert key(chain, snapshot) > key(request(arrived=5.0, keys=()), snapshot)
+
+
 def test_a_chain_is_refused_at_its_first_step() -> None:
     policy = admission()
     snapshot = cluster(instance(0), now=10.0)

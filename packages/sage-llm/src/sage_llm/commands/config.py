@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
@@ -30,6 +31,7 @@ class LLM:
     revive_s: float = field(default=10.0, validator=Number(gt=0))
     restart_pause_s: float = field(default=1.0, validator=Number(gt=0))
     max_early_failures: int = field(default=5, validator=Integer(ge=1))
+    tenants: Mapping[str, Any] = field(factory=dict, validator=Json())
     drain_s: float = field(default=1.0, validator=Number(ge=0))
     batch_tokens: int = field(default=2048, validator=Integer(ge=1))
     batch_window_ms: float = field(default=5.0, validator=Number(ge=0))
@@ -85,6 +87,11 @@ llm:
 
   # Seconds that requests have to end on a replica that is drained; then they move.
   drain_s: 1.0
+
+  # Quotas of tenants by the name of their API key; "*" is for each tenant without one. Keys: max_requests and
+  # max_kv_tokens (further requests get 429), reserved_requests and reserved_kv_tokens (left free by others, for each
+  # model), weight (share of service). Example: {gold: {weight: 3, reserved_requests: 2}, "*": {max_requests: 16}}.
+  tenants: {}
 
   # Embedding and reranking requests that wait together are sent in one batch: its number of tokens, and the
   # milliseconds for which it waits for further requests while the instance computes another one.

@@ -200,6 +200,7 @@ async def _serve(
 
 def manager_settings(settings: LLM, target_wait_s: float | None, transport: TransportSettings) -> Any:
     """Settings of the control plane from the configuration's section."""
+    from sage_llm.commands.tenants import quotas_of
     from sage_llm.manager.calls.batch import BatchLimits
     from sage_llm.manager.health import HealthLimits
     from sage_llm.manager.migration import RecoveryLimits
@@ -220,6 +221,7 @@ def manager_settings(settings: LLM, target_wait_s: float | None, transport: Tran
         ),
         restarts=RestartLimits(first_s=settings.restart_pause_s, most=settings.max_early_failures),
         recovery=RecoveryLimits(migrations=settings.max_migrations, wait_s=settings.instance_wait_s),
+        tenants=quotas_of(settings.tenants),
         batches=BatchLimits(tokens=settings.batch_tokens, window_s=settings.batch_window_ms / 1000),
     )
 

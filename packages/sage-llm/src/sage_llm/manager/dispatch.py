@@ -94,7 +94,7 @@ class Dispatcher:
         assert request.outcome is not None
         self.ends[request.outcome] += 1
         del self.open[request.request_id]
-        self.placement.left(request)
+        self.placement.ended(request)
         if request in self._suspects:
             self._suspects.remove(request)
         self._drop_attempt(request)

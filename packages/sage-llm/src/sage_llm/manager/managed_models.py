@@ -68,6 +68,7 @@ class ManagedModels:
                 None
                 if self.settings.target_wait_s is None
                 else policies.admission(target_s=self.settings.target_wait_s),
+                quotas=self.settings.tenants,
             ),
             on_lost=lambda instance, reason: self.fleet.lose(instance, reason),
             expects=lambda model_id: self.fleet.expects(model_id),

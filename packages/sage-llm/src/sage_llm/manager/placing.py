@@ -19,6 +19,7 @@ from sage_llm.manager.request import ManagedRequest
 from sage_llm.manager.views import call_view, request_view
 from sage_llm.policies.base import AdmissionPolicy, OrderPolicy, PlacementPolicy
 from sage_llm.queue import WaitingQueue
+from sage_llm.quotas import QuotaTable, TenantQuota
 from sage_llm.receipts import Receipts
 from sage_llm.registry import Instance, InstanceRegistry
 from sage_llm.snapshot import SnapshotBuilder
@@ -43,6 +44,7 @@ class Placement:
         place: placement policy.
         order: order of waiting requests.
         admission: refuses requests on arrival; None accepts all.
+        quotas: quotas of tenants by name.
     """
 
     def __init__(
@@ -50,9 +52,11 @@ class Placement:
         place: PlacementPolicy | None = None,
         order: OrderPolicy | None = None,
         admission: AdmissionPolicy | None = None,
+        quotas: Mapping[str, TenantQuota] | None = None,
     ) -> None:
         self.policy, self.admission = place or policies.placement(), admission
-        self.registry, self.index, self.tenants = InstanceRegistry(), KVIndex(), TenantTable()
+        self.registry, self.index, self.quotas = InstanceRegistry(), KVIndex(), QuotaTable(quotas)
+        self.tenants = TenantTable({name: quota.weight for name, quota in self.quotas.quotas.items()})
         self.builder = SnapshotBuilder(
             self.registry, self.index.device, kv_valid=self.index.valid, tenants=self.tenants
         )
@@ -130,11 +134,12 @@ class Placement:
         Raises:
             SageInferError: it is refused; the message says what was expected.
         """
-        if self.admission is not None and self.instances(request.model_id):
-            snapshot = self.builder.snapshot(time.monotonic())
-            decision = self.admission.admit(self._view(request), snapshot)
-            if decision.kind == "refuse":
-                raise refusal(decision)
+        view = self._view(request)
+        decision = self.quotas.admit(view)
+        if decision is None and self.admission is not None and self.instances(request.model_id):
+            decision = self.admission.admit(view, self.builder.snapshot(time.monotonic()))
+        if decision is not None and decision.kind == "refuse":
+            raise refusal(decision)
 
     def enqueue(self, request: Placed, now: float) -> None:
         """Let a request wait for an instance."""
@@ -142,6 +147,7 @@ class Placement:
         queue = self._queues.get(request.model_id)
         if queue is None:
             queue = self._queues[request.model_id] = WaitingQueue(self._order, self.tenants)
+        self.quotas.enters(view, now)
         queue.push(view, self.builder.snapshot(now))
         self.builder.waits(view, now)
         self._waiting[view.id] = request
@@ -168,8 +174,11 @@ class Placement:
         if len(full) == len(self.instances(model_id)):
             return None  # the policy would refuse a request for a model whose only instance restarts
         snapshot = self.builder.snapshot(now)
+        group = snapshot.groups.get(model_id)
 
         def place(view: RequestView) -> Decision:
+            if group is not None and not self.quotas.has_room(view, group, snapshot.instances):
+                return _HELD
             excluded = self._mask(self._waiting[view.id], full)
             seen = view if excluded == view.excluded else attrs.evolve(view, excluded=excluded)
             return self.receipts.place(self.policy, seen, snapshot)
@@ -185,6 +194,7 @@ class Placement:
         instance = self._by_slot[decision.slot][0]
         self.builder.dispatched(view, decision, now)
         self._dispatched.add(view.id)
+        self.quotas.runs(view.id, runs=True)
         if view.keys:
             self.index.touch(view.keys)
             capacity = instance.report.kv_blocks_total if instance.report is not None else 0
@@ -240,11 +250,17 @@ class Placement:
         if view is None:
             return
         self.builder.ended(view)
+        self.quotas.runs(view.id, runs=False)
         if self._waiting.pop(view.id, None) is not None:
             self._queues[request.model_id].remove(view.id)
         if view.id in self._dispatched:
             self._dispatched.discard(view.id)
-            self.tenants.ended(view.tenant)
+            self.tenants.ended(view.tenant, _beyond_expected(request, view))
+
+    def ended(self, request: Placed) -> None:
+        """A request has ended, wherever it was."""
+        self.left(request)
+        self.quotas.leaves(request.request_id, time.monotonic())
 
     def _mask(self, request: Placed, full: list[LiveInstance]) -> int:
         mask = 0
@@ -259,6 +275,17 @@ class Placement:
         if isinstance(request, ManagedCall):
             return call_view(request, self.classifier)
         return request_view(request, self.instances(request.model_id), self.classifier, self.index)
+
+
+_HELD = Decision("wait", "")
+
+
+def _beyond_expected(request: Placed, view: RequestView) -> float:
+    """Output tokens since the request was dispatched, less those that were expected and charged then."""
+    if isinstance(request, ManagedCall):
+        return 0.0
+    before = view.prompt_tokens - request.prompt_tokens
+    return request.ledger.tokens - before - view.out_q50
 
 
 def refusal(decision: Decision) -> SageInferError:

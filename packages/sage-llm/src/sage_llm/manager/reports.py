@@ -176,12 +176,26 @@ def cluster(fleet: Fleet, dispatcher: Dispatcher, settings: ControlPlaneSettings
             "hand_overs_given_up": dispatcher.hand_overs.given_up,
             **dispatcher.ends,
         },
+        "tenants": _tenants(dispatcher.placement),
         "calls": {
             "open": len(dispatcher.calls.open),
             "batches": dispatcher.calls.batches,
             "retries": dispatcher.calls.retries,
             **dispatcher.calls.ends,
         },
+    }
+
+
+def _tenants(placement: Placement) -> dict[str, Any]:
+    """Open requests, reserved tokens and service of the tenants with requests."""
+    return {
+        name: {
+            "requests": (used := placement.quotas.used(name))[0],
+            "kv_tokens": used[1],
+            "waiting": view.queued,
+            "service": view.service,
+        }
+        for name, view in placement.tenants.items()
     }
 
 

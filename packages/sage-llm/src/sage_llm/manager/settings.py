@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from attrs import field, frozen
 from sage_infer.names import GENERATING, ModelType
 
@@ -10,6 +12,7 @@ from sage_llm.manager.health import HealthLimits
 from sage_llm.manager.migration import RecoveryLimits
 from sage_llm.manager.pd import HandOverSettings
 from sage_llm.manager.restarts import RestartLimits
+from sage_llm.quotas import TenantQuota
 
 __all__ = ["ControlPlaneSettings"]
 
@@ -24,6 +27,7 @@ class ControlPlaneSettings:
         backend, embedding_backend: backends of models that are loaded later.
         hand_over: how KV moves from instances that compute prompts to those that generate.
         health, restarts, recovery: limits of failures.
+        tenants: quotas by tenant; ``"*"`` applies to each tenant without one.
         batches: limits of batches of embedding and reranking requests.
     """
 
@@ -36,6 +40,7 @@ class ControlPlaneSettings:
     health: HealthLimits = field(factory=HealthLimits)
     restarts: RestartLimits = field(factory=RestartLimits)
     recovery: RecoveryLimits = field(factory=RecoveryLimits)
+    tenants: Mapping[str, TenantQuota] = field(factory=dict)
     batches: BatchLimits = field(factory=BatchLimits)
 
     def backend_for(self, kind: ModelType) -> str:

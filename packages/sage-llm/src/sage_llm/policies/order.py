@@ -144,6 +144,9 @@ class ShortestUncached:
 class Balanced:
     """Bands, then fair share between tenants, then the earlier of latest start and shortest uncached: the default.
 
+    Requests of a chain with a deadline are ordered by their latest start as if all others had the target ``ttft_s``, so
+    that they pass those with more time. They are never ahead of requests that arrived ``ttft_s`` before their chain.
+
     Attributes:
         patience: seconds of work that one second of waiting outweighs.
         ttft_s: TTFT target in seconds of requests without any target.
@@ -160,4 +163,7 @@ class Balanced:
 
     def key(self, request: RequestView, snapshot: Snapshot) -> float:
         work = work_s(request, snapshot)
-        return min(latest_start(request, work, self.ttft_s), request.since + work / self.patience)
+        start = latest_start(request, work, self.ttft_s)
+        if request.chain_since is not None and request.deadline is not None:
+            start = max(start, request.chain_since) - self.ttft_s
+        return min(start, request.since + work / self.patience)

@@ -75,7 +75,7 @@ class CallDispatcher:
         assert call.outcome is not None
         self.ends[call.kind][call.outcome] += 1
         self.open.pop(call.request_id, None)
-        self._placement.left(call)
+        self._placement.ended(call)
         asyncio.get_running_loop().call_soon(self._pump)
 
     # --- batches

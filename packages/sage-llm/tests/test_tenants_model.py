@@ -1,0 +1,87 @@
+"""`sage llm serve` with two API keys: they share no KV block, and a quota of one is refused over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sage_infer_serve.http.auth import KeyLimits, add_key
+from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
+
+GUARD_S = 300
+CONTENT = " ".join(f"Lighthouse number {n} stands on a rock." for n in range(24))
+CONFIG = 'llm: {tenants: {ann: {max_requests: 1}, "*": {max_requests: 64}}}\n'
+
+
+def opened(url: str, key: str, content: str, max_tokens: int, **fields: Any) -> Any:
+    body = {
+        "model": "smollm2-135m", "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens,
+        "temperature": 0, **fields,
+    }  # fmt: skip
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"content-type": "application/json", "authorization": f"Bearer {key}"},
+    )
+    return urllib.request.urlopen(request, timeout=GUARD_S)
+
+
+def chat(url: str, key: str, content: str, max_tokens: int = 2) -> Any:
+    with opened(url, key, content, max_tokens) as answer:
+        return json.load(answer)
+
+
+def test_keys_share_no_block_and_have_quotas(
+    smollm2: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    folder.chmod(0o700)
+    (tmp_path / "sage_infer.yaml").write_text(CONFIG)
+    keys = [add_key(tmp_path / "keys.json", name, KeyLimits()) for name in ("ann", "bob")]
+    command = [
+        sys.executable, "-m", "sage_infer.cli.main", "llm", "serve", "-m", "smollm2-135m", "--port", "0",
+        "-o", "kv_cache_gb=0.25", "-o", "max_batch_size=4", "--keys-file", str(tmp_path / "keys.json"), "--json",
+    ]  # fmt: skip
+    environment = {
+        **os.environ, RUN_FOLDER_VARIABLE: str(folder), "SAGE_INFER_CONFIG": str(tmp_path / "sage_infer.yaml"),
+    }  # fmt: skip
+    with (tmp_path / "errors").open("w") as errors:
+        server = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=tmp_path
+        )
+    timer = threading.Timer(GUARD_S, server.kill)
+    timer.start()
+    try:
+        assert server.stdout is not None
+        text = ""
+        while not text.rstrip().endswith("\n}"):
+            line = server.stdout.readline()
+            assert line, (tmp_path / "errors").read_text()
+            text += line
+        url = json.loads(text)["url"]
+        answers = [chat(url, key, CONTENT) for key in (keys[0], keys[0], keys[1], keys[1])]
+        cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
+        prompt = answers[0]["usage"]["prompt_tokens"]
+        assert cached[0] == cached[2] == 0, "a block was shared"
+        assert cached[1] == cached[3] > prompt // 2, "a prompt of the same key was computed again"
+        assert len({answer["choices"][0]["message"]["content"] for answer in answers}) == 1
+        with opened(url, keys[0], "Hello", 400, stream=True, ignore_eos=True) as stream:
+            assert stream.readline().startswith(b"data:")
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                chat(url, keys[0], "Hello", max_tokens=100)
+            assert refused.value.code == 429
+            assert int(refused.value.headers["retry-after"]) >= 1
+            assert "tenant 'ann' has 1 open request; its quota is 1" in refused.value.read().decode()
+            assert chat(url, keys[1], "Hello", max_tokens=100)["usage"]["completion_tokens"] > 0
+    finally:
+        timer.cancel()
+        server.kill()
+        server.wait()
