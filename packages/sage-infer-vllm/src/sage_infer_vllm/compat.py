@@ -13,6 +13,9 @@ import os
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# As ``vllm serve`` sets it. vLLM's own default forks, and a forked engine never runs ``sage_infer_vllm.engine.child``:
+# it has no group of its own, so nothing ends its workers, and this process's threads are gone in it.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

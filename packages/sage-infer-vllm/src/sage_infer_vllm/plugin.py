@@ -43,6 +43,8 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "store's options; default: none",
                 "kv_store_wait_s": "seconds that a request waits for blocks from the KV store before it computes them, "
                 "1.0 by default",
+                "cuda_kv": "hold, move and store KV on a CUDA device too; false by default, because it has not run on "
+                "a card yet",
                 "quantization": "vLLM's quantization method; default: the checkpoint's",
                 "adapters": "LoRA adapters, {name: folder in PEFT's format}",
                 "max_adapter_rank": "maximum rank of the adapters, 16 by default",

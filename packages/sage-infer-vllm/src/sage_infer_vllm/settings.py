@@ -55,6 +55,7 @@ class VLLMSettings:
     prefix_caching: bool = field(default=True, validator=Flag())
     kv_store: str | Mapping[str, Any] | None = field(default=None)
     kv_store_wait_s: float = field(default=1.0, validator=Number(gt=0))
+    cuda_kv: bool = field(default=False, validator=Flag())
     eager: bool = field(default=False, validator=Flag())
     quantization: str | None = field(default=None, validator=optional(Text(min_length=1)))
     adapters: Mapping[str, str] = field(factory=dict, validator=Entries(Text(min_length=1)))
@@ -122,11 +123,18 @@ def engine_arguments(
             "max_lora_rank": settings.max_adapter_rank,
         }
     arguments |= settings.engine_options
-    connector = connector_arguments(arguments, device=device, runner=runner)
+    hardware = platform.hardware_backend or device
+    is_left_out = hardware == "cuda" and not settings.cuda_kv
+    connector = {} if is_left_out else connector_arguments(arguments, device=hardware, runner=runner)
     if settings.kv_store is not None:
+        if is_left_out:
+            raise UnsupportedFeature(
+                "kv_store on a CUDA device needs the option cuda_kv=true: this path was written from vLLM's sources "
+                "and has not run on a card yet"
+            )
         if not connector:
             raise UnsupportedFeature(
-                "kv_store is supported on one CPU device only, and not with the engine arguments "
+                "kv_store is supported on one CPU or CUDA device only, and not with the engine arguments "
                 + ", ".join(EXCLUDED)
             )
         arguments["block_size"] = _STORED_PAGE

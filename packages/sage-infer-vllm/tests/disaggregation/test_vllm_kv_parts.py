@@ -17,6 +17,7 @@ from sage_infer_vllm.handover.held import Held, HeldStates
 from sage_infer_vllm.handover.states import States
 from sage_infer_vllm.handover.tail import clear_tail
 from sage_infer_vllm.kv.claims import EXCLUDED, connector_arguments, handover_features
+from sage_infer_vllm.kv.host_cache import HostCache
 from sage_infer_vllm.kv.host_pages import HostPages
 from sage_infer_vllm.kv.plan import CONNECTOR, PARAMS, PageLoad
 from sage_infer_vllm.kv.scheduler_side import SchedulerSide
@@ -165,19 +166,25 @@ def test_other_requests_are_left_alone(side: SchedulerSide, pool: Pool) -> None:
 
 def worker(blocks: int = 6) -> WorkerSide:
     side = WorkerSide()
-    side._layers = [
-        (np.arange(blocks * width).reshape(blocks, width) * 3 + layer).astype(np.uint8)
-        for layer, width in enumerate((8, 12))
-    ]
-    side.page_bytes = 20
+    side._cache = HostCache(
+        [
+            (np.arange(blocks * width).reshape(blocks, width) * 3 + layer).astype(np.uint8)
+            for layer, width in enumerate((8, 12))
+        ]
+    )
     return side
+
+
+def layers_of(side: WorkerSide) -> list[Any]:
+    assert isinstance(side._cache, HostCache)
+    return side._cache._layers
 
 
 def test_pages_move_between_blocks_and_through_shared_memory() -> None:
     side = worker()
-    before = [layer.copy() for layer in side._layers]
+    before = [layer.copy() for layer in layers_of(side)]
     side.load([PageLoad((4, 2), held=(1, 2))])
-    for layer, old in zip(side._layers, before, strict=True):
+    for layer, old in zip(layers_of(side), before, strict=True):
         assert (layer[4] == old[1]).all()
         assert (layer[2] == old[2]).all()
     pages = HostPages(3 * 20)
@@ -185,7 +192,7 @@ def test_pages_move_between_blocks_and_through_shared_memory() -> None:
     assert bytes(pages.view[20:40]) == b"".join(bytes(old[1]) for old in before)
     other = worker()
     other.load([PageLoad((0, 5), file=pages.file, first=1)])
-    for layer, old in zip(other._layers, before, strict=True):
+    for layer, old in zip(layers_of(other), before, strict=True):
         assert (layer[0] == old[1]).all()
         assert (layer[5] == old[3]).all()
     pages.close()
@@ -204,18 +211,24 @@ def test_pages_that_cannot_be_loaded_are_reported() -> None:
     assert side.take_failed() == set()
 
 
-def test_only_host_memory_is_registered() -> None:
+def test_memory_that_can_be_copied_is_registered() -> None:
     torch = pytest.importorskip("torch", reason="torch comes with vLLM")
     caches = {f"layers.{i}.attn": torch.full((3, 2, 4), float(i)) for i in (10, 2)}
     side = WorkerSide()
     side.register({**caches, "layers.11.attn": caches["layers.10.attn"]}, 3)
     assert side.page_bytes == 2 * 2 * 4 * 4
-    assert side._layers[0].view(np.float32)[0, 0] == 2  # in the order of the layers
-    side._layers[1][1] = 0
+    assert layers_of(side)[0].view(np.float32)[0, 0] == 2  # in the order of the layers
+    layers_of(side)[1][1] = 0
     assert caches["layers.10.attn"][1].abs().sum() == 0
     elsewhere = WorkerSide()
     elsewhere.register({"layers.0.attn": torch.empty(3, device="meta")}, 3)
     assert elsewhere.page_bytes == 0
+    with pytest.raises(RuntimeError, match="cannot be copied"):
+        elsewhere.load([PageLoad((1,), held=(2,))])
+    assert elsewhere.take_failed() == {1}
+    scattered = WorkerSide()  # keys of all blocks, then values of all blocks
+    scattered.register({"layers.0.attn": torch.zeros((2, 3, 4)).transpose(0, 1)}, 3)
+    assert scattered.page_bytes == 0
 
 
 # --- memory and holds
@@ -279,11 +292,12 @@ def test_holds_end() -> None:
 # --- what may be claimed
 
 
-def test_the_connector_is_for_one_cpu() -> None:
-    found = connector_arguments({}, device="cpu", runner="generate")
-    assert found["kv_transfer_config"]["kv_connector"] == CONNECTOR
+def test_the_connector_is_for_one_device() -> None:
+    for device in ("cpu", "cuda"):
+        found = connector_arguments({}, device=device, runner="generate")
+        assert found["kv_transfer_config"]["kv_connector"] == CONNECTOR
     for arguments, device, runner in (
-        ({}, "cuda", "generate"),
+        ({}, "xpu", "generate"),
         ({}, "cpu", "pooling"),
         ({"tensor_parallel_size": 2}, "cpu", "generate"),
         *(({name: 1}, "cpu", "generate") for name in EXCLUDED),
@@ -307,6 +321,12 @@ def test_features_need_a_form_that_is_known_to_the_byte() -> None:
         found, why = handover_features(schema, FACTS, nbytes)
         assert found == features
         assert reason in why
+    on_card = {
+        "layers": [{"backend": "FLASH_ATTN"}]
+    }  # its pages have one order of axes, keys and values alike
+    assert handover_features(unknown, on_card, size) == (("prefill_decode", "kv_export", "kv_import"), "")
+    other = {"layers": [{"backend": "FLASHINFER"}]}
+    assert handover_features(unknown, other, size)[0] == ("prefill_decode",)
 
 
 def test_the_rest_of_a_page_is_cleared() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import pytest
 from sage_infer.contracts import block_keys, root_key
 from sage_infer.errors import InvalidRequest, OutOfMemory, UnsupportedFeature
@@ -308,8 +309,20 @@ def test_pages_of_32_tokens_below_a_store() -> None:
     assert "block_size" not in engine_arguments(
         VLLMSettings(), UPSTREAM, model, "m", device="cpu", runner="generate"
     )
-    with pytest.raises(UnsupportedFeature, match="kv_store is supported on one CPU device only"):
+    with pytest.raises(UnsupportedFeature, match="needs the option cuda_kv=true"):
         engine_arguments(settings, UPSTREAM, model, "m", device="cuda", runner="generate")
+    allowed = attrs.evolve(settings, cuda_kv=True)
+    on_card = engine_arguments(allowed, UPSTREAM, model, "m", device="cuda", runner="generate")
+    assert on_card["block_size"] == 32
+    assert "kv_transfer_config" in on_card
+    assert "kv_transfer_config" not in engine_arguments(
+        VLLMSettings(), UPSTREAM, model, "m", device="cuda", runner="generate"
+    )
+    with pytest.raises(UnsupportedFeature, match="kv_store is supported on one CPU or CUDA device only"):
+        engine_arguments(settings, UPSTREAM, model, "m", device="xpu", runner="generate")
+    vendor = attrs.evolve(UPSTREAM, hardware_backend="kunlunxin")  # vLLM calls its device cuda
+    with pytest.raises(UnsupportedFeature, match="kv_store is supported on one CPU or CUDA device only"):
+        engine_arguments(settings, vendor, model, "m", device="cuda", runner="generate")
 
 
 def test_a_malformed_option() -> None:

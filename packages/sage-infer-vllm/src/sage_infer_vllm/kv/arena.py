@@ -106,6 +106,11 @@ class Arena:
         start = self.place.head_bytes + slot * self.place.page_bytes
         return self._bytes[start : start + self.place.page_bytes]
 
+    @property
+    def memory(self) -> Any:
+        """All of its bytes, as an array."""
+        return self._bytes[: self.place.nbytes]
+
     # --- slots for saves
 
     def reserve(self, key: bytes) -> int | None:

@@ -9,7 +9,7 @@ from sage_infer.schemas import KVCacheSchema
 
 from sage_infer_vllm.kv.plan import FIRST_TOKEN_CLASS, connector_config
 
-__all__ = ["EXCLUDED", "connector_arguments", "handover_features"]
+__all__ = ["DEVICES", "EXCLUDED", "connector_arguments", "handover_features"]
 
 EXCLUDED = (
     "kv_transfer_config", "kv_offloading_size", "logits_processors", "speculative_config", "pipeline_parallel_size",
@@ -17,13 +17,19 @@ EXCLUDED = (
 )  # fmt: skip
 """Engine arguments of vLLM that exclude holding KV: other connectors, and kinds of parallelism that are not tested."""
 
+DEVICES = ("cpu", "cuda")
+"""Hardware whose KV cache the connector copies; other accelerators that vLLM calls ``cuda`` are not among it."""
+
 _PREFILL = ("prefill_decode",)
 _TRANSFER = ("kv_export", "kv_import")
 
 
 def connector_arguments(arguments: Mapping[str, Any], *, device: str, runner: str) -> dict[str, Any]:
-    """Engine arguments for holding KV between prefill and decode; empty if that is not supported."""
-    if device != "cpu" or runner != "generate" or arguments.get("tensor_parallel_size", 1) > 1:
+    """Engine arguments for holding KV between prefill and decode; empty if that is not supported.
+
+    ``device`` is the contract's name of the hardware.
+    """
+    if device not in DEVICES or runner != "generate" or arguments.get("tensor_parallel_size", 1) > 1:
         return {}
     if any(name in arguments for name in EXCLUDED):
         return {}
@@ -42,8 +48,8 @@ def handover_features(
     """
     if not page_bytes:
         return (), (
-            "vLLM holds KV between prefill and decode on one CPU device only, and not with the engine arguments "
-            + ", ".join(EXCLUDED)
+            "vLLM holds KV between prefill and decode on one CPU device only (on one CUDA device with the option "
+            "cuda_kv), and not with the engine arguments " + ", ".join(EXCLUDED)
         )
     if schema is None:
         return (), "no schema describes the model's KV cache"
@@ -63,7 +69,6 @@ def handover_features(
 
 def _is_plain(schema: KVCacheSchema, facts: Mapping[str, Any]) -> bool:
     """Whether the place of each token in a page is known, so that the unused end of a page can be cleared."""
-    known = {layer["backend"] for layer in facts["layers"]} == {
-        "CPU_ATTN"
-    } and schema.key_axis_order is not None
+    kernels = {layer["backend"] for layer in facts["layers"]}
+    known = kernels == {"FLASH_ATTN"} or (kernels == {"CPU_ATTN"} and schema.key_axis_order is not None)
     return known and schema.scale_dtype is None

@@ -9,25 +9,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sage_infer_vllm.kv.arena import Arena, ArenaPlace
+from sage_infer_vllm.kv.device_cache import DeviceCache
+from sage_infer_vllm.kv.host_cache import HostCache
 from sage_infer_vllm.kv.plan import ArenaCopies, PageLoad
 
 __all__ = ["WorkerSide"]
 
 
 class WorkerSide:
-    """Copies pages of the worker's own cache, on host memory.
+    """Copies pages of the worker's own cache, in host memory or in that of a CUDA device.
 
     A page is a block of every layer, in the order of the layers.
-
-    Attributes:
-        page_bytes: bytes of one page; 0 before the cache is there, or where its memory is a device's.
     """
 
     def __init__(self) -> None:
-        self.page_bytes = 0
-        self._layers: list[Any] = []  # one array (blocks, bytes) a layer
+        self._cache: HostCache | DeviceCache | None = None
         self._failed: set[int] = set()
         self._arena: Arena | None = None
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page; 0 before the cache is there, or where its memory is another device's."""
+        return 0 if self._cache is None else self._cache.page_bytes
 
     def register(self, caches: Mapping[str, Any], num_blocks: int) -> None:
         """``caches``: each layer's tensor, blocks first."""
@@ -35,17 +38,30 @@ class WorkerSide:
 
         layers, seen = [], set()
         for _, tensor in sorted(caches.items(), key=lambda item: _place(item[0])):
-            if not isinstance(tensor, torch.Tensor) or tensor.device.type != "cpu":
+            if not isinstance(tensor, torch.Tensor) or tensor.device.type not in ("cpu", "cuda"):
                 return
             if tensor.data_ptr() in seen:  # a layer that shares another's cache
                 continue
             seen.add(tensor.data_ptr())
-            width = tensor.numel() * tensor.element_size() // num_blocks
-            start = tensor.storage_offset() * tensor.element_size()
-            raw = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
-            layers.append(raw[start : start + width * num_blocks].view(num_blocks, width).numpy())
-        self._layers = layers
-        self.page_bytes = sum(int(layer.shape[1]) for layer in layers)
+            size = tensor.element_size()
+            width = tensor.numel() * size // num_blocks
+            if tensor.stride(0) * size != width:
+                return  # the bytes of a block are not together
+            start = tensor.storage_offset() * size
+            raw = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+            layers.append(raw[start : start + width * num_blocks].view(num_blocks, width))
+        if not layers:
+            return
+        if layers[0].device.type == "cuda":
+            self._cache = DeviceCache(layers)
+        else:
+            self._cache = HostCache([layer.numpy() for layer in layers])
+
+    @property
+    def _pages(self) -> HostCache | DeviceCache:
+        if self._cache is None:
+            raise RuntimeError("the pages of this worker's KV cache cannot be copied")
+        return self._cache
 
     def load(self, loads: Iterable[PageLoad]) -> None:
         """Fill blocks; those that cannot be filled are reported by ``take_failed``.
@@ -57,14 +73,12 @@ class WorkerSide:
         for load in loads:
             try:
                 if load.held:
-                    for source, block in zip(load.held, load.blocks, strict=True):
-                        if source != block:
-                            for layer in self._layers:
-                                layer[block] = layer[source]
+                    self._pages.move(load.held, load.blocks)
                 else:
                     with _Mapped(load.file) as pages:
-                        for page, block in enumerate(load.blocks, load.first):
-                            self._write(block, pages.page(page, self.page_bytes))
+                        self._pages.write(
+                            pages.pages(load.first, len(load.blocks), self.page_bytes), load.blocks
+                        )
             except Exception as error:
                 self._failed.update(load.blocks)
                 failure = failure or error
@@ -75,13 +89,13 @@ class WorkerSide:
         """Fill blocks with pages of an arena, before the step computes; failures are reported as by ``load``."""
         if not copies.loads:
             return
+        slots, blocks = zip(*copies.loads, strict=True)
         try:
             arena = self._open(copies.place)
+            self._pages.write([arena.page(slot) for slot in slots], blocks)
         except Exception:
-            self._failed.update(block for _, block in copies.loads)
+            self._failed.update(blocks)
             raise
-        for slot, block in copies.loads:
-            self._write(block, arena.page(slot))
         arena.set_loaded_step(copies.step)
 
     def save(self, copies: ArenaCopies) -> None:
@@ -89,9 +103,13 @@ class WorkerSide:
         if not copies.saves:
             return
         arena = self._open(copies.place)
-        for block, slot in copies.saves:
-            self._read(block, arena.page(slot))
-            arena.filled(slot)
+        blocks, slots = zip(*copies.saves, strict=True)
+
+        def done() -> None:
+            for slot in slots:
+                arena.filled(slot)
+
+        self._pages.save(blocks, [arena.page(slot) for slot in slots], done)
 
     def _open(self, place: ArenaPlace) -> Arena:
         if self._arena is None or self._arena.place != place:
@@ -99,7 +117,9 @@ class WorkerSide:
                 raise ValueError(
                     f"a page of the arena has {place.page_bytes} bytes, and {self.page_bytes} here"
                 )
-            self._arena = Arena.open(place)
+            arena = Arena.open(place)
+            self._pages.register(arena.memory)
+            self._arena = arena
         return self._arena
 
     def take_failed(self) -> set[int]:
@@ -109,23 +129,8 @@ class WorkerSide:
     def read(self, file: str, first: int, blocks: Sequence[int]) -> int:
         """Copy blocks into a file of shared memory, from its page ``first`` on; returns the bytes of a page."""
         with _Mapped(file) as pages:
-            for page, block in enumerate(blocks, first):
-                self._read(block, pages.page(page, self.page_bytes))
+            self._pages.read(blocks, pages.pages(first, len(blocks), self.page_bytes))
         return self.page_bytes
-
-    def _read(self, block: int, out: Any) -> None:
-        at = 0
-        for layer in self._layers:
-            width = layer.shape[1]
-            out[at : at + width] = layer[block]
-            at += width
-
-    def _write(self, block: int, page: Any) -> None:
-        at = 0
-        for layer in self._layers:
-            width = layer.shape[1]
-            layer[block] = page[at : at + width]
-            at += width
 
 
 class _Mapped:
@@ -147,11 +152,12 @@ class _Mapped:
     def __exit__(self, *_: object) -> None:
         self._bytes = None  # the memory is unmapped with its last view
 
-    def page(self, index: int, nbytes: int) -> Any:
-        found = self._bytes[index * nbytes : (index + 1) * nbytes]
-        if len(found) != nbytes:
-            raise ValueError(f"shared memory ends before page {index} of {nbytes} bytes")
-        return found
+    def pages(self, first: int, count: int, nbytes: int) -> list[Any]:
+        """``count`` pages of ``nbytes`` from page ``first`` on."""
+        last = first + count
+        if len(self._bytes) < last * nbytes:
+            raise ValueError(f"shared memory ends before page {last - 1} of {nbytes} bytes")
+        return list(self._bytes[first * nbytes : last * nbytes].reshape(count, nbytes))
 
 
 def _place(name: str) -> tuple[int, str]:
