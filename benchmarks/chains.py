@@ -5,9 +5,10 @@
 One control plane serves SmolLM2 and two MiniLMs with the embedded engines. A chain embeds a question, embeds documents
 to rank them by cosine (no wheel has a cross-encoder), and asks a chat about the best one. Other chats without a
 deadline use the same LLM. Each round measures how long a chain takes alone, and how many chats per second the LLM
-completes when it is saturated. Then the same arrivals (Poisson, at ``--load`` of that rate) are sent twice, in turns:
-with the chain's name and deadline, and without. The deadline is ``--factor`` times the duration of a chain alone. A
-chain counts if it ends within its deadline; refused ones do not.
+completes when it is saturated. Then the same arrivals, at ``--load`` of that rate, are sent twice, in turns: with the
+chain's name and deadline, and without. Chains arrive one by one and chats in bursts, both as Poisson processes. The
+deadline is ``--factor`` times the duration of a chain alone. A chain counts if it ends within its deadline; refused
+ones do not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from sage_llm.manager.settings import ControlPlaneSettings
 
 LLM, EMBEDDER, RANKER = "smollm2-135m", "minilm", "minilm-ranker"
 WORDS = ["river", "market", "engine", "paper", "music", "winter", "garden", "signal", "bridge", "cloud"]
-DOCUMENTS, BATCH = 4, 4
+DOCUMENTS, BATCH, BURST = 4, 2, 8
 CHAIN_TOKENS, CHAT_TOKENS = 8, 32
 
 
@@ -96,12 +96,16 @@ async def saturated(plane: ControlPlaneManager, count: int) -> float:
     return count / (time.monotonic() - begun)
 
 
-def arrivals(rate: float, count: int, seed: int) -> Iterator[tuple[float, bool]]:
-    """Times, and whether a chain arrives; otherwise it is a chat."""
-    numbers, now = random.Random(seed), 0.0
-    for number in range(count):
-        now += numbers.expovariate(rate)
-        yield now, number % 2 == 0
+def arrivals(rate: float, count: int, seed: int) -> list[tuple[float, bool]]:
+    """Times, and whether a chain arrives: as many chains, one by one, as chats in bursts of ``BURST``."""
+    numbers = random.Random(seed)
+    found = []
+    for is_chain, size in ((True, 1), (False, BURST)):
+        now = 0.0
+        for _ in range(-(-count // (2 * size))):
+            now += numbers.expovariate(rate / 2 / size)
+            found += [(now, is_chain)] * size
+    return sorted(found)
 
 
 async def phase(
@@ -154,7 +158,7 @@ async def measure(rounds: int, requests: int, load: float, factor: float) -> lis
             for seed in range(4):
                 await chain(plane, seed, f"rag/warm{number}-{seed}", 600.0)  # the pipeline is known
             rate = await saturated(plane, max(requests // 2, 4 * BATCH)) * load
-            planned = list(arrivals(rate, requests, number))
+            planned = arrivals(rate, requests, number)
             row: dict[str, Any] = {"alone_s": alone, "rate": rate, "load_1m": os.getloadavg()[0]}
             order = (True, False) if number % 2 == 0 else (False, True)
             for together in order:

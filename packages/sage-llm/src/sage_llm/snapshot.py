@@ -185,6 +185,12 @@ class SnapshotBuilder:
         if members is not None:
             members.leaves(request.id, now)
 
+    def reserved(self, slot: int, request_id: str) -> int:
+        """Return the number of KV blocks that an instance reserves for one of our requests."""
+        load = self._loads[slot] if slot < len(self._loads) else None
+        opened = load.open.get(request_id) if load is not None else None
+        return opened.blocks if opened is not None else 0
+
     # --- snapshots
 
     def snapshot(self, now: float) -> Snapshot:

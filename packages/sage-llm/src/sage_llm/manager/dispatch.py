@@ -28,6 +28,7 @@ from sage_llm.manager.migration import (
 from sage_llm.manager.pd import HandOvers, HandOverSettings
 from sage_llm.manager.placing import Placement
 from sage_llm.manager.poison import Quarantine
+from sage_llm.manager.preemption import to_pause
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.tasks import Tasks
 
@@ -58,7 +59,7 @@ class Dispatcher:
         self.budget, self.quarantine = MigrationBudget(), Quarantine()
         self.open: dict[str, ManagedRequest] = {}
         self.ends = {"finished": 0, "cancelled": 0, "refused": 0, "failed": 0}
-        self.migrations = self.retries = 0
+        self.migrations = self.retries = self.pauses = 0
         self._on_lost, self._expects = on_lost, expects
         self.hand_overs = HandOvers(placement, hand_over or HandOverSettings(), self._note_failure)
         self._suspects: list[ManagedRequest] = []
@@ -163,19 +164,22 @@ class Dispatcher:
                     )
                 )
 
+    def preempt(self, now: float) -> None:
+        """Pause running requests for more urgent ones that would not begin in time."""
+        for request in to_pause(self.placement, self.open.values(), now):
+            request.pauses, request.is_paused, self.pauses = request.pauses + 1, True, self.pauses + 1
+            self.move_planned(request)
+
     # --- one attempt
 
     def _send(
         self, request: ManagedRequest, instance: LiveInstance, prefill: LiveInstance | None, now: float
     ) -> None:
-        request.number += 1
-        number = request.number
+        number = request.sent(now)
         own = request.request_id if number == 1 else f"{request.request_id}~{number}"
         attempt = Attempt(number, instance, own, request.prompt_tokens + request.ledger.tokens)
         request.attempt = instance.attempts[own] = attempt
         instance.breaker.sent(now)
-        if request.dispatched_at is None:
-            request.dispatched_at = now
         if request.ledger.has_started:
             instance.migrated_in += 1
         attempt.cancel = self._tasks.spawn(self._attempt(request, attempt, prefill)).cancel
@@ -324,6 +328,7 @@ class Dispatcher:
             if request.ledger.has_started and not request.ledger.open_indices:
                 request.finish(None, None)
                 return
+            request.planned += is_planned
             if not is_planned:
                 self._spend(request, error)
             if request.ledger.has_started:
@@ -343,7 +348,7 @@ class Dispatcher:
         asyncio.get_running_loop().call_soon(self.pump)
 
     def _spend(self, request: ManagedRequest, error: SageInferError) -> None:
-        moves = request.migrations + request.retries
+        moves = request.migrations + request.retries - request.planned
         if moves >= self.limits.migrations:
             raise EngineDead(f"request {request.request_id} was moved {moves} times; last: {error.message}")
         if not self.budget.spend(len(self.open)):

@@ -208,6 +208,7 @@ class Fleet:
                 if instance not in self._syncing:
                     self._syncing.add(instance)
                     self._tasks.spawn(self._sync(instance))
+            self._dispatcher.preempt(now)
             self._dispatcher.refuse_stranded(now)
             self._dispatcher.pump()
 

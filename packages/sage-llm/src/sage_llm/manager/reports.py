@@ -101,6 +101,8 @@ def metrics(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[Metric]:
     totals = (
         ("sage_llm_migrations_total", "Requests moved after their first token.", dispatcher.migrations),
         ("sage_llm_retries_total", "Requests moved before their first token.", dispatcher.retries),
+        ("sage_llm_pauses_total", "Running requests paused for more urgent ones.", dispatcher.pauses),
+        ("sage_llm_pauses_total", "Running requests paused for more urgent ones.", dispatcher.pauses),
         ("sage_llm_batches_total", "Batches of embedding and reranking requests.", calls.batches),
         (
             "sage_llm_call_retries_total",
@@ -171,6 +173,7 @@ def cluster(fleet: Fleet, dispatcher: Dispatcher, settings: ControlPlaneSettings
             "open": len(dispatcher.open),
             "waiting": len(dispatcher.placement.waiting()),
             "migrations": dispatcher.migrations,
+            "pauses": dispatcher.pauses,
             "retries": dispatcher.retries,
             "hand_overs": dispatcher.hand_overs.done,
             "hand_overs_given_up": dispatcher.hand_overs.given_up,

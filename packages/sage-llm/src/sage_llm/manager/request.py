@@ -45,6 +45,8 @@ class ManagedRequest:
         excluded: instances that it is not sent to again.
         chat: the chat, if the instances render it; ``prompt`` then only stands for its length.
         classified, view: what policies see of it.
+        planned: moves for a drain or a pause, which do not count against the limit.
+        pauses: number of times it was paused for a more urgent request; ``is_paused`` until it runs again.
         step: its place in a chain; None without one.
         outcome: how it ended; None while it is open.
     """
@@ -69,10 +71,14 @@ class ManagedRequest:
     chat: PassedChat | None = None
     classified: Classified | None = None
     view: RequestView | None = None
+    planned: int = 0
+    pauses: int = 0
+    is_paused: bool = False
     step: ChainStep | None = None
     outcome: Outcome | None = None
     arrived: float = field(factory=time.monotonic)
     dispatched_at: float | None = None
+    last_dispatched_at: float = 0.0
     first_at: float | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -99,6 +105,14 @@ class ManagedRequest:
             return self.options
         left = self.options.deadline - (time.monotonic() - self.arrived)
         return attrs.evolve(self.options, deadline=max(left, 0.0))
+
+    def sent(self, now: float) -> int:
+        """Count a dispatch, and return its number."""
+        self.number += 1
+        self.last_dispatched_at, self.is_paused = now, False
+        if self.dispatched_at is None:
+            self.dispatched_at = now
+        return self.number
 
     # --- its one end
 

@@ -63,7 +63,7 @@ def request_view(
         max_tokens=most,
         reserve=classified.reserve if classified.reserve < 0 else min(classified.reserve, most),
         arrived=request.arrived,
-        band=MIGRATED if ledger.has_started else classified.band,
+        band=MIGRATED if ledger.has_started and not request.is_paused else classified.band,
         tenant=options.tenant,
         session=options.session,
         service_class=classified.service_class,
