@@ -61,8 +61,8 @@ FEATURES = (
 class OpenVINOBackend(DividedRequests):
     """``InferenceBackend`` on OpenVINO's kernels, with our own scheduler and KV blocks.
 
-    Also implements ``KVTransfer``, ``Tokenizing``, ``ToolCalling``, ``AnswerReading``, ``Resuming``,
-    ``InstanceReporting``, ``KVEventSource`` and ``ProgressReporting``.
+    Also implements ``KVTransfer``, ``KVStateChecking``, ``Tokenizing``, ``ToolCalling``, ``AnswerReading``,
+    ``Resuming``, ``InstanceReporting``, ``KVEventSource`` and ``ProgressReporting``.
     See ``sage infer backend show openvino`` for the options.
     """
 

@@ -121,10 +121,14 @@ class DividedRequests:
         buffers = await engine.call(read)
         return await asyncio.to_thread(loaded.states.exported, state, buffers), buffers
 
-    async def import_kv(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
-        engine, loaded = self._ready()
+    async def check_state(self, state: DecodeState) -> None:
+        _, loaded = self._ready()
         self._check_claims(loaded, state.params, None)
         loaded.states.check(state)
+
+    async def import_kv(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
+        await self.check_state(state)
+        engine, loaded = self._ready()
         request = loaded.states.restore(state, loaded.requests, await loaded.compile_grammar(state.params))
         request.hold_s = self._settings.hold_s
         blocks = await asyncio.to_thread(_blocks, loaded, state, buffers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attrs import evolve
-from sage_infer.contracts import KVEndpoint, KVTransfer, Transport
+from sage_infer.contracts import KVEndpoint, KVStateChecking, KVTransfer, Transport
 from sage_infer.errors import InvalidRequest, KVCorrupt
 from sage_infer.schemas import DecodeState, HardwareProfile, KVLocation, TransportReport, TransportSettings
 
@@ -47,7 +47,7 @@ async def fetch_state(
     settings: TransportSettings | None = None,
     profile: HardwareProfile | None = None,
 ) -> tuple[DecodeState, TransportReport]:
-    """Move the KV of a published state here and import it.
+    """Move the KV of a published state here and import it. A target with ``KVStateChecking`` refuses a state first.
 
     Returns the state for ``target.decode``, and the transport's report. The endpoint is as empty afterwards as before,
     also after an error.
@@ -72,6 +72,8 @@ async def fetch_state(
         raise InvalidRequest(
             f"the KV of request {state.request_id} has no locations; publish the state first"
         )
+    if isinstance(target, KVStateChecking):
+        await target.check_state(state)
     places = endpoint.reserve(state.chunks)
     try:
         plan = plan_transfer(

@@ -29,7 +29,7 @@ from sage_infer.schemas import (
 from sage_infer.sdk import check_claims, checked_hold
 
 from sage_infer_vllm.base import BaseVLLMBackend
-from sage_infer_vllm.disaggregation import Instance, decode, export_kv, import_kv, prefill
+from sage_infer_vllm.disaggregation import Instance, check_state, decode, export_kv, import_kv, prefill
 from sage_infer_vllm.models.quantization import quantization_for
 from sage_infer_vllm.requests.chat import render_chat
 from sage_infer_vllm.requests.prompts import text_of, tokenize, tokens_of
@@ -232,6 +232,9 @@ class VLLMBackend(BaseVLLMBackend):
 
     async def export_kv(self, state: DecodeState) -> tuple[DecodeState, list[memoryview]]:
         return await export_kv(await self._instance(), state)
+
+    async def check_state(self, state: DecodeState) -> None:
+        check_state(await self._instance(), state)
 
     async def import_kv(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
         return await import_kv(await self._instance(), state, buffers)

@@ -31,7 +31,7 @@ from sage_infer.contracts.kv_store import (
     ObservableKVStore,
     TieredKVStore,
 )
-from sage_infer.contracts.kv_transfer import KVEndpoint, KVFormatCodec, KVTransfer
+from sage_infer.contracts.kv_transfer import KVEndpoint, KVFormatCodec, KVStateChecking, KVTransfer
 from sage_infer.contracts.lifecycle import EngineStats, Health, Lifecycle
 from sage_infer.contracts.memory import DeviceMemory, MemoryPlanning, MemoryReporting, MemoryShare
 from sage_infer.contracts.reporting import (
@@ -57,10 +57,10 @@ __all__ = [
     "HybridAnswerReading",
     "HybridInferenceBackend", "HybridTokenizing", "HybridToolCalling", "InferenceBackend", "InstanceReporting",
     "KVEndpoint",
-    "KVEventSource", "KVEvents", "KVFormatCodec", "KVPlace", "KVSnapshot", "KVStore", "KVStoreEvent",
-    "KVStoreStats", "KVStored", "KVTransfer", "KeyChain", "Lifecycle", "MappedKVStore", "MemoryPlanning",
-    "MemoryReporting", "MemoryShare", "Metric", "MetricsReporting", "ModelReporting", "ModelSettings", "ModelStatus",
-    "ObservableKVStore",
+    "KVEventSource", "KVEvents", "KVFormatCodec", "KVPlace", "KVSnapshot", "KVStateChecking", "KVStore",
+    "KVStoreEvent", "KVStoreStats", "KVStored", "KVTransfer", "KeyChain", "Lifecycle", "MappedKVStore",
+    "MemoryPlanning", "MemoryReporting", "MemoryShare", "Metric", "MetricsReporting", "ModelReporting", "ModelSettings",
+    "ModelStatus", "ObservableKVStore",
     "PrefillResult", "ProgressReport", "ProgressReporting", "PromptLike", "ReplicaExit", "ReplicaHandle",
     "Resuming", "StepCallback", "TextCodec", "TextLike", "TieredKVStore", "TokenStream", "Tokenizing",
     "ToolCall", "ToolCalling", "Transport", "Truncation", "as_prompts", "as_texts", "block_keys",

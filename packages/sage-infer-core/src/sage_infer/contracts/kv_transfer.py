@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from sage_infer.schemas import DecodeState, KVCacheSchema, KVChunk, KVLocation
 
-__all__ = ["KVEndpoint", "KVFormatCodec", "KVTransfer"]
+__all__ = ["KVEndpoint", "KVFormatCodec", "KVStateChecking", "KVTransfer"]
 
 
 @runtime_checkable
@@ -32,6 +32,21 @@ class KVTransfer(Protocol):
                 converted to that of this instance.
             KVCorrupt: a buffer has the wrong size or checksum; nothing was imported.
             Overloaded: there are not enough free blocks now.
+        """
+        ...
+
+
+@runtime_checkable
+class KVStateChecking(Protocol):
+    """Optional additional method of a backend that claims ``kv_import``: refuse a state before its KV is moved."""
+
+    async def check_state(self, state: DecodeState) -> None:
+        """Check whether ``import_kv`` would accept a state, without its buffers.
+
+        Raises:
+            CapabilityMismatch: as ``import_kv``.
+            InvalidRequest: it is not a state after prefill.
+            UnsupportedFeature: its parameters require a feature that this backend does not claim.
         """
         ...
 

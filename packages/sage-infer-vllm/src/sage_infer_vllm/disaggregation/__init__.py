@@ -8,6 +8,6 @@ draws are vLLM's own, and equal those of ``generate``.
 from sage_infer_vllm.disaggregation.decode import decode
 from sage_infer_vllm.disaggregation.instance import Instance
 from sage_infer_vllm.disaggregation.prefill import prefill
-from sage_infer_vllm.disaggregation.transfer import export_kv, import_kv
+from sage_infer_vllm.disaggregation.transfer import check_state, export_kv, import_kv
 
-__all__ = ["Instance", "decode", "export_kv", "import_kv", "prefill"]
+__all__ = ["Instance", "check_state", "decode", "export_kv", "import_kv", "prefill"]

@@ -16,7 +16,7 @@ from sage_infer_vllm.handover.tail import clear_tail
 from sage_infer_vllm.kv.host_pages import HostPages
 from sage_infer_vllm.requests.sampling import check_params
 
-__all__ = ["export_kv", "import_kv"]
+__all__ = ["check_state", "export_kv", "import_kv"]
 
 _CALL_BYTES = 16 * 2**20  # of one copy out of the engine, which computes nothing meanwhile
 _RETRY_S = 1.0
@@ -58,14 +58,19 @@ def _leaving(states: States, state: DecodeState, buffers: Sequence[memoryview]) 
     return states.exported(state, buffers)
 
 
-async def import_kv(on: Instance, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
+def check_state(on: Instance, state: DecodeState) -> None:
+    """Reject a state that ``import_kv`` would reject whatever its buffers."""
     on.check_claimed("kv_import")
-    running, states = on.running, on.states
     on.check_claims(state.params, RequestOptions())
-    states.check(state)
+    on.states.check(state)
     _check_adapter(state)
-    check_params(state.params, max_logprobs=running.max_logprobs)
+    check_params(state.params, max_logprobs=on.running.max_logprobs)
     _check_tokens(on, state)
+
+
+async def import_kv(on: Instance, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
+    check_state(on, state)
+    running, states = on.running, on.states
     if state.finish_reason is not None:
         return states.imported(state)
     running.check_ids([state.request_id])

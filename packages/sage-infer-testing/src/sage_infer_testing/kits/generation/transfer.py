@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 import pytest
-from sage_infer.contracts import KVTransfer
+from sage_infer.contracts import KVStateChecking, KVTransfer
 from sage_infer.errors import CapabilityMismatch, InvalidRequest, KVCorrupt
 from sage_infer.schemas import DecodeState
 
@@ -89,7 +89,7 @@ class TransferTests(DisaggregationTests, kit=True):
 
     @when_claimed("kv_export", "kv_import")
     async def test_kv_of_another_kind_is_refused(self, backend: Any) -> None:
-        """KV of another model or another schema is a ``CapabilityMismatch``.
+        """KV of another model or another schema is a ``CapabilityMismatch``, of ``check_state`` too if there is one.
 
         How to fix: first compare ``model_id`` and ``kv_schema``, and name the difference.
         """
@@ -99,6 +99,13 @@ class TransferTests(DisaggregationTests, kit=True):
         for other in (attrs.evolve(state, model_id="another-model"), attrs.evolve(state, kv_schema=schema)):
             with pytest.raises(CapabilityMismatch):
                 await backend.import_kv(other, buffers)
+            if isinstance(backend, KVStateChecking):
+                with pytest.raises(CapabilityMismatch):
+                    await backend.check_state(other)
+        if isinstance(backend, KVStateChecking):
+            problems = shape_problems(backend, KVStateChecking)
+            assert not problems, f"not a KVStateChecking: {'; '.join(problems)}"
+            await backend.check_state(state)
 
     @when_claimed("kv_export", "kv_import")
     async def test_another_process_goes_on(self, backend: Any) -> None:
