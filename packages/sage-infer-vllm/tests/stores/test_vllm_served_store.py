@@ -163,7 +163,8 @@ def test_a_store_is_opened_for_the_engines_pages(
 @pytest.mark.parametrize(
     ("layer", "what"),
     [
-        ({"ranks": 2}, "on one device only"),
+        ({"ranks": 2}, "on one CPU device only"),
+        ({"backend": "FLASH_ATTN"}, "on one CPU device only"),
         ({"isa": ""}, "the kernel of a layer is not known"),
         ({"value_dim": 0, "page_bytes": 32 * 3 * 64 * 2}, "a KV store is not supported for this engine"),
     ],

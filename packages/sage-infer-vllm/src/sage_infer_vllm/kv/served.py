@@ -190,11 +190,9 @@ def open_served(config: Any, settings: ServedSettings, *, facts: Mapping[str, An
         raise UnsupportedFeature(
             f"a KV store needs the model as a folder, whose content names its KV; {model.model!r} is none"
         )
-    parallel = config.parallel_config
-    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
-        raise UnsupportedFeature(
-            "a KV store is supported on one device only; leave tensor and pipeline parallelism at 1"
-        )
+    parallel, kernels = config.parallel_config, {layer["backend"] for layer in facts["layers"]}
+    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1 or kernels != {"CPU_ATTN"}:
+        raise UnsupportedFeature("below vllm serve, a KV store is supported on one CPU device only")
     schema, reason = describe_kv(
         facts,
         cache_dtype=str(config.cache_config.cache_dtype),
