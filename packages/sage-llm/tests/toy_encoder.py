@@ -1,16 +1,23 @@
-"""An encoder of a few lines, which records its calls and fails where a test says."""
+"""An encoder of a few lines, which records its calls and fails where a test says, and control planes over it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
+import plane
+from plane import running_plane
 from sage_infer.contracts import TextLike, as_texts
 from sage_infer.errors import EngineDead
 from sage_infer.schemas import EmbeddingResult, ModelDescriptor, ReplicaSpec, RerankHit, RerankResult, Usage
 from sage_infer.sdk import BackendReplica, BaseEmbeddingBackend, BaseExecutor
+from sage_llm.manager.calls.batch import BatchLimits
+from sage_llm.manager.health import HealthLimits
+from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.manager.models import ServedModel
+from sage_llm.manager.restarts import RestartLimits
+from sage_llm.manager.settings import ControlPlaneSettings
 from toy_engine import MODEL, ToyEngine
 
 EMBED = ModelDescriptor(model_id="vectors", model_type="embedding", model_path="/toy")
@@ -100,3 +107,28 @@ class MixedExecutor(BaseExecutor):
 def toy_models(embedding: int = 1, reranker: int = 0, llm: int = 0) -> list[ServedModel]:
     numbers = ((EMBED, embedding), (RERANK, reranker), (MODEL, llm))
     return [ServedModel(descriptor=model, backend="toy", replicas=n) for model, n in numbers if n]
+
+
+PATIENT_S = 3600.0
+
+
+def quick(**changes: Any) -> ControlPlaneSettings:
+    return ControlPlaneSettings(
+        restarts=RestartLimits(first_s=0.01, most=50),
+        health=HealthLimits(suspect_s=plane.GUARD_S, lost_s=plane.GUARD_S, revive_s=plane.GUARD_S),
+        **{"batches": BatchLimits(window_s=PATIENT_S), **changes},
+    )
+
+
+Test = Callable[[ControlPlaneManager, MixedExecutor], Coroutine[Any, Any, None]]
+
+
+def on_encoders(test: Test, *, settings: ControlPlaneSettings | None = None, **replicas: int) -> None:
+    async def main() -> None:
+        executor = MixedExecutor()
+        async with running_plane(toy_models(**replicas), executor, settings or quick()) as manager:
+            await test(manager, executor)
+        calls = manager.dispatcher.calls
+        assert not calls.open
+
+    asyncio.run(asyncio.wait_for(main(), plane.GUARD_S))

@@ -24,8 +24,8 @@ from sage_infer_planning.router import ModelRouter
 from sage_llm import policies
 from sage_llm.chains import ChainStep, ChainTable
 from sage_llm.manager import reports
-from sage_llm.manager.batch_calls import BatchCalls
 from sage_llm.manager.calls.call import ManagedCall
+from sage_llm.manager.calls.questions import BatchCalls
 from sage_llm.manager.dispatch import Dispatcher
 from sage_llm.manager.fleet import Fleet
 from sage_llm.manager.models import ServedModel

@@ -21,7 +21,7 @@ from sage_infer.errors import UnsupportedFeature
 from sage_infer.factories import call_path
 from sage_infer.schemas import ModelDescriptor, Prompt
 
-from sage_llm.manager.batch_calls import BatchCalls
+from sage_llm.manager.calls.questions import BatchCalls
 
 __all__ = ["ModelTexts"]
 

@@ -10,7 +10,7 @@ from plane import read, until
 from sage_infer.errors import Overloaded
 from sage_infer.schemas import RequestOptions, SamplingParams
 from sage_llm.quotas import TenantQuota
-from test_calls import on_encoders, quick
+from toy_encoder import on_encoders, quick
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=16)
 LARGEST = 20.0 + 16  # characters of a prompt, and output tokens

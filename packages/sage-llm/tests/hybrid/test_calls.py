@@ -3,46 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from typing import Any
 
-import plane
 import pytest
-from plane import running_plane, until
+from plane import until
 from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, RequestCancelled
 from sage_infer.schemas import RequestOptions
 from sage_llm.commands.tables import status_lines
 from sage_llm.manager.calls.batch import BatchLimits
-from sage_llm.manager.health import HealthLimits
 from sage_llm.manager.manager import ControlPlaneManager
-from sage_llm.manager.restarts import RestartLimits
-from sage_llm.manager.settings import ControlPlaneSettings
-from toy_encoder import MixedExecutor, toy_models
+from toy_encoder import PATIENT_S, MixedExecutor, on_encoders, quick
 from toy_engine import busy
-
-PATIENT_S = 3600.0
-
-
-def quick(**changes: Any) -> ControlPlaneSettings:
-    return ControlPlaneSettings(
-        restarts=RestartLimits(first_s=0.01, most=50),
-        health=HealthLimits(suspect_s=plane.GUARD_S, lost_s=plane.GUARD_S, revive_s=plane.GUARD_S),
-        **{"batches": BatchLimits(window_s=PATIENT_S), **changes},
-    )
-
-
-Test = Callable[[ControlPlaneManager, MixedExecutor], Coroutine[Any, Any, None]]
-
-
-def on_encoders(test: Test, *, settings: ControlPlaneSettings | None = None, **replicas: int) -> None:
-    async def main() -> None:
-        executor = MixedExecutor()
-        async with running_plane(toy_models(**replicas), executor, settings or quick()) as manager:
-            await test(manager, executor)
-        calls = manager.dispatcher.calls
-        assert not calls.open
-
-    asyncio.run(asyncio.wait_for(main(), plane.GUARD_S))
 
 
 def start(manager: ControlPlaneManager, *texts: Any, **keywords: Any) -> asyncio.Task[Any]:

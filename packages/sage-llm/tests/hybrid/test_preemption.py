@@ -9,7 +9,7 @@ import attrs
 import plane
 from plane import read, until
 from sage_infer.schemas import SLO, RequestOptions, SamplingParams
-from test_calls import on_encoders, quick
+from toy_encoder import on_encoders, quick
 
 BATCH, URGENT = RequestOptions(service_class="batch"), RequestOptions(slo=SLO(ttft_s=0.02))
 LONG = SamplingParams(temperature=0.9, seed=7, max_tokens=200)

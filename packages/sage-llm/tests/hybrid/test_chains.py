@@ -18,7 +18,7 @@ from sage_llm.policies import admission, order
 from sage_llm.queue import WaitingQueue
 from sage_llm.tenants import TenantTable
 from sage_llm.types import Decision, RequestView
-from test_calls import on_encoders, quick
+from toy_encoder import on_encoders, quick
 
 STEPS = (("e", 1.0), ("r", 2.0), ("g", 4.0))
 
