@@ -68,6 +68,9 @@ class Steps:
         self.live: set[Callable[[], None]] = set()
         self._task = asyncio.ensure_future(self._run())
 
+    def stop(self) -> None:
+        self._task.cancel()
+
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(STEP_S)
@@ -143,7 +146,9 @@ async def serve_ours(port: int) -> None:
     )
 
     class Backend:
-        async def chat(self, messages: Any, params: Any, *, request_id: str, **_: Any) -> BufferedTokenStream:
+        async def chat(
+            self, messages: Any, params: Any, model: str, *, request_id: str, **_: Any
+        ) -> BufferedTokenStream:
             stream = BufferedTokenStream(request_id, lambda: None)
             left = params.max_tokens
 
@@ -290,7 +295,7 @@ def command(name: str, port: int, upstream: int, folder: Path) -> list[str]:
     """The command that starts a gateway at ``port``."""
     url, listen = f"http://127.0.0.1:{upstream}", ["--host", "127.0.0.1", "--port", str(port)]
     if name == "vllm-router":
-        program = environment("vllm-router", "vllm-router") / "vllm-router"
+        program = environment("vllm-router", "vllm-router==0.1.17") / "vllm-router"
         return [str(program), *listen, "--worker-urls", url, "--policy", "round_robin"]
     if name == "litellm":
         config = folder / "litellm.yaml"

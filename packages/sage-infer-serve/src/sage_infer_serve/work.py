@@ -134,7 +134,7 @@ class Work:
         tokens, worked = self.tokens, self._admission.worked
 
         def counted(count: int) -> None:
-            worked(count)
+            worked(count or 1)  # the text of a server that returns no token ids is work, too
             tokens(count)
 
         return counted

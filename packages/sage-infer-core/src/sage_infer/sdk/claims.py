@@ -39,6 +39,7 @@ FEATURE_OF: Mapping[type, Mapping[str, str | None]] = {
 """Feature that each field of a request requires, by class; None if every backend supports the field."""
 
 
+_NO_OPTIONS = RequestOptions()
 _known_defaults: dict[type, tuple[tuple[str, Any], ...]] = {}  # one entry per class of the contract
 
 
@@ -75,12 +76,17 @@ def check_claims(
 def accepted_options(features: Collection[str], options: RequestOptions) -> RequestOptions:
     """Return the options whose features are claimed, for callers that honour the other options themselves."""
     table = FEATURE_OF[RequestOptions]
-    kept = {}
+    kept, dropped = {}, False
     for name, default in _defaults(type(options)):
         value = getattr(options, name)
-        if value != default and table.get(name) in features:
-            kept[name] = value
-    return RequestOptions(**kept)
+        if value != default:
+            if table.get(name) in features:
+                kept[name] = value
+            else:
+                dropped = True
+    if not dropped:
+        return options
+    return RequestOptions(**kept) if kept else _NO_OPTIONS
 
 
 def _refused(place: str, request: Any, base: type, features: Collection[str]) -> list[str]:

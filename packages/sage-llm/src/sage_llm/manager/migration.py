@@ -84,8 +84,17 @@ class MigrationBudget:
 def with_seed(params: SamplingParams, features: Collection[str], seed: int) -> SamplingParams:
     """The parameters with a seed, if the request samples without one and its engine can be resumed with it."""
     if params.seed is None and params.temperature > 0 and {"seed", "resume"} <= set(features):
-        return attrs.evolve(params, seed=seed)
+        return _seeded(params, seed)
     return params
+
+
+def _seeded(params: SamplingParams, seed: int) -> SamplingParams:
+    """A copy with a seed. ``attrs.evolve`` would check all fields again, for each request."""
+    found: SamplingParams = object.__new__(type(params))
+    for one in attrs.fields(type(params)):
+        object.__setattr__(found, one.name, getattr(params, one.name))
+    object.__setattr__(found, "seed", seed)
+    return found
 
 
 def replay_obstacle(ledger: Ledger) -> str:
