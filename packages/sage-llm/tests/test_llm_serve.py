@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -9,10 +10,14 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from sage_infer.config import load_config
 from sage_infer.errors import InvalidRequest
 from sage_llm.commands.served_models import configured, from_flags, with_cpus
@@ -71,12 +76,65 @@ def test_replicas_divide_the_cpus(smollm2: str) -> None:
     assert chosen.options["threads"] == 7
 
 
+@contextmanager
+def collector() -> Iterator[tuple[str, list[Any]]]:
+    """A collector of OpenTelemetry, and the spans that it has got."""
+    spans: list[Any] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            data = self.rfile.read(int(self.headers["content-length"]))
+            if self.headers.get("content-encoding") == "gzip":
+                data = gzip.decompress(data)
+            for resource in ExportTraceServiceRequest.FromString(data).resource_spans:
+                for scope in resource.scope_spans:
+                    spans.extend(scope.spans)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            """Print nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", spans
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def check_trace(spans: list[Any]) -> None:
+    """The spans of gateway, control plane and replica are one trace, each below the one before."""
+    (generated,) = [span for span in spans if span.name.startswith("generate ")]
+    by_id = {span.span_id: span for span in spans}
+    dispatched = by_id[generated.parent_span_id]
+    received = by_id[dispatched.parent_span_id]
+    assert dispatched.name == received.name == "chat smollm2-135m"
+    assert not received.parent_span_id
+    assert {span.trace_id for span in (generated, dispatched, received)} == {received.trace_id}
+    found = {one.key: one.value for one in dispatched.attributes}
+    assert found["sage_llm.instance"].string_value in ("smollm2-135m/0", "smollm2-135m/1")
+    assert found["gen_ai.usage.output_tokens"].int_value == 4
+    assert {one.key: one.value for one in generated.attributes}["gen_ai.usage.output_tokens"].int_value == 4
+    assert not any(span.status.code == span.status.STATUS_CODE_ERROR for span in spans)
+
+
 def test_serve(smollm2: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
-    """Two children behind the API; a killed one is restarted, and SIGTERM ends everything."""
+    """Two children behind the API, with traces and metrics; SIGTERM ends everything."""
+    with collector() as (otlp, spans):
+        serve_once(otlp, tmp_path_factory, tmp_path)
+    check_trace(spans)
+
+
+def serve_once(otlp: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     folder = tmp_path_factory.mktemp("run")
     folder.chmod(0o700)
-    environment = {**os.environ, RUN_FOLDER_VARIABLE: str(folder)}
-    sage = [sys.executable, "-m", "sage_infer.cli.main", "llm"]
+    (tmp_path / "traced.yaml").write_text("serve: {tracing: true}")
+    environment = {**os.environ, RUN_FOLDER_VARIABLE: str(folder), "OTEL_EXPORTER_OTLP_ENDPOINT": otlp}
+    sage = [sys.executable, "-m", "sage_infer.cli.main", "--config", str(tmp_path / "traced.yaml"), "llm"]
     command = [
         *sage, "serve", "--replicas", "2", "-m", "smollm2-135m", "--port", "0", "-o", "kv_cache_gb=0.25", "--json",
     ]  # fmt: skip
@@ -108,7 +166,11 @@ def test_serve(smollm2: str, tmp_path_factory: pytest.TempPathFactory, tmp_path:
         )
         assert "1 finished" in status.stdout
         with urllib.request.urlopen(f"{ready['url']}/metrics", timeout=GUARD_S) as answer:
-            assert 'sage_llm_instance_up{instance="smollm2-135m/0"' in answer.read().decode()
+            text = answer.read().decode()
+        assert 'sage_llm_instance_up{instance="smollm2-135m/0"' in text
+        ended = [line for line in text.splitlines() if line.startswith("sage_llm_ended_requests_total{")]
+        assert len(ended) == 1
+        assert 'model="smollm2-135m",outcome="finished"' in ended[0]
         server.send_signal(signal.SIGTERM)
         assert server.wait(GUARD_S) == 0, (tmp_path / "errors").read_text()
         assert not list(folder.glob("*.sock"))

@@ -86,8 +86,10 @@ class Tracing:
         return {name: value for name, value in found.items() if name in TRACE}
 
     @staticmethod
-    def export_by_otlp() -> Any:
+    def export_by_otlp(service: str = "sage-infer-serve") -> Any:
         """Export spans to ``OTEL_EXPORTER_OTLP_ENDPOINT``. Returns the provider, which the caller shuts down.
+
+        ``service`` is the ``service.name`` of the spans.
 
         Raises:
             ConfigError: the extra ``otel`` is not installed.
@@ -100,7 +102,7 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError:
             raise ConfigError("tracing needs OpenTelemetry: pip install 'sage-infer-serve[otel]'") from None
-        provider = TracerProvider(resource=Resource.create({"service.name": "sage-infer-serve"}))
+        provider = TracerProvider(resource=Resource.create({"service.name": service}))
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         trace.set_tracer_provider(provider)
         return provider

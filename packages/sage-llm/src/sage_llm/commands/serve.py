@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
+_OPEN_REQUESTS = 16_384
+
 
 def serve(
     backend: Backend = None,
@@ -90,6 +92,7 @@ def serve(
     """
     import attrs
     from sage_infer.config import load_config
+    from sage_infer_serve.config import Serve
     from sage_infer_serve.gateway_command import run_command
 
     from sage_llm.commands.config import LLM
@@ -97,6 +100,7 @@ def serve(
     from sage_llm.commands.pd_flags import check_policy, parse_pd, parse_transport, with_pd
     from sage_llm.commands.served_models import configured, from_flags, parse_replicas, with_cpus
     from sage_llm.replicas.local import SERVER
+    from sage_llm.replicas.spans import TRACING_VARIABLE
 
     moved_by, transport = parse_transport(kv_transport)
     flags = {
@@ -140,6 +144,13 @@ def serve(
     if settings.share_cpus:
         models = with_cpus(models)
     logging.getLogger("sage_llm").setLevel(logging.INFO)
+    if loaded.section(Serve).tracing:
+        models = [
+            attrs.evolve(served, environment={**served.environment, TRACING_VARIABLE: "1"})
+            if served.server is not None
+            else served
+            for served in models
+        ]
     run_command(
         loaded,
         lambda gateway, keys, listener: _serve(
@@ -158,6 +169,7 @@ async def _serve(
     as_json: bool,
     transport: TransportSettings,
 ) -> None:
+    import attrs
     from sage_infer_serve.gateway_command import note_stopping, settle
     from sage_infer_serve.server import run_until_signal
     from sage_infer_serve.watch.loading import start_with_progress
@@ -167,9 +179,13 @@ async def _serve(
     from sage_llm.manager.manager import ControlPlaneManager
     from sage_llm.replicas.local import LocalExecutor
 
+    # Admission by expected wait decides here; a number of requests says nothing about a cluster.
+    gateway = attrs.evolve(gateway, max_open_requests=max(gateway.max_open_requests, _OPEN_REQUESTS))
     executor = LocalExecutor()
     manager = ControlPlaneManager(
-        models, executor, manager_settings(settings, gateway.target_wait_s, transport)
+        models,
+        executor,
+        manager_settings(settings, gateway.target_wait_s, transport, tracing=gateway.tracing),
     )
     address = listener.getsockname()
     control: list[ControlServer] = []
@@ -198,7 +214,9 @@ async def _serve(
         await manager.close()
 
 
-def manager_settings(settings: LLM, target_wait_s: float | None, transport: TransportSettings) -> Any:
+def manager_settings(
+    settings: LLM, target_wait_s: float | None, transport: TransportSettings, *, tracing: bool = False
+) -> Any:
     """Settings of the control plane from the configuration's section."""
     from sage_llm.commands.tenants import quotas_of
     from sage_llm.manager.calls.batch import BatchLimits
@@ -211,6 +229,7 @@ def manager_settings(settings: LLM, target_wait_s: float | None, transport: Tran
     return ControlPlaneSettings(
         policy=settings.policy,
         order=settings.order,
+        tracing=tracing,
         target_wait_s=target_wait_s,
         hand_over=HandOverSettings(transport=settings.kv_transport, settings=transport),
         health=HealthLimits(

@@ -30,6 +30,9 @@ from sage_llm.manager.placing import Placement
 from sage_llm.manager.poison import Quarantine
 from sage_llm.manager.preemption import to_pause
 from sage_llm.manager.request import ManagedRequest
+from sage_llm.manager.tracing import AttemptSpans, carried
+from sage_llm.manager.usage import RequestCounts
+from sage_llm.replicas.spans import Spans
 from sage_llm.tasks import Tasks
 
 __all__ = ["Dispatcher"]
@@ -42,6 +45,7 @@ class Dispatcher:
         placement: chooses instances.
         on_lost: called with an instance and the reason when one of its calls shows that it has ended.
         expects: whether an instance of a model is open or will come back.
+        spans: traces each attempt.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Dispatcher:
         limits: RecoveryLimits | None = None,
         batches: BatchLimits | None = None,
         hand_over: HandOverSettings | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self.placement, self.limits = placement, limits or RecoveryLimits()
         self.calls = CallDispatcher(placement, pump=self.pump, on_lost=on_lost, limits=batches)
@@ -64,6 +69,7 @@ class Dispatcher:
         self.hand_overs = HandOvers(placement, hand_over or HandOverSettings(), self._note_failure)
         self._suspects: list[ManagedRequest] = []
         self._settled_at = 0.0
+        self.counts, self._spans = RequestCounts(), AttemptSpans(spans)
         self._tasks = Tasks()
 
     # --- arrival and end
@@ -94,6 +100,7 @@ class Dispatcher:
         """Called by the request when it ends: free what it holds."""
         assert request.outcome is not None
         self.ends[request.outcome] += 1
+        self.counts.ended(request)
         del self.open[request.request_id]
         self.placement.ended(request)
         if request in self._suspects:
@@ -103,15 +110,14 @@ class Dispatcher:
 
     def cancel(self, request: ManagedRequest, error: RequestCancelled | None = None) -> None:
         """End a request early."""
-        request.fail(
-            error
-            or RequestCancelled(f"request {request.request_id} was cancelled by its caller", by="caller")
-        )
+        told = f"request {request.request_id} was cancelled by its caller"
+        request.fail(error or RequestCancelled(told, by="caller"))
 
     def _drop_attempt(self, request: ManagedRequest) -> None:
         """Fence the current attempt: whatever it still says is dropped."""
         attempt, request.attempt = request.attempt, None
         if attempt is not None:
+            self._spans.end(request, attempt)
             self.placement.left(request)
             attempt.instance.attempts.pop(attempt.request_id, None)
             attempt.instance.left()
@@ -182,6 +188,7 @@ class Dispatcher:
         instance.breaker.sent(now)
         if request.ledger.has_started:
             instance.migrated_in += 1
+        attempt.span = self._spans.begin(request, attempt)
         attempt.cancel = self._tasks.spawn(self._attempt(request, attempt, prefill)).cancel
 
     async def _attempt(self, request: ManagedRequest, attempt: Attempt, prefill: LiveInstance | None) -> None:
@@ -220,7 +227,7 @@ class Dispatcher:
 
     async def _open_stream(self, request: ManagedRequest, attempt: Attempt) -> Any:
         instance = attempt.instance
-        options = accepted_options(instance.features, request.options_now())
+        options = accepted_options(instance.features, carried(request.options_now(), attempt.span))
         if request.ledger.has_started:
             return await continue_stream(
                 instance.backend,

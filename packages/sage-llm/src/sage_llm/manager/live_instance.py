@@ -14,6 +14,7 @@ from sage_infer.schemas import InstanceDescriptor, InstanceReport
 
 from sage_llm.manager.breaker import Breaker
 from sage_llm.replicas.connect import ConnectedReplica
+from sage_llm.replicas.spans import OpenSpan
 
 __all__ = ["Attempt", "LiveInstance", "InstanceWord"]
 
@@ -41,6 +42,7 @@ class Attempt:
         prompt_tokens: number of prompt tokens, for the load of the instance.
         has_output: whether a token has arrived.
         cancel: ends it on the instance.
+        span: its span, if requests are traced.
         is_prefill: it only computes the prompt, for another instance.
         awaits_kv: another instance computes the prompt.
     """
@@ -52,6 +54,7 @@ class Attempt:
     output_tokens: int = 0
     has_output: bool = False
     cancel: Callable[[], object] = field(default=lambda: None)
+    span: OpenSpan = field(factory=OpenSpan)
     is_prefill: bool = False
     awaits_kv: bool = False
 

@@ -34,6 +34,7 @@ from sage_llm.manager.replica import Drained
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.manager.settings import ControlPlaneSettings
 from sage_llm.manager.texts import ModelTexts
+from sage_llm.replicas.spans import Spans
 
 __all__ = ["ManagedModels"]
 
@@ -75,6 +76,7 @@ class ManagedModels:
             limits=self.settings.recovery,
             batches=self.settings.batches,
             hand_over=self.settings.hand_over,
+            spans=Spans() if self.settings.tracing else None,
         )
         self.fleet = Fleet(
             executor, self.dispatcher, health=self.settings.health, restarts=self.settings.restarts

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sage_infer.contracts import EngineStats, Health, Metric, ModelStatus
+from sage_infer.schemas import InstanceReport
 from sage_infer.schemas.codec import to_dict
 from sage_infer_planning.registry import ModelEntry
 
@@ -91,6 +92,7 @@ def metrics(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[Metric]:
             name="sage_llm_requests_total", kind="counter", help="Generating requests by outcome.",
             value=count, labels={"outcome": outcome},
         )  # fmt: skip
+    yield from dispatcher.counts.metrics()
     calls = dispatcher.calls
     for kind, ends in calls.ends.items():
         for outcome, count in ends.items():
@@ -141,6 +143,29 @@ def metrics(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[Metric]:
             ("migrated_out", "Requests handed over to other instances.", instance.migrated_out),
         )
         for name, text, value in gauges:
+            yield Metric(
+                name=f"sage_llm_instance_{name}", kind="gauge", help=text, value=value, labels=labels
+            )
+        if instance.report is not None:
+            yield from _engine_metrics(instance.report, labels)
+
+
+def _engine_metrics(report: InstanceReport, labels: dict[str, str]) -> Iterator[Metric]:
+    """What an engine reports; KV blocks only if it has some."""
+    for name, text, count in (
+        ("prompt_tokens", "Prompt tokens that the engine has computed or found.", report.prompt_tokens),
+        ("cached_tokens", "Prompt tokens found in a cache of the engine.", report.prefix_hit_tokens),
+        ("output_tokens", "Tokens that the engine has generated.", report.output_tokens),
+    ):
+        yield Metric(
+            name=f"sage_llm_instance_{name}_total", kind="counter", help=text, value=count, labels=labels
+        )
+    if report.kv_blocks_total:
+        used = report.kv_blocks_total - report.kv_blocks_free
+        for name, text, value in (
+            ("kv_blocks", "KV blocks of the engine.", report.kv_blocks_total),
+            ("kv_blocks_used", "KV blocks that requests or cached prefixes hold.", used),
+        ):
             yield Metric(
                 name=f"sage_llm_instance_{name}", kind="gauge", help=text, value=value, labels=labels
             )

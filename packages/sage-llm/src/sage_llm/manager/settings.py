@@ -29,6 +29,7 @@ class ControlPlaneSettings:
         health, restarts, recovery: limits of failures.
         tenants: quotas by tenant; ``"*"`` applies to each tenant without one.
         batches: limits of batches of embedding and reranking requests.
+        tracing: whether each dispatch of a request is an OpenTelemetry span.
     """
 
     policy: str = "kv-cost"
@@ -42,6 +43,7 @@ class ControlPlaneSettings:
     recovery: RecoveryLimits = field(factory=RecoveryLimits)
     tenants: Mapping[str, TenantQuota] = field(factory=dict)
     batches: BatchLimits = field(factory=BatchLimits)
+    tracing: bool = False
 
     def backend_for(self, kind: ModelType) -> str:
         return self.backend if kind in GENERATING else self.embedding_backend

@@ -29,6 +29,7 @@ from sage_infer.schemas import ReplicaSpec
 from sage_infer.schemas.codec import from_dict, to_dict
 
 from sage_llm.replicas.server import describe, served, stop_serving
+from sage_llm.replicas.spans import export_spans
 from sage_llm.replicas.wire_errors import to_wire
 
 __all__ = ["main"]
@@ -57,12 +58,17 @@ def main() -> None:
         )
         watcher.start()
 
+    exporter = None
     try:
+        exporter = export_spans()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_run(spec, answer, watch))
     except Exception as error:
         answer({"failed": msgspec.to_builtins(to_wire(error))})
         raise
+    finally:
+        if exporter is not None:
+            exporter.shutdown()
 
 
 async def _run(

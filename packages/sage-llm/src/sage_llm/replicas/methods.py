@@ -9,19 +9,22 @@ import attrs
 import msgspec
 from sage_infer.contracts import KVEvents, TokenStream
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
+from sage_infer.schemas import RequestOptions
 
 from sage_llm.replicas import calls
 from sage_llm.replicas.hand_over import HandOverRoom
+from sage_llm.replicas.spans import OpenSpan, Spans
 
 __all__ = ["METHODS", "Method", "Opened", "perform"]
 
 
 @attrs.frozen
 class Opened:
-    """Streams that a call opened, one per slot, or its KV events."""
+    """Streams that a call opened, one per slot, or its KV events; ``span`` ends with the streams."""
 
     streams: list[TokenStream] = attrs.field(factory=list)
     events: AsyncIterator[KVEvents] | None = None
+    span: OpenSpan | None = None
 
 
 Perform = Callable[[Any, Any, set[str]], Awaitable[Any]]
@@ -36,9 +39,17 @@ class Method:
     on_room: bool = False
 
 
-async def perform(backend: Any, room: HandOverRoom, name: str, arguments: bytes, held: set[str]) -> Any:
+async def perform(
+    backend: Any,
+    room: HandOverRoom,
+    name: str,
+    arguments: bytes,
+    held: set[str],
+    spans: Spans | None = None,
+) -> Any:
     """Call a method of the backend or of the room; return its result, or an ``Opened``.
 
+    With ``spans``, a call with a trace context is a span below it.
     ``held`` are the ids of requests whose prefill is held for the client; the method updates it.
 
     Raises:
@@ -49,9 +60,31 @@ async def perform(backend: Any, room: HandOverRoom, name: str, arguments: bytes,
     if method is None or not (method.on_room or hasattr(backend, name)):
         raise UnsupportedFeature(f"this replica has no method {name!r}; use a replica of the same version")
     try:
-        return await method.perform(room if method.on_room else backend, method.decode(arguments), held)
+        decoded = method.decode(arguments)
+        if spans is not None and not method.on_room and getattr(decoded, "options", None) is not None:
+            return await _traced(backend, method, name, decoded, held, spans)
+        return await method.perform(room if method.on_room else backend, decoded, held)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"arguments of {name} are invalid: {error}") from None
+
+
+async def _traced(target: Any, method: Method, name: str, decoded: Any, held: set[str], spans: Spans) -> Any:
+    """Call a method within a span, which ends with the call, or with the stream that it has opened."""
+    options: RequestOptions = decoded.options
+    capability = target.get_capability()
+    span = spans.begin(f"{name} {capability.backend_name}", options.trace or {}, serves=True)
+    span.set({"gen_ai.operation.name": name, "gen_ai.provider.name": capability.backend_name})
+    takes = capability.supports("trace")
+    decoded.options = attrs.evolve(options, trace=dict(span.carrier or {}) if takes else {})
+    try:
+        result = await method.perform(target, decoded, held)
+    except BaseException as error:
+        span.end(error)
+        raise
+    if isinstance(result, Opened):
+        return attrs.evolve(result, span=span)
+    span.end()
+    return result
 
 
 async def _generate(backend: Any, a: calls.Generate, held: set[str]) -> Opened:

@@ -21,6 +21,7 @@ from sage_llm.replicas.link import Link
 from sage_llm.replicas.protocol import PROTOCOL, Gauges, Hello, carried
 from sage_llm.replicas.run_folder import new_socket
 from sage_llm.replicas.session import Session
+from sage_llm.replicas.spans import spans_of_replica
 
 __all__ = ["ReplicaServer", "describe", "serve", "served", "stop_serving"]
 
@@ -57,7 +58,11 @@ class ReplicaServer:
         report_s: float = REPORT_S,
     ) -> None:
         self.backend, self.room = backend, HandOverRoom(backend)
-        self.descriptor = attrs.evolve(descriptor, capability=carried(descriptor.capability))
+        self.spans = spans_of_replica()
+        capability = carried(descriptor.capability)
+        if self.spans is not None and not capability.supports("trace"):
+            capability = attrs.evolve(capability, features=(*capability.features, "trace"))
+        self.descriptor = attrs.evolve(descriptor, capability=capability)
         self.window = window
         self._lease_s, self._report_s = lease_s, report_s
         self._reports = descriptor.capability.supports("reports")

@@ -30,6 +30,7 @@ from sage_llm.replicas.protocol import (
     Step,
     StreamCancel,
 )
+from sage_llm.replicas.spans import OpenSpan, Spans
 from sage_llm.replicas.wire_errors import to_wire
 from sage_llm.tasks import Tasks
 
@@ -43,6 +44,7 @@ class Host(Protocol):
     room: HandOverRoom
     descriptor: InstanceDescriptor
     window: int
+    spans: Spans | None
 
     def hello(self) -> Hello: ...
     def gauges(self) -> Gauges: ...
@@ -163,7 +165,7 @@ class Session:
         parts, host = self._parts.pop(frame.call, None), self._host
         try:
             arguments = b"".join(parts) if parts else frame.arguments
-            result = await perform(host.backend, host.room, frame.method, arguments, self._held)
+            result = await perform(host.backend, host.room, frame.method, arguments, self._held, host.spans)
             if isinstance(result, Opened):
                 self._open(frame.slots, result)
                 result = None
@@ -188,12 +190,12 @@ class Session:
             self._streams[slots[0]] = _Outgoing(task, window, None)
         for slot, stream in zip(slots, opened.streams, strict=False):
             window = _Window(self._host.window)
-            task = self._tasks.spawn(self._pump(slot, stream, window))
+            task = self._tasks.spawn(self._pump(slot, stream, window, opened.span))
             self._streams[slot] = _Outgoing(task, window, stream)
 
     # --- streams
 
-    async def _pump(self, slot: int, stream: TokenStream, window: _Window) -> None:
+    async def _pump(self, slot: int, stream: TokenStream, window: _Window, span: OpenSpan | None) -> None:
         """Forward a stream. If the consumer is slow, deltas wait in the engine's stream."""
 
         def take(delta: TokenDelta) -> bool:
@@ -216,6 +218,14 @@ class Session:
             end = End(slot, stream.finish_reason, stream.usage, stream.timing)
         except Exception as error:
             end = End(slot, stream.finish_reason, stream.usage, stream.timing, to_wire(error))
+        finally:
+            if span is not None:
+                usage = stream.usage
+                if usage is not None:
+                    span.set({"gen_ai.usage.output_tokens": usage.completion_tokens})
+                span.end(
+                    None if stream.finish_reason in ("stop", "length") else stream.finish_reason or "lost"
+                )
         self._end(end)
 
     async def _pump_kv(self, slot: int, events: AsyncIterator[KVEvents], window: _Window) -> None:
