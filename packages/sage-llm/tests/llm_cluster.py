@@ -35,7 +35,7 @@ def cluster(*views: InstanceView, kv: dict[int, int] | None = None, **changes: A
             mask=sum(1 << view.slot for view in whole),
             least=tuple(v.slot for v in sorted(whole, key=lambda v: (v.queue_s, v.slot))),
             size=len(whole),
-            fastest=max(v.rate for v in whole),
+            fastest=max(v.rate for v in usable),
             rate=sum(v.rate for v in whole),
             shortest_s=min(v.queue_s for v in whole),
             adapters={
@@ -43,6 +43,7 @@ def cluster(*views: InstanceView, kv: dict[int, int] | None = None, **changes: A
                 for view in whole
                 for name in view.adapters
             },
+            prefill=sum(1 << view.slot for view in usable if view not in whole),
             **of_group,
         )
     at = {view.slot: view for view in views}
@@ -105,6 +106,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             tpot_limit=draw(st.sampled_from([0.0, 0.05])),
             step=draw(st.sampled_from([Step(), Step(0.02, 1e-4, 1e-3, 1e-6)])),
             cost_per_hour=draw(st.sampled_from([0.0, 1.0, 2.5])),
+            kv_token_bytes=draw(st.sampled_from([0.0, 1e5])),
             adapters=draw(st.sampled_from([(), ("x",)])),
             reported_at=draw(st.sampled_from([0.0, 99.9])),
         )
@@ -145,4 +147,5 @@ def requests(draw: st.DrawFn) -> RequestView:
         adapter=draw(st.sampled_from(["", "", "x"])),
         slo_ttft=draw(st.sampled_from([None, 0.5, 5.0])),
         slo_tpot=draw(st.sampled_from([None, 0.05])),
+        may_split=draw(st.booleans()),
     )

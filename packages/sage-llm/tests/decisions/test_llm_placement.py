@@ -43,7 +43,9 @@ def test_every_policy_decides_the_same_and_never_over_commits(name: str, data: s
             assert view.kv_reserved + decision.blocks <= view.kv_total
         if view.role == "prefill":
             assert not any(
-                v.role != "prefill" and v.state in ("ready", "probation")
+                v.role != "prefill"
+                and v.state in ("ready", "probation")
+                and not wanted.excluded >> v.slot & 1
                 for v in snapshot.instances
                 if v is not None
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import attrs
 from sage_infer.errors import InvalidRequest
 
 from sage_llm.commands.control import Handler
+from sage_llm.commands.memory import machine_devices, with_memory
 from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.manager.replica import Drained
 
@@ -33,6 +35,7 @@ def methods(manager: ControlPlaneManager, url: str, drain_s: float) -> dict[str,
         return [_drained(result) for result in await manager.restart(model)]
 
     async def scale(model: str, replicas: int) -> dict[str, Any]:
+        await asyncio.to_thread(_check_memory, manager, model, replicas)
         return {"model": model, "replicas": replicas, "changed": await manager.scale(model, replicas)}
 
     async def explain(request: str | None = None) -> dict[str, Any]:
@@ -47,6 +50,14 @@ def methods(manager: ControlPlaneManager, url: str, drain_s: float) -> dict[str,
         return receipts[name].to_json()
 
     return {"status": status, "drain": drain, "restart": restart, "scale": scale, "explain": explain}
+
+
+def _check_memory(manager: ControlPlaneManager, model: str, replicas: int) -> None:
+    """Refuse further replicas in processes of their own if the machine's memory does not suffice."""
+    found = manager.served.get(model)
+    if found is not None and found.server is not None and replicas > found.replicas:
+        others = [served for name, served in manager.served.items() if name != model]
+        with_memory([attrs.evolve(found, replicas=replicas), *others], machine_devices())
 
 
 def _complete(start: str, known: Sequence[str]) -> str | None:

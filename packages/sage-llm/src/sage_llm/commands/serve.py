@@ -97,6 +97,7 @@ def serve(
 
     from sage_llm.commands.config import LLM
     from sage_llm.commands.joined import joins, with_joined
+    from sage_llm.commands.memory import machine_devices, with_memory
     from sage_llm.commands.pd_flags import check_policy, parse_pd, parse_transport, with_pd
     from sage_llm.commands.served_models import configured, from_flags, parse_replicas, with_cpus
     from sage_llm.replicas.local import SERVER
@@ -141,6 +142,7 @@ def serve(
     models = with_joined(models, joins(join or settings.join, join_key_env))
     if sum(served.count for served in models) > 1:  # a single replica needs no process of its own
         models = [attrs.evolve(served, server=SERVER) for served in models]
+        models = with_memory(models, machine_devices())
     if settings.share_cpus:
         models = with_cpus(models)
     logging.getLogger("sage_llm").setLevel(logging.INFO)

@@ -41,6 +41,7 @@ class ServedModel:
         aliases: additional names for requests.
         environment: environment variables of the replicas.
         server: dotted path of the server that runs the replicas in processes of their own; None runs them in this one.
+        devices: devices of the replicas, by replica id; the executor chooses those of others.
         joined: OpenAI-compatible servers that serve this model, too.
     """
 
@@ -52,6 +53,7 @@ class ServedModel:
     aliases: tuple[str, ...] = field(default=(), validator=Each(Text(min_length=1)))
     environment: Mapping[str, str] = field(factory=dict)
     server: str | None = None
+    devices: Mapping[str, tuple[int, ...]] = field(factory=dict)
     joined: tuple[JoinedServer, ...] = ()
 
     @property
@@ -62,13 +64,15 @@ class ServedModel:
     def spec(self, number: int, role: ReplicaRole | None = None) -> ReplicaSpec:
         """The specification of the replica with this number; its role is prefill, or by default that of the others."""
         name = f"p{number}" if role == "prefill" else f"{number}"
+        replica_id = f"{self.descriptor.model_id}/{name}"
         return ReplicaSpec(
-            replica_id=f"{self.descriptor.model_id}/{name}",
+            replica_id=replica_id,
             backend=self.backend,
             model=self.descriptor,
             options=dict(self.options),
             environment=dict(self.environment),
             server=self.server,
+            device_ids=self.devices.get(replica_id, ()),
             role=role or ("decode" if self.prefill_replicas else "general"),
         )
 

@@ -1,0 +1,131 @@
+"""Prompts computed on one replica and continued on another, against one instance: texts, times and bytes.
+
+    python benchmarks/pd.py [--backend openvino|vllm] [--prompts 20] [--transport local|tcp] [--json FILE]
+
+Starts a control plane with one prefill and one decode replica in processes of their own, float32. Every prompt is sent
+through it, so that its KV travels, and to the decode replica alone. Exits with 1 unless all tokens are equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import attrs
+from sage_infer import SageInferError, SamplingParams, resolve_model
+from sage_infer.contracts import TokenStream
+from sage_llm import ControlPlaneManager, LocalExecutor, ServedModel
+from sage_llm.manager.pd import HandOverSettings
+from sage_llm.manager.settings import ControlPlaneSettings
+from sage_llm.replicas.local import SERVER
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "openvino": {"kv_cache_gb": 0.25, "weight_format": "f32", "max_sequence_length": 1024},
+    "vllm": {"kv_cache_gb": 0.5, "dtype": "float32", "eager": True, "max_sequence_length": 1024},
+}
+SUBJECTS = ("memory", "caches", "batches", "prompts", "numbers", "rivers", "bread", "clocks", "maps", "glass")
+ASKS = (
+    "In one sentence, why do {} matter?",
+    "List three facts about {} and explain each of them in a few words.",
+)
+
+
+async def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    model = ServedModel(
+        descriptor=resolve_model("smollm2-135m", model_type="llm"),
+        backend=arguments.backend,
+        options=OPTIONS.get(arguments.backend, {}),
+        replicas=1,
+        prefill_replicas=1,
+        server=SERVER,
+    )
+    settings = ControlPlaneSettings(
+        policy="pd:min_tokens=0,delay_s=1000", hand_over=HandOverSettings(transport=arguments.transport)
+    )
+    plane = ControlPlaneManager([model], LocalExecutor(grace_s=0), settings)
+    try:
+        await plane.start()
+        decode = next(r for r in plane.fleet.replicas.values() if r.spec.role == "decode").instance
+        assert decode is not None
+        rows = []
+        for number in range(arguments.prompts):
+            question = ASKS[number % len(ASKS)].format(SUBJECTS[number % len(SUBJECTS)])
+            greedy = SamplingParams(max_tokens=arguments.tokens, temperature=0.0)
+            params = greedy if number % 4 != 3 else attrs.evolve(greedy, temperature=0.8, seed=number)
+            prompt = await plane.render_chat([{"role": "user", "content": question}])
+            apart = await timed(await plane.generate([prompt], params, request_id=f"pd-{number}"))
+            alone = await timed(await decode.backend.generate([prompt], params))
+            receipt = plane.dispatcher.placement.receipts[f"pd-{number}"]
+            moved = receipt.transfer
+            rows.append(
+                {
+                    "equal": apart[0] == alone[0],
+                    "given_up": receipt.given_up,
+                    "prompt_tokens": receipt.request.prompt_tokens,
+                    "bytes": None if moved is None else moved.nbytes,
+                    "transfer_s": None if moved is None else moved.seconds,
+                    "prefill_s": None if moved is None else moved.prefill_s,
+                    "ttft_apart_s": apart[1],
+                    "ttft_alone_s": alone[1],
+                }
+            )
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        return summary(arguments, rows)
+    finally:
+        await plane.close()
+
+
+async def timed(streams: list[TokenStream]) -> tuple[list[int], float]:
+    """Tokens of a stream, and the time to its first one as the engine's caller saw it."""
+    (stream,) = streams
+    tokens = [token async for delta in stream for token in delta.token_ids]
+    assert stream.timing is not None
+    return tokens, stream.timing.ttft_s
+
+
+def summary(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    moved = [row for row in rows if row["bytes"] is not None]
+    return {
+        "backend": arguments.backend,
+        "transport": arguments.transport,
+        "prompts": len(rows),
+        "handed_over": len(moved),
+        "equal": sum(row["equal"] for row in rows),
+        "median_mib": statistics.median(row["bytes"] for row in moved) / 2**20 if moved else None,
+        "median_transfer_s": statistics.median(row["transfer_s"] for row in moved) if moved else None,
+        "median_ttft_apart_s": statistics.median(row["ttft_apart_s"] for row in rows),
+        "median_ttft_alone_s": statistics.median(row["ttft_alone_s"] for row in rows),
+        "load_average": os.getloadavg()[0],
+        "cpus": os.cpu_count(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--backend", default="openvino", choices=sorted(OPTIONS))
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--transport", default="local", choices=("local", "tcp"))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    try:
+        found = asyncio.run(run(arguments))
+    except SageInferError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(found, indent=2))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 0 if found["equal"] == found["handed_over"] == arguments.prompts else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
