@@ -263,7 +263,8 @@ def measure(names: Sequence[str], rounds: int, seconds: float, folder: Path) -> 
 
 def report(readings: Readings) -> dict[str, Any]:
     """Medians, and differences to the gateway alone in the same round."""
-    base, found = readings.get("gateway"), {}
+    base = readings.get("gateway")
+    found: dict[str, Any] = {}
     for name, values in readings.items():
         found[name] = {
             figure: {

@@ -6,12 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from sage_infer.contracts import BufferedTokenStream
 from sage_infer.errors import EngineDead, Overloaded, RequestCancelled, SageInferError
 from sage_infer.schemas import TokenDelta
-from sage_infer.sdk.claims import accepted_options
 
 from sage_llm.manager.calls.batch import BatchLimits
 from sage_llm.manager.calls.call import ManagedCall
@@ -23,15 +21,15 @@ from sage_llm.manager.migration import (
     NotMigratable,
     PoisonRequest,
     RecoveryLimits,
-    continue_stream,
+    open_stream,
 )
 from sage_llm.manager.pd import HandOvers, HandOverSettings
 from sage_llm.manager.placing import Placement
 from sage_llm.manager.poison import Quarantine
 from sage_llm.manager.preemption import to_pause
 from sage_llm.manager.request import ManagedRequest
-from sage_llm.manager.tracing import AttemptSpans, carried
-from sage_llm.manager.usage import RequestCounts
+from sage_llm.manager.telemetry.attempts import AttemptSpans
+from sage_llm.manager.telemetry.counts import RequestCounts
 from sage_llm.replicas.spans import Spans
 from sage_llm.tasks import Tasks
 
@@ -197,7 +195,7 @@ class Dispatcher:
             if prefill is not None:
                 stream = await self.hand_overs.open(request, attempt, prefill)
             if stream is None:
-                stream = await self._open_stream(request, attempt)
+                stream = await open_stream(request, attempt)
             if request.attempt is not attempt:
                 stream.cancel()
                 return
@@ -224,26 +222,6 @@ class Dispatcher:
             attempt.instance.produced()
             self.placement.finished(request, stream.usage)
             request.finish(stream.usage, stream.timing)
-
-    async def _open_stream(self, request: ManagedRequest, attempt: Attempt) -> Any:
-        instance = attempt.instance
-        options = accepted_options(instance.features, carried(request.options_now(), attempt.span))
-        if request.ledger.has_started:
-            return await continue_stream(
-                instance.backend,
-                request.ledger,
-                request_id=attempt.request_id,
-                model_id=request.model_id,
-                instance_id=instance.instance_id,
-                features=instance.features,
-                options=options,
-            )
-        if request.chat is not None:
-            return await request.chat.open(instance.backend, request.params, attempt.request_id, options)
-        (stream,) = await instance.backend.generate(
-            [request.prompt], request.params, request_id=attempt.request_id, options=options
-        )
-        return stream
 
     @staticmethod
     async def _abort(attempt: Attempt) -> None:

@@ -1,4 +1,4 @@
-"""Continuation of a request on another instance: exactly, or with an error that says why not."""
+"""Start of a request on an instance, and its continuation on another one: exactly, or with an error that says why."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from attrs import frozen
 from sage_infer.contracts import TokenStream
 from sage_infer.errors import SageInferError
 from sage_infer.schemas import Prompt, RequestOptions, SamplingParams
+from sage_infer.sdk.claims import accepted_options
 
 from sage_llm.manager.ledger import Ledger
+from sage_llm.manager.live_instance import Attempt
+from sage_llm.manager.request import ManagedRequest
 
 __all__ = [
     "MigrationBudget",
     "NotMigratable",
     "PoisonRequest",
+    "open_stream",
     "RecoveryLimits",
-    "continue_stream",
     "replay_obstacle",
     "with_seed",
 ]
@@ -107,6 +110,30 @@ def replay_obstacle(ledger: Ledger) -> str:
         if value not in (None, 0.0, ()):
             return f"it sets {name}"
     return "it has several completions" if params.n > 1 else ""
+
+
+async def open_stream(request: ManagedRequest, attempt: Attempt) -> Any:
+    """Start a request on an instance, or continue its output there; returns the stream."""
+    instance, options = attempt.instance, request.options_now()
+    if attempt.span.carrier is not None:
+        options = attrs.evolve(options, trace=attempt.span.carrier)
+    options = accepted_options(instance.features, options)
+    if request.ledger.has_started:
+        return await continue_stream(
+            instance.backend,
+            request.ledger,
+            request_id=attempt.request_id,
+            model_id=request.model_id,
+            instance_id=instance.instance_id,
+            features=instance.features,
+            options=options,
+        )
+    if request.chat is not None:
+        return await request.chat.open(instance.backend, request.params, attempt.request_id, options)
+    (stream,) = await instance.backend.generate(
+        [request.prompt], request.params, request_id=attempt.request_id, options=options
+    )
+    return stream
 
 
 async def continue_stream(

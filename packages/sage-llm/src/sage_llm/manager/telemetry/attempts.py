@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import attrs
-from sage_infer.schemas import RequestOptions
-
 from sage_llm.manager.live_instance import Attempt
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.replicas.spans import OpenSpan, Spans
 
-__all__ = ["AttemptSpans", "carried"]
+__all__ = ["AttemptSpans"]
 
 
 class AttemptSpans:
@@ -54,11 +51,6 @@ class AttemptSpans:
             }
         )
         span.end(None if request.outcome == "finished" else request.outcome or "moved")
-
-
-def carried(options: RequestOptions, span: OpenSpan) -> RequestOptions:
-    """The options with the span as the parent of what the instance does."""
-    return options if span.carrier is None else attrs.evolve(options, trace=span.carrier)
 
 
 _NOTHING = OpenSpan()
