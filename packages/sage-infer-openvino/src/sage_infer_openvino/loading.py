@@ -20,11 +20,11 @@ from sage_infer_openvino.engine.grammar.compiler import GrammarCompiler, Grammar
 from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.kv_reuse import KVReuse
 from sage_infer_openvino.engine.kv_schema import kv_schema_of
+from sage_infer_openvino.engine.page_store import PageStore
 from sage_infer_openvino.engine.paged_runner import PagedRunner
 from sage_infer_openvino.engine.requests import RequestFactory
 from sage_infer_openvino.engine.resuming import replay
 from sage_infer_openvino.engine.sampler import Sampler
-from sage_infer_openvino.engine.scheduler import PageStore
 from sage_infer_openvino.engine.sequence import EngineRequest
 from sage_infer_openvino.kv_format import cast_floats
 from sage_infer_openvino.models.prepare import prepare_decoder

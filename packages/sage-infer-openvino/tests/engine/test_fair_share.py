@@ -12,7 +12,6 @@ from openvino_toy import toy_tokenizer
 from sage_infer.contracts import KeyChain
 from sage_infer.schemas import KVCacheSchema, SamplingParams
 from sage_infer_openvino.engine.block_pool import BlockPool
-from sage_infer_openvino.engine.excess import ExcessLimit
 from sage_infer_openvino.engine.scheduler import Scheduler
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 
@@ -47,6 +46,22 @@ def call(
     return request.sequences
 
 
+class Limits:
+    """Of steps with several tenants."""
+
+    def __init__(self, excess: int = 0, beside: int = 2, alone: int = 8) -> None:
+        self._excess, self._beside, self._alone = excess, beside, alone
+
+    def excess(self, sequences: int, more: int) -> int:
+        return min(self._excess, more)
+
+    def prompt_beside(self, sequences: int, prompt_tokens: int) -> int:
+        return self._beside
+
+    def prompt_alone(self) -> int:
+        return self._alone
+
+
 class Engine:
     """A scheduler whose sequences grow by a token in every step, until they have all of theirs."""
 
@@ -54,7 +69,7 @@ class Engine:
         self.scheduler = Scheduler(
             BlockPool(blocks), block_size=BLOCK, max_batch_size=batch, step_tokens=step, key_chain=key_chain
         )
-        self.excess: ExcessLimit | None = None
+        self.limits: Limits | None = None
         self.computed: Counter[int] = Counter()  # tokens of each sequence, also those computed again
         self.ended: list[SequenceState] = []
 
@@ -68,7 +83,7 @@ class Engine:
         found = []
         for _ in range(count):
             found = []
-            for sequence, tokens in self.scheduler.next_step(None, self.excess):
+            for sequence, tokens in self.scheduler.next_step(None, self.limits):
                 found.append(sequence)
                 self.computed[id(sequence)] += tokens
                 self.scheduler.computed(sequence, tokens)
@@ -207,7 +222,7 @@ def test_a_small_tenant_keeps_its_blocks_beside_a_large_one() -> None:
 
 def test_many_completions_do_not_make_the_steps_of_another_tenant_long() -> None:
     engine = Engine(batch=8)
-    engine.excess = lambda sequences, more: min(2, more)
+    engine.limits = Limits(2)
     many = [s for _ in range(3) for s in engine.add(call(128, output=60, tenant="a"))]
     assert len(engine.step(20)) == 8, "nobody else is there"
     (one,) = engine.add(call(output=20, tenant="b"))
@@ -223,7 +238,7 @@ def test_many_completions_do_not_make_the_steps_of_another_tenant_long() -> None
 
 def test_streams_abandoned_one_after_another_do_not_fill_the_steps_of_another_tenant() -> None:
     engine = Engine(batch=8)
-    engine.excess = lambda sequences, more: 1
+    engine.limits = Limits(1)
     (one,) = engine.add(call(output=30, tenant="b"))
     engine.step(2)
     many: list[SequenceState] = []
@@ -238,7 +253,7 @@ def test_streams_abandoned_one_after_another_do_not_fill_the_steps_of_another_te
 
 def test_a_limit_of_none_ends_nothing_and_holds_nobody_for_ever() -> None:
     engine = Engine(batch=8)
-    engine.excess = lambda sequences, more: 0
+    engine.limits = Limits(0)
     calls = [call(n, output=12, tenant=tenant) for n, tenant in ((20, "a"), (20, "b"), (1, "c"), (3, "c"))]
     count = sum(len(engine.add(sequences)) for sequences in calls)
     for _ in range(2000):
@@ -248,7 +263,7 @@ def test_a_limit_of_none_ends_nothing_and_holds_nobody_for_ever() -> None:
 
 def test_requests_of_one_sequence_are_no_excess() -> None:
     engine = Engine(batch=8)
-    engine.excess = lambda sequences, more: 0
+    engine.limits = Limits(0)
     singles = [engine.add(call(output=30, tenant="a"))[0] for _ in range(6)]
     engine.step(6)
     (one,) = engine.add(call(tenant="b"))

@@ -8,6 +8,7 @@ while it fills its batch.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -20,6 +21,7 @@ _ALWAYS = 8  # requests that may wait whatever the rate is
 _UNKNOWN = 128.0  # tokens of an answer before any has ended
 _WEIGHT = 0.05  # of an answer in the mean length of answers
 _FRESH_S = 0.05  # in which an expected wait stays valid
+_MOST_TENANTS = 1024  # whose expected waits are kept
 _LATEST = 64  # answers from which the length of others is estimated
 
 
@@ -28,7 +30,7 @@ class Admission:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._waiting: dict[Hashable, tuple[float, bool]] = {}
+        self._waiting: dict[Hashable, tuple[float, bool, str]] = {}  # tokens, whether at most so many, tenant
         self._since = 0.0  # when the first of those that wait began to, with nobody waiting before
         self._done: deque[tuple[float, float]] = deque()  # time and tokens
         self._limits: dict[Hashable, float] = {}  # of requests whose answers may be shorter
@@ -37,15 +39,15 @@ class Admission:
         self._ended = 0
         self._latest: deque[tuple[float, float]] = deque(maxlen=_LATEST)  # limit and tokens
         self._longer = 1.0  # mean length of these over that of their estimates
-        self._expected: tuple[float, float] | None = None  # wait, and the time until which it is valid
+        self._expected: dict[str, tuple[float, float]] = {}  # waits by tenant, and until when they are valid
 
-    def accepted(self, request: Hashable, tokens: float, *, at_most: bool = True) -> None:
+    def accepted(self, request: Hashable, tokens: float, *, at_most: bool = True, tenant: str = "") -> None:
         """A request waits. It needs ``tokens``, or with ``at_most`` perhaps fewer, as answers did lately."""
-        self._expected = None
+        self._expected.clear()
         if not self._waiting:
             self._since = self._clock()
             self._done.clear()
-        self._waiting[request] = tokens, at_most
+        self._waiting[request] = tokens, at_most, tenant
         if at_most:
             self._limits[request] = tokens
         if self._mean is None and at_most:
@@ -53,7 +55,7 @@ class Admission:
 
     def answered(self, request: Hashable) -> None:
         """The request's answer has begun; a second call for it has no effect."""
-        self._expected = None
+        self._expected.clear()
         self._waiting.pop(request, None)
 
     def worked(self, tokens: float) -> None:
@@ -68,7 +70,7 @@ class Admission:
 
     def ended(self, request: Hashable, tokens: float) -> None:
         """The request's answer has ended, with so many tokens."""
-        self._expected = None
+        self._expected.clear()
         mean = _UNKNOWN if self._mean is None else self._mean
         self._ended += 1
         # The first that end are the shortest of those that began together, and count for less.
@@ -82,20 +84,27 @@ class Admission:
 
     def left(self, request: Hashable) -> None:
         """The request has ended, whether its answer had begun or not."""
-        self._expected = None
+        self._expected.clear()
         self._waiting.pop(request, None)
         self._limits.pop(request, None)
 
-    def wait_s(self) -> float:
-        """Expected seconds until the answer of a new request begins; 0 while there is no rate to tell from."""
+    def wait_s(self, tenant: str = "") -> float:
+        """Expected seconds until the answer of a tenant's new request begins; 0 while there is no rate to tell from.
+
+        Tenants share the model equally, so that a tenant waits for its own requests and as much work of each other one.
+        """
         if len(self._waiting) < _ALWAYS:
             return 0.0
         now = self._clock()
-        if self._expected is None or now >= self._expected[1]:
-            self._expected = self._estimate(now), now + _FRESH_S
-        return self._expected[0]
+        wait, until = self._expected.get(tenant, (0.0, -math.inf))
+        if now >= until:
+            wait = self._estimate(now, tenant)
+            if len(self._expected) >= _MOST_TENANTS:
+                self._expected.clear()
+            self._expected[tenant] = wait, now + _FRESH_S
+        return wait
 
-    def _estimate(self, now: float) -> float:
+    def _estimate(self, now: float, tenant: str) -> float:
         while self._done and self._done[0][0] < now - _WINDOW_S:
             self._done.popleft()
         elapsed = min(now - self._since, _WINDOW_S)
@@ -109,8 +118,8 @@ class Admission:
             rate = (sum(tokens for _, tokens in self._done) or mean / 2) / elapsed
             if elapsed >= _WINDOW_S / 2:
                 self._rate = rate
-        longer = self._longer
-        ahead = sum(
-            min(tokens, mean) * longer if at_most else tokens for tokens, at_most in self._waiting.values()
-        )
-        return ahead / rate
+        work: dict[str, float] = {}
+        for tokens, at_most, other in self._waiting.values():
+            work[other] = work.get(other, 0.0) + (min(tokens, mean) * self._longer if at_most else tokens)
+        own = work.get(tenant, 0.0)
+        return sum(min(other, own) for other in work.values()) / rate

@@ -110,7 +110,7 @@ class Gateway:
         if self.service.loading:
             raise unavailable("models are being loaded; see /health for progress", _LOADING_S, code="loading")
         self.service.check_room()
-        self.service.check_queues(route.types)
+        self.service.check_queues(route.types, exchange.client)
         if exchange.key is not None:
             exchange.key.admit()
         self.service.receiving.add(exchange)

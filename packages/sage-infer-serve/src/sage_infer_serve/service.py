@@ -119,7 +119,7 @@ class Service:
         if len(self.open) >= limit:
             raise limited(f"limit of {limit} open requests reached; retry later", 1.0, code="overloaded")
 
-    def check_queues(self, types: Collection[ModelType]) -> None:
+    def check_queues(self, types: Collection[ModelType], client: str) -> None:
         """Refuse a request for one of these types of models while all of their queues are too long.
 
         Checked before the body is read and decoded: under overload, refusals would take much of the time of the engine.
@@ -128,14 +128,21 @@ class Service:
             HTTPError: 429.
         """
         target = self.settings.target_wait_s
-        if target is None or all(queue.wait_s() <= target for queue in self._admissions.values()):
+        if target is None or not self._admissions:
+            return
+        waits = {name: queue.wait_s(self.tenant(name, client)) for name, queue in self._admissions.items()}
+        if max(waits.values()) <= target:
             return
         fitting = [m.model_id for m in self.backend.list_models() if m.model_type in types]
-        waits = [self._admissions[name].wait_s() if name in self._admissions else 0.0 for name in fitting]
-        if waits and min(waits) > target:
-            raise _queued(min(waits))
+        shortest = min((waits.get(name, 0.0) for name in fitting), default=0.0)
+        if shortest > target:
+            raise _queued(shortest)
 
-    def admit(self, model: str) -> Admission:
+    def tenant(self, model: str, client: str) -> str:
+        """The tenant of a client's requests in a model's queue: one for all if the backend ignores tenants."""
+        return client if self.claims(model, "tenant") else ""
+
+    def admit(self, model: str, client: str) -> Admission:
         """The queue of a model, if a new request would begin in time.
 
         Raises:
@@ -145,7 +152,7 @@ class Service:
             return Admission()  # the backend says that there is no such model
         model_id = self.backend.get_model_status(model).model_id
         admission = self._admissions.setdefault(model_id, Admission())
-        wait, target = admission.wait_s(), self.settings.target_wait_s
+        wait, target = admission.wait_s(self.tenant(model, client)), self.settings.target_wait_s
         if target is not None and wait > target:
             raise _queued(wait)
         return admission

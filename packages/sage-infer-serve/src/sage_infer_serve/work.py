@@ -96,7 +96,7 @@ class Work:
         *,
         is_streamed: bool = False,
     ) -> None:
-        self._admission = service.admit(model)
+        self._admission = service.admit(model, exchange.client)
         self._service, self._exchange, self._operation, self._model = service, exchange, operation, model
         exchange.model = model if service.type_of(model) is not None else ""
         self._watch = Observation(service.recorder, exchange.model, exchange.started)
@@ -111,10 +111,11 @@ class Work:
                 operation.name, model, exchange, params, is_streamed=is_streamed
             )
         self.tokens = self._reporting_the_first(self._working())
+        tenant = service.tenant(model, exchange.client)
         if params is None:
-            self._admission.accepted(exchange, self._input_tokens(), at_most=False)
+            self._admission.accepted(exchange, self._input_tokens(), at_most=False, tenant=tenant)
         else:
-            self._admission.accepted(exchange, (params.max_tokens or math.inf) * params.n)
+            self._admission.accepted(exchange, (params.max_tokens or math.inf) * params.n, tenant=tenant)
 
     def _input_tokens(self) -> int:
         return max(1, self._exchange.body_bytes // _BYTES_PER_TOKEN)

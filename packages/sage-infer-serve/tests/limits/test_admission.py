@@ -84,6 +84,20 @@ def test_the_rate_of_the_last_queue_holds_for_a_new_one() -> None:
     assert admission.wait_s() == pytest.approx(40 * 50 / 100, rel=0.1)
 
 
+def test_a_tenant_waits_for_its_own_work_and_as_much_of_others() -> None:
+    clock = Clock()
+    admission = Admission(clock)
+    for number in range(30):
+        admission.accepted(number, 1000, at_most=False, tenant="large")
+    admission.accepted("a", 100, at_most=False, tenant="small")
+    for _ in range(100):
+        clock.now += 0.1
+        admission.worked(10)
+    assert admission.wait_s("large") == pytest.approx(301, rel=0.02)
+    assert admission.wait_s("small") == pytest.approx(2, rel=0.02)
+    assert admission.wait_s("new") == 0
+
+
 def test_a_model_that_answers_nobody() -> None:
     clock = Clock()
     admission = Admission(clock)
@@ -146,12 +160,12 @@ def test_overload_of_twenty_times(rate: float, batch: int) -> None:
 
 
 def test_refusals_say_when_to_come_back(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Admission, "wait_s", lambda _: 41.2)
+    monkeypatch.setattr(Admission, "wait_s", lambda *_: 41.2)
     answer = served.chat()
     assert (answer.status, answer.error["code"]) == (429, "overloaded")
     assert answer.headers["retry-after"] == "42"
     assert served.get("/health").status == 200
-    monkeypatch.setattr(Admission, "wait_s", lambda _: 29.0)
+    monkeypatch.setattr(Admission, "wait_s", lambda *_: 29.0)
     assert served.chat().status == 200
 
 
@@ -161,7 +175,7 @@ def test_requests_are_refused_before_they_are_read(served: Served, monkeypatch: 
     broken = {"path": "/v1/chat/completions", "body": b"{"}
     assert served.ask("POST", **broken).status == 400
     queue = served.gateway.service._admissions["echo"]
-    monkeypatch.setattr(queue, "wait_s", lambda: 41.2)
+    monkeypatch.setattr(queue, "wait_s", lambda _: 41.2)
     answer = served.ask("POST", **broken)
     assert (answer.status, answer.headers["retry-after"]) == (429, "42")
     assert served.post("/v1/completions", {"model": "echo", "prompt": "a"}).status == 429
@@ -174,7 +188,7 @@ def test_a_queue_of_one_model_does_not_refuse_requests_for_others(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert served.chat().status == 200
-    monkeypatch.setattr(served.gateway.service._admissions["echo"], "wait_s", lambda: 41.2)
+    monkeypatch.setattr(served.gateway.service._admissions["echo"], "wait_s", lambda _: 41.2)
     models = served.backend.list_models()
     other = attrs.evolve(next(m for m in models if m.model_id == "echo"), model_id="other")
     monkeypatch.setattr(served.backend, "list_models", lambda: [*models, other])

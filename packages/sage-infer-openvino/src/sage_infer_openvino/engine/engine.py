@@ -32,11 +32,12 @@ from sage_infer_openvino.engine.kv_events import KVEventLog
 from sage_infer_openvino.engine.load import load_of
 from sage_infer_openvino.engine.outbox import Outbox
 from sage_infer_openvino.engine.pacing import Pacer
+from sage_infer_openvino.engine.page_store import NewKeyChain, PageStore
 from sage_infer_openvino.engine.paged_runner import PagedRunner
 from sage_infer_openvino.engine.request_queue import RequestQueue
 from sage_infer_openvino.engine.requests import due_at
 from sage_infer_openvino.engine.sampler import Sampler
-from sage_infer_openvino.engine.scheduler import NewKeyChain, PageStore, Scheduler
+from sage_infer_openvino.engine.scheduler import Scheduler
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
 from sage_infer_openvino.engine.stepper import Stepper
 
@@ -184,7 +185,7 @@ class DecoderEngine:
             busy = False
             while self._queue.run_commands(wait_s=None if busy else self._wait_time()):
                 self._expire()
-                step = self._scheduler.next_step(self._pacer.prompt_tokens, self._pacer.excess)
+                step = self._scheduler.next_step(self._pacer.prompt_tokens, self._pacer)
                 if step:
                     self._execute(step)
                 busy = bool(step) or self._give_up_prefill()

@@ -10,8 +10,8 @@ from attrs import frozen
 from sage_infer.sdk.kv_broker import KVBroker
 
 from sage_infer_openvino.engine.block_pool import BlockPool
+from sage_infer_openvino.engine.page_store import NewKeyChain
 from sage_infer_openvino.engine.paged_runner import PagedRunner
-from sage_infer_openvino.engine.scheduler import NewKeyChain
 from sage_infer_openvino.engine.sequence import EngineRequest
 
 __all__ = ["KVReuse"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 __all__ = ["Pacer"]
 
 _WEIGHT = 0.2  # weight of the newest measurement in a running mean
-_EXCESS_SLOWDOWN = 1.5  # of a step by the excess sequences of calls
+_EXCESS_SLOWDOWN = 1.25  # of a step by the excess sequences of calls, or by prompts of other tenants
+_SHARED_STEP_S = 0.1  # of a step with prompts while there are several tenants
 _LARGEST_MOVE = 2.0  # outliers are clipped to this multiple of the mean
 
 
@@ -30,6 +31,19 @@ class Pacer:
     def excess(self, sequences: int, more: int) -> int:
         """How many of ``more`` sequences may decode beside ``sequences``, without a much longer step."""
         return self._decodes.within(_EXCESS_SLOWDOWN, sequences, more)
+
+    def prompt_beside(self, sequences: int, prompt_tokens: int) -> int:
+        """Prompt tokens of other tenants beside those of a step, without a much longer step."""
+        if self._row_s is None:
+            return 1
+        step_s = self._decode(sequences) + prompt_tokens * self._row_s
+        return max(1, int((_EXCESS_SLOWDOWN - 1) * step_s / self._row_s))
+
+    def prompt_alone(self) -> int:
+        """Prompt tokens of a step that other tenants may have to wait for."""
+        return (
+            self._smallest if self._row_s is None else max(self._smallest, int(_SHARED_STEP_S / self._row_s))
+        )
 
     def prompt_tokens(self, decoding: int, prompts: int, limit: int) -> int:
         """Prompt tokens of ``prompts`` for a step beside ``decoding`` sequences: at least 1, at most ``limit``."""

@@ -4,32 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Protocol
-
-from sage_infer.contracts import KeyChain
 
 from sage_infer_openvino.engine.block_pool import BlockPool
-from sage_infer_openvino.engine.excess import ExcessLimit, StepShares
 from sage_infer_openvino.engine.kv_events import KVEventLog
+from sage_infer_openvino.engine.page_store import NewKeyChain, PageStore
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
+from sage_infer_openvino.engine.tenants import BatchShares, StepShares, TenantLimits, TenantWork
 from sage_infer_openvino.engine.waiting import WaitingLines, turn
 
-__all__ = ["NewKeyChain", "PageStore", "Scheduler"]
-
-NewKeyChain = Callable[[bytes], KeyChain]
-"""An empty chain of keys with this salt; each key identifies a block and its whole prefix."""
-
-
-class PageStore(Protocol):
-    """Pages outside the engine, in the engine thread."""
-
-    def load(self, block: int, page: memoryview) -> None:
-        """Write a page's bytes to a block."""
-        ...
-
-    def save(self, key: bytes, block: int) -> None:
-        """Copy a block, which is full, to the store."""
-        ...
+__all__ = ["Scheduler"]
 
 
 class Scheduler:
@@ -70,6 +53,7 @@ class Scheduler:
         self._key_chain = key_chain
         self._events = events
         self._pages = pages
+        self._work = TenantWork()
 
     def add(self, sequence: SequenceState) -> None:
         self.waiting.add(sequence)
@@ -100,39 +84,44 @@ class Scheduler:
     def next_step(
         self,
         beside_decodes: Callable[[int, int, int], int] | None = None,
-        excess: ExcessLimit | None = None,
+        limits: TenantLimits | None = None,
     ) -> list[tuple[SequenceState, int]]:
         """Sequences of the next step with their number of tokens; their blocks are allocated.
 
         ``beside_decodes(decoding, prompts, limit)`` returns the maximum number of prompt tokens, from 1 to ``limit``,
-        in a step with ``decoding`` decoding sequences and prompts of ``prompts`` calls. ``excess`` limits the decoding
-        sequences of large calls while there are several tenants. The step is empty only if held sequences have all the
-        required blocks.
+        in a step with ``decoding`` decoding sequences and prompts of ``prompts`` calls. ``limits`` apply while there
+        are several tenants; one of them comes first (``TenantWork.first``). The step is empty only if held sequences
+        have all the required blocks.
         """
         self._share_batch()
         step: list[tuple[SequenceState, int]] = []
         in_turn = sorted(self.running, key=self._rank())
-        # Decodes first: they need one token each, and their output is being streamed.
         requests = [*(s.request for s in in_turn), *self.waiting.requests()]
-        shares = StepShares(requests, self.max_batch_size, excess)
+        first = self._work.first(requests) if limits is not None else None
+
+        def goes_first(sequence: SequenceState) -> bool:
+            return first is None or sequence.request.tenant == first
+
+        # Decodes first: they need one token each, and their output is being streamed.
+        shares = StepShares(requests, self.max_batch_size, limits)
         decoding = [s for s in in_turn if s.remaining == 1 and shares.take(s)]
         budget = self._advance(decoding, self.step_tokens, step)
         # Only from the second token on, so that a burst of requests is prefilled together and decodes in one batch.
-        read_along = any(sequence.new_length > 1 for sequence, _ in step)
-        if read_along and budget and beside_decodes is not None:
-            calls = {r.call for r in self.waiting.requests()} | {
-                s.request.call for s in in_turn if s.remaining > 1
-            }
-            budget = beside_decodes(len(step), min(len(calls), self.max_batch_size - len(step)), budget)
-        budget = self._advance([s for s in in_turn if s.remaining > 1], budget, step)
-        in_progress = self._keys_in_progress() if self.waiting else set()
-        while budget and self.waiting and len(self.running) < self.max_batch_size:
-            sequence = self._next_waiting(in_progress, shares)
-            if sequence is None or not self._fits(sequence):
-                break
-            shares.take(sequence)
-            budget -= self._start(sequence, budget, step)
-            in_progress.update(self._keys_to_come(sequence))
+        streams = [s for s, _ in step if goes_first(s)]
+        if budget and beside_decodes is not None and any(s.new_length > 1 for s in streams):
+            calls = {r.call for r in self.waiting.requests() if first in (None, r.tenant)}
+            calls |= {s.request.call for s in in_turn if s.remaining > 1 and goes_first(s)}
+            prompts = min(len(calls), self.max_batch_size - len(streams))
+            budget = beside_decodes(len(streams), prompts, budget)
+        if limits is not None and self._work.is_shared():
+            budget = min(budget, limits.prompt_alone())
+        decodes = len(step)
+        budget = self._prefill(filter(goes_first, in_turn), budget, step, shares, first)
+        if limits is not None and first is not None:
+            if any(map(goes_first, (s for s, _ in step))):
+                tokens = sum(count for _, count in step[decodes:])
+                budget = min(budget, limits.prompt_beside(decodes, tokens))
+            self._prefill(in_turn, budget, step, shares)
         if not step and self.waiting:
             # No running sequence can free blocks, so the order of arrival is ignored: start any sequence that fits, or
             # else preempt waiting sequences that have blocks.
@@ -140,8 +129,40 @@ class Scheduler:
                 filter(self._reclaim, self.waiting), None
             )
             if fitting is not None:
-                self._start(fitting, budget, step)
+                self._start(fitting, self.step_tokens, step)
+        self._work.ran(step)
         return step
+
+    def _prefill(
+        self,
+        in_turn: Iterable[SequenceState],
+        budget: int,
+        step: list[tuple[SequenceState, int]],
+        shares: StepShares,
+        tenant: str | None = None,
+    ) -> int:
+        """Schedule prompts of running sequences and start waiting ones, of one tenant or all; returns the remaining
+        budget.
+        """
+        done = {id(sequence) for sequence, _ in step}
+        prompts = [s for s in in_turn if s.remaining > 1 and id(s) not in done]
+        budget = self._advance(prompts, budget, step)
+        in_progress = self._keys_in_progress() if self.waiting else set()
+        while budget and self.waiting and len(self.running) < self.max_batch_size:
+            sequence = self.waiting.next(
+                self.running,
+                lambda s: (
+                    tenant in (None, s.request.tenant)
+                    and shares.allows(s)
+                    and self._next_key(s) not in in_progress
+                ),
+            )
+            if sequence is None or not self._fits(sequence):
+                break
+            shares.take(sequence)
+            budget -= self._start(sequence, budget, step)
+            in_progress.update(self._keys_to_come(sequence))
+        return budget
 
     def computed(self, sequence: SequenceState, count: int) -> None:
         """Record that ``count`` more tokens have KV, and publish the blocks filled by them."""
@@ -175,13 +196,8 @@ class Scheduler:
                 budget -= count
         return budget
 
-    def _next_waiting(
-        self, in_progress: Collection[bytes], shares: StepShares | None = None
-    ) -> SequenceState | None:
-        return self.waiting.next(
-            self.running,
-            lambda s: (shares is None or shares.allows(s)) and self._next_key(s) not in in_progress,
-        )
+    def _next_waiting(self, in_progress: Collection[bytes]) -> SequenceState | None:
+        return self.waiting.next(self.running, lambda sequence: self._next_key(sequence) not in in_progress)
 
     def _share_batch(self) -> None:
         """Make room for the next waiting sequence, if tenants or calls with more sequences than its own can give way.
@@ -190,42 +206,18 @@ class Scheduler:
         """
         if not self.waiting or len(self.running) < 2:
             return
-        calls = Counter(sequence.request.call for sequence in self.running)
-        tenants = Counter(sequence.request.tenant for sequence in self.running)
-        if max(calls.values()) < 2 and len(self._tenants()) == 1:
+        if len({s.request.call for s in self.running}) == len(self.running) and len(self._tenants()) == 1:
             return
         sequence = self._next_waiting(self._keys_in_progress())
         if sequence is None:
             return
-        own = sequence.request
-
-        def share(other: SequenceState) -> object:
-            return other.request.call if other.request.tenant == own.tenant else other.request.tenant
-
-        def least(other: SequenceState) -> int:
-            return 2 + (calls[own.call] if other.request.tenant == own.tenant else tenants[own.tenant])
-
-        def may_give(other: SequenceState) -> bool:
-            request = other.request
-            size = calls[request.call] if request.tenant == own.tenant else tenants[request.tenant]
-            return size >= least(other) and request.priority >= own.priority
-
-        def order(other: SequenceState) -> tuple[int, int, tuple[int, float, int]]:
-            return tenants[other.request.tenant], calls[other.request.call], turn(other)
-
-        givers = sorted(filter(may_give, self.running), key=order)
+        shares = BatchShares(sequence.request, self.running)
+        givers = shares.givers()
         if not givers:
             return
         if not self._fits(sequence):
-            idle = [s for s in self.waiting if s.blocks and s is not sequence and may_give(s)]
-            # Each share keeps as many as the other one gets.
-            kept = Counter[object]()
-            spare = []
-            for giver in sorted(givers, key=turn):
-                kept[share(giver)] += 1
-                if kept[share(giver)] >= least(giver):
-                    spare.append(giver)
-            if not self._reclaim(sequence, [*sorted(spare, key=order), *idle]):
+            idle = [s for s in self.waiting if s.blocks and s is not sequence and shares.may_give(s)]
+            if not self._reclaim(sequence, [*shares.spare(givers), *idle]):
                 return
             # Now, or those that decode would take the blocks before its turn in this step.
             self._share_prefix(sequence)
