@@ -9,12 +9,19 @@ import pytest
 from sage_infer.models import resolve_model
 from sage_infer.schemas import ModelDescriptor
 from sage_infer_hybrid import HybridBackend, ModelConfig
-from sage_infer_testing import HybridBackendContract, PluginContract
+from sage_infer_testing import HybridBackendContract, HybridTokenizingContract, PluginContract
 from sage_infer_testing.reading import greedy, read
 
 
 class TestPlugin(PluginContract):
     module = "sage_infer_hybrid.plugin"
+
+
+def both_models() -> HybridBackend:
+    return HybridBackend(
+        llm_config=ModelConfig(model="smollm2-135m", options={"kv_cache_gb": 0.25, "max_batch_size": 8}),
+        embedding_config={"model": "minilm", "aliases": ["text-embedding-3-small"]},
+    )
 
 
 class TestHybrid(HybridBackendContract):
@@ -32,10 +39,19 @@ class TestHybrid(HybridBackendContract):
         )
 
     def make_backend(self) -> Any:
-        return HybridBackend(
-            llm_config=ModelConfig(model="smollm2-135m", options={"kv_cache_gb": 0.25, "max_batch_size": 8}),
-            embedding_config={"model": "minilm", "aliases": ["text-embedding-3-small"]},
-        )
+        return both_models()
+
+
+class TestHybridTokenizing(HybridTokenizingContract):
+    llm = "smollm2-135m"
+    embedder = "minilm"
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def models(cls, sample_models: None) -> None: ...
+
+    def make_backend(self) -> Any:
+        return both_models()
 
 
 def test_a_real_llm_sleeps_after_its_streams_and_wakes_unchanged(sample_models: None) -> None:

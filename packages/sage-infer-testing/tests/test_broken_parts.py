@@ -11,6 +11,7 @@ from kit_broken import (  # noqa: F401 - they register their mistakes
     embedding,
     executors,
     hybrid,
+    hybrid_tokenizing,
     mapped_stores,
     moving,
     observable_stores,

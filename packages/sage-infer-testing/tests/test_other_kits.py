@@ -9,6 +9,7 @@ from kit_reference.embedding import ReferenceEmbedder
 from kit_reference.endpoint import CAPACITY, ReferenceEndpoint
 from kit_reference.executor import ReferenceExecutor, toy_spec
 from kit_reference.hybrid import ReferenceHybrid
+from kit_reference.hybrid_tokenizing import ReferenceHybridTokenizer
 from kit_reference.mapped_store import ReferenceMappedStore
 from kit_reference.observable_store import ReferenceObservableStore
 from kit_reference.store import ReferenceStore
@@ -20,6 +21,7 @@ from sage_infer_testing import (
     ExecutorContract,
     HardwareDetectorContract,
     HybridBackendContract,
+    HybridTokenizingContract,
     KVEndpointContract,
     KVFormatCodecContract,
     KVStoreContract,
@@ -59,6 +61,14 @@ class TestHybridWithASpareEmbedder(TestHybrid):
 class TestHybridWithNothingSet(HybridBackendContract):
     def make_backend(self) -> ReferenceHybrid:
         return ReferenceHybrid()
+
+
+class TestHybridTokenizing(HybridTokenizingContract):
+    llm = "talker"
+    embedder = "embedder"
+
+    def make_backend(self) -> ReferenceHybridTokenizer:
+        return ReferenceHybridTokenizer()
 
 
 class TestStore(KVStoreContract):

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "ContractSuite", "EmbeddingBackendContract", "ExecutorContract", "HardwareDetectorContract",
-    "HybridBackendContract", "InferenceBackendContract", "KVEndpointContract", "KVFormatCodecContract",
-    "KVStoreContract", "MappedKVStoreContract", "ObservableKVStoreContract", "PluginContract",
+    "HybridBackendContract", "HybridTokenizingContract", "InferenceBackendContract", "KVEndpointContract",
+    "KVFormatCodecContract", "KVStoreContract", "MappedKVStoreContract", "ObservableKVStoreContract", "PluginContract",
     "RecordingContract", "TieredKVStoreContract", "TransportContract", "VLLMPlatformContract",
     "WholeRecordingContract", "xfail",
 ]  # fmt: skip
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sage_infer_testing.kits.executor import ExecutorContract
     from sage_infer_testing.kits.hardware import HardwareDetectorContract
     from sage_infer_testing.kits.hybrid import HybridBackendContract
+    from sage_infer_testing.kits.hybrid_tokenizing import HybridTokenizingContract
     from sage_infer_testing.kits.inference import InferenceBackendContract
     from sage_infer_testing.kits.kv.codec import KVFormatCodecContract
     from sage_infer_testing.kits.kv.endpoint import KVEndpointContract
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "ContractSuite": "suite", "EmbeddingBackendContract": "kits.embedding", "ExecutorContract": "kits.executor",
     "HardwareDetectorContract": "kits.hardware", "HybridBackendContract": "kits.hybrid",
-    "InferenceBackendContract": "kits.inference", "KVEndpointContract": "kits.kv.endpoint",
+    "HybridTokenizingContract": "kits.hybrid_tokenizing", "InferenceBackendContract": "kits.inference",
+    "KVEndpointContract": "kits.kv.endpoint",
     "KVFormatCodecContract": "kits.kv.codec", "KVStoreContract": "kits.kv.store",
     "MappedKVStoreContract": "kits.kv.mapped",
     "ObservableKVStoreContract": "kits.kv.observable", "PluginContract": "kits.plugin",
