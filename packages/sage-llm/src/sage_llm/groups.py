@@ -25,6 +25,8 @@ class Members:
         self.views: dict[int, InstanceView] = {}
         self.waiting: dict[str, float] = {}  # prompt tokens of waiting requests, by request
         self.waiting_tokens = 0.0
+        self.in_chains: dict[str, float] = {}  # those of ``waiting`` in chains with a deadline
+        self.chain_tokens = 0.0
         self._drained: deque[tuple[float, float]] = deque()  # time and tokens of requests that left the queue
         self._drained_tokens = 0.0
         self._queue_since = 0.0
@@ -93,6 +95,7 @@ class Members:
             fixed.adapters,
             self._free if fixed.kv_free >= 0 else -1,
             fixed.prefill,
+            self.chain_tokens,
         )
 
     def _least(self, fixed: Group) -> tuple[int, ...]:
@@ -128,8 +131,11 @@ class Members:
             prefill=sum(1 << slot for slot in views if slot not in whole),
         )
 
-    def waits(self, request_id: str, tokens: float, now: float) -> None:
+    def waits(self, request_id: str, tokens: float, now: float, *, in_chain: bool = False) -> None:
         """A request waits in the control plane, or waits with other tokens."""
+        if in_chain:
+            self.chain_tokens += tokens - self.in_chains.get(request_id, 0.0)
+            self.in_chains[request_id] = tokens
         if not self.waiting:
             self._queue_since = now
             self._drained.clear()
@@ -143,6 +149,8 @@ class Members:
         if tokens is None:
             return
         self.waiting_tokens = self.waiting_tokens - tokens if self.waiting else 0.0
+        of_chain = self.in_chains.pop(request_id, 0.0)
+        self.chain_tokens = self.chain_tokens - of_chain if self.in_chains else 0.0
         if now is not None:
             if self._drained and now - self._drained[-1][0] < 0.1:
                 self._drained[-1] = self._drained[-1][0], self._drained[-1][1] + tokens

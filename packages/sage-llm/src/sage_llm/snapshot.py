@@ -82,7 +82,8 @@ class SnapshotBuilder:
     def waits(self, request: RequestView, now: float, slot: int = -1) -> None:
         """A request waits in the control plane, for the instance at ``slot`` or for any (-1)."""
         self._unbind(request.id)
-        self._members(request.model).waits(request.id, request.prompt_tokens, now)
+        in_chain = request.chain_since is not None and request.deadline is not None
+        self._members(request.model).waits(request.id, request.prompt_tokens, now, in_chain=in_chain)
         if slot >= 0:
             instance = self._registry.at(slot)
             if instance is not None:

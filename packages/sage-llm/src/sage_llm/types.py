@@ -254,6 +254,7 @@ class Group:
         rho: load of the last 20 s: least work that requests needed, divided by the rate.
         adapters: instances by loaded adapter.
         kv_free: sum of the unreserved KV blocks in ``mask``; -1 if unknown.
+        chain_tokens: part of ``waiting_tokens`` that belongs to chains with a deadline, which pass other requests.
         prefill: instances that compute prompts for those in ``mask``.
     """
 
@@ -270,6 +271,7 @@ class Group:
     adapters: Mapping[str, int] = field(factory=dict)
     kv_free: int = -1
     prefill: int = 0
+    chain_tokens: float = 0.0
 
 
 @frozen

@@ -21,7 +21,8 @@ class PredictedWait:
     ``Retry-After`` is the predicted wait less the target.
 
     A chain is refused at its first request if the waits for all of its usual steps and their duration exceed its
-    deadline. Its later requests are accepted in any case, because work was spent on them.
+    deadline. Only other chains wait ahead of it, as it passes requests with more time. Its later requests are accepted
+    in any case, because work was spent on them.
 
     Attributes:
         target_s: longest wait in seconds of requests without a TTFT target.
@@ -53,8 +54,9 @@ class PredictedWait:
         wait = self.wait_s(request, snapshot)
         if request.chain_step:
             return Decision("wait", request.id, policy=self.name, predicted_ttft=wait)
-        if request.later and request.deadline is not None:
-            whole = wait + sum(self._wait_of(model, snapshot) for model in request.later) + request.expected_s
+        if request.expected_s and request.deadline is not None:
+            models = (request.model, *request.later)
+            whole = sum(self._wait_of_chain(model, snapshot) for model in models) + request.expected_s
             missing = snapshot.now + whole - request.deadline
             if missing > 0:
                 message = (
@@ -62,6 +64,7 @@ class PredictedWait:
                     f"{request.deadline - snapshot.now:.1f} s; retry in {missing:.1f} s, or with a later deadline"
                 )
                 return self._refuse(request, "overloaded", message, wait, missing)
+            return Decision("wait", request.id, policy=self.name, predicted_ttft=wait)
         if request.deadline is not None and snapshot.now + wait >= request.deadline:
             message = (
                 f"its deadline passes in {request.deadline - snapshot.now:.1f} s, before it could start "
@@ -80,6 +83,13 @@ class PredictedWait:
     def wait_s(self, request: RequestView, snapshot: Snapshot) -> float:
         """Return the expected time until a new request would be started."""
         return self._wait_of(request.model, snapshot)
+
+    def _wait_of_chain(self, model: str, snapshot: Snapshot) -> float:
+        """Wait of a chain's request, which passes those with more time."""
+        group = snapshot.groups.get(model)
+        if group is None or not group.rate:
+            return 0.0
+        return group.chain_tokens / group.rate + group.shortest_s
 
     def _wait_of(self, model: str, snapshot: Snapshot) -> float:
         group = snapshot.groups.get(model)
