@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sage_infer import hookspecs
 from sage_infer.discovery import BackendInfo, backend_info, model_specs
-from sage_infer.discovery.distributions import describe_distribution
+from sage_infer.discovery.distributions import describe_distribution, with_required
 from sage_infer.discovery.readiness import missing_requirements
 
 if TYPE_CHECKING:
@@ -343,3 +343,18 @@ def test_a_distribution_is_described() -> None:
     assert core["version"][0].isdigit()
     assert core["location"]
     assert describe_distribution("no-such-dist")["version"] == "not installed"
+
+
+def test_distributions_with_the_wheels_that_they_require(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, lines in (
+        ("sage-one", ["attrs>=25", "sage-two>=0.1,<0.2", "sage-three; extra == 'more'"]),
+        ("sage-two", ["sage-one"]),
+    ):
+        folder = tmp_path / f"{name.replace('-', '_')}-0.1.dist-info"
+        folder.mkdir()
+        required = "".join(f"Requires-Dist: {line}\n" for line in lines)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n{required}")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert with_required(["sage-one", "sage-gone"]) == ["sage-gone", "sage-one", "sage-two"]

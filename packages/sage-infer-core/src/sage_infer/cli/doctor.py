@@ -48,7 +48,7 @@ def _report() -> dict[str, Any]:
     from sage_infer import CONTRACT_VERSION
     from sage_infer.config import load_config
     from sage_infer.discovery import backend_info, discover, plugin_info
-    from sage_infer.discovery.distributions import describe_distribution
+    from sage_infer.discovery.distributions import describe_distribution, with_required
     from sage_infer.errors import ConfigError
     from sage_infer.models import list_models
 
@@ -64,7 +64,7 @@ def _report() -> dict[str, Any]:
     registry = discover()
     backends = backend_info(registry)
     models = list_models()
-    names = sorted({"sage-infer-core", *(plugin.distribution for plugin in registry.plugins)})
+    names = with_required({"sage-infer-core", *(plugin.distribution for plugin in registry.plugins)})
     for row in backends:
         problems += _problems_of(row)
     others = [row for row in plugin_info(registry) if row.kind != "backend"]

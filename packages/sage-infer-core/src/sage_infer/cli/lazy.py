@@ -52,6 +52,10 @@ class LazyGroup(TyperGroup):
                 raise BackendUnavailable(f"`sage {entry.name}` cannot be used: {entry.fault.reason}{fix}")
         wheel = next((HINTS[other] for other in HINTS if f"{other} ".startswith(f"{path} ")), None)
         if wheel is not None:
+            if _is_disabled(wheel):
+                raise BackendUnavailable(
+                    f"`sage {path}` is part of {wheel}, which SAGE_INFER_DISABLE or plugins.disabled switches off"
+                )
             raise BackendUnavailable(f"`sage {path}` comes with another wheel: pip install {wheel}")
         if ctx.resilient_parsing:  # the shell asks for completions
             return None
@@ -92,6 +96,13 @@ def _plugin_entries() -> list[Entry[CommandSpec]]:
     from sage_infer.discovery import discover
 
     return discover().commands()
+
+
+def _is_disabled(wheel: str) -> bool:
+    """Whether a wheel is installed, and its plug-in is switched off."""
+    from sage_infer.discovery import discover
+
+    return any(plugin.disabled and plugin.distribution == wheel for plugin in discover().plugins)
 
 
 def _plugin_commands() -> dict[str, Entry[CommandSpec]]:

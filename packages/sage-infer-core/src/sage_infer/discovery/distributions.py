@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from importlib import metadata
 from typing import TypedDict
 
-__all__ = ["DistributionInfo", "describe_distribution"]
+__all__ = ["DistributionInfo", "describe_distribution", "with_required"]
+
+_NAME = re.compile(r"[\w.-]+")
 
 
 class DistributionInfo(TypedDict):
@@ -15,6 +20,24 @@ class DistributionInfo(TypedDict):
     location: str
     origin: str
     editable: bool
+
+
+def with_required(names: Iterable[str]) -> list[str]:
+    """The distributions and the wheels of this project that they require, sorted; extras are not followed."""
+    found: set[str] = set()
+    rest = list(names)
+    while rest:
+        name = rest.pop()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            lines = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        needed = (_NAME.match(line) for line in lines if "extra ==" not in line)
+        rest += [one[0] for one in needed if one is not None and one[0].startswith("sage-")]
+    return sorted(found)
 
 
 def describe_distribution(name: str) -> DistributionInfo:
