@@ -21,6 +21,7 @@ from sage_infer.schemas import (
 )
 from sage_infer.sdk import checksum
 from sage_infer_transport import SharedMemoryEndpoint, TCPEndpoint, TCPTransport
+from sage_infer_transport.tcp import client as client_module
 from sage_infer_transport.tcp import endpoint as endpoint_module
 from sage_infer_transport.tcp.protocol import ANSWER_BYTES, Answer, Operation, Request, Status
 
@@ -273,6 +274,19 @@ def test_an_answer_of_another_protocol_fails_the_step(near: SharedMemoryEndpoint
     server.close()
     assert report.statuses == ("failed",)
     assert "not an answer of this protocol" in report.errors[0]
+
+
+def test_a_silent_peer_fails_the_step(near: SharedMemoryEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts connections and answers nothing."""
+    monkeypatch.setattr(client_module, "_SILENCE_S", 0.05)
+    server = socket.create_server(("127.0.0.1", 0))
+    chunk = chunk_of(b"x" * 100)
+    (source,) = near.publish([chunk], [memoryview(b"x" * 100)])
+    target = KVLocation(tier="remote", uri=f"tcp://127.0.0.1:{server.getsockname()[1]}/{'0' * 32}")
+    report = execute(plan(chunk, source, target), retry_s=0.01)
+    server.close()
+    assert report.statuses == ("failed",)
+    assert "the peer sent nothing in time" in report.errors[0]
 
 
 def test_an_exception_of_on_step_ends_the_plan(far: TCPEndpoint, near: SharedMemoryEndpoint) -> None:
