@@ -83,8 +83,13 @@ class Plane:
         models = [] if joined else [{"model": LLM, "backend": backend, "replicas": 2, "options": OPTIONS}]
         config = {
             "serve": {"port": self.port},
-            # The faults come faster than in life; a replica shall never be given up.
-            "llm": {"models": models, "join": list(joined), "max_early_failures": 100_000},
+            # Faults come faster than in life, and a busy machine restarts slowly: nothing shall be given up.
+            "llm": {
+                "models": models,
+                "join": list(joined),
+                "max_early_failures": 100_000,
+                "instance_wait_s": 600,
+            },
         }
         self._config = folder / "sage_infer.yaml"
         self._config.write_text(json.dumps(config))
