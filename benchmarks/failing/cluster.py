@@ -82,7 +82,7 @@ class Plane:
         self.url = f"http://127.0.0.1:{self.port}"
         models = [] if joined else [{"model": LLM, "backend": backend, "replicas": 2, "options": OPTIONS}]
         config = {
-            "serve": {"port": self.port},
+            "serve": {"port": self.port, "target_wait_s": None},
             # Faults come faster than in life, and a busy machine restarts slowly: nothing shall be given up.
             "llm": {
                 "models": models,

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ async def _soak(plane: Plane, run: Path, minutes: float) -> dict[str, Any]:
     after = await settled(plane, run)
     return {
         "minutes": minutes, "kills": kills, "answers": len(seen), "lost or different": len(problems),
-        "problems": problems[:10], "gap max, s": max(stream.gap() for stream in seen),
+        "problems": dict(Counter(problem.partition(": ")[2] for problem in problems).most_common(10)),
+        "gap max, s": max(stream.gap() for stream in seen),
         "requests": status["requests"], "before": before, "after": after, "load": os.getloadavg()[0],
         "leaks": [name for name, most in SLACK.items() if after[name] > before[name] + most],
     }  # fmt: skip
