@@ -29,14 +29,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from attrs import frozen
 from on_cuda_models import embedding_model, llm_model
 from sage_infer import SamplingParams, open_backend
-from sage_infer.contracts import InferenceBackend, KVTransfer
+from sage_infer.contracts import KVTransfer
 from vllm_overhead import Pair, run, through_adapter, through_vllm
 
 GIB = 2**30
@@ -175,7 +175,8 @@ async def store(setting: Setting) -> dict[str, Any]:
     kept = {"store": "paged", "capacity_gb": 24 if setting.on_card else 0.5}
     options = setting.options(prefix_caching=False, kv_store=kept)
     async with open_backend("vllm", model=setting.llm, serves="llm", **options) as backend:
-        prompts, found = Prompts(), {}
+        found: dict[str, dict[str, Any]] = {}
+        prompts = Prompts()
         await timed(backend, prompts(max(setting.prompts)), 2)
         for length in setting.prompts:
             ratios, colds, pairs = [], [], []
@@ -206,8 +207,9 @@ async def export(setting: Setting) -> dict[str, Any]:
     length, tokens = max(setting.prompts), 400 if setting.on_card else 24
     streams = 16 if setting.on_card else 2
     async with open_backend("vllm", model=setting.llm, serves="llm", **setting.options()) as backend:
-        prompts, rates, seconds, moved = Prompts(), {"alone": [], "beside": []}, [], 0
-        splitting, transfer = cast(InferenceBackend, backend), cast(KVTransfer, backend)
+        rates: dict[str, list[float]] = {"alone": [], "beside": []}
+        prompts, seconds, moved = Prompts(), [], 0
+        splitting, transfer = backend, cast(KVTransfer, backend)
         for number in range(2 * setting.rounds):
             way = ("alone", "beside")[number % 2]
             held = None
@@ -244,15 +246,13 @@ async def handover(setting: Setting) -> dict[str, Any]:
         for number in range(setting.rounds * 2):
             prompt = prompts(min(setting.prompts))
             expected = (await timed(other, prompt, 32))[1]
-            result = await cast(InferenceBackend, one).prefill(
-                prompt, request_id=f"p{number}", params=greedy(32)
-            )
+            result = await one.prefill(prompt, request_id=f"p{number}", params=greedy(32))
             start = time.perf_counter()
             state, buffers = await cast(KVTransfer, one).export_kv(result.states[0])
             state = await cast(KVTransfer, other).import_kv(state, buffers)
             seconds.append(time.perf_counter() - start)
             moved = sum(buffer.nbytes for buffer in buffers)
-            decoding = await cast(InferenceBackend, other).decode(state, request_id=f"d{number}")
+            decoding = await other.decode(state, request_id=f"d{number}")
             pairs.append((expected, (await tokens_of(decoding.stream))[1]))
             await one.abort(f"p{number}")
         return {"bytes": moved, "seconds": spread(seconds), "tokens": agreement(pairs)}
@@ -297,7 +297,7 @@ async def hybrid(setting: Setting) -> dict[str, Any]:
         (stream,) = await both.generate([5] * 64, greedy(16), model="llm")
         await tokens_of(stream)
         vectors = await both.embed(["w5 w6 w7", "w8"], model="encoder")
-        plan = both.memory_plan()
+        plan = cast(Any, both).memory_plan()
         return {
             "planned": [repr(share) for share in plan.shares],
             "planned_gib": sum(share.total for share in plan.shares) / GIB,
@@ -315,7 +315,7 @@ def used_bytes() -> int:
     return int(told.split()[0]) * 2**20
 
 
-STEPS: Mapping[str, Callable[[Setting], Awaitable[dict[str, Any]]]] = {
+STEPS: Mapping[str, Callable[[Setting], Coroutine[Any, Any, dict[str, Any]]]] = {
     "hardware": hardware, "copies": copies, "contract": contract, "store": store, "export": export,
     "handover": handover, "sleep": sleep, "hybrid": hybrid,
 }  # fmt: skip
