@@ -91,6 +91,36 @@ def test_many_completions_of_another_tenant_hardly_decode_beside_a_request(
     run(main())
 
 
+def test_logits_that_are_no_numbers_end_their_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with Toy(num_blocks=64) as toy:
+            engine = toy.backend._engine
+            assert engine is not None
+            step = engine.runner.step
+
+            def broken(batch: Any) -> Any:
+                logits = step(batch)
+                for row, part in enumerate(batch):
+                    if len(part.token_ids) > 5:  # the long prompt
+                        logits[row] = float("nan")
+                return logits
+
+            monkeypatch.setattr(engine.runner, "step", broken)
+            params = attrs.evolve(greedy(40), temperature=1.0)
+            (good,) = await toy.backend.generate([PROMPT], greedy(40))
+            (bad,) = await toy.backend.generate([list(range(10))], attrs.evolve(params, n=2))
+            with pytest.raises(InvalidRequest, match="no finite logit"):
+                await tokens(bad)
+            assert await tokens(good) == toy_greedy(PROMPT, 40)
+            (extreme,) = await toy.backend.generate(
+                [PROMPT], attrs.evolve(params, repetition_penalty=1e-308, ignore_eos=True)
+            )
+            assert len(await tokens(extreme)) == 40
+            await toy.idle()
+
+    run(main())
+
+
 def test_preemption_does_not_change_outputs() -> None:
     async def main() -> None:
         async with Toy(num_blocks=12) as toy:

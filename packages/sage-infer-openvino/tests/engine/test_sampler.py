@@ -50,7 +50,9 @@ def row(seed: int = 0, size: int = VOCABULARY) -> Row:
 
 def pick(logits: Row, *sequences: SequenceState) -> list[int]:
     rows = np.stack([logits] * len(sequences))
-    return [token for token, _ in SAMPLER.choose(sequences, rows)]
+    chosen = SAMPLER.choose(sequences, rows)
+    assert None not in chosen
+    return [pair[0] for pair in chosen if pair is not None]
 
 
 def kept(logits: Row, **params: Any) -> dict[int, float]:
@@ -218,3 +220,23 @@ def test_a_draw_does_not_depend_on_the_batch() -> None:
     for order in itertools.permutations(range(len(kinds))):
         together = pick(logits, *(sequence(output=(8, 8), **kinds[i]) for i in order))
         assert together == [alone[i] for i in order]
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-308, 1e-45, 1e-38, 1e-30, 10.0])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-5, 1.0, 2.0])
+def test_extreme_parameters_choose_a_token(penalty: float, temperature: float) -> None:
+    params = {"repetition_penalty": penalty, "temperature": temperature, "top_p": 0.9, "seed": 1}
+    (token,) = pick(row(), sequence(tuple(range(20)), **params))
+    assert 0 <= token < VOCABULARY
+    if penalty < 1:
+        assert token < 20, "a tiny factor makes seen tokens the most likely ones"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_without_a_finite_logit_choose_nothing(temperature: float) -> None:
+    rows = np.stack([row(), row(1), row(2)])
+    rows[1] = -np.inf
+    rows[2, 5] = np.nan
+    chosen = SAMPLER.choose([sequence(temperature=temperature, seed=3) for _ in range(3)], rows)
+    assert chosen[0] is not None
+    assert chosen[1:] == [None, None]

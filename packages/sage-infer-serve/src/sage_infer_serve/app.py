@@ -109,7 +109,7 @@ class Gateway:
             raise unavailable("the server is shutting down; use another one", 1.0, code="shutting_down")
         if self.service.loading:
             raise unavailable("models are being loaded; see /health for progress", _LOADING_S, code="loading")
-        self.service.check_room()
+        self.service.check_room(exchange.client)
         self.service.check_queues(route.types, exchange.client)
         if exchange.key is not None:
             exchange.key.admit()

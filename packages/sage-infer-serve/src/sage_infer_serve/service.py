@@ -97,7 +97,7 @@ class Service:
             HTTPError: the body is too long, not JSON, or a field is invalid.
         """
         body = await exchange.body(self.settings.max_body_bytes, self.intake)
-        self.check_room()
+        self.check_room(exchange.client)
         self.receiving.discard(exchange)
         self.open.add(exchange)
         decoder = self._decoders[kind]
@@ -109,15 +109,18 @@ class Service:
         exchange.watch()
         return request
 
-    def check_room(self) -> None:
-        """Refuse a request while too many are open.
+    def check_room(self, client: str) -> None:
+        """Refuse a request while too many are open, until its answer could begin.
 
         Raises:
             HTTPError: 429.
         """
         limit = self.settings.max_open_requests
         if len(self.open) >= limit:
-            raise limited(f"limit of {limit} open requests reached; retry later", 1.0, code="overloaded")
+            wait = max(self._waits(client).values(), default=0.0)
+            raise limited(
+                f"limit of {limit} open requests reached; retry later", max(1.0, wait), code="overloaded"
+            )
 
     def check_queues(self, types: Collection[ModelType], client: str) -> None:
         """Refuse a request for one of these types of models while all of their queues are too long.
@@ -130,13 +133,17 @@ class Service:
         target = self.settings.target_wait_s
         if target is None or not self._admissions:
             return
-        waits = {name: queue.wait_s(self.tenant(name, client)) for name, queue in self._admissions.items()}
+        waits = self._waits(client)
         if max(waits.values()) <= target:
             return
         fitting = [m.model_id for m in self.backend.list_models() if m.model_type in types]
         shortest = min((waits.get(name, 0.0) for name in fitting), default=0.0)
         if shortest > target:
             raise _queued(shortest)
+
+    def _waits(self, client: str) -> dict[str, float]:
+        """Expected wait of a client's request per model with a queue."""
+        return {name: queue.wait_s(self.tenant(name, client)) for name, queue in self._admissions.items()}
 
     def tenant(self, model: str, client: str) -> str:
         """The tenant of a client's requests in a model's queue: one for all if the backend ignores tenants."""

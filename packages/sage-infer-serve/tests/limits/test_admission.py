@@ -196,6 +196,18 @@ def test_a_queue_of_one_model_does_not_refuse_requests_for_others(
     assert served.ask("POST", "/v1/chat/completions", b"{").status == 400, "it could be for the other model"
 
 
+def test_a_full_server_says_when_an_answer_could_begin(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert served.chat().status == 200
+    service = served.gateway.service
+    monkeypatch.setattr(service._admissions["echo"], "wait_s", lambda _: 21.5)
+    monkeypatch.setattr(service, "settings", attrs.evolve(service.settings, max_open_requests=1))
+    monkeypatch.setattr(service, "open", {object()})
+    answer = served.chat()
+    assert (answer.status, answer.headers["retry-after"]) == (429, "22")
+
+
 def test_open_requests_are_counted_out(served: Served) -> None:
     for _ in range(3):
         assert served.chat().status == 200

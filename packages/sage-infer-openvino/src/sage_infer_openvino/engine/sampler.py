@@ -24,6 +24,7 @@ Logits = npt.NDArray[np.float32]
 Allowed = npt.NDArray[np.bool_]
 
 _COLDEST = 1e-5  # minimum temperature; below it, sampling is greedy
+_LARGEST = np.float32(1e30)  # logit after penalties, so that tiny factors do not make it infinite
 
 
 class Sampler:
@@ -38,8 +39,8 @@ class Sampler:
         sequences: Sequence[SequenceState],
         logits: Logits,
         allowed: Mapping[int, Allowed] = MappingProxyType({}),
-    ) -> list[tuple[int, TokenLogprob | None]]:
-        """The next token of each sequence, with log probabilities if requested.
+    ) -> list[tuple[int, TokenLogprob | None] | None]:
+        """The next token of each sequence, with log probabilities if requested; None if no token has a finite logit.
 
         ``logits`` is ``[n, vocab]`` and is modified; ``allowed`` masks the rows of guided sequences. Log probabilities
         are those of the model's distribution, before penalties, masks, temperature and truncation.
@@ -49,14 +50,17 @@ class Sampler:
         for i, sequence in enumerate(sequences):
             self._adjust(logits[i], sequence, allowed.get(i))
         tokens = logits.argmax(axis=1).tolist()
-        drawn = [i for i, s in enumerate(sequences) if s.request.params.temperature >= _COLDEST]
+        valid = np.isfinite(
+            logits[np.arange(len(tokens)), tokens]
+        )  # the largest of a row, or NaN if it has any
+        drawn = [i for i, s in enumerate(sequences) if valid[i] and s.request.params.temperature >= _COLDEST]
         if drawn:
             temperatures = [sequences[i].request.params.temperature for i in drawn]
             weights = to_weights(logits if len(drawn) == len(logits) else logits[drawn], temperatures)
             for i, row in zip(drawn, weights, strict=True):
                 tokens[i] = _draw(row, sequences[i])
         return [
-            (token, self._logprob(raw[i], token, asked[i] or 0) if i in raw else None)
+            (token, self._logprob(raw[i], token, asked[i] or 0) if i in raw else None) if valid[i] else None
             for i, token in enumerate(tokens)
         ]
 
@@ -66,8 +70,10 @@ class Sampler:
         if params.repetition_penalty != 1.0:
             seen = np.unique(sequence.tokens)
             values = row[seen]
-            penalty = np.float32(params.repetition_penalty)
-            row[seen] = np.where(values > 0, values / penalty, values * penalty)
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore", under="ignore"):
+                penalty = np.float32(params.repetition_penalty)
+                values = np.where(values > 0, values / penalty, values * penalty)
+            row[seen] = np.clip(values, -_LARGEST, _LARGEST)
         if (params.presence_penalty or params.frequency_penalty) and sequence.output_length:
             seen, counts = np.unique(sequence.tokens[sequence.prompt_length :], return_counts=True)
             row[seen] -= np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * counts

@@ -33,7 +33,7 @@ class Stepper:
     ) -> tuple[list[tuple[SequenceState, TokenDelta]], dict[EngineRequest, InvalidRequest]]:
         """Compute each sequence's next tokens; fully computed sequences get one new token.
 
-        Returns the new tokens, and the requests whose constraint failed.
+        Returns the new tokens, and the requests whose constraint failed or whose logits are not finite.
         """
         slices = []
         now = time.perf_counter()
@@ -65,8 +65,14 @@ class Stepper:
         allowed = {i: masks[row] for i, row in enumerate(rows) if row in masks}
         chosen = self.sampler.choose(sequences, logits if len(rows) == len(step) else logits[rows], allowed)
         new = []
-        for sequence, (token, logprob) in zip(sequences, chosen, strict=True):
+        for sequence, pair in zip(sequences, chosen, strict=True):
+            if pair is None:
+                failed[sequence.request] = InvalidRequest(
+                    "the model computes no finite logit for the next token; check its weights and precision"
+                )
+                continue
+            token, logprob = pair
             sequence.request.clock.token()
             new.append((sequence, append_token(sequence, token, logprob, self.eos_token_ids)))
         self.output_tokens += len(new)
-        return new, failed
+        return [pair for pair in new if pair[0].request not in failed], failed
