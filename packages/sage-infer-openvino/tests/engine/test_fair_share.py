@@ -170,6 +170,19 @@ def test_an_urgent_call_does_not_give_way() -> None:
     assert engine.running(urgent) == 4
 
 
+def test_priority_orders_the_requests_of_a_tenant_only() -> None:
+    engine = Engine(batch=4)
+    urgent = engine.add(call(128, output=500, priority=-(2**31), tenant="a"))
+    engine.step(6)
+    assert engine.running(urgent) == 4
+    (one,) = engine.add(call(output=20, tenant="b"))
+    while one not in engine.ended:
+        assert one in engine.step()
+    first, second = engine.add([*call(tenant="b", output=9), *call(tenant="b", output=9, priority=-1)])
+    engine.step()
+    assert (engine.running([first]), engine.running([second])) in ((0, 1), (1, 1))
+
+
 def test_single_requests_are_never_interrupted() -> None:
     engine = Engine(batch=4)
     singles = [engine.add(call(output=30))[0] for _ in range(4)]

@@ -370,13 +370,13 @@ class Scheduler:
         return max((s for s in self.running if id(s) not in in_step), key=self._rank())
 
     def _rank(self) -> Callable[[SequenceState], tuple[int, int, int, tuple[int, float, int]]]:
-        """Order in which running sequences get blocks: by priority, those of small tenants and calls, by arrival."""
+        """Order in which running sequences get blocks: those of small tenants, by priority, small calls, by arrival."""
         calls = Counter(sequence.request.call for sequence in self.running)
         tenants = Counter(sequence.request.tenant for sequence in self.running)
 
         def rank(sequence: SequenceState) -> tuple[int, int, int, tuple[int, float, int]]:
             request = sequence.request
-            return request.priority, tenants[request.tenant], calls[request.call], turn(sequence)
+            return tenants[request.tenant], request.priority, calls[request.call], turn(sequence)
 
         return rank
 

@@ -130,7 +130,8 @@ class BatchShares:
     def may_give(self, other: SequenceState) -> bool:
         request, own = other.request, self._own
         size = self._calls[request.call] if request.tenant == own.tenant else self._tenants[request.tenant]
-        return size >= self._least(other) and request.priority >= own.priority
+        may = request.tenant != own.tenant or request.priority >= own.priority
+        return may and size >= self._least(other)
 
     def _share(self, other: SequenceState) -> object:
         request = other.request

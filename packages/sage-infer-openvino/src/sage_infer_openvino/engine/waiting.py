@@ -21,7 +21,7 @@ class WaitingLines:
     """Waiting sequences, one line per call: the ``n`` completions of its prompts.
 
     The next sequence is one of the tenant, and there of the call, with the fewest running sequences, so that no
-    call's size makes others wait; between equals the earlier one is next. Priorities come first.
+    call's size makes others wait; between equals the earlier one is next. Priorities order the calls of a tenant.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class WaitingLines:
         def share(line: list[SequenceState]) -> tuple[int, int, int, float, int]:
             request = line[0].request
             priority, arrived_at, index = turn(line[0])
-            return (priority, tenants[request.tenant], calls[request.call], arrived_at, index)
+            return (tenants[request.tenant], priority, calls[request.call], arrived_at, index)
 
         lines = list(self._lines.values())
         while lines:
