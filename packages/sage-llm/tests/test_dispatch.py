@@ -134,11 +134,12 @@ def test_a_request_is_not_blamed_for_an_instance_that_crashed_with_its_own() -> 
         await until(lambda: cluster.manager.dispatcher.migrations)
         for _ in range(4):
             await asyncio.sleep(0)
+        cluster.manager.dispatcher.limits = RecoveryLimits(settle_s=0.0)
         second.crash()
         assert await asyncio.gather(*reading) == expected
         assert not [request_id for request_id in second.seen if "~" in request_id]
 
-    settings = attrs.evolve(QUICK, recovery=RecoveryLimits(settle_s=1.0))
+    settings = attrs.evolve(QUICK, recovery=RecoveryLimits(settle_s=plane.GUARD_S))
     on_cluster(test, settings=settings)
 
 

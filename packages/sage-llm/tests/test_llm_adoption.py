@@ -24,7 +24,7 @@ from sage_llm.replicas.local import LocalExecutor
 from sage_llm.replicas.record import Lease, started_at
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE, run_folder
 
-SAGE = [sys.executable, "-m", "sage_infer.cli.main", "llm"]
+SAGE = [sys.executable, "-m", "sage_infer.cli.main"]
 
 
 @pytest.fixture
@@ -44,7 +44,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 @contextmanager
 def served(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A running ``sage llm serve``, and what it printed."""
-    command = [*SAGE, "serve", "-m", "smollm2-135m", "--port", "0", "--json", *flags]
+    config = folder / "sage_infer.yaml"  # a busy machine may need longer than 30 s to start a server
+    config.write_text(f"llm: {{outlive_s: {plane.GUARD_S}}}")
+    command = [
+        *SAGE,
+        "--config",
+        str(config),
+        "llm",
+        "serve",
+        "-m",
+        "smollm2-135m",
+        "--port",
+        "0",
+        "--json",
+        *flags,
+    ]
     log = folder / "serve.txt"
     with log.open("w") as errors:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder)
@@ -102,7 +116,7 @@ def test_a_killed_server_is_followed_by_one_with_its_replicas(
         server.send_signal(signal.SIGTERM)
         assert server.wait(plane.GUARD_S) == 0
     assert not any(started_at(pid) for pid, _ in (*before.values(), *after.values()))
-    assert [path.name for path in folder.iterdir()] == ["serve.txt"]
+    assert {path.name for path in folder.iterdir()} == {"sage_infer.yaml", "serve.txt"}
 
 
 # --- parts, with processes that are no replicas

@@ -33,6 +33,7 @@ class LLM:
     max_early_failures: int = field(default=5, validator=Integer(ge=1))
     tenants: Mapping[str, Any] = field(factory=dict, validator=Json())
     drain_s: float = field(default=1.0, validator=Number(ge=0))
+    outlive_s: float = field(default=30.0, validator=Number(ge=0))
     batch_tokens: int = field(default=2048, validator=Integer(ge=1))
     batch_window_ms: float = field(default=5.0, validator=Number(ge=0))
 
@@ -87,6 +88,9 @@ llm:
 
   # Seconds that requests have to end on a replica that is drained; then they move.
   drain_s: 1.0
+
+  # Seconds that replicas in processes of their own wait for the next control plane, after this one was killed.
+  outlive_s: 30.0
 
   # Quotas of tenants by the name of their API key; "*" is for each tenant without one. Keys: max_requests and
   # max_kv_tokens (further requests get 429), reserved_requests and reserved_kv_tokens (left free by others, for each

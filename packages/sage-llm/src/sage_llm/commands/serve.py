@@ -183,7 +183,7 @@ async def _serve(
 
     # Admission by expected wait decides here; a number of requests says nothing about a cluster.
     gateway = attrs.evolve(gateway, max_open_requests=max(gateway.max_open_requests, _OPEN_REQUESTS))
-    executor = LocalExecutor()
+    executor = LocalExecutor(grace_s=settings.outlive_s)
     manager = ControlPlaneManager(
         models,
         executor,
