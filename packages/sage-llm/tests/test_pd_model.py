@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 
 SUBJECTS = ("rain", "bread", "rivers", "clocks", "maps", "trees", "salt", "glass", "wool", "iron")
 QUESTIONS = [f"{ask} {subject}." for ask in ("Tell me about", "Write a line on") for subject in SUBJECTS]
-PARAMS = plane.mixed_params(len(QUESTIONS), 12)
+PARAMS = plane.mixed_params(len(QUESTIONS), 8)
 
 
 def settings(transport: str = "local") -> ControlPlaneSettings:
@@ -90,20 +91,47 @@ async def alone(
     return await read(stream)
 
 
-@pytest.mark.parametrize("transport", ["local", "tcp"])
-def test_twenty_prompts_equal_one_instance(smollm2: str, cache_dir: str, transport: str) -> None:
-    async def test(manager: ControlPlaneManager, prefill: Replica, decode: Replica) -> None:
-        numbers = range(len(QUESTIONS))
-        expected = [await alone(decode, manager, number) for number in numbers]
-        streams = await asyncio.gather(*(asked(manager, number) for number in numbers))
-        assert await asyncio.gather(*map(read, streams)) == expected
-        hand_overs = manager.dispatcher.hand_overs
-        assert (hand_overs.done, hand_overs.given_up) == (len(QUESTIONS), 0)
-        assert hand_overs.nbytes > 20 * 1000
-        assert prefill.instance is not None
-        assert prefill.instance.report is not None
-        receipt = manager.dispatcher.placement.receipts[streams[0].request_id].to_json()
-        assert (receipt["prefill_instance"], receipt["instance"]) == (prefill.replica_id, decode.replica_id)
-        assert receipt["transfer"]["nbytes"] > 0
+async def disturbed_and_alone(
+    manager: ControlPlaneManager, decode: Replica, count: int, disturb: Callable[[], object]
+) -> tuple[list[Any], list[Any]]:
+    """The outputs of so many requests through the control plane, and on one instance."""
+    expected = [await alone(decode, manager, number) for number in range(count)]
+    asking = [asyncio.ensure_future(asked(manager, number)) for number in range(count)]
+    disturb()
+    return await asyncio.gather(*map(read, await asyncio.gather(*asking))), expected
 
-    on_children(smollm2, cache_dir, test, transport)
+
+def test_twenty_prompts_equal_one_instance(smollm2: str, cache_dir: str) -> None:
+    async def test(manager: ControlPlaneManager, prefill: Replica, decode: Replica) -> None:
+        count = len(QUESTIONS)
+        found, expected = await disturbed_and_alone(manager, decode, count, lambda: None)
+        assert found == expected
+        hand_overs = manager.dispatcher.hand_overs
+        assert (hand_overs.done, hand_overs.given_up) == (count, 0)
+        receipts = [receipt.to_json() for receipt in manager.dispatcher.placement.receipts.values()]
+        assert {receipt["prefill_instance"] for receipt in receipts} == {prefill.replica_id}
+        assert {receipt["instance"] for receipt in receipts} == {decode.replica_id}
+        assert sum(receipt["transfer"]["nbytes"] for receipt in receipts) == hand_overs.nbytes > 0
+
+    on_children(smollm2, cache_dir, test)
+
+
+def test_the_prefill_replica_is_killed(smollm2: str, cache_dir: str) -> None:
+    """Over TCP. Whether a request was handed over, is moving or waits there, it ends as on one instance."""
+
+    async def test(manager: ControlPlaneManager, prefill: Replica, decode: Replica) -> None:
+        handle = prefill.handle
+        assert handle is not None
+
+        def kill() -> None:
+            hand_overs = manager.dispatcher.hand_overs
+            watching = asyncio.ensure_future(until(lambda: hand_overs.done >= 2))
+            watching.add_done_callback(lambda _: os.kill(handle.pid, signal.SIGKILL))
+
+        found, expected = await disturbed_and_alone(manager, decode, 8, kill)
+        assert found == expected
+        ends = manager.dispatcher.ends
+        assert (ends["finished"], ends["failed"]) == (8, 0)
+        await until(lambda: prefill.instance is not None and prefill.restarts.total == 1)
+
+    on_children(smollm2, cache_dir, test, "tcp")
