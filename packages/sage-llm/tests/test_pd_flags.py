@@ -1,0 +1,61 @@
+"""`--pd` and `--kv-transport` of `sage llm serve`."""
+
+from __future__ import annotations
+
+import pytest
+from sage_infer.errors import InvalidRequest
+from sage_infer.schemas import ModelDescriptor, TransportSettings
+from sage_llm.commands.config import LLM
+from sage_llm.commands.pd_flags import check_policy, parse_pd, parse_transport, with_pd
+from sage_llm.commands.serve import manager_settings
+from sage_llm.manager.models import ServedModel
+from toy_engine import toy_model
+
+
+def test_pd() -> None:
+    assert parse_pd(None) is None
+    assert parse_pd("") is None
+    assert parse_pd("2:6") == (2, 6)
+    for wrong in ("1", "0:1", "1:0", "a:b", "1:1:1", "-1:1"):
+        with pytest.raises(InvalidRequest, match="--pd must be P:D"):
+            parse_pd(wrong)
+
+
+def test_models_get_their_roles() -> None:
+    encoder = ServedModel(
+        descriptor=ModelDescriptor(model_id="e", model_type="embedding", model_path="/e"), backend="b"
+    )
+    llm, other = with_pd([toy_model(), encoder], (1, 2))
+    assert [(spec.replica_id, spec.role) for spec in llm.specs] == [
+        ("toy/p0", "prefill"),
+        ("toy/0", "decode"),
+        ("toy/1", "decode"),
+    ]
+    assert [spec.role for spec in other.specs] == ["general"]
+    with pytest.raises(InvalidRequest, match="--pd belongs to an LLM"):
+        with_pd([encoder], (1, 1))
+
+
+def test_policies() -> None:
+    assert check_policy("kv-cost", is_given=False) == "pd"
+    assert check_policy("pd:min_tokens=16", is_given=True) == "pd:min_tokens=16"
+    for policy, given in (("kv-cost", True), ("round-robin", False)):
+        with pytest.raises(InvalidRequest, match=f"policy '{policy}' places no prefill"):
+            check_policy(policy, is_given=given)
+
+
+def test_transports_reach_the_manager() -> None:
+    assert parse_transport(None) == (None, {})
+    assert parse_transport("tcp") == ("tcp", {})
+    assert parse_transport("preset=low-latency,chunk_bytes=65536") == (
+        None,
+        {"transport.preset": "low-latency", "transport.chunk_bytes": 65536},
+    )
+    assert parse_transport("tcp,preset=low-cost") == ("tcp", {"transport.preset": "low-cost"})
+    with pytest.raises(InvalidRequest, match="no KV transport 'pigeon'; transports: local, tcp"):
+        parse_transport("pigeon")
+    with pytest.raises(InvalidRequest, match="--kv-transport must be"):
+        parse_transport("=1")
+    wanted = TransportSettings.from_preset("low-latency")
+    found = manager_settings(LLM(kv_transport="tcp"), None, wanted).hand_over
+    assert (found.transport, found.settings) == ("tcp", wanted)
