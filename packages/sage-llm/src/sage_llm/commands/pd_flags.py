@@ -76,14 +76,17 @@ def parse_transport(text: str | None) -> tuple[str | None, dict[str, Any]]:
     """
     if text is None:
         return None, {}
-    pairs = [part if "=" in part else f"name={part}" for part in text.split(",")]
+    parts = text.split(",")
+    names = [part.removeprefix("name=") for part in parts if "=" not in part or part.startswith("name=")]
     try:
-        values = parse_options(pairs)
+        values = parse_options(part for part in parts if "=" in part and not part.startswith("name="))
     except InvalidRequest:
+        values, names = {}, ["", ""]
+    if len(names) > 1:
         raise InvalidRequest(
             f"--kv-transport must be NAME or KEY=VALUE,…, such as tcp or preset=low-latency, got {text!r}"
-        ) from None
-    name = values.pop("name", None)
+        )
+    name = names[0] if names else None
     if name is not None and name not in _TRANSPORTS:
         raise InvalidRequest(f"no KV transport {name!r}; transports: {', '.join(_TRANSPORTS)}")
     return name, {f"transport.{key}": value for key, value in values.items()}
