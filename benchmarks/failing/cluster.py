@@ -89,6 +89,7 @@ class Plane:
                 "join": list(joined),
                 "max_early_failures": 100_000,
                 "instance_wait_s": 600,
+                "max_migrations": 100,
             },
         }
         self._config = folder / "sage_infer.yaml"
