@@ -13,11 +13,12 @@ import pytest
 from plane import read, running_plane
 from sage_infer.errors import InvalidRequest, SageInferError
 from sage_infer.schemas import SamplingParams, TransportSettings
+from sage_infer_serve import GatewaySettings
 from sage_llm.commands import operate
 from sage_llm.commands.config import LLM
 from sage_llm.commands.control import ControlServer, ask, control_path
 from sage_llm.commands.methods import methods
-from sage_llm.commands.serve import manager_settings
+from sage_llm.commands.serve import manager_settings, with_room
 from sage_llm.commands.served_models import parse_replicas
 from sage_llm.commands.tables import status_lines, table_lines, width
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
@@ -143,3 +144,8 @@ def test_settings_from_the_configuration() -> None:
     )
     assert (found.policy, found.recovery.migrations, found.health.lost_s) == ("round-robin", 1, 9.0)
     assert found.target_wait_s == 5.0
+
+
+def test_a_configured_number_of_open_requests_is_kept() -> None:
+    assert with_room(GatewaySettings(port=0)).max_open_requests == 16_384
+    assert with_room(GatewaySettings(port=0, max_open_requests=100)).max_open_requests == 100

@@ -156,7 +156,13 @@ def serve(
     run_command(
         loaded,
         lambda gateway, keys, listener: _serve(
-            settings, gateway, keys, listener, models, as_json, loaded.config.transport.settings()
+            settings,
+            with_room(gateway),
+            keys,
+            listener,
+            models,
+            as_json,
+            loaded.config.transport.settings(),
         ),
         insecure=insecure,
     )
@@ -171,7 +177,6 @@ async def _serve(
     as_json: bool,
     transport: TransportSettings,
 ) -> None:
-    import attrs
     from sage_infer_serve.gateway_command import note_stopping, settle
     from sage_infer_serve.server import run_until_signal
     from sage_infer_serve.watch.loading import start_with_progress
@@ -181,8 +186,6 @@ async def _serve(
     from sage_llm.manager.manager import ControlPlaneManager
     from sage_llm.replicas.local import LocalExecutor
 
-    # Admission by expected wait decides here; a number of requests says nothing about a cluster.
-    gateway = attrs.evolve(gateway, max_open_requests=max(gateway.max_open_requests, _OPEN_REQUESTS))
     executor = LocalExecutor(grace_s=settings.outlive_s)
     manager = ControlPlaneManager(
         models,
@@ -214,6 +217,15 @@ async def _serve(
         for server in control:
             await server.close()
         await manager.close()
+
+
+def with_room(gateway: GatewaySettings) -> GatewaySettings:
+    """The settings with room for many open requests in place of the default: admission by wait decides."""
+    import attrs
+
+    if gateway.max_open_requests != attrs.fields(type(gateway)).max_open_requests.default:
+        return gateway
+    return attrs.evolve(gateway, max_open_requests=_OPEN_REQUESTS)
 
 
 def manager_settings(
