@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from attrs import field, frozen
 from gateway_backend import EchoBackend
@@ -55,6 +56,7 @@ class DashboardBackend(EchoBackend):
         plan: who is to have what of which device.
         measured: what each model takes.
         kv: what the engine of echo says about its KV store.
+        instances: rows of the cluster, as a control plane reports them.
     """
 
     def __init__(self) -> None:
@@ -63,6 +65,7 @@ class DashboardBackend(EchoBackend):
         self.plan = Plan()
         self.measured: dict[str, int | None] = {"echo": 6 * GIB, "vectors": GIB}
         self.kv: dict[str, float] = {}  # of the model echo
+        self.instances: list[dict[str, Any]] = []
 
     def get_model_status(self, model_id: str) -> ModelStatus:
         return self.states.get(model_id) or super().get_model_status(model_id)
@@ -71,6 +74,9 @@ class DashboardBackend(EchoBackend):
         for name, value in self.kv.items():
             full = f"sage_infer_engine_kv_store_{name}"
             yield Metric(name=full, kind="gauge", help="KV", value=value, labels={"model": "echo"})
+
+    def cluster(self) -> dict[str, Any]:
+        return {"instances": [], "replicas": self.instances, "requests": {"open": 3, "migrations": 2}}
 
     def memory_plan(self) -> Plan:
         return self.plan

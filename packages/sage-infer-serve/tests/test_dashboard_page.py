@@ -272,6 +272,50 @@ def test_kv_stores(backend: DashboardBackend, width: int) -> None:
     visit(backend, act, width=width)
 
 
+@pytest.mark.parametrize("width", [1280, 360])
+def test_instances_of_a_control_plane(backend: DashboardBackend, width: int) -> None:
+    """A panel that is there only where there are instances; it fits on a telephone."""
+
+    def act(driver: Any, gateway: Any) -> None:
+        until(driver, shows("Queue"))
+        assert driver.execute_script("return document.querySelector('#cluster-section').hidden")
+        backend.instances = [
+            {
+                "instance": "chat/0", "state": "ready", "reason": "", "role": "decode", "running": 4,
+                "queued_tokens": 1200, "kv_used": 0.25, "cache_hits": 0.5, "migrated_in": 2, "migrated_out": 1,
+                "restarts": 0,
+            },
+            {"instance": "chat/p0", "state": "failed", "reason": "out of memory <b>here</b>", "restarts": 5},
+        ]  # fmt: skip
+        until(driver, shows("chat/0", "#cluster"))
+        panel = text_of(driver, "#cluster")
+        for text in (
+            "decode",
+            "ready",
+            "25%",
+            "50%",
+            "1,200",
+            "2 / 1",
+            "chat/p0",
+            "failed",
+            "memory <b>here</b>",
+        ):
+            assert text in panel
+        assert text_of(driver, "#cluster-requests") == "open: 3 · moved after their first token: 2"
+        widths = driver.execute_script(
+            "return [...document.querySelectorAll('#cluster .bar')].map(b =>"
+            " b.firstChild.getBoundingClientRect().width / b.getBoundingClientRect().width)"
+        )
+        assert widths == [pytest.approx(share, abs=0.05) for share in (0.25, 0.5)]
+        assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        click(driver, "#language")
+        until(driver, shows("已输出后迁移：2", "#cluster-requests"))
+        assert "undefined" not in text_of(driver, "#cluster")
+        assert console_errors(driver) == []
+
+    visit(backend, act, width=width)
+
+
 def test_an_answer_can_be_stopped_and_an_error_is_shown(backend: DashboardBackend) -> None:
     def act(driver: Any, gateway: Any) -> None:
         until(driver, "!document.querySelector('#chat-send').disabled")

@@ -236,7 +236,12 @@ def test_counters_sum_vllms_reports() -> None:
         num_running_reqs=2, num_waiting_reqs=1, num_skipped_waiting_reqs=1, kv_cache_usage=0.25,
         prefix_cache_stats=SimpleNamespace(queries=10, hits=4),
     )  # fmt: skip
-    step = SimpleNamespace(num_prompt_tokens=10, num_generation_tokens=2, num_preempted_reqs=1)
+    step = SimpleNamespace(
+        num_prompt_tokens=14,
+        prompt_token_stats=SimpleNamespace(computed=10),
+        num_generation_tokens=2,
+        num_preempted_reqs=1,
+    )
     counters.record(scheduler, step)
     counters.record(scheduler, None)
     counters.record(None, step)

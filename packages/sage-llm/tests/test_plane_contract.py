@@ -91,7 +91,9 @@ def test_the_gateway_finds_all_protocols(smollm2: str, minilm: str, cache_dir: s
             assert all(bytes(result.data) == bytes(whole.data) for result in again)
             assert manager.get_model_settings("minilm")["replicas"] == 2
             assert manager.get_model_capability("smollm2-135m").backend_name == "openvino"
-            names = {metric.name for metric in manager.metrics()}
+            metrics = [(metric.name, tuple(metric.labels.items())) for metric in manager.metrics()]
+            assert len(set(metrics)) == len(metrics)
+            names = {name for name, _ in metrics}
             assert {"sage_llm_requests_total", "sage_llm_instance_up", "sage_llm_instance_running"} <= names
             assert {row["instance"] for row in manager.cluster()["replicas"]} == {
                 "smollm2-135m/0", "minilm/0", "minilm/1",

@@ -96,7 +96,13 @@ class ClusterReporting(Protocol):
     """Additional method of a ``HybridInferenceBackend`` that runs several instances; used by the dashboard."""
 
     def cluster(self) -> Mapping[str, Any]:
-        """Return the JSON-ready state of the cluster; ``instances`` is a list of ``InstanceReport`` as JSON."""
+        """Return the JSON-ready state of the cluster.
+
+        ``instances`` is a list of ``InstanceReport`` as JSON. The dashboard shows ``replicas``, a list of mappings with
+        ``instance`` and ``state``, and optionally ``role``, ``reason``, ``kv_used`` and ``cache_hits`` (shares of 0 to
+        1), ``running``, ``queued_tokens``, ``migrated_in``, ``migrated_out`` and ``restarts``; and the counts in
+        ``requests``.
+        """
         ...
 
 

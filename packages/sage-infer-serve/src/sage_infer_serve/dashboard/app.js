@@ -2,6 +2,7 @@
 
 import { ApiError, get, getKey, setKey } from "./api.js";
 import { Chart } from "./charts.js";
+import { showCluster } from "./cluster.js";
 import { find } from "./dom.js";
 import { offerModels, start as startPlayground } from "./playground.js";
 import { showHealth, showKv, showMemory, showModels, showQueue, showTiles } from "./state.js";
@@ -70,7 +71,7 @@ function show() {
     }
   }
   for (const chart of charts) chart.show(points);
-  for (const part of [showHealth, showTiles, showModels, showQueue, showMemory, showKv]) part(state);
+  for (const part of [showHealth, showTiles, showModels, showQueue, showMemory, showCluster, showKv]) part(state);
   offerModels(state.models);
 }
 

@@ -130,7 +130,7 @@ function kvStore(store) {
   return make("div", { class: "device" }, head, make("div", { class: "bars" }, ...bars), make("p", { class: "quiet" }, losses.join(" · ")));
 }
 
-function table(columns, numbers, rows) {
+export function table(columns, numbers, rows) {
   const head = [...columns.map((name) => make("th", { scope: "col" }, say(name))), ...numbers.map((name) => make("th", { scope: "col", class: "number" }, say(name)))];
   return make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
 }

@@ -58,7 +58,9 @@ class EngineCounters:
                 self.cache_queries += cache.queries
                 self.cache_hits += cache.hits
         if iteration is not None:
-            prompt, output = iteration.num_prompt_tokens, iteration.num_generation_tokens
+            by_source = getattr(iteration, "prompt_token_stats", None)  # else cached tokens count too
+            prompt = iteration.num_prompt_tokens if by_source is None else by_source.computed
+            output = iteration.num_generation_tokens
             self.prompt_tokens += prompt
             self.output_tokens += output
             self.preemptions += iteration.num_preempted_reqs

@@ -104,7 +104,6 @@ def metrics(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[Metric]:
         ("sage_llm_migrations_total", "Requests moved after their first token.", dispatcher.migrations),
         ("sage_llm_retries_total", "Requests moved before their first token.", dispatcher.retries),
         ("sage_llm_pauses_total", "Running requests paused for more urgent ones.", dispatcher.pauses),
-        ("sage_llm_pauses_total", "Running requests paused for more urgent ones.", dispatcher.pauses),
         ("sage_llm_batches_total", "Batches of embedding and reranking requests.", calls.batches),
         (
             "sage_llm_call_retries_total",
@@ -153,7 +152,7 @@ def metrics(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[Metric]:
 def _engine_metrics(report: InstanceReport, labels: dict[str, str]) -> Iterator[Metric]:
     """What an engine reports; KV blocks only if it has some."""
     for name, text, count in (
-        ("prompt_tokens", "Prompt tokens that the engine has computed or found.", report.prompt_tokens),
+        ("prompt_tokens", "Prompt tokens that the engine has computed.", report.prompt_tokens),
         ("cached_tokens", "Prompt tokens found in a cache of the engine.", report.prefix_hit_tokens),
         ("output_tokens", "Tokens that the engine has generated.", report.output_tokens),
     ):
@@ -250,12 +249,20 @@ def replica_row(replica: Replica) -> dict[str, Any]:
             "running": instance.running,
             "queued_tokens": instance.queued_tokens,
             "kv_used": None if report is None or not total else 1 - report.kv_blocks_free / total,
+            "cache_hits": _cache_hits(report),
             "report_age_s": max(now - instance.heard_at, 0.0),
             "migrated_in": instance.migrated_in,
             "migrated_out": instance.migrated_out,
             "served": instance.served,
         }
     return row
+
+
+def _cache_hits(report: InstanceReport | None) -> float | None:
+    """Share of the prompt tokens that the engine found in a cache; None before its first prompt."""
+    if report is None or not (tokens := report.prompt_tokens + report.prefix_hit_tokens):
+        return None
+    return report.prefix_hit_tokens / tokens
 
 
 def _word(replica: Replica) -> str:

@@ -116,7 +116,7 @@ class ServerBackend:
             running=counts.running,
             waiting=max(len(self.requests) - counts.running, 0),
             finished=self.requests.finished,
-            prompt_tokens=counts.prompt_tokens,
+            prompt_tokens=max(counts.prompt_tokens - counts.cached_tokens, 0),
             output_tokens=counts.output_tokens,
             prefix_hit_tokens=counts.cached_tokens,
             steps=counts.steps,
