@@ -14,10 +14,12 @@ def merge_embeddings(parts: Sequence[EmbeddingResult]) -> EmbeddingResult:
     """One result with all vectors in order."""
     if len(parts) == 1:
         return parts[0]
+    counts = [part.text_tokens for part in parts]
     return evolve(
         parts[0],
         data=memoryview(b"".join(part.data for part in parts)),
         usage=Usage(prompt_tokens=sum(part.usage.prompt_tokens for part in parts)),
+        text_tokens=None if any(c is None for c in counts) else tuple(n for c in counts for n in c or ()),
     )
 
 
