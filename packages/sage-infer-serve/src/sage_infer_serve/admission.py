@@ -17,6 +17,7 @@ __all__ = ["Admission"]
 
 _WINDOW_S = 20.0  # over which work per second is measured
 _SOON_S = 2.0  # after the queue has formed, in which little can be said of the rate
+_UNSURE = 4.0  # times the last queue's rate may be that of a new one: other models may have been busy then
 _ALWAYS = 8  # requests that may wait whatever the rate is
 _UNKNOWN = 128.0  # tokens of an answer before any has ended
 _WEIGHT = 0.05  # of an answer in the mean length of answers
@@ -110,13 +111,13 @@ class Admission:
         elapsed = min(now - self._since, _WINDOW_S)
         mean = _UNKNOWN if self._mean is None else self._mean
         if elapsed < _SOON_S:
-            rate = self._rate
-            if rate is None:
+            if self._rate is None:
                 return 0.0
+            rate = self._rate * _UNSURE
         else:
-            # At least half an answer: the first one is on its way.
-            rate = (sum(tokens for _, tokens in self._done) or mean / 2) / elapsed
-            if elapsed >= _WINDOW_S / 2:
+            done = sum(tokens for _, tokens in self._done)
+            rate = (done or mean / 2) / elapsed  # at least half an answer: the first one is on its way
+            if done and elapsed >= _WINDOW_S / 2:
                 self._rate = rate
         work: dict[str, float] = {}
         for tokens, at_most, other in self._waiting.values():

@@ -67,7 +67,7 @@ def test_answers_that_reach_their_limits() -> None:
     assert admission.wait_s() == pytest.approx(sum(limits) / 100, rel=0.1)
 
 
-def test_the_rate_of_the_last_queue_holds_for_a_new_one() -> None:
+def test_a_new_queue_is_judged_by_the_rate_of_the_last_one() -> None:
     clock = Clock()
     admission = Admission(clock)
     for number in range(20):
@@ -81,7 +81,8 @@ def test_the_rate_of_the_last_queue_holds_for_a_new_one() -> None:
     clock.now += 1000
     for number in range(40):
         admission.accepted(f"later {number}", 50)
-    assert admission.wait_s() == pytest.approx(40 * 50 / 100, rel=0.1)
+    # It may be served faster, as other models may have been busy during the last one.
+    assert admission.wait_s() == pytest.approx(40 * 50 / 100 / 4, rel=0.1)
 
 
 def test_a_tenant_waits_for_its_own_work_and_as_much_of_others() -> None:
@@ -217,3 +218,17 @@ def test_open_requests_are_counted_out(served: Served) -> None:
     admissions = served.gateway.service._admissions
     assert len(admissions) == 2
     assert not any(admission._waiting for admission in admissions.values())
+
+
+def test_a_queue_in_which_nothing_was_done_says_nothing_of_the_next_one() -> None:
+    clock = Clock()
+    admission = Admission(clock)
+    for number in range(20):
+        admission.accepted(number, 50)
+    clock.now += 30
+    assert admission.wait_s() > 60  # now
+    for number in range(20):
+        admission.left(number)
+    for number in range(20):
+        admission.accepted(f"later {number}", 50)
+    assert admission.wait_s() == 0
