@@ -116,7 +116,8 @@ class Admission:
             rate = self._rate * _UNSURE
         else:
             done = sum(tokens for _, tokens in self._done)
-            rate = (done or mean / 2) / elapsed  # at least half an answer: the first one is on its way
+            # Before the first answers, half of those that may always wait: engines answer several together.
+            rate = (done or _ALWAYS * mean / 2) / elapsed
             if done and elapsed >= _WINDOW_S / 2:
                 self._rate = rate
         work: dict[str, float] = {}
