@@ -110,18 +110,18 @@ class Admission:
             self._done.popleft()
         elapsed = min(now - self._since, _WINDOW_S)
         mean = _UNKNOWN if self._mean is None else self._mean
+        work: dict[str, float] = {}
+        for tokens, at_most, other in self._waiting.values():
+            work[other] = work.get(other, 0.0) + (min(tokens, mean) * self._longer if at_most else tokens)
         if elapsed < _SOON_S:
             if self._rate is None:
                 return 0.0
             rate = self._rate * _UNSURE
         else:
             done = sum(tokens for _, tokens in self._done)
-            # Before the first answers, half of those that may always wait: engines answer several together.
-            rate = (done or _ALWAYS * mean / 2) / elapsed
+            # Before the first answers, as many are on their way as may always wait: engines answer several together.
+            rate = (done or sum(work.values()) * _ALWAYS / len(self._waiting)) / elapsed
             if done and elapsed >= _WINDOW_S / 2:
                 self._rate = rate
-        work: dict[str, float] = {}
-        for tokens, at_most, other in self._waiting.values():
-            work[other] = work.get(other, 0.0) + (min(tokens, mean) * self._longer if at_most else tokens)
         own = work.get(tenant, 0.0)
         return sum(min(other, own) for other in work.values()) / rate
