@@ -76,6 +76,7 @@ def test_replicas_that_do_not_fit_are_one_error(smollm2: str) -> None:
 
 
 def test_replicas_on_accelerators_get_devices_of_their_own(smollm2: str) -> None:
+    pytest.importorskip("sage_infer_vllm", reason="the embedded engine runs on no accelerator")
     model = ServedModel(
         descriptor=ModelDescriptor(model_id="m", model_type="llm", model_path=smollm2),
         backend="vllm",
