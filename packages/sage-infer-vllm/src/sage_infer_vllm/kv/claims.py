@@ -46,17 +46,17 @@ def handover_features(
         facts: ``kv_facts`` of its worker.
         page_bytes: bytes of a page that the worker copies; 0 if it copies none.
     """
-    if not page_bytes:
-        return (), (
-            "vLLM holds KV between prefill and decode on one CPU device only (on one CUDA device with the option "
-            "cuda_kv), and not with the engine arguments " + ", ".join(EXCLUDED)
-        )
     if schema is None:
         return (), "no schema describes the model's KV cache"
     if schema.groups:
         return (), "the model's layers keep KV in several forms"
     if schema.value_width != schema.head_dim:
         return (), "keys and values differ in width (MLA), which is not tested"
+    if not page_bytes:
+        return (), (
+            "vLLM holds KV between prefill and decode on one CPU device only (on one CUDA device with the option "
+            "cuda_kv), and not with the engine arguments " + ", ".join(EXCLUDED)
+        )
     if schema.bytes_per_page != page_bytes:
         return (), f"a page has {page_bytes} bytes in the engine and {schema.bytes_per_page} in its schema"
     if not _is_plain(schema, facts):
