@@ -17,6 +17,7 @@ __all__ = ["Admission"]
 
 _WINDOW_S = 20.0  # over which work per second is measured
 _SOON_S = 2.0  # after the queue has formed, in which little can be said of the rate
+_SETTLED_S = 5.0  # after the queue has formed, when its own rate is known
 _UNSURE = 4.0  # times the last queue's rate may be that of a new one: other models may have been busy then
 _ALWAYS = 8  # requests that may wait whatever the rate is
 _UNKNOWN = 128.0  # tokens of an answer before any has ended
@@ -121,7 +122,9 @@ class Admission:
             done = sum(tokens for _, tokens in self._done)
             # Before the first answers, as many are on their way as may always wait: engines answer several together.
             rate = (done or sum(work.values()) * _ALWAYS / len(self._waiting)) / elapsed
-            if done and elapsed >= _WINDOW_S / 2:
+            if done and elapsed >= _SETTLED_S:
                 self._rate = rate
+            elif self._rate is not None:  # few answers say less than the last queue
+                rate = max(rate, self._rate)
         own = work.get(tenant, 0.0)
         return sum(min(other, own) for other in work.values()) / rate
