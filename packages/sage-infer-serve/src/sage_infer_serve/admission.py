@@ -124,7 +124,7 @@ class Admission:
             rate = (done or sum(work.values()) * _ALWAYS / len(self._waiting)) / elapsed
             if done and elapsed >= _SETTLED_S:
                 self._rate = rate
-            elif self._rate is not None:  # few answers say less than the last queue
+            elif elapsed < _SETTLED_S and self._rate is not None:  # few answers say less than the last queue
                 rate = max(rate, self._rate)
         own = work.get(tenant, 0.0)
         return sum(min(other, own) for other in work.values()) / rate

@@ -232,3 +232,20 @@ def test_a_queue_in_which_nothing_was_done_says_nothing_of_the_next_one() -> Non
     for number in range(20):
         admission.accepted(f"later {number}", 50)
     assert admission.wait_s() == 0
+
+
+def test_a_model_that_stops_answering_is_not_judged_by_its_last_queue() -> None:
+    clock = Clock()
+    admission = Admission(clock)
+    for number in range(20):
+        admission.accepted(number, 50)
+    for _ in range(120):
+        clock.now += 0.1
+        admission.worked(10)
+        admission.wait_s()
+    for number in range(20):
+        admission.left(number)
+    for number in range(20):
+        admission.accepted(f"later {number}", 50)
+    clock.now += 60
+    assert admission.wait_s() == pytest.approx(20 / 8 * 20)
