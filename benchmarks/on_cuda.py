@@ -14,7 +14,7 @@ Steps:
 - ``hybrid`` compares the memory of an LLM and an encoder with their plan.
 
 Needs vLLM, transformers, sage-infer-vllm, -hybrid, -cuda-hal, -host-hal and -kvstore, and no network: models are made
-here, with random weights. A step that fails says why, and the others go on. ``--cpu`` runs small models on a CPU build
+here, with random weights. A step that fails says why, and the others run. ``--cpu`` runs small models on a CPU build
 of vLLM, so that nothing but the device is new on a machine that has one.
 """
 

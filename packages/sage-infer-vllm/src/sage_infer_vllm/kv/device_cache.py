@@ -41,7 +41,7 @@ class DeviceCache:
         self._watcher: threading.Thread | None = None
 
     def register(self, memory: Any) -> None:
-        """Let the device reach this array of bytes by itself; it replaces the last one."""
+        """Let the device read and write this array of bytes directly; it replaces the last one."""
         cudart = self._torch.cuda.cudart()
         if self._registered is not None:
             self._torch.cuda.synchronize(self._device)
@@ -59,7 +59,7 @@ class DeviceCache:
 
     def read(self, blocks: Sequence[int], pages: Sequence[Any]) -> None:
         """Copy blocks that no running step writes; returns when the pages are complete."""
-        # Not on the stream of the steps: a decode that runs goes on.
+        # Not on the stream of the steps, so that running decodes continue.
         with self._torch.cuda.stream(self._side):
             for part in self._parts(len(blocks)):
                 taken = blocks[part]
