@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["facts_of_connector", "kv_facts"]
+__all__ = ["facts_of_connector", "kv_facts", "layer_place"]
 
 _SPECS = "vllm.v1.kv_cache_interface"
 
@@ -24,7 +24,7 @@ def kv_facts(worker: Any) -> dict[str, Any]:
     blocks, groups = _block_sizes(runner), _attention_groups(runner)
     context = getattr(getattr(runner, "compilation_config", None), "static_forward_context", {})
     layers, storages = [], {}
-    for name, spec in sorted(runner.get_kv_cache_spec().items(), key=lambda item: _place(item[0])):
+    for name, spec in sorted(runner.get_kv_cache_spec().items(), key=lambda item: layer_place(item[0])):
         tensors = list(_tensors(getattr(context.get(name), "kv_cache", None)))
         storages.update({_storage(tensor).data_ptr(): _storage(tensor).nbytes() for tensor in tensors})
         layers.append({**_layer(spec, blocks.get(name)), **_attention(groups.get(name)), **_form(tensors)})
@@ -67,7 +67,7 @@ def _attention_of(name: str, layer: Any) -> Any:
     )
 
 
-def _place(name: str) -> tuple[int, str]:
+def layer_place(name: str) -> tuple[int, str]:
     """Index of a layer in the model, from a name such as ``model.layers.3.self_attn.attn``."""
     number = re.search(r"\.(\d+)(\.|$)", name)
     return (int(number[1]) if number else -1, name)

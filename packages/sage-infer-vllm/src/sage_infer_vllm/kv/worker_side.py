@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sage_infer_vllm.kv.arena import Arena, ArenaPlace
 from sage_infer_vllm.kv.device_cache import DeviceCache
+from sage_infer_vllm.kv.facts import layer_place
 from sage_infer_vllm.kv.host_cache import HostCache
 from sage_infer_vllm.kv.plan import ArenaCopies, PageLoad
 
@@ -37,7 +37,7 @@ class WorkerSide:
         import torch
 
         layers, seen = [], set()
-        for _, tensor in sorted(caches.items(), key=lambda item: _place(item[0])):
+        for _, tensor in sorted(caches.items(), key=lambda item: layer_place(item[0])):
             if not isinstance(tensor, torch.Tensor) or tensor.device.type not in ("cpu", "cuda"):
                 return
             if tensor.data_ptr() in seen:  # a layer that shares another's cache
@@ -158,9 +158,3 @@ class _Mapped:
         if len(self._bytes) < last * nbytes:
             raise ValueError(f"shared memory ends before page {last - 1} of {nbytes} bytes")
         return list(self._bytes[first * nbytes : last * nbytes].reshape(count, nbytes))
-
-
-def _place(name: str) -> tuple[int, str]:
-    """Index of a layer in the model, from a name such as ``model.layers.3.self_attn.attn``."""
-    number = re.search(r"\.(\d+)(\.|$)", name)
-    return (int(number[1]) if number else -1, name)
