@@ -123,6 +123,18 @@ def test_prefill_decode_and_import_go_on_with_the_constraint(kind: str) -> None:
         ({"regex": "(?=a)b"}, InvalidRequest, "look-around"),
         ({"json_schema": {"type": "objekt"}}, InvalidRequest, "Invalid type: objekt"),
         ({"json_schema": {"type": "array", "uniqueItems": True}}, UnsupportedFeature, "uniqueItems"),
+        (
+            {
+                "json_schema": {
+                    "properties": {},
+                    "required": ["b"],
+                    "type": "object",
+                    "additionalProperties": False,
+                }
+            },
+            InvalidRequest,
+            "'b' is unsatisfiable; declare it in properties",
+        ),
         ({"grammar": 'start: "yes'}, InvalidRequest, "lexer error"),
         ({"grammar": 'root ::= "yes" | ('}, InvalidRequest, "neither Lark nor GBNF"),
     ],
@@ -330,6 +342,13 @@ OTHER = {"type": "object", "properties": {"b": {"type": "integer"}}, "required":
         ({"$ref": "#/$defs/n", "$defs": {"n": NAMED}}, '{"a": 1, "x": 1}', False),
         ({"allOf": [NAMED, OTHER]}, '{"a": 1, "b": 2}', True),
         ({"anyOf": [NAMED, OTHER]}, '{"b": 1, "c": 2}', False),
+        ({**NAMED, "required": ["a", "c"]}, '{"a": 1, "c": [true, {}]}', True),
+        ({**NAMED, "required": ["a", "c"]}, '{"a": 1}', False),
+        ({**NAMED, "required": ["a", "c"]}, '{"a": 1, "c": 1, "d": 1}', False),
+        ({**NAMED, "required": ["c"], "additionalProperties": {"type": "boolean"}}, '{"c": true}', True),
+        ({**NAMED, "required": ["c"], "patternProperties": {"^c": {"type": "null"}}}, '{"c": null}', True),
+        ({"type": "object", "properties": {}, "required": ["c"]}, '{"c": ""}', True),
+        ({"anyOf": [{**NAMED, "required": ["c"]}, OTHER]}, '{"c": 1}', True),
     ],
 )
 def test_objects_are_closed_unless_their_schema_says_otherwise(

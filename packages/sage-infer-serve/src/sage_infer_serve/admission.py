@@ -25,6 +25,9 @@ _WEIGHT = 0.05  # of an answer in the mean length of answers
 _FRESH_S = 0.05  # in which an expected wait stays valid
 _MOST_TENANTS = 1024  # whose expected waits are kept
 _LATEST = 64  # answers from which the length of others is estimated
+_FAULTS = (
+    8  # requests that fail with no answer in between, after which the queue says nothing of the model's speed
+)
 
 
 class Admission:
@@ -42,6 +45,7 @@ class Admission:
         self._latest: deque[tuple[float, float]] = deque(maxlen=_LATEST)  # limit and tokens
         self._longer = 1.0  # mean length of these over that of their estimates
         self._expected: dict[str, tuple[float, float]] = {}  # waits by tenant, and until when they are valid
+        self._faults = 0  # requests that failed since the last answer
 
     def accepted(self, request: Hashable, tokens: float, *, at_most: bool = True, tenant: str = "") -> None:
         """A request waits. It needs ``tokens``, or with ``at_most`` perhaps fewer, as answers did lately."""
@@ -59,6 +63,7 @@ class Admission:
         """The request's answer has begun; a second call for it has no effect."""
         self._expected.clear()
         self._waiting.pop(request, None)
+        self._faults = 0
 
     def worked(self, tokens: float) -> None:
         """So many tokens were generated or read."""
@@ -90,6 +95,22 @@ class Admission:
         self._waiting.pop(request, None)
         self._limits.pop(request, None)
 
+    def failed(self, request: Hashable) -> None:
+        """The model failed to answer the request, whose work need no longer be done."""
+        waited = self._waiting.get(request)
+        if waited is not None:
+            self.worked(self._estimated(waited[0], at_most=waited[1]))
+        self.left(request)
+        self._faults += 1
+        if self._faults >= _FAULTS:
+            self.restart()
+
+    def restart(self) -> None:
+        """Measure anew: what has been done until now says nothing, as the model could not answer."""
+        self._expected.clear()
+        self._since = self._clock()
+        self._done.clear()
+
     def wait_s(self, tenant: str = "") -> float:
         """Expected seconds until the answer of a tenant's new request begins; 0 while there is no rate to tell from.
 
@@ -110,10 +131,9 @@ class Admission:
         while self._done and self._done[0][0] < now - _WINDOW_S:
             self._done.popleft()
         elapsed = min(now - self._since, _WINDOW_S)
-        mean = _UNKNOWN if self._mean is None else self._mean
         work: dict[str, float] = {}
         for tokens, at_most, other in self._waiting.values():
-            work[other] = work.get(other, 0.0) + (min(tokens, mean) * self._longer if at_most else tokens)
+            work[other] = work.get(other, 0.0) + self._estimated(tokens, at_most=at_most)
         if elapsed < _SOON_S:
             if self._rate is None:
                 return 0.0
@@ -128,3 +148,8 @@ class Admission:
                 rate = max(rate, self._rate)
         own = work.get(tenant, 0.0)
         return sum(min(other, own) for other in work.values()) / rate
+
+    def _estimated(self, tokens: float, *, at_most: bool) -> float:
+        """Expected tokens of a request that waits."""
+        mean = _UNKNOWN if self._mean is None else self._mean
+        return min(tokens, mean) * self._longer if at_most else tokens

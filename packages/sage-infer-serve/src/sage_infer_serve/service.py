@@ -137,7 +137,8 @@ class Service:
         if max(waits.values()) <= target:
             return
         fitting = [m.model_id for m in self.backend.list_models() if m.model_type in types]
-        shortest = min((waits.get(name, 0.0) for name in fitting), default=0.0)
+        judged = (waits[name] if name in waits and self._is_ready(name) else 0.0 for name in fitting)
+        shortest = min(judged, default=0.0)
         if shortest > target:
             raise _queued(shortest)
 
@@ -160,9 +161,16 @@ class Service:
         model_id = self.backend.get_model_status(model).model_id
         admission = self._admissions.setdefault(model_id, Admission())
         wait, target = admission.wait_s(self.tenant(model, client)), self.settings.target_wait_s
-        if target is not None and wait > target:
+        if target is not None and wait > target and self._is_ready(model_id):
             raise _queued(wait)
         return admission
+
+    def _is_ready(self, model_id: str) -> bool:
+        """Whether the queue of a model says how fast it answers: not while the model is loading or has failed."""
+        is_ready = self.backend.get_model_status(model_id).state == "ready"
+        if not is_ready and model_id in self._admissions:
+            self._admissions[model_id].restart()
+        return is_ready
 
     def _name_ignored(self, exchange: Exchange, fields: list[str]) -> None:
         """Name ignored fields in the response, and once per key in the log."""

@@ -8,12 +8,12 @@ from types import TracebackType
 from typing import Self
 
 from attrs import frozen
-from sage_infer.errors import UnsupportedFeature
+from sage_infer.errors import OutOfMemory, RequestCancelled, SageInferError, UnsupportedFeature
 from sage_infer.names import GENERATING, ModelType
 from sage_infer.schemas import SamplingParams, Usage
 
 from sage_infer_serve.http.auth import APIKey
-from sage_infer_serve.http.errors import HTTPError, wrong_request
+from sage_infer_serve.http.errors import HTTPError, as_http_error, wrong_request
 from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.service import Service
 from sage_infer_serve.watch.observe import Observation
@@ -170,7 +170,10 @@ class Work:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.left(self._exchange)
+        if error is not None and not self._ended and _is_fault(error):
+            self._admission.failed(self._exchange)
+        else:
+            self._admission.left(self._exchange)
         if self._ended:
             return
         if self._charged and self._exchange.key is not None:
@@ -192,3 +195,10 @@ class Work:
         hint = f"use {' or '.join(fitting)}" if fitting else "no model of this server can"
         message = f"model {self._model!r} has the type {found} and cannot {self._operation.verb}; {hint}"
         return wrong_request(message, "model", status=404, code="model_not_found")
+
+
+def _is_fault(error: BaseException) -> bool:
+    """Whether the model failed, rather than that the request was wrong, refused or cancelled."""
+    if isinstance(error, SageInferError):
+        return as_http_error(error).status >= 500 and not isinstance(error, OutOfMemory | RequestCancelled)
+    return isinstance(error, Exception) and not isinstance(error, HTTPError)

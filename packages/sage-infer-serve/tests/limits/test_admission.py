@@ -7,6 +7,14 @@ import random
 import attrs
 import pytest
 from gateway_served import Served
+from sage_infer.errors import (
+    BackendUnavailable,
+    EngineDead,
+    InvalidRequest,
+    OutOfMemory,
+    Overloaded,
+    RequestCancelled,
+)
 from sage_infer_serve.admission import Admission
 
 
@@ -249,3 +257,71 @@ def test_a_model_that_stops_answering_is_not_judged_by_its_last_queue() -> None:
         admission.accepted(f"later {number}", 50)
     clock.now += 60
     assert admission.wait_s() == pytest.approx(20 / 8 * 20)
+
+
+def test_a_model_that_fails_is_not_judged_by_its_queue() -> None:
+    clock = Clock()
+    admission = Admission(clock)
+    for number in range(500):
+        admission.accepted(number, 50)
+    clock.now += 15
+    assert admission.wait_s() > 900
+    for number in range(8):
+        admission.failed(number)
+    assert admission.wait_s() == 0
+    clock.now += 15
+    admission.answered(8)
+    admission.worked(1000)
+    admission.failed(9)
+    assert admission.wait_s() == pytest.approx(490 * 50 / (1050 / 15)), "it answers again"
+
+
+def test_work_of_failed_requests_is_done() -> None:
+    clock = Clock()
+    admission = Admission(clock)
+    for number in range(100):
+        admission.accepted(number, 50)
+    for number in range(0, 40, 2):
+        clock.now += 0.5
+        admission.worked(50)
+        admission.answered(number)
+        admission.failed(number + 1)
+        admission.failed(number)  # its work was counted already
+    assert admission.wait_s() == pytest.approx(60 * 50 / 200)
+
+
+def test_requests_that_the_model_fails_to_answer_are_told_from_wrong_ones(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[object] = []
+    monkeypatch.setattr(Admission, "failed", lambda _, request: faults.append(request))
+    for error in (
+        EngineDead("gone"), BackendUnavailable("gone"), ValueError("a fault of the backend"), InvalidRequest("wrong"),
+        Overloaded("full", retry_after=1.0), OutOfMemory("too long"), RequestCancelled("late", by="deadline"),
+    ):  # fmt: skip
+        served.backend.refuse = error
+        assert served.chat().status != 200
+    served.backend.refuse = None
+    assert served.chat(model="vectors").status == 404
+    assert len(faults) == 3
+
+
+@pytest.mark.parametrize("state", ["loading", "failed"])
+def test_the_queue_of_a_model_that_cannot_answer_refuses_nothing(
+    served: Served, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert served.chat().status == 200
+    queue = served.gateway.service._admissions["echo"]
+    clock = Clock()
+    monkeypatch.setattr(queue, "_clock", clock)
+    for number in range(400):
+        queue.accepted(number, 50)
+    clock.now += 15
+    assert served.chat().status == 429
+    assert served.ask("POST", "/v1/chat/completions", b"{").status == 429
+    served.backend.state = state
+    clock.now += 1
+    assert served.ask("POST", "/v1/chat/completions", b"{").status == 400
+    assert served.chat().status == 200
+    served.backend.state = "ready"
+    assert served.chat().status == 200, "nothing is known of the time since then"

@@ -69,11 +69,15 @@ def model_status(entry: ModelEntry, fleet: Fleet, placement: Placement) -> Model
     if state == "loading":
         stage = f"starting {len(replicas)} replica{'s' if len(replicas) != 1 else ''}"
         share = sum(r.word == "running" for r in replicas) / len(replicas) if replicas else None
-    elif state == "ready" and not serving and not any(r.is_coming for r in replicas):
-        state, reason = (
-            "failed",
-            "; ".join(f"{r.replica_id}: {r.reason}" for r in replicas) or "it has no replica",
-        )
+    elif state == "ready" and not serving:
+        coming = sum(r.is_coming for r in replicas)
+        if coming:
+            state, stage = "loading", f"restarting {coming} replica{'s' if coming != 1 else ''}"
+        else:
+            state, reason = (
+                "failed",
+                "; ".join(f"{r.replica_id}: {r.reason}" for r in replicas) or "it has no replica",
+            )
     return ModelStatus(
         model_id=name,
         state=state,

@@ -111,7 +111,7 @@ class GrammarCompiler:
         """``compile`` without blocking the event loop; cached constraints return immediately.
 
         Raises:
-            Overloaded: the tenant has too many waiting constraints, or an earlier one was too expensive.
+            Overloaded: the tenant has too many waiting constraints.
         """
         found = self._find(_as_text(constraint))
         if found is not None:

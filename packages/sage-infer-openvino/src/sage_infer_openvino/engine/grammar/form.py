@@ -16,6 +16,7 @@ _JSON_FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_se
 _DATA = ("const", "enum", "default", "examples")  # keywords whose values are data, not schemas
 _OPENED = ("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames")
 _UNKNOWN_FORMAT = re.compile(r"Unknown format: ([^\s\"']+)")
+_IMPOSSIBLE_PROPERTY = re.compile(r"required property '.*' is unsatisfiable")
 _MOST_FORMATS = 64
 
 
@@ -45,6 +46,8 @@ def matcher_of(vocabulary: llguidance.LLTokenizer, form: str) -> llguidance.LLMa
     matcher = llguidance.LLMatcher(vocabulary, form, log_level=0)
     if matcher.is_error():
         reason = first_line(matcher)
+        if _IMPOSSIBLE_PROPERTY.search(reason):
+            reason += "; declare it in properties with a schema that some value matches"
         raise CompileError(reason, is_unsupported="Unimplemented" in reason)
     return matcher
 
@@ -99,7 +102,10 @@ def _composes(schema: Any) -> bool:
 
 
 def _closed(schema: Any) -> Any:
-    """Forbid additional properties by default, as is common: models would otherwise add arbitrary ones."""
+    """Forbid additional properties by default, as is common: models would otherwise add arbitrary ones.
+
+    Required properties that are not declared may have any value, as in JSON Schema.
+    """
     if isinstance(schema, list):
         return [_closed(item) for item in schema]
     if not isinstance(schema, Mapping):
@@ -108,6 +114,12 @@ def _closed(schema: Any) -> Any:
     properties = schema.get("properties")
     if isinstance(properties, Mapping) and not any(key in schema for key in _OPENED):
         found["additionalProperties"] = False
+        required = schema.get("required")
+        names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+        found["properties"] = {
+            **found["properties"],
+            **{name: {} for name in names if name not in properties},
+        }
     return found
 
 
