@@ -34,7 +34,7 @@ from failing.soak import soak
 from failing.streams import Stream, Streams, differences
 
 HERE = Path(__file__).parent
-PROMISED = ("kill", "stop", "slow", "memory", "storm", "drain", "restart", "poison", "plane")
+PROMISED = ("kill", "stop", "slow", "memory", "storm", "drain", "restart", "poison", "plane", "network")
 SHAPES = {"drain": (32, 200), "restart": (16, 200)}
 
 

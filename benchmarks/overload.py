@@ -1,10 +1,11 @@
 """Overload: goodput, waits and `Retry-After` of `sage infer serve` at twenty times the rate that it can serve.
 
-    hatch run python benchmarks/overload.py [--minutes 5] [--times 20] [--nice -15] [--json results.json]
+    hatch run python benchmarks/overload.py [--minutes 5] [--times 20] [--nice -15] [--replicas 2] [--json results.json]
 
 A closed loop finds the peak. An open loop then sends ``times`` that rate; its clients give up after 60 s. An accepted
-request's wait is compared with what the last client that was refused before it had been told. Exits with 1 if more than
-1 % of the accepted requests miss their 60 s, or if goodput is below 0.9 of the peak.
+request's wait is compared with what the last client that was refused before it had been told. With --replicas,
+`sage llm serve` is measured instead, with so many replicas of one thread each. Exits with 1 if more than 1 % of the
+accepted requests miss their 60 s, or if goodput is below 0.9 of the peak.
 """
 
 from __future__ import annotations
@@ -168,15 +169,17 @@ async def measure(options: argparse.Namespace, port: int, pid: int) -> dict[str,
     accepted = [a for a in clients.answers if a.status != 429]
     late = [a for a in accepted if a.status != 200]
     # The first minute fills the queue, and answers of the last one come after it.
-    goodput = sum(a.status == 200 and began + 60 < a.ended <= began + seconds for a in accepted) / (
-        seconds - 60
+    filled = min(60.0, seconds / 3)
+    goodput = sum(a.status == 200 and began + filled < a.ended <= began + seconds for a in accepted) / (
+        seconds - filled
     )
     told = [(a.told, a.began - a.sent) for a in accepted if a.told is not None and a.began]
     ratios = [expected / wait for expected, wait in told if wait > 1]
     refusals = [(a.ended - a.sent) * 1000 for a in refused]
     waits = [a.began - a.sent for a in accepted if a.began]
     return {
-        "minutes": options.minutes,
+        "server": "sage infer serve" if options.replicas is None else f"sage llm serve, {options.replicas} replicas",
+        "minutes": options.minutes, "load of the machine": os.getloadavg()[0],
         "peak before and after, answers/s": [peak, again],
         "offered/s": len(clients.answers) / seconds,
         "accepted": len(accepted), "refused": len(refused), "missed 60 s": len(late),
@@ -198,13 +201,24 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--times", type=float, default=20)
     parser.add_argument("--nice", type=int, help="priority of the server and its clients; root may say -15")
+    parser.add_argument("--replicas", type=int, help="of `sage llm serve`, which is measured then")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "sage_infer.yaml")
-        config.write_text(json.dumps({"serve": {"models": MODELS, "port": port}}))
-        command = [str(Path(sys.executable).with_name("sage")), "--config", str(config), "infer", "serve"]
+        command = [str(Path(sys.executable).with_name("sage")), "--config", str(config)]
+        if options.replicas is None:
+            config.write_text(json.dumps({"serve": {"models": MODELS, "port": port}}))
+            command += ["infer", "serve"]
+        else:
+            model = {
+                "model": LLM,
+                "replicas": options.replicas,
+                "options": {"kv_cache_gb": 0.25, "threads": 1},
+            }
+            config.write_text(json.dumps({"serve": {"port": port}, "llm": {"models": [model]}}))
+            command += ["llm", "serve"]
         with running(command, port, Path(folder, "log"), start_s=300, path="/health") as pid:
             if options.nice is not None:
                 prefer(pid, options.nice)

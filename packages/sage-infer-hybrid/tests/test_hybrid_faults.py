@@ -20,7 +20,7 @@ from sage_infer.errors import (
     SageInferError,
     UnsupportedFeature,
 )
-from sage_infer.schemas import RequestOptions, SamplingParams
+from sage_infer.schemas import DecodeState, RequestOptions, SamplingParams
 from sage_infer_hybrid import HybridBackend, ModelConfig, time_slice
 from sage_infer_testing.waiting import eventually
 
@@ -358,6 +358,32 @@ def test_tokens_are_shown_where_the_backend_shows_them(engines: Engines) -> None
         await instance.load_model(described("other"))
         assert await instance.tokenize("abc", model="other") == [3]
         assert await instance.detokenize([1], model="other") == "[1]"
+
+    run(main())
+
+
+def test_requests_are_resumed_where_the_backend_claims_it(engines: Engines) -> None:
+    async def main() -> None:
+        instance = hybrid(LLM)
+        await instance.start()
+        state = DecodeState(
+            request_id="r", model_id="llm", instance_id="i", prompt_token_ids=(1,), params=PARAMS, seed=0
+        )
+        with pytest.raises(UnsupportedFeature, match="'llm' does not claim resume"):
+            await instance.resume([state], request_id="r")
+        asked: list[Any] = []
+
+        async def resume(states: Any, *, request_id: str, options: RequestOptions | None) -> str:
+            asked.append((states, request_id, options))
+            return "stream"
+
+        engines.changes["other"] = {"resume": resume, "features": ("resume",)}
+        await instance.load_model(described("other"))
+        stream = await instance.resume(
+            [state], model="other", request_id="r", options=RequestOptions(tenant="t")
+        )
+        assert stream == "stream"
+        assert asked == [([state], "r", None)]  # the backend does not claim tenants
 
     run(main())
 

@@ -77,6 +77,8 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
         assert "toy/0: 0 requests" in capsys.readouterr().out
         await command(operate.restart, "toy")
         assert capsys.readouterr().out.count("stopped in") == 2
+        await command(operate.restart, "toy/1")
+        assert capsys.readouterr().out.startswith("toy/1: 0 requests")
 
     with_socket(test)
 
@@ -90,6 +92,7 @@ def test_errors_say_what_to_do() -> None:
     async def test(command: Any) -> None:
         for call, wanted in (
             (("drain", {"replica": "toy/9"}), "replicas: toy/0, toy/1"),
+            (("restart", {"name": "toy/9"}), "toy/9.*replicas: toy/0, toy/1"),
             (("explain", {"request": "nobody"}), "no receipt"),
             (("scale", {"model": "toy", "replicas": 0}), "at least 1"),
             (("unknown", {}), "methods: status"),

@@ -8,9 +8,6 @@ from collections.abc import Awaitable, Generator, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from sage_infer.contracts import (
-    AnswerFormat,
-    AnswerReading,
-    ChatAnswer,
     ChatMessage,
     EngineStats,
     Health,
@@ -18,7 +15,6 @@ from sage_infer.contracts import (
     ModelStatus,
     PromptLike,
     TextLike,
-    Tokenizing,
     TokenStream,
     Truncation,
 )
@@ -26,11 +22,11 @@ from sage_infer.errors import BackendUnavailable, InvalidRequest, UnsupportedFea
 from sage_infer.names import GENERATING, ModelType
 from sage_infer.schemas import (
     CapabilityDescriptor,
+    DecodeState,
     EmbeddingResult,
     HardwareProfile,
     HybridCapabilityDescriptor,
     ModelDescriptor,
-    Prompt,
     RequestOptions,
     RerankResult,
     SamplingParams,
@@ -44,16 +40,16 @@ from sage_infer_planning.registry import ModelEntry
 from sage_infer_hybrid.batch import BatchWork
 from sage_infer_hybrid.config import ModelConfig, as_config
 from sage_infer_hybrid.host import ModelHost
-from sage_infer_hybrid.loaded import LoadedModel
 from sage_infer_hybrid.options import forwarded
 from sage_infer_hybrid.sharing import ComputeSharing
+from sage_infer_hybrid.texts import TextOperations
 
 __all__ = ["HybridBackend"]
 
 ModelLike = str | ModelDescriptor | Mapping[str, Any] | ModelConfig
 
 
-class HybridBackend:
+class HybridBackend(TextOperations):
     """``HybridInferenceBackend`` over any installed backends.
 
     ``HybridBackend(llm_config=…, embedding_config=…)`` loads its models in ``start``; ``HybridBackend()`` has none
@@ -191,68 +187,24 @@ class HybridBackend:
             )
             return streams[0]
 
-    async def render_chat(
+    async def resume(
         self,
-        messages: Sequence[ChatMessage],
+        states: Sequence[DecodeState],
         *,
         model: str | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        add_generation_prompt: bool = True,
-    ) -> Prompt:
-        """Render a chat as a prompt with the model's template."""
+        request_id: str,
+        options: RequestOptions | None = None,
+    ) -> TokenStream:
         loaded = await self._host.ready(model, GENERATING)
         with self._host.call(loaded) as backend:
-            prompt: Prompt = await backend.render_chat(
-                messages,
-                tools=tools,
-                template_variables=template_variables,
-                add_generation_prompt=add_generation_prompt,
-            )
-            return prompt
-
-    async def tokenize(self, prompt: PromptLike, *, model: str | None = None) -> list[int]:
-        """The token ids of a prompt, as the model receives it.
-
-        Raises:
-            UnsupportedFeature: the model's backend does not claim ``tokenize``.
-        """
-        loaded = await self._host.ready(model, _types_of(model))
-        with self._host.call(loaded) as backend:
-            if not isinstance(backend, Tokenizing):
-                raise _no_tokens(loaded)
-            return await backend.tokenize(prompt)
-
-    async def detokenize(self, token_ids: Sequence[int], *, model: str | None = None) -> str:
-        """The text of a model's token ids; raises the errors of ``tokenize``."""
-        loaded = await self._host.ready(model, _types_of(model))
-        with self._host.call(loaded) as backend:
-            if not isinstance(backend, Tokenizing):
-                raise _no_tokens(loaded)
-            return await backend.detokenize(token_ids)
-
-    async def answer_format(self, *, model: str | None = None) -> AnswerFormat | None:
-        """The model's format of thoughts and tool calls; None if its backend does not know it."""
-        loaded = await self._host.ready(model, GENERATING)
-        with self._host.call(loaded) as backend:
-            return await backend.answer_format() if isinstance(backend, AnswerReading) else None
-
-    async def parse_tool_calls(
-        self, text: str, *, model: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> ChatAnswer:
-        """Content and tool calls of a model's answer, by its backend's parser.
-
-        Raises:
-            UnsupportedFeature: the model's backend does not claim ``tool_calls``.
-        """
-        loaded = await self._host.ready(model, GENERATING)
-        with self._host.call(loaded) as backend:
-            if "tool_calls" not in loaded.features:
+            if "resume" not in loaded.features:
                 raise UnsupportedFeature(
-                    f"the backend of model {loaded.descriptor.model_id!r} has no tool-call parser"
+                    f"the backend of model {loaded.descriptor.model_id!r} does not claim resume; use another backend"
                 )
-            answer: ChatAnswer = await backend.parse_tool_calls(text, tools=tools)
-            return answer
+            stream: TokenStream = await backend.resume(
+                states, request_id=request_id, options=forwarded(loaded.features, options)
+            )
+            return stream
 
     async def embed(
         self,
@@ -379,17 +331,3 @@ class _Done:
     def __await__(self) -> Generator[Any, Any, None]:
         return
         yield
-
-
-def _types_of(model: str | None) -> tuple[ModelType, ...]:
-    """Types of models for work of any kind: without a name, the default model is one that generates."""
-    every: tuple[ModelType, ...] = get_args(ModelType)
-    if model is None or model in GENERATING:
-        return GENERATING
-    return tuple(kind for kind in every if kind == model) or every
-
-
-def _no_tokens(loaded: LoadedModel) -> UnsupportedFeature:
-    return UnsupportedFeature(
-        f"the backend of model {loaded.descriptor.model_id!r} does not support tokenize; use another backend"
-    )

@@ -204,6 +204,11 @@ class Service:
         capability = self._capability(model)
         return capability is not None and capability.supports(feature)
 
+    def features(self, model: str) -> tuple[str, ...] | None:
+        """The features of a model's backend; None if it reports no capability, as before it is loaded."""
+        capability = self._capability(model)
+        return None if capability is None else capability.features
+
     def context_length(self, model: ModelDescriptor) -> int | None:
         """Maximum sequence length in tokens: the effective one if the model is loaded, else the configured one."""
         capability = self._capability(model.model_id)

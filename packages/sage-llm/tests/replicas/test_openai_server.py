@@ -306,6 +306,9 @@ def test_a_server_with_token_ids() -> None:
 
     async def complete(request: web.Request) -> web.StreamResponse:
         asked.append(await request.json())
+        if not asked[-1].get("stream"):
+            one = {"index": 0, "text": "a", "prompt_token_ids": asked[-1]["prompt"], "token_ids": [11]}
+            return web.json_response({"choices": [one]})
         usage = {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
         return await events(
             request,
@@ -329,8 +332,9 @@ def test_a_server_with_token_ids() -> None:
                     await backend.generate("x", SamplingParams())
                 with pytest.raises(UnsupportedFeature, match="/tokenize"):
                     await backend.tokenize("x")
-        assert asked[0]["return_token_ids"] is True
-        assert asked[0]["top_k"] == 5
+        probe, sent = asked
+        assert (probe["prompt"], probe["max_tokens"], probe["return_token_ids"]) == ([1], 1, True)
+        assert (sent["top_k"], sent["return_token_ids"]) == (5, True)
 
     asyncio.run(main())
 

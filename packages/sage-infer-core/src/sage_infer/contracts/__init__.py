@@ -44,7 +44,7 @@ from sage_infer.contracts.reporting import (
     ProgressReport,
     ProgressReporting,
 )
-from sage_infer.contracts.resuming import Resuming
+from sage_infer.contracts.resuming import HybridResuming, Resuming
 from sage_infer.contracts.stream import BufferedTokenStream, TokenStream, collect_text
 from sage_infer.contracts.tokenizing import HybridTokenizing, TextCodec, Tokenizing
 from sage_infer.contracts.tools import ChatAnswer, HybridToolCalling, ToolCall, ToolCalling
@@ -55,8 +55,8 @@ __all__ = [
     "ChatAnswer", "ChatMessage", "ClusterReporting", "DecodeResult", "DeviceMemory",
     "EmbeddingBackend", "EngineStats", "Executor", "HardwareDetector", "HardwareMeter", "Health",
     "HybridAnswerReading",
-    "HybridInferenceBackend", "HybridTokenizing", "HybridToolCalling", "InferenceBackend", "InstanceReporting",
-    "KVEndpoint",
+    "HybridInferenceBackend", "HybridResuming", "HybridTokenizing", "HybridToolCalling", "InferenceBackend",
+    "InstanceReporting", "KVEndpoint",
     "KVEventSource", "KVEvents", "KVFormatCodec", "KVPlace", "KVSnapshot", "KVStateChecking", "KVStore",
     "KVStoreEvent", "KVStoreStats", "KVStored", "KVTransfer", "KeyChain", "Lifecycle", "MappedKVStore",
     "MemoryPlanning", "MemoryReporting", "MemoryShare", "Metric", "MetricsReporting", "ModelReporting", "ModelSettings",

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from sage_infer.contracts.stream import TokenStream
 from sage_infer.schemas import DecodeState, RequestOptions
 
-__all__ = ["Resuming"]
+__all__ = ["HybridResuming", "Resuming"]
 
 
 @runtime_checkable
@@ -40,5 +40,26 @@ class Resuming(Protocol):
             CapabilityMismatch: a state belongs to another model or other weights, or exceeds
                 ``max_sequence_length``.
             Overloaded, EngineDead: as for ``generate``.
+        """
+        ...
+
+
+@runtime_checkable
+class HybridResuming(Protocol):
+    """The same for an instance with several models."""
+
+    async def resume(
+        self,
+        states: Sequence[DecodeState],
+        *,
+        model: str | None = None,
+        request_id: str,
+        options: RequestOptions | None = None,
+    ) -> TokenStream:
+        """Call ``Resuming.resume`` of the named model, or of the default model.
+
+        Raises:
+            ModelNotFound: no model has this name.
+            UnsupportedFeature: the model's backend does not claim ``resume``.
         """
         ...

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-__all__ = ["DONE", "ChunkWriter", "event"]
+__all__ = ["DONE", "ChunkWriter", "event", "token_ids_field"]
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.encode
+
+
+def token_ids_field(name: str, ids: Sequence[int]) -> bytes:
+    """A further field of a choice or chunk, with the comma before it."""
+    return b',"%b":%b' % (name.encode(), _encode(ids))
 
 
 def event(data: Any) -> bytes:
@@ -57,16 +63,32 @@ class ChunkWriter:
             prefix = self._prefixes[index] = b"%b%d%b" % (self._head, index, opening)
         return prefix + _encode(text) + self._text_tail
 
-    def delta(self, index: int, delta: bytes, *, logprobs: bytes = b"null") -> bytes:
-        """Any delta of a chat, as JSON."""
-        return b'%b%d,"delta":%b,"logprobs":%b,"finish_reason":null%b' % (
-            self._head, index, delta, logprobs, self._tail,
+    def delta(
+        self,
+        index: int,
+        delta: bytes,
+        *,
+        logprobs: bytes = b"null",
+        reason: str | None = None,
+        more: bytes = b"",
+    ) -> bytes:
+        """Any delta of a chat, as JSON; ``more`` are further fields of the choice."""
+        return b'%b%d,"delta":%b,"logprobs":%b,"finish_reason":%b%b%b' % (
+            self._head, index, delta, logprobs, _encode(reason), more, self._tail,
         )  # fmt: skip
 
-    def completion(self, index: int, text: str, logprobs: bytes, reason: str | None) -> bytes:
-        """New text of a completion with its log probabilities."""
-        return b'%b%d,"text":%b,"logprobs":%b,"finish_reason":%b%b' % (
-            self._head, index, _encode(text), logprobs, _encode(reason), self._tail,
+    def opening(self, index: int, delta: bytes, more: bytes) -> bytes:
+        """The first delta of a chat; ``more`` are further fields of the chunk."""
+        return b'%b%d,"delta":%b,"logprobs":null,"finish_reason":null}]%b%b' % (
+            self._head, index, delta, more, self._tail.removeprefix(b"}]"),
+        )  # fmt: skip
+
+    def completion(
+        self, index: int, text: str, logprobs: bytes, reason: str | None, more: bytes = b""
+    ) -> bytes:
+        """New text of a completion with its log probabilities; ``more`` are further fields of the choice."""
+        return b'%b%d,"text":%b,"logprobs":%b,"finish_reason":%b%b%b' % (
+            self._head, index, _encode(text), logprobs, _encode(reason), more, self._tail,
         )  # fmt: skip
 
     def finish(self, index: int, reason: str) -> bytes:

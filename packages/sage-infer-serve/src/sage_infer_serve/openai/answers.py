@@ -67,6 +67,7 @@ MODEL = _object(
         "state": {"enum": list(get_args(ModelState))},
     },
     max_model_len={"type": ["integer", "null"]},
+    features={"anyOf": [{"type": "null"}, _list_of(STRING)]},
 )
 STATUS = _object({"status": STRING, "reason": STRING})
 RERANKED = _object(
@@ -83,7 +84,7 @@ RERANKED = _object(
 )
 
 
-def _answer(kind: str, choice: Mapping[str, Any]) -> dict[str, Any]:
+def _answer(kind: str, choice: Mapping[str, Any], **optional: Any) -> dict[str, Any]:
     return _object(
         {
             "id": STRING,
@@ -94,12 +95,18 @@ def _answer(kind: str, choice: Mapping[str, Any]) -> dict[str, Any]:
             "usage": _USAGE,
         },
         system_fingerprint=STRING,
+        **optional,
     )
 
 
+_IDS = _list_of(_COUNT)
 CHAT_COMPLETION = _answer(
     "chat.completion",
-    _object({"index": _COUNT, "message": _MESSAGE, "logprobs": _CHAT_LOGS, "finish_reason": _REASON}),
+    _object(
+        {"index": _COUNT, "message": _MESSAGE, "logprobs": _CHAT_LOGS, "finish_reason": _REASON},
+        token_ids=_IDS,
+    ),
+    prompt_token_ids=_IDS,
 )
 TEXT_COMPLETION = _answer(
     "text_completion",
@@ -109,7 +116,9 @@ TEXT_COMPLETION = _answer(
             "text": STRING,
             "logprobs": {"type": ["object", "null"]},
             "finish_reason": _REASON,
-        }
+        },
+        prompt_token_ids=_IDS,
+        token_ids=_IDS,
     ),
 )
 EMBEDDINGS = _object(

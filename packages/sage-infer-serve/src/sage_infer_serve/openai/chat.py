@@ -26,11 +26,14 @@ from sage_infer_serve.openai.plan import ChatPlan, Parse
 from sage_infer_serve.openai.rendering import has_usual_ending, render, template_variables
 from sage_infer_serve.openai.sampling import sampling_params
 from sage_infer_serve.openai.schema import ChatRequest, refused
+from sage_infer_serve.openai.token_ids import tokenizing, with_token_ids
 from sage_infer_serve.openai.usage import usage_dict
 from sage_infer_serve.service import Service
 from sage_infer_serve.work import CHAT, Work
 
 __all__ = ["chat_completions"]
+
+_ROLE = b'{"role":"assistant","content":""}'
 
 
 async def chat_completions(service: Service, exchange: Exchange) -> None:
@@ -78,8 +81,8 @@ async def _start(
         and request.skip_special_tokens is None
     ):
         params = attrs.evolve(params, skip_special_tokens=False)
-    prompt_text = ""
-    if has_usual_ending(request) and not may_think:
+    prompt_text, prompt_ids = "", None
+    if has_usual_ending(request) and not may_think and not request.return_token_ids:
         stream = await backend.chat(
             messages,
             params,
@@ -90,8 +93,12 @@ async def _start(
             options=options,
         )
     else:  # whether the prompt has opened the thoughts is seen at its end
-        prompt = await render(backend, request, messages, model=model, tools=plan.tools)
+        renderer = tokenizing(service) if request.return_token_ids else backend
+        prompt = await render(renderer, request, messages, model=model, tools=plan.tools)
         prompt_text = prompt.text or ""
+        if request.return_token_ids:
+            prompt = await with_token_ids(service, prompt, model)
+            prompt_ids = prompt.token_ids
         (stream,) = await backend.generate(
             [prompt], params, model, request_id=exchange.request_id, options=options
         )
@@ -109,6 +116,7 @@ async def _start(
         parse=parse,
         is_single=plan.is_single,
         fingerprint=service.fingerprint(model),
+        prompt_token_ids=prompt_ids,
     )
 
 
@@ -141,8 +149,8 @@ async def _stream(exchange: Exchange, answer: GrowingAnswer, stream: Any, work: 
         if index not in started:
             if not started:
                 await exchange.start_stream()
+            parts.append(writer.opening(index, _ROLE, b"" if started else answer.prompt_ids))
             started.add(index)
-            parts.append(writer.delta(index, b'{"role":"assistant","content":""}'))
         if plain and not (delta.reasoning or delta.tool_calls):
             if delta.text:
                 parts.append(writer.text(index, delta.text))

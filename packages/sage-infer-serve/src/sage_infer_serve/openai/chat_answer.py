@@ -11,7 +11,7 @@ from attrs import define, field
 from sage_infer.contracts import AnswerDelta, AnswerReader
 from sage_infer.schemas import TokenDelta, ToolCallDelta
 
-from sage_infer_serve.http.sse import ChunkWriter
+from sage_infer_serve.http.sse import ChunkWriter, token_ids_field
 from sage_infer_serve.openai.logprobs import chat_logprobs, of_text
 from sage_infer_serve.openai.plan import Parse
 from sage_infer_serve.openai.schema import ChatRequest
@@ -44,6 +44,7 @@ class _Choice:
     thoughts: list[str] = field(factory=list)
     calls: list[_Call] = field(factory=list)
     logs: list[Any] = field(factory=list)
+    token_ids: list[int] = field(factory=list)
     reason: str | None = None
 
     @property
@@ -59,6 +60,7 @@ class GrowingAnswer:
         readers: one per completion; None if all text is content.
         parse: a backend's own parser, which requires the whole text: content and calls then arrive at the end.
         is_single: deliver only the first call.
+        prompt_token_ids: the prompt, if the answer has token ids.
 
     Attributes:
         is_plain: whether text is content unchanged.
@@ -75,6 +77,7 @@ class GrowingAnswer:
         parse: Parse | None,
         is_single: bool,
         fingerprint: str,
+        prompt_token_ids: Sequence[int] | None = None,
     ) -> None:
         self.id = "chatcmpl-" + request_id
         self.created = int(time.time())
@@ -87,7 +90,16 @@ class GrowingAnswer:
         self._logprobs = bool(request.logprobs)
         self._with_thoughts = request.include_reasoning is not False
         self._choices = [_Choice(reader) for reader in readers]
-        self.is_plain = parse is None and not self._logprobs and all(reader is None for reader in readers)
+        self._prompt_ids = prompt_token_ids
+        is_text = parse is None and all(reader is None for reader in readers)
+        # Ids of thoughts would show thoughts that the client does not want, as in vLLM.
+        self._with_ids = bool(request.return_token_ids) and (self._with_thoughts or is_text)
+        self.is_plain = is_text and not self._logprobs and not self._with_ids
+
+    @property
+    def prompt_ids(self) -> bytes:
+        """Field of the first chunk with the token ids of the prompt; empty without them."""
+        return b"" if self._prompt_ids is None else token_ids_field("prompt_token_ids", self._prompt_ids)
 
     # --- input
 
@@ -105,6 +117,7 @@ class GrowingAnswer:
         choice.thoughts.append(brought.reasoning)
         if self._logprobs:
             choice.logs += chat_logprobs(of_text(delta))
+        choice.token_ids += delta.token_ids
         if delta.finish_reason is not None:
             choice.reason = delta.finish_reason
         return brought, fragments
@@ -182,15 +195,26 @@ class GrowingAnswer:
         brought, fragments = await self.take(delta)
         new = of_text(delta) if self._logprobs else ()
         logs = {"content": chat_logprobs(new), "refusal": None} if new else None
-        chunks = []
+        parts: list[tuple[dict[str, Any], Any]] = []
         if brought.reasoning:
-            chunks.append(writer.delta(index, _encode(_thoughts(brought.reasoning))))
+            parts.append((_thoughts(brought.reasoning), None))
         if brought.content or logs:
-            chunks.append(writer.delta(index, _encode({"content": brought.content}), logprobs=_encode(logs)))
+            parts.append(({"content": brought.content}, logs))
         if fragments:
-            chunks.append(writer.delta(index, _encode({"tool_calls": fragments})))
-        if delta.finish_reason is not None:
-            chunks.append(writer.finish(index, self.reason_of(index)))
+            parts.append(({"tool_calls": fragments}, None))
+        # The last chunk of a delta has its token ids and finish reason: a client with the ids has the text as well.
+        last: tuple[dict[str, Any], Any] | None = None
+        if self._with_ids:
+            last = parts.pop() if parts else ({}, None)
+        chunks = [writer.delta(index, _encode(part), logprobs=_encode(log)) for part, log in parts]
+        reason = None if delta.finish_reason is None else self.reason_of(index)
+        if last is not None:
+            more = token_ids_field("token_ids", delta.token_ids)
+            chunks.append(
+                writer.delta(index, _encode(last[0]), logprobs=_encode(last[1]), reason=reason, more=more)
+            )
+        elif reason is not None:
+            chunks.append(writer.finish(index, reason))
         return chunks
 
     def body(self, usage: Mapping[str, Any]) -> bytes:
@@ -204,6 +228,7 @@ class GrowingAnswer:
                 "usage": usage,
                 "system_fingerprint": self.fingerprint,
             }
+            | ({} if self._prompt_ids is None else {"prompt_token_ids": self._prompt_ids})
         )
 
     def _choice(self, index: int) -> dict[str, Any]:
@@ -223,7 +248,7 @@ class GrowingAnswer:
             "message": message,
             "logprobs": {"content": choice.logs, "refusal": None} if self._logprobs else None,
             "finish_reason": choice.finish_reason,
-        }
+        } | ({"token_ids": choice.token_ids} if self._with_ids else {})
 
 
 def _thoughts(text: str) -> dict[str, str]:

@@ -9,17 +9,18 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
-from sage_infer.contracts import TokenStream
-from sage_infer.schemas import TokenDelta, Usage
+from sage_infer.contracts import TokenStream, as_prompts
+from sage_infer.schemas import SamplingParams, TokenDelta, Usage
 
 from sage_infer_serve.http.errors import wrong_request
 from sage_infer_serve.http.exchange import Exchange
-from sage_infer_serve.http.sse import DONE, ChunkWriter
+from sage_infer_serve.http.sse import DONE, ChunkWriter, token_ids_field
 from sage_infer_serve.openai.inputs import as_inputs
 from sage_infer_serve.openai.logprobs import TextOffsets, completion_logprobs, joined, of_text
 from sage_infer_serve.openai.options import request_options
 from sage_infer_serve.openai.sampling import guided_by, sampling_params
 from sage_infer_serve.openai.schema import CompletionRequest, refused
+from sage_infer_serve.openai.token_ids import continued, with_token_ids
 from sage_infer_serve.openai.usage import usage_dict
 from sage_infer_serve.service import Service
 from sage_infer_serve.work import COMPLETION, Work
@@ -42,13 +43,7 @@ async def completions(service: Service, exchange: Exchange) -> None:
         guided=guided_by(request),
     )
     with Work(service, exchange, COMPLETION, model, params, is_streamed=bool(request.stream)) as work:
-        streams = await service.backend.generate(
-            prompts,
-            params,
-            model,
-            request_id=exchange.request_id,
-            options=request_options(service, exchange, request),
-        )
+        streams = await _start(service, exchange, request, prompts, params, model)
         async with AsyncExitStack() as stack:
             for stream in streams:
                 await stack.enter_async_context(stream)
@@ -64,6 +59,25 @@ async def completions(service: Service, exchange: Exchange) -> None:
                 usage = _total(streams)
                 work.end(usage, answer.reasons)
                 await exchange.respond(answer.body(usage_dict(usage)))
+
+
+async def _start(
+    service: Service,
+    exchange: Exchange,
+    request: CompletionRequest,
+    prompts: list[str | list[int]],
+    params: SamplingParams,
+    model: str,
+) -> Sequence[TokenStream]:
+    """Start the request; with ``return_token_ids``, the prompts become lists of token ids."""
+    options, name = request_options(service, exchange, request), exchange.request_id
+    if request.return_token_ids:
+        for place, prompt in enumerate(as_prompts(prompts)):
+            known = await with_token_ids(service, prompt, model)
+            prompts[place] = list(known.token_ids or ()) or prompts[place]
+    if request.continue_from is not None:
+        return [await continued(service, request, prompts, params, model, name, options)]
+    return await service.backend.generate(prompts, params, model, request_id=name, options=options)
 
 
 async def _stream(
@@ -86,7 +100,10 @@ async def _stream(
         if not started:
             started = True
             await exchange.start_stream()
-        if delta.finish_reason is None and logprobs is None:
+        if request.return_token_ids:
+            more = answer.ids_of(index, delta)
+            await exchange.write(writer.completion(index, text, _encode(logprobs), delta.finish_reason, more))
+        elif delta.finish_reason is None and logprobs is None:
             if text:
                 await exchange.write(writer.text(index, text))
         else:
@@ -135,7 +152,7 @@ class _Answer:
         self,
         request: CompletionRequest,
         model: str,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[str | list[int]],
         n: int,
         request_id: str,
         fingerprint: str,
@@ -150,6 +167,18 @@ class _Answer:
         self._with_logs = request.logprobs is not None
         self._offsets = [TextOffsets(len(text)) for text in echoed]
         self._logs: list[list[dict[str, Any]]] = [[] for _ in echoed]
+        self._ids: list[list[int]] | None = [[] for _ in echoed] if request.return_token_ids else None
+        self._prompts = [None if isinstance(p, str) else p for p in prompts for _ in range(n)]
+        self._unseen = set(range(len(echoed)))
+
+    def ids_of(self, index: int, delta: TokenDelta) -> bytes:
+        """Fields of a chunk with the token ids of its text, and of the prompt with the first one."""
+        more = token_ids_field("token_ids", delta.token_ids)
+        prompt = self._prompts[index]
+        if index in self._unseen and prompt is not None:
+            more = token_ids_field("prompt_token_ids", prompt) + more
+        self._unseen.discard(index)
+        return more
 
     def take(self, index: int, delta: TokenDelta) -> tuple[str, dict[str, Any] | None]:
         """Add a delta; returns its text and log probabilities."""
@@ -162,6 +191,8 @@ class _Answer:
             self._logs[index].append(logs)
         if delta.finish_reason is not None:
             self.reasons[index] = delta.finish_reason
+        if self._ids is not None:
+            self._ids[index] += delta.token_ids
         return text, logs
 
     def body(self, usage: dict[str, Any]) -> bytes:
@@ -172,6 +203,11 @@ class _Answer:
                 "logprobs": joined(self._logs[index]) if self._with_logs else None,
                 "finish_reason": self.reasons[index],
             }
+            | (
+                {}
+                if self._ids is None
+                else {"prompt_token_ids": self._prompts[index], "token_ids": self._ids[index]}
+            )
             for index, texts in enumerate(self._texts)
         ]
         return _encode(
@@ -207,5 +243,7 @@ def _refuse_what_nothing_does(request: CompletionRequest, prompts: Sequence[str 
         raise refused("echo with logprobs is not supported", "echo")
     if request.echo and not all(isinstance(prompt, str) for prompt in prompts):
         raise refused("echo of token ids is not supported", "echo")
+    if request.echo and request.return_token_ids:
+        raise refused("echo with return_token_ids is not supported", "echo")
     if request.stream_options is not None and not request.stream:
         raise wrong_request("stream_options requires stream: true", "stream_options")

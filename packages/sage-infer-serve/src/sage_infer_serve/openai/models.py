@@ -34,7 +34,7 @@ async def show_model(service: Service, exchange: Exchange) -> None:
 
 
 def _as_dict(service: Service, model: ModelDescriptor) -> dict[str, Any]:
-    """OpenAI's fields, plus the model's type, state and maximum length."""
+    """OpenAI's fields, plus the model's type, state, maximum length and features."""
     status = service.backend.get_model_status(model.model_id)
     return {
         "id": model.model_id,
@@ -44,4 +44,5 @@ def _as_dict(service: Service, model: ModelDescriptor) -> dict[str, Any]:
         "type": model.model_type,
         "state": status.state,
         "max_model_len": service.context_length(model),
+        "features": service.features(model.model_id),
     }

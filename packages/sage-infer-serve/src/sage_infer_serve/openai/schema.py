@@ -15,8 +15,8 @@ from msgspec import Meta, Struct
 from sage_infer_serve.http.errors import HTTPError, wrong_request
 
 __all__ = [
-    "ChatRequest", "CompletionRequest", "DetokenizeRequest", "EmbeddingRequest", "Message", "RerankRequest",
-    "ResponseFormat", "Sampling", "StreamOptions", "TokenizeRequest", "Tool", "decode",
+    "ChatRequest", "CompletionRequest", "ContinueFrom", "DetokenizeRequest", "EmbeddingRequest", "Message",
+    "RerankRequest", "ResponseFormat", "Sampling", "StreamOptions", "TokenizeRequest", "Tool", "decode",
 ]  # fmt: skip
 
 # Limits on numbers of items: without them, a body of a few megabytes could cost minutes of work.
@@ -150,6 +150,7 @@ class Sampling(Struct, kw_only=True):
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     service_tier: Name | None = None
     prompt_cache_key: str | None = None
+    return_token_ids: bool | None = None
 
 
 class ChatRequest(Sampling, kw_only=True):
@@ -176,7 +177,19 @@ class ChatRequest(Sampling, kw_only=True):
     continue_final_message: bool | None = None
 
 
+class ContinueFrom(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Output of a completion that another server began: its tokens, and the characters of their text that the
+    client has received.
+    """
+
+    token_ids: Tokens
+    delivered_chars: Annotated[int, Meta(ge=0)]
+
+
 class CompletionRequest(Sampling, kw_only=True):
+    """``continue_from`` is an extension: the answer starts after this output, as if it had not been interrupted."""
+
+    continue_from: ContinueFrom | None = None
     prompt: str | Annotated[list[str | TokenId | Tokens], Meta(min_length=1, max_length=_TOKENS)]
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     echo: bool | None = None

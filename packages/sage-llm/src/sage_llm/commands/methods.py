@@ -31,8 +31,8 @@ def methods(manager: ControlPlaneManager, url: str, drain_s: float) -> dict[str,
     async def drain(replica: str, deadline_s: float | None = None) -> dict[str, Any]:
         return _drained(await manager.drain(replica, drain_s if deadline_s is None else deadline_s))
 
-    async def restart(model: str | None = None) -> list[dict[str, Any]]:
-        return [_drained(result) for result in await manager.restart(model)]
+    async def restart(name: str | None = None) -> list[dict[str, Any]]:
+        return [_drained(result) for result in await manager.restart(name)]
 
     async def scale(model: str, replicas: int) -> dict[str, Any]:
         await asyncio.to_thread(_check_memory, manager, model, replicas)

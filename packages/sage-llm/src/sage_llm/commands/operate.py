@@ -65,14 +65,17 @@ def drain(
 
 
 def restart(
-    model: Annotated[
-        str | None, typer.Argument(help="Model whose replicas are restarted; all by default.")
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Replica, as shown by `sage llm status`, or model with all of its replicas; everything by default."
+        ),
     ] = None,
     port: Port = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restart all replicas, one after another, without an error for their requests."""
-    found = ask(port, "restart", model=model)
+    """Restart replicas, one after another, without an error for their requests."""
+    found = ask(port, "restart", name=name)
     if as_json:
         print_json(found)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 from attrs import define, field
 from sage_infer.schemas import DecodeState, FinishReason, SamplingParams, TokenDelta
@@ -46,6 +47,26 @@ class Ledger:
         self.records = [Record() for _ in range(params.n)]
         self.tokens, self.has_started = 0, False
         self.obstacle = "" if prompt is not None else "the token ids of its prompt are unknown"
+
+    @classmethod
+    def of_states(cls, states: Sequence[DecodeState], params: SamplingParams) -> Ledger:
+        """The ledger of a request that began elsewhere; completions without a state have finished."""
+        ledger = cls(states[0].prompt_token_ids, params)
+        open_states = {state.index: state for state in states}
+        for index, record in enumerate(ledger.records):
+            if (state := open_states.get(index)) is None:
+                record.finish_reason = "stop"
+            else:
+                record.token_ids.extend(state.output_token_ids)
+                record.chars = state.delivered_chars
+                ledger.tokens += len(state.output_token_ids)
+        ledger.has_started = ledger.tokens > 0
+        return ledger
+
+    def learn_prompt(self, token_ids: tuple[int, ...]) -> None:
+        """The server that renders the prompt has returned its token ids, before any output."""
+        if not self.has_started:
+            self.prompt, self.obstacle = token_ids, ""
 
     def commit(self, delta: TokenDelta) -> None:
         """Record a delta; call it together with its delivery."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 from sage_infer.contracts import Executor, ModelStatus
-from sage_infer.errors import BackendUnavailable, EngineDead, InvalidRequest
+from sage_infer.errors import BackendUnavailable, EngineDead, InvalidRequest, ModelNotFound
 from sage_infer.names import GENERATING, ModelType
 from sage_infer.schemas import (
     CapabilityDescriptor,
@@ -30,7 +30,7 @@ from sage_llm.manager.dispatch import Dispatcher
 from sage_llm.manager.fleet import Fleet
 from sage_llm.manager.models import ServedModel
 from sage_llm.manager.placing import Placement
-from sage_llm.manager.replica import Drained
+from sage_llm.manager.replica import Drained, Replica
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.manager.settings import ControlPlaneSettings
 from sage_llm.manager.texts import ModelTexts
@@ -190,11 +190,25 @@ class ManagedModels:
         """Stop a replica; its requests end in time or move to other instances."""
         return await self.fleet.drain(self.fleet.find(replica_id), deadline_s)
 
-    async def restart(self, model_id: str | None = None, deadline_s: float = 0.0) -> list[Drained]:
-        """Restart all replicas of a model, or of all models, one after another."""
-        names = [self._named(model_id).descriptor.model_id] if model_id is not None else list(self.served)
-        replicas = [replica for name in names for replica in self.fleet.of(name)]
+    async def restart(self, name: str | None = None, deadline_s: float = 0.0) -> list[Drained]:
+        """Restart one replica, all replicas of a model, or of all models, one after another.
+
+        Raises:
+            ModelNotFound: there is no such model or replica.
+        """
+        replicas = self._replicas_of(name)
         return [await self.fleet.restart(replica, deadline_s) for replica in replicas]
+
+    def _replicas_of(self, name: str | None) -> list[Replica]:
+        if name is None:
+            return [replica for model_id in self.served for replica in self.fleet.of(model_id)]
+        if name in self.fleet.replicas:
+            return [self.fleet.find(name)]
+        try:
+            return self.fleet.of(self._named(name).descriptor.model_id)
+        except ModelNotFound as error:
+            known = ", ".join(r.replica_id for model_id in self.served for r in self.fleet.of(model_id))
+            raise ModelNotFound(f"{error.message}; replicas: {known}") from None
 
     async def scale(self, model_id: str, replicas: int) -> list[str]:
         """Start or drain replicas of a model until ``replicas`` generate; return the ids of the changed ones."""

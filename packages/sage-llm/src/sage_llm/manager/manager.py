@@ -25,6 +25,7 @@ from sage_infer.contracts import (
 from sage_infer.errors import InvalidRequest
 from sage_infer.names import GENERATING, ModelType
 from sage_infer.schemas import (
+    DecodeState,
     EmbeddingResult,
     Prompt,
     RequestOptions,
@@ -53,8 +54,8 @@ _EVERY: tuple[ModelType, ...] = get_args(ModelType)
 class ControlPlaneManager(ManagedModels):
     """``HybridInferenceBackend`` over the instances that an executor runs.
 
-    Also implements ``HybridTokenizing``, ``HybridToolCalling``, ``HybridAnswerReading``, ``ModelReporting``,
-    ``ModelSettings``, ``MetricsReporting`` and ``ClusterReporting``.
+    Also implements ``HybridResuming``, ``HybridTokenizing``, ``HybridToolCalling``, ``HybridAnswerReading``,
+    ``ModelReporting``, ``ModelSettings``, ``MetricsReporting`` and ``ClusterReporting``.
 
     Args:
         models: the models to serve.
@@ -124,6 +125,7 @@ class ControlPlaneManager(ManagedModels):
         request_id: str | None,
         options: RequestOptions | None,
         chat: PassedChat | None = None,
+        states: Sequence[DecodeState] = (),
     ) -> list[TokenStream]:
         given, step = self.in_chain(entry.descriptor.model_id, _checked(options))
         opened = self._requests.accept(request_id, len(asked), options=given)
@@ -131,7 +133,7 @@ class ControlPlaneManager(ManagedModels):
         try:
             for one, prompt in zip(opened, asked, strict=True):
                 one.check()
-                requests.append(await self._managed(entry, one, prompt, params, given, step, chat))
+                requests.append(await self._managed(entry, one, prompt, params, given, step, chat, states))
             return list(await asyncio.gather(*map(self.dispatcher.run, requests)))
         except BaseException:
             for request in requests:
@@ -149,6 +151,7 @@ class ControlPlaneManager(ManagedModels):
         options: RequestOptions,
         step: ChainStep | None,
         chat: PassedChat | None = None,
+        states: Sequence[DecodeState] = (),
     ) -> ManagedRequest:
         model_id = entry.descriptor.model_id
         found = prompt if self._passes(model_id) else await self._texts[model_id].prompt(prompt)
@@ -164,7 +167,9 @@ class ControlPlaneManager(ManagedModels):
             opened.request_id,
             model_id,
             found,
-            Ledger(found.token_ids, with_seed(params, features, secrets.randbits(63))),
+            Ledger.of_states(states, with_seed(params, features, states[0].seed))
+            if states
+            else Ledger(found.token_ids, with_seed(params, features, secrets.randbits(63))),
             options,
             len(found.token_ids) if found.token_ids is not None else len(found.text or "") // _CHARACTERS + 1,
             on_end=ended,
@@ -174,6 +179,22 @@ class ControlPlaneManager(ManagedModels):
         )
         opened.on_cancel(lambda error: self.dispatcher.cancel(request, error))
         return request
+
+    async def resume(
+        self,
+        states: Sequence[DecodeState],
+        *,
+        model: str | None = None,
+        request_id: str,
+        options: RequestOptions | None = None,
+    ) -> TokenStream:
+        """Continue a request that began elsewhere; from now on, it migrates like others."""
+        entry = self._route(model, GENERATING)
+        if not states:
+            raise InvalidRequest("no state to resume; expected one for each unfinished completion")
+        prompt, params = Prompt(token_ids=states[0].prompt_token_ids), states[0].params
+        (stream,) = await self._generate(entry, [prompt], params, request_id, options, states=states)
+        return stream
 
     async def chat(
         self,

@@ -16,6 +16,7 @@ from sage_infer.sdk.claims import accepted_options
 from sage_llm.manager.ledger import Ledger
 from sage_llm.manager.live_instance import Attempt
 from sage_llm.manager.request import ManagedRequest
+from sage_llm.replicas.openai.completion import ServerStream
 
 __all__ = [
     "MigrationBudget",
@@ -129,10 +130,16 @@ async def open_stream(request: ManagedRequest, attempt: Attempt) -> Any:
             options=options,
         )
     if request.chat is not None:
-        return await request.chat.open(instance.backend, request.params, attempt.request_id, options)
-    (stream,) = await instance.backend.generate(
-        [request.prompt], request.params, request_id=attempt.request_id, options=options
-    )
+        stream = await request.chat.open(instance.backend, request.params, attempt.request_id, options)
+    else:
+        (stream,) = await instance.backend.generate(
+            [request.prompt], request.params, request_id=attempt.request_id, options=options
+        )
+    if isinstance(stream, ServerStream) and request.prompt.token_ids is None:
+        if request.chat is None or not request.chat.tools:
+            stream.on_prompt(request.ledger.learn_prompt)
+        else:
+            request.ledger.obstacle = "its server parses tool calls, whose position in the text is unknown"
     return stream
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from attrs import define
@@ -82,12 +83,12 @@ class ServerBackend:
             self.dialect = _DIALECTS.get(row.get("owned_by", ""), "openai")
         lengths = [length for length in (self.max_length, row.get("max_model_len")) if length]
         self.max_length = min(lengths, default=None)
-        await self.prepare()
+        await self.prepare(row)
         self._state = "ok"
         self._reporter.started(self.get_capability(), address=self.server.url)
 
-    async def prepare(self) -> None:
-        """Find out what else the server does. Called once, before the backend is ready."""
+    async def prepare(self, row: Mapping[str, Any]) -> None:
+        """Find out what else the server does. Called once with the model's row, before the backend is ready."""
 
     async def close(self) -> None:
         self._state = "dead"

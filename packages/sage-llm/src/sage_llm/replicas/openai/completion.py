@@ -16,10 +16,28 @@ from sage_infer.sdk import OpenRequest
 from sage_llm.replicas.openai.base import ServerBackend
 from sage_llm.replicas.openai.client import EventParser, error_of
 
-__all__ = ["Completion", "MakeBody"]
+__all__ = ["Completion", "MakeBody", "ServerStream"]
 
 MakeBody = Callable[[], Awaitable[dict[str, Any]]]
 """Makes the body of a request; may call the server."""
+
+
+class ServerStream(BufferedTokenStream):
+    """The output of a server, which may also return the token ids of the prompt."""
+
+    _prompt: tuple[int, ...] | None = None
+    _on_prompt: Callable[[tuple[int, ...]], object] | None = None
+
+    def on_prompt(self, callback: Callable[[tuple[int, ...]], object]) -> None:
+        """Call ``callback`` with the token ids of the prompt before the first delta, if the server returns them."""
+        self._on_prompt = callback
+        if self._prompt is not None:
+            callback(self._prompt)
+
+    def set_prompt(self, token_ids: tuple[int, ...]) -> None:
+        self._prompt = token_ids
+        if self._on_prompt is not None:
+            self._on_prompt(token_ids)
 
 
 class _Function(msgspec.Struct):
@@ -45,6 +63,7 @@ class _Choice(msgspec.Struct):
     delta: _Delta | None = None
     finish_reason: str | None = None
     token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class _Details(msgspec.Struct):
@@ -59,6 +78,7 @@ class _Usage(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
+    prompt_token_ids: list[int] | None = None
     usage: _Usage | None = None
     error: dict[str, Any] | None = None
 
@@ -85,7 +105,7 @@ class Completion:
         loop = asyncio.get_running_loop()
         self._backend, self._request = backend, request
         self.accepted: asyncio.Future[None] = loop.create_future()
-        self.stream = BufferedTokenStream(request.request_id, self._stop)
+        self.stream = ServerStream(request.request_id, self._stop)
         self._begun, self._first = time.monotonic(), 0.0
         self._usage = Usage(prompt_tokens=0)
         self._reason: FinishReason = "stop"
@@ -148,7 +168,11 @@ class Completion:
         chunk = _chunk(event)
         if chunk.error is not None:
             raise error_of(int(chunk.error.get("status") or 500), {}, event)
-        for choice in chunk.choices:
+        for (
+            choice
+        ) in chunk.choices:  # vLLM has the prompt's ids in chunks of chats, and in choices of completions
+            if prompt := chunk.prompt_token_ids or choice.prompt_token_ids:
+                self.stream.set_prompt(tuple(prompt))
             self._push(choice)
         if chunk.usage is not None:
             details = chunk.usage.prompt_tokens_details

@@ -34,7 +34,7 @@ class OpenAIEmbeddingReplica(ServerBackend):
     instance_type: InstanceType = "embedding"
     _dim = 0
 
-    async def prepare(self) -> None:
+    async def prepare(self, row: Mapping[str, Any]) -> None:
         if self.model.model_type == "embedding":
             self._dim = (await self._vectors(["a"], {}))[1]
 

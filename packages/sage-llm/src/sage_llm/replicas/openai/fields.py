@@ -18,13 +18,15 @@ _GUIDED = {"json_schema": "json", "regex": "regex", "grammar": "grammar", "choic
 _DEFAULTS = SamplingParams()
 
 
-def features_of(dialect: Dialect, *, tokenizes: bool) -> tuple[str, ...]:
-    """Return the features that a server of this dialect has. ``resume`` is never among them."""
+def features_of(dialect: Dialect, *, tokenizes: bool, resumes: bool) -> tuple[str, ...]:
+    """Return the features that a server of this dialect has."""
     found = ["streaming", "seed", "penalties", "parallel_sampling", "deadline", "reports", "trace"]
     if dialect != "openai":
         found += ["min_p", "guided_json", "guided_regex", "guided_grammar", "guided_choice", "priority"]
     if tokenizes:
         found += ["chat", "tokenize", "template_variables"]
+    if resumes:
+        found.append("resume")
     return tuple(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from sage_infer.contracts import (
     TokenStream,
     as_prompts,
 )
-from sage_infer.errors import EngineDead, InvalidRequest, SageInferError, UnsupportedFeature
+from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, SageInferError, UnsupportedFeature
 from sage_infer.schemas import (
     DecodeState,
     KVCacheSchema,
@@ -30,6 +31,7 @@ from sage_llm.replicas.openai.fields import features_of, sampling_fields
 
 __all__ = ["OpenAIReplica"]
 
+_TRIES, _LONGEST_WAIT_S = 10, 3.0  # of the probe
 _STREAM: Mapping[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -37,24 +39,52 @@ class OpenAIReplica(ServerBackend):
     """A model on a server with OpenAI's completion API: vLLM, ``sage infer serve``, and others.
 
     Prompts go to ``/v1/completions``, chats to ``/v1/chat/completions``. Only a server with ``/tokenize`` renders
-    chats; without it, ``chat`` is not claimed. Deltas have ``token_ids`` only if the server returns them (vLLM with
-    ``return_token_ids``). ``resume`` is not claimed: whether a server continues exactly is unknown.
+    chats; without it, ``chat`` is not claimed. Deltas have ``token_ids`` only if the server returns them: ``start``
+    asks vLLM and ``sage infer serve`` for one token to see. ``resume`` is claimed only if ``sage infer serve`` lists it
+    among the model's features; whether other servers continue exactly is unknown.
 
     The arguments are those of ``ServerBackend``.
     """
 
-    _tokenizes = False
+    _tokenizes = _returns_ids = _resumes = False
 
-    async def prepare(self) -> None:
+    async def prepare(self, row: Mapping[str, Any]) -> None:
+        tokens = [1]  # of a prompt for the probe, where the server has no tokenizer
         try:
-            await self.server.post("/tokenize", {"model": self.model.model_id, "prompt": "a"})
-            self._tokenizes = True
+            answer = await self.server.post("/tokenize", {"model": self.model.model_id, "prompt": "a"})
+            self._tokenizes, tokens = True, answer["tokens"]
         except SageInferError as error:
             if isinstance(error, EngineDead):
                 raise
+        if self.dialect != "openai":
+            self._returns_ids = await self._probe(tokens)
+        self._resumes = self._returns_ids and "resume" in (row.get("features") or ())
+
+    async def _probe(self, tokens: list[int]) -> bool:
+        """Whether the server returns the ids of a prompt and of its output."""
+        body = {
+            "model": self.model.model_id, "prompt": tokens, "max_tokens": 1, "temperature": 0,
+            "return_token_ids": True,
+        }  # fmt: skip
+        try:
+            (choice,) = (await self._post_patiently("/v1/completions", body))["choices"]
+        except (EngineDead, Overloaded):
+            raise  # it is connected again later, as what it returns is unknown
+        except (SageInferError, KeyError, TypeError, ValueError):
+            return False
+        return choice.get("prompt_token_ids") == tokens and isinstance(choice.get("token_ids"), list)
+
+    async def _post_patiently(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The answer of a server that may be busy for a while."""
+        for _ in range(_TRIES - 1):
+            try:
+                return await self.server.post(path, body)
+            except Overloaded as busy:
+                await asyncio.sleep(min(busy.retry_after, _LONGEST_WAIT_S))
+        return await self.server.post(path, body)
 
     def features(self) -> tuple[str, ...]:
-        return features_of(self.dialect, tokenizes=self._tokenizes)
+        return features_of(self.dialect, tokenizes=self._tokenizes, resumes=self._resumes)
 
     # --- generation
 
@@ -88,7 +118,7 @@ class OpenAIReplica(ServerBackend):
     ) -> TokenStream:
         """Start a chat that the server renders and whose answer it parses.
 
-        Deltas have no token ids, but ``reasoning`` and ``tool_calls`` as the server has found them.
+        Deltas have ``reasoning`` and ``tool_calls`` as the server has found them.
 
         Raises:
             UnsupportedFeature: a field is set that the server does not know.
@@ -102,6 +132,8 @@ class OpenAIReplica(ServerBackend):
                 f"OpenAI's API has no variables of chat templates ({', '.join(template_variables)}); leave them out"
             )
         body: dict[str, Any] = {"messages": list(messages), **self._fields(params, options)}
+        if self._returns_ids:
+            body["return_token_ids"] = True
         if tools:
             body["tools"] = list(tools)
         if template_variables:
@@ -117,8 +149,31 @@ class OpenAIReplica(ServerBackend):
 
     @property
     def passes_chats(self) -> bool:
-        """Whether ``chat`` loses nothing against a rendered prompt: the server returns no token ids for that either."""
+        """Whether ``chat`` loses nothing against a rendered prompt."""
         return self.dialect != "vllm" or not self._tokenizes
+
+    async def resume(
+        self, states: Sequence[DecodeState], *, request_id: str, options: RequestOptions | None = None
+    ) -> TokenStream:
+        self.check_running()
+        if not self._resumes:
+            raise UnsupportedFeature(f"{self.server.url} does not continue outputs; send the request again")
+        if len(states) != 1 or states[0].params.n != 1:
+            raise UnsupportedFeature(
+                "servers continue requests with one completion only; send the request again"
+            )
+        (state,) = states
+        check_claims(self.features(), backend=self.name, params=state.params, options=options)
+        params, prompt = state.params, Prompt(token_ids=state.prompt_token_ids)
+        if not state.output_token_ids:
+            (stream,) = await self.generate([prompt], params, request_id=request_id, options=options)
+            return stream
+        given = {"token_ids": list(state.output_token_ids), "delivered_chars": state.delivered_chars}
+        fields = {**self._fields(params, options), "continue_from": given}
+        (stream,) = await self._completions(
+            "/v1/completions", [self._body_of(prompt, params, fields)], request_id, options
+        )
+        return stream
 
     def _fields(self, params: SamplingParams, options: RequestOptions | None) -> dict[str, Any]:
         fields = sampling_fields(params, self.dialect)
@@ -168,7 +223,7 @@ class OpenAIReplica(ServerBackend):
             most = max(1, self.max_length - len(content))
         if most is not None:
             body["max_tokens"] = most
-        if self.dialect == "vllm":
+        if self._returns_ids:
             body["return_token_ids"] = True
         return body
 
