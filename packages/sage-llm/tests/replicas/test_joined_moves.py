@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 
 GUARD_S = 300
 LLM = "smollm2-135m"
-TOKENS = 120
+TOKENS = 80
 SAMPLING: list[dict[str, Any]] = [
     {"temperature": 0},
     {"temperature": 0.9, "top_k": 8, "seed": 5},
@@ -110,7 +111,8 @@ def test_cut_streams_continue_on_another_joined_server(
     config.write_text(json.dumps({"serve": {"models": [{"model": LLM, "options": options}]}}))
     command = ("--config", str(config), "infer", "serve")
     with ExitStack() as stack:
-        behind = [stack.enter_context(served(folder, *command)) for _ in range(2)]
+        with ThreadPoolExecutor() as pool:
+            behind = list(pool.map(lambda _: stack.enter_context(served(folder, *command)), range(2)))
         urls = [told["url"] for _, told in behind]
         joins = [flag for url in urls for flag in ("--join", url)]
         _, front = stack.enter_context(served(folder, "llm", "serve", *joins))
