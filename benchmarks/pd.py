@@ -1,9 +1,12 @@
 """Prompts computed on one replica and continued on another, against one instance: texts, times and bytes.
 
-    python benchmarks/pd.py [--backend openvino|vllm] [--prompts 20] [--transport local|tcp] [--json FILE]
+    python benchmarks/pd.py [--backend openvino|vllm] [--prompts 20] [--transport local|tcp] [--kv-preset fp8]
+        [--json FILE]
 
 Starts a control plane with one prefill and one decode replica in processes of their own, float32. Every prompt is sent
-through it, so that its KV travels, and to the decode replica alone. Exits with 1 unless all tokens are equal.
+through it, so that its KV travels, and to the decode replica alone. Exits with 1 unless all KV was handed over and all
+tokens are equal. With ``--kv-preset``, KV is rounded, and tokens may differ: vLLM computes a prompt with KV that is not
+rounded yet, and the decode replica computes its last token with KV that is.
 """
 
 from __future__ import annotations
@@ -38,10 +41,11 @@ ASKS = (
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    preset = {} if arguments.kv_preset is None else {"kv_schema": {"preset": arguments.kv_preset}}
     model = ServedModel(
         descriptor=resolve_model("smollm2-135m", model_type="llm"),
         backend=arguments.backend,
-        options=OPTIONS.get(arguments.backend, {}),
+        options={**OPTIONS[arguments.backend], **preset},
         replicas=1,
         prefill_replicas=1,
         server=SERVER,
@@ -95,6 +99,7 @@ def summary(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[s
     return {
         "backend": arguments.backend,
         "transport": arguments.transport,
+        "kv_preset": arguments.kv_preset,
         "prompts": len(rows),
         "handed_over": len(moved),
         "equal": sum(row["equal"] for row in rows),
@@ -114,6 +119,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--transport", default="local", choices=("local", "tcp"))
+    parser.add_argument("--kv-preset", metavar="PRESET", help="precision of KV, such as fp8 or int8")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     try:

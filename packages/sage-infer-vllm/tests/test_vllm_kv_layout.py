@@ -13,6 +13,28 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def test_a_page_of_fp8_lies_like_one_of_floats() -> None:
+    """Up to how vLLM rounds: keys by dimension, values by token."""
+    import torch
+    from vllm import _custom_ops as ops
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+    if not torch.cpu._is_avx512_supported():
+        pytest.skip("vLLM's fp8 KV on a CPU needs AVX-512")
+    heads, tokens, dim = 2, 32, 64
+    keys, values = torch.randn(2, tokens, heads, dim).abs() + 1
+    cache = torch.zeros(1, heads, tokens, 2 * dim, dtype=torch.uint8)
+    key_cache, value_cache = cache.view(1, heads, 2 * tokens, dim).chunk(2, dim=2)
+    isa = _get_attn_isa(torch.float32, tokens, dim, "fp8")
+    ops.cpu_attn_reshape_and_cache(
+        keys, values, key_cache, value_cache, torch.arange(tokens), isa, 1.0, 1.0, "fp8"
+    )
+    page = cache[0].reshape(heads, 2, tokens * dim).view(torch.float8_e4m3fn).float()
+    expected = keys.permute(1, 2, 0), values.permute(1, 0, 2)
+    for side, numbers in enumerate(expected):
+        torch.testing.assert_close(page[:, side].reshape(numbers.shape), numbers, rtol=0.13, atol=0)
+
+
 @pytest.mark.parametrize(("tokens", "dim"), [(32, 64), (128, 64), (64, 80), (96, 32)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_page_lies_as_the_schema_says(dtype: str, tokens: int, dim: int) -> None:

@@ -101,6 +101,14 @@ def test_kv_of_another_form_is_converted_where_the_weights_are_equal() -> None:
     assert there.converter(arrived) is None
 
 
+def test_kv_with_scales_of_the_whole_cache_stays_with_its_settings() -> None:
+    schema = attrs.evolve(SCHEMA, dtype="fp8_e4m3", scale_dtype="fp32", scale_granularity="tensor")
+    here = keeper(schema=schema)
+    keeper(schema=schema, instance_id="there").check(state_of(here))
+    with pytest.raises(CapabilityMismatch, match="computed in another precision"):
+        keeper(schema=schema, kv_model="w bf16").check(state_of(here))
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "says"),
     [

@@ -321,6 +321,10 @@ def test_features_need_a_form_that_is_known_to_the_byte() -> None:
         found, why = handover_features(schema, FACTS, nbytes)
         assert found == features
         assert reason in why
+    scaled = attrs.evolve(SCHEMA, dtype="fp8_e4m3", scale_dtype="fp32", scale_granularity="tensor")
+    assert handover_features(scaled, FACTS, size // 4) == (("prefill_decode", "kv_export", "kv_import"), "")
+    by_token = attrs.evolve(scaled, dtype="int8", scale_granularity="token_head")
+    assert handover_features(by_token, FACTS, by_token.bytes_per_page)[0] == ("prefill_decode",)
     on_card = {
         "layers": [{"backend": "FLASH_ATTN"}]
     }  # its pages have one order of axes, keys and values alike

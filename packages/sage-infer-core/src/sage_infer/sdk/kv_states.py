@@ -95,7 +95,9 @@ class KVStates:
             )
         known = bool(state.weights_id and self.weights_id)
         theirs = self.own(state).get("key_space")
-        if not known and theirs not in (None, self.key_space):
+        # Scales of the whole cache do not travel: an instance with other settings may have others.
+        is_scaled = "tensor" in (self.schema.scale_granularity, self.schema.value_scale_granularity)
+        if (is_scaled or not known) and theirs not in (None, self.key_space):
             raise CapabilityMismatch(
                 f"the state belongs to model {state.model_id!r} with other weights, or computed in another precision; "
                 "both instances need the same model files and settings"

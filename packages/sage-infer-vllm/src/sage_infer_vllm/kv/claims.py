@@ -68,7 +68,12 @@ def handover_features(
 
 
 def _is_plain(schema: KVCacheSchema, facts: Mapping[str, Any]) -> bool:
-    """Whether the place of each token in a page is known, so that the unused end of a page can be cleared."""
+    """Whether the place of each token in a page is known, so that the unused end of a page can be cleared.
+
+    Scales of the whole cache come from the weights, and so every engine with these weights has the same ones; other
+    scales are in the pages.
+    """
     kernels = {layer["backend"] for layer in facts["layers"]}
-    known = kernels == {"FLASH_ATTN"} or (kernels == {"CPU_ATTN"} and schema.key_axis_order is not None)
-    return known and schema.scale_dtype is None
+    if kernels == {"CPU_ATTN"} and schema.key_axis_order is not None:
+        return schema.scale_dtype is None or schema.scale_granularity == "tensor"
+    return kernels == {"FLASH_ATTN"} and schema.scale_dtype is None
