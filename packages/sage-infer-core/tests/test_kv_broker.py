@@ -339,6 +339,39 @@ def test_a_cancelled_request_returns_its_buffers() -> None:
     run(main())
 
 
+class NotingStore(DictStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[list[bytes]] = []
+
+    def note_request(self, keys: Sequence[bytes]) -> None:
+        self.noted.append(list(keys))
+        if len(self.noted) > 3:
+            raise OSError("no more notes")
+
+
+def test_a_store_is_told_of_all_blocks_of_each_request() -> None:
+    """Also of those that the engine has, and that are not fetched; a store that fails at it delays nobody."""
+
+    async def main() -> None:
+        store = NotingStore()
+        store.blocks = {key: page(key) for key in KEYS}
+        made = broker(store, pages=100)
+        assert list((await made.fetch(KEYS[:5], cached=2)).pages) == KEYS[2:5]
+        assert not (await made.fetch(KEYS[:4], cached=4)).pages
+        assert list((await made.fetch(KEYS)).pages) == KEYS
+        assert store.noted == [KEYS[:5], KEYS[:4], KEYS]
+        assert not (await made.fetch([])).pages
+        assert list((await made.fetch(KEYS[:1])).pages) == KEYS[:1]
+        assert made.counts()["failures"] == 1
+        assert len(store.noted) == 4
+        made.close()
+        await made.fetch(KEYS[:1])
+        assert len(store.noted) == 4, "a closed store was called"
+
+    run(main())
+
+
 def test_no_keys_are_no_look_up() -> None:
     async def main() -> None:
         made = broker(RaisingStore())

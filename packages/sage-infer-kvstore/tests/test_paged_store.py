@@ -17,6 +17,22 @@ class TestPrivate(MappedKVStoreContract):
         return PagedStore(schema=self.kv_schema, model_id=self.model_id, capacity_blocks=capacity_blocks)
 
 
+class TestHotness(MappedKVStoreContract):
+    policy = "hotness"
+
+    def open_store(self, capacity_blocks: int) -> PagedStore:
+        return PagedStore(
+            schema=self.kv_schema,
+            model_id=self.model_id,
+            capacity_blocks=capacity_blocks,
+            policy=self.policy,
+        )
+
+
+class TestLearnedReuse(TestHotness):
+    policy = "reuse"
+
+
 class TestShared(MappedKVStoreContract):
     def open_store(self, capacity_blocks: int) -> PagedStore:
         name = f"test-{uuid.uuid4().hex}"

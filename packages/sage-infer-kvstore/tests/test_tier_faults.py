@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sage_infer.errors import BackendUnavailable, ConfigError, InvalidRequest
 from sage_infer_kvstore import PagedStore, TieredStore
 from sage_infer_kvstore.tiers import base as module
-from sage_infer_kvstore.tiers.policies import Hotness, LeastRecentlyUsed, Policy
 from shared_user import KEYS, MODEL, SCHEMA, block, wrong
 
 UPPER = 4
@@ -234,7 +231,8 @@ def test_threads_and_faults_together(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"lower_tier": "tape"}, "lower_tier"),
         ({"write": "twice"}, "through or back"),
         ({"high_watermark": 2.0}, "between 0 and 1"),
-        ({"policy": "fifo"}, "lru or hotness"),
+        ({"policy": "fifo"}, "lru, hotness or reuse"),
+        ({"upper": {"policy": "reuse"}}, "leave upper.policy out"),
         ({"upper": {"name": "shared"}}, "one process"),
         ({"lower": {"path": "/tmp"}}, "store: NAME"),
     ],
@@ -255,42 +253,3 @@ def test_a_closed_store_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     store.close()
     with pytest.raises(InvalidRequest, match="closed"):
         store.contains(KEYS[:1])
-
-
-# --- policies
-
-USES = st.lists(st.tuples(st.sampled_from(["add", "used", "remove"]), st.integers(0, 6)), max_size=60)
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(USES, st.sampled_from([LeastRecentlyUsed, Hotness]))
-def test_a_policy_orders_exactly_the_blocks_in_memory(
-    uses: list[tuple[str, int]], kind: type[LeastRecentlyUsed] | type[Hotness]
-) -> None:
-    policy: Policy = kind()
-    held: dict[bytes, None] = {}
-    for name, number in uses:
-        key = KEYS[number]
-        getattr(policy, name)(key)
-        if name == "remove":
-            held.pop(key, None)
-        elif name == "add" or key in held:
-            held.pop(key, None)
-            held[key] = None
-        order = list(policy.order())
-        assert sorted(order) == sorted(held)
-        if kind is LeastRecentlyUsed:
-            assert order == list(held)
-
-
-def test_hot_blocks_leave_last_and_cool_down() -> None:
-    policy = Hotness()
-    for key in KEYS[:3]:
-        policy.add(key)
-    for _ in range(4):
-        policy.used(KEYS[0])
-    policy.used(KEYS[1])
-    assert list(policy.order()) == [KEYS[2], KEYS[1], KEYS[0]]
-    for _ in range(60):
-        policy.used(KEYS[2])
-    assert list(policy.order()) == [KEYS[1], KEYS[0], KEYS[2]] or policy._uses[KEYS[0]] == 1

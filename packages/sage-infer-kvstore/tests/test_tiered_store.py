@@ -37,3 +37,8 @@ class TestOverDisk(TestOverMemory):
 
 class TestWriteBack(TestOverMemory):
     options: ClassVar[dict[str, Any]] = {"write": "back", "policy": "hotness", "high_watermark": 0.5}
+
+
+class TestLearnedReuse(TestOverMemory):
+    examples = 15
+    options: ClassVar[dict[str, Any]] = {"policy": "reuse"}

@@ -130,6 +130,7 @@ class KVBroker:
         self._wait_s = wait_s
         self._limit = max(1, buffer_bytes // page_bytes)
         self._is_lossless = bool(getattr(store, "lossless", True))
+        self._note_request: Callable[[Sequence[bytes]], object] | None = getattr(store, "note_request", None)
         self._lock = threading.Lock()  # guards all below
         self._counts = _Counts()
         self._free: deque[memoryview] = deque(maxlen=self._limit)
@@ -147,9 +148,14 @@ class KVBroker:
 
     # --- fetching
 
-    async def fetch(self, keys: Sequence[bytes]) -> FetchedPages:
-        """The pages of the longest prefix of ``keys`` that the store holds; none where it does not answer in time."""
-        keys = keys[: self._limit]
+    async def fetch(self, keys: Sequence[bytes], *, cached: int = 0) -> FetchedPages:
+        """The pages of a request's prompt: of the longest prefix of ``keys`` that the store holds.
+
+        None where the store does not answer in time. The engine has the first ``cached`` pages, which are not
+        fetched. A store with a method ``note_request`` is told all keys.
+        """
+        self._note(keys)
+        keys = keys[cached : cached + self._limit]
         if not keys:
             return FetchedPages()
         with self._lock:
@@ -174,6 +180,23 @@ class KVBroker:
                         self._failed()
                     return FetchedPages()
             raise
+
+    def _note(self, keys: Sequence[bytes]) -> None:
+        note = self._note_request
+        if note is None or not keys:
+            return
+        with self._lock:
+            if self._closed or self._is_paused() or self._fetcher.busy_s() > self._wait_s:
+                return
+
+        def noted() -> None:
+            try:
+                note(keys)
+            except BaseException:
+                with self._lock:
+                    self._failed()
+
+        self._fetcher.submit(noted)
 
     def _fetch(self, keys: Sequence[bytes]) -> FetchedPages:
         pages: dict[bytes, memoryview] = {}

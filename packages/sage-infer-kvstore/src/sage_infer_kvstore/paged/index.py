@@ -34,6 +34,7 @@ class BlockIndex(SlotLists):
         self.owner = owner
         self._clock = clock
         self._is_alive = is_alive
+        self.choose: Callable[[], int] | None = None  # the slot of the unpinned block to drop next
 
     # --- writing blocks
 
@@ -223,7 +224,8 @@ class BlockIndex(SlotLists):
             self._end_leases()
         if not head[Head.LOOSE]:
             self._forget_dead()
-        return int(head[Head.LOOSE])
+        chosen = self.choose() if self.choose is not None and head[Head.LOOSE] else 0
+        return chosen or int(head[Head.LOOSE])
 
     def _forget_dead(self) -> None:
         f = self.fields

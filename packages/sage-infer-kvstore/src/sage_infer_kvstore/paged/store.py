@@ -13,8 +13,10 @@ from sage_infer.schemas import KVCacheSchema
 
 from sage_infer_kvstore.blocks import as_bytes, blocks_of, check_keys, checked_buffers
 from sage_infer_kvstore.paged.arena import PrivateArena, SharedArena
+from sage_infer_kvstore.paged.choice import Choice
 from sage_infer_kvstore.paged.index import BlockIndex
 from sage_infer_kvstore.paged.layout import Head
+from sage_infer_kvstore.policies.names import policy_of
 
 __all__ = ["PagedStore"]
 
@@ -24,7 +26,7 @@ _DEFAULT_GB = 1.0
 
 
 class PagedStore:
-    """A ``MappedKVStore`` in memory that drops the least recently used blocks.
+    """A ``MappedKVStore`` in memory that by default drops the least recently used blocks.
 
     With a ``name`` the arena is shared memory, and all processes that open the name for the same model and schema use
     the same blocks. A process that dies leaves no damage: its lock ends, its pins and reserved slots are taken back.
@@ -35,6 +37,7 @@ class PagedStore:
         capacity_blocks: size in blocks, in place of ``capacity_gb``.
         huge_pages: ask the kernel for huge pages (memory of this process only).
         keep: whether a shared arena stays when the last process closes it, for one that comes later.
+        policy: which blocks leave first: ``lru``, ``hotness`` or ``reuse``. Shared arenas only have ``lru``.
 
     Raises:
         ConfigError: wrong options, or an arena of this name has another form.
@@ -51,7 +54,13 @@ class PagedStore:
         capacity_blocks: int | None = None,
         huge_pages: bool = True,
         keep: bool = False,
+        policy: str = "lru",
     ) -> None:
+        order = policy_of(policy, schema.page_size)
+        if name and policy != "lru":
+            raise ConfigError(
+                f"policy {policy} learns from the requests of one process; leave out name, or set policy to lru"
+            )
         blocks = blocks_of(
             schema, capacity_gb=capacity_gb, capacity_blocks=capacity_blocks, default_gb=_DEFAULT_GB
         )
@@ -76,6 +85,7 @@ class PagedStore:
             clock=time.monotonic_ns,
             is_alive=self._arena.is_alive,
         )
+        self._choice = None if policy == "lru" else Choice(order, self._index)
         self._closed = False
         with self._arena.lock:  # what a process left that had this number before
             self._index.forget(lambda owner: owner == self._arena.owner)
@@ -85,6 +95,13 @@ class PagedStore:
         return self._schema
 
     # --- look-up
+
+    def note_request(self, keys: Sequence[bytes]) -> None:
+        """Tell the policy of a request with a prompt of these blocks, in this order, whether or not they are stored."""
+        check_keys(keys)
+        with self._lock():
+            if self._choice is not None:
+                self._choice.asked(keys)
 
     def match(self, tokens: Sequence[int]) -> int:
         keys = list(block_keys(self._model_id, self._schema, tokens))
@@ -108,6 +125,7 @@ class PagedStore:
         buffers = checked_buffers(self._schema, keys, out)
         with self._lock():
             slots = self._index.pin(keys)
+            self._used(keys)
         try:
             for slot, buffer in zip(slots, buffers, strict=True):
                 if slot:
@@ -121,7 +139,8 @@ class PagedStore:
         buffers = checked_buffers(self._schema, keys, blocks)
         with self._lock():
             self._index.touch(keys)
-            slots = self._index.reserve(keys)
+            self._used(keys)
+            slots = self._reserve(keys)
         mine = [key for key, slot in zip(keys, slots, strict=True) if slot]
         try:
             for slot, buffer in zip(slots, buffers, strict=True):
@@ -132,7 +151,7 @@ class PagedStore:
                 self._index.discard(mine)
             raise
         with self._lock():
-            self._index.commit(mine)
+            self._commit(mine)
             held = sum(1 for key in keys if self._index.held(key))
             if held < len(keys):  # what another process is writing is not dropped
                 self._index.fields.head[Head.DROPPED] += sum(1 for key in keys if not self._index.find(key))
@@ -147,6 +166,7 @@ class PagedStore:
         check_keys(keys)
         with self._lock():
             self._index.unpin(keys)
+            self._used(keys)
 
     def evict(self, count: int) -> int:
         with self._lock():
@@ -156,7 +176,10 @@ class PagedStore:
         """Drop the unpinned ones of these blocks; returns how many."""
         check_keys(keys)
         with self._lock():
-            return self._index.drop(keys)
+            count = self._index.drop(keys)
+            if self._choice is not None:
+                self._choice.dropped(keys)
+            return count
 
     # --- slots
 
@@ -170,12 +193,12 @@ class PagedStore:
     def reserve(self, keys: Sequence[bytes]) -> list[int | None]:
         check_keys(keys)
         with self._lock():
-            return [slot - 1 if slot else None for slot in self._index.reserve(keys)]
+            return [slot - 1 if slot else None for slot in self._reserve(keys)]
 
     def commit(self, keys: Sequence[bytes]) -> None:
         check_keys(keys)
         with self._lock():
-            self._index.commit(keys)
+            self._commit(keys)
 
     def discard(self, keys: Sequence[bytes]) -> None:
         check_keys(keys)
@@ -190,6 +213,23 @@ class PagedStore:
 
     def release(self, keys: Sequence[bytes]) -> None:
         self.unpin(keys)
+
+    # --- with the lock
+
+    def _reserve(self, keys: Sequence[bytes]) -> list[int]:
+        if self._choice is None:
+            return self._index.reserve(keys)
+        with self._choice.sparing({*keys}):
+            return self._index.reserve(keys)
+
+    def _commit(self, keys: Sequence[bytes]) -> None:
+        self._index.commit(keys)
+        if self._choice is not None:
+            self._choice.stored(keys)
+
+    def _used(self, keys: Sequence[bytes]) -> None:
+        if self._choice is not None:
+            self._choice.used(keys)
 
     # --- the store itself
 

@@ -52,6 +52,12 @@ class QuantizedStore:
     def schema(self) -> KVCacheSchema:
         return self._schema
 
+    def note_request(self, keys: Sequence[bytes]) -> None:
+        """Pass on which blocks a request has to a lower store whose policy learns from it."""
+        note = getattr(self._lower, "note_request", None)
+        if note is not None:
+            note(keys)
+
     def match(self, tokens: Sequence[int]) -> int:
         keys = list(block_keys(self._model_id, self._schema, tokens))
         return self.match_keys(keys) * self._schema.page_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from attrs import define
@@ -16,7 +16,7 @@ from sage_infer.schemas.kv_chunk import MemoryTier
 from sage_infer.sdk.kv_broker import open_kv_store
 
 from sage_infer_kvstore.paged.store import PagedStore
-from sage_infer_kvstore.tiers.policies import policy_of
+from sage_infer_kvstore.policies.names import policy_of
 from sage_infer_kvstore.tiers.worker import LowerThread
 
 __all__ = ["BaseTieredStore", "Block"]
@@ -62,8 +62,10 @@ class BaseTieredStore:
             raise ConfigError(f"high_watermark must be between 0 and 1, got {high_watermark!r}")
         if upper is not None and "name" in upper:
             raise ConfigError("the memory of a tiered store belongs to one process; leave upper.name out")
+        if upper is not None and "policy" in upper:
+            raise ConfigError("policy is an option of the tiered store; leave upper.policy out")
         self._schema, self._model_id, self._tier = schema, model_id, lower_tier
-        self._policy = policy_of(policy)
+        self._policy = policy_of(policy, schema.page_size)
         self._lower = open_kv_store(lower, schema=schema, model_id=model_id)
         self._upper = PagedStore(schema=schema, model_id=model_id, **(upper or {}))
         self._room = self._upper.stats().capacity_blocks
@@ -131,7 +133,7 @@ class BaseTieredStore:
         block.upper = self._upper.put([key], [data]) == 1
         if block.upper:
             self._in_upper += 1
-            self._policy.add(key)
+            self._policy.add(key, time.monotonic())
 
     def _leave_upper(self, key: bytes, block: Block) -> None:
         if block.upper:
@@ -144,6 +146,9 @@ class BaseTieredStore:
         block = self._blocks.get(key)
         if block is not None and not block.upper and self._make_upper_room(0.0):
             self._enter_upper(key, block, page)
+
+    def _order(self) -> Iterator[bytes]:
+        return self._policy.order(time.monotonic())
 
     def _lost(self, key: bytes) -> None:
         block = self._blocks.pop(key, None)
@@ -164,7 +169,7 @@ class BaseTieredStore:
     def _make_upper_room(self, end: float) -> bool:
         """Let blocks leave memory that are in the lower store too; waits until ``end`` for those on their way."""
         while self._in_upper >= self._room:
-            victim = next((key for key in self._policy.order() if self._may_leave(key)), None)
+            victim = next((key for key in self._order() if self._may_leave(key)), None)
             if victim is not None:
                 block = self._blocks[victim]
                 self._leave_upper(victim, block)
@@ -172,7 +177,7 @@ class BaseTieredStore:
                     self._lost(victim)
                     self._evictions += 1
                 continue
-            dirty = next((key for key in self._policy.order() if not self._blocks[key].is_queued), None)
+            dirty = next((key for key in self._order() if not self._blocks[key].is_queued), None)
             if dirty is not None and self._thread.is_available:
                 self._write(dirty)
             left = end - time.monotonic()
@@ -207,7 +212,7 @@ class BaseTieredStore:
                 block.lower_pins -= 1
                 self._thread.submit(lambda key=key: self._lower.unpin([key]))  # type: ignore[misc]
         if len(self._blocks) >= self._capacity:  # it does not answer, or all it holds is pinned
-            loose = (key for key in [*self._policy.order(), *self._blocks] if not self._is_pinned(key))
+            loose = (key for key in [*self._order(), *self._blocks] if not self._is_pinned(key))
             victim = next((key for key in loose if key not in keys), None)
             if victim is not None:
                 self._lost(victim)
@@ -218,7 +223,7 @@ class BaseTieredStore:
         if not self._writes_back:
             self._write(key)
         elif self._in_upper > self._high * self._room:
-            coldest = next((k for k in self._policy.order() if self._blocks[k].is_dirty), None)
+            coldest = next((k for k in self._order() if self._blocks[k].is_dirty), None)
             if coldest is not None and not self._blocks[coldest].is_queued:
                 self._write(coldest)
 

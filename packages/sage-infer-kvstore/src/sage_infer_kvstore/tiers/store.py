@@ -29,7 +29,7 @@ class TieredStore(BaseTieredStore):
         upper: options of the memory above it, as of the store ``paged``, without ``name``.
         write: ``through``: blocks go to the lower store as they come; ``back``: when memory is fuller than
             ``high_watermark``.
-        policy: which blocks leave memory first: ``lru`` or ``hotness``.
+        policy: which blocks leave memory first: ``lru``, ``hotness`` or ``reuse``.
         wait_s: how long a call waits for the lower store.
 
     Raises:
@@ -46,6 +46,16 @@ class TieredStore(BaseTieredStore):
         return bool(getattr(self._lower, "lossless", True))
 
     # --- look-up
+
+    def note_request(self, keys: Sequence[bytes]) -> None:
+        """Tell the policy of a request with a prompt of these blocks, in this order, whether or not they are stored."""
+        check_keys(keys)
+        with self._changed:
+            self._check_open()
+            self._policy.asked(keys, time.monotonic())
+        note = getattr(self._lower, "note_request", None)
+        if note is not None and self._thread.is_available:
+            self._thread.submit(lambda: note(keys))
 
     def match(self, tokens: Sequence[int]) -> int:
         keys = list(block_keys(self._model_id, self._schema, tokens))
@@ -90,7 +100,7 @@ class TieredStore(BaseTieredStore):
         found = self._upper.get(keys, out)
         with self._changed:
             for key in (key for key, hit in zip(keys, found, strict=True) if hit):
-                self._policy.used(key)
+                self._policy.used(key, time.monotonic())
         missing = [i for i, hit in enumerate(found) if not hit]
         held = self.contains([keys[i] for i in missing])
         below = [i for i, hit in zip(missing, held, strict=True) if hit]
@@ -130,7 +140,7 @@ class TieredStore(BaseTieredStore):
             with self._changed:
                 self._check_open()
                 if key in self._blocks:
-                    self._policy.used(key)
+                    self._policy.used(key, time.monotonic())
                 elif self._make_room(keys, end) and key not in self._blocks:
                     self._blocks[key] = block = Block(is_dirty=True)
                     self._enter_upper(key, block, data)
@@ -194,7 +204,7 @@ class TieredStore(BaseTieredStore):
         self._flush(self._wait_s)
         done = self._evict_below(count) if count > 0 else 0
         with self._changed:
-            for key in list(self._policy.order()) if done < count else ():
+            for key in list(self._order()) if done < count else ():
                 block = self._blocks[key]
                 if done < count and not block.lower and not block.is_queued and not self._is_pinned(key):
                     self._lost(key)

@@ -41,7 +41,7 @@ class KVReuse:
             keys = await asyncio.to_thread(chain.extend, tokens)
         sequence.key_chain = chain  # the engine thread, which has not seen it yet, adds what follows
         cached = next((i for i, key in enumerate(keys) if pool.find(key) is None), len(keys))
-        request.fetched = await self.broker.fetch(keys[cached:])
+        request.fetched = await self.broker.fetch(keys, cached=cached)
 
     def load(self, block: int, page: memoryview) -> None:
         self.runner.write_block(block, page)

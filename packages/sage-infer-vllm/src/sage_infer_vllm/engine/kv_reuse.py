@@ -76,7 +76,7 @@ class KVReuse:
         else:
             keys = await asyncio.to_thread(self._keys, tokens, salt, extra)
         cached = self._recent.leading(keys)
-        fetched = await self.traffic.fetch(keys[cached:])
+        fetched = await self.traffic.fetch(keys, cached=cached)
         root = root_key(self._kv_model, self._schema, salt.encode())
         return PromptPages(keys, root, extra, cached, fetched)
 

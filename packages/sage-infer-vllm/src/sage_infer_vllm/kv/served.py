@@ -105,7 +105,7 @@ class ServedStore:
         tokens = list(request.prompt_token_ids)
         keys = list(block_keys(self._kv_model, self._schema, tokens, salt=salt))
         first = self._recent.leading(keys)
-        answer = asyncio.run_coroutine_threadsafe(self._traffic.fetch(keys[first:]), self._loop)
+        answer = asyncio.run_coroutine_threadsafe(self._traffic.fetch(keys, cached=first), self._loop)
         root = root_key(self._kv_model, self._schema, salt)
         self._asked[request.request_id] = _Asked(keys, root, first, answer)
 

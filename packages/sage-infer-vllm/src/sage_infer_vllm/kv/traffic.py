@@ -74,10 +74,10 @@ class StoreTraffic:
             new_buffer=self._new_buffer,
         )
 
-    async def fetch(self, keys: Sequence[bytes]) -> Fetched:
-        """The pages of the longest prefix of ``keys`` that the store holds, as ``KVBroker.fetch`` says."""
-        pages = await self.broker.fetch(keys)
-        found = [pages.pages[key] for key in keys[: len(pages.pages)]]
+    async def fetch(self, keys: Sequence[bytes], *, cached: int = 0) -> Fetched:
+        """The pages of the longest prefix of ``keys[cached:]`` that the store holds, as ``KVBroker.fetch`` says."""
+        pages = await self.broker.fetch(keys, cached=cached)
+        found = [pages.pages[key] for key in keys[cached : cached + len(pages.pages)]]
         return Fetched(tuple(self._slot_of(page) for page in found), pages)
 
     def collect(self) -> None:

@@ -1,34 +1,11 @@
-"""Which blocks leave memory first: pure objects, without threads and clocks."""
+"""Policies by the uses of each block alone: ``lru`` and ``hotness``."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
 
-from sage_infer.errors import ConfigError
-
-__all__ = ["Hotness", "LeastRecentlyUsed", "Policy", "policy_of"]
-
-
-class Policy(Protocol):
-    """Knows the blocks in memory, and orders them."""
-
-    def add(self, key: bytes) -> None:
-        """A block came to memory."""
-        ...
-
-    def used(self, key: bytes) -> None:
-        """A block in memory was read or written again."""
-        ...
-
-    def remove(self, key: bytes) -> None:
-        """A block left memory; unknown ones are ignored."""
-        ...
-
-    def order(self) -> Iterator[bytes]:
-        """All blocks, the first to leave first. The caller may stop early, and changes nothing meanwhile."""
-        ...
+__all__ = ["Hotness", "LeastRecentlyUsed"]
 
 
 class LeastRecentlyUsed:
@@ -37,18 +14,21 @@ class LeastRecentlyUsed:
     def __init__(self) -> None:
         self._keys: OrderedDict[bytes, None] = OrderedDict()
 
-    def add(self, key: bytes) -> None:
+    def asked(self, keys: Sequence[bytes], now: float) -> None:
+        pass
+
+    def add(self, key: bytes, now: float) -> None:
         self._keys[key] = None
         self._keys.move_to_end(key)
 
-    def used(self, key: bytes) -> None:
+    def used(self, key: bytes, now: float) -> None:
         if key in self._keys:
             self._keys.move_to_end(key)
 
     def remove(self, key: bytes) -> None:
         self._keys.pop(key, None)
 
-    def order(self) -> Iterator[bytes]:
+    def order(self, now: float) -> Iterator[bytes]:
         return iter(self._keys)
 
 
@@ -65,12 +45,15 @@ class Hotness:
         self._age = age
         self._since = 0
 
-    def add(self, key: bytes) -> None:
+    def asked(self, keys: Sequence[bytes], now: float) -> None:
+        pass
+
+    def add(self, key: bytes, now: float) -> None:
         self.remove(key)
         self._uses[key] = 1
         self._classes[0][key] = None
 
-    def used(self, key: bytes) -> None:
+    def used(self, key: bytes, now: float) -> None:
         if key not in self._uses:
             return
         self._classes[self._class_of(key)].pop(key)
@@ -85,7 +68,7 @@ class Hotness:
             del self._classes[self._class_of(key)][key]
             del self._uses[key]
 
-    def order(self) -> Iterator[bytes]:
+    def order(self, now: float) -> Iterator[bytes]:
         for keys in self._classes:
             yield from keys
 
@@ -94,21 +77,9 @@ class Hotness:
 
     def _halve(self) -> None:
         self._since = 0
-        ordered = list(self.order())
+        ordered = [key for keys in self._classes for key in keys]
         for keys in self._classes:
             keys.clear()
         for key in ordered:
             self._uses[key] = max(1, self._uses[key] // 2)
             self._classes[self._class_of(key)][key] = None
-
-
-def policy_of(name: object) -> Policy:
-    """
-    Raises:
-        ConfigError: there is no policy of this name.
-    """
-    policies = {"lru": LeastRecentlyUsed, "hotness": Hotness}
-    if not isinstance(name, str) or name not in policies:
-        raise ConfigError(f"policy must be {' or '.join(policies)}, got {name!r}")
-    made: Policy = policies[name]()
-    return made

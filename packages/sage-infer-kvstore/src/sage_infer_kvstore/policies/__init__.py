@@ -1,0 +1,1 @@
+"""Which blocks leave a store first: pure objects, without threads and clocks."""
