@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import attrs
 import plane
 import pytest
 from plane import read, running_plane, until
@@ -14,6 +15,7 @@ from sage_infer.errors import BackendUnavailable, Overloaded, RequestCancelled, 
 from sage_infer.schemas import RequestOptions, SamplingParams
 from sage_llm.commands.tables import decision_lines
 from sage_llm.manager.manager import ControlPlaneManager
+from sage_llm.manager.pd import HandOverSettings
 from sage_llm.manager.restarts import RestartLimits
 from sage_llm.manager.settings import ControlPlaneSettings
 from toy_engine import ToyExecutor
@@ -54,6 +56,23 @@ def with_pd(test: Test, *, prefill: int = 1, decode: int = 1) -> None:
 async def ask(manager: ControlPlaneManager, **changes: Any) -> Any:
     (stream,) = await manager.generate([PROMPT], PARAMS, request_id="r", **changes)
     return stream
+
+
+def test_a_transport_that_is_not_there_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    settings = attrs.evolve(SETTINGS, hand_over=HandOverSettings(transport="pigeon"))
+    model = attrs.evolve(pd_model(1, 1), server="somewhere:server")
+
+    class Executor(ToyPDExecutor):
+        honours = ("server",)
+
+    async def main() -> None:
+        async with running_plane([model], Executor(), settings) as manager:
+            assert manager.dispatcher.hand_overs.given_up == 0
+
+    asyncio.run(asyncio.wait_for(main(), plane.GUARD_S))
+    (record,) = caplog.records
+    assert "no KV moves between replicas" in record.message
+    assert "pigeon" in record.message
 
 
 def test_a_prompt_is_computed_apart() -> None:

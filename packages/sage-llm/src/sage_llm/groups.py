@@ -30,6 +30,7 @@ class Members:
         self._drained: deque[tuple[float, float]] = deque()  # time and tokens of requests that left the queue
         self._drained_tokens = 0.0
         self._queue_since = 0.0
+        self._has_returned = False  # the first instance since the model had none, while requests waited
         self.work = 0.0  # least work of recent requests in tokens, decayed
         self.work_at = 0.0
         self._fixed: Group | None = None  # what does not change with the load
@@ -39,6 +40,8 @@ class Members:
     def put(self, slot: int, view: InstanceView | None) -> None:
         """Add, replace or remove (None) an instance."""
         before = self.views.pop(slot, None)
+        if before is None and not self.views and self.waiting:
+            self._has_returned = True
         if before is not None:
             speed, entry = self.at.pop(slot)
             queue = self.classes[speed]
@@ -58,6 +61,10 @@ class Members:
 
     def group(self, now: float) -> Group:
         """The group of the model; ρ and waiting tokens are those of ``now``."""
+        if self._has_returned:  # a time without instances says nothing about the speed of the queue
+            self._has_returned, self._queue_since = False, now
+            self._drained.clear()
+            self._drained_tokens = 0.0
         if self._fixed is None:
             self._fixed = self._build()
             self._group = None

@@ -62,6 +62,23 @@ def test_the_speed_of_a_queue_is_measured_while_it_lasts() -> None:
     assert members.group(51.0).drain == 0.0, "a new queue"
 
 
+def test_a_time_without_instances_says_nothing_about_the_speed_of_a_queue() -> None:
+    members = Members()
+    members.put(0, instance(0))
+    members.waits("kept", 5000.0, 0.0)
+    members.waits("first", 300.0, 0.0)
+    members.leaves("first", 1.0)
+    assert members.group(3.0).drain == 100.0
+    members.put(0, instance(0))
+    assert members.group(3.0).drain == 100.0
+    members.put(0, None)
+    members.put(0, instance(0))
+    assert members.group(15.0).drain == 0.0, "the speed of the instances counts until the queue has its own"
+    members.waits("next", 600.0, 15.0)
+    members.leaves("next", 16.0)
+    assert members.group(18.0).drain == 200.0
+
+
 def test_the_strictest_tpot_target_of_running_requests_counts() -> None:
     registry = InstanceRegistry()
     load = InstanceLoad(registry.add(descriptor("m/0"), 0.0, "ready"), rate=1000.0, chunk=512)

@@ -111,6 +111,8 @@ class ManagedModels:
             self._registry.move(entry, "loading")
             model = self.served[entry.descriptor.model_id]
             specs += model.specs
+        if any(spec.role == "prefill" and spec.server is not None for spec in specs):
+            await self.dispatcher.hand_overs.check_transport()
         try:
             await asyncio.gather(
                 self.fleet.start(specs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,7 +11,8 @@ from typing import cast
 
 from attrs import field, frozen
 from sage_infer.contracts import KVTransfer, TokenStream
-from sage_infer.errors import EngineDead, RequestCancelled, SageInferError
+from sage_infer.errors import BackendUnavailable, EngineDead, RequestCancelled, SageInferError
+from sage_infer.plugins import find_plugin, require_ready
 from sage_infer.schemas import DecodeState, TransportSettings
 from sage_infer.sdk.claims import accepted_options
 
@@ -25,6 +27,8 @@ __all__ = ["HandOverSettings", "HandOvers"]
 
 _HOLD_S = 60.0  # after which an instance frees a prefill that nobody fetches
 _RELEASE_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True)
@@ -73,6 +77,16 @@ class HandOvers:
         self._placement, self._settings, self._on_failed = placement, settings, on_failed
         self._tasks = Tasks()
 
+    async def check_transport(self) -> None:
+        """Log a warning if KV cannot move between processes, because the transport is not ready here.
+
+        Requests are answered all the same: decode replicas compute the prompts themselves.
+        """
+        try:
+            await asyncio.to_thread(_find_transport, self._settings.transport)
+        except BackendUnavailable as error:
+            log.warning("no KV moves between replicas, decode replicas compute prompts themselves: %s", error)
+
     async def open(
         self, request: ManagedRequest, attempt: Attempt, source: LiveInstance
     ) -> TokenStream | None:
@@ -113,6 +127,11 @@ class HandOvers:
             self._placement.prefilled(request)
             self._tasks.spawn(_release(source, attempt.request_id))
         await attempt.instance.backend.abort(attempt.request_id)  # what has been imported
+        if not self.given_up:
+            log.warning(
+                "request %s: %s, so %s computed the prompt; `sage llm explain` shows this for further requests",
+                request.request_id, why, attempt.instance.instance_id,
+            )  # fmt: skip
         self.given_up += 1
         self._placement.computes_itself(request)
         self._placement.receipts.given_up(request.request_id, why)
@@ -180,6 +199,10 @@ class HandOvers:
     async def close(self) -> None:
         """Wait until prefill instances have freed what they hold."""
         await self._tasks.wait()
+
+
+def _find_transport(name: str) -> None:
+    require_ready(find_plugin(name, "transport"))
 
 
 def _is_late(error: SageInferError) -> bool:
