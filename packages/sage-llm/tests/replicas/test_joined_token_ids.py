@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,22 +20,23 @@ from sage_llm.replicas.local import LocalExecutor
 from sage_llm.replicas.openai.llm import OpenAIReplica
 
 HELLO = [{"role": "user", "content": "Hello"}]
-PROMPT, WORDS = [5, 6, 7], ["the ", "old ", "sea ", "is ", "calm"]
+PROMPT, WORDS = [5, 6, 7], [b"the ", b"old ", b"\xf0\x9f", b"\x8c\x8a ", b"is calm"]  # a wave is two tokens
+TEXT = b"".join(WORDS).decode()
 FIRST = 100  # id of the first word
 
 
 class Ocean:
-    """Some servers that all say ``WORDS``, a token each; the first ``cuts`` streams are cut after two of them.
+    """Some servers that all say ``WORDS``, a token each; the first stream is cut after ``cut`` tokens.
 
     Attributes:
         asked: bodies of completions and chats with their paths, without probes.
     """
 
-    def __init__(self, *, owner: str = "vllm", cuts: int = 1, returns_ids: bool = True) -> None:
+    def __init__(self, *, owner: str = "vllm", cut: int = 2, returns_ids: bool = True) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.probes = 0
         self.busy = 0
-        self._owner, self._cuts, self._returns_ids = owner, cuts, returns_ids
+        self._owner, self._cut, self._returns_ids = owner, cut, returns_ids
 
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "m", "owned_by": self._owner, "max_model_len": 64}]})
@@ -44,7 +46,9 @@ class Ocean:
 
     async def detokenize(self, request: web.Request) -> web.Response:
         ids = (await request.json())["tokens"]
-        return web.json_response({"prompt": "".join(WORDS[i - FIRST] for i in ids)})
+        return web.json_response(
+            {"prompt": b"".join(WORDS[i - FIRST] for i in ids).decode("utf-8", "replace")}
+        )
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -56,20 +60,22 @@ class Ocean:
                     {"error": {"message": "full"}}, status=429, headers={"Retry-After": "0"}
                 )
             found = {"prompt_token_ids": body["prompt"], "token_ids": [FIRST]} if self._returns_ids else {}
-            return web.json_response({"choices": [{"index": 0, "text": WORDS[0], **found}]})
+            return web.json_response({"choices": [{"index": 0, "text": "the ", **found}]})
         self.asked.append((request.path, body))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         is_chat = "messages" in body
         start = 0 if is_chat else max(len(body["prompt"]) - len(PROMPT), 0)
+        decoder = codecs.getincrementaldecoder("utf-8")()
         end = min(len(WORDS), start + (body.get("max_tokens") or 99))
         for place in range(start, end):
-            if self._cuts and place == start + 2:
-                self._cuts -= 1
+            if place == start + self._cut:
+                self._cut = -1
                 assert request.transport is not None
                 request.transport.close()
                 return response
-            text = {"delta": {"content": WORDS[place]}} if is_chat else {"text": WORDS[place]}
+            new = decoder.decode(WORDS[place])
+            text = {"delta": {"content": new}} if is_chat else {"text": new}
             choice = {"index": 0, **text, "finish_reason": "stop" if place == end - 1 else None}
             chunk: dict[str, Any] = {"choices": [choice]}
             if body.get("return_token_ids"):
@@ -119,7 +125,7 @@ def test_a_cut_chat_continues_by_its_token_ids(owner: str, path: str) -> None:
         async with joined(ocean) as plane:
             stream = await plane.chat(HELLO, SamplingParams(temperature=0.0, max_tokens=5, min_tokens=3))
             deltas = [delta async for delta in stream]
-            assert "".join(delta.text for delta in deltas) == "".join(WORDS)
+            assert "".join(delta.text for delta in deltas) == TEXT
             assert [i for delta in deltas for i in delta.token_ids] == [FIRST + n for n in range(5)]
             assert stream.finish_reason == "stop"
             assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (3, 5)
@@ -139,8 +145,36 @@ def test_a_cut_completion_of_a_text_continues() -> None:
         async with joined(ocean) as plane:
             params = SamplingParams(temperature=0.0, max_tokens=5)
             (stream,) = await plane.generate(Prompt(token_ids=tuple(PROMPT)), params)
-            assert "".join([delta.text async for delta in stream]) == "".join(WORDS)
+            assert "".join([delta.text async for delta in stream]) == TEXT
         assert [body["prompt"] for _, body in ocean.asked] == [PROMPT, [*PROMPT, FIRST, FIRST + 1]]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_character_that_was_cut_is_generated_again(temperature: float) -> None:
+    """Greedy only: sampled again, it could be another one."""
+
+    async def main() -> None:
+        ocean = Ocean(cut=3)
+        async with joined(ocean) as plane:
+            stream = await plane.chat(HELLO, SamplingParams(temperature=temperature, max_tokens=5))
+            deltas: list[Any] = []
+
+            async def read() -> None:
+                async for delta in stream:
+                    deltas.append(delta)
+
+            if temperature:
+                with pytest.raises(NotMigratable, match="how much of its text"):
+                    await read()
+                return
+            await read()
+            assert "".join(delta.text for delta in deltas) == TEXT
+            assert [i for delta in deltas for i in delta.token_ids] == [FIRST + n for n in range(5)]
+            assert stream.usage.completion_tokens == 5
+        assert ocean.asked[1][1]["prompt"] == [*PROMPT, FIRST, FIRST + 1]
+        assert ocean.asked[1][1]["max_tokens"] == 3
 
     asyncio.run(main())
 
@@ -172,7 +206,7 @@ def test_what_no_server_continues_says_why(
 
             with pytest.raises(NotMigratable, match=told):
                 await read()
-            assert texts == WORDS[:2]
+            assert texts == ["the ", "old "]
         assert len(ocean.asked) == 1
 
     asyncio.run(main())

@@ -16,6 +16,7 @@ from sage_infer.sdk.claims import accepted_options
 from sage_llm.manager.ledger import Ledger
 from sage_llm.manager.live_instance import Attempt
 from sage_llm.manager.request import ManagedRequest
+from sage_llm.manager.rewound import Rewound
 from sage_llm.replicas.openai.completion import ServerStream
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 _WINDOW_S = 10.0
+_PARTIAL = "\ufffd"  # the text of a part of a character
+_LONGEST_CHARACTER = 8  # tokens; emoji of several code points are delivered one by one
 
 
 @frozen(kw_only=True)
@@ -164,29 +167,41 @@ async def continue_stream(
         states = ledger.states(request_id, model_id, instance_id)
         stream: TokenStream = await backend.resume(states, request_id=request_id, options=options)
         return stream
-    obstacle = replay_obstacle(ledger) or await _held_back(backend, ledger, features)
-    if obstacle:
-        raise NotMigratable(
-            _message(request_id, model_id, f"{obstacle}, and the engine does not claim resume")
-        )
+    obstacle = replay_obstacle(ledger)
+    done = None if obstacle else await _delivered(backend, ledger, features)
+    if done is None:
+        why = obstacle or "it is unknown how much of its text was delivered"
+        raise NotMigratable(_message(request_id, model_id, f"{why}, and the engine does not claim resume"))
     record, params = ledger.records[0], ledger.params
-    done = len(record.token_ids)
     rest = attrs.evolve(
         params,
         max_tokens=None if params.max_tokens is None else params.max_tokens - done,
         min_tokens=max(params.min_tokens - done, 0),
     )
-    prompt = Prompt(token_ids=(*(ledger.prompt or ()), *record.token_ids))
+    prompt = Prompt(token_ids=(*(ledger.prompt or ()), *record.token_ids[:done]))
     (stream,) = await backend.generate([prompt], rest, request_id=request_id, options=options)
-    return stream
+    repeated = len(record.token_ids) - done
+    return Rewound(stream, repeated) if repeated else stream
 
 
-async def _held_back(backend: Any, ledger: Ledger, features: Collection[str]) -> str:
-    """Whether part of the text of the delivered tokens has not been delivered."""
+async def _delivered(backend: Any, ledger: Ledger, features: Collection[str]) -> int | None:
+    """Number of output tokens whose text was delivered; None if unknown.
+
+    The last tokens of a greedy output may be part of a character. They are generated again, as their text is missing.
+    """
     if "tokenize" not in features:
-        return "its engine cannot show how much of its text was delivered"
-    text = await backend.detokenize(list(ledger.records[0].token_ids))
-    return "" if len(text) == ledger.records[0].chars else "part of its text was held back"
+        return None
+    ids, chars = list(ledger.records[0].token_ids), ledger.records[0].chars
+    text = await backend.detokenize(ids)
+    if len(text) == chars:
+        return len(ids)
+    if ledger.params.temperature > 0 or len(text.rstrip(_PARTIAL)) != chars:
+        return None
+    for done in range(len(ids) - 1, max(len(ids) - _LONGEST_CHARACTER, 0) - 1, -1):
+        text = await backend.detokenize(ids[:done]) if done else ""
+        if len(text) == chars and not text.endswith(_PARTIAL):
+            return done
+    return None
 
 
 def _message(request_id: str, model_id: str, why: str) -> str:
