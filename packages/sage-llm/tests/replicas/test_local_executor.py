@@ -119,6 +119,25 @@ def test_errors_of_the_start_keep_their_type() -> None:
     with_executor(test)
 
 
+def test_a_start_that_is_cancelled_twice_waits_for_its_process() -> None:
+    async def test(executor: LocalExecutor) -> None:
+        starting = asyncio.ensure_future(executor.launch(llm_spec(backend="stuck")))
+        await eventually(
+            lambda: any(file.stat().st_size for file in run_folder().glob("*.json")),
+            "the process did not start",
+            within_s=WAIT_S,
+        )
+        for _ in range(2):
+            starting.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert not list(run_folder().iterdir())
+
+    with_executor(test)
+
+
 def test_kill_9_ends_streams_and_is_told() -> None:
     async def test(executor: LocalExecutor) -> None:
         handle: Any = await executor.start(llm_spec(options={"pause_s": 0.05}))

@@ -140,7 +140,10 @@ class LocalExecutor(BaseExecutor):
         except BaseException:
             if process is not None:
                 _kill_group(process.pid)
-                await asyncio.shield(process.wait())
+                ended = asyncio.ensure_future(process.wait())
+                while not ended.done():  # also if this is cancelled again
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.shield(ended)
             lease.remove()
             raise
         return ChildReplica(lease, record, process.wait)
