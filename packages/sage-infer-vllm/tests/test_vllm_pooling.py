@@ -52,7 +52,8 @@ def test_vectors_are_those_of_the_model(loop: Any, minilm: ModelDescriptor, live
                 await backend.rerank("a", ["b"])
             with pytest.raises(UnsupportedFeature, match=r"does not support options\.tenant"):
                 await backend.embed("a", options=RequestOptions(tenant="t"))
-            assert len(await backend.embed(["a", "b"], options=RequestOptions(priority=-1))) == 2
+            counted = await backend.embed(["a", "b c"], options=RequestOptions(priority=-1))
+            assert counted.text_tokens == (3, 4)
             stats = backend.stats()
             assert (stats.running, stats.waiting, stats.finished) == (0, 0, 6)
             return result.vectors

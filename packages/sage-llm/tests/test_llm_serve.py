@@ -108,6 +108,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
 
 def check_trace(spans: list[Any]) -> None:
     """The spans of gateway, control plane and replica are one trace, each below the one before."""
+    check_embedding(spans)
     (generated,) = [span for span in spans if span.name.startswith("generate ")]
     by_id = {span.span_id: span for span in spans}
     dispatched = by_id[generated.parent_span_id]
@@ -122,7 +123,21 @@ def check_trace(spans: list[Any]) -> None:
     assert not any(span.status.code == span.status.STATUS_CODE_ERROR for span in spans)
 
 
-def test_serve(smollm2: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+def check_embedding(spans: list[Any]) -> None:
+    """So are those of an embedding request."""
+    (embedded,) = [span for span in spans if span.name.startswith("embed ")]
+    by_id = {span.span_id: span for span in spans}
+    dispatched = by_id[embedded.parent_span_id]
+    received = by_id[dispatched.parent_span_id]
+    assert dispatched.name == received.name == "embeddings minilm"
+    assert not received.parent_span_id
+    assert {span.trace_id for span in (embedded, dispatched, received)} == {received.trace_id}
+    found = {one.key: one.value for one in dispatched.attributes}
+    assert found["sage_llm.instance"].string_value in ("minilm/0", "minilm/1")
+    assert found["gen_ai.usage.input_tokens"].int_value == 3
+
+
+def test_serve(smollm2: str, minilm: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     """Two children behind the API, with traces and metrics; SIGTERM ends everything."""
     with collector() as (otlp, spans):
         serve_once(otlp, tmp_path_factory, tmp_path)
@@ -137,6 +152,7 @@ def serve_once(otlp: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Pa
     sage = [sys.executable, "-m", "sage_infer.cli.main", "--config", str(tmp_path / "traced.yaml"), "llm"]
     command = [
         *sage, "serve", "--replicas", "2", "-m", "smollm2-135m", "--port", "0", "-o", "kv_cache_gb=0.25", "--json",
+        "--embedding", "minilm", "--replicas", "minilm=2",
     ]  # fmt: skip
     with (tmp_path / "errors").open("w") as errors:
         server = subprocess.Popen(
@@ -152,7 +168,7 @@ def serve_once(otlp: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Pa
             assert line, (tmp_path / "errors").read_text()
             text += line
         ready = json.loads(text)
-        assert [row["state"] for row in ready["replicas"]] == ["ready", "ready"]
+        assert [row["state"] for row in ready["replicas"]] == ["ready"] * 4
         body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
         request = urllib.request.Request(
             f"{ready['url']}/v1/chat/completions",
@@ -161,6 +177,13 @@ def serve_once(otlp: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Pa
         )
         with urllib.request.urlopen(request, timeout=GUARD_S) as answer:
             assert json.load(answer)["usage"]["completion_tokens"] == 4
+        request = urllib.request.Request(
+            f"{ready['url']}/v1/embeddings",
+            json.dumps({"model": "minilm", "input": "hello"}).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=GUARD_S) as answer:
+            assert json.load(answer)["usage"]["prompt_tokens"] == 3
         status = subprocess.run(
             [*sage, "status"], capture_output=True, text=True, env=environment, check=True, cwd=tmp_path
         )

@@ -127,7 +127,8 @@ class VLLMEmbeddingBackend(BaseVLLMBackend):
             model_id=self.model.model_id,
             dim=self.get_embedding_dim(),
             data=memoryview(data),
-            usage=Usage(prompt_tokens=tokens),
+            usage=Usage(prompt_tokens=sum(tokens)),
+            text_tokens=tuple(tokens),
         )
 
     async def rerank(
@@ -160,7 +161,7 @@ class VLLMEmbeddingBackend(BaseVLLMBackend):
         return RerankResult(
             model_id=self.model.model_id,
             hits=tuple(RerankHit(index=index, score=scores[index]) for index in order[:top_n]),
-            usage=Usage(prompt_tokens=tokens),
+            usage=Usage(prompt_tokens=sum(tokens)),
         )
 
     # --- the engine
@@ -174,8 +175,8 @@ class VLLMEmbeddingBackend(BaseVLLMBackend):
         batch_size: int,
         request_id: str | None,
         options: RequestOptions,
-    ) -> tuple[list[Any], int]:
-        """The pooler's output of each text, in order, and the total number of tokens."""
+    ) -> tuple[list[Any], list[int]]:
+        """The pooler's output and the number of tokens of each text, in order."""
         call_id = f"pool-{uuid.uuid4().hex}" if request_id is None else request_id
         with running.requests.call(call_id, texts=count, deadline=options.deadline) as call:
             texts = await asyncio.to_thread(tokenized)
@@ -187,7 +188,7 @@ class VLLMEmbeddingBackend(BaseVLLMBackend):
                 texts, lambda text: len(text.token_ids), compute,
                 concurrency=min(batch_size, self._settings.max_queue),
             )  # fmt: skip
-            return found, sum(len(text.token_ids) for text in texts)
+            return found, [len(text.token_ids) for text in texts]
 
     async def _pool(
         self, running: Running, task: str, text: TokenizedText, request_id: str, options: RequestOptions

@@ -139,17 +139,20 @@ def test_cancellation_of_one_request_leaves_the_others() -> None:
     on_encoders(test)
 
 
-def test_engines_without_counts_compute_each_request_alone() -> None:
+def test_without_counts_the_usage_of_a_batch_is_divided_by_estimates() -> None:
     async def test(manager: ControlPlaneManager, executor: MixedExecutor) -> None:
         (encoder,) = executor.encoders
         encoder.counts = False
         running = await first(manager, executor)
-        both = [start(manager, "aa"), start(manager, "bbb")]
-        await until(lambda: len(manager.dispatcher.calls.open) == 3)
+        three = [start(manager, "a" * 7), start(manager, "b" * 39, "cc"), start(manager, "d" * 3)]
+        await until(lambda: len(manager.dispatcher.calls.open) == 4)
         encoder.gate.set()
-        assert [(await one).usage.prompt_tokens for one in both] == [2, 3]
+        found = [await one for one in three]  # estimated: 2, 11 and 1 tokens
+        assert [result.usage.prompt_tokens for result in found] == [7, 40, 4]
+        assert [result.text_tokens for result in found] == [None] * 3
+        assert [vector[1] for result in found for vector in result.vectors] == [7, 39, 2, 3]
         await running
-        assert encoder.calls[2:] == [("aa",), ("bbb",)]
+        assert encoder.calls[2:] == [("a" * 7, "b" * 39, "cc", "d" * 3)]
 
     on_encoders(test)
 

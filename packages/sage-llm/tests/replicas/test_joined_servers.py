@@ -11,6 +11,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -35,6 +36,7 @@ from sage_llm.replicas.local import LocalExecutor
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 
 GUARD_S = 300
+ROUNDS = 20
 HELLO = [{"role": "user", "content": "Hello"}]
 LISTED = json.dumps({"data": [{"id": "m"}]})
 
@@ -264,6 +266,36 @@ def post(url: str, body: dict[str, Any]) -> Any:
     return json.loads(data) if data.startswith(b"{") else data
 
 
+def embedded(url: str, number: int) -> Any:
+    text = f"The keeper of lighthouse {number} writes down the weather. " * (1 + number % 12)
+    return post(f"{url}/v1/embeddings", {"model": "minilm", "input": [text, f"note {number}"]})
+
+
+def counted(url: str, name: str) -> float:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=GUARD_S) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def check_batches(behind: str, front: str) -> None:
+    """Simultaneous requests reach the server in batches; each gets its own vectors, and all tokens are counted."""
+    numbers = range(32)
+    wanted = [embedded(behind, number) for number in numbers]
+    for _ in range(ROUNDS):  # until requests came close enough together
+        before = counted(front, "sage_llm_batches_total")
+        with ThreadPoolExecutor(len(numbers)) as threads:
+            found = list(threads.map(lambda number: embedded(front, number), numbers))
+        batches = counted(front, "sage_llm_batches_total") - before
+        for one, other in zip(found, wanted, strict=True):
+            for mine, theirs in zip(one["data"], other["data"], strict=True):
+                assert mine["embedding"] == pytest.approx(theirs["embedding"], abs=1e-5)
+        used = [sum(answer["usage"]["prompt_tokens"] for answer in answers) for answers in (found, wanted)]
+        assert used[0] == used[1]
+        if batches < len(numbers):
+            break
+    assert batches < len(numbers)
+
+
 def test_a_served_model_is_joined(
     smollm2: str, minilm: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -298,6 +330,7 @@ def test_a_served_model_is_joined(
             for answer in (wanted, found):
                 answer.pop("created", None), answer.pop("id", None)
             assert found == wanted, path
+        check_batches(behind["url"], front["url"])
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(f"{front['url']}/v1/completions", {"model": "smollm2-135m", "prompt": "x " * 9000})
         assert refused.value.code == 400

@@ -58,7 +58,7 @@ class Dispatcher:
         spans: Spans | None = None,
     ) -> None:
         self.placement, self.limits = placement, limits or RecoveryLimits()
-        self.calls = CallDispatcher(placement, pump=self.pump, on_lost=on_lost, limits=batches)
+        self.calls = CallDispatcher(placement, pump=self.pump, on_lost=on_lost, limits=batches, spans=spans)
         self.budget, self.quarantine = MigrationBudget(), Quarantine()
         self.open: dict[str, ManagedRequest] = {}
         self.ends = {"finished": 0, "cancelled": 0, "refused": 0, "failed": 0}

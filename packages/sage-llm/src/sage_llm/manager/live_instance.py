@@ -68,7 +68,6 @@ class LiveInstance:
         attempts: open attempts by their id on the instance. Load is derived from this table, never counted.
         calls: open calls with one result: batches of embedding and reranking requests, and questions about texts.
         forming: batches that wait for further requests, by key; they are in ``calls``, too.
-        counts_texts: whether its embeddings have token counts per text, so that requests can share a call.
         report, heard_at: latest report, and when it arrived.
         steps_at: when the number of steps last grew, or nothing ran.
         allowance: number of concurrent requests in probation; doubles with each request that produces output.
@@ -85,7 +84,6 @@ class LiveInstance:
     attempts: dict[str, Attempt] = field(factory=dict)
     calls: set[asyncio.Future[Any]] = field(factory=set)
     forming: dict[Hashable, Any] = field(factory=dict)
-    counts_texts: bool = False
     report: InstanceReport | None = None
     heard_at: float = field(factory=time.monotonic)
     steps: int = 0

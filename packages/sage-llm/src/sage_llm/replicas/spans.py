@@ -30,6 +30,9 @@ class OpenSpan:
     def set(self, attributes: Mapping[str, Any]) -> None:
         """Set attributes; None sets none."""
 
+    def link(self, carrier: Mapping[str, str] | None) -> None:
+        """Link it to the span with this context, which also works for this one; None links to nothing."""
+
     def end(self, error: BaseException | str | None = None) -> None:
         """End it. Of an error only its code is recorded, as messages may contain text of a request."""
 
@@ -42,6 +45,12 @@ class _Span(OpenSpan):
         for name, value in attributes.items():
             if value is not None:
                 self._span.set_attribute(name, value)
+
+    def link(self, carrier: Mapping[str, str] | None) -> None:
+        if carrier is not None:
+            from opentelemetry import propagate, trace
+
+            self._span.add_link(trace.get_current_span(propagate.extract(dict(carrier))).get_span_context())
 
     def end(self, error: BaseException | str | None = None) -> None:
         if error is not None:

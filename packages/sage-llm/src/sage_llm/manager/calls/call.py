@@ -17,6 +17,7 @@ from sage_llm.chains import ChainStep
 from sage_llm.classifier import Classified
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.request import Outcome
+from sage_llm.replicas.spans import OpenSpan
 from sage_llm.types import RequestView
 
 __all__ = ["CallKind", "ManagedCall", "embedding_tokens", "rerank_tokens", "split"]
@@ -49,6 +50,7 @@ class ManagedCall:
         dispatched_at: time of its first dispatch.
         outcome: how it ended; None while it is open.
         leave: takes it out of its batch when it ends early.
+        span: the span of its present attempt, if requests are traced.
     """
 
     request_id: str
@@ -73,6 +75,7 @@ class ManagedCall:
     outcome: Outcome | None = None
     arrived: float = field(factory=time.monotonic)
     leave: Callable[[], object] = field(default=lambda: None)
+    span: OpenSpan = field(factory=OpenSpan)
 
     def __attrs_post_init__(self) -> None:
         self.done = asyncio.get_running_loop().create_future()
@@ -88,11 +91,14 @@ class ManagedCall:
         return self.kind, self.truncate, alone, repr(common)
 
     def options_now(self) -> RequestOptions:
-        """The options with the rest of the deadline."""
-        if self.options.deadline is None:
-            return self.options
-        left = self.options.deadline - (time.monotonic() - self.arrived)
-        return attrs.evolve(self.options, deadline=max(left, 0.0))
+        """The options with the rest of the deadline, and the trace context of the present attempt."""
+        options = self.options
+        if self.span.carrier is not None:
+            options = attrs.evolve(options, trace=self.span.carrier)
+        if options.deadline is None:
+            return options
+        left = options.deadline - (time.monotonic() - self.arrived)
+        return attrs.evolve(options, deadline=max(left, 0.0))
 
     async def on(self, backend: Any, request_id: str, options: RequestOptions) -> Result:
         """Compute it on ``backend``, alone."""
@@ -133,8 +139,12 @@ class ManagedCall:
 
 def embedding_tokens(texts: Sequence[TextLike], limit: int = 0) -> int:
     """Estimated number of tokens of texts, each truncated to ``limit`` unless that is 0."""
-    counts = (len(text) // _CHARACTERS + 1 if isinstance(text, str) else len(text) for text in texts)
+    counts = map(_text_tokens, texts)
     return max(sum(min(count, limit) if limit else count for count in counts), 1)
+
+
+def _text_tokens(text: TextLike) -> int:
+    return len(text) // _CHARACTERS + 1 if isinstance(text, str) else len(text)
 
 
 def rerank_tokens(query: object, documents: object, limit: int = 0) -> int:
@@ -145,21 +155,35 @@ def rerank_tokens(query: object, documents: object, limit: int = 0) -> int:
     return max(sum(min(count, limit) if limit else count for count in counts), 1)
 
 
-def split(result: EmbeddingResult, sizes: Sequence[int]) -> list[EmbeddingResult]:
-    """The results of the requests of a batch, with the numbers of texts ``sizes``, in the order of the batch."""
-    assert result.text_tokens is not None, "engines without counts compute each request alone"
+def split(result: EmbeddingResult, calls: Sequence[ManagedCall]) -> list[EmbeddingResult]:
+    """The results of the requests of a batch, in the order of the batch.
+
+    If the engine has not counted the tokens of each text, a request's usage is its share of those of the batch, by
+    the estimated tokens of its texts.
+    """
+    shares = _shares(result.usage.prompt_tokens, [call.prompt_tokens for call in calls])
     parts, start = [], 0
     width = result.dim * _FLOAT32
-    for size in sizes:
-        tokens = result.text_tokens[start : start + size]
+    for call, share in zip(calls, shares, strict=True):
+        end = start + len(call.texts)
+        tokens = None if result.text_tokens is None else result.text_tokens[start:end]
         parts.append(
             EmbeddingResult(
                 model_id=result.model_id,
                 dim=result.dim,
-                data=result.data[start * width : (start + size) * width],
-                usage=Usage(prompt_tokens=sum(tokens)),
+                data=result.data[start * width : end * width],
+                usage=Usage(prompt_tokens=share if tokens is None else sum(tokens)),
                 text_tokens=tokens,
             )
         )
-        start += size
+        start = end
     return parts
+
+
+def _shares(total: int, weights: Sequence[int]) -> list[int]:
+    """Whole parts of ``total`` in proportion to positive weights; their sum is ``total``."""
+    whole, before, found = sum(weights), 0, []
+    for weight in weights:
+        found.append(total * (before + weight) // whole - total * before // whole)
+        before += weight
+    return found

@@ -9,7 +9,6 @@ from typing import Any
 
 import attrs
 from sage_infer.errors import EngineDead, Overloaded, RequestCancelled, SageInferError
-from sage_infer.schemas import EmbeddingResult
 from sage_infer.sdk.claims import accepted_options
 
 from sage_llm.manager.calls.batch import Batch, BatchLimits
@@ -17,6 +16,8 @@ from sage_llm.manager.calls.call import ManagedCall, split
 from sage_llm.manager.classify import as_sage_error, meaning
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.placing import Placement
+from sage_llm.manager.telemetry.calls import CallSpans
+from sage_llm.replicas.spans import Spans
 
 __all__ = ["CallDispatcher"]
 
@@ -32,6 +33,7 @@ class CallDispatcher:
         placement: chooses instances.
         pump: dispatches waiting requests.
         on_lost: called with an instance and the reason when a batch shows that it has ended.
+        spans: traces each attempt.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class CallDispatcher:
         pump: Callable[[], object],
         on_lost: Callable[[LiveInstance, str], object],
         limits: BatchLimits | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self.limits = limits or BatchLimits()
         self.open: dict[str, ManagedCall] = {}
@@ -49,6 +52,7 @@ class CallDispatcher:
         }
         self.batches = self.retries = 0
         self._placement, self._pump, self._on_lost = placement, pump, on_lost
+        self._spans = CallSpans(spans)
 
     async def run(self, call: ManagedCall) -> Any:
         """Dispatch a request and return its result.
@@ -73,6 +77,7 @@ class CallDispatcher:
     def ended(self, call: ManagedCall) -> None:
         """Called by the request when it ends: free what it holds."""
         assert call.outcome is not None
+        self._spans.end(call)
         self.ends[call.kind][call.outcome] += 1
         self.open.pop(call.request_id, None)
         self._placement.ended(call)
@@ -89,6 +94,7 @@ class CallDispatcher:
         call.number += 1
         if call.dispatched_at is None:
             call.dispatched_at = now
+        self._spans.begin(call, instance)
         key = call.key(accepted_options(instance.features, call.options))
         batch = instance.forming.get(key)
         if batch is not None and batch.tokens + call.prompt_tokens > self.limits.tokens:
@@ -142,7 +148,7 @@ class CallDispatcher:
         """Compute the open requests of a batch; return those that another instance must compute."""
         calls, instance = batch.open, batch.instance
         was_alone, begun = len(instance.calls) == 1, time.monotonic()
-        if len(calls) > 1 and calls[0].kind == "embed" and instance.counts_texts:
+        if len(calls) > 1 and calls[0].kind == "embed":
             try:
                 await self._joined(calls, instance)
             except SageInferError as error:
@@ -171,6 +177,7 @@ class CallDispatcher:
     async def _joined(self, calls: list[ManagedCall], instance: LiveInstance) -> None:
         """Compute the texts of several requests in one call of the engine."""
         first = calls[0]
+        self._spans.join(calls)
         result = await instance.backend.embed(
             [text for call in calls for text in call.texts],
             truncate=first.truncate,
@@ -178,7 +185,7 @@ class CallDispatcher:
             options=_joined_options(first, instance),
         )
         instance.produced()
-        for call, part in zip(calls, split(result, [len(call.texts) for call in calls]), strict=True):
+        for call, part in zip(calls, split(result, calls), strict=True):
             self._finished(call, part)
 
     async def _alone(
@@ -199,12 +206,11 @@ class CallDispatcher:
                 failed.append((call, error))
             return
         instance.produced()
-        if isinstance(result, EmbeddingResult):
-            instance.counts_texts = result.text_tokens is not None
         self._finished(call, result)
 
     def _finished(self, call: ManagedCall, result: Any) -> None:
         self._placement.computed(call)
+        self._spans.end(call, result.usage)
         call.finish(result)
 
     # --- recovery
@@ -220,6 +226,7 @@ class CallDispatcher:
         if not call.is_open:
             return
         now = time.monotonic()
+        self._spans.end(call)
         self._placement.left(call)
         call.leave = lambda: None
         others = [
@@ -261,4 +268,5 @@ def _is_idle(instance: LiveInstance) -> bool:
 
 def _joined_options(call: ManagedCall, instance: LiveInstance) -> Any:
     """Options that the requests of a batch have in common; deadlines are observed here."""
-    return attrs.evolve(accepted_options(instance.features, call.options), deadline=None, trace={})
+    common = attrs.evolve(call.options, deadline=None, trace=call.span.carrier or {})
+    return accepted_options(instance.features, common)

@@ -85,7 +85,7 @@ class OpenAIEmbeddingReplica(ServerBackend):
             part = [
                 text if isinstance(text, str) else list(text) for text in texts[start : start + batch_size]
             ]
-            vectors, _, used = await self._ended(self._vectors(part, extra), request_id, options)
+            vectors, _, used = await self._ended(self._vectors(part, extra, options), request_id, options)
             data += vectors
             tokens += used
         usage = Usage(prompt_tokens=tokens)
@@ -148,10 +148,12 @@ class OpenAIEmbeddingReplica(ServerBackend):
                 self.counts.running -= 1
                 self.counts.steps += 1
 
-    async def _vectors(self, texts: list[Any], extra: Mapping[str, Any]) -> tuple[bytes, int, int]:
+    async def _vectors(
+        self, texts: list[Any], extra: Mapping[str, Any], options: RequestOptions | None = None
+    ) -> tuple[bytes, int, int]:
         """Return the vectors as float32 of this machine, the length of one, and the number of prompt tokens."""
         body = {"model": self.model.model_id, "input": texts, "encoding_format": "base64", **extra}
-        answer = await self.server.post("/v1/embeddings", body)
+        answer = await self.server.post("/v1/embeddings", body, options)
         rows = sorted(answer["data"], key=lambda row: row["index"])
         vectors = array("f")
         for row in rows:
