@@ -34,7 +34,7 @@ class ToyEngine(BaseInferenceBackend):
     """
 
     name = "toy"
-    features = ("tokenize", "resume", "seed", "penalties", "parallel_sampling", "prefix_caching")
+    features = ("tokenize", "resume", "seed", "penalties", "parallel_sampling", "prefix_caching", "priority")
     vocabulary = 100
     max_sequence_length = 512
 
@@ -47,6 +47,7 @@ class ToyEngine(BaseInferenceBackend):
         self.answering.set()
         self.refuses: Exception | None = None
         self.seen: list[str] = []
+        self.priorities: list[int] = []
         self.crashes = 0
 
     def encode(self, prompt: Prompt) -> Sequence[int]:
@@ -73,6 +74,7 @@ class ToyEngine(BaseInferenceBackend):
         if self.refuses is not None:
             raise self.refuses
         self.seen.append(str(keywords.get("request_id")))
+        self.priorities.append((keywords.get("options") or RequestOptions()).priority)
         return await super().generate(*args, **keywords)
 
     async def resume(

@@ -150,6 +150,23 @@ def test_a_chain_is_refused_at_its_first_step() -> None:
     assert policy.admit(later, snapshot).kind == "wait"
 
 
+def test_instances_get_the_priority_of_class_and_chain() -> None:
+    async def test(manager: Any, executor: Any) -> None:
+        (engine,) = executor.engines
+        for options in (
+            RequestOptions(service_class="batch"),
+            RequestOptions(service_class="batch", priority=-3),
+            RequestOptions(chain="rag/1", deadline=300.0),
+            RequestOptions(chain="rag/2"),
+            RequestOptions(),
+        ):
+            (stream,) = await manager.generate("p", SamplingParams(max_tokens=1), "toy", options=options)
+            await read(stream)
+        assert engine.priorities == [2, -1, -1, 0, 0]
+
+    on_encoders(test, settings=quick(), embedding=0, llm=1)
+
+
 def test_a_chain_through_the_control_plane() -> None:
     """Deadline and class of the first request apply to all; an impossible chain is refused, and can begin again."""
 

@@ -27,6 +27,7 @@ connection is closed.
 """
 
 _GAPS = 128
+_JOINED = "openai"
 _BATCHES = 3  # one is computed, the next one is ready, and one collects requests
 _SPARE = 2  # requests beyond the engine's batch, so that its next step always has a prompt
 
@@ -141,6 +142,11 @@ class LiveInstance:
                 self._has_room_in_batch if self.encodes else len(self.attempts) + len(self.calls) < self.limit
             )
         )
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether it is a server of others, which orders requests itself, and may refuse priorities."""
+        return self.descriptor.capability.backend_name == _JOINED
 
     @property
     def encodes(self) -> bool:

@@ -100,11 +100,18 @@ class ManagedRequest:
         return self.attempt is not None and self.attempt.output_tokens >= self.crash_tokens + _CLEAR_TOKENS
 
     def options_now(self) -> RequestOptions:
-        """The options with the rest of the deadline."""
-        if self.options.deadline is None:
-            return self.options
-        left = self.options.deadline - (time.monotonic() - self.arrived)
-        return attrs.evolve(self.options, deadline=max(left, 0.0))
+        """The options with the rest of the deadline, and with the priority of the request's band on its instance.
+
+        A chain's request with a deadline is ahead of others of its band, also of those that the instance has accepted.
+        """
+        options = self.options
+        priority = options.priority
+        if self.classified is not None and self.attempt is not None and not self.attempt.instance.is_joined:
+            priority = self.classified.band - (self.step is not None and options.deadline is not None)
+        if options.deadline is None:
+            return options if priority == options.priority else attrs.evolve(options, priority=priority)
+        left = options.deadline - (time.monotonic() - self.arrived)
+        return attrs.evolve(options, deadline=max(left, 0.0), priority=priority)
 
     def sent(self, now: float) -> int:
         """Count a dispatch, and return its number."""
