@@ -1,9 +1,10 @@
 """A control plane over two replicas of a real LLM and one of an embedding model, behind the contract alone.
 
-python examples/phase0_demo.py [--backend openvino|vllm]
+python examples/phase0_demo.py [--backend openvino|vllm|…] [--model smollm2-135m]
 
 The control plane places each request on an instance. In the middle of the answers it drains one replica, and the
-streams continue on the other with the same text. Another backend changes no scheduling code.
+streams continue on the other with the same text. ``served`` alone knows which backend runs: what schedules, and asks,
+is the same for all.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "openvino": {"kv_cache_gb": 0.25},
     "vllm": {"max_sequence_length": 1024, "eager": True, "kv_cache_gb": 0.5},
 }
+REPLICAS = {"vllm": 1}  # a second one takes a gigabyte more, and half a minute
 
 
-def models(backend: str) -> list[ServedModel]:
+def served(backend: str, model: str) -> list[ServedModel]:
+    """An LLM on a backend, and an embedding model if the embedded encoder is installed."""
     llm = ServedModel(
-        descriptor=resolve_model("smollm2-135m", model_type="llm"),
+        descriptor=resolve_model(model, model_type="llm"),
         backend=backend,
         options=OPTIONS.get(backend, {}),
-        replicas=2 if backend == "openvino" else 1,
+        replicas=REPLICAS.get(backend, 2),
     )
     ready = [row.name for row in list_backends() if row.name in ENCODERS and row.state == "ready"]
     if not ready:
@@ -55,12 +58,15 @@ async def read(stream: TokenStream) -> str:
 
 
 async def ask(plane: ControlPlaneManager, questions: tuple[str, ...]) -> list[TokenStream]:
-    return [await plane.chat([{"role": "user", "content": question}], PARAMS) for question in questions]
+    llm = plane.list_models()[0].model_id
+    if plane.get_model_capability(llm).supports("chat"):
+        return [await plane.chat([{"role": "user", "content": question}], PARAMS) for question in questions]
+    return await plane.generate(list(questions), PARAMS)
 
 
-async def demo(backend: str) -> None:
-    served = models(backend)
-    plane = ControlPlaneManager(served, LocalExecutor())
+async def demo(models: list[ServedModel]) -> ControlPlaneManager:
+    """Serve the models, ask, drain a replica, ask for embeddings; returns the closed control plane."""
+    plane = ControlPlaneManager(models, LocalExecutor())
     started = time.monotonic()
     await plane.start()
     print(f"\n{len(plane.fleet.replicas)} replicas ready in {time.monotonic() - started:.1f} s")
@@ -68,12 +74,13 @@ async def demo(backend: str) -> None:
         answers = await asyncio.gather(*map(read, await ask(plane, QUESTIONS)))
         for question, answer in zip(QUESTIONS, answers, strict=True):
             print(f"> {question}\n  {answer.strip()}")
-        if served[0].replicas > 1:
+        if models[0].replicas > 1:
             await drained(plane, answers)
-        if len(served) > 1:
+        if len(models) > 1:
             await compare(plane)
         requests = plane.cluster()["requests"]
         print(f"\nrequests: {requests['finished']} finished, {requests['failed']} failed")
+        return plane
     finally:
         await plane.close()
 
@@ -90,7 +97,7 @@ async def compare(plane: ControlPlaneManager) -> None:
 async def drained(plane: ControlPlaneManager, expected: list[str]) -> None:
     """Ask again, and drain a replica while it answers."""
     reading = [asyncio.ensure_future(read(stream)) for stream in await ask(plane, QUESTIONS)]
-    result = await plane.drain("smollm2-135m/0", deadline_s=0.0)
+    result = await plane.drain(f"{plane.list_models()[0].model_id}/0", deadline_s=0.0)
     same = await asyncio.gather(*reading) == expected
     print(
         f"\ndrained {result.replica_id} in {result.took_s:.2f} s: {result.migrated} of {result.open} streams migrated, "
@@ -103,13 +110,14 @@ async def drained(plane: ControlPlaneManager, expected: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", default="openvino", help="backend of the LLM (default: openvino)")
-    backend = parser.parse_args().backend
+    parser.add_argument("--model", default="smollm2-135m", help="the LLM (default: smollm2-135m)")
+    given = parser.parse_args()
     print("discovered: " + ", ".join(f"{row.name} ({row.state})" for row in list_backends()))
-    add = [sys.executable, "-m", "sage_infer.cli.main", "infer", "model", "add", "smollm2-135m", "minilm"]
+    add = [sys.executable, "-m", "sage_infer.cli.main", "infer", "model", "add", given.model, "minilm"]
     if subprocess.call(add) != 0:  # the command has reported the reason
         return 1
     try:
-        asyncio.run(demo(backend))
+        asyncio.run(demo(served(given.backend, given.model)))
     except SageInferError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return error.exit_code
