@@ -4,7 +4,8 @@
 
 A closed loop finds the peak. An open loop then sends ``times`` that rate; its clients give up after 60 s. An accepted
 request's wait is compared with what the last client that was refused before it had been told. With --replicas,
-`sage llm serve` is measured instead, with so many replicas of one thread each. Exits with 1 if more than 1 % of the
+`sage llm serve` is measured instead, with so many replicas of one thread each. The clients' process has the lowest
+priority (nice 19), because real clients would not use the server's processors. Exits with 1 if more than 1 % of the
 accepted requests miss their 60 s, or if goodput is below 0.9 of the peak.
 """
 
@@ -200,7 +201,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--times", type=float, default=20)
-    parser.add_argument("--nice", type=int, help="priority of the server and its clients; root may say -15")
+    parser.add_argument("--nice", type=int, help="priority of the server; root may say -15")
+    parser.add_argument("--clients-nice", type=int, default=19, help="priority of the clients")
     parser.add_argument("--replicas", type=int, help="of `sage llm serve`, which is measured then")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
@@ -222,7 +224,7 @@ def main() -> int:
         with running(command, port, Path(folder, "log"), start_s=300, path="/health") as pid:
             if options.nice is not None:
                 prefer(pid, options.nice)
-                prefer(os.getpid(), options.nice)
+            prefer(os.getpid(), options.clients_nice)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 figures = runner.run(measure(options, port, pid))
     for name, value in figures.items():

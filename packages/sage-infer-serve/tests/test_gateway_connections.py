@@ -58,6 +58,70 @@ def test_a_body_in_tiny_chunks_with_a_trailer_is_taken(served: Served) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
+UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+
+
+def test_a_chat_that_asks_for_an_upgrade_keeps_its_body(served: Served) -> None:
+    """Java's HTTP client asks for HTTP/2 with the first request of a connection."""
+    asked = request_bytes(CHAT, chat_body("hello big world"), *UPGRADE)
+    last = request_bytes(CHAT, chat_body("good bye"), "Connection: close")
+    answers = served.raw(asked + asked + last)
+    assert answers.count(b"HTTP/1.1 200 ") == 3
+    assert answers.count(b"hello big world") == 2
+    assert b"good bye" in answers
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_an_upgrade_in_pieces_with_a_chunked_body(served: Served, size: int) -> None:
+    body = json.dumps(chat_body("hello big world")).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n" + "\r\n".join(UPGRADE)
+    data = head.encode() + b"\r\n\r\n%x\r\n%b\r\n0\r\nX: y\r\n\r\n" % (len(body), body)
+    data += HEALTH + b"Connection: close\r\n\r\n"
+    with served.connect() as connection:
+        for start in range(0, len(data), size):
+            connection.sendall(data[start : start + size])
+        answers = read_all(connection)
+    assert answers.count(b"HTTP/1.1 200 ") == 2
+    assert b"hello big world" in answers
+
+
+@pytest.mark.parametrize(
+    ("more", "piece"),
+    [
+        (b"\r\n", b"\r\n"),
+        (b"Content-Length: 1000000\r\n\r\n", b"x"),
+        (b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"a: b\r\n"),
+    ],
+    ids=["blank lines", "body", "chunks", "trailers"],
+)
+def test_bytes_that_are_no_request_do_not_keep_a_connection(
+    backend: EchoBackend, serve: Serve, more: bytes, piece: bytes
+) -> None:
+    served = serve(backend, write_timeout_s=0.2)  # connections are looked at four times in it
+    limits = served.running.limits
+    limits.idle_timeout_s = 0.5
+    with served.connect() as connection:
+        connection.sendall(HEALTH + more)
+        read_head(connection)
+        while limits._all:
+            with suppress(OSError):
+                connection.sendall(piece)
+            served.call(lambda: None)
+    assert is_alive(served)
+
+
+def test_a_lost_connection_ends_all_of_its_requests(
+    backend: EchoBackend, served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.gate = asyncio.Event()  # nobody opens it
+    with served.connect() as connection:
+        connection.sendall(request_bytes(CHAT, chat_body()) * 3)
+        served.until(lambda: backend.open, "a stream")
+    served.until(lambda: not backend.open and not served.gateway.service.open, "its end")
+    assert not caplog.records
+
+
 def test_an_unwanted_body_is_read_up_to_a_limit(served: Served) -> None:
     with served.connect() as connection:
         connection.sendall(HEALTH + b"Content-Length: 99999999999\r\n\r\n")

@@ -264,6 +264,20 @@ def test_streams_abandoned_one_after_another_do_not_fill_the_steps_of_another_te
         assert len(step) <= 3
 
 
+def test_prompts_are_not_held_up_by_the_streams_of_a_tenant_that_costs_more() -> None:
+    """A new token costs as much as several tokens of a prompt: three streams are more work than some short chats."""
+    engine = Engine(batch=8, step=64)
+    engine.limits = Limits(beside=1, alone=64)
+    for _ in range(3):
+        engine.add(call(output=1000, tenant="a"))
+    engine.step(100)
+    for _ in range(20):
+        (chat,) = engine.add(call(prompt=40, output=4, tenant="b"))
+        engine.step(4)
+        assert chat in engine.ended
+        engine.step(6)
+
+
 def test_a_limit_of_none_ends_nothing_and_holds_nobody_for_ever() -> None:
     engine = Engine(batch=8)
     engine.limits = Limits(0)

@@ -44,6 +44,17 @@ def test_one_hiccup_does_not_starve_the_prompts() -> None:
     assert pacer.prompt_tokens(4, 1, 512) >= before / 2
 
 
+def test_few_tokens_say_little_of_the_cost_of_many() -> None:
+    pacer = Pacer(2.0, smallest=1)
+    for _ in range(50):
+        pacer.ran(4, 0, 0.02)
+        pacer.ran(4, 20, 0.04)
+    before = pacer.prompt_tokens(4, 1, 512)
+    for _ in range(10):
+        pacer.ran(4, 1, 0.04)  # something else took the time
+    assert pacer.prompt_tokens(4, 1, 512) > 0.8 * before
+
+
 def test_steps_without_decodes_measure_the_cost_of_tokens() -> None:
     pacer = Pacer(2.0, smallest=1)
     pacer.ran(0, 100, 0.1)

@@ -8,6 +8,7 @@ import errno
 import logging
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ log = logging.getLogger("sage_infer.serve")
 _KEEP_ALIVE_S = 75
 _LAST_WORDS_S = 2.0  # for streams to send a final event before uvicorn cancels them
 _OWN_FILES = 128  # file descriptors reserved for other uses
+_SWITCH_S = 0.001  # for which a thread holds the GIL while others wait for it
 
 
 def check_settings(settings: GatewaySettings) -> list[APIKey]:
@@ -130,6 +132,8 @@ async def run_until_signal(
     ``on_ready`` receives the address once requests are accepted, ``on_drain`` the number of open requests at each
     signal.
     """
+    # By default an engine's thread would wait for 5 ms in each step while the event loop reads a large request.
+    sys.setswitchinterval(_SWITCH_S)
     running = _make(backend, settings, keys, listener)
     service = running.gateway.service
     service.loading = True
@@ -180,6 +184,7 @@ def _make(
         max_per_peer=settings.max_connections_per_peer or -(-max_connections * 3 // 4),
         header_timeout_s=settings.header_timeout_s,
         write_timeout_s=settings.write_timeout_s,
+        idle_timeout_s=_KEEP_ALIVE_S,
     )
     config = uvicorn.Config(
         gateway,

@@ -85,6 +85,9 @@ class Service:
         self.intake = Intake(_BODIES * settings.max_body_bytes)
         self.shares = LoopShares()
         self._admissions: dict[str, Admission] = {}
+        self._with_tenants: set[str] = (
+            set()
+        )  # models of which each client has a queue; asking costs a refusal's time
         self._decoders = decoders
         self._ignored: set[tuple[str, str]] = set()
         self._types: dict[str, ModelType] = {}
@@ -144,11 +147,18 @@ class Service:
 
     def _waits(self, client: str) -> dict[str, float]:
         """Expected wait of a client's request per model with a queue."""
-        return {name: queue.wait_s(self.tenant(name, client)) for name, queue in self._admissions.items()}
+        return {
+            name: queue.wait_s(client if name in self._with_tenants else "")
+            for name, queue in self._admissions.items()
+        }
 
     def tenant(self, model: str, client: str) -> str:
         """The tenant of a client's requests in a model's queue: one for all if the backend ignores tenants."""
-        return client if self.claims(model, "tenant") else ""
+        if self.claims(model, "tenant"):
+            self._with_tenants.add(model)
+            return client
+        self._with_tenants.discard(model)
+        return ""
 
     def admit(self, model: str, client: str) -> Admission:
         """The queue of a model, if a new request would begin in time.
@@ -160,7 +170,7 @@ class Service:
             return Admission()  # the backend says that there is no such model
         model_id = self.backend.get_model_status(model).model_id
         admission = self._admissions.setdefault(model_id, Admission())
-        wait, target = admission.wait_s(self.tenant(model, client)), self.settings.target_wait_s
+        wait, target = admission.wait_s(self.tenant(model_id, client)), self.settings.target_wait_s
         if target is not None and wait > target and self._is_ready(model_id):
             raise _queued(wait)
         return admission

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Pacer"]
 
 _WEIGHT = 0.2  # weight of the newest measurement in a running mean
+_USUAL_PROMPT = 16  # prompt tokens of a step, fewer of which say less about the cost of one
 _EXCESS_SLOWDOWN = 1.25  # of a step by the excess sequences of calls, or by prompts of other tenants
 _SHARED_STEP_S = 0.1  # of a step with prompts while there are several tenants
 _LARGEST_MOVE = 2.0  # outliers are clipped to this multiple of the mean
@@ -62,7 +63,8 @@ class Pacer:
         elif prompt_tokens:
             base = self._decode(decoding) if decoding else 0.0
             # Additional rows never make a step faster; a lower measurement is noise.
-            self._row_s = _mean(self._row_s, max(seconds - base, 0.1 * seconds) / prompt_tokens)
+            weight = min(1.0, prompt_tokens / _USUAL_PROMPT)
+            self._row_s = _mean(self._row_s, max(seconds - base, 0.1 * seconds) / prompt_tokens, weight)
 
     def _decode(self, decoding: int) -> float:
         """Seconds of a decode-only step of this many sequences."""
@@ -113,8 +115,8 @@ class DecodeTimes:
         return self._known[below] + share * (self._known[above] - self._known[below])
 
 
-def _mean(old: float | None, new: float) -> float:
+def _mean(old: float | None, new: float, weight: float = 1.0) -> float:
     if old is None:
         return new
     new = min(max(new, old / _LARGEST_MOVE), old * _LARGEST_MOVE)
-    return old + _WEIGHT * (new - old)
+    return old + weight * _WEIGHT * (new - old)

@@ -13,6 +13,7 @@ __all__ = ["BatchShares", "StepShares", "TenantLimits", "TenantWork"]
 
 _KEPT = 0.99  # of a tenant's work after each step
 _LEAST = 0.5  # tokens, below which a tenant is forgotten
+_DECODED = 4.0  # tokens of a prompt that cost about as much as a new token, which needs a step of its own
 
 
 class TenantLimits(Protocol):
@@ -32,7 +33,7 @@ class TenantLimits(Protocol):
 
 
 class TenantWork:
-    """Tokens computed per tenant lately; older steps count less."""
+    """Work per tenant lately, in tokens of prompts; older steps count less."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, float] = {}
@@ -42,7 +43,7 @@ class TenantWork:
         tokens = {name: kept for name, old in self._tokens.items() if (kept := old * _KEPT) > _LEAST}
         for sequence, count in step:
             tenant = sequence.request.tenant
-            tokens[tenant] = tokens.get(tenant, 0.0) + count
+            tokens[tenant] = tokens.get(tenant, 0.0) + (count if count > 1 else _DECODED)
         self._tokens = tokens
 
     def is_shared(self) -> bool:

@@ -52,6 +52,7 @@ class ConnectionLimits:
         max_per_peer: maximum connections from one address.
         header_timeout_s: seconds for the headers of a request.
         write_timeout_s: seconds without reads after which a connection is closed.
+        idle_timeout_s: seconds without a request after which a connection is closed, whatever else it sends.
         churn: bytes received or discarded since freed memory was returned.
         looks: how often all connections were checked.
     """
@@ -61,11 +62,12 @@ class ConnectionLimits:
     max_per_peer: int
     header_timeout_s: float
     write_timeout_s: float
+    idle_timeout_s: float
     churn: int = 0
     looks: int = 0
     _seen: int = field(default=0, init=False)  # churn at the last look
     _all: dict[Connection, _Kept] = field(factory=dict, init=False)
-    _idle: dict[Connection, None] = field(factory=dict, init=False)
+    _idle: dict[Connection, float] = field(factory=dict, init=False)  # since when
     _stalled: dict[Connection, None] = field(factory=dict, init=False)
     _peers: dict[str, dict[Connection, None]] = field(factory=dict, init=False)
     _sweeper: asyncio.TimerHandle | None = field(default=None, init=False)
@@ -100,7 +102,7 @@ class ConnectionLimits:
         """The connection has no request in progress."""
         if connection not in self._all:
             return
-        self._idle[connection] = None
+        self._idle[connection] = time.monotonic()
         if len(self._idle) > self.max_idle:
             self._close(next(iter(self._idle)))
 
@@ -154,6 +156,8 @@ class ConnectionLimits:
         late = [connection for connection, kept in self._all.items() if self._is_late(connection, kept, now)]
         for connection in late:
             self._abort(connection)
+        for connection in [c for c, since in self._idle.items() if now - since > self.idle_timeout_s]:
+            self._close(connection)
         is_calm, self._seen = self.churn == self._seen, self.churn
         if (self.churn > _CHURN or (is_calm and self.churn > _CALM_CHURN)) and (
             self._trimming is None or self._trimming.done()

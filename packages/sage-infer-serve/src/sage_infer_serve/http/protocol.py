@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sage_infer_serve.http.connections import ConnectionLimits
@@ -24,6 +25,7 @@ _MAX_HEADERS = 256  # each costs objects that take ten times its bytes
 _MAX_CHUNKS = 65_536  # of a body, and one more for every 64 bytes of it
 _MAX_PIPELINED = 16  # requests waiting for earlier responses
 _MAX_UNWANTED_BODY = 2**20  # bytes of a body that are read after the response
+_FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class _Refusal(Exception):
@@ -43,6 +45,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
         _body_bytes = 0  # of the current request
         _chunks = 0
         _framing_bytes = 0  # chunk sizes, their extensions, and trailers
+        _is_replaying = False  # the head of a request that asks for an upgrade
         _refusal = (400, "invalid HTTP/1.1 (RFC 9112)")
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -72,7 +75,8 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
                     self._refuse(431, f"headers exceed {MAX_HEADER_BYTES} bytes")
                     return
             was_body, requests, body_bytes = not self._in_headers, self._requests, self._body_bytes
-            super().data_received(data)
+            self._unset_keepalive_if_required()
+            self._parse(data)
             if was_body and requests == self._requests:  # all of it belongs to this request
                 self._framing_bytes += len(data) - (self._body_bytes - body_bytes)
                 if self._framing_bytes > MAX_HEADER_BYTES + _FRAMING_PER_BYTE * self._body_bytes:
@@ -82,17 +86,50 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             if self._has_begun and self._header_timer is None:  # not the connection's first request
                 self._await_headers()
 
+        def _parse(self, data: bytes) -> None:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError:
+                self._refuse(*self._refusal)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._ignore_upgrade(data[upgrade.args[0] :])
+
+        def _ignore_upgrade(self, rest: bytes) -> None:
+            """Read the body of a request that asks for an upgrade, as Java's HTTP client does with the first one.
+
+            The parser takes it for a request without a body. Another one, which is told the framing, reads the body.
+            """
+            if self._has_framing():
+                lines = b"".join(b"%b: %b\r\n" % pair for pair in self.headers if pair[0] in _FRAMING)
+                self.parser = httptools.HttpRequestParser(self)
+                self._is_replaying = True
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n" + lines + b"\r\n")
+                self._is_replaying = False
+            if rest:
+                self._parse(rest)
+
+        def _has_framing(self) -> bool:
+            return any(name in _FRAMING for name, _ in self.headers)
+
         def _ends_soon(self, data: bytes) -> bool:
             """Whether the headers end in this piece, so that the counted bytes are mostly body."""
             return b"\r\n\r\n" in data and self._header_bytes - len(data) < MAX_HEADER_BYTES
 
         def on_message_begin(self) -> None:
+            if self._is_replaying:
+                return
             super().on_message_begin()
             self._in_headers = self._has_begun = True
             self._requests += 1
             self._body_bytes = self._framing_bytes = self._chunks = 0
 
+        def on_url(self, url: bytes) -> None:
+            if not self._is_replaying:
+                super().on_url(url)
+
         def on_header(self, name: bytes, value: bytes) -> None:
+            if self._is_replaying:
+                return
             if len(self.headers) >= _MAX_HEADERS:
                 raise self._stop(431, f"more than {_MAX_HEADERS} headers")
             if self._in_headers:  # else a trailer, which is not used
@@ -106,6 +143,8 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             super().on_body(body)
 
         def on_headers_complete(self) -> None:
+            if self._is_replaying:
+                return
             if len(self.pipeline) >= _MAX_PIPELINED:
                 raise self._stop(400, f"more than {_MAX_PIPELINED} pipelined requests")
             is_old = self.parser.get_http_version() == "1.0"
@@ -133,6 +172,8 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             cycle.on_response = complete
 
         def on_message_complete(self) -> None:
+            if self.parser.should_upgrade() and self._has_framing():
+                return  # see _ignore_upgrade
             super().on_message_complete()
             self._in_headers, self._header_bytes = True, 0
             self._requests += 1
@@ -152,9 +193,6 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
 
         def waits_for_reader(self) -> bool:
             return self.flow.write_paused or self.transport.is_closing() or not self._wires
-
-        def send_400_response(self, msg: str) -> None:
-            self._refuse(*self._refusal)
 
         def _stop(self, status: int, message: str) -> _Refusal:
             self._refusal = status, message

@@ -105,6 +105,7 @@ class Wire:
 
     def lost(self) -> None:
         """Called by the server when the connection is lost."""
+        self._cycle.disconnected = True  # uvicorn marks the latest of pipelined requests only
         on_disconnect, self._on_disconnect = self._on_disconnect, None
         if on_disconnect is not None:
             on_disconnect()
