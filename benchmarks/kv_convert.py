@@ -1,11 +1,11 @@
 """Conversion of KV pages between vLLM and OpenVINO, beside memcpy of the same pages, on one core.
 
-    python benchmarks/kv_convert.py [--rounds 8] [--tokens 1024] [--json FILE]
+    python benchmarks/kv_convert.py [--rounds 8] [--tokens 1024] [--numpy] [--json FILE]
 
 Pages of vLLM's CPU kernels (128 tokens) become pages of OpenVINO (32 tokens) and the other way: in float32 and
 bfloat16, where elements only move, from float32 to bfloat16, and to and from OpenVINO's 8-bit pages. Rates count the
-bytes of the floats. Rounds alternate which side runs first; ratios are taken per round. CPU time of this one thread is
-measured, so that other load on the machine matters less.
+bytes of the floats. ``--numpy`` measures what users without Numba have. Rounds alternate which side runs first; ratios
+are taken per round. CPU time of this one thread is measured, so that other load on the machine matters less.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from sage_infer.schemas import KVCacheSchema
 from sage_infer.sdk import KVPageConverter
 from sage_infer_openvino.kv_format import cast_floats
+from sage_infer_openvino.kv_kernels import wait
 
 MODELS: dict[str, dict[str, Any]] = {
     "SmolLM2-135M": {"num_layers": 30, "num_heads": 3, "head_dim": 64},
@@ -94,8 +95,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of the converted sequence")
+    parser.add_argument("--numpy", action="store_true", help="without Numba, if it is installed")
     parser.add_argument("--json", type=Path, help="write all readings here")
     options = parser.parse_args()
+    if options.numpy:
+        os.environ["NUMBA_DISABLE_JIT"] = "1"
+    kernels = "compiled by Numba" if wait() else "NumPy"
+    print(f"8-bit pages: {kernels}")
     readings: dict[str, list[dict[str, float]]] = {}
     print(
         f"{'model':14} {'pages':28} {'GB/s':>6} {'of memcpy':>10}   (min to max of {options.rounds} rounds)"
@@ -119,8 +125,13 @@ def main() -> None:
                 f"({min(rates):.2f} to {max(rates):.2f})"
             )
     if options.json:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        options.json.write_text(json.dumps({"machine": machine, "readings": readings}, indent=1) + "\n")
+        machine = {
+            "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+        }  # fmt: skip
+        options.json.write_text(
+            json.dumps({"machine": machine, "kernels": kernels, "readings": readings}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

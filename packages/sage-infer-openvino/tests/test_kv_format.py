@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sage_infer.contracts import KVFormatCodec
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 from sage_infer.sdk import KVPageConverter
+from sage_infer_openvino import kv_format, kv_kernels
 from sage_infer_openvino.engine.kv_schema import kv_schema_of
 from sage_infer_openvino.engine.paged_runner import PagedRunner, SequenceSlice
 from sage_infer_openvino.kv_format import OpenVINOInt8Codec, cast_floats
@@ -79,6 +83,58 @@ def test_numbers_of_one_sign_and_far_from_zero_round_to_the_nearest_step(low: fl
         step = (numbers.max(axis, keepdims=True) - numbers.min(axis, keepdims=True)) / 255
         rounding = np.abs(numbers).max() * 2.0**-22
         assert (np.abs(back[:, kind] - numbers) <= step * 0.51 + rounding).all()
+
+
+SHAPES = st.tuples(
+    st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 5, 32]), st.sampled_from([4, 64])
+)
+NUMBERS = st.sampled_from([0.0, -0.0, 1e-9, 1.0, 3.0, -2.5, 1e4, -1e6])
+
+
+@given(SHAPES, st.integers(0, 2**32 - 1), NUMBERS, st.sampled_from([0.0, 1e-6, 1.0, 50.0]), st.data())
+@settings(deadline=None)
+def test_compiled_loops_write_the_bytes_that_numpy_writes(
+    shape: tuple[int, int, int, int], seed: int, center: float, spread: float, data: st.DataObject
+) -> None:
+    assert kv_kernels.wait(), "Numba does not compile the loops"
+    layers, heads, tokens, dim = shape
+    schema = KVCacheSchema(
+        dtype="int8", page_size=tokens, num_layers=layers, num_heads=heads, head_dim=dim, scale_dtype="fp32",
+        scale_granularity="channel", value_scale_granularity="token_head", zero_points=True,
+        format_id="openvino-2026.4",
+    )  # fmt: skip
+    codec = OpenVINOInt8Codec()
+    floats = np.random.default_rng(seed).normal(center, spread, (layers, 2, heads, tokens, dim))
+    page = memoryview(floats.astype(np.float32)).cast("B").toreadonly()
+    begin = data.draw(st.integers(0, tokens - 1))
+    part = slice(begin, data.draw(st.integers(begin + 1, tokens)))
+    room = attrs.evolve(codec.plain(schema), page_size=tokens + 2)
+    found = []
+    for kernels in (kv_kernels.compiled(), None):
+        packed, out = bytearray(schema.bytes_per_page), bytearray(room.bytes_per_page)
+        with mock.patch.object(kv_format, "compiled", lambda chosen=kernels: chosen):
+            codec.pack(page, schema, memoryview(packed))
+            codec.unpack_tokens(memoryview(packed).toreadonly(), schema, part, memoryview(out), room, 2)
+        found.append((bytes(packed), bytes(out)))
+    assert found[0] == found[1]
+
+
+def test_numpy_computes_where_numba_does_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kv_kernels, "_module", None)
+    monkeypatch.setattr(kv_kernels, "_thread", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(kv_kernels, "find_spec", lambda name: None)
+        assert not kv_kernels.wait()
+    assert not caplog.records
+
+    def broken(name: str) -> None:
+        raise ImportError("Numba needs NumPy 2.3 or less")
+
+    monkeypatch.setattr(kv_kernels, "import_module", broken)
+    assert not kv_kernels.wait()
+    assert "Numba failed: Numba needs NumPy 2.3 or less" in caplog.text
 
 
 def test_pages_of_the_wrong_size(tiny_gguf: Callable[..., Path]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from kit_reference.codec import PRIVATE, ReferenceCodec
+from kit_reference.codec import PRIVATE, LayerwiseReferenceCodec, ReferenceCodec
 from kit_reference.detector import ReferenceDetector, ReferenceMeter
 from kit_reference.embedding import ReferenceEmbedder
 from kit_reference.endpoint import CAPACITY, ReferenceEndpoint
@@ -115,6 +115,11 @@ class TestCodec(KVFormatCodecContract):
 
     def make_codec(self) -> ReferenceCodec:
         return ReferenceCodec()
+
+
+class TestLayerwiseCodec(TestCodec):
+    def make_codec(self) -> LayerwiseReferenceCodec:
+        return LayerwiseReferenceCodec()
 
 
 class TestExecutor(ExecutorContract):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sage_infer import plugins
 from sage_infer.errors import BackendUnavailable, CapabilityMismatch, InvalidRequest
 from sage_infer.schemas import KVCacheSchema
-from sage_infer.sdk import KVPageConverter
+from sage_infer.sdk import KVPageConverter, kv_formats
 
 LAYERS, HEADS, DIM = 2, 2, 3
 
@@ -64,9 +64,37 @@ class Mirror:
     pack = unpack
 
 
+class Layers(Mirror):
+    """A codec that converts layers and tokens alone: the bytes of each head's run of tokens lie backwards."""
+
+    def unpack(self, page: memoryview, schema: KVCacheSchema, out: memoryview) -> None:
+        size = schema.page_size * schema.head_dim * 4
+        assert page.nbytes == schema.bytes_per_page
+        for at in range(0, page.nbytes, size):
+            out[at : at + size] = page[at : at + size][::-1]
+
+    pack = unpack
+
+    def unpack_tokens(
+        self,
+        page: memoryview,
+        schema: KVCacheSchema,
+        tokens: slice,
+        out: memoryview,
+        out_schema: KVCacheSchema,
+        at: int,
+    ) -> None:
+        plain, row = memoryview(bytearray(page.nbytes)), schema.head_dim * 4
+        self.unpack(page, schema, plain)
+        for run in range(schema.num_layers * 2 * schema.num_heads):
+            to, begin = (run * out_schema.page_size + at) * row, run * schema.page_size * row
+            count = (tokens.stop - tokens.start) * row
+            out[to : to + count] = plain[begin + tokens.start * row :][:count]
+
+
 @pytest.fixture
 def codecs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    found: dict[str, Any] = {"mirror": Mirror(), "rounding": Mirror(0.1)}
+    found: dict[str, Any] = {"mirror": Mirror(), "rounding": Mirror(0.1), "layers": Layers()}
     monkeypatch.setattr(plugins, "kv_codec", lambda format_id: found[format_id])
     return found
 
@@ -88,6 +116,22 @@ def test_private_formats_go_through_their_codecs(codecs: dict[str, Any], source:
     private = KVPageConverter(schema(source), schema(target, format_id="mirror"))
     assert [bytes(page)[::-1] for page in private.converted(here, 13)] == there
     assert (plain.max_error, private.max_error) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("source", "target", "tokens"), [(8, 4, 13), (4, 8, 13), (3, 5, 11), (5, 5, 9)])
+def test_a_layer_at_a_time(
+    codecs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, source: int, target: int, tokens: int
+) -> None:
+    monkeypatch.setattr(kv_formats, "_PART_BYTES", 1)
+    there = KVPageConverter(schema(target), schema(target, format_id="layers"))
+    back = KVPageConverter(schema(source, format_id="layers"), schema(target))
+    here = KVPageConverter(schema(source), schema(source, format_id="layers"))
+    packed = here.converted(pages(source, tokens), tokens)
+    assert back.converted(packed, tokens) == pages(target, tokens)
+    direct = KVPageConverter(schema(source, format_id="layers"), schema(target, format_id="layers"))
+    assert direct.converted(packed, tokens) == there.converted(pages(target, tokens), tokens)
+    mixed = KVPageConverter(schema(source, format_id="layers"), schema(target, format_id="mirror"))
+    assert [page[::-1] for page in mixed.converted(packed, tokens)] == pages(target, tokens)
 
 
 def test_a_codec_that_rounds_gets_no_zeros_it_would_round_by(codecs: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from attrs import evolve
-from kit_reference.codec import PRIVATE, ReferenceCodec
+from kit_reference.codec import PRIVATE, LayerwiseReferenceCodec, ReferenceCodec
 from kit_reference.endpoint import CAPACITY, ReferenceEndpoint
 from kit_reference.transport import ReferenceTransport
 from sage_infer.errors import InvalidRequest
@@ -123,6 +123,18 @@ class ChecksNoSizes(ReferenceCodec):
 
     def moves(self, schema: Any) -> Any:
         return super().moves(schema)[:1]
+
+
+@codec("test_layers_and_tokens_convert_independently")
+class UnpacksToTheBegin(LayerwiseReferenceCodec):
+    def unpack_tokens(self, page: Any, schema: Any, tokens: Any, out: Any, out_schema: Any, at: int) -> None:
+        super().unpack_tokens(page, schema, tokens, out, out_schema, 0)
+
+
+@codec("test_layers_and_tokens_convert_independently")
+class CountsTheLayersOfTheModel(LayerwiseReferenceCodec):
+    def check(self, page: Any, schema: Any, out: Any) -> None:
+        super().check(page, evolve(schema, num_layers=PRIVATE.num_layers), out)
 
 
 @codec("test_pages_are_only_read")

@@ -6,7 +6,7 @@ from attrs import evolve
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 
-__all__ = ["PRIVATE", "ReferenceCodec"]
+__all__ = ["PRIVATE", "LayerwiseReferenceCodec", "ReferenceCodec"]
 
 FORMAT = "toy-1"
 PRIVATE = KVCacheSchema.from_preset(
@@ -54,3 +54,26 @@ class ReferenceCodec:
                     inside = dim * tokens + token if is_key else token * dims + dim
                     found.append(((start + inside) * ITEM, (start + token * dims + dim) * ITEM))
         return found
+
+
+class LayerwiseReferenceCodec(ReferenceCodec):
+    """The same for any tokens of any layers."""
+
+    def unpack_tokens(
+        self,
+        page: memoryview,
+        schema: KVCacheSchema,
+        tokens: slice,
+        out: memoryview,
+        out_schema: KVCacheSchema,
+        at: int,
+    ) -> None:
+        plain = bytearray(schema.bytes_per_page)
+        self.unpack(page, schema, memoryview(plain))
+        if out.nbytes != out_schema.bytes_per_page:
+            raise InvalidRequest(f"a page has {out_schema.bytes_per_page} bytes, got room for {out.nbytes}")
+        row = schema.head_dim * ITEM
+        for tile in range(schema.num_layers * 2 * schema.num_heads):
+            begin, to = tile * schema.page_size * row, (tile * out_schema.page_size + at) * row
+            found = plain[begin + tokens.start * row : begin + tokens.stop * row]
+            out[to : to + len(found)] = found

@@ -31,7 +31,13 @@ from sage_infer.contracts.kv_store import (
     ObservableKVStore,
     TieredKVStore,
 )
-from sage_infer.contracts.kv_transfer import KVEndpoint, KVFormatCodec, KVStateChecking, KVTransfer
+from sage_infer.contracts.kv_transfer import (
+    KVEndpoint,
+    KVFormatCodec,
+    KVStateChecking,
+    KVTransfer,
+    LayerwiseKVFormatCodec,
+)
 from sage_infer.contracts.lifecycle import EngineStats, Health, Lifecycle
 from sage_infer.contracts.memory import DeviceMemory, MemoryPlanning, MemoryReporting, MemoryShare
 from sage_infer.contracts.reporting import (
@@ -58,7 +64,8 @@ __all__ = [
     "HybridInferenceBackend", "HybridResuming", "HybridTokenizing", "HybridToolCalling", "InferenceBackend",
     "InstanceReporting", "KVEndpoint",
     "KVEventSource", "KVEvents", "KVFormatCodec", "KVPlace", "KVSnapshot", "KVStateChecking", "KVStore",
-    "KVStoreEvent", "KVStoreStats", "KVStored", "KVTransfer", "KeyChain", "Lifecycle", "MappedKVStore",
+    "KVStoreEvent", "KVStoreStats", "KVStored", "KVTransfer", "KeyChain", "LayerwiseKVFormatCodec",
+    "Lifecycle", "MappedKVStore",
     "MemoryPlanning", "MemoryReporting", "MemoryShare", "Metric", "MetricsReporting", "ModelReporting", "ModelSettings",
     "ModelStatus", "ObservableKVStore",
     "PrefillResult", "ProgressReport", "ProgressReporting", "PromptLike", "ReplicaExit", "ReplicaHandle",

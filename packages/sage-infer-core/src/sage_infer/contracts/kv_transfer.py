@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from sage_infer.schemas import DecodeState, KVCacheSchema, KVChunk, KVLocation
 
-__all__ = ["KVEndpoint", "KVFormatCodec", "KVStateChecking", "KVTransfer"]
+__all__ = ["KVEndpoint", "KVFormatCodec", "KVStateChecking", "KVTransfer", "LayerwiseKVFormatCodec"]
 
 
 @runtime_checkable
@@ -126,6 +126,38 @@ class KVFormatCodec(Protocol):
 
     def pack(self, page: memoryview, schema: KVCacheSchema, out: memoryview) -> None:
         """Convert one page from plain form to the private format ``schema``.
+
+        Raises:
+            InvalidRequest: the length of a buffer differs from the page size of its schema in bytes.
+        """
+        ...
+
+
+@runtime_checkable
+class LayerwiseKVFormatCodec(KVFormatCodec, Protocol):
+    """A codec whose pages are parts of equal size, one per layer in order, which it converts independently.
+
+    Optional: ``KVPageConverter`` then converts a few layers at a time, which stay in a core's cache, and unpacks tokens
+    to where the target needs them instead of copying them again. The schemas that it passes have only these layers.
+    """
+
+    def unpack_tokens(
+        self,
+        page: memoryview,
+        schema: KVCacheSchema,
+        tokens: slice,
+        out: memoryview,
+        out_schema: KVCacheSchema,
+        at: int,
+    ) -> None:
+        """Convert some tokens of a page to tokens of a page in plain form, which can have another size.
+
+        Args:
+            page: a page of ``schema``.
+            tokens: the tokens of the page, as a slice from its first to after its last.
+            out: a page of ``out_schema``; other tokens than those written stay as they are.
+            out_schema: ``plain(schema)`` with any page size.
+            at: the first token of ``out`` to write.
 
         Raises:
             InvalidRequest: the length of a buffer differs from the page size of its schema in bytes.

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import attrs
+
+from sage_infer.contracts import LayerwiseKVFormatCodec
 from sage_infer.errors import CapabilityMismatch, InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 
@@ -23,6 +26,7 @@ Cast = Callable[[memoryview, str, memoryview, str], None]
 
 _FLOATS = {"fp32": 4, "fp16": 2, "bf16": 2}
 _PLAIN_AXES = ("layer", "kv", "head", "token", "dim")
+_PART_BYTES = 2**20  # of floats that are converted together, so that they stay in a core's cache
 _UNSUPPORTED = ("layout", "shards", "rope", "groups")
 
 
@@ -38,15 +42,6 @@ def is_plain(schema: KVCacheSchema) -> bool:
         and not schema.groups
         and schema.value_width == schema.head_dim
     )
-
-
-class _Buffers(dict[str, memoryview]):
-    """Buffers by name, made when they are first needed."""
-
-    def of(self, name: str, nbytes: int) -> memoryview:
-        if name not in self:
-            self[name] = memoryview(bytearray(nbytes))
-        return self[name]
 
 
 class KVPageConverter:
@@ -78,6 +73,7 @@ class KVPageConverter:
         self.source, self.target = source, target
         self._reads, self._from = _form(source)
         self._writes, self._to = _form(target)
+        self._floats = attrs.evolve(self._to, dtype=self._from.dtype, value_dtype=None)
         self._cast = cast
         if self._from.dtype != self._to.dtype and cast is None:
             raise CapabilityMismatch(
@@ -107,23 +103,13 @@ class KVPageConverter:
             )
         _check(pages, self.source)
         _check(out, self.target)
-        plain, index, buffers = memoryview(b""), -1, _Buffers()  # one set for all pages: new memory is slow
-        for number, buffer in enumerate(out):
-            begin = number * self.target.page_size
-            end = min(begin + self.target.page_size, tokens)
-            page = buffer.cast("B") if self._writes is None else buffers.of("packed", self._to.bytes_per_page)
-            at = begin
-            while at < end:
-                if at // size != index:
-                    index = at // size
-                    plain = self._plain(pages[index].cast("B"), buffers)
-                stop = min(end, (index + 1) * size)
-                self._copy(plain, at - index * size, page, at - begin, stop - at)
-                at = stop
-            if end - begin < self.target.page_size:
-                self._fill(page, end - begin)
-            if self._writes is not None:
-                self._writes.pack(page, self.target, buffer.cast("B"))
+        buffers = _Buffers()
+        step = self._layers_at_once()
+        for first in range(0, self.source.num_layers, step):
+            part = self._part(min(step, self.source.num_layers - first))
+            part.convert(
+                _layers(pages, part.source, first), tokens, _layers(out, part.target, first), buffers
+            )
 
     def converted(self, pages: Sequence[memoryview], tokens: int) -> list[memoryview]:
         """Return the target's pages in new buffers; the arguments are those of ``convert``."""
@@ -131,49 +117,137 @@ class KVPageConverter:
         self.convert(pages, tokens, out)
         return out
 
-    def _plain(self, page: memoryview, buffers: _Buffers) -> memoryview:
-        """A source page in plain form, in the target's type; valid until the next one."""
-        if self._reads is not None:
-            unpacked = buffers.of("unpacked", self._from.bytes_per_page)
-            self._reads.unpack(page, self.source, unpacked)
-            page = unpacked
-        if self._from.dtype == self._to.dtype or self._cast is None:
-            return page
-        cast = buffers.of("cast", page.nbytes // _FLOATS[self._from.dtype] * _FLOATS[self._to.dtype])
-        self._cast(page, self._from.dtype, cast, self._to.dtype)
-        return cast
+    def _layers_at_once(self) -> int:
+        """As many layers as fit into a core's cache with what is made of them; all if a codec needs whole pages."""
+        layers = self.source.num_layers
+        codecs = [codec for codec in (self._reads, self._writes) if codec is not None]
+        if not all(isinstance(codec, LayerwiseKVFormatCodec) for codec in codecs):
+            return layers
+        layer = self._floats.bytes_per_page // layers
+        return min(max(_PART_BYTES // layer, 1), layers)
+
+    def _part(self, layers: int) -> _Part:
+        """The conversion of pages of so many layers."""
+        return _Part(
+            source=attrs.evolve(self.source, num_layers=layers),
+            target=attrs.evolve(self.target, num_layers=layers),
+            plain=attrs.evolve(self._from, num_layers=layers),
+            floats=attrs.evolve(self._floats, num_layers=layers),
+            cast_floats=attrs.evolve(self._to, num_layers=layers),
+            reads=self._reads,
+            writes=self._writes,
+            cast=self._cast if self._from.dtype != self._to.dtype else None,
+            repeats=bool(self.max_error),
+        )
+
+
+class _Buffers(dict[str, memoryview]):
+    """Buffers by name, made when they are first needed: new memory is slow. The first use must be the largest."""
+
+    def of(self, name: str, schema: KVCacheSchema) -> memoryview:
+        nbytes = schema.bytes_per_page
+        if name not in self:
+            self[name] = memoryview(bytearray(nbytes))
+        return self[name][:nbytes]
+
+
+@attrs.frozen(eq=False)
+class _Part:
+    """Conversion of a range of layers; all schemas have only these layers."""
+
+    source: KVCacheSchema
+    target: KVCacheSchema
+    plain: KVCacheSchema
+    """The source's pages in plain form."""
+    floats: KVCacheSchema
+    """The target's pages in plain form, with the source's type of floats."""
+    cast_floats: KVCacheSchema
+    """The same with the target's."""
+    reads: KVFormatCodec | None
+    writes: KVFormatCodec | None
+    cast: Cast | None
+    repeats: bool
+    """Whether the end of a page repeats its last token, for a codec that rounds by the range of a page."""
+
+    def convert(
+        self, pages: Sequence[memoryview], tokens: int, out: Sequence[memoryview], buffers: _Buffers
+    ) -> None:
+        size, ours = self.source.page_size, self.target.page_size
+        unpacked = _Unpacked(self, buffers)
+        layerwise = self.reads if isinstance(self.reads, LayerwiseKVFormatCodec) else None
+        for number, buffer in enumerate(out):
+            begin, end = number * ours, min((number + 1) * ours, tokens)
+            direct = self.cast is None and self.writes is None
+            floats = buffer if direct else buffers.of("floats", self.floats)
+            at = begin
+            while at < end:
+                index = at // size
+                stop = min(end, (index + 1) * size)
+                if layerwise is not None:
+                    where = slice(at - index * size, stop - index * size)
+                    layerwise.unpack_tokens(pages[index], self.source, where, floats, self.floats, at - begin)
+                else:
+                    page = unpacked.page(index, pages[index])
+                    self._copy(page, at - index * size, floats, at - begin, stop - at)
+                at = stop
+            if end - begin < ours:
+                self._fill(floats, end - begin)
+            if self.cast is not None:
+                page = buffer if self.writes is None else buffers.of("cast", self.cast_floats)
+                self.cast(floats, self.floats.dtype, page, self.cast_floats.dtype)
+                floats = page
+            if self.writes is not None:
+                self.writes.pack(floats, self.target, buffer)
 
     def _copy(self, source: memoryview, start: int, target: memoryview, at: int, count: int) -> None:
         """Copy ``count`` tokens of each layer, keys or values, and head."""
         if count == self.source.page_size == self.target.page_size:
             target[:] = source
             return
-        row, rows = self._row, self._rows
+        row = self._row
         begin, size = start * row, self.source.page_size * row
         to, room = at * row, self.target.page_size * row
         length = count * row
-        for _ in range(rows):
+        for _ in range(self._rows):
             target[to : to + length] = source[begin : begin + length]
             begin, to = begin + size, to + room
 
     def _fill(self, page: memoryview, used: int) -> None:
-        """Clear the end of a page, or repeat its last token for a codec that rounds by the range of a page."""
+        """Clear the end of a page, or repeat its last token."""
         row, room = self._row, self.target.page_size * self._row
         unused = self.target.page_size - used
         for begin in range(0, self._rows * room, room):
             end = begin + used * row
-            last = page[end - row : end].tobytes() if self.max_error else bytes(row)
+            last = page[end - row : end].tobytes() if self.repeats else bytes(row)
             page[end : begin + room] = last * unused
 
     @property
     def _row(self) -> int:
         """Bytes of one token of one head in plain form."""
-        return self._to.head_dim * _FLOATS[self._to.dtype]
+        return self.floats.head_dim * _FLOATS[self.floats.dtype]
 
     @property
     def _rows(self) -> int:
         """Runs of tokens in a page: layers, keys and values, heads."""
-        return self._to.num_layers * 2 * self._to.num_heads
+        return self.floats.num_layers * 2 * self.floats.num_heads
+
+
+@attrs.define(eq=False)
+class _Unpacked:
+    """The page of the source that was used last, in plain form."""
+
+    part: _Part
+    buffers: _Buffers
+    _index: int = -1
+    _page: memoryview = attrs.field(factory=lambda: memoryview(b""))
+
+    def page(self, index: int, page: memoryview) -> memoryview:
+        if self.part.reads is None:
+            return page
+        if index != self._index:
+            self._index, self._page = index, self.buffers.of("unpacked", self.part.plain)
+            self.part.reads.unpack(page, self.part.source, self._page)
+        return self._page
 
 
 def _form(schema: KVCacheSchema) -> tuple[KVFormatCodec | None, KVCacheSchema]:
@@ -196,6 +270,12 @@ def _form(schema: KVCacheSchema) -> tuple[KVFormatCodec | None, KVCacheSchema]:
     if not is_plain(plain):
         raise CapabilityMismatch(f"KV cannot be converted: {schema.format_id!r} has no plain form of floats")
     return codec, plain
+
+
+def _layers(pages: Sequence[memoryview], part: KVCacheSchema, first: int) -> list[memoryview]:
+    """Layers of each page, from ``first`` on, as many as ``part`` has."""
+    layer = part.bytes_per_page // part.num_layers
+    return [page.cast("B")[first * layer : first * layer + part.bytes_per_page] for page in pages]
 
 
 def _check(pages: Sequence[memoryview], schema: KVCacheSchema) -> None:

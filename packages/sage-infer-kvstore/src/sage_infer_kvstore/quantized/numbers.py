@@ -39,8 +39,12 @@ def from_float32(values: Floats, out: npt.NDArray[np.uint8], dtype: str) -> None
 
 def largest_absolute(values: Floats, axes: tuple[int, ...]) -> Floats:
     """Largest absolute values; not finite where a number is not. As integers this is three times as fast."""
-    bits: npt.NDArray[np.int32] = (values.view(np.int32) & 0x7FFFFFFF).max(axes, keepdims=True)
-    return bits.view(np.float32)
+    bits = values.view(np.int32) & 0x7FFFFFFF
+    if axes == (values.ndim - 1,):  # twice as fast as ``max`` of short rows
+        rows = np.maximum.reduceat(bits.reshape(-1), np.arange(0, bits.size, values.shape[-1]))
+        return rows.reshape(*values.shape[:-1], 1).view(np.float32)
+    largest: npt.NDArray[np.int32] = bits.max(axes, keepdims=True)
+    return largest.view(np.float32)
 
 
 def extremes(values: Floats, axes: tuple[int, ...]) -> tuple[Floats, Floats]:

@@ -24,7 +24,7 @@ _INTEGERS = {"fp32": "u4", "fp16": "u2", "bf16": "u2"}
 
 
 class VLLMCPUCodec:
-    """A ``KVFormatCodec`` that moves elements and does not compute with them."""
+    """A ``LayerwiseKVFormatCodec`` that moves elements and does not compute with them."""
 
     max_error = 0.0
 
@@ -50,33 +50,54 @@ class VLLMCPUCodec:
         )
 
     def unpack(self, page: memoryview, schema: KVCacheSchema, out: memoryview) -> None:
-        keys, values, plain = _views(page, out, schema)
-        plain[:, 0] = keys
-        plain[:, 1] = values
+        self.unpack_tokens(page, schema, slice(0, schema.page_size), out, schema, 0)
+
+    def unpack_tokens(
+        self,
+        page: memoryview,
+        schema: KVCacheSchema,
+        tokens: slice,
+        out: memoryview,
+        out_schema: KVCacheSchema,
+        at: int,
+    ) -> None:
+        keys, values = _private(page, schema)
+        plain = _plain(out, out_schema)[..., at : at + tokens.stop - tokens.start, :]
+        plain[:, 0] = keys[:, :, tokens]
+        plain[:, 1] = values[:, :, tokens]
 
     def pack(self, page: memoryview, schema: KVCacheSchema, out: memoryview) -> None:
-        keys, values, plain = _views(out, page, schema)
+        keys, values = _private(out, schema)
+        plain = _plain(page, schema)
         keys[...] = plain[:, 0]
         values[...] = plain[:, 1]
 
 
-def _views(private: memoryview, plain: memoryview, schema: KVCacheSchema) -> tuple[Any, Any, Any]:
-    """Keys and values of a private page as ``[layer, head, token, dim]``, and the plain page."""
+def _private(page: memoryview, schema: KVCacheSchema) -> tuple[Any, Any]:
+    """Keys and values of a private page as ``[layer, head, token, dim]``."""
+    tokens, dim = schema.page_size, schema.head_dim
+    halves = _elements(page, schema).reshape(schema.num_layers, schema.num_heads, 2, tokens * dim)
+    shape = (schema.num_layers, schema.num_heads)
+    return (
+        halves[:, :, 0].reshape(*shape, dim, tokens).transpose(0, 1, 3, 2),
+        halves[:, :, 1].reshape(*shape, tokens, dim),
+    )
+
+
+def _plain(page: memoryview, schema: KVCacheSchema) -> Any:
+    shape = (schema.num_layers, 2, schema.num_heads, schema.page_size, schema.head_dim)
+    return _elements(page, schema).reshape(shape)
+
+
+def _elements(page: memoryview, schema: KVCacheSchema) -> Any:
     import numpy as np
 
-    kind, layers, heads = _INTEGERS[schema.dtype], schema.num_layers, schema.num_heads
-    tokens, dim = schema.page_size, schema.head_dim
-    both = [memoryview(page).cast("B") for page in (private, plain)]
-    for page in both:
-        if page.nbytes != schema.bytes_per_page:
-            raise InvalidRequest(
-                f"a KV page of {page.nbytes} bytes, expected {schema.bytes_per_page} by its schema"
-            )
-    own, other = (np.frombuffer(page, kind) for page in both)
-    halves = own.reshape(layers, heads, 2, tokens * dim)
-    keys = halves[:, :, 0].reshape(layers, heads, dim, tokens).transpose(0, 1, 3, 2)
-    values = halves[:, :, 1].reshape(layers, heads, tokens, dim)
-    return keys, values, other.reshape(layers, 2, heads, tokens, dim)
+    data = memoryview(page).cast("B")
+    if data.nbytes != schema.bytes_per_page:
+        raise InvalidRequest(
+            f"a KV page of {data.nbytes} bytes, expected {schema.bytes_per_page} by its schema"
+        )
+    return np.frombuffer(data, _INTEGERS[schema.dtype])
 
 
 def cast_floats(data: memoryview, dtype: str, out: memoryview, out_dtype: str) -> None:

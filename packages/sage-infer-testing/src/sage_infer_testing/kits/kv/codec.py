@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import attrs
 import pytest
-from sage_infer.contracts import KVFormatCodec
+from sage_infer.contracts import KVFormatCodec, LayerwiseKVFormatCodec
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 
@@ -166,6 +166,46 @@ class KVFormatCodecContract(ContractSuite, kit=True):
         for at in {*range(0, len(page), size * max(1, len(page) // (64 * size))), len(page) - size}:
             other = page[:at] + b"\x3f" * size + page[at + size :]  # a number near 1 in every dtype
             assert self.packed(codec, other) != zero, f"byte {at} of a plain page is lost"
+
+    def test_layers_and_tokens_convert_independently(self, codec: Any) -> None:
+        """``unpack_tokens`` of any layer and tokens writes what ``unpack`` writes there, and leaves the rest as it is.
+
+        An exact codec's ``pack`` of one layer writes that layer's part of the page. Skipped for a codec without
+        ``unpack_tokens``.
+
+        How to fix: use the numbers of layers and tokens of the schemas that are passed. If a page has more than its
+        layers, such as a header, leave ``unpack_tokens`` out.
+        """
+        if not hasattr(codec, "unpack_tokens"):
+            pytest.skip("the codec has no unpack_tokens")
+        problems = shape_problems(codec, LayerwiseKVFormatCodec)
+        assert not problems, f"not a LayerwiseKVFormatCodec: {'; '.join(problems)}"
+        *_, last = self.plain_pages(codec)
+        page = self.packed(codec, last)
+        whole, layers = self.unpacked(codec, page), self.private.num_layers
+        one = attrs.evolve(self.private, num_layers=1)
+        plain, size = codec.plain(one), self.private.page_size
+        row = plain.bytes_per_page // (2 * plain.num_heads * size)
+        draw = random.Random(0)
+        for layer in range(layers):
+            part = page[layer * one.bytes_per_page :][: one.bytes_per_page]
+            floats = whole[layer * plain.bytes_per_page :][: plain.bytes_per_page]
+            if not codec.max_error:
+                repacked = bytearray(one.bytes_per_page)
+                codec.pack(memoryview(floats), one, memoryview(repacked))
+                assert repacked == part, f"pack() of layer {layer} alone differs from the page"
+            begin = draw.randrange(size)
+            end, at = draw.randint(begin + 1, size), draw.randrange(3)
+            room = attrs.evolve(plain, page_size=at + end - begin + 2)
+            out = bytearray(b"\x11" * room.bytes_per_page)
+            codec.unpack_tokens(memoryview(part), one, slice(begin, end), memoryview(out), room, at)
+            for head in range(2 * plain.num_heads):
+                found = out[head * room.page_size * row :][: room.page_size * row]
+                expected = floats[(head * size + begin) * row : (head * size + end) * row]
+                rest = [b"\x11" * (tokens * row) for tokens in (at, 2)]
+                assert found == rest[0] + expected + rest[1], (
+                    f"tokens {begin} to {end} of layer {layer} differ from what unpack() writes"
+                )
 
     def test_pages_are_only_read(self, codec: Any) -> None:
         """``pack`` and ``unpack`` do not change their input, and accept read-only memory.
