@@ -91,6 +91,15 @@ def test_errors_stay_within_the_stated_bounds(
     assert np.all(np.abs(before - after) <= allowed), (before[worst], after[worst], allowed[worst])
 
 
+@pytest.mark.parametrize("value", [1e-7, 1e-6, 1e-5, 3e-5, 1e-4, 1e7, 1e30])
+def test_numbers_whose_scale_is_not_exact_do_not_wrap(value: float) -> None:
+    codec = PageCodec(SOURCES["fp32"], dtype="int8", granularity="token_head")
+    values = np.linspace(-value, value, COUNT)
+    before, after = round_trip(codec, values, "fp32")
+    assert np.all(np.abs(after) <= 1.5 * np.abs(before).max())
+    assert np.all(after * before >= 0)
+
+
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-8])
 def test_constant_pages_come_back(kind: str, value: float) -> None:

@@ -141,8 +141,9 @@ class PageCodec:
             numbers[:] = fp8_from_float32(scaled, self._dtype).reshape(numbers.shape)
             return True
         np.rint(scaled, out=scaled)
-        # A rounded scale leaves 127.1 at most, unless it reached its bound.
-        if self._has_offsets or scale.max() >= np.finfo(scales.dtype).max:
+        bounds = np.finfo(scales.dtype)
+        # The rounding of a scale leaves 127.1 at most, unless it has few digits or reached its bound.
+        if self._has_offsets or scale.min() < bounds.smallest_normal or scale.max() >= bounds.max:
             np.clip(scaled, 0.0 if self._has_offsets else -largest, largest, out=scaled)
         if self._has_offsets:
             nibbles = scaled.astype(np.uint8).reshape(len(numbers), -1)
