@@ -12,13 +12,13 @@ from attrs import define
 from sage_infer.schemas import InstanceReport
 
 from sage_llm.registry import Instance
+from sage_llm.speeds import Speeds
 from sage_llm.types import InstanceView, Step
 
 __all__ = ["InstanceLoad", "OpenRequest"]
 
 _TRANSIT_S = 0.05  # a request dispatched this shortly before a report arrived is probably not in it
 _WEIGHT = 0.2  # of a new measurement in a moving mean
-_NOTICEABLE = 0.1  # relative change of a rate below which views keep the old one
 
 
 @define
@@ -45,9 +45,14 @@ class OpenRequest:
 
 
 class InstanceLoad:
-    """Load of an instance of one generation."""
+    """Load of an instance of one generation.
 
-    def __init__(self, instance: Instance, *, rate: float, chunk: int) -> None:
+    Args:
+        speeds: rates of the instances of its model, which it is one of from now on.
+        chunk: prompt tokens per engine step.
+    """
+
+    def __init__(self, instance: Instance, *, speeds: Speeds, chunk: int) -> None:
         self.instance = instance
         self.open: dict[str, OpenRequest] = {}
         self.bound: dict[str, float] = {}
@@ -56,7 +61,9 @@ class InstanceLoad:
         schema = instance.descriptor.capability.kv_schema
         self._kv_token_bytes = 0.0 if schema is None else schema.bytes_per_token
         self._chunk = chunk
-        self._rate = self._shown_rate = rate
+        self._speeds = speeds
+        speeds.add(instance.slot)
+        self._rate, self._measurements = 0.0, 0
         self._decode_rate = 0.0
         self._base_s = 0.0
         self._released = 0
@@ -160,11 +167,11 @@ class InstanceLoad:
         self._released = 0
 
     def measured_rate(self, rate: float) -> None:
-        """Take a measured prefill rate in tokens per second into the mean."""
+        """Take a measured prefill rate in tokens per second into the mean, of which the first ones weigh more."""
         if rate > 0:
-            self._rate += _WEIGHT * (rate - self._rate)
-            if abs(self._rate - self._shown_rate) > _NOTICEABLE * self._shown_rate:
-                self._shown_rate = self._rate
+            self._measurements += 1
+            self._rate += max(_WEIGHT, 1.0 / self._measurements) * (rate - self._rate)
+            self._speeds.measured(self.instance.slot, self._rate, self._measurements)
 
     # --- what policies see
 
@@ -179,7 +186,7 @@ class InstanceLoad:
         descriptor = instance.descriptor
         capability = descriptor.capability
         running, context, blocks = self._others
-        rate = self._shown_rate
+        rate = self._speeds.shown(instance.slot)
         return InstanceView(
             instance.slot,
             descriptor.instance_id,

@@ -47,6 +47,12 @@ def sage_infer_commands() -> list[CommandSpec]:
             summary="Show why a request was sent to its instance.",
             group=_GROUP,
         ),
+        CommandSpec(
+            path="llm simulate",
+            app="sage_llm.commands.simulate:simulate",
+            summary="Compare policies on a trace of requests.",
+            group=_GROUP,
+        ),
     ]
 
 

@@ -13,6 +13,7 @@ from sage_infer.schemas import InstanceReport
 from sage_llm.groups import Members
 from sage_llm.loads import InstanceLoad, OpenRequest
 from sage_llm.registry import Instance, InstanceRegistry
+from sage_llm.speeds import Speeds
 from sage_llm.types import Decision, InstanceView, KVView, RequestView, Snapshot, TenantView
 
 __all__ = ["SnapshotBuilder"]
@@ -50,6 +51,7 @@ class SnapshotBuilder:
         self._valid = kv_valid
         self._tenants: Mapping[str, TenantView] = tenants if tenants is not None else {}
         self._rate, self._chunk = rate, chunk
+        self._speeds: dict[tuple[str, tuple[str, ...]], Speeds] = {}  # by role and models
         self._loads: list[InstanceLoad | None] = []
         self._views: list[InstanceView | None] = []
         self._tuple: tuple[InstanceView | None, ...] = ()
@@ -198,6 +200,10 @@ class SnapshotBuilder:
         """Return the state at ``now``."""
         if self._registry.version != self._version:
             self._membership()
+        for speeds in self._speeds.values():
+            if speeds.changed:
+                self._dirty |= speeds.changed
+                speeds.changed.clear()
         if self._dirty:
             for slot in self._dirty:
                 load = self._loads[slot]
@@ -223,7 +229,9 @@ class SnapshotBuilder:
             if instance is not None:
                 self._load(instance)
             elif slot < len(self._loads):
-                self._loads[slot] = None
+                gone, self._loads[slot] = self._loads[slot], None
+                if gone is not None:
+                    self._speeds_of(gone.instance).remove(slot)
             self._dirty.add(slot)
 
     def _show(self, slot: int, view: InstanceView | None) -> None:
@@ -241,9 +249,18 @@ class SnapshotBuilder:
             self._views.append(None)
         load = self._loads[instance.slot]
         if load is None or load.instance is not instance:
-            load = InstanceLoad(instance, rate=self._rate, chunk=self._chunk)
+            if load is not None:
+                self._speeds_of(load.instance).remove(instance.slot)
+            load = InstanceLoad(instance, speeds=self._speeds_of(instance), chunk=self._chunk)
             self._loads[instance.slot] = load
         return load
+
+    def _speeds_of(self, instance: Instance) -> Speeds:
+        key = instance.role, instance.descriptor.model_ids
+        found = self._speeds.get(key)
+        if found is None:
+            found = self._speeds[key] = Speeds(self._rate)
+        return found
 
     def _members(self, model: str) -> Members:
         return self._models.setdefault(model, Members())

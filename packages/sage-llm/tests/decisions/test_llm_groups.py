@@ -10,6 +10,7 @@ from sage_llm.groups import Members
 from sage_llm.loads import InstanceLoad, OpenRequest
 from sage_llm.policies.base import blocks_needed, wait_kv
 from sage_llm.registry import InstanceRegistry
+from sage_llm.speeds import Speeds
 
 
 def test_a_large_group_knows_its_least_loaded_instances_per_speed() -> None:
@@ -81,7 +82,7 @@ def test_a_time_without_instances_says_nothing_about_the_speed_of_a_queue() -> N
 
 def test_the_strictest_tpot_target_of_running_requests_counts() -> None:
     registry = InstanceRegistry()
-    load = InstanceLoad(registry.add(descriptor("m/0"), 0.0, "ready"), rate=1000.0, chunk=512)
+    load = InstanceLoad(registry.add(descriptor("m/0"), 0.0, "ready"), speeds=Speeds(1000.0), chunk=512)
     for name, tpot in (("a", 0.1), ("b", 0.05), ("c", 0.0)):
         load.dispatched(name, OpenRequest(0.0, 10.0, 20, 1, tpot))
         assert load.view().tpot_limit == (0.1 if name != "a" else 0.0)

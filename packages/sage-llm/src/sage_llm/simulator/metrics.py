@@ -1,0 +1,182 @@
+"""What a run measures: latencies of each request, work and queues over time."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import asdict, define, field, frozen
+
+__all__ = ["Distribution", "Measured", "Result", "Series"]
+
+_POINTS = 120  # of each series
+
+
+@frozen(kw_only=True)
+class Distribution:
+    """Figures of one latency in seconds."""
+
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Distribution | None:
+        """None without values."""
+        if not values:
+            return None
+        ordered = sorted(values)
+        p50, p90, p95, p99 = (percentile(ordered, share) for share in (0.5, 0.9, 0.95, 0.99))
+        return cls(mean=sum(ordered) / len(ordered), p50=p50, p90=p90, p95=p95, p99=p99, max=ordered[-1])
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The value below which ``share`` of the ordered values lie, interpolated linearly."""
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+@frozen(kw_only=True)
+class Series:
+    """Figures over time, one per interval.
+
+    Attributes:
+        interval_s: length of an interval.
+        hit: share of prompt blocks found in device memory, of the requests that began in the interval.
+        queued_mean: mean over the instances of the prompt tokens queued on them, at the end of the interval.
+        queued_max: the largest of these queues.
+        waiting: requests that wait in the gateways.
+    """
+
+    interval_s: float
+    hit: tuple[float, ...]
+    queued_mean: tuple[float, ...]
+    queued_max: tuple[float, ...]
+    waiting: tuple[int, ...]
+
+
+@frozen(kw_only=True)
+class Result:
+    """Result of one run.
+
+    Attributes:
+        policy: placement policy with its parameters.
+        settings: what was simulated, by name.
+        speed_up: factor by which the trace ran faster than it was recorded.
+        requests: number of requests.
+        finished: requests that ended with their whole output.
+        refused: requests that no instance can ever hold.
+        moved: times that a request lost its instance and continued on another one.
+        ttft_s: time to first token.
+        tpot_s: time per output token after the first, one figure per request.
+        hit: share of the prompts' blocks found in device memory, partial blocks included.
+        lower: share of the prompts' blocks found in lower tiers.
+        saved: share of the prompt tokens that were not computed.
+        balance: prompt tokens computed by the busiest instance, relative to the mean.
+        slo: share of requests whose TTFT was at most 1 s more than that of their uncached prompt on an idle instance.
+        prompt_tokens_per_s: prompt tokens of finished requests per second.
+        output_tokens_per_s: output tokens per second.
+        seconds: simulated time.
+        cpu_s: CPU time of the simulation.
+        decisions: placement decisions.
+        series: figures over time.
+        ttft_samples: a quantile of TTFT per percent, for charts.
+        tpot_samples: a quantile of TPOT per percent.
+    """
+
+    policy: str
+    settings: dict[str, Any]
+    speed_up: float
+    requests: int
+    finished: int
+    refused: int
+    moved: int
+    ttft_s: Distribution | None
+    tpot_s: Distribution | None
+    hit: float
+    lower: float
+    saved: float
+    balance: float
+    slo: float
+    prompt_tokens_per_s: float
+    output_tokens_per_s: float
+    seconds: float
+    cpu_s: float
+    decisions: int
+    series: Series
+    ttft_samples: tuple[float, ...]
+    tpot_samples: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@define
+class Measured:
+    """Counts of a run while it lasts.
+
+    Attributes:
+        interval_s: length of an interval of the series.
+    """
+
+    interval_s: float
+    ttft: array[float] = field(factory=lambda: array("d"))
+    tpot: array[float] = field(factory=lambda: array("d"))
+    blocks: int = 0
+    hit_blocks: int = 0
+    lower_blocks: int = 0
+    prompt_tokens: int = 0
+    computed_tokens: int = 0
+    output_tokens: int = 0
+    finished: int = 0
+    refused: int = 0
+    moved: int = 0
+    in_time: int = 0
+    last_at: float = 0.0
+    _hit: list[float] = field(factory=list)
+    _mean: list[float] = field(factory=list)
+    _max: list[float] = field(factory=list)
+    _waiting: list[int] = field(factory=list)
+    _since: tuple[int, int] = (0, 0)
+
+    @property
+    def next_at(self) -> float:
+        """When the next interval ends."""
+        return (len(self._hit) + 1) * self.interval_s
+
+    def sample(self, queued: Sequence[int], waiting: int) -> None:
+        """End an interval of the series. Beyond twice the expected length, two intervals become one."""
+        hit, blocks = self.hit_blocks - self._since[0], self.blocks - self._since[1]
+        self._since = self.hit_blocks, self.blocks
+        self._hit.append(hit / blocks if blocks else 0.0)
+        self._mean.append(sum(queued) / len(queued))
+        self._max.append(float(max(queued)))
+        self._waiting.append(waiting)
+        if len(self._hit) >= 2 * _POINTS:
+            self.interval_s *= 2
+            self._hit = [(a + b) / 2 for a, b in zip(self._hit[::2], self._hit[1::2], strict=True)]
+            self._mean, self._max = self._mean[1::2], self._max[1::2]
+            self._waiting = self._waiting[1::2]
+
+    def series(self) -> Series:
+        return Series(
+            interval_s=self.interval_s,
+            hit=tuple(self._hit),
+            queued_mean=tuple(self._mean),
+            queued_max=tuple(self._max),
+            waiting=tuple(self._waiting),
+        )
+
+    @staticmethod
+    def quantiles(values: Sequence[float]) -> tuple[float, ...]:
+        """One quantile per percent; empty without values."""
+        if not values:
+            return ()
+        ordered = sorted(values)
+        return tuple(percentile(ordered, share / 100) for share in range(101))
