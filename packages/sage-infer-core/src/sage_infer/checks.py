@@ -86,7 +86,13 @@ class _Validator:
     def problems(self, value: object, path: str) -> Iterable[Problem]:
         raise NotImplementedError
 
+    def fits(self, value: object) -> bool:
+        """Whether a value of the usual type follows the rule; much faster than looking for problems."""
+        return False
+
     def __call__(self, instance: object, attribute: Attribute[Any], value: object) -> None:
+        if value is attribute.default or self.fits(value):  # defaults follow their rules
+            return
         found = list(self.problems(value, f"$.{attribute.name}"))
         if found:
             raise SchemaError(type(instance).__name__, found)
@@ -104,6 +110,9 @@ class Integer(_Validator):
             yield Problem(path, f"must be an integer, got {shown(value)}")
         elif (self.ge is not None and value < self.ge) or (self.le is not None and value > self.le):
             yield Problem(path, f"must be {_bounds(ge=self.ge, le=self.le)}, got {value}")
+
+    def fits(self, value: object) -> bool:
+        return type(value) is int and self.ge is not None and self.ge <= value and self.le is None
 
     def fits_all(self, values: Collection[Any]) -> bool:
         """Return whether all values are within the bounds; much faster than checking each one."""
@@ -141,6 +150,9 @@ class Number(_Validator):
             yield Problem(
                 path, f"must be {_bounds(ge=self.ge, gt=self.gt, le=self.le, lt=self.lt)}, got {value}"
             )
+
+    def fits(self, value: object) -> bool:
+        return type(value) is float and self.ge == 0 <= value < math.inf and self.gt is self.le is self.lt is None
 
     def json_schema(self) -> dict[str, Any]:
         return _without_none(

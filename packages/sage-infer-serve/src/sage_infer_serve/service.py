@@ -11,7 +11,13 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from msgspec import Struct
-from sage_infer.contracts import HybridInferenceBackend, ModelReporting, ModelSettings
+from sage_infer.contracts import (
+    HybridAnswerReading,
+    HybridInferenceBackend,
+    HybridTokenizing,
+    ModelReporting,
+    ModelSettings,
+)
 from sage_infer.errors import SageInferError
 from sage_infer.names import ModelType
 from sage_infer.schemas import CapabilityDescriptor, ModelDescriptor
@@ -55,6 +61,8 @@ class Service:
 
     Attributes:
         backend: answers the requests.
+        reading, tokenizing: the backend, if it has these contracts; looking at all methods of a contract for each request
+            would cost more than the call.
         recorder: counts and latencies.
         tracing: None unless enabled in the settings.
         started: time of creation, in seconds since the epoch.
@@ -73,6 +81,9 @@ class Service:
         decoders: Mapping[type[Struct], Decode],
     ) -> None:
         self.backend = backend
+        self.reading = backend if isinstance(backend, HybridAnswerReading) else None
+        self.tokenizing = backend if isinstance(backend, HybridTokenizing) else None
+        self._reporting = backend if isinstance(backend, ModelReporting) else None
         self.settings = settings
         self.keys = Keys(keys)
         self.recorder = Recorder()
@@ -239,10 +250,10 @@ class Service:
 
     def _capability(self, model: str) -> CapabilityDescriptor | None:
         """The capability of a loaded model; None if its backend does not report it."""
-        if not isinstance(self.backend, ModelReporting):
+        if self._reporting is None:
             return None
         try:
-            return self.backend.get_model_capability(model)
+            return self._reporting.get_model_capability(model)
         except SageInferError:
             return None
 

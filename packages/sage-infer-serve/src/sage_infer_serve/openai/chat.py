@@ -7,13 +7,7 @@ from typing import Any
 
 import attrs
 import msgspec
-from sage_infer.contracts import (
-    BufferedTokenStream,
-    HybridAnswerReading,
-    HybridTokenizing,
-    HybridToolCalling,
-    TokenStream,
-)
+from sage_infer.contracts import BufferedTokenStream, HybridToolCalling, TokenStream
 from sage_infer.schemas import SamplingParams, TokenDelta
 
 from sage_infer_serve.http.errors import wrong_request
@@ -72,8 +66,8 @@ async def _start(
     backend = service.backend
     messages = as_chat(request.messages, text_only=service.is_text_only(model))
     options = request_options(service, exchange, request)
-    form = await backend.answer_format(model=model) if isinstance(backend, HybridAnswerReading) else None
-    may_think = form is not None and plan.reads_thoughts(form) and isinstance(backend, HybridTokenizing)
+    form = None if service.reading is None else await service.reading.answer_format(model=model)
+    may_think = form is not None and plan.reads_thoughts(form) and service.tokenizing is not None
     if (
         may_think
         and form is not None

@@ -134,6 +134,8 @@ class ControlPlaneManager(ManagedModels):
             for one, prompt in zip(opened, asked, strict=True):
                 one.check()
                 requests.append(await self._managed(entry, one, prompt, params, given, step, chat, states))
+            if len(requests) == 1:
+                return [await self.dispatcher.run(requests[0])]
             return list(await asyncio.gather(*map(self.dispatcher.run, requests)))
         except BaseException:
             for request in requests:
@@ -213,10 +215,10 @@ class ControlPlaneManager(ManagedModels):
             chat = PassedChat(messages=messages, tools=tools, template_variables=template_variables)
             (stream,) = await self._generate(entry, [chat.prompt], params, request_id, options, chat)
             return stream
-        prompt = await self.render_chat(
-            messages, model=model_id, tools=tools, template_variables=template_variables
+        prompt = await self._texts[model_id].render_chat(
+            messages, tools=tools, template_variables=template_variables, add_generation_prompt=True
         )
-        (stream,) = await self.generate([prompt], params, model_id, request_id=request_id, options=options)
+        (stream,) = await self._generate(entry, [prompt], params, request_id, options)
         return stream
 
     def _passes(self, model_id: str) -> bool:

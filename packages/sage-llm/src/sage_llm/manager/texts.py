@@ -38,6 +38,7 @@ class ModelTexts:
     def __init__(self, model: ModelDescriptor, backend: str, calls: BatchCalls) -> None:
         self._model, self._backend, self._calls = model, backend, calls
         self._codec: TextCodec | None = None
+        self._format: tuple[int, AnswerFormat | None] | None = None  # for which instances, and the format
 
     @property
     def is_local(self) -> bool:
@@ -50,6 +51,7 @@ class ModelTexts:
         path = None if info is None or info.spec is None else info.spec.tokenizer
         if info is not None and path is not None:
             self._codec = await asyncio.to_thread(call_path, path, what=info.title, model=self._model)
+            self._format = None
 
     async def render_chat(
         self,
@@ -86,6 +88,13 @@ class ModelTexts:
         return Prompt(token_ids=tuple(ids)) if ids else one
 
     async def answer_format(self) -> AnswerFormat | None:
+        """The format of the model's answers; asked once for the same instances."""
+        version = self._calls.version
+        if self._format is None or self._format[0] != version:
+            self._format = version, await self._find_format()
+        return self._format[1]
+
+    async def _find_format(self) -> AnswerFormat | None:
         codec: object = self._codec
         if isinstance(codec, AnswerReading):
             return await codec.answer_format()

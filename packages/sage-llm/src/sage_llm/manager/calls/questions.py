@@ -39,6 +39,11 @@ class BatchCalls:
     ) -> None:
         self._placement, self._on_lost, self._expects, self._wait_s = placement, on_lost, expects, wait_s
 
+    @property
+    def version(self) -> int:
+        """Changes whenever an instance is added, removed or changes its state."""
+        return self._placement.registry.version
+
     async def run(self, model_id: str, call: Callable[[Any], Awaitable[T]]) -> T:
         """Await ``call(backend)`` on an instance; on another one if that instance is lost or fails.
 
