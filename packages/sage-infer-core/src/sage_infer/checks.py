@@ -152,7 +152,11 @@ class Number(_Validator):
             )
 
     def fits(self, value: object) -> bool:
-        return type(value) is float and self.ge == 0 <= value < math.inf and self.gt is self.le is self.lt is None
+        return (
+            type(value) is float
+            and self.ge == 0 <= value < math.inf
+            and self.gt is self.le is self.lt is None
+        )
 
     def json_schema(self) -> dict[str, Any]:
         return _without_none(

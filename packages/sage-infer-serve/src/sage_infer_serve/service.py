@@ -61,8 +61,8 @@ class Service:
 
     Attributes:
         backend: answers the requests.
-        reading, tokenizing: the backend, if it has these contracts; looking at all methods of a contract for each request
-            would cost more than the call.
+        reading, tokenizing: the backend, if it has these contracts; to look at all methods of a contract for each
+            request would cost more than the call.
         recorder: counts and latencies.
         tracing: None unless enabled in the settings.
         started: time of creation, in seconds since the epoch.

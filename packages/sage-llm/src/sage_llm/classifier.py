@@ -20,6 +20,10 @@ _BUCKETS_PER_OCTAVE = 4
 _BUCKETS = 18 * _BUCKETS_PER_OCTAVE  # up to 262,144 tokens
 _HALF_LIFE = 500  # requests after which an observation counts half
 _PRIOR = 8.0  # observations that the prior is worth
+_GROWTH = 2.0 ** (1.0 / _HALF_LIFE)
+_MAX_WEIGHT = 2.0**64
+_SMALL = 0.02  # share of new observations below which quantiles are not computed again
+_SHARES = (0.5, 0.9)
 _MAX_CLASSES = 1024
 _MAX_SESSIONS = 65_536
 
@@ -77,37 +81,55 @@ class Classified:
 
 
 class _Histogram:
-    """Decaying histogram of output lengths in logarithmic buckets."""
+    """Decaying histogram of output lengths in logarithmic buckets.
 
-    __slots__ = ("counts", "total")
+    Instead of all earlier observations counting less after each new one, the new one counts more.
+    """
+
+    __slots__ = ("_weight", "counts", "total", "version")
 
     def __init__(self) -> None:
         self.counts: dict[int, float] = {}
         self.total = 0.0
+        self.version = 0
+        self._weight = 1.0
 
     def add(self, value: int) -> None:
-        weight = 0.5 ** (1.0 / _HALF_LIFE)
-        for bucket in self.counts:
-            self.counts[bucket] *= weight
         bucket = _bucket(value)
-        self.counts[bucket] = self.counts.get(bucket, 0.0) + 1.0
-        self.total = self.total * weight + 1.0
+        self._weight *= _GROWTH
+        self.counts[bucket] = self.counts.get(bucket, 0.0) + self._weight
+        self.total += self._weight
+        self.version += 1
+        if self._weight > _MAX_WEIGHT:
+            self.counts = {bucket: count / self._weight for bucket, count in self.counts.items()}
+            self.total, self._weight = self.total / self._weight, 1.0
 
-    def quantile(self, share: float, prior: _Histogram | None) -> float | None:
-        """The quantile, with the prior's distribution as ``_PRIOR`` observations; None if both are empty."""
+    def quantiles(self, shares: tuple[float, ...], prior: _Histogram | None) -> list[float] | None:
+        """The quantiles, with the prior's distribution as ``_PRIOR`` observations; None if both are empty."""
         weight = _PRIOR / prior.total if prior is not None and prior.total else 0.0
-        total = self.total + (prior.total * weight if prior is not None else 0.0)
-        if not total:
+        found = {bucket: count / self._weight for bucket, count in self.counts.items()}
+        if weight and prior is not None:
+            for bucket, count in prior.counts.items():
+                found[bucket] = found.get(bucket, 0.0) + weight * count
+        if not found:
             return None
-        wanted, seen = share * total, 0.0
-        buckets = sorted({*self.counts, *(prior.counts if weight and prior is not None else ())})
-        for bucket in buckets:
-            seen += self.counts.get(bucket, 0.0)
-            if weight and prior is not None:
-                seen += weight * prior.counts.get(bucket, 0.0)
-            if seen >= wanted - 1e-9:
-                return _value(bucket)
-        return _value(buckets[-1])
+        rows, total, quantiles = sorted(found.items()), sum(found.values()), []
+        for share in shares:
+            wanted, seen, found_in = share * total, 0.0, rows[-1][0]
+            for bucket, count in rows:
+                seen += count
+                if seen >= wanted - 1e-9:
+                    found_in = bucket
+                    break
+            quantiles.append(_value(found_in))
+        return quantiles
+
+    def is_recent(self, version: int) -> bool:
+        """Whether only a small share of the observations is later than ``version``."""
+        return 0 <= self.version - version <= min(version, _HALF_LIFE) * _SMALL
+
+
+_NONE = _Histogram()
 
 
 def _bucket(value: int) -> int:
@@ -132,6 +154,7 @@ class RequestClassifier:
     def __init__(self, classes: Mapping[str, ServiceClass] | None = None) -> None:
         self._classes = {**_CLASSES, **(classes or {})}
         self._outputs: OrderedDict[tuple[str, ...], _Histogram] = OrderedDict()
+        self._known: dict[tuple[str, ...], tuple[int, int, list[float] | None]] = {}
         self._turns: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     def classify(
@@ -198,11 +221,19 @@ class RequestClassifier:
         if kind != "generate":
             return 0.0, 0.0
         pooled = self._outputs.get((model, kind))
-        own = self._outputs.get((model, kind, name, length)) or _Histogram()
-        found = [own.quantile(share, pooled) for share in (0.5, 0.9)]
+        found = None
+        if pooled is not None:
+            key = model, kind, name, length
+            own = self._outputs.get(key) or _NONE
+            known = self._known.get(key)
+            if known is None or not (own.is_recent(known[0]) and pooled.is_recent(known[1])):
+                known = own.version, pooled.version, own.quantiles(_SHARES, pooled)
+                if len(self._known) >= _MAX_CLASSES:
+                    self._known.clear()
+                self._known[key] = known
+            found = known[2]
         # Nothing has ended yet: half the limit as the median is a guess, the limit as the 90th percentile is safe.
-        q50 = max_tokens / 2 if found[0] is None else found[0]
-        q90 = float(max_tokens) if found[1] is None else found[1]
+        q50, q90 = (max_tokens / 2, float(max_tokens)) if found is None else found
         return min(q50, float(max_tokens)), min(q90, float(max_tokens))
 
     def _histogram(self, key: tuple[str, ...]) -> _Histogram:

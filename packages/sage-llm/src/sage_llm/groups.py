@@ -35,7 +35,9 @@ class Members:
         self.work_at = 0.0
         self._fixed: Group | None = None  # what does not change with the load
         self._free = 0
-        self._group: Group | None = None
+        self._least: tuple[tuple[int, ...], float] | None = (
+            None  # the least loaded slots, and the shortest queue
+        )
 
     def put(self, slot: int, view: InstanceView | None) -> None:
         """Add, replace or remove (None) an instance."""
@@ -51,7 +53,7 @@ class Members:
             bisect.insort(self.classes.setdefault(speed, []), entry)
             self.at[slot] = speed, entry
             self.views[slot] = view
-        self._group = None
+        self._least = None
         if before is None or view is None or _differ(before, view):
             self._fixed = None
         elif self._fixed is not None and self._fixed.mask >> slot & 1:
@@ -67,27 +69,15 @@ class Members:
             self._drained_tokens = 0.0
         if self._fixed is None:
             self._fixed = self._build()
-            self._group = None
+            self._least = None
         fixed = self._fixed
-        if self._group is None:
-            least = self._least(fixed)
-            shortest = min((self.at[slot][1][0] for slot in least), default=0.0)
-            self._group = self._with(fixed, least, shortest)
-        group = self._group
-        if not self.work and not self.waiting:
-            return group
-        work = self.work * math.exp((self.work_at - now) / _WINDOW_S)
-        rho = work / (fixed.rate * _WINDOW_S) if fixed.rate else 0.0
-        return self._with(fixed, group.least, group.shortest_s, self._drain(now), rho)
-
-    def _with(
-        self,
-        fixed: Group,
-        least: tuple[int, ...],
-        shortest: float,
-        drain: float = 0.0,
-        rho: float = 0.0,
-    ) -> Group:
+        if self._least is None:
+            slots = self._least_loaded(fixed)
+            self._least = slots, min([self.at[slot][1][0] for slot in slots], default=0.0)
+        least, shortest = self._least
+        rho = 0.0
+        if self.work and fixed.rate:
+            rho = self.work * math.exp((self.work_at - now) / _WINDOW_S) / (fixed.rate * _WINDOW_S)
         return Group(
             fixed.mask,
             least,
@@ -97,7 +87,7 @@ class Members:
             shortest,
             self.waiting_tokens,
             len(self.waiting),
-            drain,
+            self._drain(now) if self.waiting else 0.0,
             rho,
             fixed.adapters,
             self._free if fixed.kv_free >= 0 else -1,
@@ -105,7 +95,7 @@ class Members:
             self.chain_tokens,
         )
 
-    def _least(self, fixed: Group) -> tuple[int, ...]:
+    def _least_loaded(self, fixed: Group) -> tuple[int, ...]:
         least: list[int] = []
         for speed in sorted(self.classes):
             taken = 0

@@ -263,7 +263,10 @@ class SnapshotBuilder:
         return found
 
     def _members(self, model: str) -> Members:
-        return self._models.setdefault(model, Members())
+        found = self._models.get(model)
+        if found is None:
+            found = self._models[model] = Members()
+        return found
 
     def _unbind(self, request_id: str) -> None:
         slot = self._where.get(request_id, -1)

@@ -67,6 +67,7 @@ class Dispatcher:
         self.hand_overs = HandOvers(placement, hand_over or HandOverSettings(), self._note_failure)
         self._suspects: list[ManagedRequest] = []
         self._settled_at = 0.0
+        self._is_due = False  # ``pump`` will be called soon
         self.counts, self._spans = RequestCounts(), AttemptSpans(spans)
         self._tasks = Tasks()
 
@@ -80,15 +81,19 @@ class Dispatcher:
         """
         self.open[request.request_id] = request
         self.budget.accepted()
+        now, found = time.monotonic(), None
         try:
             self.quarantine.check(request)
-            self.placement.admit(request)
-            self._wait_for_instance(request)
+            may_send = now >= self._settled_at and not self._suspects
+            found = self.placement.arrive(request, now, may_send=may_send)
         except SageInferError as error:
             request.fail(error)
-        self.pump()
+        if found is None:
+            self.pump()
+        else:
+            self._send(request, found[1], found[2], now)
         try:
-            await asyncio.shield(request.accepted)
+            await request.accepted
         except asyncio.CancelledError:
             self.cancel(request)
             raise
@@ -104,7 +109,7 @@ class Dispatcher:
         if request in self._suspects:
             self._suspects.remove(request)
         self._drop_attempt(request)
-        asyncio.get_running_loop().call_soon(self.pump)
+        self._pump_soon()
 
     def cancel(self, request: ManagedRequest, error: RequestCancelled | None = None) -> None:
         """End a request early."""
@@ -130,8 +135,15 @@ class Dispatcher:
         else:
             self.placement.enqueue(request, time.monotonic())
 
+    def _pump_soon(self) -> None:
+        """Dispatch waiting requests after this turn of the event loop, in which several may end."""
+        if not self._is_due and (self._suspects or self.placement.has_waiting):
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self.pump)
+
     def pump(self) -> None:
         """Dispatch the waiting requests for which there is room."""
+        self._is_due = False
         now = time.monotonic()
         if now < self._settled_at:
             return
@@ -330,7 +342,7 @@ class Dispatcher:
             self._wait_for_instance(request)
         except SageInferError as final:
             request.fail(final)
-        asyncio.get_running_loop().call_soon(self.pump)
+        self._pump_soon()
 
     def _spend(self, request: ManagedRequest, error: SageInferError) -> None:
         moves = request.migrations + request.retries - request.planned

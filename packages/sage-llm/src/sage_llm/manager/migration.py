@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -98,20 +97,14 @@ def with_seed(params: SamplingParams, features: Collection[str], seed: int) -> S
 
 def _seeded(params: SamplingParams, seed: int) -> SamplingParams:
     """A copy with a seed. ``attrs.evolve`` would check all fields again, for each request."""
-    cls = type(params)
-    found: SamplingParams = object.__new__(cls)
-    for name in _names_of(cls):
-        _set(found, name, getattr(params, name))
-    _set(found, "seed", seed)
+    found: SamplingParams = object.__new__(SamplingParams)
+    for name in _PARAMETERS:
+        object.__setattr__(found, name, getattr(params, name))
+    object.__setattr__(found, "seed", seed)
     return found
 
 
-@lru_cache(maxsize=8)
-def _names_of(cls: type[SamplingParams]) -> tuple[str, ...]:
-    return tuple(one.name for one in attrs.fields(cls))
-
-
-_set = object.__setattr__
+_PARAMETERS = tuple(one.name for one in attrs.fields(SamplingParams))
 
 
 def replay_obstacle(ledger: Ledger) -> str:

@@ -24,7 +24,7 @@ from sage_llm.receipts import Receipts
 from sage_llm.registry import Instance, InstanceRegistry
 from sage_llm.snapshot import SnapshotBuilder
 from sage_llm.tenants import TenantTable
-from sage_llm.types import Decision, RequestView, State
+from sage_llm.types import Decision, RequestView, Snapshot, State
 
 __all__ = ["Placement"]
 
@@ -35,6 +35,8 @@ _STATES: Mapping[str, State] = {
 _RETRY_S = 1.0
 
 Placed = ManagedRequest | ManagedCall
+Found = tuple[Placed, LiveInstance, LiveInstance | None]
+"""A request to dispatch, its instance, and the instance that computes its prompt if that is another one."""
 
 
 class Placement:
@@ -134,28 +136,65 @@ class Placement:
         Raises:
             SageInferError: it is refused; the message says what was expected.
         """
-        view = self._view(request)
+        self._check(request, self._view(request), self.builder.snapshot(time.monotonic()))
+
+    def _check(self, request: Placed, view: RequestView, snapshot: Snapshot) -> None:
         decision = self.quotas.admit(view)
         if decision is None and self.admission is not None and self.instances(request.model_id):
-            decision = self.admission.admit(view, self.builder.snapshot(time.monotonic()))
+            decision = self.admission.admit(view, snapshot)
         if decision is not None and decision.kind == "refuse":
             raise refusal(decision)
+
+    def arrive(self, request: Placed, now: float, *, may_send: bool) -> Found | None:
+        """Admit a new request. Returns it with its instances if nothing waits and one has room, otherwise it waits.
+
+        Raises:
+            SageInferError: it is refused; the message says what was expected.
+        """
+        view, snapshot = self._view(request), self.builder.snapshot(now)
+        self._check(request, view, snapshot)
+        request.view = view
+        self.quotas.enters(view, now)
+        queue = self._queue(request.model_id)
+        if may_send and not queue and self.tenants.may_open(view.tenant):
+            full = self._full(request.model_id, now)
+            decision = _HELD if full is None else self._decide(request, view, full, snapshot)
+            if decision.kind == "refuse":
+                raise refusal(decision)
+            if decision.kind == "dispatch":
+                self.tenants.queued(view.tenant)
+                self.tenants.dispatched(view.tenant, decision.uncached + view.out_q50)
+                return self._dispatch(request, view, decision, now)
+        self._wait(request, view, queue, snapshot, now)
+        return None
 
     def enqueue(self, request: Placed, now: float) -> None:
         """Let a request wait for an instance."""
         view = request.view = self._view(request)
-        queue = self._queues.get(request.model_id)
-        if queue is None:
-            queue = self._queues[request.model_id] = WaitingQueue(self._order, self.tenants)
         self.quotas.enters(view, now)
-        queue.push(view, self.builder.snapshot(now))
+        self._wait(request, view, self._queue(request.model_id), self.builder.snapshot(now), now)
+
+    def _wait(
+        self, request: Placed, view: RequestView, queue: WaitingQueue, snapshot: Snapshot, now: float
+    ) -> None:
+        queue.push(view, snapshot)
         self.builder.waits(view, now)
         self._waiting[view.id] = request
+
+    def _queue(self, model_id: str) -> WaitingQueue:
+        queue = self._queues.get(model_id)
+        if queue is None:
+            queue = self._queues[model_id] = WaitingQueue(self._order, self.tenants)
+        return queue
+
+    @property
+    def has_waiting(self) -> bool:
+        return bool(self._waiting)
 
     def waiting(self) -> list[Placed]:
         return list(self._waiting.values())
 
-    def next(self, now: float) -> tuple[Placed, LiveInstance, LiveInstance | None] | None:
+    def next(self, now: float) -> Found | None:
         """The next waiting request that can be dispatched, with its instance; it no longer waits.
 
         The third element is the instance that computes its prompt, if that is another one.
@@ -170,20 +209,11 @@ class Placement:
         self, model_id: str, queue: WaitingQueue, now: float
     ) -> tuple[Placed, LiveInstance | None, LiveInstance | None] | None:
         """The next request with its instances, or with None if it was refused."""
-        full = [i for i in self.instances(model_id) if not i.has_room(now)]
-        if len(full) == len(self.instances(model_id)):
-            return None  # the policy would refuse a request for a model whose only instance restarts
+        full = self._full(model_id, now)
+        if full is None:
+            return None
         snapshot = self.builder.snapshot(now)
-        group = snapshot.groups.get(model_id)
-
-        def place(view: RequestView) -> Decision:
-            if group is not None and not self.quotas.has_room(view, group, snapshot.instances):
-                return _HELD
-            excluded = self._mask(self._waiting[view.id], full)
-            seen = view if excluded == view.excluded else attrs.evolve(view, excluded=excluded)
-            return self.receipts.place(self.policy, seen, snapshot)
-
-        found = queue.take(now, place)
+        found = queue.take(now, lambda view: self._decide(self._waiting[view.id], view, full, snapshot))
         if found is None:
             return None
         view, decision = found
@@ -191,6 +221,29 @@ class Placement:
         if decision.kind == "refuse":
             request.fail(refusal(decision))
             return request, None, None
+        return self._dispatch(request, view, decision, now)
+
+    def _full(self, model_id: str, now: float) -> list[LiveInstance] | None:
+        """The instances of a model without room; None if none has any.
+
+        The policy would refuse a request for a model whose only instance restarts.
+        """
+        instances = self.instances(model_id)
+        full = [i for i in instances if not i.has_room(now)]
+        return None if len(full) == len(instances) else full
+
+    def _decide(
+        self, request: Placed, view: RequestView, full: list[LiveInstance], snapshot: Snapshot
+    ) -> Decision:
+        group = snapshot.groups.get(request.model_id)
+        if group is not None and not self.quotas.has_room(view, group, snapshot.instances):
+            return _HELD
+        excluded = self._mask(request, full)
+        seen = view if excluded == view.excluded else attrs.evolve(view, excluded=excluded)
+        return self.receipts.place(self.policy, seen, snapshot)
+
+    def _dispatch(self, request: Placed, view: RequestView, decision: Decision, now: float) -> Found:
+        """Account for a decision to dispatch."""
         instance = self._by_slot[decision.slot][0]
         self.builder.dispatched(view, decision, now)
         self._dispatched.add(view.id)
@@ -246,7 +299,7 @@ class Placement:
 
     def left(self, request: Placed) -> None:
         """A request has ended, or has left its instance; a second call has no effect."""
-        view = request.view
+        view, request.view = request.view, None
         if view is None:
             return
         self.builder.ended(view)

@@ -52,7 +52,8 @@ class OpenAIReplica(ServerBackend):
         tokens = [1]  # of a prompt for the probe, where the server has no tokenizer
         try:
             answer = await self.server.post("/tokenize", {"model": self.model.model_id, "prompt": "a"})
-            self._tokenizes, tokens = True, answer["tokens"]
+            if isinstance(answer, dict) and "tokens" in answer:  # some servers answer every path
+                self._tokenizes, tokens = True, answer["tokens"]
         except SageInferError as error:
             if isinstance(error, EngineDead):
                 raise
