@@ -84,9 +84,10 @@ class Admission:
         self._mean = mean + max(_WEIGHT, 1 / (self._ended + 1)) * (tokens - mean)
         # Estimates are the lower of limit and mean, which is too low on average if answers reach their limits.
         self._latest.append((self._limits.get(request, tokens), tokens))
-        lengths = [length for _, length in self._latest]
-        latest = sum(lengths) / len(lengths)
-        estimates = sum(min(limit, latest) for limit, _ in self._latest) / len(lengths)
+        latest = sum([length for _, length in self._latest]) / len(self._latest)
+        estimates = sum([limit if limit < latest else latest for limit, _ in self._latest]) / len(
+            self._latest
+        )
         self._longer = max(1.0, latest / estimates) if estimates else 1.0
 
     def left(self, request: Hashable) -> None:

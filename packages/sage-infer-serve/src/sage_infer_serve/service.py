@@ -102,6 +102,7 @@ class Service:
         self._decoders = decoders
         self._ignored: set[tuple[str, str]] = set()
         self._types: dict[str, ModelType] = {}
+        self._ids: dict[str, str] = {}  # of the same names, among them aliases
         self._fingerprints: dict[str, tuple[float, str]] = {}
 
     async def read(self, exchange: Exchange, kind: type[Struct]) -> Any:
@@ -179,8 +180,10 @@ class Service:
         """
         if self.type_of(model) is None:
             return Admission()  # the backend says that there is no such model
-        model_id = self.backend.get_model_status(model).model_id
-        admission = self._admissions.setdefault(model_id, Admission())
+        model_id = self._ids[model]
+        admission = self._admissions.get(model_id)
+        if admission is None:
+            admission = self._admissions[model_id] = Admission()
         wait, target = admission.wait_s(self.tenant(model_id, client)), self.settings.target_wait_s
         if target is not None and wait > target and self._is_ready(model_id):
             raise _queued(wait)
@@ -215,6 +218,7 @@ class Service:
                 return None
             kind = next(m.model_type for m in self.backend.list_models() if m.model_id == model_id)
             found = self._types[name] = kind  # known names only, so the cache is bounded
+            self._ids[name] = model_id
         return found
 
     def is_text_only(self, name: str) -> bool:

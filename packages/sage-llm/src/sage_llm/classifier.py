@@ -197,7 +197,10 @@ class RequestClassifier:
     @staticmethod
     def length(prompt_tokens: int) -> LengthClass:
         """Return the class of a prompt's length: short (≤ 512), medium (≤ 4,096), long (≤ 16,384) or huge."""
-        return next((name for bound, name in _LENGTHS if prompt_tokens <= bound), "huge")
+        for bound, name in _LENGTHS:
+            if prompt_tokens <= bound:
+                return name
+        return "huge"
 
     def ended(
         self,

@@ -173,16 +173,23 @@ class Receipts(Mapping[str, Receipt]):
         """Let a policy place a request, and keep the receipt unless it has to wait."""
         if not self._max_receipts:
             return policy.place(request, snapshot)
-        recording = _Recording(snapshot.kv)
-        lower = tuple(map(_Recording, snapshot.lower))
-        decision = policy.place(request, _with(snapshot, recording, lower, snapshot.tenants, snapshot.places))
+        if not request.keys:  # there is nothing to look up
+            decision = policy.place(request, snapshot)
+            kv: dict[int, int] = {}
+            lower: tuple[_Recording, ...] = tuple(map(_Recording, snapshot.lower))
+        else:
+            recording = _Recording(snapshot.kv)
+            kv, lower = recording.read, tuple(map(_Recording, snapshot.lower))
+            decision = policy.place(
+                request, _with(snapshot, recording, lower, snapshot.tenants, snapshot.places)
+            )
         if decision.kind == "wait":
             return decision
         tenant, place = snapshot.tenants.get(request.tenant), snapshot.places.get(request.session)
         seen = _with(
             snapshot,
-            recording.read,
-            tuple(view.read for view in lower),
+            kv,
+            tuple([view.read for view in lower]),
             {} if tenant is None else {request.tenant: tenant},
             {} if place is None else {request.session: place},
         )

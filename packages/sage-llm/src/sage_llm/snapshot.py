@@ -171,8 +171,9 @@ class SnapshotBuilder:
 
     def ended(self, request: RequestView) -> None:
         """A request has ended, wherever it was; a second call has no effect."""
-        self.leaves(request)
-        self.prefilled(request.id)
+        self._leave(request, None)
+        if self._prefills:
+            self.prefilled(request.id)
         slot = self._where.pop(request.id, -1)
         load = self._loads[slot] if slot >= 0 else None
         if load is not None and load.ended(request.id):

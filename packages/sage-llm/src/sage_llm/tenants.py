@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from attrs import define
 
@@ -46,6 +47,12 @@ class TenantTable(Mapping[str, TenantView]):
 
     def __getitem__(self, tenant: str) -> TenantView:
         found = self._active[tenant]
+        return TenantView(found.service, found.weight, found.open, found.queued, found.open_limit)
+
+    def get(self, tenant: str, default: Any = None) -> Any:
+        found = self._active.get(tenant)  # without the exception of ``Mapping.get``
+        if found is None:
+            return default
         return TenantView(found.service, found.weight, found.open, found.queued, found.open_limit)
 
     def __iter__(self) -> Iterator[str]:

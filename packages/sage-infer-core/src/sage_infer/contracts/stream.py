@@ -96,20 +96,21 @@ class BufferedTokenStream:
     # --- the engine's side
 
     def push(self, delta: TokenDelta) -> None:
-        if self._ended or (self._take is not None and self._is_taken(delta)):
+        if self._ended:
             return
+        take, waiter = self._take, self._waiter
+        if (
+            take is not None and waiter is not None and not waiter.done()
+        ):  # else the reader has earlier deltas to read
+            try:
+                if take(delta):
+                    return
+            except (
+                Exception
+            ):  # the consumer's error, not the engine's: it recurs when the loop reads this delta
+                self._take = None
         self._ready.append(delta)
         self._wake()
-
-    def _is_taken(self, delta: TokenDelta) -> bool:
-        if self._waiter is None or self._waiter.done():
-            return False  # the reader is busy with earlier deltas
-        assert self._take is not None
-        try:
-            return self._take(delta)
-        except Exception:  # the consumer's error, not the engine's: it recurs when the loop reads this delta
-            self._take = None
-            return False
 
     def finish(self, reason: FinishReason, usage: Usage, timing: Timing) -> None:
         """End the stream normally; ``reason`` is the finish reason of completion 0."""

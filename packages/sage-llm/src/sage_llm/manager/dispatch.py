@@ -213,9 +213,16 @@ class Dispatcher:
                 return
             request.accept()
 
+            commit, push = request.ledger.commit, request.stream.push
+
             def take(delta: TokenDelta) -> bool:
                 if request.attempt is attempt:
-                    self._deliver(request, attempt, delta)
+                    if attempt.has_output and not request.crashes:  # as ``_deliver``, for most deltas
+                        attempt.output_tokens += len(delta.token_ids)
+                        commit(delta)
+                        push(delta)
+                    else:
+                        self._deliver(request, attempt, delta)
                 return True
 
             async with stream:

@@ -127,6 +127,13 @@ class EventParser:
         self._rest = b""
 
     def feed(self, piece: bytes) -> list[bytes]:
+        if (
+            not self._rest
+            and piece[:6] == b"data: "
+            and piece.find(b"\n") == len(piece) - 2
+            and piece[-1:] == b"\n"
+        ):
+            return [piece[6:-2]]  # one whole event, the usual case
         *blocks, self._rest = (self._rest + piece).replace(b"\r\n", b"\n").split(b"\n\n")
         found = []
         for block in blocks:
