@@ -90,7 +90,7 @@ def accepted_options(features: Collection[str], options: RequestOptions) -> Requ
 
 
 def _refused(place: str, request: Any, base: type, features: Collection[str]) -> list[str]:
-    if request is None:
+    if request is None or request is _NO_OPTIONS:
         return []
     table = FEATURE_OF[base]
     found = []

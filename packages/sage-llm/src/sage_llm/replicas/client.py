@@ -16,6 +16,7 @@ from sage_infer.schemas import (
     RequestOptions,
     SamplingParams,
 )
+from sage_infer.schemas.instance import InstanceState
 from sage_infer.sdk import check_claims
 
 from sage_llm.replicas import calls
@@ -104,6 +105,12 @@ class ReplicaClient(Caller):
         return self._gauges.health
 
     @property
+    def state(self) -> InstanceState:
+        """State of the replica in its latest gauges; dead after the loss of the connection."""
+        assert self._gauges is not None
+        return self._gauges.state if self.ended is None else "dead"
+
+    @property
     def health_reason(self) -> str:
         """Reason of the replica's latest health."""
         return "" if self._gauges is None else self._gauges.health.reason
@@ -129,7 +136,7 @@ class ReplicaClient(Caller):
             generation=hello.descriptor.generation,
             seq=self._seq,
             taken_at=gauges.taken_at,
-            state=gauges.state if self.ended is None else "dead",
+            state=self.state,
             **{name: getattr(gauges.stats, name) for name in _SHARED},
         )
 

@@ -22,6 +22,8 @@ from sage_llm.tasks import Tasks
 
 __all__ = ["ConnectedReplica", "connect"]
 
+_APART_S = 0.02  # between two reports of the same state
+
 OnReport = Callable[[InstanceReport], object]
 OnKV = Callable[[KVSnapshot | KVEvents], object]
 OnLost = Callable[[str], object]
@@ -101,8 +103,15 @@ class ConnectedReplica:
             await asyncio.sleep(self._interval_s)
 
     def _gauges_arrived(self) -> None:
-        """Pass on what the replica has sent. A replica that sends nothing has no reports."""
+        """Pass on what the replica has sent. A replica that sends nothing has no reports.
+
+        Gauges arrive with each answer, too; those that follow others closely are left out, as a report costs as much
+        as a decision.
+        """
         assert self._client is not None
+        now, latest = time.monotonic(), self._latest
+        if latest is not None and now - latest.taken_at < _APART_S and self._client.state == latest.state:
+            return
         report = self._client.report()
         self._tell(report)
         if report.state == "dead":
