@@ -181,6 +181,7 @@ def test_one_lost_gpu_of_the_table_costs_that_gpu() -> None:
         (TABLE.replace("|   1  NVIDIA", "|   0  NVIDIA"), "one row for GPU 0"),
         (TABLE.replace("81559MiB", "81559 GB"), "memory as used MiB / total MiB"),
         (TABLE.replace("00000000:41:00.0", "elsewhere"), "a bus id such as"),
+        (TABLE.replace("00000000:41:00.0", "00000000:01:00.0"), "a bus id that no other GPU has"),
         (
             TABLE.replace("|  0    1   0   0  |", "|  7    1   0   0  |"),
             "numbers of GPU, GI, CI and MIG device",

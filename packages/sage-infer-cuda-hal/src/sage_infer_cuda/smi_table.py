@@ -59,6 +59,7 @@ def read_table(text: ToolText) -> HardwareProfile:
     rows: dict[int, AcceleratorDescriptor | None] = {}
     parts: dict[int, list[AcceleratorPartition]] = {}
     notes: list[str] = []
+    buses: set[str] = set()
     part = "gpus"
     for group in _groups(text):
         line, cells = group[0]
@@ -78,7 +79,10 @@ def read_table(text: ToolText) -> HardwareProfile:
             index, device = _device(text, heading, group, notes)
             if index in rows:
                 raise text.error(line, f"one row for GPU {index}")
+            if device is not None and device.pci_address in buses:
+                raise text.error(line, "a bus id that no other GPU has")
             rows[index] = device
+            buses.update([device.pci_address] if device is not None and device.pci_address else ())
     need_rows(text, rows, "a GPU")
     devices = [evolve(d, partitions=parts.get(d.index, ())) for d in rows.values() if d is not None]
     notes += gap_notes(rows, "GPUs")

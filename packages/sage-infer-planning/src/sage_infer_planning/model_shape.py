@@ -80,7 +80,7 @@ def read_shape(path: Path) -> ModelShape:
         return _gguf_shape(ggufs[0])
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path / 'config.json'} cannot be read: {error}") from None
     files = list(path.glob("*.safetensors")) or list(path.glob("*.bin"))
     try:

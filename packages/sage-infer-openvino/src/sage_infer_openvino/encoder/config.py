@@ -290,7 +290,7 @@ def _read_dense(folder: Path) -> DenseStep:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: not readable as JSON: {error}") from error
 
 

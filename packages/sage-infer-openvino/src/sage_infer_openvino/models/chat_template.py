@@ -16,10 +16,15 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
 from sage_infer.errors import InvalidRequest, ModelFileError
 
 __all__ = ["RESERVED_VARIABLES", "ChatTemplate"]
+
+_MOST_ITERATIONS = 100_000  # of all loops over numbers, as of one in Jinja's sandbox
+_LONGEST_REPEATED = 1_000_000  # characters or items of a repetition
+_LARGEST_FACTOR, _LARGEST_EXPONENT = 2**64, 64
 
 RESERVED_VARIABLES = ("messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now")
 """Reserved variable names, set by the renderer."""
@@ -35,7 +40,7 @@ class ChatTemplate:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        environment = _Environment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
         )
         environment.filters["tojson"] = _to_json
@@ -44,7 +49,8 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
             tree = environment.parse(source)
-        except jinja2.TemplateError as error:
+        # Deeply nested templates overflow the stack, or become Python code that is nested too deeply.
+        except (jinja2.TemplateError, SyntaxError, RecursionError) as error:
             raise ModelFileError(f"the model's chat template is not valid Jinja: {error}") from error
         names = tree.find_all(jinja2.nodes.Name)
         read = {node.name for node in names if node.ctx == "load"}
@@ -71,6 +77,7 @@ class ChatTemplate:
         try:
             return self._template.render(
                 {
+                    "range": _Range(),
                     "documents": None,
                     **given,
                     "messages": [dict(message) for message in messages],
@@ -89,11 +96,42 @@ class ChatTemplate:
             AttributeError,
             ArithmeticError,
             LookupError,
+            RecursionError,
         ) as error:
             raise InvalidRequest(
                 f"the model's chat template fails on these messages ({type(error).__name__}: {error}); "
                 "check each message's role and content"
             ) from error
+
+
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Limits what the operators of a template compute; loops are limited by ``_Range``."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            if not (abs(left) <= _LARGEST_FACTOR and abs(right) <= _LARGEST_EXPONENT):
+                raise jinja2.TemplateRuntimeError(f"{left} ** {right} is too large")
+        elif any(isinstance(side, Sequence) for side in (left, right)):
+            length, times = (len(left), right) if isinstance(left, Sequence) else (len(right), left)
+            if isinstance(times, int) and length * times > _LONGEST_REPEATED:
+                raise jinja2.TemplateRuntimeError(f"a text repeated {times} times is too long")
+        return super().call_binop(context, operator, left, right)
+
+
+class _Range:
+    """``range`` of one rendering, limited over all of its loops."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_ITERATIONS
+
+    def __call__(self, *bounds: int) -> range:
+        found = range(*bounds)
+        self._left -= len(found)
+        if self._left < 0:
+            raise jinja2.TemplateRuntimeError(f"its loops have more than {_MOST_ITERATIONS} iterations")
+        return found
 
 
 class _Generation(jinja2.ext.Extension):

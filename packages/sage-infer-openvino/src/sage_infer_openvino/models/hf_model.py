@@ -58,7 +58,7 @@ class HfModel:
         path = self.folder / "config.json"
         try:
             self._raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelFileError(f"{path}: not readable as JSON: {error}") from error
         if not isinstance(self._raw, dict):
             raise ModelFileError(f"{path}: expected a JSON object, got {type(self._raw).__name__}")

@@ -61,6 +61,6 @@ def _vocab_size(folder: Path) -> int | None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{folder / 'config.json'}: not a valid model config: {error!r}") from error
     return size if isinstance(size, int) else None

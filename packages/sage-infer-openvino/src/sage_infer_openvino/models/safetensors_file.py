@@ -75,12 +75,14 @@ class SafetensorsFolder:
             return
         try:
             weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            shards = sorted(set(weight_map.values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            shards = sorted(set(weight_map.values()), key=str)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelFileError(
                 f"{index}: not an index of shards (an object with a weight_map): {error!r}"
             ) from error
         for shard in shards:
+            if not isinstance(shard, str) or "\0" in shard:
+                raise ModelFileError(f"{index}: {shard!r} is not the name of a shard; the file is damaged")
             if Path(shard).name != shard:
                 raise ModelFileError(f"{index}: the shard {shard!r} is outside of the folder")
             self._open(self.folder / shard)

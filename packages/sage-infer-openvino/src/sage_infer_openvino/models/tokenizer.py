@@ -29,6 +29,7 @@ __all__ = ["IncrementalDetokenizer", "TextTokenizer", "TokenizerMeta"]
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TOOL_USE = "tool_use"  # usual name of a model's template for chats with tools
+_MOST_TOKENS = 2**24  # ids of a vocabulary are as many as its rows; published ones have up to 2**18
 _LARGEST_ID = 2**31 - 1  # a model may have more rows than its tokenizer has tokens
 
 
@@ -265,10 +266,26 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise ModelFileError(f"{path}: not found; the model's folder needs its tokenizer.json")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     # `tokenizers` raises a bare Exception for any problem with the file.
     except Exception as error:
         raise ModelFileError(f"{path}: not supported by the installed `tokenizers`: {error}") from error
+    _check_vocabulary(tokenizer.get_vocab(with_added_tokens=True), str(path))
+    try:
+        tokenizer.encode("a")
+    except BaseException as error:  # inconsistent files make `tokenizers` panic, which is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelFileError(f"{path}: cannot encode a text ({error}); the file is damaged") from error
+    return tokenizer
+
+
+def _check_vocabulary(vocabulary: Mapping[str, int], where: str) -> None:
+    if not vocabulary:
+        raise ModelFileError(f"{where}: the vocabulary is empty; the file is damaged")
+    largest = max(vocabulary.values())
+    if largest > _MOST_TOKENS:
+        raise ModelFileError(f"{where}: a token has the id {largest}, expected at most {_MOST_TOKENS}")
 
 
 def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
@@ -278,7 +295,7 @@ def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
         if required:
             raise ModelFileError(f"{path}: not found; prepare the model again") from None
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(data, dict):
         raise ModelFileError(f"{path}: expected a JSON object, got {type(data).__name__}")
