@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import Phase, settings
 from sage_infer_testing.child import Recorder
 
 __all__ = ["run_module"]
 
 _NUMBERS = itertools.count(1)
+# Which test fails matters, not the shortest example: on a busy machine, the search for it takes minutes.
+settings.register_profile(
+    "first failure", phases=(Phase.explicit, Phase.generate), report_multiple_bugs=False
+)
 
 
 def run_module(source: str, folder: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -34,6 +39,11 @@ def run_module(source: str, folder: Path, *arguments: str) -> list[dict[str, Any
         "no:cacheprovider",
         "--import-mode=importlib",
     ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        pytest.main([*fixed, *options, *chosen], plugins=[Recorder(events)])
+    profile = getattr(settings, "get_current_profile_name", lambda: "default")()  # older ones have none
+    settings.load_profile("first failure")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            pytest.main([*fixed, *options, *chosen], plugins=[Recorder(events)])
+    finally:
+        settings.load_profile(profile)
     return [json.loads(line) for line in events.getvalue().splitlines()]
