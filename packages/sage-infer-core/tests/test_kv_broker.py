@@ -14,7 +14,9 @@ from sage_infer.contracts import KVStoreStats
 from sage_infer.errors import BackendUnavailable, ConfigError
 from sage_infer.schemas import KVCacheSchema
 from sage_infer.sdk import kv_broker
-from sage_infer.sdk.kv_broker import FetchedPages, KVBroker, check_kv_store, open_kv_store
+from sage_infer.sdk.kv_broker import KVBroker
+from sage_infer.sdk.kv_pages.pages import FetchedPages
+from sage_infer.sdk.kv_pages.setting import check_kv_store, open_kv_store
 
 SCHEMA = KVCacheSchema.from_preset("fp16", num_layers=1, num_heads=1, head_dim=8, page_size=4)
 SIZE = SCHEMA.bytes_per_page
@@ -335,6 +337,83 @@ def test_a_cancelled_request_returns_its_buffers() -> None:
             fetched = await made.fetch(KEYS[:4])
         assert len(fetched.pages) == 4
         made.close()
+
+    run(main())
+
+
+class TieredDictStore(DictStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved: list[list[bytes]] = []
+
+    def prefetch(self, keys: Sequence[bytes]) -> int:
+        self.moved.append(list(keys))
+        return len(keys) - 1
+
+
+def test_requests_wait_in_line_for_room() -> None:
+    """In order of arrival; the pages of the first ones move to the fastest tier meanwhile, once."""
+
+    async def main() -> None:
+        store = TieredDictStore()
+        store.blocks = {key: page(key) for key in KEYS}
+        made = broker(store, pages=4)
+        held: FetchedPages | None = await made.fetch(KEYS[:3])
+        assert (await made.fetch(KEYS[3:5])).is_deferred
+        order: list[int] = []
+
+        async def later(number: int, keys: list[bytes]) -> list[bytes]:
+            pages = list((await made.fetch_later(lambda: keys if number != 2 else [])).pages)
+            order.append(number)
+            return pages
+
+        tasks = [asyncio.create_task(later(i, KEYS[3 + i : 5 + i])) for i in range(4)]
+        for _ in range(3):  # each task has run until it waits
+            await asyncio.sleep(0)
+        assert order == [2], "a request that does not wait any longer leaves the line"
+        assert (await made.fetch(KEYS[:1])).is_deferred, "nobody overtakes the line"
+        del held
+        gc.collect()
+        assert await asyncio.gather(*tasks) == [KEYS[3:5], KEYS[4:6], [], KEYS[6:8]]
+        assert order == [2, 0, 1, 3]
+        assert store.moved == [KEYS[3:5], KEYS[4:6], KEYS[6:8]]
+        counts = made.counts()
+        assert (counts["later_requests"], counts["prefetched"], counts["failures"]) == (3, 3, 0)
+        assert list((await made.fetch(KEYS[:1])).pages) == KEYS[:1]
+        made.close()
+
+    run(main())
+
+
+def test_a_line_ends_with_its_broker_and_its_loops() -> None:
+    async def main() -> None:
+        store = DictStore()
+        store.blocks = {key: page(key) for key in KEYS}
+        made = broker(store, pages=4)
+        held = await made.fetch(KEYS[:3])
+
+        def other_loop() -> None:
+            async def ended() -> None:
+                asyncio.get_running_loop().create_task(made.fetch_later(lambda: KEYS[3:5]))
+                await asyncio.sleep(0)
+                assert made._line
+
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(ended())
+            loop.close()
+
+        await asyncio.to_thread(other_loop)
+        task = asyncio.create_task(made.fetch_later(lambda: KEYS[3:5]))
+        cancelled = asyncio.create_task(made.fetch_later(lambda: KEYS[3:5]))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert not task.done()
+        made.close()
+        assert not (await task).pages
+        assert not made._line
+        assert len(held.pages) == 3
 
     run(main())
 

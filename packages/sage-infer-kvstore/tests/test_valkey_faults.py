@@ -16,7 +16,7 @@ import pytest
 from children import ended, forked
 from sage_infer.contracts import key_space
 from sage_infer.errors import BackendUnavailable, ConfigError, InvalidRequest
-from sage_infer.sdk.kv_broker import open_kv_store
+from sage_infer.sdk.kv_pages.setting import open_kv_store
 from sage_infer_kvstore import TieredStore, breaker
 from shared_user import BLOCKS, KEYS, MODEL, SCHEMA, block, wrong
 from valkey_server import ValkeyServer, ValkeyStore, running_server

@@ -11,7 +11,8 @@ from attrs import frozen
 from platformdirs import user_cache_dir
 from sage_infer.contracts import ProgressReport
 from sage_infer.schemas import DecodeState, ModelDescriptor, RequestOptions, SamplingParams
-from sage_infer.sdk.kv_broker import KVBroker, open_kv_store
+from sage_infer.sdk.kv_broker import KVBroker
+from sage_infer.sdk.kv_pages.setting import open_kv_store
 from sage_infer.sdk.prepared import Progress
 
 from sage_infer_openvino.engine.decode_state import StateKeeper

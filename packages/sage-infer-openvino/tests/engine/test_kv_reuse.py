@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -229,6 +230,112 @@ def test_an_aborted_request_returns_what_it_fetched(store: DictStore) -> None:
             reuse = toy.backend._reuse
             assert reuse is not None
             await eventually(lambda: reuse.broker._returned or not reuse.broker._fetching)
+
+    run(main())
+
+
+class PrefetchingStore(DictStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved: list[list[bytes]] = []
+
+    def prefetch(self, keys: Sequence[bytes]) -> int:
+        self.moved.append(list(keys))
+        self.fault("prefetch")
+        return len(keys)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_pages_move_up_while_their_request_waits(monkeypatch: pytest.MonkeyPatch, is_broken: bool) -> None:
+    """Requests whose pages find no room in the buffers get them later, and none is computed again."""
+    store = PrefetchingStore()
+    monkeypatch.setattr(loading, "open_kv_store", lambda settings, **_: store)
+    prompts = [[first, *PROMPT[1:]] for first in range(3)]
+
+    def fault(call: str) -> None:
+        if is_broken and call == "prefetch":
+            raise OSError("broken")
+
+    store.fault = fault
+
+    async def main() -> None:
+        async with engine() as first:
+            for prompt in prompts:
+                assert await ask(first, prompt) == 0
+            await saved(first)
+        async with engine(max_batch_size=1, num_blocks=32) as toy:
+            toy.runner.gate.clear()
+            running = await toy.generate([7] * 9, greedy(3))
+            await toy.in_step()
+            waiting = [await toy.generate(prompt, greedy(9)) for prompt in prompts]
+            await eventually(lambda: len(store.moved) == 1)
+            stats = toy.backend.stats()
+            assert (stats.running, stats.waiting) == (1, 3), (
+                "its step has not ended, and its pages are moving"
+            )
+            assert store.gets == 5, "there is room for the pages of one request"
+            assert len(store.moved[0]) == 5, "of the next one, which fit beside them"
+
+            step, reuse, started = toy.runner.step, toy.backend._reuse, []
+            assert reuse is not None
+
+            def checked(batch: Any) -> Any:
+                """While a request runs, the pages of the next one are fetched."""
+                first = batch[0].token_ids[0] if batch[0].past_len == 5 * BLOCK else None
+                if first == PROMPT[5 * BLOCK] and len(started) < 3:
+                    started.append(first)
+                    wait_for(lambda: len(reuse.later) == max(0, 2 - len(started)))
+                return step(batch)
+
+            monkeypatch.setattr(toy.runner, "step", checked)
+            toy.runner.gate.set()
+            assert await tokens(running) == toy_greedy([7] * 9, 3)
+            for prompt, stream in zip(prompts, waiting, strict=True):
+                assert await tokens(stream) == toy_greedy(prompt, 9)
+                assert stream.usage is not None
+                assert stream.usage.cached_tokens == 5 * BLOCK
+            assert len(started) == 3
+            assert store.gets == 15
+            counts = toy.backend.stats().extensions
+            assert counts["kv_store_later_requests"] == 2
+            assert counts["kv_store_prefetched"] == (0 if is_broken else 10)
+            assert len(store.moved) == 2
+            await toy.idle()
+
+    run(main())
+
+
+def test_a_request_that_ends_in_the_queue_fetches_nothing(store: DictStore) -> None:
+    async def main() -> None:
+        async with engine() as first:
+            await ask(first)
+            await saved(first)
+        async with engine(max_batch_size=1, num_blocks=32) as toy:
+            toy.runner.gate.clear()
+            running = await toy.generate([7] * 9, greedy(3))
+            await toy.in_step()
+            fetched = await toy.generate(PROMPT, greedy(3), request_id="fetched")
+            waiting = [await toy.generate([i, *PROMPT[1:]], greedy(3)) for i in range(3)]
+            for stream in waiting:
+                stream.cancel()
+            toy.runner.gate.set()
+            for stream in waiting:
+                with pytest.raises(RequestCancelled):
+                    await tokens(stream)
+            assert await tokens(running) == toy_greedy([7] * 9, 3)
+            assert await tokens(fetched) == toy_greedy(PROMPT, 3)
+            reuse = toy.backend._reuse
+            assert reuse is not None
+            await eventually(lambda: not reuse.later)
+            assert not reuse.broker._line
+            assert store.gets == 5
 
     run(main())
 

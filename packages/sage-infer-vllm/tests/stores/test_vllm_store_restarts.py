@@ -25,7 +25,7 @@ from attrs import frozen
 from sage_infer.contracts import block_keys
 from sage_infer.errors import EngineDead
 from sage_infer.schemas import ModelDescriptor, RequestOptions, SamplingParams
-from sage_infer.sdk.kv_broker import open_kv_store
+from sage_infer.sdk.kv_pages.setting import open_kv_store
 from sage_infer_testing.waiting import eventually
 from sage_infer_vllm.models.prepare import loadable_folder
 from vllm_apart import generated, prompt_of

@@ -13,18 +13,18 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-from attrs import define, frozen
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from sage_infer.call_thread import CallThread
+from sage_infer.sdk.kv_pages.line import RequestLine
+from sage_infer.sdk.kv_pages.pages import Counts, FetchedPages, Save
 
 if TYPE_CHECKING:
     from sage_infer.contracts import KVStore
-    from sage_infer.schemas import KVCacheSchema
 
-__all__ = ["FetchedPages", "KVBroker", "check_kv_store", "open_kv_store"]
+__all__ = ["KVBroker"]
 
 _CLOSE_S = 5.0
 _CHECKSUMS = 1_000_000
@@ -32,75 +32,6 @@ _SAVED_TOGETHER = 8
 _PATIENCE = 3  # failures in a row before the store is left alone
 _PAUSE_S = 30.0
 _OBSERVED_S = 1.0
-
-
-def open_kv_store(settings: str | Mapping[str, Any], *, schema: KVCacheSchema, model_id: str) -> KVStore:
-    """Open the store that a setting names: a store's name, or a mapping with ``store`` and the store's options.
-
-    Raises:
-        BackendUnavailable: unknown, not ready on this machine, or its code failed.
-        ConfigError: the setting has another form, or an option that the store does not have.
-    """
-    from sage_infer.plugins import open_store
-
-    name, options = _parted(settings)
-    return open_store(name, schema=schema, model_id=model_id, **options)
-
-
-def check_kv_store(settings: str | Mapping[str, Any]) -> None:
-    """Check, before an engine starts, that the store which a setting names is there.
-
-    Raises:
-        BackendUnavailable, ConfigError: as ``open_kv_store``, but for what only the store knows.
-    """
-    from sage_infer.plugins import find_plugin, require_ready
-
-    require_ready(find_plugin(_parted(settings)[0], "store"))
-
-
-def _parted(settings: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    from sage_infer.errors import ConfigError
-
-    options = {"store": settings} if isinstance(settings, str) else dict(settings)
-    name = options.pop("store", None)
-    if not isinstance(name, str) or not name:
-        raise ConfigError(
-            f"a KV store is set by its name, or as {{store: NAME, …}} with the store's options; got {settings!r}"
-        )
-    return name, options
-
-
-class FetchedPages:
-    """Pages of one request in buffers of the broker. Dropping the object returns the buffers."""
-
-    def __init__(self, pages: dict[bytes, memoryview] | None = None) -> None:
-        self.pages = pages or {}
-
-    def take(self, key: bytes) -> memoryview | None:
-        """The page of this key, once."""
-        return self.pages.pop(key, None)
-
-
-@define
-class _Counts:
-    """What the broker reports, in pages where nothing else is said."""
-
-    fetched: int = 0
-    saved: int = 0
-    dropped: int = 0  # not saved: the queue was full, or the store did not take them
-    corrupt: int = 0
-    skipped_requests: int = 0  # not looked up: too many bytes in flight, or the store is left alone
-    late_requests: int = 0
-    failures: int = 0
-
-
-@frozen
-class _Save:
-    """A page that waits for the store. ``done`` is called when its buffer is no longer read."""
-
-    key: bytes
-    buffer: memoryview
-    done: Callable[[], object]
 
 
 class KVBroker:
@@ -130,9 +61,10 @@ class KVBroker:
         self._wait_s = wait_s
         self._limit = max(1, buffer_bytes // page_bytes)
         self._is_lossless = bool(getattr(store, "lossless", True))
+        self._prefetch: Callable[[Sequence[bytes]], int] | None = getattr(store, "prefetch", None)
         self._note_request: Callable[[Sequence[bytes]], object] | None = getattr(store, "note_request", None)
         self._lock = threading.Lock()  # guards all below
-        self._counts = _Counts()
+        self._counts = Counts()
         self._free: deque[memoryview] = deque(maxlen=self._limit)
         self._fetching = self._saving = 0
         # Of requests that have started or ended; not with the lock, since they may be collected while it is held.
@@ -143,8 +75,9 @@ class KVBroker:
         self._closed = False
         self._seen: dict[str, float] = {}  # what the store last said about itself
         self._seen_at = -math.inf
+        self._line = RequestLine()
         self._fetcher, self._saver = CallThread("sage-kv-fetch"), CallThread("sage-kv-save")
-        self._queue: deque[_Save] = deque()
+        self._queue: deque[Save] = deque()
 
     # --- fetching
 
@@ -160,11 +93,58 @@ class KVBroker:
             return FetchedPages()
         with self._lock:
             self._take_back()
-            is_stuck = self._fetcher.busy_s() > self._wait_s
-            if self._closed or is_stuck or self._is_paused() or self._fetching + len(keys) > self._limit:
+            is_late = bool(self._line) or self._fetching + len(keys) > self._limit
+            if self._is_unavailable() or is_late:
                 self._counts.skipped_requests += 1
-                return FetchedPages()
+                return FetchedPages(is_deferred=not self._is_unavailable())
             self._fetching += len(keys)
+        return await self._fetched(keys)
+
+    async def fetch_later(self, wanted: Callable[[], Sequence[bytes]]) -> FetchedPages:
+        """The pages of a request whose ``fetch`` was deferred, as soon as there is room, in order of arrival.
+
+        Meanwhile a store with several tiers moves them to the fastest one, for the first requests in the line whose
+        pages are together no more than those that may be in flight.
+
+        Args:
+            wanted: returns the keys of the pages; none if the request no longer waits.
+        """
+        with self._line.joined(wanted()[: self._limit]) as turn:
+            while not self._is_unavailable() and (keys := wanted()[: self._limit]):
+                self._promote_first()
+                with self._lock:
+                    self._take_back()
+                    is_next = self._line.is_first(turn) and self._fetching + len(keys) <= self._limit
+                    self._fetching += len(keys) if is_next else 0
+                if not is_next:
+                    await turn.wait()
+                    continue
+                fetched = await self._fetched(keys)
+                with self._lock:
+                    self._counts.later_requests += bool(fetched.pages)
+                return fetched
+        return FetchedPages()
+
+    def _promote_first(self) -> None:
+        if self._prefetch is not None:
+            for keys in self._line.announced(self._limit):
+                self._fetcher.submit(partial(self._promote, self._prefetch, keys))
+
+    def _promote(self, prefetch: Callable[[Sequence[bytes]], int], keys: Sequence[bytes]) -> None:
+        try:
+            count = int(prefetch(keys))
+        except BaseException:
+            with self._lock:
+                self._failed()
+            return
+        with self._lock:
+            self._counts.prefetched += count
+
+    def _is_unavailable(self) -> bool:
+        return self._closed or self._is_paused() or self._fetcher.busy_s() > self._wait_s
+
+    async def _fetched(self, keys: Sequence[bytes]) -> FetchedPages:
+        """The stored pages of keys whose number is counted in ``_fetching``."""
         future = self._fetcher.submit(lambda: self._fetch(keys))
         try:
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), self._wait_s)
@@ -173,12 +153,12 @@ class KVBroker:
             del future  # a traceback keeps this frame, which must not keep buffers
             with self._lock:
                 if is_waiting:
-                    self._fetching -= len(keys)
+                    self._give_back(len(keys), [])
                 if isinstance(error, TimeoutError):
                     self._counts.late_requests += 1
                     if not is_waiting:  # else other requests kept the store busy
                         self._failed()
-                    return FetchedPages()
+                    return FetchedPages(is_deferred=is_waiting)
             raise
 
     def _note(self, keys: Sequence[bytes]) -> None:
@@ -186,7 +166,7 @@ class KVBroker:
         if note is None or not keys:
             return
         with self._lock:
-            if self._closed or self._is_paused() or self._fetcher.busy_s() > self._wait_s:
+            if self._is_unavailable():
                 return
 
         def noted() -> None:
@@ -213,14 +193,13 @@ class KVBroker:
                 pages[key] = buffer
         except BaseException:
             with self._lock:
-                self._fetching -= len(keys)
-                self._free.extend(buffers)
                 self._failed()
+            self._give_back(len(keys), buffers)
             return FetchedPages()
         if self._is_observation_due():
             self._saver.submit(self._observe)  # not here: a request waits
         fetched = FetchedPages(pages)
-        weakref.finalize(fetched, self._returned.append, (len(keys), buffers)).atexit = False
+        weakref.finalize(fetched, self._give_back, len(keys), buffers).atexit = False
         with self._lock:
             self._counts.fetched += len(pages)
             self._failures_in_row = 0
@@ -236,6 +215,10 @@ class KVBroker:
         with self._lock:
             self._counts.corrupt += 1
         return False
+
+    def _give_back(self, count: int, buffers: list[memoryview]) -> None:
+        self._returned.append((count, buffers))
+        self._line.wake()
 
     def _take_back(self) -> None:
         while self._returned:
@@ -254,7 +237,7 @@ class KVBroker:
             self._saving += 1
         buffer = self._buffer()
         read(buffer)
-        self._put_later(_Save(key, buffer, lambda: self._free.append(buffer)))
+        self._put_later(Save(key, buffer, lambda: self._free.append(buffer)))
 
     def save_from(self, key: bytes, buffer: memoryview, done: Callable[[], None]) -> None:
         """Queue a page without a copy; ``done`` is called when the buffer is no longer read, from any thread."""
@@ -265,16 +248,16 @@ class KVBroker:
             else:
                 self._counts.dropped += 1
         if is_taken:
-            self._put_later(_Save(key, buffer, done))
+            self._put_later(Save(key, buffer, done))
         else:
             done()
 
-    def _put_later(self, page: _Save) -> None:
+    def _put_later(self, page: Save) -> None:
         self._queue.append(page)
         self._saver.submit(self._save)
 
     def _save(self) -> None:
-        batch: list[_Save] = []
+        batch: list[Save] = []
         while self._queue and len(batch) < _SAVED_TOGETHER:
             batch.append(self._queue.popleft())
         if not batch:
@@ -343,7 +326,7 @@ class KVBroker:
         if not self._saver.busy_s() and self._is_observation_due():
             self._saver.submit(self._observe)  # for the next caller
         with self._lock:
-            found = {name: float(getattr(self._counts, name)) for name in _Counts.__slots__ if name[0] != "_"}
+            found = {name: float(getattr(self._counts, name)) for name in Counts.__slots__ if name[0] != "_"}
             return {
                 **self._seen,
                 **found,
@@ -367,6 +350,7 @@ class KVBroker:
             if self._closed:
                 return
             self._closed = True
+        self._line.wake_all()
         is_done = self._saver.drain(_CLOSE_S) and self._fetcher.drain(_CLOSE_S)
         if is_done:
             self._saver.submit(self._store.close)

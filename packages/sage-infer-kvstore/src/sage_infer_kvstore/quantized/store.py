@@ -9,7 +9,7 @@ import numpy as np
 from attrs import evolve
 from sage_infer.contracts import KVStoreStats, block_keys
 from sage_infer.schemas import KVCacheSchema
-from sage_infer.sdk.kv_broker import open_kv_store
+from sage_infer.sdk.kv_pages.setting import open_kv_store
 
 from sage_infer_kvstore.blocks import checked_buffers
 from sage_infer_kvstore.quantized.codec import PageCodec

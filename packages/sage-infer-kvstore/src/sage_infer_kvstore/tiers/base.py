@@ -13,7 +13,7 @@ from sage_infer.contracts import KVPlace
 from sage_infer.errors import ConfigError, InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 from sage_infer.schemas.kv_chunk import MemoryTier
-from sage_infer.sdk.kv_broker import open_kv_store
+from sage_infer.sdk.kv_pages.setting import open_kv_store
 
 from sage_infer_kvstore.paged.store import PagedStore
 from sage_infer_kvstore.policies.names import policy_of

@@ -104,7 +104,8 @@ class DecoderEngine:
         try:
             self._queue.submit([request.request_id for request in requests], lambda: self._accept(requests))
         except SageInferError:
-            for key in arriving:
+            for key, request in arriving.items():
+                request.is_over = True
                 del self._arriving[key]
             raise
 
@@ -260,7 +261,7 @@ class DecoderEngine:
     def _end(self, request: EngineRequest, error: SageInferError | None) -> None:
         for sequence in request.sequences:
             self._scheduler.remove(sequence)
-        request.fetched = None
+        request.is_over, request.fetched = True, None
         self._requests.pop(request.request_id, None)
         self._held.pop(request.request_id, None)
         self._finished += 1

@@ -1,4 +1,4 @@
-"""Pages of requests in a KV store: fetched before a request is submitted, saved when a block is full."""
+"""Pages of requests in a KV store: fetched before a request starts, saved when a block is full."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 from sage_infer.sdk.kv_broker import KVBroker
 
 from sage_infer_openvino.engine.block_pool import BlockPool
@@ -26,6 +26,7 @@ class KVReuse:
     broker: KVBroker
     runner: PagedRunner
     key_chain: NewKeyChain
+    later: set[asyncio.Task[None]] = field(factory=set)
 
     async def fetch(self, requests: Sequence[EngineRequest], pool: BlockPool) -> None:
         """Give each request the stored pages that follow the blocks which the engine has cached."""
@@ -40,11 +41,29 @@ class KVReuse:
         else:
             keys = await asyncio.to_thread(chain.extend, tokens)
         sequence.key_chain = chain  # the engine thread, which has not seen it yet, adds what follows
-        cached = next((i for i, key in enumerate(keys) if pool.find(key) is None), len(keys))
-        request.fetched = await self.broker.fetch(keys, cached=cached)
+        request.fetched = await self.broker.fetch(keys, cached=_leading(pool, keys))
+        if request.fetched.is_deferred:
+            task = asyncio.create_task(self._fetch_later(request, list(keys), pool))
+            self.later.add(task)
+            task.add_done_callback(self.later.discard)
+
+    async def _fetch_later(self, request: EngineRequest, keys: list[bytes], pool: BlockPool) -> None:
+        """Fetch the pages of a request while it waits in the engine's queue, which it does not leave later for it."""
+
+        def wanted() -> list[bytes]:
+            return keys[_leading(pool, keys) :] if request.is_waiting else []
+
+        request.fetched = await self.broker.fetch_later(wanted)
+        if not request.is_waiting:
+            request.fetched = None
 
     def load(self, block: int, page: memoryview) -> None:
         self.runner.write_block(block, page)
 
     def save(self, key: bytes, block: int) -> None:
         self.broker.save(key, lambda out: self.runner.read_block(block, np.frombuffer(out, np.uint8)))
+
+
+def _leading(pool: BlockPool, keys: Sequence[bytes]) -> int:
+    """How many blocks at the start the engine has cached."""
+    return next((i for i, key in enumerate(keys) if pool.find(key) is None), len(keys))

@@ -12,7 +12,7 @@ from attrs import define, field
 from sage_infer.contracts import BufferedTokenStream, KeyChain
 from sage_infer.schemas import FinishReason, SamplingParams, Timing, TokenDelta, Usage
 from sage_infer.sdk import StopStringDetector
-from sage_infer.sdk.kv_broker import FetchedPages
+from sage_infer.sdk.kv_pages.pages import FetchedPages
 
 from sage_infer_openvino.engine.grammar.compiler import GrammarMatcher
 from sage_infer_openvino.models.tokenizer import IncrementalDetokenizer
@@ -115,6 +115,7 @@ class EngineRequest:
     salt: bytes = b""  # only requests with equal salt share KV
     is_private: bool = False  # random salt: KV of another engine is not shared
     fetched: FetchedPages | None = None  # from a KV store, until it starts
+    is_over: bool = False  # it has ended, or was not accepted
     hold: bool = False
     hold_s: float = math.inf
     held_until: float = math.inf  # in the time of time.perf_counter
@@ -125,6 +126,11 @@ class EngineRequest:
     cached_tokens: int | None = None  # cached prompt tokens at the first start
     arrived_at: float = field(factory=time.perf_counter)  # its position in the queue, kept after preemption
     clock: Clock = field(factory=Clock)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has not started yet. May be asked from any thread."""
+        return self.clock.started is None and not self.is_over
 
     def usage(self) -> Usage:
         output = sum(sequence.output_length for sequence in self.sequences)

@@ -42,6 +42,7 @@ class Stepper:
             slices.append(SequenceSlice(tokens, sequence.computed, sequence.blocks))
             if sequence.request.clock.started is None:
                 sequence.request.clock.started = now
+                sequence.request.fetched = None  # pages that arrived too late
         logits = self.runner.step(slices)
         due: list[int] = []
         for row, (sequence, count) in enumerate(step):

@@ -18,7 +18,7 @@ from sage_infer.errors import (
     UnsupportedFeature,
 )
 from sage_infer.schemas import ModelDescriptor
-from sage_infer.sdk.kv_broker import check_kv_store
+from sage_infer.sdk.kv_pages.setting import check_kv_store
 
 from sage_infer_vllm.engine.capability import Service, capability_of
 from sage_infer_vllm.engine.kv_reuse import KVReuse

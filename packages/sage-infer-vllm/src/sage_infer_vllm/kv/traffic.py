@@ -7,7 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
-from sage_infer.sdk.kv_broker import FetchedPages, KVBroker, open_kv_store
+from sage_infer.sdk.kv_broker import KVBroker
+from sage_infer.sdk.kv_pages.pages import FetchedPages
+from sage_infer.sdk.kv_pages.setting import open_kv_store
 
 from sage_infer_vllm.kv.arena import Arena
 

@@ -1,0 +1,1 @@
+"""Parts of the ``KVBroker``: its store, pages, and the line of requests."""
