@@ -96,6 +96,7 @@ NUMBERS = st.sampled_from([0.0, -0.0, 1e-9, 1.0, 3.0, -2.5, 1e4, -1e6])
 def test_compiled_loops_write_the_bytes_that_numpy_writes(
     shape: tuple[int, int, int, int], seed: int, center: float, spread: float, data: st.DataObject
 ) -> None:
+    pytest.importorskip("numba")  # the extra `compiled`
     assert kv_kernels.wait(), "Numba does not compile the loops"
     layers, heads, tokens, dim = shape
     schema = KVCacheSchema(
