@@ -19,7 +19,7 @@ from sage_infer_kvstore.paged.locks import FileLock, OwnerNumbers
 __all__ = ["SHARED_FOLDER", "PrivateArena", "SharedArena"]
 
 SHARED_FOLDER = Path("/dev/shm")
-_VERSION = 1
+_VERSION = 2
 _LOCK_TIMEOUT_S = 5.0
 _open_arenas: weakref.WeakSet[SharedArena] = weakref.WeakSet()
 

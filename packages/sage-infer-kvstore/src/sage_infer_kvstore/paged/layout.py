@@ -107,7 +107,8 @@ def index_bytes(capacity: int) -> int:
 
 
 def _table_size(capacity: int) -> int:
-    return 1 << (2 * capacity + 1).bit_length()
+    """At most a quarter full: half full, a look-up compares twice as many keys."""
+    return 1 << (4 * capacity + 1).bit_length()
 
 
 def _pins(capacity: int) -> int:
