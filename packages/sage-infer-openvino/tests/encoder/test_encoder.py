@@ -180,7 +180,12 @@ def test_a_plain_bert_folder_is_pooled_by_mean(folder: Path) -> None:
     [
         ("config.json", {"model_type": "mpnet"}, UnsupportedFeature, "'mpnet' is not supported.*xlm-roberta"),
         ("config.json", {"hidden_act": "swiglu"}, UnsupportedFeature, "'swiglu'"),
-        ("config.json", {"hidden_size": None}, ModelFileError, r"config\.json: a BERT dimension"),
+        (
+            "config.json",
+            {"hidden_size": None},
+            ModelFileError,
+            r"config\.json: [a-z_]+ is missing or not a number",
+        ),
         ("config.json", {"position_embedding_type": "relative_key"}, UnsupportedFeature, "'relative_key'"),
         (
             "1_Pooling/config.json",
@@ -193,6 +198,26 @@ def test_a_plain_bert_folder_is_pooled_by_mean(folder: Path) -> None:
             {"max_seq_length": "many"},
             ModelFileError,
             "maximum length is not a number",
+        ),
+        ("sentence_bert_config.json", {"max_seq_length": -5}, ModelFileError, "maximum length is -5"),
+        ("config.json", {"max_position_embeddings": 0}, ModelFileError, "max_position_embeddings is 0"),
+        ("config.json", {"num_attention_heads": 0}, ModelFileError, "num_attention_heads is 0"),
+        ("config.json", {"num_attention_heads": 7}, ModelFileError, "not a multiple of the 7 heads"),
+        ("config.json", {"num_hidden_layers": 2**40}, ModelFileError, "num_hidden_layers is 1099511627776"),
+        (
+            "config.json",
+            {"hidden_size": float("inf")},
+            ModelFileError,
+            "hidden_size is missing or not a number",
+        ),
+        ("config.json", {"layer_norm_eps": -1}, ModelFileError, "layer_norm_eps is -1"),
+        ("config.json", {"hidden_act": ["gelu"]}, UnsupportedFeature, "activation"),
+        ("1_Pooling/config.json", {"pooling_mode": [["mean"]]}, UnsupportedFeature, "pooling"),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"a": "b"}, "default_prompt_name": ["a"]},
+            ModelFileError,
+            "is not one of its prompts",
         ),
         (
             "config_sentence_transformers.json",
@@ -230,6 +255,12 @@ def test_modules_that_are_refused(folder: Path) -> None:
     )
     with pytest.raises(UnsupportedFeature, match="module 'LSTM' is not supported"):
         Encoder(folder)
+    for outside in ("../other", "/etc"):
+        write_json(
+            folder / "modules.json", [{"type": "sentence_transformers.models.Pooling", "path": outside}]
+        )
+        with pytest.raises(ModelFileError, match="outside of the folder"):
+            Encoder(folder)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +269,9 @@ def test_modules_that_are_refused(folder: Path) -> None:
         ({"use_residual": True}, UnsupportedFeature, "residual"),
         ({"activation_function": "mine.Swish"}, UnsupportedFeature, r"activation 'mine\.Swish'"),
         ({"out_features": None}, ModelFileError, "out_features is missing"),
+        ({"out_features": float("inf")}, ModelFileError, "out_features is missing or not a number"),
+        ({"out_features": -1}, ModelFileError, "out_features is -1"),
+        ({"module_input_name": ["x"]}, UnsupportedFeature, "input other than"),
         ({"out_features": 7}, ModelFileError, r"shape \[10, 24\].*its 7 outputs"),
     ],
 )

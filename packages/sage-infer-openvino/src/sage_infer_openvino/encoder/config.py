@@ -27,6 +27,7 @@ __all__ = [
 
 Family = Literal["bert", "roberta", "distilbert"]
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+_LARGEST_COUNT = 2**31 - 1  # no model has larger widths or lengths
 Activation = Literal["gelu", "gelu_tanh", "identity", "relu", "sigmoid", "tanh"]
 
 _FAMILIES: dict[str, Family] = {
@@ -150,7 +151,7 @@ def read_encoder_config(folder: str | Path, *, reranker: bool = False) -> Encode
         )
     if reranker and default is not None:
         raise UnsupportedFeature(f"{folder}: a reranker with a default prompt ({default!r}) is not supported")
-    if default is not None and default not in prompts:
+    if default is not None and str(default) not in prompts:
         raise ModelFileError(
             f"{folder / 'config_sentence_transformers.json'}: default_prompt_name {default!r} is not one of its prompts"
         )
@@ -158,13 +159,15 @@ def read_encoder_config(folder: str | Path, *, reranker: bool = False) -> Encode
         limit = int(sentence.get("max_seq_length") or tokenizer.get("model_max_length") or bert.max_positions)
     except (TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(f"{folder}: the maximum length is not a number: {error}") from error
+    if limit < 1:
+        raise ModelFileError(f"{folder}: the maximum length is {limit}, expected at least 1")
     return EncoderConfig(
         bert=bert,
         head=head,
         max_sequence_length=min(limit, bert.max_positions),
         lower_case=bool(sentence.get("do_lower_case", False)),
         prompts=prompts,
-        default_prompt="" if default is None else prompts[default],
+        default_prompt="" if default is None else prompts[str(default)],
     )
 
 
@@ -181,31 +184,52 @@ def _read_bert(folder: Path, raw: dict[str, Any], tokenizer: dict[str, Any], *, 
         )
     distil = family == "distilbert"
     activation = raw.get("activation" if distil else "hidden_act") or "gelu"
-    if activation not in _ACTIVATIONS:
+    if str(activation) not in _ACTIVATIONS:
         raise UnsupportedFeature(
             f"{folder}: activation {activation!r} is not supported; supported: {', '.join(_ACTIVATIONS)}"
         )
     inputs = tokenizer.get("model_input_names") or ["token_type_ids"]
+    path = folder / "config.json"
+    padding = raw.get("pad_token_id", 1) if family == "roberta" else raw.get("pad_token_id") or 0
+    padding_id = _count({"pad_token_id": padding}, "pad_token_id", path, least=0)
+    first = padding_id + 1 if family == "roberta" else 0
+    heads = "n_heads" if distil else "num_attention_heads"
+    size, count = _count(raw, "dim" if distil else "hidden_size", path), _count(raw, heads, path)
+    if size % count:
+        raise ModelFileError(f"{path}: the hidden size {size} is not a multiple of the {count} heads")
+    epsilon = raw.get("layer_norm_eps", 1e-12)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise ModelFileError(f"{path}: layer_norm_eps is {epsilon!r}, expected a number between 0 and 1")
+    return BertConfig(
+        family=family,
+        num_layers=_count(raw, "n_layers" if distil else "num_hidden_layers", path),
+        hidden_size=size,
+        num_heads=count,
+        max_positions=_count(raw, "max_position_embeddings", path, least=first + 1) - first,
+        padding_position=padding_id if family == "roberta" else None,
+        padding_id=padding_id,
+        vocab_size=_count(raw, "vocab_size", path),
+        pair_types=pairs and family == "bert" and "token_type_ids" in inputs,
+        layer_norm_eps=float(epsilon),
+        activation=_ACTIVATIONS[str(activation)],
+    )
+
+
+def _count(raw: Mapping[str, Any], key: str, path: Path, *, least: int = 1) -> int:
+    """A whole number of at least ``least``.
+
+    Raises:
+        ModelFileError: it is missing, or no such number.
+    """
     try:
-        padding_id = int(raw.get("pad_token_id", 1) if family == "roberta" else raw.get("pad_token_id") or 0)
-        first = padding_id + 1 if family == "roberta" else 0
-        return BertConfig(
-            family=family,
-            num_layers=int(raw["n_layers" if distil else "num_hidden_layers"]),
-            hidden_size=int(raw["dim" if distil else "hidden_size"]),
-            num_heads=int(raw["n_heads" if distil else "num_attention_heads"]),
-            max_positions=int(raw["max_position_embeddings"]) - first,
-            padding_position=padding_id if family == "roberta" else None,
-            padding_id=padding_id,
-            vocab_size=int(raw["vocab_size"]),
-            pair_types=pairs and family == "bert" and "token_type_ids" in inputs,
-            layer_norm_eps=float(raw.get("layer_norm_eps", 1e-12)),
-            activation=_ACTIVATIONS[activation],
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        value = int(raw[key])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(
-            f"{folder / 'config.json'}: a BERT dimension is missing or not a number: {error}"
+            f"{path}: {key} is missing or not a number ({error}); the file is damaged"
         ) from error
+    if not least <= value <= _LARGEST_COUNT:
+        raise ModelFileError(f"{path}: {key} is {value}, expected a number ≥ {least}; the file is damaged")
+    return value
 
 
 def _score_activation(folder: Path, raw: dict[str, Any], own: dict[str, Any]) -> Activation:
@@ -237,7 +261,10 @@ def _read_modules(folder: Path) -> VectorHead:
     steps: list[DenseStep | Literal["normalize"]] = []
     for module in _read_list(path) if path.is_file() else []:
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        place = folder / str(module.get("path", ""))
+        name = str(module.get("path", ""))
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelFileError(f"{path}: the module {name!r} is outside of the folder")
+        place = folder / name
         if kind == "Pooling":
             pooling, includes_prompt = _read_pooling(place / "config.json")
         elif kind == "Normalize":
@@ -258,12 +285,12 @@ def _read_pooling(path: Path) -> tuple[tuple[Pooling, ...], bool]:
     if named is None:
         on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
         modes = [mode for mode in _POOLINGS if mode in on] + [mode for mode in on if mode not in _POOLINGS]
-    unknown = [str(mode) for mode in modes if mode not in _POOLINGS]
+    unknown = [str(mode) for mode in modes if str(mode) not in _POOLINGS]
     if unknown:
         raise UnsupportedFeature(
             f"{path}: pooling {', '.join(unknown)} is not supported; supported: {', '.join(get_args(Pooling))}"
         )
-    return tuple(_POOLINGS[mode] for mode in modes) or ("mean",), config.get(
+    return tuple(_POOLINGS[str(mode)] for mode in modes) or ("mean",), config.get(
         "include_prompt", True
     ) is not False
 
@@ -271,20 +298,17 @@ def _read_pooling(path: Path) -> tuple[tuple[Pooling, ...], bool]:
 def _read_dense(folder: Path) -> DenseStep:
     path = folder / "config.json"
     config = _read_object(path)
-    names = {config.get("module_input_name"), config.get("module_output_name")}
-    if config.get("use_residual") or not names <= {None, "sentence_embedding"}:
+    names = [config.get("module_input_name"), config.get("module_output_name")]
+    if config.get("use_residual") or any(name not in (None, "sentence_embedding") for name in names):
         raise UnsupportedFeature(
             f"{path}: a Dense with a residual, or with an input other than the sentence embedding, is not supported"
         )
-    try:
-        return DenseStep(
-            folder=folder,
-            out_features=int(config["out_features"]),
-            bias=bool(config.get("bias", True)),
-            activation=_torch_activation(path, config.get("activation_function", "torch.nn.Tanh")),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{path}: out_features is missing or not a number: {error}") from error
+    return DenseStep(
+        folder=folder,
+        out_features=_count(config, "out_features", path),
+        bias=bool(config.get("bias", True)),
+        activation=_torch_activation(path, config.get("activation_function", "torch.nn.Tanh")),
+    )
 
 
 def _read_json(path: Path) -> Any:

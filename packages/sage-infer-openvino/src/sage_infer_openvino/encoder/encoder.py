@@ -10,13 +10,14 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 from sage_infer.contracts import ProgressReport
-from sage_infer.errors import ContextLengthExceeded, InvalidRequest, ModelFileError, UnsupportedFeature
+from sage_infer.errors import ContextLengthExceeded, InvalidRequest, UnsupportedFeature
 from tokenizers import Tokenizer
 
 from sage_infer_openvino.device import check_precision, compile_model, latency_properties
 from sage_infer_openvino.encoder.bert_graph import build_bert
 from sage_infer_openvino.encoder.config import VectorHead, read_encoder_config
 from sage_infer_openvino.models.safetensors_file import SafetensorsFolder
+from sage_infer_openvino.models.tokenizer import read_tokenizer
 from sage_infer_openvino.ov_runtime import ov
 
 __all__ = ["Encoder", "EncoderInput"]
@@ -228,14 +229,7 @@ def _encoded(encode: Callable[[T], Any], given: T) -> Any:
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelFileError(f"{path}: not found; the model's folder needs its tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    # `tokenizers` raises a bare Exception for any problem with the file.
-    except Exception as error:
-        raise ModelFileError(f"{path}: not supported by the installed `tokenizers`: {error}") from error
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -25,7 +25,7 @@ from sage_infer_openvino.models.file_checks import special_token_id
 from sage_infer_openvino.models.gguf.file import GgufFile
 from sage_infer_openvino.models.gguf.tokenizer import build_tokenizer, end_of_generation_ids, special_id
 
-__all__ = ["IncrementalDetokenizer", "TextTokenizer", "TokenizerMeta"]
+__all__ = ["IncrementalDetokenizer", "TextTokenizer", "TokenizerMeta", "read_tokenizer"]
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TOOL_USE = "tool_use"  # usual name of a model's template for chats with tools
@@ -109,7 +109,7 @@ class TextTokenizer:
         Raises :class:`ModelFileError`.
         """
         folder = Path(folder)
-        tokenizer = _read_tokenizer(folder / "tokenizer.json")
+        tokenizer = read_tokenizer(folder / "tokenizer.json")
         config = _read_json(folder / "tokenizer_config.json")
         special = {
             name: text for name in _SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None
@@ -145,7 +145,7 @@ class TextTokenizer:
             raise ModelFileError(
                 f"{folder / 'tokenizer_meta.json'}: not in the format of this version; prepare the model again"
             ) from error
-        return cls(_read_tokenizer(folder / "tokenizer.json"), meta)
+        return cls(read_tokenizer(folder / "tokenizer.json"), meta)
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_meta.json`` to an existing folder."""
@@ -262,7 +262,11 @@ def _text(file: GgufFile, key: str) -> str | None:
     return value
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
+    """
+    Raises:
+        ModelFileError: the file does not exist, is damaged, or from a later version of ``tokenizers``.
+    """
     if not path.is_file():
         raise ModelFileError(f"{path}: not found; the model's folder needs its tokenizer.json")
     try:
