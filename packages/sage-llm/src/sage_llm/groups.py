@@ -44,12 +44,15 @@ class Members:
         before = self.views.pop(slot, None)
         if before is None and not self.views and self.waiting:
             self._has_returned = True
+        speed = 0
         if before is not None:
             speed, entry = self.at.pop(slot)
             queue = self.classes[speed]
             del queue[bisect.bisect_left(queue, entry)]
         if view is not None:
-            speed, entry = round(math.log2(view.rate)), (view.queue_s, slot)
+            if before is None or before.rate != view.rate:
+                speed = round(math.log2(view.rate))
+            entry = view.queue_s, slot
             bisect.insort(self.classes.setdefault(speed, []), entry)
             self.at[slot] = speed, entry
             self.views[slot] = view

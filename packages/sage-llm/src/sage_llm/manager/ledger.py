@@ -70,10 +70,13 @@ class Ledger:
 
     def commit(self, delta: TokenDelta) -> None:
         """Record a delta; call it together with its delivery."""
-        record = self.records[delta.index]
-        record.token_ids.extend(delta.token_ids)
+        record, ids = self.records[delta.index], delta.token_ids
+        if len(ids) == 1:
+            record.token_ids.append(ids[0])
+        else:
+            record.token_ids.extend(ids)
         record.chars += len(delta.text)
-        self.tokens += len(delta.token_ids)
+        self.tokens += len(ids)
         if delta.finish_reason is not None:
             record.finish_reason = delta.finish_reason
         if not self.has_started:

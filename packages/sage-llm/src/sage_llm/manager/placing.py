@@ -70,6 +70,7 @@ class Placement:
         self._waiting: dict[str, Placed] = {}
         self._dispatched: set[str] = set()
         self._last_open: dict[str, float] = {}
+        self._longest: dict[str, int] = {}  # length limits by model
 
     # --- instances
 
@@ -78,6 +79,7 @@ class Placement:
         now, descriptor = time.monotonic(), instance.descriptor
         record = self.registry.add(descriptor, now, _STATES[instance.word])
         self._instances.setdefault(instance.model_id, []).append(instance)
+        self._longest.pop(instance.model_id, None)
         self._by_slot[record.slot] = instance, record
         instance.slot = record.slot
         instance.on_move = self._moved
@@ -94,6 +96,7 @@ class Placement:
     def remove(self, instance: LiveInstance) -> None:
         self._last_open[instance.model_id] = time.monotonic()
         self._instances[instance.model_id].remove(instance)
+        self._longest.pop(instance.model_id, None)
         _, record = self._by_slot.pop(instance.slot)
         self.index.remove(record.slot)
         self.registry.remove(record)
@@ -327,7 +330,11 @@ class Placement:
     def _view(self, request: Placed) -> RequestView:
         if isinstance(request, ManagedCall):
             return call_view(request, self.classifier)
-        return request_view(request, self.instances(request.model_id), self.classifier, self.index)
+        longest = self._longest.get(request.model_id, -1)
+        if longest < 0:
+            limits = [i.descriptor.capability.max_sequence_length for i in self.instances(request.model_id)]
+            longest = self._longest[request.model_id] = min(limits, default=0)
+        return request_view(request, longest, self.classifier, self.index)
 
 
 _HELD = Decision("wait", "")

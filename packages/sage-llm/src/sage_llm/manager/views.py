@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from sage_infer.schemas import RequestOptions
@@ -11,7 +10,6 @@ from sage_llm.chains import ChainStep
 from sage_llm.classifier import RequestClassifier
 from sage_llm.index.kv_index import KVIndex
 from sage_llm.manager.calls.call import ManagedCall
-from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.types import RequestView
 
@@ -25,15 +23,17 @@ _UNKNOWN_OUTPUT = 2048  # tokens expected at most of a request without max_token
 
 def request_view(
     request: ManagedRequest,
-    instances: Sequence[LiveInstance],
+    longest: int,
     classifier: RequestClassifier,
     index: KVIndex,
 ) -> RequestView:
-    """The present view of a request: its prompt and output so far are what an instance would compute."""
+    """The present view of a request: its prompt and output so far are what an instance would compute.
+
+    ``longest`` is the length limit of the model's instances in tokens; 0 if unknown.
+    """
     options, params, ledger = request.options, request.params, request.ledger
-    done = max(len(record.token_ids) for record in ledger.records)
+    done = max([len(record.token_ids) for record in ledger.records])
     tokens = request.prompt_tokens + ledger.tokens
-    longest = min((i.descriptor.capability.max_sequence_length for i in instances), default=0)
     wanted = _UNKNOWN_OUTPUT if params.max_tokens is None else params.max_tokens - done
     room = max(longest - tokens, 0) if longest else wanted
     most = max(min(wanted, room), 0) * params.n
