@@ -122,6 +122,7 @@ def test_twenty_prompts_equal_one_instance(smollm2: str, cache_dir: str) -> None
 
 def test_kv_moves_through_a_store(smollm2: str, cache_dir: str) -> None:
     """Full pages of each prompt are in the store; the decode replica computes the rest."""
+    pytest.importorskip("sage_infer_kvstore", reason="it brings the store `paged`")
     store = {"store": "paged", "name": f"pd-{os.urandom(6).hex()}", "capacity_gb": 0.05}
 
     async def test(manager: ControlPlaneManager, prefill: Replica, decode: Replica) -> None:
