@@ -16,7 +16,7 @@ from sage_infer.models import add_model
 HERE = Path(__file__).parent
 KIT = HERE.parents[1] / "sage-infer-testing" / "tests"
 # For plane and the kit's reference engine, whatever pytest's import mode.
-sys.path[:0] = [str(HERE), str(KIT)]
+sys.path[:0] = [str(HERE), str(HERE / "pd"), str(KIT)]
 
 # Where the wheel is tested alone, the tests of the kit are not there, and with them its reference engine.
 collect_ignore = (

@@ -18,8 +18,8 @@ from sage_llm.commands import operate
 from sage_llm.commands.config import LLM
 from sage_llm.commands.control import ControlServer, ask, control_path
 from sage_llm.commands.methods import methods
-from sage_llm.commands.serve import manager_settings, with_room
 from sage_llm.commands.served_models import parse_replicas
+from sage_llm.commands.serving import manager_settings, with_room
 from sage_llm.commands.tables import status_lines, table_lines, width
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 from toy_engine import ToyExecutor, toy_model

@@ -16,7 +16,7 @@ from sage_infer.config import LoadedConfig
 from sage_infer_serve.config import Serve
 from sage_infer_serve.http.auth import APIKey
 from sage_infer_serve.outputs import survive_closed_outputs
-from sage_infer_serve.server import check_settings, listen, new_loop
+from sage_infer_serve.server import check_settings, listen, new_loop, reserve
 from sage_infer_serve.settings import GatewaySettings
 
 __all__ = ["note_stopping", "run_command", "settle"]
@@ -27,8 +27,11 @@ def run_command(
     serve: Callable[[GatewaySettings, list[APIKey], socket.socket], Coroutine[Any, Any, None]],
     *,
     insecure: bool,
+    only_reserve: bool = False,
 ) -> None:
     """Run ``serve`` with the settings, keys and listening socket of the section ``serve``, until it returns.
+
+    If ``only_reserve``, the socket keeps the port for other processes, which listen there together.
 
     Raises:
         ConfigError: the settings cannot be used, or the address is in use.
@@ -38,7 +41,8 @@ def run_command(
         settings = evolve(settings, keys_file=str(loaded.path_value("serve.keys_file", settings.keys_file)))
     keys = check_settings(settings)
     survive_closed_outputs()
-    listener = listen(settings)  # first, to report a port in use before models are loaded
+    # First, to report a port in use before models are loaded.
+    listener = reserve(settings) if only_reserve else listen(settings)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("sage_infer.serve").setLevel(logging.INFO)
     provider = None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from attrs import evolve
 from sage_infer.contracts import HybridInferenceBackend
 from sage_infer.errors import ConfigError
 
@@ -23,9 +24,18 @@ from sage_infer_serve.http.auth import APIKey, read_keys
 from sage_infer_serve.http.connections import ConnectionLimits
 from sage_infer_serve.http.origins import is_loopback
 from sage_infer_serve.http.protocol import limited_protocol
+from sage_infer_serve.service import Service
 from sage_infer_serve.settings import GatewaySettings
 
-__all__ = ["RunningGateway", "check_settings", "listen", "new_loop", "run_until_signal", "running_gateway"]
+__all__ = [
+    "RunningGateway",
+    "check_settings",
+    "listen",
+    "new_loop",
+    "reserve",
+    "run_until_signal",
+    "running_gateway",
+]
 
 log = logging.getLogger("sage_infer.serve")
 
@@ -125,18 +135,21 @@ async def run_until_signal(
     load: Callable[[], Coroutine[Any, Any, None]],
     on_ready: Callable[[str], None],
     on_drain: Callable[[int], None],
+    on_made: Callable[[Service], object] | None = None,
 ) -> None:
     """Listen, start the backend, and serve until SIGTERM or SIGINT; a second one ends open requests immediately.
 
     ``load`` starts the backend. Until it has, requests for work are answered with 503, and a signal cancels it.
     ``on_ready`` receives the address once requests are accepted, ``on_drain`` the number of open requests at each
-    signal.
+    signal, ``on_made`` the shared state of the endpoints before the first request.
     """
     # By default an engine's thread would wait for 5 ms in each step while the event loop reads a large request.
     sys.setswitchinterval(_SWITCH_S)
     running = _make(backend, settings, keys, listener)
     service = running.gateway.service
     service.loading = True
+    if on_made is not None:
+        on_made(service)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -211,35 +224,53 @@ class _Server(uvicorn.Server):
         yield
 
 
-def listen(settings: GatewaySettings) -> socket.socket:
-    """A socket at the settings' host and port.
+def listen(settings: GatewaySettings, *, shared: bool = False) -> socket.socket:
+    """A socket at the settings' host and port; if ``shared``, others of this user may listen there, too.
 
     Raises:
         ConfigError: the port is in use, or the host is not an address of this machine.
     """
+    return _bound(settings, shared=shared, backlog=2048)
+
+
+def reserve(settings: GatewaySettings) -> socket.socket:
+    """A socket that keeps a port for ``listen(…, shared=True)`` without listening there.
+
+    Raises:
+        ConfigError: the port is in use, or the host is not an address of this machine.
+    """
+    with _bound(settings, shared=False, backlog=1) as alone:  # nobody else listens there, shared or not
+        port = alone.getsockname()[1]
+    return _bound(evolve(settings, port=port), shared=True)
+
+
+def _bound(settings: GatewaySettings, *, shared: bool, backlog: int = 0) -> socket.socket:
     host, port = settings.host.strip("[]"), settings.port
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        bound = socket.socket(family, socket.SOCK_STREAM)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             # Inherited by connections: without it, a first token waits 40 ms for an acknowledgement.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if hasattr(
                 socket, "TCP_USER_TIMEOUT"
             ):  # Linux: also ends connections whose kernel buffers nobody reads
                 milliseconds = int(settings.write_timeout_s * 1000)
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-            listener.bind(address)
-            listener.listen(2048)
+                bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+            bound.bind(address)
+            if backlog:
+                bound.listen(backlog)
         except OSError:
-            listener.close()
+            bound.close()
             raise
     except OSError as error:
         hint = "; the port is in use, choose another with --port" if error.errno == errno.EADDRINUSE else ""
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}{hint}") from None
-    listener.setblocking(False)
-    return listener
+    bound.setblocking(False)
+    return bound
 
 
 def _idle_connections(settings: GatewaySettings) -> int:

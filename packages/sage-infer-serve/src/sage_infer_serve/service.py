@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -71,6 +71,7 @@ class Service:
         open: requests in progress in an engine.
         admission: estimates the wait of a new request.
         shares: paces clients that use much of the event loop.
+        all_metrics: the metrics of all gateways at this address, for Prometheus; None if this is the only one.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Service:
         self.receiving: set[Exchange] = set()
         self.intake = Intake(_BODIES * settings.max_body_bytes)
         self.shares = LoopShares()
+        self.all_metrics: Callable[[], Awaitable[bytes]] | None = None
         self._admissions: dict[str, Admission] = {}
         self._with_tenants: set[str] = (
             set()

@@ -7,16 +7,17 @@ that the policy decides on it again as it did. Prompts are never kept, only keys
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 from attrs import define, field, frozen
+from sage_infer.errors import InvalidRequest
 
 from sage_llm.policies.base import PlacementPolicy
 from sage_llm.types import Decision, DecisionKind, KVView, RequestView, Snapshot
 
-__all__ = ["Receipt", "Receipts", "Transfer"]
+__all__ = ["Receipt", "Receipts", "Transfer", "find_receipt"]
 
 _BASE_BYTES = 1024
 _KEY_BYTES = 40
@@ -252,3 +253,23 @@ def _with(
         snapshot.decisions,
         places,
     )
+
+
+def find_receipt(receipts: Receipts, request: str | None = None) -> Receipt:
+    """The receipt of a request, by its id or the start of it; the newest one by default.
+
+    Raises:
+        InvalidRequest: there is none.
+    """
+    names = list(receipts)
+    name = names[-1] if request is None and names else _complete(request or "", names)
+    if name is None or name not in receipts:
+        wanted = "no request has been placed yet" if request is None else f"no receipt of request {request!r}"
+        raise InvalidRequest(f"{wanted}; the last {len(receipts)} requests are kept")
+    return receipts[name]
+
+
+def _complete(start: str, known: Sequence[str]) -> str | None:
+    """The newest request whose id starts with ``start``; the API shows ids with a prefix such as ``chatcmpl-``."""
+    bare = start.partition("-")[2]
+    return next((name for name in reversed(known) if bare and name.startswith((start, bare))), None)

@@ -50,7 +50,8 @@ async def ready(service: Service, exchange: Exchange) -> None:
 
 
 async def metrics(service: Service, exchange: Exchange) -> None:
-    await exchange.respond(exposition(service), kind=CONTENT_TYPE)
+    found = exposition(service) if service.all_metrics is None else await service.all_metrics()
+    await exchange.respond(found, kind=CONTENT_TYPE)
 
 
 async def dashboard_state(service: Service, exchange: Exchange) -> None:

@@ -18,11 +18,12 @@ class LLM:
     models: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
     replicas: int = field(default=1, validator=Integer(ge=1))
     pd: str = field(default="", validator=Text())
-    kv_transport: str = field(default="local", validator=Choice(("local", "tcp", "store")))
+    kv_transport: str = field(default="local", validator=Choice(("local", "tcp")))
     policy: str = field(default="kv-cost", validator=Text(min_length=1))
     order: str = field(default="balanced", validator=Text(min_length=1))
     join: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
     share_cpus: bool = field(default=True, validator=Flag())
+    gateways: int = field(default=1, validator=Integer(ge=1))
     max_migrations: int = field(default=3, validator=Integer(ge=0))
     instance_wait_s: float = field(default=60.0, validator=Number(gt=0))
     suspect_s: float = field(default=0.75, validator=Number(gt=0))
@@ -53,8 +54,7 @@ llm:
   # replica does both. Requires the policy pd, which is then the default.
   pd: ""
 
-  # How KV moves between them: local (shared memory of this machine), tcp, or store (the KV store of their option
-  # kv_store). Settings of the first two: section `transport`.
+  # How KV moves between them: local (shared memory of this machine) or tcp. Its settings: section `transport`.
   kv_transport: local
 
   # Choice of the instance for a request, and order of requests that wait.
@@ -68,6 +68,10 @@ llm:
 
   # Divide the CPUs of this machine among the replicas of engines with an option `threads`.
   share_cpus: true
+
+  # Processes that answer requests at the same address. With more than one, each has its own view of the replicas, and
+  # limits of API keys and tenants apply to each of them with its part of the limit.
+  gateways: 1
 
   # Maximum number of moves of one request, and seconds that it waits while all instances are lost or restarting.
   max_migrations: 3

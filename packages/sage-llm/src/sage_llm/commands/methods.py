@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import attrs
-from sage_infer.errors import InvalidRequest
 
 from sage_llm.commands.control import Handler
 from sage_llm.commands.memory import machine_devices, with_memory
 from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.manager.replica import Drained
+from sage_llm.receipts import find_receipt
 
 __all__ = ["methods"]
 
@@ -39,15 +38,7 @@ def methods(manager: ControlPlaneManager, url: str, drain_s: float) -> dict[str,
         return {"model": model, "replicas": replicas, "changed": await manager.scale(model, replicas)}
 
     async def explain(request: str | None = None) -> dict[str, Any]:
-        receipts = manager.dispatcher.placement.receipts
-        names = list(receipts)
-        name = names[-1] if request is None and names else _complete(request or "", names)
-        if name is None or name not in receipts:
-            wanted = (
-                "no request has been placed yet" if request is None else f"no receipt of request {request!r}"
-            )
-            raise InvalidRequest(f"{wanted}; the last {len(receipts)} requests are kept")
-        return receipts[name].to_json()
+        return find_receipt(manager.dispatcher.placement.receipts, request).to_json()
 
     return {"status": status, "drain": drain, "restart": restart, "scale": scale, "explain": explain}
 
@@ -58,12 +49,6 @@ def _check_memory(manager: ControlPlaneManager, model: str, replicas: int) -> No
     if found is not None and found.server is not None and replicas > found.replicas:
         others = [served for name, served in manager.served.items() if name != model]
         with_memory([attrs.evolve(found, replicas=replicas), *others], machine_devices())
-
-
-def _complete(start: str, known: Sequence[str]) -> str | None:
-    """The newest request whose id starts with ``start``; the API shows ids with a prefix such as ``chatcmpl-``."""
-    bare = start.partition("-")[2]
-    return next((name for name in reversed(known) if bare and name.startswith((start, bare))), None)
 
 
 def _drained(result: Drained) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from sage_infer.cli.options import Backend, BackendOptions, KVSchema, QuantProfile
@@ -19,12 +19,9 @@ if TYPE_CHECKING:
     from sage_infer_serve.settings import GatewaySettings
 
     from sage_llm.commands.config import LLM
-    from sage_llm.manager.manager import ControlPlaneManager
     from sage_llm.manager.models import ServedModel
 
 __all__ = ["serve"]
-
-_OPEN_REQUESTS = 16_384
 
 
 def serve(
@@ -70,6 +67,9 @@ def serve(
     order: Annotated[
         str | None, typer.Option(help="Order of waiting requests, such as balanced, fifo or slo.")
     ] = None,
+    gateways: Annotated[
+        int | None, typer.Option(metavar="N", help="Processes that answer requests at the same address.")
+    ] = None,
     kv_schema: KVSchema = None,
     quant_profile: QuantProfile = None,
     option: BackendOptions = None,
@@ -96,10 +96,12 @@ def serve(
     from sage_infer_serve.gateway_command import run_command
 
     from sage_llm.commands.config import LLM
+    from sage_llm.commands.gateways import serve_gateways
     from sage_llm.commands.joined import joins, with_joined
     from sage_llm.commands.memory import machine_devices, with_memory
-    from sage_llm.commands.pd_flags import check_policy, check_store, parse_pd, parse_transport, with_pd
+    from sage_llm.commands.pd_flags import check_policy, parse_pd, parse_transport, with_pd
     from sage_llm.commands.served_models import configured, from_flags, parse_replicas, with_cpus
+    from sage_llm.commands.serving import with_room
     from sage_llm.replicas.local import SERVER
     from sage_llm.replicas.spans import TRACING_VARIABLE
 
@@ -113,6 +115,7 @@ def serve(
         "serve.keys_file": keys_file,
         "llm.policy": policy,
         "llm.order": order,
+        "llm.gateways": gateways,
     }
     names = {key: "--" + key.split(".")[1].replace("_", "-") for key in flags}
     names |= dict.fromkeys(transport, "--kv-transport")
@@ -139,9 +142,9 @@ def serve(
     if split is not None:
         chosen = check_policy(settings.policy, is_given=policy is not None)
         settings, models = attrs.evolve(settings, policy=chosen), with_pd(models, split)
-        check_store(models, settings.kv_transport)
     models = with_joined(models, joins(join or settings.join, join_key_env))
-    if sum(served.count for served in models) > 1:  # a single replica needs no process of its own
+    # A single replica needs no process of its own, if a single gateway uses it.
+    if sum(served.count for served in models) > 1 or settings.gateways > 1:
         models = [attrs.evolve(served, server=SERVER) for served in models]
         models = with_memory(models, machine_devices())
     if settings.share_cpus:
@@ -156,7 +159,7 @@ def serve(
         ]
     run_command(
         loaded,
-        lambda gateway, keys, listener: _serve(
+        lambda gateway, keys, listener: (serve_gateways if settings.gateways > 1 else _serve)(
             settings,
             with_room(gateway),
             keys,
@@ -166,6 +169,7 @@ def serve(
             loaded.config.transport.settings(),
         ),
         insecure=insecure,
+        only_reserve=settings.gateways > 1,
     )
 
 
@@ -184,6 +188,7 @@ async def _serve(
 
     from sage_llm.commands.control import ControlServer, control_path
     from sage_llm.commands.methods import methods
+    from sage_llm.commands.serving import manager_settings, print_ready
     from sage_llm.manager.manager import ControlPlaneManager
     from sage_llm.replicas.local import LocalExecutor
 
@@ -208,7 +213,7 @@ async def _serve(
             if as_json:
                 print_json({"url": url, **manager.cluster()})
             else:
-                _print_ready(manager, url, keys)
+                print_ready(manager, url, keys)
             sys.stdout.flush()
 
         await run_until_signal(
@@ -218,62 +223,3 @@ async def _serve(
         for server in control:
             await server.close()
         await manager.close()
-
-
-def with_room(gateway: GatewaySettings) -> GatewaySettings:
-    """The settings with room for many open requests in place of the default: admission by wait decides."""
-    import attrs
-
-    if gateway.max_open_requests != attrs.fields(type(gateway)).max_open_requests.default:
-        return gateway
-    return attrs.evolve(gateway, max_open_requests=_OPEN_REQUESTS)
-
-
-def manager_settings(
-    settings: LLM, target_wait_s: float | None, transport: TransportSettings, *, tracing: bool = False
-) -> Any:
-    """Settings of the control plane from the configuration's section."""
-    from sage_llm.commands.tenants import quotas_of
-    from sage_llm.manager.calls.batch import BatchLimits
-    from sage_llm.manager.health import HealthLimits
-    from sage_llm.manager.migration import RecoveryLimits
-    from sage_llm.manager.pd import HandOverSettings
-    from sage_llm.manager.restarts import RestartLimits
-    from sage_llm.manager.settings import ControlPlaneSettings
-
-    return ControlPlaneSettings(
-        policy=settings.policy,
-        order=settings.order,
-        tracing=tracing,
-        target_wait_s=target_wait_s,
-        hand_over=HandOverSettings(transport=settings.kv_transport, settings=transport),
-        health=HealthLimits(
-            suspect_s=settings.suspect_s,
-            lost_s=settings.lost_s,
-            stuck_s=settings.stuck_s,
-            revive_s=settings.revive_s,
-        ),
-        restarts=RestartLimits(first_s=settings.restart_pause_s, most=settings.max_early_failures),
-        recovery=RecoveryLimits(migrations=settings.max_migrations, wait_s=settings.instance_wait_s),
-        tenants=quotas_of(settings.tenants),
-        batches=BatchLimits(tokens=settings.batch_tokens, window_s=settings.batch_window_ms / 1000),
-    )
-
-
-def _print_ready(manager: ControlPlaneManager, url: str, keys: Sequence[APIKey]) -> None:
-    from sage_llm.commands.tables import status_lines
-
-    status = {
-        "url": url,
-        "policy": manager.settings.policy,
-        "order": manager.settings.order,
-        **manager.cluster(),
-    }
-    lines = status_lines(status)
-    print("\n".join(lines[:-2]))
-    access = f"API keys: {', '.join(key.name for key in keys)}" if keys else "no API key required"
-    print(f"\n{url} (dashboard), {url}/v1 (API); {access}; Ctrl-C stops it")
-    first = next(iter(manager.fleet.replicas), "ID")
-    print(
-        f"policy {manager.settings.policy}; see `sage llm status`, `sage llm explain`, `sage llm drain {first}`"
-    )

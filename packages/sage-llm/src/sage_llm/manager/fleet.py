@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import attrs
@@ -38,6 +38,10 @@ class Fleet:
     Args:
         executor: starts the replicas.
         dispatcher: gets their instances, and moves the requests of lost ones.
+
+    Attributes:
+        before_stop: awaited when no request is left on a replica that is to be stopped; gets and returns the result of
+            the drain.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Fleet:
         self._tasks = Tasks()
         self._closed = False
         self._syncing: set[LiveInstance] = set()
+        self.before_stop: Callable[[Replica, Drained], Awaitable[Drained]] | None = None
         self._watching: asyncio.Task[None] | None = None
 
     # --- starting
@@ -304,16 +309,19 @@ class Fleet:
             self._dispatcher.placement.remove(instance)
             instance.move("dead", "drained")
         await instance.connected.close()
-        if replica.handle is not None:
-            await replica.handle.stop()
-        replica.word, replica.reason, replica.ended_at = then, "drained", time.monotonic()
-        return Drained(
+        result = Drained(
             replica_id=replica.replica_id,
             open=len(before),
             ended=len(before) - moved,
             migrated=moved,
             took_s=time.monotonic() - started,
         )
+        if self.before_stop is not None:
+            result = await self.before_stop(replica, result)
+        if replica.handle is not None:
+            await replica.handle.stop()
+        replica.word, replica.reason, replica.ended_at = then, "drained", time.monotonic()
+        return attrs.evolve(result, took_s=time.monotonic() - started)
 
     async def close(self) -> None:
         self._closed = True

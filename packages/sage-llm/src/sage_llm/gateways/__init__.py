@@ -1,0 +1,1 @@
+"""Several gateway processes in front of the same replicas."""

@@ -1,0 +1,141 @@
+"""`sage llm serve --gateways 2` on real replicas: drains, killed gateways, and one view of all for the operator."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
+
+GUARD_S = 300
+TOKENS = 32
+SAGE = [sys.executable, "-m", "sage_infer.cli.main", "llm"]
+
+
+class Server:
+    """A running control plane with several gateways."""
+
+    def __init__(self, ready: Any, environment: dict[str, str], folder: Path) -> None:
+        self.url: str = ready["url"]
+        self.ready, self._environment, self._folder = ready, environment, folder
+
+    def command(self, *arguments: str) -> Any:
+        """The JSON output of an operator's command."""
+        done = subprocess.run(
+            [*SAGE, *arguments, "--json"],
+            capture_output=True,
+            text=True,
+            env=self._environment,
+            cwd=self._folder,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def chat(self, max_tokens: int = 4) -> Any:
+        """A chat on a connection of its own."""
+        body = {
+            "model": "smollm2-135m", "messages": [{"role": "user", "content": "Count to ten."}], "temperature": 0,
+            "max_tokens": max_tokens,
+        }  # fmt: skip
+        request = urllib.request.Request(
+            f"{self.url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=GUARD_S) as answer:
+            return json.load(answer)
+
+    def text(self, max_tokens: int = 4) -> str:
+        return str(self.chat(max_tokens)["choices"][0]["message"]["content"])
+
+    def pids(self) -> list[int]:
+        return [gateway["pid"] for gateway in self.command("status")["gateways"]]
+
+
+@contextmanager
+def serving(folder: Path, run: Path) -> Iterator[Server]:
+    environment = {**os.environ, RUN_FOLDER_VARIABLE: str(run)}
+    command = [
+        *SAGE, "serve", "-m", "smollm2-135m", "--replicas", "2", "--gateways", "2", "--port", "0",
+        "-o", "kv_cache_gb=0.25", "--json",
+    ]  # fmt: skip
+    with (folder / "errors").open("w") as errors:
+        server = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=folder
+        )
+    timer = threading.Timer(GUARD_S, server.kill)
+    timer.start()
+    try:
+        assert server.stdout is not None
+        text = ""
+        while not text.rstrip().endswith("\n}"):
+            line = server.stdout.readline()
+            assert line, (folder / "errors").read_text()
+            text += line
+        yield Server(json.loads(text), environment, folder)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(GUARD_S) == 0, (folder / "errors").read_text()
+    finally:
+        timer.cancel()
+        server.kill()
+        server.wait()
+
+
+def test_two_gateways(smollm2: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    run = tmp_path_factory.mktemp("run")
+    run.chmod(0o700)
+    with serving(tmp_path, run) as server:
+        assert len(server.ready["gateways"]) == 2
+        expected = server.text(TOKENS)
+
+        # Both answer: the system spreads connections. The operator sees one cluster.
+        seen: set[str] = set()
+        sent = 1
+        while len(seen) < 2:
+            assert expected.startswith(server.text())
+            sent += 1
+            with urllib.request.urlopen(f"{server.url}/metrics", timeout=GUARD_S) as answer:
+                lines = answer.read().decode().splitlines()
+            seen = {
+                line.partition('gateway="')[2][:1]
+                for line in lines
+                if line.startswith("sage_llm_ended_requests_total{")
+            }
+        status = server.command("status")
+        assert status["requests"]["finished"] == sent
+        assert [row["state"] for row in status["replicas"]] == ["ready", "ready"]
+        assert server.command("explain")["policy"] == "kv-cost"
+
+        # A drain moves the requests of both; their texts are those of an undisturbed run.
+        with ThreadPoolExecutor(4) as pool:
+            texts = [pool.submit(server.text, TOKENS) for _ in range(4)]
+            drained = server.command("drain", "smollm2-135m/0")
+            assert [text.result() for text in texts] == [expected] * 4
+        assert drained["replica_id"] == "smollm2-135m/0"
+        assert server.command("status")["requests"]["failed"] == 0
+        assert server.command("scale", "smollm2-135m", "2")["changed"] == ["smollm2-135m/0"]
+        with ThreadPoolExecutor(4) as pool:
+            texts = [pool.submit(server.text, TOKENS) for _ in range(4)]
+            server.command("restart")
+            assert [text.result() for text in texts] == [expected] * 4
+
+        # A gateway that is killed is started again; the other one, and the replicas, do not notice.
+        before = server.command("status")
+        victim, other = server.pids()
+        os.kill(victim, signal.SIGKILL)
+        while victim in (now := server.pids()) or len(now) < 2:
+            pass
+        assert other in now
+        after = server.command("status")
+        assert [row["pid"] for row in after["replicas"]] == [row["pid"] for row in before["replicas"]]
+        assert server.text(TOKENS) == expected
+    assert not list(run.glob("*.sock"))
