@@ -1,12 +1,14 @@
 """Prompts computed on one replica and continued on another, against one instance: texts, times and bytes.
 
-    python benchmarks/pd.py [--backend openvino|vllm] [--prompts 20] [--transport local|tcp] [--kv-preset fp8]
+    python benchmarks/pd.py [--backend openvino|vllm] [--prompts 20] [--transport local|tcp|store] [--kv-preset fp8]
         [--json FILE]
 
 Starts a control plane with one prefill and one decode replica in processes of their own, float32. Every prompt is sent
-through it, so that its KV travels, and to the decode replica alone. Exits with 1 unless all KV was handed over and all
-tokens are equal. With ``--kv-preset``, KV is rounded, and tokens may differ: vLLM computes a prompt with KV that is not
-rounded yet, and the decode replica computes its last token with KV that is.
+through it, so that its KV travels, and to the decode replica alone, under another cache salt. With ``--transport
+store`` both replicas have a KV store in shared memory, and the decode replica finds the full pages of the prompt there.
+Exits with 1 unless all KV was handed over and all tokens are equal. With ``--kv-preset``, KV is rounded, and tokens may
+differ: vLLM computes a prompt with KV that is not rounded yet, and the decode replica computes its last token with KV
+that is.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 import attrs
 from sage_infer import SageInferError, SamplingParams, resolve_model
 from sage_infer.contracts import TokenStream
+from sage_infer.schemas import RequestOptions
 from sage_llm import ControlPlaneManager, LocalExecutor, ServedModel
 from sage_llm.manager.pd import HandOverSettings
 from sage_llm.manager.settings import ControlPlaneSettings
@@ -41,11 +44,15 @@ ASKS = (
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    preset = {} if arguments.kv_preset is None else {"kv_schema": {"preset": arguments.kv_preset}}
+    options = dict(OPTIONS[arguments.backend])
+    if arguments.kv_preset is not None:
+        options["kv_schema"] = {"preset": arguments.kv_preset}
+    if arguments.transport == "store":
+        options["kv_store"] = {"store": "paged", "name": f"pd-{os.getpid()}", "capacity_gb": 0.25}
     model = ServedModel(
         descriptor=resolve_model("smollm2-135m", model_type="llm"),
         backend=arguments.backend,
-        options={**OPTIONS[arguments.backend], **preset},
+        options=options,
         replicas=1,
         prefill_replicas=1,
         server=SERVER,
@@ -65,7 +72,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
             params = greedy if number % 4 != 3 else attrs.evolve(greedy, temperature=0.8, seed=number)
             prompt = await plane.render_chat([{"role": "user", "content": question}])
             apart = await timed(await plane.generate([prompt], params, request_id=f"pd-{number}"))
-            alone = await timed(await decode.backend.generate([prompt], params))
+            own = RequestOptions(cache_salt="alone")  # else it would find the KV that has just travelled
+            alone = await timed(await decode.backend.generate([prompt], params, options=own))
             receipt = plane.dispatcher.placement.receipts[f"pd-{number}"]
             moved = receipt.transfer
             rows.append(
@@ -73,6 +81,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
                     "equal": apart[0] == alone[0],
                     "given_up": receipt.given_up,
                     "prompt_tokens": receipt.request.prompt_tokens,
+                    "cached_tokens": receipt.cached,
                     "bytes": None if moved is None else moved.nbytes,
                     "transfer_s": None if moved is None else moved.seconds,
                     "prefill_s": None if moved is None else moved.prefill_s,
@@ -102,6 +111,7 @@ def summary(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[s
         "kv_preset": arguments.kv_preset,
         "prompts": len(rows),
         "handed_over": len(moved),
+        "median_cached_tokens": statistics.median(row["cached_tokens"] or 0 for row in rows),
         "equal": sum(row["equal"] for row in rows),
         "median_mib": statistics.median(row["bytes"] for row in moved) / 2**20 if moved else None,
         "median_transfer_s": statistics.median(row["transfer_s"] for row in moved) if moved else None,
@@ -118,7 +128,7 @@ def main() -> int:
     parser.add_argument("--backend", default="openvino", choices=sorted(OPTIONS))
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--transport", default="local", choices=("local", "tcp"))
+    parser.add_argument("--transport", default="local", choices=("local", "tcp", "store"))
     parser.add_argument("--kv-preset", metavar="PRESET", help="precision of KV, such as fp8 or int8")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()

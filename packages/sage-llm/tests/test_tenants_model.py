@@ -1,4 +1,4 @@
-"""`sage llm serve` with two API keys: they share no KV block, and a quota of one is refused over HTTP."""
+"""`sage llm serve` with API keys: they share no KV block, a quota is refused, and a greedy one delays itself only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,14 @@ from sage_infer_serve.http.auth import KeyLimits, add_key
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 
 GUARD_S = 300
+BATCH = 4
+PLACES = BATCH + 2  # requests that the control plane sends to an instance
+MANY, FEW = 48, 4
 CONTENT = " ".join(f"Lighthouse number {n} stands on a rock." for n in range(24))
-CONFIG = 'llm: {tenants: {ann: {max_requests: 1}, "*": {max_requests: 64}}}\n'
+CONFIG = """
+llm: {tenants: {ann: {max_requests: 1}, "*": {max_requests: 64}}}
+serve: {target_wait_s: 3600}
+"""
 
 
 def opened(url: str, key: str, content: str, max_tokens: int, **fields: Any) -> Any:
@@ -39,16 +46,47 @@ def chat(url: str, key: str, content: str, max_tokens: int = 2) -> Any:
         return json.load(answer)
 
 
+def check_fair_share(url: str, *, greedy: str, modest: str) -> None:
+    """While a few requests of one key are served, a key with many of them gets no more than as many, and its batch."""
+    ended = []
+
+    def ask(key: str, number: int) -> None:
+        with opened(url, key, f"Count to {number}.", 12, ignore_eos=True) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] == 12
+        ended.append(key)
+
+    with ThreadPoolExecutor(MANY + FEW) as threads:
+        asked = [threads.submit(ask, greedy, number) for number in range(MANY)]
+        while waiting(url, greedy) < MANY // 2:
+            assert len(ended) < MANY // 4, "they ended before so many were sent"
+        before = len(ended)
+        few = [threads.submit(ask, modest, number) for number in range(FEW)]
+        for one in few:
+            one.result()
+        during = len(ended) - before - FEW
+        for one in asked:
+            one.result()
+    # Those on their way at that time, as many as of the other key, two that the gap of service allows, and a batch.
+    assert during <= PLACES + FEW + 2 + BATCH
+
+
+def waiting(url: str, key: str) -> float:
+    request = urllib.request.Request(f"{url}/metrics", headers={"authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=GUARD_S) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("sage_llm_waiting_requests"))
+
+
 def test_keys_share_no_block_and_have_quotas(
     smollm2: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
     folder.chmod(0o700)
     (tmp_path / "sage_infer.yaml").write_text(CONFIG)
-    keys = [add_key(tmp_path / "keys.json", name, KeyLimits()) for name in ("ann", "bob")]
+    keys = [add_key(tmp_path / "keys.json", name, KeyLimits()) for name in ("ann", "bob", "cid")]
     command = [
         sys.executable, "-m", "sage_infer.cli.main", "llm", "serve", "-m", "smollm2-135m", "--port", "0",
-        "-o", "kv_cache_gb=0.25", "-o", "max_batch_size=4", "--keys-file", str(tmp_path / "keys.json"), "--json",
+        "-o", "kv_cache_gb=0.25", "-o", f"max_batch_size={BATCH}", "--keys-file", str(tmp_path / "keys.json"), "--json",
     ]  # fmt: skip
     environment = {
         **os.environ, RUN_FOLDER_VARIABLE: str(folder), "SAGE_INFER_CONFIG": str(tmp_path / "sage_infer.yaml"),
@@ -81,6 +119,7 @@ def test_keys_share_no_block_and_have_quotas(
             assert int(refused.value.headers["retry-after"]) >= 1
             assert "tenant 'ann' has 1 open request; its quota is 1" in refused.value.read().decode()
             assert chat(url, keys[1], "Hello", max_tokens=100)["usage"]["completion_tokens"] > 0
+        check_fair_share(url, greedy=keys[1], modest=keys[2])
     finally:
         timer.cancel()
         server.kill()

@@ -61,8 +61,8 @@ FEATURES = (
 class OpenVINOBackend(DividedRequests):
     """``InferenceBackend`` on OpenVINO's kernels, with our own scheduler and KV blocks.
 
-    Also implements ``KVTransfer``, ``KVStateChecking``, ``Tokenizing``, ``ToolCalling``, ``AnswerReading``,
-    ``Resuming``, ``InstanceReporting``, ``KVEventSource`` and ``ProgressReporting``.
+    Also implements ``KVTransfer``, ``KVStateChecking``, ``KVFlushing``, ``Tokenizing``, ``ToolCalling``,
+    ``AnswerReading``, ``Resuming``, ``InstanceReporting``, ``KVEventSource`` and ``ProgressReporting``.
     See ``sage infer backend show openvino`` for the options.
     """
 
@@ -292,6 +292,10 @@ class OpenVINOBackend(DividedRequests):
         engine = self._engine
         if engine is not None:
             await engine.abort(request_id)
+
+    async def flush_kv(self) -> bool:
+        self._ready()
+        return self._reuse is not None and await asyncio.to_thread(self._reuse.broker.flush)
 
     async def _submit(self, engine: DecoderEngine, requests: list[EngineRequest]) -> None:
         if self._reuse is not None:

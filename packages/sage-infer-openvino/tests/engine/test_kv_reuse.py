@@ -64,9 +64,8 @@ def engine(**options: Any) -> Toy:
 
 
 async def saved(toy: Toy) -> None:
-    reuse = toy.backend._reuse
-    assert reuse is not None
-    assert await asyncio.to_thread(reuse.broker.flush, 30)
+    while not await toy.backend.flush_kv():
+        """The store's thread waits for the processor."""
 
 
 async def ask(toy: Toy, prompt: list[int] = PROMPT, count: int = 9, **options: Any) -> int:
@@ -94,6 +93,14 @@ def test_another_engine_finds_the_blocks(store: DictStore) -> None:
             await second.idle()
             snapshot = await second.backend.kv_snapshot()
             assert set(store.blocks) == {key for run in snapshot.stored for key in run.keys}
+
+    run(main())
+
+
+def test_without_a_store_nothing_is_flushed() -> None:
+    async def main() -> None:
+        async with Toy() as alone:
+            assert not await alone.backend.flush_kv()
 
     run(main())
 

@@ -239,5 +239,9 @@ class VLLMBackend(BaseVLLMBackend):
     async def import_kv(self, state: DecodeState, buffers: Sequence[memoryview]) -> DecodeState:
         return await import_kv(await self._instance(), state, buffers)
 
+    async def flush_kv(self) -> bool:
+        reuse = self._ready().reuse
+        return reuse is not None and await reuse.flush()
+
     async def _instance(self) -> Instance:
         return Instance(await self._available(), self.name, self._settings.hold_s)

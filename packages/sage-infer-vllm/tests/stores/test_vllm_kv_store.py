@@ -101,6 +101,22 @@ def test_stored_pages_are_loaded(live: Any, faulty: FaultyStore, well: list[int]
     live.run(main())
 
 
+def test_the_pages_of_a_prefill_are_flushed(live: Any, faulty: FaultyStore, well: list[int]) -> None:
+    """As a router does that computes a prompt here, and continues it on an instance with the same store."""
+
+    async def main() -> None:
+        backend, prompt = live.backend, prompt_of(3 * PAGE + 1, start=15_000)
+        before = len(faulty.blocks)
+        await backend.prefill(prompt, request_id="flushed", params=GREEDY)
+        assert await backend.flush_kv()
+        assert len(faulty.blocks) == before + 3
+        await backend.abort("flushed")
+        _, cached = await answer(backend, prompt)
+        assert cached == 3 * PAGE
+
+    live.run(main())
+
+
 def test_pages_of_the_output_are_stored(live: Any, faulty: FaultyStore, well: list[int]) -> None:
     async def main() -> None:
         backend, prompt = live.backend, prompt_of(2 * PAGE - 3, start=9000)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import ModelDescriptor, TransportSettings
 from sage_llm.commands.config import LLM
-from sage_llm.commands.pd_flags import check_policy, parse_pd, parse_transport, with_pd
+from sage_llm.commands.pd_flags import check_policy, check_store, parse_pd, parse_transport, with_pd
 from sage_llm.commands.serving import manager_settings
 from sage_llm.manager.models import ServedModel
 from toy_engine import toy_model
@@ -36,6 +37,14 @@ def test_models_get_their_roles() -> None:
         with_pd([encoder], (1, 1))
 
 
+def test_kv_through_a_store_needs_one() -> None:
+    models = with_pd([toy_model()], (1, 1))
+    check_store(models, "local")
+    with pytest.raises(InvalidRequest, match=r"'toy' share, such as -o 'kv_store="):
+        check_store(models, "store")
+    check_store([attrs.evolve(one, options={"kv_store": "paged"}) for one in models], "store")
+
+
 def test_policies() -> None:
     assert check_policy("kv-cost", is_given=False) == "pd"
     assert check_policy("pd:min_tokens=16", is_given=True) == "pd:min_tokens=16"
@@ -52,7 +61,7 @@ def test_transports_reach_the_manager() -> None:
         {"transport.preset": "low-latency", "transport.chunk_bytes": 65536},
     )
     assert parse_transport("tcp,preset=low-cost") == ("tcp", {"transport.preset": "low-cost"})
-    with pytest.raises(InvalidRequest, match="no KV transport 'pigeon'; transports: local, tcp"):
+    with pytest.raises(InvalidRequest, match="no KV transport 'pigeon'; transports: local, tcp, store"):
         parse_transport("pigeon")
     with pytest.raises(InvalidRequest, match="--kv-transport must be"):
         parse_transport("=1")

@@ -12,7 +12,8 @@ import plane
 import pytest
 from plane import read, running_plane, small_llm, until
 from sage_infer.contracts import TokenStream
-from sage_infer.schemas import SamplingParams
+from sage_infer.schemas import RequestOptions, SamplingParams
+from sage_llm.commands.tables import decision_lines
 from sage_llm.manager.fleet import Replica
 from sage_llm.manager.health import HealthLimits
 from sage_llm.manager.manager import ControlPlaneManager
@@ -22,6 +23,7 @@ from sage_llm.manager.settings import ControlPlaneSettings
 from sage_llm.replicas.local import SERVER, LocalExecutor
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 
+PAGE = 32
 SUBJECTS = ("rain", "bread", "rivers", "clocks", "maps", "trees", "salt", "glass", "wool", "iron")
 QUESTIONS = [f"{ask} {subject}." for ask in ("Tell me about", "Write a line on") for subject in SUBJECTS]
 PARAMS = plane.mixed_params(len(QUESTIONS), 8)
@@ -49,11 +51,13 @@ def on_children(
     cache_dir: str,
     test: Callable[[ControlPlaneManager, Replica, Replica], Awaitable[None]],
     transport: str = "local",
+    **options: Any,
 ) -> None:
     """Run a test with a prefill and a decode replica; afterwards, no instance holds anything."""
 
     async def main() -> None:
-        model = small_llm(smollm2, cache_dir, replicas=1, prefill=1, threads=1, weight_format="f32")
+        options.update(threads=1, weight_format="f32")
+        model = small_llm(smollm2, cache_dir, replicas=1, prefill=1, **options)
         executor = LocalExecutor(server=SERVER, grace_s=0)
         async with running_plane([model], executor, settings(transport)) as manager:
             prefill, decode = manager.fleet.replicas.values()
@@ -114,6 +118,39 @@ def test_twenty_prompts_equal_one_instance(smollm2: str, cache_dir: str) -> None
         assert sum(receipt["transfer"]["nbytes"] for receipt in receipts) == hand_overs.nbytes > 0
 
     on_children(smollm2, cache_dir, test)
+
+
+def test_kv_moves_through_a_store(smollm2: str, cache_dir: str) -> None:
+    """Full pages of each prompt are in the store; the decode replica computes the rest."""
+    pytest.importorskip("sage_infer_kvstore", reason="it brings the store `paged`")
+    store = {"store": "paged", "name": f"pd-{os.urandom(6).hex()}", "capacity_gb": 0.05}
+
+    async def test(manager: ControlPlaneManager, prefill: Replica, decode: Replica) -> None:
+        count = 3
+        assert decode.instance is not None
+        engine = decode.instance.backend
+        prompts = [
+            " ".join(f"Note {number} on {subject}, which matters." for subject in SUBJECTS)
+            for number in range(count)
+        ]
+        found = []
+        for prompt, params in zip(prompts, PARAMS, strict=False):
+            (stream,) = await manager.generate([prompt], params)
+            found.append(await read(stream))
+        receipts = [receipt.to_json() for receipt in manager.dispatcher.placement.receipts.values()]
+        hand_overs = manager.dispatcher.hand_overs
+        assert (hand_overs.done, hand_overs.given_up) == (count, 0)
+        assert {receipt["prefill_instance"] for receipt in receipts} == {prefill.replica_id}
+        for receipt in receipts:
+            assert receipt["cached_tokens"] == receipt["prompt_tokens"] // PAGE * PAGE > PAGE
+        shown = decision_lines(receipts[-1])[-1]
+        assert shown.endswith(f"{receipts[-1]['cached_tokens']} tokens of KV from its caches and its store")
+        for prompt, params, seen in zip(prompts, PARAMS, found, strict=False):
+            own = RequestOptions(cache_salt="computed here")
+            (stream,) = await engine.generate([prompt], params, options=own)
+            assert await read(stream) == seen
+
+    on_children(smollm2, cache_dir, test, "store", kv_store=store, kv_store_wait_s=plane.GUARD_S)
 
 
 def test_the_prefill_replica_is_killed(smollm2: str, cache_dir: str) -> None:

@@ -64,6 +64,10 @@ def test_json_has_every_figure(simulate: Simulate) -> None:
         assert 0 < result["ttft_s"]["p50"] <= result["ttft_s"]["p90"] <= result["ttft_s"]["max"]
         assert 0 < result["saved"] < result["hit"] + 0.1
         assert len(result["ttft_samples"]) == 101
+        series = result["series"]
+        assert 0 < max(series["hit"]) <= 1
+        assert len(series["hit"]) == len(series["queued_max"]) == len(series["waiting"]) >= 100
+        assert all(a <= b for a, b in zip(series["queued_mean"], series["queued_max"], strict=True))
     assert 0 < found["bounds"]["belady"] <= found["bounds"]["unlimited"] < 1
 
 
@@ -142,7 +146,7 @@ def test_a_page_loads_nothing_and_shows_every_run(simulate: Simulate, tmp_path: 
     for points in re.findall(r'points="([^"]*)"', text):
         for point in points.split():
             x, y = map(float, point.split(","))
-            assert 51 <= x <= 549
+            assert 63 <= x <= 549
             assert 11 <= y <= 261
 
 

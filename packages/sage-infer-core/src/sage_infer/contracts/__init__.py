@@ -33,6 +33,7 @@ from sage_infer.contracts.kv_store import (
 )
 from sage_infer.contracts.kv_transfer import (
     KVEndpoint,
+    KVFlushing,
     KVFormatCodec,
     KVStateChecking,
     KVTransfer,
@@ -63,7 +64,7 @@ __all__ = [
     "HybridAnswerReading",
     "HybridInferenceBackend", "HybridResuming", "HybridTokenizing", "HybridToolCalling", "InferenceBackend",
     "InstanceReporting", "KVEndpoint",
-    "KVEventSource", "KVEvents", "KVFormatCodec", "KVPlace", "KVSnapshot", "KVStateChecking", "KVStore",
+    "KVEventSource", "KVEvents", "KVFlushing", "KVFormatCodec", "KVPlace", "KVSnapshot", "KVStateChecking", "KVStore",
     "KVStoreEvent", "KVStoreStats", "KVStored", "KVTransfer", "KeyChain", "LayerwiseKVFormatCodec",
     "Lifecycle", "MappedKVStore",
     "MemoryPlanning", "MemoryReporting", "MemoryShare", "Metric", "MetricsReporting", "ModelReporting", "ModelSettings",

@@ -7,7 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from sage_infer.schemas import DecodeState, KVCacheSchema, KVChunk, KVLocation
 
-__all__ = ["KVEndpoint", "KVFormatCodec", "KVStateChecking", "KVTransfer", "LayerwiseKVFormatCodec"]
+__all__ = [
+    "KVEndpoint", "KVFlushing", "KVFormatCodec", "KVStateChecking", "KVTransfer", "LayerwiseKVFormatCodec",
+]  # fmt: skip
 
 
 @runtime_checkable
@@ -48,6 +50,19 @@ class KVStateChecking(Protocol):
             InvalidRequest: it is not a state after prefill.
             UnsupportedFeature: its parameters require a feature that this backend does not claim.
         """
+        ...
+
+
+@runtime_checkable
+class KVFlushing(Protocol):
+    """Optional additional method of a backend that keeps its KV in a ``KVStore`` as well.
+
+    A router that computes a prompt on one instance and continues it on another one calls it in between, if both use one
+    store: then the second instance finds the prompt's full pages there.
+    """
+
+    async def flush_kv(self) -> bool:
+        """Wait until the pages that are full now are in the store. Returns False without a store, or if it is slow."""
         ...
 
 

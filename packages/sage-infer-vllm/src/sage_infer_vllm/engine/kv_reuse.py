@@ -141,6 +141,11 @@ class KVReuse:
         """Take the pages that the engine has completed; call it after each step."""
         self.traffic.collect()
 
+    async def flush(self) -> bool:
+        """Wait until the pages that the engine has completed are in the store; False if it is slow."""
+        self.collect()
+        return await asyncio.to_thread(self.traffic.broker.flush)
+
     def counts(self) -> dict[str, float]:
         return self.traffic.counts()
 

@@ -18,7 +18,7 @@ class LLM:
     models: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
     replicas: int = field(default=1, validator=Integer(ge=1))
     pd: str = field(default="", validator=Text())
-    kv_transport: str = field(default="local", validator=Choice(("local", "tcp")))
+    kv_transport: str = field(default="local", validator=Choice(("local", "tcp", "store")))
     policy: str = field(default="kv-cost", validator=Text(min_length=1))
     order: str = field(default="balanced", validator=Text(min_length=1))
     join: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
@@ -54,7 +54,8 @@ llm:
   # replica does both. Requires the policy pd, which is then the default.
   pd: ""
 
-  # How KV moves between them: local (shared memory of this machine) or tcp. Its settings: section `transport`.
+  # How KV moves between them: local (shared memory of this machine), tcp, or store (the KV store of their option
+  # kv_store). Settings of the first two: section `transport`.
   kv_transport: local
 
   # Choice of the instance for a request, and order of requests that wait.

@@ -13,10 +13,11 @@ from sage_infer.names import GENERATING
 from sage_llm.commands.config import LLM
 from sage_llm.manager.models import ServedModel
 
-__all__ = ["POLICY", "check_policy", "parse_pd", "parse_transport", "with_pd"]
+__all__ = ["POLICY", "check_policy", "check_store", "parse_pd", "parse_transport", "with_pd"]
 
 POLICY = "pd"
-_TRANSPORTS = ("local", "tcp")
+_STORE = "store"
+_TRANSPORTS = ("local", "tcp", _STORE)
 
 
 def parse_pd(text: str | None) -> tuple[int, int] | None:
@@ -49,6 +50,20 @@ def check_policy(policy: str, *, is_given: bool) -> str:
             f"policy {name!r} places no prefill; with --pd, leave --policy and llm.policy out, or use pd:KEY=VALUE"
         )
     return POLICY
+
+
+def check_store(models: Sequence[ServedModel], transport: str) -> None:
+    """Check that prefill and decode replicas have a store, if KV moves through one.
+
+    Raises:
+        InvalidRequest: an LLM has none.
+    """
+    for model in models:
+        if transport == _STORE and model.prefill_replicas and not model.options.get("kv_store"):
+            raise InvalidRequest(
+                f"--kv-transport store needs a KV store that the replicas of {model.descriptor.model_id!r} share, such "
+                'as -o \'kv_store={"store": "paged", "name": "shared"}\''
+            )
 
 
 def with_pd(models: Sequence[ServedModel], pd: tuple[int, int]) -> list[ServedModel]:

@@ -99,7 +99,7 @@ def serve(
     from sage_llm.commands.gateways import serve_gateways
     from sage_llm.commands.joined import joins, with_joined
     from sage_llm.commands.memory import machine_devices, with_memory
-    from sage_llm.commands.pd_flags import check_policy, parse_pd, parse_transport, with_pd
+    from sage_llm.commands.pd_flags import check_policy, check_store, parse_pd, parse_transport, with_pd
     from sage_llm.commands.served_models import configured, from_flags, parse_replicas, with_cpus
     from sage_llm.commands.serving import with_room
     from sage_llm.replicas.local import SERVER
@@ -142,6 +142,7 @@ def serve(
     if split is not None:
         chosen = check_policy(settings.policy, is_given=policy is not None)
         settings, models = attrs.evolve(settings, policy=chosen), with_pd(models, split)
+        check_store(models, settings.kv_transport)
     models = with_joined(models, joins(join or settings.join, join_key_env))
     # A single replica needs no process of its own, if a single gateway uses it.
     if sum(served.count for served in models) > 1 or settings.gateways > 1:

@@ -138,7 +138,11 @@ def _hand_over_lines(receipt: Mapping[str, Any]) -> list[str]:
     if moved is not None:
         return [
             f"    prefill on {receipt['prefill_instance']} in {moved['prefill_s']:.3f} s, "
-            f"{moved['nbytes'] / 2**20:.1f} MiB of KV moved in {moved['seconds']:.3f} s"
+            + (
+                f"{moved['nbytes'] / 2**20:.1f} MiB of KV moved in {moved['seconds']:.3f} s"
+                if moved["nbytes"]
+                else f"{receipt['cached_tokens'] or 0} tokens of KV from its caches and its store"
+            )
         ]
     if receipt["prefill_given_up"]:
         return [f"    prefill on {receipt['instance']} instead: {receipt['prefill_given_up']}"]

@@ -18,9 +18,11 @@ from sage_infer.sdk.claims import accepted_options
 
 from sage_llm.manager.classify import as_sage_error
 from sage_llm.manager.live_instance import Attempt, LiveInstance
+from sage_llm.manager.migration import open_stream
 from sage_llm.manager.placing import Placement
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.receipts import Transfer
+from sage_llm.replicas.hand_over import STORE, flush_kv
 from sage_llm.tasks import Tasks
 
 __all__ = ["HandOverSettings", "HandOvers"]
@@ -36,7 +38,7 @@ class HandOverSettings:
     """How KV moves between replicas.
 
     Attributes:
-        transport: name of the transport.
+        transport: name of the transport, or ``store``: the KV store that both replicas use.
         settings: its settings.
     """
 
@@ -82,6 +84,8 @@ class HandOvers:
 
         Requests are answered all the same: decode replicas compute the prompts themselves.
         """
+        if self._settings.transport == STORE:
+            return
         try:
             await asyncio.to_thread(_find_transport, self._settings.transport)
         except BackendUnavailable as error:
@@ -152,12 +156,18 @@ class HandOvers:
             self._on_failed(source, error)
             return f"{source.instance_id}: {error}"
         prefilled = time.monotonic()
+        if self._through_store(state):  # fetched by the engine there, as of any prompt
+            return _Moved(state, Transfer(0, 0.0, prefilled - began))
         state, nbytes = await self._fetch(state, buffers, attempt.instance)
         return _Moved(state, Transfer(nbytes, time.monotonic() - prefilled, prefilled - began))
 
-    @staticmethod
-    async def _decode(request: ManagedRequest, attempt: Attempt, state: DecodeState) -> TokenStream:
+    def _through_store(self, state: DecodeState) -> bool:
+        return self._settings.transport == STORE and state.finish_reason is None
+
+    async def _decode(self, request: ManagedRequest, attempt: Attempt, state: DecodeState) -> TokenStream:
         target = attempt.instance
+        if self._through_store(state):
+            return cast(TokenStream, await open_stream(request, attempt))
         options = accepted_options(target.features, request.options_now())
         found = await target.backend.decode(state, request_id=attempt.request_id, options=options)
         return cast(TokenStream, found.stream)
@@ -180,6 +190,9 @@ class HandOvers:
             return state, []  # the first token was the last one
         if hasattr(backend, "publish_kv"):
             return await backend.publish_kv(state, transport=self._settings.transport), None
+        if self._settings.transport == STORE:
+            await flush_kv(backend)
+            return state, []
         return await cast(KVTransfer, backend).export_kv(state)
 
     async def _fetch(

@@ -63,7 +63,7 @@ class PowerOfTwo:
         second = _draw(mask & ~(1 << first) or mask, f"{request.id}/1")
         search = Search(request, snapshot, group, mask)
         for slot in dict.fromkeys((first, second)):
-            search.consider(slot, request.prompt_tokens - cached_tokens(request, snapshot, slot))
+            search.consider((slot,), request.prompt_tokens - cached_tokens(request, snapshot, slot))
         best = search.candidates()
         if not best:  # neither can ever hold it
             return KVCost(alpha=1.0).place(request, snapshot)
@@ -151,7 +151,7 @@ def _fitting(
     chosen = [slot for slot in group.least if mask >> slot & 1] if group is not None else []
     search = Search(request, snapshot, Group(), mask)
     for slot in chosen or slots(mask):
-        search.consider(slot, request.prompt_tokens)
+        search.consider((slot,), request.prompt_tokens)
     return [_view(snapshot, slot) for slot in sorted(c.slot for c in search.candidates())]
 
 

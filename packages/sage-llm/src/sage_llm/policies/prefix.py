@@ -27,9 +27,7 @@ def deepest(
     # Gallop up from the known depth: most prompts share a short prefix with others or nearly all with one.
     step = 1
     while low < top:
-        probe = low + step
-        if probe > top:  # ``min`` would cost as much as the look-up
-            probe = top
+        probe = min(low + step, top)
         if get(keys[probe - 1], 0) & mask:
             low = probe
             step *= 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sage_llm.policies.base import tokens_reserved, wait_kv
 from sage_llm.policies.prefix import deepest
 from sage_llm.types import Candidate, Group, InstanceView, RequestView, Snapshot, slots
@@ -100,10 +102,8 @@ class Search:
         while depth:
             holders = get(keys[depth - 1], 0) & held
             wide = holders.bit_count() > _WIDE
-            for slot in self._least(holders) if wide else slots(holders):
-                cost = consider(slot, prompt - depth * block) + self._slack_s
-                if cost < bound:
-                    bound = cost
+            cost = consider(self._least(holders) if wide else slots(holders), prompt - depth * block)
+            bound = min(bound, cost + self._slack_s)
             mask &= ~holders
             held &= ~holders
             if wide or not held:
@@ -116,8 +116,7 @@ class Search:
                     break
             depth = deepest(get, keys, held, low=max(low, 0), high=depth - 1)
         if per_token * prompt + group.shortest_s < bound:
-            for slot in self._least(mask):
-                consider(slot, prompt)
+            consider(self._least(mask), prompt)
 
     def _tiers(self) -> None:
         """Consider the holders of the deepest block of each tier, and the least loaded instances."""
@@ -138,38 +137,45 @@ class Search:
                 loaded += further * block
                 paid += (1.0 - credit) * further * block
                 depth += further
-            self.consider(slot, request.prompt_tokens - depth * block, loaded, paid)
+            self.consider((slot,), request.prompt_tokens - depth * block, loaded, paid)
 
-    def consider(self, slot: int, uncached: int, loaded: int = 0, paid: float = 0.0) -> float:
-        """Add a candidate and return its cost; infinite if the request never fits or should avoid the instance.
+    def consider(self, considered: Iterable[int], uncached: int, loaded: int = 0, paid: float = 0.0) -> float:
+        """Add candidates that would compute equally many tokens, and return the least cost.
+
+        It is infinite if the request never fits on any, or should avoid all of them.
 
         Args:
             loaded: tokens loaded from lower tiers.
             paid: number of computed tokens that cost as much as loading them.
         """
-        view = self._instances[slot]
-        assert view is not None  # groups contain only used slots
+        instances, reserved, tokens, found = self._instances, self._reserved, self._tokens, self._found
         if uncached < 1:
             uncached = 1
-        ahead = 0.0
-        total = view.kv_total
-        if total:
-            blocks = -(-self._reserved // view.page)
-            if blocks > total - view.kv_reserved:
-                ahead = wait_kv(blocks, view)
-                if ahead == _NEVER:
-                    return _NEVER
-        if view.max_context and self._tokens > view.max_context:
-            return _NEVER
-        queued = view.queued_tokens + view.bound_tokens
-        cost = (self._alpha * (uncached + paid) + queued) / view.rate + ahead
-        running, opened, limit = view.running, view.open, view.open_limit
-        row = (cost, running if running > opened else opened, slot, uncached, loaded, queued, ahead)
-        if (limit and opened >= limit) or (view.tpot_limit and slows(self._request, view)):
-            self._avoided.append(row)
-            return _NEVER
-        self._found.append(row)
-        return cost
+        work, least = self._alpha * (uncached + paid), _NEVER
+        for slot in considered:
+            view = instances[slot]
+            assert view is not None  # groups contain only used slots
+            ahead = 0.0
+            total = view.kv_total
+            if total:
+                blocks = -(-reserved // view.page)
+                if blocks > total - view.kv_reserved:
+                    ahead = wait_kv(blocks, view)
+                    if ahead == _NEVER:
+                        continue
+            if tokens > view.max_context > 0:
+                continue
+            queued = view.queued_tokens + view.bound_tokens
+            cost = (work + queued) / view.rate + ahead
+            running, opened, limit = view.running, view.open, view.open_limit
+            row = (cost, running if running > opened else opened, slot, uncached, loaded, queued, ahead)
+            if (limit and opened >= limit) or (view.tpot_limit and slows(self._request, view)):
+                self._avoided.append(row)
+                continue
+            found.append(row)
+            if cost < least:
+                least = cost
+        return least
 
     def _least(self, mask: int) -> list[int]:
         """The least loaded instances of a mask; all of them if none of the group's least loaded is in it."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from sage_infer.contracts import KVEndpoint, Transport
+from sage_infer.contracts import KVEndpoint, KVFlushing, Transport
 from sage_infer.errors import UnsupportedFeature
 from sage_infer.plugins import open_transport
 from sage_infer.schemas import DecodeState, TransportSettings
 from sage_infer_transport import SharedMemoryEndpoint, TCPEndpoint, fetch_state, publish_state, withdraw_state
 
-__all__ = ["HandOverRoom"]
+__all__ = ["STORE", "HandOverRoom", "flush_kv"]
+
+STORE = "store"
+"""In place of a transport: KV moves through the KV store that the replicas share."""
 
 _REMOTE = "tcp"  # the transport that needs an endpoint with an address on the network
 
@@ -31,12 +34,15 @@ class HandOverRoom:
         self._published: dict[str, tuple[KVEndpoint, DecodeState]] = {}
 
     async def publish(self, state: DecodeState, transport: str) -> DecodeState:
-        """Publish the KV of a held prefill; returns the state with its locations.
+        """Publish the KV of a held prefill; returns the state with its locations, of which a store has none.
 
         Raises:
-            UnsupportedFeature: the backend does not claim ``kv_export``.
+            UnsupportedFeature: the backend does not claim ``kv_export``, or for ``store``, has no KV store.
             InvalidRequest, Overloaded: as ``publish_state`` of sage-infer-transport.
         """
+        if transport == STORE:
+            await flush_kv(self._backend)
+            return state
         self._require("kv_export")
         endpoint = self._endpoint(transport)
         found = await publish_state(state, source=self._backend, endpoint=endpoint)
@@ -100,3 +106,15 @@ class HandOverRoom:
             raise UnsupportedFeature(
                 f"{capability.backend_name} does not claim {feature}; choose a backend that does"
             )
+
+
+async def flush_kv(backend: Any) -> None:
+    """Wait until the KV store of a backend has what it has computed.
+
+    Raises:
+        UnsupportedFeature: it has no store.
+    """
+    if not isinstance(backend, KVFlushing) or not await backend.flush_kv():
+        raise UnsupportedFeature(
+            "KV did not reach a store in time; set the option kv_store, with a store that the replicas share"
+        )

@@ -13,7 +13,7 @@ __all__ = ["COLOURS", "Line", "chart"]
 COLOURS = 8  # different colours of the page; further lines repeat them, dashed
 
 _WIDTH, _HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 40
 
 
 @frozen(kw_only=True)

@@ -128,7 +128,8 @@ class Measured:
     interval_s: float
     ttft: array[float] = field(factory=lambda: array("d"))
     tpot: array[float] = field(factory=lambda: array("d"))
-    blocks: int = 0
+    blocks: int = 0  # of requests that have arrived
+    begun_blocks: int = 0  # of requests whose prefill has begun
     hit_blocks: int = 0
     lower_blocks: int = 0
     prompt_tokens: int = 0
@@ -152,8 +153,8 @@ class Measured:
 
     def sample(self, queued: Sequence[int], waiting: int) -> None:
         """End an interval of the series. Beyond twice the expected length, two intervals become one."""
-        hit, blocks = self.hit_blocks - self._since[0], self.blocks - self._since[1]
-        self._since = self.hit_blocks, self.blocks
+        hit, blocks = self.hit_blocks - self._since[0], self.begun_blocks - self._since[1]
+        self._since = self.hit_blocks, self.begun_blocks
         self._hit.append(hit / blocks if blocks else 0.0)
         self._mean.append(sum(queued) / len(queued))
         self._max.append(float(max(queued)))

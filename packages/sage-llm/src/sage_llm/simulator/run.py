@@ -162,6 +162,7 @@ class _Run:
         measured = self._measured
         measured.computed_tokens += uncached
         if job.attempts == 1:
+            measured.begun_blocks += -(-job.prompt_tokens // self._trace.block)
             measured.hit_blocks += found.device
             measured.lower_blocks += sum(found.tiers)
 
