@@ -44,7 +44,7 @@ class KVCost:
             return self.alpha
         if rho >= 1.0:
             return self.alpha_max
-        return min(max(1.0 / (1.0 - rho), 1.0), self.alpha_max)
+        return min(1.0 / (1.0 - rho), self.alpha_max) if rho > 0.0 else 1.0
 
     def place(self, request: RequestView, snapshot: Snapshot) -> Decision:
         group, mask = eligible(request, snapshot)

@@ -27,7 +27,9 @@ def deepest(
     # Gallop up from the known depth: most prompts share a short prefix with others or nearly all with one.
     step = 1
     while low < top:
-        probe = min(low + step, top)
+        probe = low + step
+        if probe > top:  # ``min`` would cost as much as the look-up
+            probe = top
         if get(keys[probe - 1], 0) & mask:
             low = probe
             step *= 2
