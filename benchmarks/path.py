@@ -44,6 +44,7 @@ from gateway import (
     Upstream,
     chunk,
     command,
+    freeze,
     one_round,
     serve_ours,
     warm_up,
@@ -205,6 +206,7 @@ async def serve_plane(port: int, *, socket: str | None = None, upstream: int | N
     await plane.start()
     if upstream is None:
         plane._texts[MODEL]._codec = Codec()  # no plug-in is installed that names it
+    freeze()
     async with running_gateway(plane, GatewaySettings(port=port)):
         await asyncio.Event().wait()
 
