@@ -174,11 +174,8 @@ class Dispatcher:
                 continue
             waited = now - max(request.arrived, self.placement.last_open(request.model_id))
             if not self._expects(request.model_id) or waited > self.limits.wait_s:
-                request.fail(
-                    EngineDead(
-                        f"no instance of model {request.model_id!r} is running; `sage llm status` says why"
-                    )
-                )
+                told = f"no instance of model {request.model_id!r} is running; `sage llm status` says why"
+                request.fail(EngineDead(told))
 
     def preempt(self, now: float) -> None:
         """Pause running requests for more urgent ones that would not begin in time."""
