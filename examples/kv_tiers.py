@@ -23,6 +23,7 @@ async def ask(folder: Path) -> None:
     """Start an engine, ask both questions, and stop it."""
     store = {
         "store": "tiered",
+        "policy": "reuse",  # prompts that are unlikely to be continued leave memory first
         "upper": {"capacity_gb": 0.25},
         "lower": {"store": "ssd", "path": str(folder), "capacity_gb": 1},
     }

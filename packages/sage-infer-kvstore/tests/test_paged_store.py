@@ -19,6 +19,7 @@ class TestPrivate(MappedKVStoreContract):
 
 class TestHotness(MappedKVStoreContract):
     policy = "hotness"
+    examples = 15
 
     def open_store(self, capacity_blocks: int) -> PagedStore:
         return PagedStore(
