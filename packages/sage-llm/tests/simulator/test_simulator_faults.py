@@ -29,7 +29,7 @@ def run(trace: Trace, policy: str = "kv-cost", **cluster: Any) -> Result:
     return simulate(trace, Cluster(**{"model": SMALL, **cluster}), placement(policy), order())
 
 
-@any_speed(30)
+@any_speed(25)
 @given(
     faults=st.lists(
         st.builds(

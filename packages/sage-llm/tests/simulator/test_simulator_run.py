@@ -47,7 +47,7 @@ def rows(draw: st.DrawFn) -> Sequence[Row]:
     return sorted(found, key=lambda row: row.at)
 
 
-@any_speed(60)
+@any_speed(40)
 @given(
     rows=rows(),
     instances=st.integers(1, 4),
