@@ -142,8 +142,8 @@ def decide(
     rho: float = 0.0,
 ) -> Decision:
     """Return the decision for a chosen instance: dispatch if it can take the request now, else wait."""
-    blocks = blocks_needed(request, view)
-    ahead = wait_kv(blocks, view) if blocks else 0.0
+    blocks = blocks_needed(request, view) if view.kv_total else 0
+    ahead = wait_kv(blocks, view) if blocks and blocks > view.kv_total - view.kv_reserved else 0.0
     kind: DecisionKind = "dispatch" if ahead == 0.0 and can_take(request, view, blocks) else "wait"
     return Decision(
         kind,

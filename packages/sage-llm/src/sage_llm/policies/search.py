@@ -34,6 +34,9 @@ _Row = tuple[float, int, int, int, int, float, float]
 """The fields of a ``Candidate``."""
 
 
+_new = tuple.__new__  # ``Candidate._make`` without its own call
+
+
 class Search:
     """One search for candidates.
 
@@ -88,7 +91,7 @@ class Search:
         """
         rows = self._found or self._avoided
         rows.sort()
-        return tuple(map(Candidate._make, rows[:limit]))
+        return tuple([_new(Candidate, row) for row in rows[:limit]])
 
     def _device(self) -> None:
         """Consider holders from the deepest block on, until no other instance can be cheaper."""
