@@ -1,6 +1,6 @@
 """Failures under sixteen streams: what clients of `sage llm serve` see, and how long it takes.
 
-    hatch run python benchmarks/failures.py [--rounds 20] [--json failures.json] [--only kill,stop] [--seed 1]
+    hatch run python benchmarks/failures.py [--rounds 20] [--within 240] [--json failures.json] [--only kill,stop]
     hatch run python benchmarks/failures.py --soak 30
 
 Real servers over HTTP with the embedded engine and SmolLM2: greedy and seeded streams in turns, each compared with an
@@ -24,6 +24,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,10 @@ def result_of(at: Round, reference: Sequence[Stream]) -> dict[str, Any]:
 
 
 async def measure(options: argparse.Namespace, kept: dict[str, Any], save: Any) -> None:
-    draw = random.Random(options.seed)
+    draw, until = random.Random(options.seed), time.monotonic() + options.within
     for kind, faults in FAULTS.items():
         missing = {n: options.rounds - len(kept["rounds"].get(n, ())) for n in faults if n in options.only}
-        if not any(count > 0 for count in missing.values()):
+        if not any(count > 0 for count in missing.values()) or time.monotonic() > until:
             continue
         with tempfile.TemporaryDirectory(prefix="sage-") as folder:
             os.environ["SAGE_LLM_RUN_FOLDER"] = folder + "/run"
@@ -87,7 +88,7 @@ async def measure(options: argparse.Namespace, kept: dict[str, Any], save: Any) 
                 references: dict[tuple[int, int], list[Stream]] = {}
                 for number in range(max(missing.values())):
                     for name, fault in faults.items():
-                        if number >= missing.get(name, 0):
+                        if number >= missing.get(name, 0) or time.monotonic() > until:
                             continue
                         shape = SHAPES.get(name, (16, 80))
                         if shape not in references:
@@ -165,6 +166,9 @@ def main() -> int:
     names = [name for faults in FAULTS.values() for name in faults]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument(
+        "--within", type=float, default=float("inf"), metavar="SECONDS", help="begin no round later"
+    )
     parser.add_argument("--only", default=",".join(names), help="faults, separated by commas")
     parser.add_argument("--seed", type=int, default=1, help="of the moments and the replicas")
     parser.add_argument("--router", help="the program vllm-router")
