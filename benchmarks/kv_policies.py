@@ -13,7 +13,8 @@ have ended. Every way is an engine of its own with the same options but for ``kv
 
 Printed: the share of the prompts' tokens that were not computed, those from the store alone, mean and p90 of the time
 to the first token, and each as a ratio to the first way of the same round. Tokens are comparable on a loaded machine,
-times only within a round.
+times only within a round. Where requests arrive faster than the engine computes, most of them ask the store before it
+has their blocks: choose ``--seconds`` so that the engine keeps up.
 """
 
 from __future__ import annotations
