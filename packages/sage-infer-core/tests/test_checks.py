@@ -6,13 +6,13 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sage_infer.checks import Integer, Number
 from sage_infer.schemas import Timing, Usage
 from sage_infer.schemas.base import all_schemas
 
-VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3))
+NUMBERS = [-(2**70), -3, -2, -1, 0, 1, 2, 9, 10, 100, 101, 2**70]
+FRACTIONS = [-2.1, -2.0, -0.5, -0.0, 0.0, 1e-300, 0.5, 1.0, 1.5, 100.0, 100.1, 1e300]
+VALUES = [None, True, False, "", "3", *NUMBERS, *FRACTIONS, float("nan"), float("inf"), -float("inf")]
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,10 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text
         Number(ge=0, lt=1),
     ],
 )
-@given(value=VALUES)
-def test_a_value_that_fits_has_no_problems(check: Any, value: object) -> None:
-    if check.fits(value):
-        assert list(check.problems(value, "$")) == []
+def test_a_value_that_fits_has_no_problems(check: Any) -> None:
+    for value in VALUES:
+        if check.fits(value):
+            assert list(check.problems(value, "$")) == [], value
 
 
 def test_usual_values_fit() -> None:
