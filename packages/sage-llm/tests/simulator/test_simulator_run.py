@@ -155,3 +155,10 @@ def test_bounds_of_a_cache_that_knows_the_future() -> None:
     assert bounds_of(trace, 4).unlimited == pytest.approx(6 / 10)
     assert bounds_of(trace, 4).belady == pytest.approx(6 / 10)
     assert bounds_of(trace, 2).belady == pytest.approx(4 / 10)  # LRU would find nothing
+
+
+def test_requests_of_a_large_cluster_are_not_forgotten() -> None:
+    rows = [Row(n / 1000, 40 * BLOCK, 20) for n in range(400)]
+    result = run(trace_of(*rows), instances=65, model=EngineModel(blocks=50, chunk=64))
+    assert result.finished == 400
+    assert max(result.series.waiting) > 0
