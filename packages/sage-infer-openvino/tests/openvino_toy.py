@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import zlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +38,8 @@ class ToyRunner:
     """What the engine needs of a ``PagedRunner``. Steps wait for ``gate``; ``entered`` counts those that found it
     closed.
 
-    With a ``failure`` a step raises it, once ``good_steps`` have been run.
+    With a ``failure`` a step raises it, once ``good_steps`` have been run. ``before_step`` is called in the engine's
+    thread before each step but the first one.
     """
 
     block_size = BLOCK
@@ -57,6 +58,7 @@ class ToyRunner:
         self.steps: list[list[tuple[int, int]]] = []
         self.failure: BaseException | None = None
         self.good_steps = 0
+        self.before_step: Callable[[], object] = lambda: None
 
     def step(self, batch: Sequence[SequenceSlice]) -> npt.NDArray[np.float32]:
         if not self.gate.is_set():
@@ -64,6 +66,8 @@ class ToyRunner:
         assert self.gate.wait(300), "the test forgot to open the gate"
         if self.failure is not None and len(self.steps) >= self.good_steps:
             raise self.failure
+        if self.steps:
+            self.before_step()
         self.steps.append([(len(part.token_ids), part.past_len) for part in batch])
         for part in batch:
             for position, token in enumerate(part.token_ids, part.past_len):

@@ -46,12 +46,21 @@ def test_gauges_of_waiting_and_running_requests() -> None:
 def test_context_tokens_count_held_kv() -> None:
     async def main() -> None:
         async with Toy() as toy:
+            toy.runner.gate.clear()
             stream = await toy.generate(PROMPT, greedy(100))
+            await toy.in_step()
             seen: list[int] = []
-            async for _ in stream:
+
+            def look() -> None:
                 seen.append(toy.backend.stats().running_context_tokens)
-            assert max(seen) >= len(PROMPT)
-            assert max(seen) <= len(PROMPT) + 100
+
+            toy.runner.before_step = look
+            toy.runner.gate.set()
+            await tokens(stream)
+            assert len(seen) == 99
+            assert seen[0] >= len(PROMPT)
+            assert seen == sorted(seen)
+            assert seen[-1] <= len(PROMPT) + 100
 
     run(main())
 
