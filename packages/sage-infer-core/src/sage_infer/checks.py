@@ -112,7 +112,11 @@ class Integer(_Validator):
             yield Problem(path, f"must be {_bounds(ge=self.ge, le=self.le)}, got {value}")
 
     def fits(self, value: object) -> bool:
-        return type(value) is int and self.ge is not None and self.ge <= value and self.le is None
+        return (
+            type(value) is int
+            and (self.ge is None or value >= self.ge)
+            and (self.le is None or value <= self.le)
+        )
 
     def fits_all(self, values: Collection[Any]) -> bool:
         """Return whether all values are within the bounds; much faster than checking each one."""
@@ -154,8 +158,11 @@ class Number(_Validator):
     def fits(self, value: object) -> bool:
         return (
             type(value) is float
-            and self.ge == 0 <= value < math.inf
-            and self.gt is self.le is self.lt is None
+            and math.isfinite(value)
+            and (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
         )
 
     def json_schema(self) -> dict[str, Any]:

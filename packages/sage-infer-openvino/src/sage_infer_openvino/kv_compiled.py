@@ -22,9 +22,8 @@ _ONE_BYTE = np.float32(255)
 _SMALLEST_RANGE = np.float32(1e-8)
 
 
-@_compiled(
-    nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"}
-)  # so that LLVM may compare several at a time
+# The fast mathematics lets LLVM compare several numbers at a time.
+@_compiled(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
 def _extremes(row: Any) -> Any:
     low = high = row[0]
     for number in row:

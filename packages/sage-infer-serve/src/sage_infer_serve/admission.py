@@ -25,9 +25,7 @@ _WEIGHT = 0.05  # of an answer in the mean length of answers
 _FRESH_S = 0.05  # in which an expected wait stays valid
 _MOST_TENANTS = 1024  # whose expected waits are kept
 _LATEST = 64  # answers from which the length of others is estimated
-_FAULTS = (
-    8  # requests that fail with no answer in between, after which the queue says nothing of the model's speed
-)
+_FAULTS = 8  # failures in a row after which the queue says nothing of the model's speed
 
 
 class Admission:

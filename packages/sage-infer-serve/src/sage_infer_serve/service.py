@@ -98,9 +98,8 @@ class Service:
         self.shares = LoopShares()
         self.all_metrics: Callable[[], Awaitable[bytes]] | None = None
         self._admissions: dict[str, Admission] = {}
-        self._with_tenants: set[str] = (
-            set()
-        )  # models of which each client has a queue; asking costs a refusal's time
+        # Models of which each client has a queue; asking costs a refusal's time.
+        self._with_tenants: set[str] = set()
         self._decoders = decoders
         self._ignored: set[tuple[str, str]] = set()
         self._types: dict[str, ModelType] = {}

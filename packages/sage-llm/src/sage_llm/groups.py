@@ -35,9 +35,8 @@ class Members:
         self.work_at = 0.0
         self._fixed: Group | None = None  # what does not change with the load
         self._free = 0
-        self._least: tuple[tuple[int, ...], float] | None = (
-            None  # the least loaded slots, and the shortest queue
-        )
+        # The least loaded slots, and the shortest queue.
+        self._least: tuple[tuple[int, ...], float] | None = None
 
     def put(self, slot: int, view: InstanceView | None) -> None:
         """Add, replace or remove (None) an instance."""

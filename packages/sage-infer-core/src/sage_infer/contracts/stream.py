@@ -99,15 +99,12 @@ class BufferedTokenStream:
         if self._ended:
             return
         take, waiter = self._take, self._waiter
-        if (
-            take is not None and waiter is not None and not waiter.done()
-        ):  # else the reader has earlier deltas to read
+        # With nobody waiting, the reader has earlier deltas to read.
+        if take is not None and waiter is not None and not waiter.done():
             try:
                 if take(delta):
                     return
-            except (
-                Exception
-            ):  # the consumer's error, not the engine's: it recurs when the loop reads this delta
+            except Exception:  # of the consumer, not the engine: it recurs when the loop reads this delta
                 self._take = None
         self._ready.append(delta)
         self._wake()

@@ -90,9 +90,8 @@ class PageCodec:
             target = out[layers.start * width : layers.stop * width]
             if self._dtype == "int8" and self.source.dtype == "fp32":
                 floats = target.view(np.float32).reshape(-1, *self._shape[1:])
-                np.copyto(
-                    floats, numbers[layers].view(np.int8).reshape(floats.shape)
-                )  # faster than while multiplying
+                # Faster than to convert while multiplying.
+                np.copyto(floats, numbers[layers].view(np.int8).reshape(floats.shape))
                 floats *= scales[layers].astype(np.float32)
                 continue
             values = self._decode(numbers[layers], scales[layers], offsets[layers])

@@ -78,8 +78,8 @@ async def serve_gateways(
         await gateways.start()
         settle()
         url = f"http://{gateway.host}:{port}"
-        found = {**methods(manager, url, settings.drain_s), **_of_all(manager, gateways, url)}
-        control.append(ControlServer(control_path(port), found))
+        owned = methods(manager, url, settings.drain_s)
+        control.append(ControlServer(control_path(port), owned | _of_all(gateways, owned["status"])))
         await control[0].start()
         if as_json:
             print_json({"url": url, **manager.cluster(), "gateways": gateways.pids})
@@ -108,24 +108,16 @@ async def serve_gateways(
         await manager.close()
 
 
-def _of_all(manager: ControlPlaneManager, gateways: Gateways, url: str) -> dict[str, Handler]:
+def _of_all(gateways: Gateways, owner_status: Handler) -> dict[str, Handler]:
     """Methods of the control socket whose answers are in the gateways."""
 
     async def status() -> dict[str, Any]:
-        clusters = [answer.result for answer in await gateways.ask("cluster")]
-        return {
-            "url": url,
-            "policy": manager.settings.policy,
-            "order": manager.settings.order,
-            **summed(manager.cluster(), clusters),
-            "gateways": [
-                {"pid": pid, "open": cluster["requests"]["open"]}
-                for pid, cluster in zip(gateways.pids, clusters, strict=False)
-            ],
-        }
+        clusters = [answer.result for answer in (await gateways.ask("cluster")).values()]
+        rows = [{"pid": cluster["pid"], "open": cluster["requests"]["open"]} for cluster in clusters]
+        return {**summed(await owner_status(), clusters), "gateways": rows}
 
     async def explain(request: str | None = None) -> dict[str, Any]:
-        answers = await gateways.ask("explain", request=request)
+        answers = list((await gateways.ask("explain", request=request)).values())
         found = [answer.result for answer in answers if not answer.error]
         if not found:
             raise InvalidRequest(answers[0].error if answers else "no gateway answers")

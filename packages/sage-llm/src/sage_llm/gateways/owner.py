@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import Any
 
 from sage_infer.errors import BackendUnavailable
-from sage_infer.schemas import InstanceDescriptor
 
 from sage_llm.gateways.handle import GatewayProcess
 from sage_llm.gateways.messages import (
@@ -41,21 +40,14 @@ class Gateways:
         fleet: the replicas; a replica is stopped after every gateway has left it.
         orders: makes the order of the gateway with a number.
         count: number of processes.
-        limits: limits of their restarts.
     """
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        orders: Callable[[int], Order],
-        count: int,
-        limits: RestartLimits | None = None,
-    ) -> None:
+    def __init__(self, fleet: Fleet, orders: Callable[[int], Order], count: int) -> None:
         self._fleet, self._orders = fleet, orders
         self._processes = [GatewayProcess(number, self._asked) for number in range(count)]
-        self._restarts = [Restarts(limits or RestartLimits()) for _ in range(count)]
+        self._restarts = [Restarts(RestartLimits()) for _ in range(count)]
         self._tasks = Tasks()
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._told: tuple[AnnouncedReplica, ...] = ()
         fleet.before_stop = self._before_stop
 
@@ -78,18 +70,15 @@ class Gateways:
         for process, restarts in zip(self._processes, self._restarts, strict=True):
             self._tasks.spawn(self._keep(process, restarts))
 
-    async def ask(self, method: str, **arguments: Any) -> list[Answer]:
-        """Ask all that run; those that do not answer in time are left out."""
-        return list((await self._ask(method, **arguments)).values())
-
-    async def _ask(self, method: str, **arguments: Any) -> dict[int, Answer]:
+    async def ask(self, method: str, **arguments: Any) -> dict[int, Answer]:
+        """Ask all that run. Returns the answers by number of the gateway, without those that are not in time."""
         asked = [process for process in self._processes if process.is_ready]
         answers = await asyncio.gather(*(process.ask(method, arguments) for process in asked))
         return {process.number: a for process, a in zip(asked, answers, strict=True) if a is not None}
 
     def signal_all(self) -> None:
         """Let all finish their open requests and end; a second call cancels the requests."""
-        self._stopping = True
+        self._stopping.set()
         for process in self._processes:
             process.signal(signal.SIGTERM)
 
@@ -100,7 +89,7 @@ class Gateways:
 
     def kill(self) -> None:
         """End all at once."""
-        self._stopping = True
+        self._stopping.set()
         for process in self._processes:
             process.signal(signal.SIGKILL)
 
@@ -109,7 +98,7 @@ class Gateways:
         self._tasks.spawn(self._answer(process, question))
 
     async def _answer(self, process: GatewayProcess, question: Question) -> None:
-        texts = {str(number): answer.result for number, answer in (await self._ask("metrics")).items()}
+        texts = {str(number): answer.result for number, answer in (await self.ask("metrics")).items()}
         process.answer(Answer(question.number, merged(texts)))
 
     async def _keep(self, process: GatewayProcess, restarts: Restarts) -> None:
@@ -117,7 +106,7 @@ class Gateways:
         while True:
             started = time.monotonic()
             code = await process.until_ended()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             pause = restarts.pause(time.monotonic(), time.monotonic() - started)
             if pause is None:
@@ -127,6 +116,8 @@ class Gateways:
                 return
             log.warning("gateway %d ended (exit code %s), restarting in %.0f s", process.number, code, pause)
             await asyncio.sleep(pause)
+            if self._stopping.is_set():
+                return
             await process.start(self._orders(process.number), self._told)
             with suppress(BackendUnavailable):  # it has ended again
                 await process.until_ready()
@@ -160,17 +151,14 @@ def announced(fleet: Fleet) -> tuple[AnnouncedReplica, ...]:
     found = []
     for replica in fleet.replicas.values():
         if replica.word != "gone" and not is_remote(replica.spec.model):
-            runs = replica.word in ("running", "stopping") and replica.handle is not None
-            descriptor: InstanceDescriptor | None = None
-            if runs and replica.handle is not None:
-                descriptor = replica.handle.descriptor
+            handle = replica.handle if replica.word in ("running", "stopping") else None
             found.append(
                 AnnouncedReplica(
                     spec=replica.spec,
                     word=replica.word,
                     reason=replica.reason,
-                    descriptor=descriptor,
-                    pid=getattr(replica.handle, "pid", None) if runs else None,
+                    descriptor=None if handle is None else handle.descriptor,
+                    pid=getattr(handle, "pid", None),
                 )
             )
     return tuple(found)

@@ -136,7 +136,7 @@ class _Gateway:
 
     def _answer(self, method: str, **arguments: Any) -> Any:
         if method == "cluster":
-            return self._manager.cluster()
+            return {"pid": os.getpid(), **self._manager.cluster()}
         if method == "metrics":
             return b"" if self._service is None else exposition(self._service)
         return find_receipt(self._manager.dispatcher.placement.receipts, **arguments).to_json()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attrs import asdict, define, field, frozen
+from sage_infer_serve.bench.report import percentile
 
 __all__ = ["Distribution", "Measured", "Result", "Series"]
 
@@ -32,14 +33,6 @@ class Distribution:
         ordered = sorted(values)
         p50, p90, p95, p99 = (percentile(ordered, share) for share in (0.5, 0.9, 0.95, 0.99))
         return cls(mean=sum(ordered) / len(ordered), p50=p50, p90=p90, p95=p95, p99=p99, max=ordered[-1])
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value below which ``share`` of the ordered values lie, interpolated linearly."""
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 @frozen(kw_only=True)

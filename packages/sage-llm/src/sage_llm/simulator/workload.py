@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
+from itertools import accumulate
 from typing import Any
 
 import attrs
@@ -101,12 +102,7 @@ class Rag:
     def rows(self, seed: int) -> Iterator[Row]:
         """Yield the requests in the order of their arrival."""
         rng = random.Random(seed)
-        weights = [1 / (place + 1) ** self.skew for place in range(self.documents)]
-        totals = []
-        total = 0.0
-        for weight in weights:
-            total += weight
-            totals.append(total)
+        totals = list(accumulate(1 / (place + 1) ** self.skew for place in range(self.documents)))
         at = 0.0
         chosen = min(self.chosen, self.documents)
         for number in range(self.requests):

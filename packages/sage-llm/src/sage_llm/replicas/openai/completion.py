@@ -168,9 +168,8 @@ class Completion:
         chunk = _chunk(event)
         if chunk.error is not None:
             raise error_of(int(chunk.error.get("status") or 500), {}, event)
-        for (
-            choice
-        ) in chunk.choices:  # vLLM has the prompt's ids in chunks of chats, and in choices of completions
+        for choice in chunk.choices:
+            # vLLM has the prompt's ids in chunks of chats, and in choices of completions.
             if prompt := chunk.prompt_token_ids or choice.prompt_token_ids:
                 self.stream.set_prompt(tuple(prompt))
             self._push(choice)
