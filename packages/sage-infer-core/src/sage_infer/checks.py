@@ -108,23 +108,22 @@ class Integer(_Validator):
     def problems(self, value: object, path: str) -> Iterable[Problem]:
         if isinstance(value, bool) or not isinstance(value, int):
             yield Problem(path, f"must be an integer, got {shown(value)}")
-        elif (self.ge is not None and value < self.ge) or (self.le is not None and value > self.le):
+        elif not self._is_within(value):
             yield Problem(path, f"must be {_bounds(ge=self.ge, le=self.le)}, got {value}")
 
     def fits(self, value: object) -> bool:
-        return (
-            type(value) is int
-            and (self.ge is None or value >= self.ge)
-            and (self.le is None or value <= self.le)
-        )
+        return type(value) is int and self._is_within(value)
+
+    def _is_within(self, value: int) -> bool:
+        return (self.ge is None or value >= self.ge) and (self.le is None or value <= self.le)
 
     def fits_all(self, values: Collection[Any]) -> bool:
         """Return whether all values are within the bounds; much faster than checking each one."""
         return (
             bool(values)
             and set(map(type, values)) == {int}
-            and (self.ge is None or min(values) >= self.ge)
-            and (self.le is None or max(values) <= self.le)
+            and self._is_within(min(values))
+            and self._is_within(max(values))
         )
 
     def json_schema(self) -> dict[str, Any]:
@@ -145,21 +144,17 @@ class Number(_Validator):
             yield Problem(path, f"must be a number, got {shown(value)}")
         elif not math.isfinite(value):
             yield Problem(path, f"must be finite, got {value}")
-        elif (
-            (self.ge is not None and value < self.ge)
-            or (self.gt is not None and value <= self.gt)
-            or (self.le is not None and value > self.le)
-            or (self.lt is not None and value >= self.lt)
-        ):
+        elif not self._is_within(value):
             yield Problem(
                 path, f"must be {_bounds(ge=self.ge, gt=self.gt, le=self.le, lt=self.lt)}, got {value}"
             )
 
     def fits(self, value: object) -> bool:
+        return type(value) is float and math.isfinite(value) and self._is_within(value)
+
+    def _is_within(self, value: float) -> bool:
         return (
-            type(value) is float
-            and math.isfinite(value)
-            and (self.ge is None or value >= self.ge)
+            (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
             and (self.le is None or value <= self.le)
             and (self.lt is None or value < self.lt)

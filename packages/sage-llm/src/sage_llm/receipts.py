@@ -174,7 +174,7 @@ class Receipts(Mapping[str, Receipt]):
         """Let a policy place a request, and keep the receipt unless it has to wait."""
         if not self._max_receipts:
             return policy.place(request, snapshot)
-        if not request.keys:  # there is nothing to look up
+        if not request.keys:  # nothing to look up
             decision = policy.place(request, snapshot)
             kv: dict[int, int] = {}
             lower: tuple[_Recording, ...] = tuple(map(_Recording, snapshot.lower))

@@ -44,7 +44,7 @@ class Speeds:
         self._unmeasured: set[int] = set()
         self._classes = [_Class(rate)]
         self._of: dict[int, _Class] = {}
-        self.changed: set[int] = set()  # slots that show another rate; whoever reads it clears it
+        self.changed: set[int] = set()  # slots that show another rate; the reader clears it
 
     def add(self, slot: int) -> None:
         """An instance appears, or its next generation, which is not measured yet."""

@@ -85,7 +85,7 @@ class KVBroker:
         """The pages of a request's prompt: of the longest prefix of ``keys`` that the store holds.
 
         None where the store does not answer in time. The engine has the first ``cached`` pages, which are not
-        fetched. A store with a method ``note_request`` is told all keys.
+        fetched. A store with a method ``note_request`` gets all keys.
         """
         self._note(keys)
         keys = keys[cached : cached + self._limit]

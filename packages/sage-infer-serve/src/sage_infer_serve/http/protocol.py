@@ -97,7 +97,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
         def _ignore_upgrade(self, rest: bytes) -> None:
             """Read the body of a request that asks for an upgrade, as Java's HTTP client does with the first one.
 
-            The parser takes it for a request without a body. Another one, which is told the framing, reads the body.
+            The parser takes it for a request without a body. Another one, which gets the framing only, reads the body.
             """
             if self._has_framing():
                 lines = b"".join(b"%b: %b\r\n" % pair for pair in self.headers if pair[0] in _FRAMING)

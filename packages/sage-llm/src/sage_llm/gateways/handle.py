@@ -144,7 +144,7 @@ class GatewayProcess:
     def _fail(self, reason: str) -> None:
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(BackendUnavailable(f"gateway {self.number}: {reason}"))
-            self._ready.exception()  # read, whether or not somebody waits
+            self._ready.exception()  # mark it as read: perhaps no task waits
 
     def _has_ended(self) -> None:
         assert self._ended is not None

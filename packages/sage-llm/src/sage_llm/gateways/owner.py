@@ -88,7 +88,7 @@ class Gateways:
         await asyncio.gather(*(process.until_ended() for process in self._processes))
 
     def kill(self) -> None:
-        """End all at once."""
+        """End all immediately."""
         self._stopping.set()
         for process in self._processes:
             process.signal(signal.SIGKILL)

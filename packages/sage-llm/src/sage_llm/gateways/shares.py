@@ -13,7 +13,7 @@ __all__ = ["key_shares", "tenant_shares"]
 
 
 def key_shares(keys: Sequence[APIKey], gateways: int) -> tuple[APIKey, ...]:
-    """The keys with the limits that each gateway enforces by itself, so that all together keep the whole limit."""
+    """The keys with the limits that each gateway enforces, so that all together keep the whole limit."""
     return tuple(
         APIKey(
             key.name,
@@ -30,7 +30,7 @@ def key_shares(keys: Sequence[APIKey], gateways: int) -> tuple[APIKey, ...]:
 
 
 def tenant_shares(quotas: Mapping[str, TenantQuota], gateways: int) -> dict[str, TenantQuota]:
-    """The quotas that each gateway enforces by itself."""
+    """The quotas that each gateway enforces."""
     return {
         name: attrs.evolve(
             quota,
