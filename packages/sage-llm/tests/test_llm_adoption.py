@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +21,7 @@ from sage_llm.replicas.adoption import adopted
 from sage_llm.replicas.local import LocalExecutor
 from sage_llm.replicas.record import Lease, started_at
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE, run_folder
-
-SAGE = [sys.executable, "-m", "sage_infer.cli.main"]
+from served_command import served
 
 
 @pytest.fixture
@@ -42,42 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 @contextmanager
-def served(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+def controlled(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A running ``sage llm serve``, and what it printed."""
     config = folder / "sage_infer.yaml"  # a busy machine may need longer than 30 s to start a server
     config.write_text(f"llm: {{outlive_s: {plane.GUARD_S}}}")
-    command = [
-        *SAGE,
-        "--config",
-        str(config),
-        "llm",
-        "serve",
-        "-m",
-        "smollm2-135m",
-        "--port",
-        "0",
-        "--json",
-        *flags,
-    ]
-    log = folder / "serve.txt"
-    with log.open("w") as errors:
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder)
-    timer = threading.Timer(plane.GUARD_S, server.kill)
-    timer.start()
-    try:
-        assert server.stdout is not None
-        text = ""
-        while not text.rstrip().endswith("\n}"):
-            line = server.stdout.readline()
-            assert line, log.read_text()
-            text += line
-        yield server, json.loads(text)
-    finally:
-        timer.cancel()
-        server.kill()
-        server.wait()
-        assert server.stdout is not None
-        server.stdout.close()
+    with served(folder, "--config", str(config), "llm", "serve", "-m", "smollm2-135m", *flags) as running:
+        yield running
 
 
 def ask(url: str) -> str:
@@ -100,11 +67,11 @@ def test_a_killed_server_is_followed_by_one_with_its_replicas(
 ) -> None:
     """The next server wants one of the two replicas, and another model."""
     options = ("-o", "kv_cache_gb=0.25", "-o", "threads=1")
-    with served(folder, *options, "--replicas", "2") as (server, status):
+    with controlled(folder, *options, "--replicas", "2") as (server, status):
         before, text = identities(status), ask(status["url"])
         server.kill()
         server.wait()
-    with served(folder, *options, "--embedding", "minilm") as (server, status):
+    with controlled(folder, *options, "--embedding", "minilm") as (server, status):
         after = identities(status)
         assert sorted(after) == ["minilm/0", "smollm2-135m/0"]
         assert after["smollm2-135m/0"] == before["smollm2-135m/0"]
@@ -116,7 +83,7 @@ def test_a_killed_server_is_followed_by_one_with_its_replicas(
         server.send_signal(signal.SIGTERM)
         assert server.wait(plane.GUARD_S) == 0
     assert not any(started_at(pid) for pid, _ in (*before.values(), *after.values()))
-    assert {path.name for path in folder.iterdir()} == {"sage_infer.yaml", "serve.txt"}
+    assert {path.name for path in folder.iterdir()} == {"sage_infer.yaml", "errors"}
 
 
 # --- parts, with processes that are no replicas

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -22,8 +21,7 @@ from sage_infer.config import load_config
 from sage_infer.errors import InvalidRequest
 from sage_llm.commands.served_models import configured, from_flags, with_cpus
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
-
-GUARD_S = 300
+from served_command import GUARD_S, SAGE, served
 
 
 def flags(**changed: Any) -> list[Any]:
@@ -148,26 +146,13 @@ def serve_once(otlp: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Pa
     folder = tmp_path_factory.mktemp("run")
     folder.chmod(0o700)
     (tmp_path / "traced.yaml").write_text("serve: {tracing: true}")
-    environment = {**os.environ, RUN_FOLDER_VARIABLE: str(folder), "OTEL_EXPORTER_OTLP_ENDPOINT": otlp}
-    sage = [sys.executable, "-m", "sage_infer.cli.main", "--config", str(tmp_path / "traced.yaml"), "llm"]
-    command = [
-        *sage, "serve", "--replicas", "2", "-m", "smollm2-135m", "--port", "0", "-o", "kv_cache_gb=0.25", "--json",
-        "--embedding", "minilm", "--replicas", "minilm=2",
+    environment = {RUN_FOLDER_VARIABLE: str(folder), "OTEL_EXPORTER_OTLP_ENDPOINT": otlp}
+    llm = ["--config", str(tmp_path / "traced.yaml"), "llm"]
+    words = [
+        "--replicas", "2", "-m", "smollm2-135m", "-o", "kv_cache_gb=0.25", "--embedding", "minilm",
+        "--replicas", "minilm=2",
     ]  # fmt: skip
-    with (tmp_path / "errors").open("w") as errors:
-        server = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=tmp_path
-        )
-    timer = threading.Timer(GUARD_S, server.kill)
-    timer.start()
-    try:
-        assert server.stdout is not None
-        text = ""
-        while not text.rstrip().endswith("\n}"):
-            line = server.stdout.readline()
-            assert line, (tmp_path / "errors").read_text()
-            text += line
-        ready = json.loads(text)
+    with served(tmp_path, *llm, "serve", *words, environment=environment) as (server, ready):
         assert [row["state"] for row in ready["replicas"]] == ["ready"] * 4
         body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
         request = urllib.request.Request(
@@ -185,7 +170,12 @@ def serve_once(otlp: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Pa
         with urllib.request.urlopen(request, timeout=GUARD_S) as answer:
             assert json.load(answer)["usage"]["prompt_tokens"] == 3
         status = subprocess.run(
-            [*sage, "status"], capture_output=True, text=True, env=environment, check=True, cwd=tmp_path
+            [*SAGE, *llm, "status"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
+            check=True,
+            cwd=tmp_path,
         )
         assert "1 finished" in status.stdout
         with urllib.request.urlopen(f"{ready['url']}/metrics", timeout=GUARD_S) as answer:
@@ -197,7 +187,3 @@ def serve_once(otlp: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Pa
         server.send_signal(signal.SIGTERM)
         assert server.wait(GUARD_S) == 0, (tmp_path / "errors").read_text()
         assert not list(folder.glob("*.sock"))
-    finally:
-        timer.cancel()
-        server.kill()
-        server.wait()

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +12,8 @@ from typing import Any
 import pytest
 from sage_infer_serve.http.auth import KeyLimits, add_key
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
+from served_command import GUARD_S, served
 
-GUARD_S = 300
 BATCH = 4
 PLACES = BATCH + 2  # requests that the control plane sends to an instance
 MANY, FEW = 48, 4
@@ -84,27 +80,13 @@ def test_keys_share_no_block_and_have_quotas(
     folder.chmod(0o700)
     (tmp_path / "sage_infer.yaml").write_text(CONFIG)
     keys = [add_key(tmp_path / "keys.json", name, KeyLimits()) for name in ("ann", "bob", "cid")]
-    command = [
-        sys.executable, "-m", "sage_infer.cli.main", "llm", "serve", "-m", "smollm2-135m", "--port", "0",
-        "-o", "kv_cache_gb=0.25", "-o", f"max_batch_size={BATCH}", "--keys-file", str(tmp_path / "keys.json"), "--json",
+    words = [
+        "llm", "serve", "-m", "smollm2-135m", "-o", "kv_cache_gb=0.25", "-o", f"max_batch_size={BATCH}",
+        "--keys-file", str(tmp_path / "keys.json"),
     ]  # fmt: skip
-    environment = {
-        **os.environ, RUN_FOLDER_VARIABLE: str(folder), "SAGE_INFER_CONFIG": str(tmp_path / "sage_infer.yaml"),
-    }  # fmt: skip
-    with (tmp_path / "errors").open("w") as errors:
-        server = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=tmp_path
-        )
-    timer = threading.Timer(GUARD_S, server.kill)
-    timer.start()
-    try:
-        assert server.stdout is not None
-        text = ""
-        while not text.rstrip().endswith("\n}"):
-            line = server.stdout.readline()
-            assert line, (tmp_path / "errors").read_text()
-            text += line
-        url = json.loads(text)["url"]
+    environment = {RUN_FOLDER_VARIABLE: str(folder), "SAGE_INFER_CONFIG": str(tmp_path / "sage_infer.yaml")}
+    with served(tmp_path, *words, environment=environment) as (_, ready):
+        url = ready["url"]
         answers = [chat(url, key, CONTENT) for key in (keys[0], keys[0], keys[1], keys[1])]
         cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
         prompt = answers[0]["usage"]["prompt_tokens"]
@@ -120,7 +102,3 @@ def test_keys_share_no_block_and_have_quotas(
             assert "tenant 'ann' has 1 open request; its quota is 1" in refused.value.read().decode()
             assert chat(url, keys[1], "Hello", max_tokens=100)["usage"]["completion_tokens"] > 0
         check_fair_share(url, greedy=keys[1], modest=keys[2])
-    finally:
-        timer.cancel()
-        server.kill()
-        server.wait()

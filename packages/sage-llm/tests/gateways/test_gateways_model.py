@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +15,9 @@ from typing import Any
 
 import pytest
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
+from served_command import GUARD_S, SAGE, served
 
-GUARD_S = 300
 TOKENS = 32
-SAGE = [sys.executable, "-m", "sage_infer.cli.main", "llm"]
 
 
 class Server:
@@ -33,7 +30,7 @@ class Server:
     def command(self, *arguments: str) -> Any:
         """The JSON output of an operator's command."""
         done = subprocess.run(
-            [*SAGE, *arguments, "--json"],
+            [*SAGE, "llm", *arguments, "--json"],
             capture_output=True,
             text=True,
             env=self._environment,
@@ -64,30 +61,22 @@ class Server:
 @contextmanager
 def serving(folder: Path, run: Path) -> Iterator[Server]:
     environment = {**os.environ, RUN_FOLDER_VARIABLE: str(run)}
-    command = [
-        *SAGE, "serve", "-m", "smollm2-135m", "--replicas", "2", "--gateways", "2", "--port", "0",
-        "-o", "kv_cache_gb=0.25", "--json",
-    ]  # fmt: skip
-    with (folder / "errors").open("w") as errors:
-        server = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=folder
-        )
-    timer = threading.Timer(GUARD_S, server.kill)
-    timer.start()
-    try:
-        assert server.stdout is not None
-        text = ""
-        while not text.rstrip().endswith("\n}"):
-            line = server.stdout.readline()
-            assert line, (folder / "errors").read_text()
-            text += line
-        yield Server(json.loads(text), environment, folder)
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(GUARD_S) == 0, (folder / "errors").read_text()
-    finally:
-        timer.cancel()
-        server.kill()
-        server.wait()
+    words = [
+        "llm",
+        "serve",
+        "-m",
+        "smollm2-135m",
+        "--replicas",
+        "2",
+        "--gateways",
+        "2",
+        "-o",
+        "kv_cache_gb=0.25",
+    ]
+    with served(folder, *words, environment=environment) as (process, ready):
+        yield Server(ready, environment, folder)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(GUARD_S) == 0, (folder / "errors").read_text()
 
 
 def test_two_gateways(smollm2: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:

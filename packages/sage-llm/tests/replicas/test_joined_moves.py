@@ -6,13 +6,8 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import aiohttp
@@ -20,8 +15,8 @@ import pytest
 from sage_infer_testing.waiting import eventually
 from sage_llm.commands.control import ask
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
+from served_command import GUARD_S, served
 
-GUARD_S = 300
 LLM = "smollm2-135m"
 TOKENS = 80
 SAMPLING: list[dict[str, Any]] = [
@@ -32,36 +27,6 @@ SAMPLING: list[dict[str, Any]] = [
     {"temperature": 0.8, "seed": 9, "min_p": 0.05, "repetition_penalty": 1.2},
     {"temperature": 0, "guided_regex": "( [a-z]{1,8}){60}"},
 ]
-
-
-@contextmanager
-def served(folder: Path, *command: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """Run a server with --json; yields its process, and what it prints when it is ready."""
-    with (folder / "errors").open("a") as errors:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "sage_infer.cli.main", *command, "--port", "0", "--json"],
-            stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
-            env={**os.environ, RUN_FOLDER_VARIABLE: str(folder)},
-        )  # fmt: skip
-    guard = threading.Timer(GUARD_S, server.kill)
-    guard.start()
-    try:
-        assert server.stdout is not None
-        text = ""
-        while not text.rstrip().endswith("\n}"):
-            line = server.stdout.readline()
-            assert line, (folder / "errors").read_text()
-            text += line
-        yield server, json.loads(text)
-    finally:
-        guard.cancel()
-        server.send_signal(signal.SIGCONT)
-        server.terminate()
-        try:
-            server.wait(GUARD_S)
-        finally:
-            server.kill()
-            server.wait()
 
 
 class Answer:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -14,7 +11,6 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,8 +30,8 @@ from sage_llm.manager.migration import NotMigratable
 from sage_llm.manager.restarts import RestartLimits, Restarts
 from sage_llm.replicas.local import LocalExecutor
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
+from served_command import GUARD_S, served
 
-GUARD_S = 300
 ROUNDS = 20
 HELLO = [{"role": "user", "content": "Hello"}]
 LISTED = json.dumps({"data": [{"id": "m"}]})
@@ -231,34 +227,6 @@ def test_chats_pass_through() -> None:
 # --- a real engine behind `sage infer serve`, joined by `sage llm serve`
 
 
-@contextmanager
-def started(command: list[str], folder: Path) -> Iterator[dict[str, Any]]:
-    """Run a server with --json; yields what it prints when it is ready."""
-    with (folder / f"{command[0]}.errors").open("w") as errors:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "sage_infer.cli.main", *command, "--port", "0", "--json"],
-            stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
-            env={**os.environ, RUN_FOLDER_VARIABLE: str(folder)},
-        )  # fmt: skip
-    timer = threading.Timer(GUARD_S, server.kill)
-    timer.start()
-    try:
-        assert server.stdout is not None
-        text = ""
-        while not text.rstrip().endswith("\n}"):
-            line = server.stdout.readline()
-            assert line, (folder / f"{command[0]}.errors").read_text()
-            text += line
-        yield json.loads(text)
-    finally:
-        timer.cancel()
-        server.terminate()
-        try:
-            server.wait(GUARD_S)
-        finally:
-            server.kill()
-
-
 def post(url: str, body: dict[str, Any]) -> Any:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=GUARD_S) as answer:
@@ -307,9 +275,10 @@ def test_a_served_model_is_joined(
     models = [{"model": "smollm2-135m", "options": {"kv_cache_gb": 0.25}}, {"model": "minilm"}]
     config.write_text(json.dumps({"serve": {"models": models}}))
     chat = {"model": "smollm2-135m", "messages": HELLO, "max_tokens": 6, "temperature": 0}
+    run = {RUN_FOLDER_VARIABLE: str(folder)}
     with (
-        started(["--config", str(config), "infer", "serve"], folder) as behind,
-        started(["llm", "serve", "--join", behind["url"]], folder) as front,
+        served(folder, "--config", str(config), "infer", "serve", environment=run) as (_, behind),
+        served(folder, "llm", "serve", "--join", behind["url"], environment=run) as (_, front),
     ):
         assert {row["state"] for row in front["replicas"]} == {"ready"}
         wanted, found = (post(f"{one['url']}/v1/chat/completions", chat) for one in (behind, front))
