@@ -33,25 +33,37 @@ class TenantLimits(Protocol):
 
 
 class TenantWork:
-    """Work per tenant lately, in tokens of prompts; older steps count less."""
+    """Work per tenant lately, in tokens of prompts; older steps count less.
+
+    A new tenant starts with as much as the others (start-time fair queueing), else it would come first until it had
+    caught up with all that the others did before it came.
+    """
 
     def __init__(self) -> None:
         self._tokens: dict[str, float] = {}
 
     def ran(self, step: Iterable[tuple[SequenceState, int]]) -> None:
         """Record a step."""
+        step = list(step)
+        start = self._start({sequence.request.tenant for sequence, _ in step})
         tokens = {name: kept for name, old in self._tokens.items() if (kept := old * _KEPT) > _LEAST}
         for sequence, count in step:
             tenant = sequence.request.tenant
-            tokens[tenant] = tokens.get(tenant, 0.0) + (count if count > 1 else _DECODED)
+            tokens[tenant] = tokens.get(tenant, start) + (count if count > 1 else _DECODED)
         self._tokens = tokens
+
+    def _start(self, active: Iterable[str]) -> float:
+        """Work of a new tenant: the least of the active ones, or the most of all if none of these is known."""
+        known = [self._tokens[tenant] for tenant in active if tenant in self._tokens]
+        return min(known) if known else max(self._tokens.values(), default=0.0)
 
     def is_shared(self) -> bool:
         """Whether there were several tenants lately."""
         return len(self._tokens) > 1
 
     def first(self, requests: Iterable[EngineRequest]) -> str | None:
-        """The tenant that comes first: one without large calls, and of these the one with the least work.
+        """The tenant that comes first: one without large calls, of these the one with the least work, and a new one
+        before others with as much.
 
         None unless there are several.
         """
@@ -60,7 +72,12 @@ class TenantWork:
             large[request.tenant] = large.get(request.tenant, False) or _is_large(request)
         if len(large) < 2:
             return None
-        return min(sorted(large), key=lambda tenant: (large[tenant], self._tokens.get(tenant, 0.0)))
+        start = self._start(large)
+
+        def rank(tenant: str) -> tuple[bool, float, bool]:
+            return large[tenant], self._tokens.get(tenant, start), tenant in self._tokens
+
+        return min(sorted(large), key=rank)
 
 
 class StepShares:
