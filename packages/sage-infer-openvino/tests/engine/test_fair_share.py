@@ -278,20 +278,22 @@ def test_prompts_are_not_held_up_by_the_streams_of_a_tenant_that_costs_more() ->
         engine.step(6)
 
 
-def test_a_new_tenant_does_not_come_before_one_that_worked_alone() -> None:
+def test_a_tenant_that_arrives_or_returns_does_not_come_before_those_that_worked_meanwhile() -> None:
     engine = Engine(batch=8, step=64)
     engine.limits = Limits(beside=1, alone=64)
-    for _ in range(20):
-        engine.add(call(prompt=60, output=4, tenant="a"))
-        engine.step(4)
-    engine.step(4)
-    engine.add(call(prompt=60, output=2, tenant="b"))
-    for _ in range(10):
-        (chat,) = engine.add(call(prompt=40, output=4, tenant="a"))
-        for _ in range(8):
+    for _ in range(3):
+        for _ in range(50):
+            engine.add(call(prompt=60, output=4, tenant="a"))
+            engine.step(5)
+        for _ in range(3):
             engine.add(call(prompt=60, output=2, tenant="b"))
-            engine.step()
-        assert chat in engine.ended
+        for _ in range(10):
+            (chat,) = engine.add(call(prompt=40, output=4, tenant="a"))
+            for _ in range(8):
+                engine.add(call(prompt=60, output=2, tenant="b"))
+                engine.step()
+            assert chat in engine.ended
+        engine.step(200)
 
 
 def test_a_limit_of_none_ends_nothing_and_holds_nobody_for_ever() -> None:

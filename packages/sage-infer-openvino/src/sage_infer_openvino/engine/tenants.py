@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Protocol
 
 from sage_infer_openvino.engine.sequence import EngineRequest, SequenceState
@@ -13,6 +13,7 @@ __all__ = ["BatchShares", "StepShares", "TenantLimits", "TenantWork"]
 
 _KEPT = 0.99  # of a tenant's work after each step
 _LEAST = 0.5  # tokens, below which a tenant is forgotten
+_CREDIT = 100.0  # tokens of which a tenant that returns comes first, such as a short chat
 _DECODED = 4.0  # tokens of a prompt that cost about as much as a new token, which needs a step of its own
 
 
@@ -35,49 +36,47 @@ class TenantLimits(Protocol):
 class TenantWork:
     """Work per tenant lately, in tokens of prompts; older steps count less.
 
-    A new tenant starts with as much as the others (start-time fair queueing), else it would come first until it had
-    caught up with all that the others did before it came.
+    A tenant whose requests arrive after a pause starts with about as much as the others (as in start-time fair
+    queueing). Otherwise it would come first until it had caught up with all that the others did meanwhile.
     """
 
     def __init__(self) -> None:
         self._tokens: dict[str, float] = {}
+        self._active: set[str] = set()
 
     def ran(self, step: Iterable[tuple[SequenceState, int]]) -> None:
         """Record a step."""
-        step = list(step)
-        start = self._start({sequence.request.tenant for sequence, _ in step})
         tokens = {name: kept for name, old in self._tokens.items() if (kept := old * _KEPT) > _LEAST}
         for sequence, count in step:
             tenant = sequence.request.tenant
-            tokens[tenant] = tokens.get(tenant, start) + (count if count > 1 else _DECODED)
+            tokens[tenant] = tokens.get(tenant, 0.0) + (count if count > 1 else _DECODED)
         self._tokens = tokens
-
-    def _start(self, active: Iterable[str]) -> float:
-        """Work of a new tenant: the least of the active ones, or the most of all if none of these is known."""
-        known = [self._tokens[tenant] for tenant in active if tenant in self._tokens]
-        return min(known) if known else max(self._tokens.values(), default=0.0)
 
     def is_shared(self) -> bool:
         """Whether there were several tenants lately."""
         return len(self._tokens) > 1
 
     def first(self, requests: Iterable[EngineRequest]) -> str | None:
-        """The tenant that comes first: one without large calls, of these the one with the least work, and a new one
-        before others with as much.
+        """The tenant that comes first: one without large calls, and of these the one with the least work.
 
-        None unless there are several.
+        None unless there are several. ``requests`` are all those that run or wait.
         """
         large: dict[str, bool] = {}
         for request in requests:
             large[request.tenant] = large.get(request.tenant, False) or _is_large(request)
+        self._activate(large.keys())
         if len(large) < 2:
             return None
-        start = self._start(large)
+        return min(sorted(large), key=lambda tenant: (large[tenant], self._tokens.get(tenant, 0.0)))
 
-        def rank(tenant: str) -> tuple[bool, float, bool]:
-            return large[tenant], self._tokens.get(tenant, start), tenant in self._tokens
-
-        return min(sorted(large), key=rank)
+    def _activate(self, active: Set[str]) -> None:
+        """Raise the work of tenants that return to that of the others, less some credit."""
+        others = [self._tokens.get(tenant, 0.0) for tenant in active & self._active]
+        usual = min(others) if others else max(self._tokens.values(), default=0.0)
+        for tenant in active - self._active:
+            if (least := usual - _CREDIT) > self._tokens.get(tenant, 0.0):
+                self._tokens[tenant] = least
+        self._active = set(active)
 
 
 class StepShares:
