@@ -12,11 +12,13 @@ import pytest
 from plane import read, running_plane, until
 from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, PluginFailed, RequestCancelled
 from sage_infer.schemas import RequestOptions, SamplingParams
+from sage_llm import policies
 from sage_llm.manager.health import HealthLimits
 from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.manager.migration import NotMigratable, PoisonRequest, RecoveryLimits
 from sage_llm.manager.restarts import RestartLimits
 from sage_llm.manager.settings import ControlPlaneSettings
+from sage_llm.types import Decision, RequestView, Snapshot
 from toy_engine import POISON, ToyExecutor, busy, toy_model
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40)
@@ -250,6 +252,85 @@ def test_cancel_abort_and_deadline_end_a_request_once() -> None:
             assert found.value.by == by
         assert cluster.ends == {"finished": 0, "cancelled": 3, "refused": 0, "failed": 0}
         await until(lambda: not any(len(engine.requests) for engine in cluster.executor.engines))
+
+    on_cluster(test)
+
+
+def test_a_fault_in_what_is_learned_from_a_request_does_not_keep_it_open() -> None:
+    async def test(cluster: Cluster) -> None:
+        expected = await cluster.undisturbed(4)
+
+        def broken(request: Any, usage: Any) -> None:
+            raise ZeroDivisionError("a fault of this test")
+
+        cluster.manager.dispatcher.placement.finished = broken  # type: ignore[method-assign]
+        assert await cluster.undisturbed(4) == expected
+        assert cluster.ends == {"finished": 8, "cancelled": 0, "refused": 0, "failed": 0}
+        await until(
+            lambda: not any(i.attempts for i in cluster.manager.dispatcher.placement.instances("toy"))
+        )
+
+    on_cluster(test)
+
+
+class OddPolicy:
+    """The default placement, which fails for some requests."""
+
+    name = "odd"
+
+    def __init__(self) -> None:
+        self.fails: set[str] = set()
+        self.usual = policies.placement()
+
+    def place(self, request: RequestView, snapshot: Snapshot) -> Decision:
+        if request.id in self.fails:
+            raise ZeroDivisionError("a fault of this test")
+        return self.usual.place(request, snapshot)
+
+
+def test_a_fault_of_the_policy_ends_its_request_only() -> None:
+    """On arrival, and while the request waits for an instance to return."""
+
+    async def test(cluster: Cluster) -> None:
+        policy = cluster.manager.dispatcher.placement.policy = OddPolicy()
+        policy.fails = {"bad"}
+        with pytest.raises(
+            PluginFailed, match="placement policy 'odd' failed: ZeroDivisionError: a fault of"
+        ):
+            await cluster.manager.generate("prompt", GREEDY, request_id="bad")
+        (good,) = await cluster.undisturbed(1)
+        (first,) = await cluster.manager.generate("prompt 0", GREEDY, request_id="first")
+        (second,) = await cluster.manager.generate("prompt 0", GREEDY, request_id="second")
+        reading = await after_some_tokens(cluster, [first, second])
+        policy.fails = {"first"}
+        cluster.executor.engines[0].crash()
+        await until(lambda: len(cluster.executor.engines) > 1)
+        cluster.open_gates()
+        with pytest.raises(PluginFailed, match="placement policy 'odd' failed"):
+            await reading[0]
+        assert await reading[1] == good
+
+    on_cluster(test, replicas=1)
+
+
+def test_the_replicas_are_watched_after_a_fault() -> None:
+    async def test(cluster: Cluster) -> None:
+        dispatcher, calls = cluster.manager.dispatcher, []
+        usual = dispatcher.refuse_stranded
+
+        def sometimes(now: float) -> None:
+            calls.append(now)
+            if len(calls) < 3:
+                raise ZeroDivisionError("a fault of this test")
+            usual(now)
+
+        dispatcher.refuse_stranded = sometimes  # type: ignore[method-assign]
+        await until(lambda: len(calls) > 3)
+        cluster.executor.engines[0].answering.clear()
+        instance = dispatcher.placement.instances("toy")[0]
+        await until(lambda: instance.word in ("suspect", "lost"))
+        cluster.executor.engines[0].answering.set()
+        await until(lambda: instance.word == "ready" or instance.word == "probation")
 
     on_cluster(test)
 

@@ -37,7 +37,7 @@ RequestKind = Literal["generate", "embed", "rerank"]
 Role = Literal["general", "prefill", "decode"]
 State = Literal["starting", "ready", "suspect", "probation", "draining", "sleeping", "dead"]
 DecisionKind = Literal["dispatch", "wait", "refuse"]
-RefusalReason = Literal["", "overloaded", "unavailable", "too_large", "quota", "late"]
+RefusalReason = Literal["", "overloaded", "unavailable", "too_large", "quota", "late", "fault"]
 
 
 def slots(mask: int) -> Iterator[int]:
@@ -336,8 +336,8 @@ class Decision:
         request: id of the request.
         slot: chosen instance; -1 if none.
         policy: name of the policy that decided.
-        reason: machine-readable reason of a refusal: overloaded (429), quota (429), late (504), unavailable (503)
-            or too_large (400).
+        reason: machine-readable reason of a refusal: overloaded (429), quota (429), late (504), unavailable (503),
+            too_large (400) or fault (of the policy, 500).
         message: what was expected, what was seen, and what to do; empty for a dispatch.
         reuse: prompt tokens that need not be computed.
         uncached: prompt tokens that are computed, on ``slot`` or on ``prefill_slot``.

@@ -157,12 +157,11 @@ class Dispatcher:
 
     def _isolate_suspects(self) -> None:
         for request in list(self._suspects):
-            instance = next(
-                (i for i in self.placement.instances(request.model_id) if i.is_open and not i.attempts), None
-            )
+            instances = self.placement.instances(request.model_id)
+            instance = next((i for i in instances if i.is_open and not i.attempts), None)
             if instance is not None:
                 self._suspects.remove(request)
-                instance.is_isolated = True
+                instance.isolate()
                 now = time.monotonic()
                 self.placement.isolated(request, instance, now)
                 self._send(request, instance, None, now)
@@ -191,7 +190,8 @@ class Dispatcher:
         number = request.sent(now)
         own = request.request_id if number == 1 else f"{request.request_id}~{number}"
         attempt = Attempt(number, instance, own, request.prompt_tokens + request.ledger.tokens)
-        request.attempt = instance.attempts[own] = attempt
+        request.attempt = attempt
+        instance.add(attempt)
         instance.breaker.sent(now)
         if request.ledger.has_started:
             instance.migrated_in += 1
@@ -235,9 +235,11 @@ class Dispatcher:
                 self._failed(request, attempt, as_sage_error(error, attempt.instance.instance_id))
             return
         if request.attempt is attempt:
+            request.finish(
+                stream.usage, stream.timing
+            )  # first: a fault in what follows must not keep it open
             attempt.instance.produced()
             self.placement.finished(request, stream.usage)
-            request.finish(stream.usage, stream.timing)
 
     @staticmethod
     async def _abort(attempt: Attempt) -> None:
@@ -284,9 +286,9 @@ class Dispatcher:
             self._on_lost(instance, error.message)
         elif found == "busy":
             assert isinstance(error, Overloaded)
-            instance.backlog_until = now + min(max(error.retry_after, 0.05), 2.0)
+            instance.refused(error, now)
         elif found == "fault":
-            instance.breaker.failed(now)
+            instance.failed(now)
 
     def _again(self, request: ManagedRequest, error: SageInferError) -> None:
         """Send a request that an instance refused or failed to another one, or end it with that error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -24,6 +25,8 @@ from sage_llm.replicas.openai import is_remote
 from sage_llm.tasks import Tasks
 
 __all__ = ["Fleet"]
+
+log = logging.getLogger(__name__)
 
 _LOOK_S = 0.1
 _EXIT_S = 0.5  # within which the end of a process follows the loss of its connection
@@ -202,20 +205,26 @@ class Fleet:
             before = time.monotonic()
             await asyncio.sleep(_LOOK_S)
             now = time.monotonic()
-            lag = now - before - _LOOK_S
-            for replica in list(self.replicas.values()):
-                if replica.instance is not None and replica.word == "running":
-                    if lag > _LAG_S:  # this process stood still, so no report could arrive
-                        replica.instance.heard_at += lag
-                        replica.instance.steps_at += lag
-                    self._apply(replica.instance, now)
-            for instance in self._dispatcher.placement.out_of_sync():
-                if instance not in self._syncing:
-                    self._syncing.add(instance)
-                    self._tasks.spawn(self._sync(instance))
-            self._dispatcher.preempt(now)
-            self._dispatcher.refuse_stranded(now)
-            self._dispatcher.pump()
+            try:
+                self._look(now, now - before - _LOOK_S)
+            except Exception:  # without this task, no instance would ever be found dead
+                log.exception("looking after the replicas failed")
+
+    def _look(self, now: float, lag: float) -> None:
+        """Judge each instance, and do what is due; this process was ``lag`` seconds late."""
+        for replica in list(self.replicas.values()):
+            if replica.instance is not None and replica.word == "running":
+                if lag > _LAG_S:  # this process stood still, so no report could arrive
+                    replica.instance.heard_at += lag
+                    replica.instance.steps_at += lag
+                self._apply(replica.instance, now)
+        for instance in self._dispatcher.placement.out_of_sync():
+            if instance not in self._syncing:
+                self._syncing.add(instance)
+                self._tasks.spawn(self._sync(instance))
+        self._dispatcher.preempt(now)
+        self._dispatcher.refuse_stranded(now)
+        self._dispatcher.pump()
 
     async def _sync(self, instance: LiveInstance) -> None:
         """Take a snapshot of an instance's KV blocks, after a gap in its events."""

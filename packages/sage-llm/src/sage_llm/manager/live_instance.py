@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from attrs import define, field
+from sage_infer.errors import Overloaded
 from sage_infer.schemas import InstanceDescriptor, InstanceReport
 
 from sage_llm.manager.breaker import Breaker
@@ -27,6 +28,7 @@ connection is closed.
 """
 
 _GAPS = 128
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0  # after a refusal
 _JOINED = "openai"
 _BATCHES = 3  # one is computed, the next one is ready, and one collects requests
 _SPARE = 2  # requests beyond the engine's batch, so that its next step always has a prompt
@@ -73,6 +75,7 @@ class LiveInstance:
         steps_at: when the number of steps last grew, or nothing ran.
         allowance: number of concurrent requests in probation; doubles with each request that produces output.
         backlog_until: no new requests before this time, because the engine refused one.
+        on_doubt: called when it may have lost its room for a new request.
     """
 
     slot: int
@@ -97,9 +100,18 @@ class LiveInstance:
     served: int = 0
     breaker: Breaker = field(factory=Breaker)
     is_isolated: bool = False
+    encodes: bool = field(init=False)
+    """Whether it embeds or reranks."""
+    _batch: int = field(init=False)
     _changed: asyncio.Event = field(factory=asyncio.Event)
     on_move: Callable[[LiveInstance], object] = field(default=lambda instance: None)
+    on_doubt: Callable[[LiveInstance], object] = field(default=lambda instance: None)
     on_heard: Callable[[LiveInstance, InstanceReport], object] = field(default=lambda instance, report: None)
+
+    def __attrs_post_init__(self) -> None:
+        capability = self.descriptor.capability
+        self.encodes = capability.instance_type == "embedding"
+        self._batch = capability.max_batch_size + _SPARE
 
     @property
     def descriptor(self) -> InstanceDescriptor:
@@ -124,8 +136,7 @@ class LiveInstance:
     @property
     def limit(self) -> int:
         """Maximum number of concurrent requests; further ones wait in the control plane."""
-        batch = self.descriptor.capability.max_batch_size + _SPARE
-        return min(batch, self.allowance) if self.word == "probation" else batch
+        return min(self._batch, self.allowance) if self.word == "probation" else self._batch
 
     @property
     def is_open(self) -> bool:
@@ -144,14 +155,42 @@ class LiveInstance:
         )
 
     @property
+    def keeps_room(self) -> bool:
+        """Whether room that it has now can only end by what calls ``on_doubt``."""
+        return self.word == "ready" and not self.encodes and not self.breaker.is_open
+
+    def add(self, attempt: Attempt) -> None:
+        """Count a request that is sent to it."""
+        self.attempts[attempt.request_id] = attempt
+        self._filled()
+
+    def add_call(self, call: asyncio.Future[Any]) -> None:
+        self.calls.add(call)
+        self._filled()
+
+    def _filled(self) -> None:
+        if len(self.attempts) + len(self.calls) >= self.limit:
+            self.on_doubt(self)
+
+    def isolate(self) -> None:
+        """Send it nothing but the request that it gets now."""
+        self.is_isolated = True
+        self.on_doubt(self)
+
+    def refused(self, error: Overloaded, now: float) -> None:
+        """Its engine had no room for a request: send it none for as long as it says, within bounds."""
+        self.backlog_until = now + min(max(error.retry_after, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
+        self.on_doubt(self)
+
+    def failed(self, now: float) -> None:
+        """Count a request that failed there otherwise."""
+        self.breaker.failed(now)
+        self.on_doubt(self)
+
+    @property
     def is_joined(self) -> bool:
         """Whether it is a server of others, which orders requests itself, and may refuse priorities."""
         return self.descriptor.capability.backend_name == _JOINED
-
-    @property
-    def encodes(self) -> bool:
-        """Whether it embeds or reranks."""
-        return self.descriptor.capability.instance_type == "embedding"
 
     @property
     def _has_room_in_batch(self) -> bool:

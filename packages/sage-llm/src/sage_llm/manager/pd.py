@@ -101,7 +101,7 @@ class HandOvers:
             RequestCancelled: the request's deadline has passed.
         """
         prefill = Attempt(attempt.number, source, attempt.request_id, request.prompt_tokens, is_prefill=True)
-        source.attempts[attempt.request_id] = prefill
+        source.add(prefill)
         attempt.awaits_kv = True
         moving = asyncio.ensure_future(self._move(request, attempt, source))
         prefill.cancel = moving.cancel  # called when the source is lost

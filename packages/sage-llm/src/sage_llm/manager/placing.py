@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 
 import attrs
 from sage_infer.contracts import KVEvents, KVSnapshot
-from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, RequestCancelled, SageInferError
+from sage_infer.errors import (
+    EngineDead,
+    InvalidRequest,
+    Overloaded,
+    PluginFailed,
+    RequestCancelled,
+    SageInferError,
+)
 from sage_infer.schemas import InstanceReport, Usage
 
 from sage_llm import policies
@@ -27,6 +35,8 @@ from sage_llm.tenants import TenantTable
 from sage_llm.types import Decision, RequestView, Snapshot, State
 
 __all__ = ["Placement"]
+
+log = logging.getLogger(__name__)
 
 _STATES: Mapping[str, State] = {
     "ready": "ready", "probation": "probation", "suspect": "suspect", "lost": "suspect", "draining": "draining",
@@ -65,6 +75,7 @@ class Placement:
         self.classifier, self.receipts = RequestClassifier(), Receipts()
         self._order = order or policies.order()
         self._instances: dict[str, list[LiveInstance]] = {}
+        self._doubtful: dict[str, set[LiveInstance]] = {}  # those that may have no room; others have some
         self._by_slot: dict[int, tuple[LiveInstance, Instance]] = {}
         self._queues: dict[str, WaitingQueue] = {}
         self._waiting: dict[str, Placed] = {}
@@ -82,7 +93,7 @@ class Placement:
         self._longest.pop(instance.model_id, None)
         self._by_slot[record.slot] = instance, record
         instance.slot = record.slot
-        instance.on_move = self._moved
+        instance.on_move, instance.on_doubt = self._moved, self._doubted
         schema = descriptor.capability.kv_schema
         if schema is not None and descriptor.capability.supports("prefix_caching"):
             self.index.add(
@@ -96,6 +107,7 @@ class Placement:
     def remove(self, instance: LiveInstance) -> None:
         self._last_open[instance.model_id] = time.monotonic()
         self._instances[instance.model_id].remove(instance)
+        self._doubtful[instance.model_id].discard(instance)
         self._longest.pop(instance.model_id, None)
         _, record = self._by_slot.pop(instance.slot)
         self.index.remove(record.slot)
@@ -125,9 +137,15 @@ class Placement:
         """When an instance of the model was last removed."""
         return self._last_open.get(model_id, 0.0)
 
+    def _doubted(self, instance: LiveInstance) -> None:
+        live, _ = self._by_slot.get(instance.slot, (None, None))
+        if live is instance:
+            self._doubtful.setdefault(instance.model_id, set()).add(instance)
+
     def _moved(self, instance: LiveInstance) -> None:
         live, record = self._by_slot.get(instance.slot, (None, None))
         if record is not None and live is instance:
+            self._doubted(instance)
             self.registry.change(record, _STATES[instance.word], time.monotonic(), instance.reason)
             self.registry.limit(record, instance.allowance if instance.word == "probation" else 0)
 
@@ -160,7 +178,7 @@ class Placement:
         self.quotas.enters(view, now)
         queue = self._queue(request.model_id)
         if may_send and not queue and self.tenants.may_open(view.tenant):
-            full = self._full(request.model_id, now)
+            full = self.full(request.model_id, now)
             decision = _HELD if full is None else self._decide(request, view, full, snapshot)
             if decision.kind == "refuse":
                 raise refusal(decision)
@@ -212,7 +230,7 @@ class Placement:
         self, model_id: str, queue: WaitingQueue, now: float
     ) -> tuple[Placed, LiveInstance | None, LiveInstance | None] | None:
         """The next request with its instances, or with None if it was refused."""
-        full = self._full(model_id, now)
+        full = self.full(model_id, now)
         if full is None:
             return None
         snapshot = self.builder.snapshot(now)
@@ -226,13 +244,20 @@ class Placement:
             return request, None, None
         return self._dispatch(request, view, decision, now)
 
-    def _full(self, model_id: str, now: float) -> list[LiveInstance] | None:
+    def full(self, model_id: str, now: float) -> list[LiveInstance] | None:
         """The instances of a model without room; None if none has any.
 
         The policy would refuse a request for a model whose only instance restarts.
         """
-        instances = self.instances(model_id)
-        full = [i for i in instances if not i.has_room(now)]
+        instances, doubtful = self.instances(model_id), self._doubtful.get(model_id)
+        if not doubtful:
+            return [] if instances else None
+        full = []
+        for instance in tuple(doubtful):
+            if not instance.has_room(now):
+                full.append(instance)
+            elif instance.keeps_room:
+                doubtful.discard(instance)
         return None if len(full) == len(instances) else full
 
     def _decide(
@@ -243,7 +268,12 @@ class Placement:
             return _HELD
         excluded = self._mask(request, full)
         seen = view if excluded == view.excluded else attrs.evolve(view, excluded=excluded)
-        return self.receipts.place(self.policy, seen, snapshot)
+        try:
+            return self.receipts.place(self.policy, seen, snapshot)
+        except Exception as error:  # it would be asked again for ever, and nothing else be dispatched
+            log.exception("placement policy %s failed", self.policy.name)
+            told = f"placement policy {self.policy.name!r} failed: {type(error).__name__}: {error}"
+            return Decision("refuse", view.id, policy=self.policy.name, reason="fault", message=told)
 
     def _dispatch(self, request: Placed, view: RequestView, decision: Decision, now: float) -> Found:
         """Account for a decision to dispatch."""
@@ -356,4 +386,4 @@ def refusal(decision: Decision) -> SageInferError:
         return InvalidRequest(decision.message)
     if decision.reason == "late":
         return RequestCancelled(decision.message, by="deadline")
-    return EngineDead(decision.message)
+    return (PluginFailed if decision.reason == "fault" else EngineDead)(decision.message)

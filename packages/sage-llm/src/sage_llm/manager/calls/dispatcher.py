@@ -105,7 +105,7 @@ class CallDispatcher:
             batch = instance.forming[key] = Batch(instance, key)
             instance.breaker.sent(now)
             batch.task = asyncio.get_running_loop().create_task(self._run(batch))
-            instance.calls.add(batch.task)
+            instance.add_call(batch.task)
             self.batches += 1
             if is_idle:
                 asyncio.get_running_loop().call_soon(batch.close)
@@ -241,12 +241,12 @@ class CallDispatcher:
             call.crashes += instance.word == "dead"
         elif found == "busy":
             assert isinstance(error, Overloaded)
-            instance.backlog_until = now + min(max(error.retry_after, 0.05), 2.0)
+            instance.refused(error, now)
             others = [i for i in others if i.has_room(now)]
         else:
             call.faults += 1
             call.excluded.add(instance)
-            instance.breaker.failed(now)
+            instance.failed(now)
         if (
             call.number >= _MOST_ATTEMPTS
             or call.crashes + call.faults >= _MOST

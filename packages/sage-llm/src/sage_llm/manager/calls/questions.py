@@ -55,7 +55,7 @@ class BatchCalls:
         while True:
             instance = await self._instance(model_id, excluded, started)
             task = asyncio.ensure_future(_awaited(call, instance.backend))
-            instance.calls.add(task)
+            instance.add_call(task)
             try:
                 result = await task
                 instance.produced()
@@ -75,9 +75,9 @@ class BatchCalls:
                     self._on_lost(instance, error.message)
                 elif kind == "busy":
                     assert isinstance(error, Overloaded)
-                    instance.backlog_until = time.monotonic() + min(max(error.retry_after, 0.05), 2.0)
+                    instance.refused(error, time.monotonic())
                 else:
-                    instance.breaker.failed(time.monotonic())
+                    instance.failed(time.monotonic())
                 others = [i for i in self._placement.instances(model_id) if i.is_open and i not in excluded]
                 if len(excluded) + 1 >= _MOST or (kind != "lost" and others in ([], [instance])):
                     raise error from None
