@@ -87,6 +87,17 @@ def test_the_option_wins_over_vllms_variable(monkeypatch: pytest.MonkeyPatch) ->
     assert engine_environment(explicit, UPSTREAM, MODEL, "cuda") == {}
 
 
+def test_threads_are_not_bound_to_the_cores_of_other_engines() -> None:
+    two = VLLMSettings(threads=2)
+    assert engine_environment(two, UPSTREAM, MODEL, "cpu") == {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "2",
+    }
+    assert engine_environment(two, UPSTREAM, MODEL, "cuda") == {}
+    with pytest.raises(InvalidRequest, match="threads"):
+        VLLMSettings(threads=0)
+
+
 def test_the_smaller_limit_wins_and_the_user_before_the_table() -> None:
     vendor = Platform(
         backend_name="v",

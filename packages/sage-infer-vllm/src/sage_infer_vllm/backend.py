@@ -75,6 +75,7 @@ class VLLMBackend(BaseVLLMBackend):
         quantization: str | None = None,
         adapters: Mapping[str, str] | None = None,
         max_adapter_rank: int = 16,
+        threads: int | None = None,
         tool_parser: str | None = None,
         engine_options: Mapping[str, Any] | None = None,
         cache_dir: str | None = None,
@@ -84,8 +85,8 @@ class VLLMBackend(BaseVLLMBackend):
             max_sequence_length=max_sequence_length, max_queue=max_queue, hold_s=hold_s,
             tensor_parallel=tensor_parallel, prefix_caching=prefix_caching, kv_store=kv_store,
             kv_store_wait_s=kv_store_wait_s, eager=eager, quantization=quantization, adapters=adapters or {},
-            max_adapter_rank=max_adapter_rank, tool_parser=tool_parser, engine_options=engine_options or {},
-            cache_dir=cache_dir,
+            max_adapter_rank=max_adapter_rank, threads=threads, tool_parser=tool_parser,
+            engine_options=engine_options or {}, cache_dir=cache_dir,
         )  # fmt: skip
         super().__init__(model, settings, kv_schema)
 

@@ -48,6 +48,8 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "quantization": "vLLM's quantization method; default: the checkpoint's",
                 "adapters": "LoRA adapters, {name: folder in PEFT's format}",
                 "max_adapter_rank": "maximum rank of the adapters, 16 by default",
+                "threads": "CPU threads of an engine on a CPU, on any of its cores; default: vLLM binds its own choice "
+                "of threads to cores, the same ones for each engine of a machine",
                 "tool_parser": "vLLM's parser of tool calls (hermes, llama3_json, …); default: none",
                 "cache_dir": "folder for models converted from GGUF; default: the user's cache folder",
             },

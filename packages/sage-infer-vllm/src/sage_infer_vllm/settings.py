@@ -61,6 +61,7 @@ class VLLMSettings:
     adapters: Mapping[str, str] = field(factory=dict, validator=Entries(Text(min_length=1)))
     max_adapter_rank: int = field(default=16, validator=Integer(ge=1))
     engine_options: Mapping[str, Any] = field(factory=dict)
+    threads: int | None = field(default=None, validator=optional(Integer(ge=1)))
     tool_parser: str | None = field(default=None, validator=optional(Text(min_length=1)))
     cache_dir: str | None = field(default=None, validator=optional(Text(min_length=1)))
 
@@ -146,13 +147,18 @@ def engine_environment(
 ) -> dict[str, str | None]:
     """Environment variables of an engine; None unsets a variable.
 
-    On a CPU, vLLM's variable for the size of the KV cache would override the option ``kv_cache_gb``.
+    On a CPU, vLLM's variable for the size of the KV cache would override the option ``kv_cache_gb``. With ``threads``,
+    its threads are not bound to cores, which would be the same ones for each engine of the machine.
 
     Raises:
         InvalidRequest: see ``visible_devices``.
     """
-    hidden = {_CPU_KV_VARIABLE: None} if device == "cpu" and settings.kv_cache_gb is not None else {}
-    return {**visible_devices(platform, model, device), **hidden}
+    found: dict[str, str | None] = dict(visible_devices(platform, model, device))
+    if device == "cpu" and settings.kv_cache_gb is not None:
+        found[_CPU_KV_VARIABLE] = None
+    if device == "cpu" and settings.threads is not None:
+        found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(settings.threads)}
+    return found
 
 
 def visible_devices(platform: Platform, model: ModelDescriptor, device: str) -> dict[str, str]:
