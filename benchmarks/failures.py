@@ -6,8 +6,9 @@
 Real servers over HTTP with the embedded engine and SmolLM2: greedy and seeded streams in turns, each compared with an
 undisturbed run in text, usage and finish reason. With --json, finished rounds are kept in the file and a later
 call adds the rest. `network` needs root and network namespaces, and `router …` needs
-vllm-router (--router PROGRAM, or it is installed into an environment below the user's cache folder); both are left out
-where this is missing. Exits with 1 if a stream failed or differs where the control plane promises that none does.
+vllm-router (--router PROGRAM, or it is installed into an environment below the user's cache folder). `vllm kill` joins
+two vLLM servers on CPUs (--vllm PROGRAM), with greedy streams only. All are left out where this is missing. Exits with
+1 if a stream failed or differs where the control plane promises that none does.
 
 --soak MINUTES kills a replica every 20 s under sixteen closed loops instead; no request may be lost, and descriptors,
 tasks, sockets and shared memory may not grow.
@@ -29,14 +30,13 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from failing.cluster import Joined, Plane, Router
-from failing.faults import FAULTS, Round
+from failing.cluster import Namespaces, Plane, Router, Servers, VLLMServers
+from failing.faults import FAULTS, SHAPES, SHORT, Round
 from failing.soak import soak
 from failing.streams import Stream, Streams, differences
 
 HERE = Path(__file__).parent
-PROMISED = ("kill", "stop", "slow", "memory", "storm", "drain", "restart", "poison", "plane", "network")
-SHAPES = {"drain": (32, 200), "restart": (16, 200)}
+PROMISED = (*FAULTS["children"], "network", "poison", "vllm kill")
 
 
 @contextlib.asynccontextmanager
@@ -44,18 +44,19 @@ async def cluster(kind: str, folder: Path, options: argparse.Namespace) -> Async
     """The servers that a kind of fault needs, once they are ready."""
     made: list[Any] = []
     try:
-        if kind == "router":
-            made.append(Router(folder, options.router))
+        backend = "crashing-openvino" if kind.endswith("poison") else "openvino"
+        if kind == "vllm":
+            made.append(VLLMServers(folder, options.vllm))
+        elif kind.endswith("network"):
+            made.append(Namespaces(folder))
+        elif kind.startswith("router"):
+            made.append(Servers(folder, backend))
+        if made:
             await made[0].ready()
-        elif kind == "network":
-            made.append(Joined(folder))
-            await made[0].ready()
-            made.append(Plane(folder, joined=made[0].urls))
-            made[1].servers = made[0]
-            await made[1].ready()
-        else:
-            made.append(Plane(folder, backend="crashing-openvino" if kind == "poison" else "openvino"))
-            await made[0].ready()
+        servers = made[0] if made else None
+        is_router = kind.startswith("router")
+        made.append(Router(folder, options.router, servers) if is_router else Plane(folder, backend, servers))
+        await made[-1].ready()
         yield made[-1]
     finally:
         for one in reversed(made):
@@ -77,7 +78,8 @@ def result_of(at: Round, reference: Sequence[Stream]) -> dict[str, Any]:
 
 
 async def measure(options: argparse.Namespace, kept: dict[str, Any], save: Any) -> None:
-    draw, until = random.Random(options.seed), time.monotonic() + options.within
+    done = sum(map(len, kept["rounds"].values()))
+    draw, until = random.Random(options.seed + done), time.monotonic() + options.within
     for kind, faults in FAULTS.items():
         missing = {n: options.rounds - len(kept["rounds"].get(n, ())) for n in faults if n in options.only}
         if not any(count > 0 for count in missing.values()) or time.monotonic() > until:
@@ -90,10 +92,10 @@ async def measure(options: argparse.Namespace, kept: dict[str, Any], save: Any) 
                     for name, fault in faults.items():
                         if number >= missing.get(name, 0) or time.monotonic() > until:
                             continue
-                        shape = SHAPES.get(name, (16, 80))
+                        shape = SHAPES.get(fault, (16, SHORT))
                         if shape not in references:
-                            await Streams(made.url, *shape).end()  # warms up
-                            references[shape] = await Streams(made.url, *shape).end()
+                            for _ in range(1 if references else 2):  # the first time, it also warms up
+                                references[shape] = await Streams(made.url, *shape, greedy=made.greedy).end()
                             kept["undisturbed"][f"{kind} {shape[0]}x{shape[1]}"] = undisturbed(
                                 references[shape]
                             )
@@ -172,6 +174,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(names), help="faults, separated by commas")
     parser.add_argument("--seed", type=int, default=1, help="of the moments and the replicas")
     parser.add_argument("--router", help="the program vllm-router")
+    parser.add_argument("--vllm", help="the program vllm")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="soak instead")
     parser.add_argument("--json", type=Path, help="keep the rounds here")
     options = parser.parse_args()
@@ -181,7 +184,9 @@ def main() -> int:
     if unknown := sorted(set(options.only) - set(names)):
         parser.error(f"--only names {unknown[0]!r}; faults: {', '.join(names)}")
     if os.getuid() != 0:
-        options.only = [name for name in options.only if name != "network"]
+        options.only = [name for name in options.only if "network" not in name]
+    if options.vllm is None:
+        options.only = [name for name in options.only if not name.startswith("vllm")]
     if any(name.startswith("router") for name in options.only):
         options.router = options.router or router_program()
         if options.router is None:

@@ -1,12 +1,13 @@
 """Prompts computed on one replica and continued on another, against one instance: texts, times and bytes.
 
     python benchmarks/pd.py [--backend openvino|vllm] [--prompts 20] [--transport local|tcp|store] [--kv-preset fp8]
-        [--json FILE]
+        [--layers 30] [--json FILE]
 
 Starts a control plane with one prefill and one decode replica in processes of their own, float32. Every prompt is sent
 through it, so that its KV travels, and to the decode replica alone, under another cache salt. With ``--transport
 store`` both replicas have a KV store in shared memory, and the decode replica finds the full pages of the prompt there.
-Exits with 1 unless all KV was handed over and all tokens are equal. With ``--kv-preset``, KV is rounded, and tokens may
+``--layers`` uses the model's first layers only. Exits with 1 unless all KV was handed over, also through a store, and
+all tokens are equal. With ``--kv-preset``, KV is rounded, and tokens may
 differ: vLLM computes a prompt with KV that is not rounded yet, and the decode replica computes its last token with KV
 that is.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from kv_equality import LAYERS, model_of
 from sage_infer import SageInferError, SamplingParams, resolve_model
 from sage_infer.contracts import TokenStream
 from sage_infer.schemas import RequestOptions
@@ -36,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "openvino": {"kv_cache_gb": 0.25, "weight_format": "f32", "max_sequence_length": 1024},
     "vllm": {"kv_cache_gb": 0.5, "dtype": "float32", "eager": True, "max_sequence_length": 1024},
 }
+THREADS = max(1, (os.cpu_count() or 2) // 2)  # of each of the two replicas, as `sage llm serve` divides them
 SUBJECTS = ("memory", "caches", "batches", "prompts", "numbers", "rivers", "bread", "clocks", "maps", "glass")
 ASKS = (
     "In one sentence, why do {} matter?",
@@ -43,14 +46,14 @@ ASKS = (
 )
 
 
-async def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    options = dict(OPTIONS[arguments.backend])
+async def run(arguments: argparse.Namespace, path: str) -> dict[str, Any]:
+    options = {"threads": THREADS, **OPTIONS[arguments.backend]}
     if arguments.kv_preset is not None:
         options["kv_schema"] = {"preset": arguments.kv_preset}
     if arguments.transport == "store":
         options["kv_store"] = {"store": "paged", "name": f"pd-{os.getpid()}", "capacity_gb": 0.25}
     model = ServedModel(
-        descriptor=resolve_model("smollm2-135m", model_type="llm"),
+        descriptor=resolve_model(path, model_type="llm"),
         backend=arguments.backend,
         options=options,
         replicas=1,
@@ -108,9 +111,11 @@ def summary(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[s
     return {
         "backend": arguments.backend,
         "transport": arguments.transport,
+        "layers": arguments.layers,
         "kv_preset": arguments.kv_preset,
         "prompts": len(rows),
         "handed_over": len(moved),
+        "from_cache": sum(bool(row["cached_tokens"]) for row in rows),
         "median_cached_tokens": statistics.median(row["cached_tokens"] or 0 for row in rows),
         "equal": sum(row["equal"] for row in rows),
         "median_mib": statistics.median(row["bytes"] for row in moved) / 2**20 if moved else None,
@@ -129,18 +134,23 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--transport", default="local", choices=("local", "tcp", "store"))
+    parser.add_argument("--layers", type=int, default=LAYERS, help="number of the model's first layers")
     parser.add_argument("--kv-preset", metavar="PRESET", help="precision of KV, such as fp8 or int8")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     try:
-        found = asyncio.run(run(arguments))
+        with model_of(arguments.layers) as path:
+            found = asyncio.run(run(arguments, path))
     except SageInferError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return error.exit_code
     print(json.dumps(found, indent=2))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    return 0 if found["equal"] == found["handed_over"] == arguments.prompts else 1
+    wanted = [found["equal"], found["handed_over"]]
+    if arguments.transport == "store":
+        wanted.append(found["from_cache"])
+    return 0 if set(wanted) == {arguments.prompts} else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The servers under test: a control plane over children, one over joined servers in network namespaces, a router."""
+"""The servers under test: a control plane over children or joined servers, and a router over the same servers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sage_infer.discovery import model_specs
 from sage_infer.errors import BackendUnavailable
+from sage_infer.models import add_model
 from sage_llm.commands.control import ask
 from servers import free_port
 
 from failing.streams import LLM
 
-__all__ = ["Joined", "Plane", "Router", "until"]
+__all__ = ["Namespaces", "Plane", "Router", "Servers", "VLLMServers", "answers", "until"]
 
 START_S = 300.0
 SAGE = str(Path(sys.executable).with_name("sage"))
@@ -38,7 +40,7 @@ async def until(condition: Callable[[], Any], what: str, within_s: float = START
             return time.perf_counter()
         if time.monotonic() > end:
             raise TimeoutError(f"{what} took more than {within_s:g} s")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
 
 
 def answers(url: str) -> bool:
@@ -67,18 +69,28 @@ class Server:
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(30)
+        self.end_group()
+        self.process.wait()
+
+    def end_group(self) -> None:
+        """Kill what is left of its process group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 class Plane:
-    """``sage llm serve`` with two children."""
+    """``sage llm serve`` with two children, or over joined servers.
+
+    Attributes:
+        greedy: whether all requests shall be greedy, because the servers cannot continue others.
+    """
 
     name = "sage llm serve"
 
-    def __init__(self, folder: Path, backend: str = "openvino", joined: tuple[str, ...] = ()) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, backend: str = "openvino", servers: Servers | None = None) -> None:
+        self.folder, self.port, self.servers = folder, free_port(), servers
+        self.greedy = isinstance(servers, VLLMServers)
+        joined = () if servers is None else servers.urls
         self.url = f"http://127.0.0.1:{self.port}"
         models = [] if joined else [{"model": LLM, "backend": backend, "replicas": 2, "options": OPTIONS}]
         config = {
@@ -116,6 +128,8 @@ class Plane:
 
     async def open(self) -> None:
         """Wait until every replica accepts requests, if only a few."""
+        if self.servers is not None:
+            self.servers.revive()
         wanted = ("ready", "probation")
         await until(lambda: (rows := self.rows()) and all(r["state"] in wanted for r in rows), "the return")
 
@@ -128,10 +142,27 @@ class Plane:
             return dict(ask(self.port, "status"))
         return {"replicas": []}
 
+    def returned(self, old: set[int]) -> int | None:
+        """A replica that is back, in another process than before."""
+        found = {row["pid"] for row in self.rows() if row["state"] in ("ready", "probation")}
+        return next(iter(found - old), None)
+
+    async def drain(self, instance: str) -> tuple[float, str]:
+        """Drain a replica, and start it again; returns how long it took to end, and what moved."""
+        result = await self.ask("drain", replica=instance)
+        await self.ask("scale", model=instance.rpartition("/")[0], replicas=2)
+        return float(result["took_s"]), f"{result['open']} open, {result['migrated']} moved"
+
+    async def restart(self) -> float:
+        """Restart the replicas one after another; returns the longest time that one took to end."""
+        return max(float(result["took_s"]) for result in await self.ask("restart"))
+
     def row(self, instance: str) -> dict[str, Any]:
         return next((row for row in self.rows() if row["instance"] == instance), {"state": "?"})
 
     def pids(self) -> dict[str, int]:
+        if self.servers is not None:
+            return self.servers.pids()
         return {row["instance"]: row["pid"] for row in self.rows() if row.get("pid")}
 
     async def ask(self, method: str, **arguments: Any) -> Any:
@@ -141,113 +172,178 @@ class Plane:
         self.server.stop()
 
 
-class Joined:
-    """``sage llm serve --join`` over two ``sage infer serve``, each in a network namespace of its own.
+class Servers:
+    """Two servers of the model, each at a port of its own. What supervises them starts a dead one again."""
 
-    Needs root. The kernel must allow network namespaces.
-    """
+    def __init__(self, folder: Path, backend: str = "openvino") -> None:
+        self._folder, self._backend = folder, backend
+        self._ports = [free_port(), free_port()]
+        self.all = [self._start(number) for number in range(2)]
 
-    name = "sage llm serve --join"
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(f"http://127.0.0.1:{port}" for port in self._ports)
 
-    def __init__(self, folder: Path) -> None:
-        self._names = [f"sage{os.getpid() % 10_000}{letter}" for letter in "ab"]
-        self._servers: list[Server] = []
-        urls = []
-        for number, name in enumerate(self._names):
-            here, there = f"10.211.{number}.1", f"10.211.{number}.2"
-            _ip("netns", "add", name)
-            _ip("link", "add", f"{name}0", "type", "veth", "peer", "name", f"{name}1")
-            _ip("link", "set", f"{name}1", "netns", name)
-            _ip("addr", "add", f"{here}/24", "dev", f"{name}0")
-            _ip("link", "set", f"{name}0", "up")
-            for arguments in (
-                ("addr", "add", f"{there}/24", "dev", f"{name}1"),
-                ("link", "set", f"{name}1", "up"),
-                ("link", "set", "lo", "up"),
-            ):
-                _ip("-n", name, *arguments)
-            config = folder / f"{name}.yaml"
-            config.write_text(
-                json.dumps(
-                    {"serve": {"host": there, "port": 8000, "models": [{"model": LLM, "options": OPTIONS}]}}
-                )
-            )
-            command = [
-                "ip",
-                "netns",
-                "exec",
-                name,
-                SAGE,
-                "--config",
-                str(config),
-                "infer",
-                "serve",
-                "--insecure",
-            ]
-            self._servers.append(Server(command, folder / f"{name}.log"))
-            urls.append(f"http://{there}:8000")
-        self.urls = tuple(urls)
+    def _start(self, number: int) -> Server:
+        port = self._ports[number]
+        model = {"model": LLM, "backend": self._backend, "options": OPTIONS}
+        config = self._folder / f"{port}.yaml"
+        config.write_text(json.dumps({"serve": {"port": port, "target_wait_s": None, "models": [model]}}))
+        return Server([SAGE, "--config", str(config), "infer", "serve"], self._folder / f"{port}.log")
+
+    def revive(self) -> None:
+        """Start the servers that have ended."""
+        for number, server in enumerate(self.all):
+            if server.process.poll() is not None:
+                server.end_group()
+                self.all[number] = self._start(number)
 
     async def ready(self) -> None:
         for url in self.urls:
             await until(partial(answers, url), f"the start of {url}")
+
+    def pids(self) -> dict[str, int]:
+        return {str(number): server.pid for number, server in enumerate(self.all)}
+
+    async def restart(self, number: int) -> float:
+        """End a server as an operator does, and start it again. Returns how long it took to end."""
+        begun, server = time.perf_counter(), self.all[number]
+        server.process.terminate()
+        await asyncio.to_thread(server.process.wait)
+        took = time.perf_counter() - begun
+        self.revive()
+        await until(partial(answers, self.urls[number]), "the start")
+        return took
+
+    def close(self) -> None:
+        for server in self.all:
+            server.stop()
+
+
+class VLLMServers(Servers):
+    """Two ``vllm serve``, one CPU each."""
+
+    def __init__(self, folder: Path, program: str) -> None:
+        from sage_infer_vllm.models.prepare import loadable_folder
+
+        found = add_model(model_specs()[LLM])
+        self._program, self._model = program, loadable_folder(found, cache_dir=None, progress=lambda *_: None)
+        super().__init__(folder)
+
+    def _start(self, number: int) -> Server:
+        port = self._ports[number]
+        command = [
+            self._program, "serve", str(self._model), "--served-model-name", LLM, "--port", str(port),
+            "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager",
+        ]  # fmt: skip
+        environment = {
+            "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": str(number), "HF_HUB_OFFLINE": "1",
+        }  # fmt: skip
+        return Server(command, self._folder / f"{port}.log", environment)
+
+    async def ready(self) -> None:
+        for url in self.urls:
+            await until(partial(answers, url), f"the start of {url}", 600)
+
+
+class Namespaces(Servers):
+    """Two ``sage infer serve``, each in a network namespace of its own.
+
+    Needs root. The kernel must allow network namespaces.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._names = [f"sage{os.getpid() % 10_000}{letter}" for letter in "ab"]
+        for number, name in enumerate(self._names):
+            _ip("netns", "add", name)
+            _ip("link", "add", f"{name}0", "type", "veth", "peer", "name", f"{name}1")
+            _ip("link", "set", f"{name}1", "netns", name)
+            _ip("addr", "add", f"10.211.{number}.1/24", "dev", f"{name}0")
+            _ip("link", "set", f"{name}0", "up")
+            for arguments in (
+                ("addr", "add", f"10.211.{number}.2/24", "dev", f"{name}1"),
+                ("link", "set", f"{name}1", "up"),
+                ("link", "set", "lo", "up"),
+            ):
+                _ip("-n", name, *arguments)
+        super().__init__(folder)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(f"http://10.211.{number}.2:8000" for number in range(2))
+
+    def _start(self, number: int) -> Server:
+        name = self._names[number]
+        serve = {"host": f"10.211.{number}.2", "port": 8000, "models": [{"model": LLM, "options": OPTIONS}]}
+        config = self._folder / f"{name}.yaml"
+        config.write_text(json.dumps({"serve": {**serve, "target_wait_s": None}}))
+        command = ["ip", "netns", "exec", name, SAGE, "--config", str(config), "infer", "serve", "--insecure"]
+        return Server(command, self._folder / f"{name}.log")
 
     def cut(self, number: int, *, is_cut: bool) -> None:
         """Drop all packets to and from a server, or pass them again."""
         _ip("link", "set", f"{self._names[number]}0", "down" if is_cut else "up")
 
     def close(self) -> None:
-        for server in self._servers:
-            server.stop()
+        super().close()
         for name in self._names:
             with contextlib.suppress(subprocess.CalledProcessError):
                 _ip("netns", "del", name)
 
 
 class Router:
-    """vllm-router over two ``sage infer serve``; the servers are started again by ``revive``."""
+    """vllm-router over two servers."""
 
     name = "vllm-router"
+    greedy = False
+    flags = ("--policy", "round_robin", "--health-check-interval-secs", "1")
 
-    def __init__(self, folder: Path, program: str) -> None:
-        self._folder, self._ports = folder, [free_port(), free_port()]
-        self.servers = [self._server(port) for port in self._ports]
+    def __init__(self, folder: Path, program: str, servers: Servers) -> None:
+        self._folder, self._program, self.servers = folder, program, servers
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._program = program
         self._router: Server | None = None
 
-    def _server(self, port: int) -> Server:
-        config = self._folder / f"{port}.yaml"
-        config.write_text(
-            json.dumps({"serve": {"port": port, "models": [{"model": LLM, "options": OPTIONS}]}})
-        )
-        return Server([SAGE, "--config", str(config), "infer", "serve"], self._folder / f"{port}.log")
+    def start_again(self) -> None:
+        command = [
+            self._program, "--host", "127.0.0.1", "--port", str(self.port), *self.flags,
+            "--worker-urls", *self.servers.urls, "--prometheus-port", str(free_port()),
+        ]  # fmt: skip
+        self._router = Server(command, self._folder / "router.log")
+
+    def kill(self) -> None:
+        assert self._router is not None
+        self._router.process.kill()
+        self._router.process.wait()
 
     async def ready(self) -> None:
-        urls = [f"http://127.0.0.1:{port}" for port in self._ports]
-        for url in urls:
-            await until(partial(answers, url), f"the start of {url}")
         if self._router is None:
-            command = [
-                self._program, "--host", "127.0.0.1", "--port", str(self.port), "--policy", "round_robin",
-                "--worker-urls", *urls, "--prometheus-port", str(free_port()),
-            ]  # fmt: skip
-            self._router = Server(command, self._folder / "router.log")
+            self.start_again()
         await until(lambda: answers(self.url), "the start of the router")
 
     async def open(self) -> None:
-        for number, server in enumerate(self.servers):
-            if server.process.poll() is not None:
-                self.servers[number] = self._server(self._ports[number])
+        self.servers.revive()
+        await self.servers.ready()
         await self.ready()
 
     def pids(self) -> dict[str, int]:
-        return {str(number): server.pid for number, server in enumerate(self.servers)}
+        return self.servers.pids()
+
+    def returned(self, old: set[int]) -> int | None:
+        """A server that is back, in another process than before."""
+        self.servers.revive()
+        pairs = zip(self.servers.urls, self.pids().values(), strict=True)
+        return next((pid for url, pid in pairs if pid not in old and answers(url)), None)
+
+    async def drain(self, instance: str) -> tuple[float, str]:
+        return await self.servers.restart(int(instance)), ""
+
+    async def restart(self) -> float:
+        return max([await self.servers.restart(number) for number in range(2)])
 
     def close(self) -> None:
-        for server in (*self.servers, *([self._router] if self._router else [])):
-            server.stop()
+        if self._router is not None:
+            self._router.stop()
 
 
 def _ip(*arguments: str) -> None:

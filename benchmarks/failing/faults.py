@@ -11,15 +11,18 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from failing.cluster import Joined, Plane, answers, until
+from failing.cluster import Namespaces, Plane, answers, until
 from failing.poison_engine import MARK
 from failing.streams import Stream, Streams, body, read
 
-__all__ = ["FAULTS", "Round"]
+__all__ = ["FAULTS", "SHAPES", "SHORT", "Round"]
 
-STOPPED_S = 6.0  # longer than `lost_s`, shorter than `revive_s`
-SLOW_S, SLOW_ON_S, SLOW_OFF_S = 6.0, 0.05, 0.4  # shorter than `suspect_s`
-LONG = 200  # tokens of a long stream
+STOPPED_S = 4.0  # longer than `lost_s`, shorter than `revive_s`
+NOTICED_S = (
+    8.0  # a busy machine reports late, so that a silent replica is lost later; shorter than `revive_s`
+)
+SLOW_S, SLOW_ON_S, SLOW_OFF_S = 4.0, 0.05, 0.4  # shorter than `suspect_s`
+SHORT, LONG = 48, 100  # tokens of a stream
 
 
 class Round:
@@ -41,12 +44,15 @@ class Round:
         self.extra: list[Stream] = []
         self.at = 0.0
 
-    async def start(self, count: int = 16, tokens: int = 80) -> Streams:
+    async def start(self, count: int = 16, tokens: int = SHORT) -> Streams:
         """Start streams, and wait until half of them have so many parts that a fault hits them in the middle."""
-        streams = Streams(self.cluster.url, count, tokens)
-        await streams.reach(self.draw.randint(2, 30))
+        streams = self.streams_of(count, tokens)
+        await streams.reach(self.draw.randint(2, 24))
         self.at = time.perf_counter()
         return streams
+
+    def streams_of(self, count: int = 16, tokens: int = SHORT) -> Streams:
+        return Streams(self.cluster.url, count, tokens, greedy=self.cluster.greedy)
 
     async def end(self, streams: Streams) -> None:
         self.streams += await streams.end()
@@ -54,6 +60,20 @@ class Round:
     def pick(self) -> tuple[str, int]:
         instance, pid = self.draw.choice(sorted(self.cluster.pids().items()))
         return instance, pid
+
+    async def silent(self) -> None:
+        """Wait until the control plane has moved the requests of a silent replica; a router gets as much time."""
+        begun = time.monotonic()
+        if isinstance(self.cluster, Plane):
+            plane: Plane = self.cluster
+            healthy = ("ready", "probation", "suspect")
+            try:
+                await until(
+                    lambda: any(r["state"] not in healthy for r in plane.rows()), "the loss", NOTICED_S
+                )
+            except TimeoutError:
+                self.notes.append("not noticed")
+        await asyncio.sleep(max(0.2, begun + STOPPED_S - time.monotonic()))
 
     async def used(self, instance: str, old: int | None = None) -> None:
         """Wait until a replica is back, in another process than ``old``, and used."""
@@ -79,7 +99,7 @@ class Round:
                 extra.append(asyncio.ensure_future(read(plane.url, stream, body(number, 8))))
             if now - self.at > 120:
                 raise TimeoutError(f"{instance} was not used again: {row}")
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.03)
         self.figures |= {"back after": back - self.at, "used after back": used - back}
         await asyncio.gather(*extra)
 
@@ -87,8 +107,8 @@ class Round:
 async def kill(at: Round) -> None:
     streams = await at.start()
     instance, pid = at.pick()
-    os.kill(pid, signal.SIGKILL)
-    if isinstance(at.cluster, Plane):
+    os.killpg(pid, signal.SIGKILL)
+    if isinstance(at.cluster, Plane) and at.cluster.servers is None:
         await asyncio.gather(at.end(streams), at.used(instance, pid))
     else:
         await at.end(streams)
@@ -99,7 +119,7 @@ async def stop(at: Round) -> None:
     streams = await at.start()
     instance, pid = at.pick()
     os.kill(pid, signal.SIGSTOP)
-    await asyncio.sleep(STOPPED_S)
+    await at.silent()
     os.kill(pid, signal.SIGCONT)
     begun, at_fault = time.perf_counter(), at.at
     if isinstance(at.cluster, Plane):
@@ -131,12 +151,14 @@ async def memory(at: Round) -> None:
     instance, pid = at.pick()
     before = resource.prlimit(pid, resource.RLIMIT_AS)
     resource.prlimit(pid, resource.RLIMIT_AS, (2**20, before[1]))
-    for number in range(4):
+    long = []
+    for number in range(2):
         request = body(number, 8)
-        request["messages"][0]["content"] += " It has a lamp and a keeper." * (100 + at.draw.randrange(50))
+        request["messages"][0]["content"] += " It has a lamp and a keeper." * (60 + at.draw.randrange(20))
         at.extra.append(Stream(number))
-        await read(at.cluster.url, at.extra[-1], request)
+        long.append(asyncio.ensure_future(read(at.cluster.url, at.extra[-1], request)))
     await at.end(streams)
+    await asyncio.gather(*long)
     if at.cluster.pids().get(instance) == pid:
         try:
             resource.prlimit(pid, resource.RLIMIT_AS, before)
@@ -151,7 +173,7 @@ async def memory(at: Round) -> None:
 async def poison(at: Round) -> None:
     """A request that crashes every engine which runs it, among sixteen good ones."""
     streams = await at.start()
-    bad = body(99, 80)
+    bad = body(99, SHORT)
     bad["messages"][0]["content"] = f"The {MARK} {at.draw.random()}"
     stream = await read(at.cluster.url, Stream(99), bad)
     if "crashed" not in stream.error:
@@ -162,8 +184,8 @@ async def poison(at: Round) -> None:
 
 
 async def plane(at: Round) -> None:
-    """``kill -9`` of the control plane; it is started again immediately."""
-    cluster: Plane = at.cluster
+    """``kill -9`` of the control plane, or of the router; it is started again immediately."""
+    cluster = at.cluster
     streams = await at.start()
     before = cluster.pids()
     cluster.kill()
@@ -172,23 +194,23 @@ async def plane(at: Round) -> None:
     cluster.start_again()
     at.figures["API after"] = await until(lambda: answers(cluster.url), "the API") - killed
     at.figures["replicas after"] = await until(lambda: cluster.pids() == before, "taking over", 60) - killed
-    await at.end(Streams(cluster.url))
+    await at.end(at.streams_of())
 
 
 async def storm(at: Round) -> None:
     """All replicas are killed, then the first one that is back."""
     streams = await at.start()
-    pids = at.cluster.pids()
-    for pid in pids.values():
-        os.kill(pid, signal.SIGKILL)
+    old = set(at.cluster.pids().values())
+    for pid in old:
+        os.killpg(pid, signal.SIGKILL)
+    new: list[int] = []
 
-    def returned() -> int | None:
-        new = {row["pid"] for row in at.cluster.rows() if row["state"] in ("ready", "probation")}
-        return next(iter(new - set(pids.values())), None)
+    def returned() -> bool:
+        new[:] = [pid for pid in [at.cluster.returned(old)] if pid is not None]
+        return bool(new)
 
     await until(returned, "the return of a replica")
-    if (pid := returned()) is not None:
-        os.kill(pid, signal.SIGKILL)
+    os.killpg(new[0], signal.SIGKILL)
     await at.end(streams)
     await at.cluster.open()
 
@@ -197,42 +219,52 @@ async def drain(at: Round) -> None:
     """A replica with about sixteen long streams of thirty-two is drained, then started again."""
     streams = await at.start(32, LONG)
     instance, _ = at.pick()
-    result = await at.cluster.ask("drain", replica=instance)
-    at.figures["gone after"] = result["took_s"]
-    at.notes.append(f"{result['open']} open, {result['migrated']} moved")
-    await at.cluster.ask("scale", model=instance.rpartition("/")[0], replicas=2)
+    at.figures["gone after"], note = await at.cluster.drain(instance)
+    at.notes += [note] if note else []
     await at.end(streams)
     await at.cluster.open()
 
 
 async def restart(at: Round) -> None:
-    """All replicas are restarted one after another."""
-    streams = await at.start(16, LONG)
-    results = await at.cluster.ask("restart")
-    at.figures["longest drain"] = max(result["took_s"] for result in results)
+    """All replicas are restarted one after another, while sixteen streams run all the time."""
+    streams = await at.start()
+    restarting = asyncio.ensure_future(at.cluster.restart())
     await at.end(streams)
+    while not restarting.done():
+        await at.end(at.streams_of())
+    at.figures["longest drain"] = await restarting
     await at.cluster.open()
 
 
 async def network(at: Round) -> None:
-    """The network to one of two joined servers drops all packets for a while."""
-    joined: Joined = at.cluster.servers
+    """The network to one of two servers drops all packets for a while."""
+    servers: Namespaces = at.cluster.servers
     streams = await at.start()
     number = at.draw.randrange(2)
-    joined.cut(number, is_cut=True)
-    await asyncio.sleep(STOPPED_S)
-    joined.cut(number, is_cut=False)
+    servers.cut(number, is_cut=True)
+    try:
+        await at.silent()
+    finally:
+        servers.cut(number, is_cut=False)
     await at.end(streams)
     await at.cluster.open()
 
 
+SHAPES = {drain: (32, LONG)}
+"""Number and tokens of the streams of a fault, if not ``(16, SHORT)``."""
+
 FAULTS: dict[str, dict[str, Callable[[Round], Awaitable[None]]]] = {
     "children": {
-        "kill": kill, "stop": stop, "slow": slow, "memory": memory, "plane": plane, "storm": storm, "drain": drain,
-        "restart": restart,
+        "kill": kill, "stop": stop, "slow": slow, "memory": memory, "plane": plane, "drain": drain, "restart": restart,
+        "storm": storm,
     },
-    "poison": {"poison": poison},
     "network": {"network": network},
-    "router": {"router kill": kill, "router stop": stop},
+    "poison": {"poison": poison},
+    "vllm": {"vllm kill": kill},
+    "router": {
+        f"router {fault.__name__}": fault for fault in (kill, stop, slow, memory, plane, drain, restart, storm)
+    },
+    "router network": {"router network": network},
+    "router poison": {"router poison": poison},
 }  # fmt: skip
 """The faults by the cluster that they need."""

@@ -21,7 +21,7 @@ from failing.streams import Stream, Streams, body, differences, read
 __all__ = ["soak"]
 
 EVERY_S = 20.0
-TOKENS = 80
+TOKENS = 48
 SLACK = {"descriptors": 8, "tasks": 4, "files of the run folder": 0, "shared memory": 0, "processes": 0}
 """How much more of each may be there at the end; connections of clients that have just ended take a moment."""
 
@@ -57,8 +57,8 @@ async def settled(plane: Plane, run: Path) -> dict[str, float]:
 
 async def _soak(plane: Plane, run: Path, minutes: float) -> dict[str, Any]:
     await plane.ready()
-    await Streams(plane.url, tokens=TOKENS).end()
-    reference = await Streams(plane.url, tokens=TOKENS).end()
+    await Streams(plane.url, 16, TOKENS).end()
+    reference = await Streams(plane.url, 16, TOKENS).end()
     before = await settled(plane, run)
     until = time.monotonic() + 60 * minutes
     seen: list[Stream] = []

@@ -50,8 +50,9 @@ class Stream:
         return max((later - earlier for earlier, later in pairs if later > since), default=0.0)
 
 
-def body(number: int, tokens: int) -> dict[str, Any]:
-    sampling = {"temperature": 0.9, "top_k": 8, "seed": number} if number % 2 else {"temperature": 0}
+def body(number: int, tokens: int, *, greedy: bool = False) -> dict[str, Any]:
+    seeded = {"temperature": 0.9, "top_k": 8, "seed": number}
+    sampling = seeded if number % 2 and not greedy else {"temperature": 0}
     return {
         "model": LLM, "max_tokens": tokens, "ignore_eos": True, "stream": True,
         "stream_options": {"include_usage": True},
@@ -109,9 +110,11 @@ class _Events:
 class Streams:
     """A number of concurrent streams."""
 
-    def __init__(self, url: str, count: int = 16, tokens: int = 80) -> None:
+    def __init__(self, url: str, count: int, tokens: int, *, greedy: bool = False) -> None:
         self.all = [Stream(number) for number in range(count)]
-        self._reading = [asyncio.ensure_future(read(url, s, body(s.number, tokens))) for s in self.all]
+        self._reading = [
+            asyncio.ensure_future(read(url, s, body(s.number, tokens, greedy=greedy))) for s in self.all
+        ]
 
     async def reach(self, parts: int, share: float = 0.5) -> None:
         """Wait until a share of the streams have so many parts, or all have ended."""
