@@ -273,6 +273,25 @@ def test_a_fault_in_what_is_learned_from_a_request_does_not_keep_it_open() -> No
     on_cluster(test)
 
 
+def test_a_fault_on_arrival_does_not_keep_a_request_open() -> None:
+    async def test(cluster: Cluster) -> None:
+        placement = cluster.manager.dispatcher.placement
+        usual = placement.arrive
+
+        def broken(*arguments: Any, **options: Any) -> None:
+            raise ZeroDivisionError("a fault of this test")
+
+        placement.arrive = broken  # type: ignore[method-assign]
+        with pytest.raises(ZeroDivisionError):
+            await cluster.manager.generate("prompt", GREEDY)
+        placement.arrive = usual  # type: ignore[method-assign]
+        assert not cluster.manager.dispatcher.open
+        assert cluster.ends["cancelled"] == 1
+        await cluster.undisturbed(4)
+
+    on_cluster(test)
+
+
 class OddPolicy:
     """The default placement, which fails for some requests."""
 

@@ -81,20 +81,20 @@ class Dispatcher:
         """
         self.open[request.request_id] = request
         self.budget.accepted()
-        now, found = time.monotonic(), None
+        now = time.monotonic()
         try:
             self.quarantine.check(request)
             may_send = now >= self._settled_at and not self._suspects
             found = self.placement.arrive(request, now, may_send=may_send)
+            if found is None:
+                self.pump()
+            else:
+                self._send(request, found[1], found[2], now)
+            await request.accepted
         except SageInferError as error:
             request.fail(error)
-        if found is None:
-            self.pump()
-        else:
-            self._send(request, found[1], found[2], now)
-        try:
-            await request.accepted
-        except asyncio.CancelledError:
+            raise
+        except BaseException:  # cancelled, or a fault, after which it must not stay open
             self.cancel(request)
             raise
         return request.stream
