@@ -388,12 +388,8 @@ class Dispatcher:
 
     async def close(self) -> None:
         for request in list(self.open.values()):
-            self.cancel(
-                request,
-                RequestCancelled(
-                    f"request {request.request_id} ended with the control plane's close", by="close"
-                ),
-            )
+            told = f"request {request.request_id} ended with the control plane's close"
+            self.cancel(request, RequestCancelled(told, by="close"))
         await self._tasks.wait()
         await self.hand_overs.close()
 
