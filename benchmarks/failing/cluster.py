@@ -130,6 +130,7 @@ class Plane:
         """Wait until every replica accepts requests, if only a few."""
         if self.servers is not None:
             self.servers.revive()
+            await self.servers.ready()
         wanted = ("ready", "probation")
         await until(lambda: (rows := self.rows()) and all(r["state"] in wanted for r in rows), "the return")
 

@@ -1,4 +1,4 @@
-"""The faults: each is injected into sixteen running streams, and waits until the cluster is whole again."""
+"""The faults: each is injected into sixteen running streams."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ class Round:
         self.at = 0.0
 
     async def start(self, count: int = 16, tokens: int = SHORT) -> Streams:
-        """Start streams, and wait until half of them have so many parts that a fault hits them in the middle."""
+        """Start streams, and wait until half of them have so many parts that a fault hits them in the middle.
+
+        Before that, it waits until the cluster is whole again after the last fault.
+        """
+        await self.cluster.open()
         streams = self.streams_of(count, tokens)
         await streams.reach(self.draw.randint(2, 24))
         self.at = time.perf_counter()
@@ -112,7 +116,6 @@ async def kill(at: Round) -> None:
         await asyncio.gather(at.end(streams), at.used(instance, pid))
     else:
         await at.end(streams)
-    await at.cluster.open()
 
 
 async def stop(at: Round) -> None:
@@ -128,7 +131,6 @@ async def stop(at: Round) -> None:
         at.at = at_fault
     else:
         await at.end(streams)
-    await at.cluster.open()
 
 
 async def slow(at: Round) -> None:
@@ -142,7 +144,6 @@ async def slow(at: Round) -> None:
         os.kill(pid, signal.SIGCONT)
         await asyncio.sleep(SLOW_ON_S)
     await at.end(streams)
-    await at.cluster.open()
 
 
 async def memory(at: Round) -> None:
@@ -167,7 +168,6 @@ async def memory(at: Round) -> None:
             at.notes.append("ended")
     else:
         at.notes.append("ended")
-    await at.cluster.open()
 
 
 async def poison(at: Round) -> None:
@@ -180,7 +180,6 @@ async def poison(at: Round) -> None:
         at.notes.append(f"the poisonous request was not isolated: {stream.error or stream.text!r}")
     at.figures["poison ended after"] = time.perf_counter() - at.at
     await at.end(streams)
-    await at.cluster.open()
 
 
 async def plane(at: Round) -> None:
@@ -212,7 +211,6 @@ async def storm(at: Round) -> None:
     await until(returned, "the return of a replica")
     os.killpg(new[0], signal.SIGKILL)
     await at.end(streams)
-    await at.cluster.open()
 
 
 async def drain(at: Round) -> None:
@@ -222,7 +220,6 @@ async def drain(at: Round) -> None:
     at.figures["gone after"], note = await at.cluster.drain(instance)
     at.notes += [note] if note else []
     await at.end(streams)
-    await at.cluster.open()
 
 
 async def restart(at: Round) -> None:
@@ -233,7 +230,6 @@ async def restart(at: Round) -> None:
     while not restarting.done():
         await at.end(at.streams_of())
     at.figures["longest drain"] = await restarting
-    await at.cluster.open()
 
 
 async def network(at: Round) -> None:
@@ -247,7 +243,6 @@ async def network(at: Round) -> None:
     finally:
         servers.cut(number, is_cut=False)
     await at.end(streams)
-    await at.cluster.open()
 
 
 SHAPES = {drain: (32, LONG)}
