@@ -106,6 +106,35 @@ def test_environment_and_embedding_reach_the_child() -> None:
     with_executor(test)
 
 
+def niceness(pid: int) -> str:
+    """Of a session against others, such as "nice 5"."""
+    return Path(f"/proc/{pid}/autogroup").read_text().partition(" ")[2].strip()
+
+
+@pytest.mark.skipif(
+    not os.access(f"/proc/{os.getpid()}/autogroup", os.W_OK),
+    reason="this system does not divide the CPUs among sessions",
+)
+def test_a_child_that_starts_leaves_the_cpus_to_those_that_serve() -> None:
+    async def test(executor: LocalExecutor) -> None:
+        first: Any = await executor.start(llm_spec())
+        assert niceness(first.pid) == "nice 0"
+        starting = asyncio.ensure_future(executor.start(llm_spec("reference/1", backend="stuck")))
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+
+        def yields() -> bool:
+            pids = set(map(int, children.read_text().split())) - {first.pid}
+            return any(niceness(pid) == "nice 5" for pid in pids if started_at(pid))
+
+        await eventually(yields, "the starting child has the usual share", within_s=WAIT_S)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        second: Any = await executor.start(llm_spec("reference/1"))
+        assert niceness(second.pid) == "nice 0"
+
+    with_executor(test)
+
+
 def test_errors_of_the_start_keep_their_type() -> None:
     async def test(executor: LocalExecutor) -> None:
         with pytest.raises(OutOfMemory, match="80 GiB"):

@@ -23,6 +23,7 @@ from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
 from sage_infer.schemas.codec import from_dict, to_dict
 from sage_infer.sdk import BackendReplica, BaseExecutor, BaseReplica
 
+from sage_llm.replicas.cpu_share import set_niceness
 from sage_llm.replicas.openai import is_remote
 from sage_llm.replicas.protocol import WireError
 from sage_llm.replicas.record import Lease, Record, free_records, started_at
@@ -33,6 +34,7 @@ __all__ = ["SERVER", "LocalExecutor"]
 
 SERVER = "sage_llm.replicas.server:serve"
 GRACE_S = 30.0
+_NICE = 5  # of a child that loads its model beside others that serve
 _TAIL_BYTES = 2000
 _TAIL_LINES = 5
 
@@ -122,6 +124,11 @@ class LocalExecutor(BaseExecutor):
         running = [replica for replica in self.replicas.values() if replica is not None]
         await asyncio.gather(*(replica.stop() for replica in running))
 
+    @property
+    def _serves(self) -> bool:
+        """Whether a replica is ready, whose requests one that starts would delay."""
+        return any(replica is not None for replica in self.replicas.values())
+
     async def _launch_child(self, spec: ReplicaSpec) -> ChildReplica:
         folder = run_folder(self._folder)
         lease = Lease.new(folder)
@@ -131,8 +138,11 @@ class LocalExecutor(BaseExecutor):
         try:
             process = await _spawn(lease.log, environment)
             lease.write_process(process.pid)
+            yields = self._serves and await set_niceness(process.pid, _NICE)
             order = {"spec": to_dict(served), "record": str(lease.path), "grace_s": self._grace_s}
             descriptor = await _started(process, order, spec, lease.log)
+            if yields:
+                await set_niceness(process.pid, 0)
             record = Record(
                 spec=spec, descriptor=descriptor, pid=process.pid, started=started_at(process.pid)
             )
