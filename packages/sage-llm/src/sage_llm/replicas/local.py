@@ -29,12 +29,13 @@ from sage_llm.replicas.protocol import WireError
 from sage_llm.replicas.record import Lease, Record, free_records, started_at
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE, run_folder
 from sage_llm.replicas.wire_errors import from_wire
+from sage_llm.tasks import Tasks
 
 __all__ = ["SERVER", "LocalExecutor"]
 
 SERVER = "sage_llm.replicas.server:serve"
 GRACE_S = 30.0
-_NICE = 5  # of a child that loads its model beside others that serve
+_NICE, _YIELDS_S = 10, 3.0
 _TAIL_BYTES = 2000
 _TAIL_LINES = 5
 
@@ -95,6 +96,7 @@ class LocalExecutor(BaseExecutor):
         super().__init__()
         self._server, self._grace_s = server, grace_s
         self._folder = None if folder is None else Path(folder)
+        self._tasks = Tasks()
 
     async def launch(self, spec: ReplicaSpec) -> BaseReplica:
         if spec.server is None and (self._server is None or is_remote(spec.model)):
@@ -123,6 +125,7 @@ class LocalExecutor(BaseExecutor):
     async def close(self) -> None:
         running = [replica for replica in self.replicas.values() if replica is not None]
         await asyncio.gather(*(replica.stop() for replica in running))
+        await self._tasks.cancel()
 
     @property
     def _serves(self) -> bool:
@@ -138,11 +141,10 @@ class LocalExecutor(BaseExecutor):
         try:
             process = await _spawn(lease.log, environment)
             lease.write_process(process.pid)
-            yields = self._serves and await set_niceness(process.pid, _NICE)
+            if self._serves:
+                self._tasks.spawn(_yield_cpus(process.pid))
             order = {"spec": to_dict(served), "record": str(lease.path), "grace_s": self._grace_s}
             descriptor = await _started(process, order, spec, lease.log)
-            if yields:
-                await set_niceness(process.pid, 0)
             record = Record(
                 spec=spec, descriptor=descriptor, pid=process.pid, started=started_at(process.pid)
             )
@@ -157,6 +159,13 @@ class LocalExecutor(BaseExecutor):
             lease.remove()
             raise
         return ChildReplica(lease, record, process.wait)
+
+
+async def _yield_cpus(pid: int) -> None:
+    """Give a process little CPU time at first, while other replicas take over the requests of one that ended."""
+    if await set_niceness(pid, _NICE):
+        await asyncio.sleep(_YIELDS_S)
+        await set_niceness(pid, 0)
 
 
 class _Adopted:
