@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llm_cluster import any_speed
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sage_infer_serve.http.auth import APIKey, KeyLimits
+from sage_infer_serve.http.errors import HTTPError
 from sage_llm.commands.gateways import summed
+from sage_llm.gateways.messages import Uses
 from sage_llm.gateways.metrics import merged
-from sage_llm.gateways.shares import key_shares, tenant_shares
+from sage_llm.gateways.shares import EXCHANGE_S, SharedKey, Use, shared_keys, tenant_shares
+from sage_llm.gateways.uses import UseBoard
 from sage_llm.quotas import TenantQuota
 
 
@@ -37,15 +44,132 @@ def test_metrics_of_all_gateways_on_one_page() -> None:
 
 
 @given(st.integers(1, 10**6), st.integers(1, 64))
-def test_all_gateways_together_keep_a_limit(limit: int, gateways: int) -> None:
-    key = APIKey("k", b"d" * 32, KeyLimits(requests_per_minute=limit))
-    (share,) = key_shares([key], gateways)
-    assert share.limits.concurrency is None
-    part = share.limits.requests_per_minute
-    assert part is not None
-    assert limit <= part * gateways < limit + gateways
+def test_all_gateways_together_keep_a_quota(limit: int, gateways: int) -> None:
     quota = tenant_shares({"t": TenantQuota(max_requests=limit)}, gateways)["t"]
-    assert (quota.max_requests, quota.max_kv_tokens) == (part, 0)
+    assert limit <= quota.max_requests * gateways < limit + gateways
+    assert quota.max_kv_tokens == 0
+
+
+class Together:
+    """Gateways with one key, in simulated time; ``exchange`` is what their owner does."""
+
+    def __init__(self, gateways: int, **limits: int) -> None:
+        self.now = 0.0
+        self.keys = [
+            SharedKey("k", b"d" * 32, KeyLimits(**limits), clock=lambda: self.now, gateways=gateways)
+            for _ in range(gateways)
+        ]
+        self.board = UseBoard(gateways)
+
+    def exchange(self) -> None:
+        for number, key in enumerate(self.keys):
+            self.board.reported(number, {"k": key.use()})
+        for number in range(len(self.keys)):
+            self.board.tell(number, partial(self.heard, number))
+        self.now += EXCHANGE_S
+
+    def heard(self, number: int, uses: Uses) -> bool:
+        self.keys[number].take_over(uses.uses["k"], is_past=uses.is_past)
+        return True
+
+    def admitted(self, number: int, tries: int) -> int:
+        """How many of so many requests a gateway accepts now."""
+        accepted = 0
+        for _ in range(tries):
+            with suppress(HTTPError):
+                self.keys[number].admit()
+                accepted += 1
+        return accepted
+
+
+def test_one_connection_has_the_whole_limit_after_some_exchanges() -> None:
+    gateways = Together(4, requests_per_minute=60)
+    accepted = []
+    for _ in range(20):
+        accepted.append(gateways.admitted(2, 100))
+        gateways.exchange()
+    assert accepted[0] == 15  # its part of a full minute
+    assert 60 <= sum(accepted) <= 62  # and two seconds of the rate
+    assert gateways.admitted(0, 9) <= 1  # the others know
+
+
+def test_open_requests_are_counted_together() -> None:
+    gateways = Together(2, concurrency=4)
+    assert gateways.admitted(0, 9) == 2
+    gateways.exchange()
+    assert gateways.admitted(0, 9) == 1
+    gateways.exchange()
+    assert (gateways.admitted(1, 9), gateways.admitted(0, 9)) == (
+        1,
+        1,
+    )  # each the last one, in the same moment
+    gateways.exchange()
+    for _ in range(2):
+        gateways.keys[0].release()
+    assert gateways.admitted(1, 9) == 0  # does not know yet
+    gateways.exchange()
+    assert gateways.admitted(1, 9) == 1
+
+
+def test_tokens_are_counted_together() -> None:
+    gateways = Together(2, tokens_per_minute=600)
+    assert gateways.admitted(0, 1) == 1
+    gateways.keys[0].charge(900)
+    assert gateways.admitted(0, 1) == 0
+    assert gateways.admitted(1, 1) == 1  # before the exchange
+    gateways.exchange()
+    assert gateways.admitted(1, 1) == 0
+    gateways.now += 31.0
+    assert gateways.admitted(1, 1) == 1
+
+
+@any_speed(100)
+@given(
+    st.integers(1, 6),
+    st.integers(1, 120),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=30),
+)
+def test_all_gateways_together_keep_a_rate(count: int, limit: int, tries: list[tuple[int, int]]) -> None:
+    gateways = Together(count, requests_per_minute=limit)
+    accepted = 0
+    for number, requests in tries:
+        accepted += gateways.admitted(number % count, requests)
+        gateways.exchange()
+    assert accepted <= limit + limit * gateways.now / 60 + count
+
+
+def test_a_gateway_that_was_restarted_knows_the_others() -> None:
+    gateways = Together(2, requests_per_minute=60, concurrency=8)
+    assert gateways.admitted(0, 3) == 3
+    assert gateways.admitted(1, 2) == 2
+    gateways.exchange()
+    gateways.board.ended(1)
+    gateways.heard(0, Uses({"k": Use(2, 0, 0)}))
+    assert gateways.keys[0].open_elsewhere == 0
+    past = gateways.board.started(1)
+    assert past == Uses({"k": Use(5, 0, 3)}, is_past=True)  # its own earlier requests are past as well
+    gateways.keys[1] = SharedKey(
+        "k", b"d" * 32, gateways.keys[0].limits, clock=lambda: gateways.now, gateways=2
+    )
+    gateways.heard(1, past)
+    assert gateways.keys[1].open_elsewhere == 3
+    told: list[Uses] = []
+    gateways.board.tell(1, lambda uses: bool(told.append(uses)))  # nothing is news
+    assert not told
+    gateways.board.reported(0, {"k": Use(4, 0, 4)})
+    gateways.board.tell(1, lambda uses: bool(told.append(uses)))  # it does not read
+    gateways.board.tell(1, lambda uses: not told.append(uses))
+    assert told == [Uses({"k": Use(6, 0, 4)})] * 2
+    gateways.board.tell(1, lambda uses: bool(told.append(uses)))
+    assert len(told) == 2
+
+
+def test_keys_without_limits_are_not_exchanged() -> None:
+    key = APIKey("free", b"d" * 32)
+    assert shared_keys([key], 4) == (key,)
+    (shared,) = shared_keys([APIKey("k", b"d" * 32, KeyLimits(concurrency=3))], 4)
+    assert isinstance(shared, SharedKey)
+    assert (shared.name, shared.limits.concurrency, shared.gateways) == ("k", 3, 4)
 
 
 def test_requests_are_summed_and_replicas_are_those_of_the_owner() -> None:

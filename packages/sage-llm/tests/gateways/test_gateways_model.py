@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -14,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sage_infer_serve.http.auth import KeyLimits, add_key
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 from served_command import GUARD_S, SAGE, served
 
 TOKENS = 32
+LIMIT = 6  # requests per minute of a key
 
 
 class Server:
     """A running control plane with several gateways."""
 
-    def __init__(self, ready: Any, environment: dict[str, str], folder: Path) -> None:
+    def __init__(self, ready: Any, environment: dict[str, str], folder: Path, keys: tuple[str, str]) -> None:
         self.url: str = ready["url"]
+        self.key, self.limited_key = keys
         self.ready, self._environment, self._folder = ready, environment, folder
 
     def command(self, *arguments: str) -> Any:
@@ -45,11 +49,29 @@ class Server:
             "model": "smollm2-135m", "messages": [{"role": "user", "content": "Count to ten."}], "temperature": 0,
             "max_tokens": max_tokens,
         }  # fmt: skip
-        request = urllib.request.Request(
-            f"{self.url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=GUARD_S) as answer:
+        with self.open("/v1/chat/completions", json.dumps(body).encode()) as answer:
             return json.load(answer)
+
+    def open(self, path: str, body: bytes | None = None) -> Any:
+        headers = {"content-type": "application/json", "authorization": f"Bearer {self.key}"}
+        return urllib.request.urlopen(urllib.request.Request(self.url + path, body, headers), timeout=GUARD_S)
+
+    def accepted(self) -> int:
+        """How many requests of the limited key one connection gets answered until its limit is reached."""
+        body = json.dumps({"model": "smollm2-135m", "prompt": "One", "max_tokens": 1})
+        headers = {"content-type": "application/json", "authorization": f"Bearer {self.limited_key}"}
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=GUARD_S)
+        accepted = 0
+        while True:
+            connection.request("POST", "/v1/completions", body, headers)
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            if answer.status == 200:
+                accepted += 1
+            elif f"limit of {LIMIT} requests a minute" in text:
+                return accepted
+            else:
+                assert "this gateway's part of its limits; try again in 0." in text, text
 
     def text(self, max_tokens: int = 4) -> str:
         return str(self.chat(max_tokens)["choices"][0]["message"]["content"])
@@ -61,6 +83,10 @@ class Server:
 @contextmanager
 def serving(folder: Path, run: Path) -> Iterator[Server]:
     environment = {**os.environ, RUN_FOLDER_VARIABLE: str(run)}
+    keys = tuple(
+        add_key(folder / "keys", name, limits)
+        for name, limits in (("free", KeyLimits()), ("few", KeyLimits(requests_per_minute=LIMIT)))
+    )
     words = [
         "llm",
         "serve",
@@ -72,9 +98,11 @@ def serving(folder: Path, run: Path) -> Iterator[Server]:
         "2",
         "-o",
         "kv_cache_gb=0.25",
+        "--keys-file",
+        str(folder / "keys"),
     ]
     with served(folder, *words, environment=environment) as (process, ready):
-        yield Server(ready, environment, folder)
+        yield Server(ready, environment, folder, (keys[0], keys[1]))
         process.send_signal(signal.SIGTERM)
         assert process.wait(GUARD_S) == 0, (folder / "errors").read_text()
 
@@ -92,7 +120,7 @@ def test_two_gateways(smollm2: str, tmp_path_factory: pytest.TempPathFactory, tm
         while len(seen) < 2:
             assert expected.startswith(server.text())
             sent += 1
-            with urllib.request.urlopen(f"{server.url}/metrics", timeout=GUARD_S) as answer:
+            with server.open("/metrics") as answer:
                 lines = answer.read().decode().splitlines()
             seen = {
                 line.partition('gateway="')[2][:1]
@@ -103,6 +131,9 @@ def test_two_gateways(smollm2: str, tmp_path_factory: pytest.TempPathFactory, tm
         assert status["requests"]["finished"] == sent
         assert [row["state"] for row in status["replicas"]] == ["ready", "ready"]
         assert server.command("explain")["policy"] == "kv-cost"
+
+        # A single connection, which has one gateway only, has the whole limit of its key.
+        assert server.accepted() >= LIMIT
 
         # A drain moves the requests of both; their texts are those of an undisturbed run.
         with ThreadPoolExecutor(4) as pool:

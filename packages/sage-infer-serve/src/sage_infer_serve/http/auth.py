@@ -43,12 +43,17 @@ class Allowance:
         self.per_minute, self._clock = per_minute, clock
         self._left, self._at = float(per_minute), clock()
 
-    def wait_s(self) -> float:
-        """Seconds until the bucket is positive; 0 if it is."""
+    def left(self) -> float:
+        """What is in the bucket now."""
         now = self._clock()
         self._left = min(self.per_minute, self._left + (now - self._at) * self.per_minute / 60)
         self._at = now
-        return 0.0 if self._left >= 1 else (1 - self._left) * 60 / self.per_minute
+        return self._left
+
+    def wait_s(self) -> float:
+        """Seconds until the bucket is positive; 0 if it is."""
+        left = self.left()
+        return 0.0 if left >= 1 else (1 - left) * 60 / self.per_minute
 
     def take(self, amount: int) -> None:
         """May become negative: the cost of a request is only known at its end."""
@@ -57,13 +62,19 @@ class Allowance:
 
 @define(eq=False)
 class APIKey:
-    """A key's name, digest, limits, and their current use."""
+    """A key's name, digest, limits, and their current use.
+
+    Attributes:
+        open: requests that have not ended.
+        open_elsewhere: those in other processes that serve the same keys.
+    """
 
     name: str
     digest: bytes
     limits: KeyLimits = field(factory=KeyLimits)
     clock: Callable[[], float] = time.monotonic
     open: int = 0
+    open_elsewhere: int = 0
     _requests: Allowance | None = field(init=False, default=None)
     _tokens: Allowance | None = field(init=False, default=None)
 
@@ -84,14 +95,23 @@ class APIKey:
         Raises:
             HTTPError: a limit is reached (429).
         """
-        if self.limits.concurrency is not None and self.open >= self.limits.concurrency:
+        self.check()
+        if self._requests is not None:
+            self._requests.take(1)
+        self.open += 1
+
+    def check(self) -> None:
+        """Look at the limits.
+
+        Raises:
+            HTTPError: a limit is reached (429).
+        """
+        concurrency = self.limits.concurrency
+        if concurrency is not None and self.open + self.open_elsewhere >= concurrency:
             raise self._limited(f"{self.limits.concurrency} concurrent requests", 1.0)
         for what, allowance in (("requests", self._requests), ("tokens", self._tokens)):
             if allowance is not None and (wait := allowance.wait_s()) > 0:
                 raise self._limited(f"{allowance.per_minute} {what} a minute", wait)
-        if self._requests is not None:
-            self._requests.take(1)
-        self.open += 1
 
     def release(self) -> None:
         self.open -= 1

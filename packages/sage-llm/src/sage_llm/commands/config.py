@@ -70,8 +70,8 @@ llm:
   # Divide the CPUs of this machine among the replicas of engines with an option `threads`.
   share_cpus: true
 
-  # Processes that answer requests at the same address. With more than one, each has its own view of the replicas, and
-  # limits of API keys and tenants apply to each of them with its part of the limit.
+  # Processes that answer requests at the same address. With more than one, each has its own view of the replicas. They
+  # exchange what API keys have used of their limits; quotas of tenants apply to each of them with its part.
   gateways: 1
 
   # Maximum number of moves of one request, and seconds that it waits while all instances are lost or restarting.

@@ -24,7 +24,7 @@ from sage_llm.commands.methods import methods
 from sage_llm.commands.serving import manager_settings, print_ready
 from sage_llm.gateways.messages import Order
 from sage_llm.gateways.owner import Gateways
-from sage_llm.gateways.shares import key_shares, tenant_shares
+from sage_llm.gateways.shares import shared_keys, tenant_shares
 from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.manager.models import ServedModel
 from sage_llm.manager.restarts import RestartLimits
@@ -57,7 +57,7 @@ async def serve_gateways(
             models=tuple(manager.served.values()),
             settings=share,
             gateway=attrs.evolve(gateway, port=port),
-            keys=key_shares(keys, settings.gateways),
+            keys=shared_keys(keys, settings.gateways),
             drain_s=settings.drain_s,
         )
 

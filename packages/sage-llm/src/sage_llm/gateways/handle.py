@@ -23,6 +23,7 @@ from sage_llm.gateways.messages import (
     Question,
     Ready,
     Replicas,
+    Uses,
 )
 from sage_llm.gateways.process import run
 from sage_llm.manager.replica import Drained
@@ -39,10 +40,16 @@ class GatewayProcess:
     Args:
         number: its number, from 0.
         on_question: called with what it asks.
+        on_use: called with what it has used of the limits of keys.
     """
 
-    def __init__(self, number: int, on_question: Callable[[GatewayProcess, Question], object]) -> None:
-        self.number, self._on_question = number, on_question
+    def __init__(
+        self,
+        number: int,
+        on_question: Callable[[GatewayProcess, Question], object],
+        on_use: Callable[[GatewayProcess, Uses], object],
+    ) -> None:
+        self.number, self._on_question, self._on_use = number, on_question, on_use
         self._process: Any = None
         self._channel: Channel | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -96,6 +103,13 @@ class GatewayProcess:
         if self._channel is not None:
             self._channel.send_newest(Replicas(replicas))
 
+    def tell_use(self, uses: Uses) -> bool:
+        """Tell what others have used of the limits of keys. Returns whether it reads."""
+        if self._channel is None or self._channel.is_congested:
+            return False
+        self._channel.send(uses)
+        return True
+
     def answer(self, answer: Answer) -> None:
         if self._channel is not None:
             self._channel.send(answer)
@@ -126,7 +140,7 @@ class GatewayProcess:
         self._emptied.pop(key, None)
         return left.result() if left.done() else nothing
 
-    def _take(self, message: Ready | Failed | Emptied | Question | Answer) -> None:
+    def _take(self, message: Ready | Failed | Emptied | Uses | Question | Answer) -> None:
         assert self._ready is not None
         if isinstance(message, Ready):
             self._ready.set_result(None)
@@ -136,6 +150,8 @@ class GatewayProcess:
             left = self._emptied.get((message.drained.replica_id, message.generation))
             if left is not None and not left.done():
                 left.set_result(message.drained)
+        elif isinstance(message, Uses):
+            self._on_use(self, message)
         elif isinstance(message, Question):
             self._on_question(self, message)
         elif (question := self._questions.get(message.number)) is not None and not question.done():

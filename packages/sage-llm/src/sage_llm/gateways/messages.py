@@ -13,11 +13,22 @@ from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
 from sage_infer_serve.http.auth import APIKey
 from sage_infer_serve.settings import GatewaySettings
 
+from sage_llm.gateways.shares import Use
 from sage_llm.manager.models import ServedModel
 from sage_llm.manager.replica import Drained, ReplicaWord
 from sage_llm.manager.settings import ControlPlaneSettings
 
-__all__ = ["AnnouncedReplica", "Answer", "Emptied", "Failed", "Order", "Question", "Ready", "Replicas"]
+__all__ = [
+    "AnnouncedReplica",
+    "Answer",
+    "Emptied",
+    "Failed",
+    "Order",
+    "Question",
+    "Ready",
+    "Replicas",
+    "Uses",
+]
 
 
 @frozen(kw_only=True)
@@ -64,6 +75,18 @@ class Replicas:
     """All replicas, after a change. Those that are not in it are gone."""
 
     replicas: tuple[AnnouncedReplica, ...]
+
+
+@frozen
+class Uses:
+    """What a gateway has used of the limits of keys by name, or what all others have; keys without news are left out.
+
+    Attributes:
+        is_past: whether it was used before the gateway was started.
+    """
+
+    uses: Mapping[str, Use]
+    is_past: bool = False
 
 
 @frozen

@@ -18,8 +18,11 @@ from sage_llm.gateways.messages import (
     Answer,
     Order,
     Question,
+    Uses,
 )
 from sage_llm.gateways.metrics import merged
+from sage_llm.gateways.shares import EXCHANGE_S
+from sage_llm.gateways.uses import UseBoard
 from sage_llm.manager.fleet import Fleet
 from sage_llm.manager.replica import Drained, Replica
 from sage_llm.manager.restarts import RestartLimits, Restarts
@@ -44,7 +47,8 @@ class Gateways:
 
     def __init__(self, fleet: Fleet, orders: Callable[[int], Order], count: int) -> None:
         self._fleet, self._orders = fleet, orders
-        self._processes = [GatewayProcess(number, self._asked) for number in range(count)]
+        self._processes = [GatewayProcess(number, self._asked, self._used) for number in range(count)]
+        self._uses = UseBoard(count)
         self._restarts = [Restarts(RestartLimits()) for _ in range(count)]
         self._tasks = Tasks()
         self._stopping = asyncio.Event()
@@ -67,6 +71,7 @@ class Gateways:
             await process.start(self._orders(process.number), self._told)
         await asyncio.gather(*(process.until_ready() for process in self._processes))
         self._tasks.spawn(self._announce())
+        self._tasks.spawn(self._pass_on_use())
         for process, restarts in zip(self._processes, self._restarts, strict=True):
             self._tasks.spawn(self._keep(process, restarts))
 
@@ -97,6 +102,16 @@ class Gateways:
         """A gateway wants the metrics of all."""
         self._tasks.spawn(self._answer(process, question))
 
+    def _used(self, process: GatewayProcess, uses: Uses) -> None:
+        self._uses.reported(process.number, uses.uses)
+
+    async def _pass_on_use(self) -> None:
+        """Tell each gateway what the others have used of the limits of keys."""
+        while True:
+            await asyncio.sleep(EXCHANGE_S)
+            for process in self._processes:
+                self._uses.tell(process.number, process.tell_use)
+
     async def _answer(self, process: GatewayProcess, question: Question) -> None:
         texts = {str(number): answer.result for number, answer in (await self.ask("metrics")).items()}
         process.answer(Answer(question.number, merged(texts)))
@@ -106,6 +121,7 @@ class Gateways:
         while True:
             started = time.monotonic()
             code = await process.until_ended()
+            self._uses.ended(process.number)
             if self._stopping.is_set():
                 return
             pause = restarts.pause(time.monotonic(), time.monotonic() - started)
@@ -119,6 +135,7 @@ class Gateways:
             if self._stopping.is_set():
                 return
             await process.start(self._orders(process.number), self._told)
+            process.tell_use(self._uses.started(process.number))
             with suppress(BackendUnavailable):  # it has ended again
                 await process.until_ready()
 

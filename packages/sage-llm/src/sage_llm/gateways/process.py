@@ -20,9 +20,11 @@ from sage_infer_serve.watch.prometheus import exposition
 
 from sage_llm.gateways.channel import Channel, open_channel
 from sage_llm.gateways.follow import Follower, FollowingExecutor
-from sage_llm.gateways.messages import Answer, Failed, Order, Question, Ready, Replicas
+from sage_llm.gateways.messages import Answer, Failed, Order, Question, Ready, Replicas, Uses
+from sage_llm.gateways.shares import EXCHANGE_S, SharedKey, Use
 from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.receipts import find_receipt
+from sage_llm.tasks import Tasks
 
 __all__ = ["run"]
 
@@ -63,9 +65,13 @@ class _Gateway:
         self._service: Service | None = None
         self._numbers = itertools.count()
         self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._keys = {key.name: key for key in order.keys if isinstance(key, SharedKey)}
+        self._tasks = Tasks()
 
     async def serve(self, listener: socket.socket, owner: socket.socket) -> None:
         self._owner = await open_channel(owner, self._take, self._alone)
+        if self._keys:
+            self._tasks.spawn(self._report_use(self._owner))
         try:
             await run_until_signal(
                 self._manager,
@@ -82,6 +88,7 @@ class _Gateway:
             raise SystemExit(error.exit_code) from None
         finally:
             self._ending = True
+            await self._tasks.cancel()
             await self._follower.close()
             await self._manager.close()
             self._owner.close()
@@ -113,12 +120,28 @@ class _Gateway:
         assert self._owner is not None
         self._owner.send(message)
 
+    async def _report_use(self, owner: Channel) -> None:
+        """Tell the owner what keys have used, unless it does not read."""
+        told: dict[str, Use] = {}
+        while True:
+            await asyncio.sleep(EXCHANGE_S)
+            news = {
+                name: use for name, key in self._keys.items() if (use := key.use()) != told.get(name, Use())
+            }
+            if news and not owner.is_congested:
+                owner.send(Uses(news))
+                told |= news
+
     def _alone(self) -> None:
         """The owner has died, and nobody restarts replicas: finish the open requests, and end."""
         if not self._ending:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _take(self, message: Replicas | Question | Answer) -> None:
+    def _take(self, message: Replicas | Uses | Question | Answer) -> None:
+        if isinstance(message, Uses):
+            for name, use in message.uses.items():
+                self._keys[name].take_over(use, is_past=message.is_past)
+            return
         if isinstance(message, Answer):
             if (asked := self._asked.get(message.number)) is not None and not asked.done():
                 asked.set_result(message.result)
