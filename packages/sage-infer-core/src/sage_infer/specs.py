@@ -208,7 +208,15 @@ class DetectorSpec(_FactorySpec):
 
 @frozen(kw_only=True)
 class KVStoreSpec(_FactorySpec):
-    """A ``KVStore``; ``factory(schema=…, model_id=…, **options)`` opens it."""
+    """A ``KVStore``; ``factory(schema=…, model_id=…, **options)`` opens it.
+
+    Attributes:
+        eviction: called as ``eviction(name, page_size)`` with a value of the store's option ``policy``; returns a new
+            eviction policy, an object with the methods ``asked``, ``add``, ``used``, ``remove`` and ``order``, or
+            raises ``ConfigError`` for an unknown name. ``sage llm simulate`` runs it. None if the store has none.
+    """
+
+    eviction: str | None = field(default=None, validator=optional(_PATH))
 
 
 @frozen(kw_only=True)

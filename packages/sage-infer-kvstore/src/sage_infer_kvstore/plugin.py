@@ -10,6 +10,7 @@ _COMMANDS = {
     "stat": "Shared arenas and SSD stores, and how full they are.",
     "verify": "Compare the blocks of SSD stores with their checksums.",
 }
+_EVICTION = "sage_infer_kvstore.policies.names:policy_of"
 _REQUIRES = {"numpy": ">=2.0", "xxhash": ">=3.5"}
 
 
@@ -19,6 +20,7 @@ def sage_infer_kv_stores() -> list[KVStoreSpec]:
         KVStoreSpec(
             name="paged",
             factory="sage_infer_kvstore.paged.store:PagedStore",
+            eviction=_EVICTION,
             requires=_REQUIRES,
             summary="pages in memory, or in named shared memory that several processes use",
         ),
@@ -37,6 +39,7 @@ def sage_infer_kv_stores() -> list[KVStoreSpec]:
         KVStoreSpec(
             name="tiered",
             factory="sage_infer_kvstore.tiers.store:TieredStore",
+            eviction=_EVICTION,
             requires=_REQUIRES,
             summary="memory over any other KV store",
         ),

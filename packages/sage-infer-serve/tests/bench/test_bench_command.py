@@ -65,6 +65,9 @@ def test_a_closed_loop_with_its_files(tmp_path: Path) -> None:
     assert (data["report"]["answered"], data["report"]["failed"]) == (12, 0)
     assert data["settings"]["concurrency"] == 3
     assert len(data["samples"]) == 12
+    assert {sample["cached_tokens"] for sample in data["samples"]} == {
+        None
+    }  # this server does not count them
     assert ET.fromstring(plot_file.read_text("utf-8")).tag.endswith("svg")
 
 

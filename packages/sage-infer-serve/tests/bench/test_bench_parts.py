@@ -470,3 +470,24 @@ def test_whole_answers_of_other_servers() -> None:
     usage = read_answer(body, embeddings=False)
     assert usage is not None
     assert (usage.prompt_tokens, usage.completion_tokens) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("details", "cached"),
+    [
+        ({"cached_tokens": 7}, 7),
+        ({"cached_tokens": None}, None),
+        ({}, None),
+        (None, None),
+        ([], None),
+        ({"cached_tokens": True}, None),
+    ],
+)
+def test_cached_tokens_of_servers_that_count_them(details: object, cached: int | None) -> None:
+    body = {
+        "choices": [{}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": details},
+    }
+    usage = read_answer(json.dumps(body).encode(), embeddings=False)
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.cached_tokens) == (9, cached)

@@ -19,10 +19,13 @@ REAL = Step(0.02, 4e-4, 3e-3, 1e-6)
 CHUNK = 256
 
 
-def sample(due: float, ttft: float, tpot: float, prompt: int, output: int) -> dict[str, Any]:
+def sample(
+    due: float, ttft: float, tpot: float, prompt: int, output: int, cached: int | None = None
+) -> dict[str, Any]:
     e2e = ttft + tpot * (output - 1)
     return {
-        "due_s": due, "ttft_s": ttft, "e2e_s": e2e, "prompt_tokens": prompt, "output_tokens": output, "error": None,
+        "due_s": due, "ttft_s": ttft, "e2e_s": e2e, "prompt_tokens": prompt, "cached_tokens": cached,
+        "output_tokens": output, "error": None,
     }  # fmt: skip
 
 
@@ -32,12 +35,13 @@ def bench(folder: Path, name: str, samples: list[dict[str, Any]]) -> Path:
     return file
 
 
-def alone(noise: float = 0.0) -> list[dict[str, Any]]:
+def alone(noise: float = 0.0, overhead: float = 0.0, cached: int | None = None) -> list[dict[str, Any]]:
     """Requests one after another."""
     rng, found = random.Random(1), []
     for number in range(24):
         prompt, output = (100, 40) if number % 2 else (700, 90)
-        ttft = REAL.predict(prompt, 0, 0) + (-(-prompt // CHUNK) - 1) * REAL.base_s
+        computed = prompt - (cached or 0)
+        ttft = overhead + REAL.predict(computed, 0, 0) + (-(-computed // CHUNK) - 1) * REAL.base_s
         tpot = REAL.predict(0, 1, prompt + output // 2)
         found.append(
             sample(
@@ -46,6 +50,7 @@ def alone(noise: float = 0.0) -> list[dict[str, Any]]:
                 tpot * (1 + noise * rng.uniform(-1, 1)),
                 prompt,
                 output,
+                cached,
             )
         )
     return found
@@ -74,6 +79,19 @@ def test_the_coefficients_are_found(tmp_path: Path) -> None:
     assert found.tpot_error < 0.01
     assert found.held_out == (found.fitted + found.held_out) // 3
     assert "on 32 of 96 equations that were held out" in found.lines()[1]
+
+
+def test_time_outside_of_the_engine_and_cached_tokens_are_told_apart(tmp_path: Path) -> None:
+    samples = alone(overhead=0.03, cached=64)
+    files = [bench(tmp_path, "1.json", samples), bench(tmp_path, "8.json", together(8))]
+    found = calibrate(files, CHUNK)
+    assert found.overhead_s == pytest.approx(0.03, rel=0.01)
+    assert found.step.per_prompt == pytest.approx(REAL.per_prompt, rel=0.01)
+    assert "30 ms per request" in found.lines()[0]
+    for one in samples:
+        del one["cached_tokens"]  # a result of an older version: every token counts as computed
+    files[0] = bench(tmp_path, "1.json", samples)
+    assert calibrate(files, CHUNK).overhead_s < 0.03
 
 
 def test_noise_shows_in_the_check(tmp_path: Path) -> None:
@@ -116,6 +134,19 @@ def test_no_other_point_is_better(rows: list[list[int]], data: st.DataObject) ->
         ("[]", "has no samples; expected the result of `sage infer bench --json"),
         ('{"samples": [{"error": null}]}', "sample 0 is not one of `sage infer bench`"),
         ('{"samples": []}', "0 equations are too few"),
+        ('{"samples": [], "settings": {"stream": false}}', "--no-stream; times to first token need --stream"),
+        ('{"samples": [], "settings": {"endpoint": "embeddings"}}', "measured embeddings"),
+        ('{"samples": [{"error": "HTTP 500"}]}', "all 1 requests failed: HTTP 500"),
+        ('{"samples": [{"error": null, "ttft_s": null}]}', "has no times to first token"),
+        (json.dumps({"samples": [sample(0.0, 0.1, 0.1, 0, 9)]}), "does not count them in `usage`"),
+        (
+            json.dumps({"samples": [sample(n * 9.0, 0.1, 0.1, 50, 9) for n in range(9)]}),
+            "have 50 to 50 tokens",
+        ),
+        (
+            json.dumps({"samples": [sample(0.0, 0.1 + n / 10, 0.1, 50 + 99 * n, 9) for n in range(9)]}),
+            "no prompt was computed while no other request was served; add a run with --concurrency 1",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -68,6 +68,7 @@ def test_json_has_every_figure(simulate: Simulate) -> None:
         assert 0 < max(series["hit"]) <= 1
         assert len(series["hit"]) == len(series["queued_max"]) == len(series["waiting"]) >= 100
         assert all(a <= b for a, b in zip(series["queued_mean"], series["queued_max"], strict=True))
+        assert not series["rss_mib"] or len(series["rss_mib"]) == len(series["hit"])
     assert 0 < found["bounds"]["belady"] <= found["bounds"]["unlimited"] < 1
 
 
@@ -97,6 +98,8 @@ def test_the_engine_is_a_setting(simulate: Simulate) -> None:
     assert mean("--step", "base_s=0.1") > usual
     assert mean("--step", "per_prompt=1e-5, per_sequence=0") < usual
     assert mean("--chunk", "256") > usual
+    assert mean("--slowdown", "1.5") > usual
+    assert mean("--overhead", "2") == pytest.approx(usual + 2, abs=0.2)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +188,7 @@ def test_tiers_gateways_and_faults(simulate: Simulate) -> None:
     [
         (["--ssd", "10"], "--ssd needs --dram"),
         (["--calibrate", "x.json", "--step", "base_s=1"], "--calibrate and --step are mutually exclusive"),
+        (["--slowdown", "0.5"], "--slowdown must be above 1, such as 2.5, or 0 for no limit; got 0.5"),
         (["--html", "/absent/page.html"], "folder /absent does not exist"),
         (["--crash", "9@1"], "there is no instance 9"),
     ],

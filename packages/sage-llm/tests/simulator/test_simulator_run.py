@@ -119,6 +119,21 @@ def test_a_repeated_prompt_is_found() -> None:
     assert result.saved == pytest.approx(10 * BLOCK / (20 * BLOCK + 4))
 
 
+def test_prompts_beside_outputs_are_computed_in_parts() -> None:
+    step = Step(0.01, 0.001, 0.002, 0.0)
+    rows = (Row(0.0, 16, 100), Row(0.1, 400, 1))
+    whole = run(trace_of(*rows), instances=1, model=EngineModel(step=step, chunk=512))
+    parts = run(trace_of(*rows), instances=1, model=EngineModel(step=step, chunk=512, slowdown=3.0))
+    assert whole.ttft_s is not None
+    assert parts.ttft_s is not None
+    assert whole.ttft_s.max == pytest.approx(0.01 + 0.4 + 0.002, abs=0.012)  # and the step under way
+    steps = 17  # 24 tokens each, which take twice as long as a step of the sequence
+    assert parts.ttft_s.max == pytest.approx(steps * (0.01 + 0.002) + 0.4, abs=0.012)
+    together = run(trace_of(*[Row(0.0, 200, 5)] * 2), instances=1, model=EngineModel(step=step, slowdown=3.0))
+    assert together.ttft_s is not None
+    assert together.ttft_s.max == pytest.approx(0.21 + 0.212)  # a burst is not divided
+
+
 def test_running_streams_slow_each_other_down() -> None:
     model = EngineModel(step=Step(0.01, 0.0001, 0.01, 0.0), chunk=512)
     alone = run(trace_of(Row(0.0, 16, 50)), instances=1, model=model)

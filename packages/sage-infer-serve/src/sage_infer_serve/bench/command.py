@@ -226,6 +226,7 @@ def _write_json(file: Path, settings: dict[str, Any], run: Run, report: Report) 
             "ttft_s": None if o.first is None else o.first - o.due,
             "e2e_s": o.ended - o.due,
             "prompt_tokens": o.prompt_tokens,
+            "cached_tokens": o.cached_tokens,
             "output_tokens": o.output_tokens,
             "error": o.error,
         }

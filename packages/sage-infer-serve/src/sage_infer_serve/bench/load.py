@@ -32,6 +32,7 @@ class Outcome:
         first: time of the first text; None for an unstreamed answer, an error, or an answer without text.
         gaps: seconds between chunks with text.
         counted: whether the token counts are the server's; otherwise chunks are counted, and prompts are not.
+        cached_tokens: prompt tokens that the server did not compute; None if it does not say.
     """
 
     due: float
@@ -42,6 +43,7 @@ class Outcome:
     prompt_tokens: int = 0
     output_tokens: int = 0
     counted: bool = False
+    cached_tokens: int | None = None
     texts: int = 0
     error: str | None = None
 
@@ -105,7 +107,7 @@ def _take(outcome: Outcome, reader: StreamReader | None, usage: Usage | None) ->
         outcome.first, outcome.gaps, outcome.output_tokens = reader.first, reader.gaps, reader.chunks
     if usage is not None:
         outcome.prompt_tokens, outcome.output_tokens = usage.prompt_tokens, usage.completion_tokens
-        outcome.counted = True
+        outcome.cached_tokens, outcome.counted = usage.cached_tokens, True
 
 
 OnOutcome = Callable[[Outcome], None]

@@ -25,6 +25,9 @@ class Usage(msgspec.Struct):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int | None = (
+        None  # part of the prompt that was not computed; None if the server does not say
+    )
 
 
 class _Text(msgspec.Struct):
@@ -161,7 +164,14 @@ def _usage(value: Any) -> Usage | None:
     counts = [value.get(name, 0) for name in ("prompt_tokens", "completion_tokens")]
     if not all(isinstance(c, int | float) and not isinstance(c, bool) and math.isfinite(c) for c in counts):
         return None
-    return Usage(*(max(int(count), 0) for count in counts))
+    return Usage(
+        *(max(int(count), 0) for count in counts), _cached_tokens(value.get("prompt_tokens_details"))
+    )
+
+
+def _cached_tokens(details: Any) -> int | None:
+    count = details.get("cached_tokens") if isinstance(details, dict) else None
+    return max(count, 0) if isinstance(count, int) and not isinstance(count, bool) else None
 
 
 def error_message(body: bytes) -> str:

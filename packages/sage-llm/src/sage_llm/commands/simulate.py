@@ -82,6 +82,24 @@ def simulate(
     max_batch: Annotated[
         int, typer.Option(min=1, help="Running sequences per instance.", rich_help_panel=_ENGINE)
     ] = 1024,
+    slowdown: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Longest step with prompts beside outputs, relative to one without, as decode_slowdown of openvino; "
+            "0 for no limit.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = 0.0,
+    eviction: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[/NAME]",
+            help="Which cached blocks leave first: lru, or a policy of the installed KV stores, such as reuse; one for "
+            "all tiers, or one per tier.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = "lru",
     dram: Annotated[
         int, typer.Option(min=0, help="KV blocks per instance in the host's memory.", rich_help_panel=_ENGINE)
     ] = 0,
@@ -107,6 +125,14 @@ def simulate(
     routers: Annotated[
         int, typer.Option(min=1, help="Gateways; requests arrive in turn.", rich_help_panel=_FAULTS)
     ] = 1,
+    overhead: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds of a request before an instance has it. [default: 0, or as calibrated]",
+            rich_help_panel=_FAULTS,
+        ),
+    ] = None,
     report_interval: Annotated[
         float, typer.Option(min=0, help="Seconds between reports of an instance.", rich_help_panel=_FAULTS)
     ] = 0.1,
@@ -136,7 +162,8 @@ def simulate(
     from sage_llm import policies
     from sage_llm.simulator.calibrate import calibrate as fit
     from sage_llm.simulator.cluster import Cluster
-    from sage_llm.simulator.engine import EngineModel
+    from sage_llm.simulator.engine_model import EngineModel
+    from sage_llm.simulator.eviction import check_eviction
     from sage_llm.simulator.faults import parse_crash, parse_stall
     from sage_llm.simulator.traces import open_trace
     from sage_llm.simulator.variants import policies_of
@@ -151,7 +178,12 @@ def simulate(
         raise InvalidRequest("--ssd needs --dram: blocks reach the disk from the host's memory")
     if calibrate and step:
         raise InvalidRequest("--calibrate and --step are mutually exclusive; use one of them")
+    if 0 < slowdown <= 1:
+        raise InvalidRequest(f"--slowdown must be above 1, such as 2.5, or 0 for no limit; got {slowdown:g}")
+    check_eviction(eviction)
     calibration = fit(calibrate, chunk) if calibrate else None
+    if overhead is None:
+        overhead = calibration.overhead_s if calibration is not None else 0.0
     timed = calibration.step if calibration is not None else _step(step or "")
     tiers = [(n, r) for n, r in ((dram, dram_rate or _DRAM_SPEED / timed.per_prompt),
                                  (ssd, ssd_rate or _SSD_SPEED / timed.per_prompt)) if n]  # fmt: skip
@@ -159,6 +191,8 @@ def simulate(
         step=timed,
         chunk=chunk,
         max_batch=max_batch,
+        slowdown=slowdown,
+        eviction=eviction,
         blocks=blocks,
         lower=tuple(n for n, _ in tiers),
         lower_rates=tuple(rate for _, rate in tiers),
@@ -169,6 +203,7 @@ def simulate(
         model=model,
         load=load or 0.0,
         routers=routers,
+        overhead_s=overhead,
         report_interval_s=report_interval,
         report_delay_s=report_delay,
         faults=(
@@ -267,7 +302,7 @@ def _bounds(trace: Trace, blocks: int) -> Bounds | None:
 def _step(text: str) -> Step:
     import attrs
 
-    from sage_llm.simulator.engine import EngineModel
+    from sage_llm.simulator.engine_model import EngineModel
 
     usual = EngineModel().step
     given: dict[str, float] = {}

@@ -13,7 +13,7 @@ print(result.hit, result.ttft_s)
 from __future__ import annotations
 
 from sage_llm.simulator.cluster import Cluster
-from sage_llm.simulator.engine import EngineModel
+from sage_llm.simulator.engine_model import EngineModel
 from sage_llm.simulator.metrics import Result
 from sage_llm.simulator.run import simulate
 from sage_llm.simulator.traces import Trace, open_trace

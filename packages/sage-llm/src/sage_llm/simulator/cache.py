@@ -1,16 +1,19 @@
 """The KV blocks of one simulated instance: pinned ones, cached ones, and lower tiers.
 
 Blocks of running requests are pinned. When a request ends, its blocks become cached ones, the last block of its prompt
-first in line for eviction. What leaves device memory moves to the next tier, if there is one.
+used before the first one. What leaves device memory moves to the next tier, if there is one.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
+from attrs import define, field
+
 from sage_llm.simulator.directory import Directory
+from sage_llm.simulator.eviction import Eviction
 
 __all__ = ["BlockCache", "Found"]
 
@@ -35,17 +38,27 @@ class BlockCache:
         capacity: blocks of device memory.
         lower: blocks of each lower tier, faster tiers first.
         directory: receives an event for each stored and removed block.
+        eviction: returns the eviction policy of a tier by its number, 0 for device memory.
     """
 
-    def __init__(self, slot: int, capacity: int, lower: Sequence[int], directory: Directory) -> None:
+    def __init__(
+        self,
+        slot: int,
+        capacity: int,
+        lower: Sequence[int],
+        directory: Directory,
+        eviction: Callable[[int], Eviction],
+    ) -> None:
         self.slot, self.capacity = slot, capacity
         self._directory = directory
         self._pins: dict[int, int] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()  # cached blocks, the next victim first
+        self._idle: set[int] = set()  # cached blocks
+        self._eviction = eviction(0)
+        self._known: set[int] = (
+            set()
+        )  # to the policy: blocks of ended requests, also if they are pinned again
         self._anonymous = 0  # blocks of running requests that no other request can share
-        self._lower: tuple[tuple[int, OrderedDict[int, None]], ...] = tuple(
-            (blocks, OrderedDict()) for blocks in lower
-        )
+        self._lower = tuple(_Tier(blocks, eviction(tier)) for tier, blocks in enumerate(lower, 1))
 
     @property
     def used(self) -> int:
@@ -72,8 +85,8 @@ class BlockCache:
             if key in pins or key in idle:
                 counts[0] += 1  # behind a gap; it costs at most a load
                 continue
-            for tier, (_, held) in enumerate(self._lower):
-                if key in held:
+            for tier, lower in enumerate(self._lower):
+                if key in lower.held:
                     counts[tier] += 1
                     break
             else:
@@ -86,9 +99,12 @@ class BlockCache:
         shared = sum(1 for key in keys if key in pins) if pins else 0
         return self.used + blocks - shared <= self.capacity
 
-    def begin(self, keys: Sequence[int], blocks: int) -> None:
+    def begin(self, keys: Sequence[int], blocks: int, now: float) -> None:
         """Pin the blocks of a request that begins; cached blocks make room for new ones."""
         pins, idle = self._pins, self._idle
+        self._eviction.asked(keys, now)
+        for lower in self._lower:
+            lower.eviction.asked(keys, now)
         new = []
         for key in keys:
             count = pins.get(key)
@@ -97,19 +113,19 @@ class BlockCache:
             else:
                 pins[key] = 1
                 if key in idle:
-                    del idle[key]
+                    idle.remove(key)
                 else:
                     new.append(key)
         self._anonymous += blocks - len(keys)
         excess = len(pins) + len(idle) + self._anonymous - self.capacity
         if excess > 0:
-            self._evict(excess)
+            self._evict(excess, now)
         if new:
             self._directory.stored(self.slot, 0, new)
 
-    def end(self, keys: Sequence[int], blocks: int) -> None:
+    def end(self, keys: Sequence[int], blocks: int, now: float) -> None:
         """Release the blocks of a request that has ended; the full blocks of its prompt stay cached."""
-        pins, idle = self._pins, self._idle
+        pins, idle, known, eviction = self._pins, self._idle, self._known, self._eviction
         self._anonymous -= blocks - len(keys)
         for key in reversed(keys):
             count = pins[key] - 1
@@ -117,25 +133,43 @@ class BlockCache:
                 pins[key] = count
             else:
                 del pins[key]
-                idle[key] = None
+                idle.add(key)
+            if key in known:
+                eviction.used(key, now)
+            else:
+                known.add(key)
+                eviction.add(key, now)
 
-    def _evict(self, count: int) -> None:
-        for _ in range(count):
-            key, _ = self._idle.popitem(last=False)
+    def _evict(self, count: int, now: float) -> None:
+        idle = self._idle
+        for key in list(islice((key for key in self._eviction.order(now) if key in idle), count)):
+            idle.remove(key)
+            self._known.remove(key)
+            self._eviction.remove(key)
             self._directory.removed(self.slot, 0, key)
-            self._demote(key, 0)
+            self._demote(key, 0, now)
 
-    def _demote(self, key: int, tier: int) -> None:
-        """Move a block to a lower tier, which may push its own oldest one down."""
+    def _demote(self, key: int, tier: int, now: float) -> None:
+        """Move a block to a lower tier, which may push one of its own down."""
         if tier >= len(self._lower):
             return
-        blocks, held = self._lower[tier]
-        if key in held:
-            held.move_to_end(key)
+        lower = self._lower[tier]
+        if key in lower.held:
+            lower.eviction.used(key, now)
             return
-        held[key] = None
+        lower.held.add(key)
+        lower.eviction.add(key, now)
         self._directory.stored(self.slot, tier + 1, (key,))
-        if len(held) > blocks:
-            oldest, _ = held.popitem(last=False)
-            self._directory.removed(self.slot, tier + 1, oldest)
-            self._demote(oldest, tier + 1)
+        if len(lower.held) > lower.blocks:
+            victim = next(lower.eviction.order(now))
+            lower.held.remove(victim)
+            lower.eviction.remove(victim)
+            self._directory.removed(self.slot, tier + 1, victim)
+            self._demote(victim, tier + 1, now)
+
+
+@define(eq=False)
+class _Tier:
+    blocks: int
+    eviction: Eviction
+    held: set[int] = field(factory=set)

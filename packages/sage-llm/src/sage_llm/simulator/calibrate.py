@@ -1,14 +1,14 @@
 """The engine model of a real engine, fitted to runs of ``sage infer bench``.
 
-Each request yields up to two equations in the four coefficients of a step. While nobody else is served, its time to
-first token is that of the steps that compute its prompt. Its time per output token is that of a mean step with the
-streams that ran beside it, and with the prompts that were computed meanwhile. The equations are divided by what was
-measured, so that relative errors are minimized, with coefficients of at least 0.
+Each request yields up to two equations in the four coefficients of a step and the time that a request spends outside of
+the engine. While nobody else is served, its time to first token is that time and the steps that compute its prompt. Its
+time per output token is that of a mean step with the streams that ran beside it, and with the prompts that were
+computed meanwhile. The equations are divided by what was measured, so that relative errors are minimized, with
+coefficients of at least 0.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from itertools import combinations
@@ -18,27 +18,21 @@ from typing import Any, Literal, NamedTuple
 from attrs import frozen
 from sage_infer.errors import InvalidRequest
 
+from sage_llm.simulator.bench_file import Sample, read_samples
 from sage_llm.types import Step
 
 __all__ = ["Calibration", "calibrate", "nonnegative_least_squares"]
 
 _HELD_OUT = 3  # every third equation is not fitted
 _FEWEST = 9
+_DIFFERENT = 1.5  # least ratio of the longest to the shortest prompt
 _NAMES = ("base_s", "per_prompt", "per_sequence", "per_context")
 
 
 class _Equation(NamedTuple):
     kind: Literal["ttft", "tpot"]
-    row: tuple[float, float, float, float]
+    row: tuple[float, float, float, float, float]
     measured: float
-
-
-class _Sample(NamedTuple):
-    due: float
-    first: float
-    end: float
-    prompt: int
-    output: int
 
 
 @frozen(kw_only=True)
@@ -47,6 +41,7 @@ class Calibration:
 
     Attributes:
         step: the coefficients.
+        overhead_s: time from the arrival of a request to its first step: HTTP, tokenization, placement.
         fitted: equations used for the fit.
         held_out: equations used for the check.
         ttft_error: mean relative error of the held-out times to first token; None if there are none.
@@ -55,6 +50,7 @@ class Calibration:
     """
 
     step: Step
+    overhead_s: float
     fitted: int
     held_out: int
     ttft_error: float | None
@@ -71,7 +67,8 @@ class Calibration:
         ]
         lines = [
             f"calibrated step: {step.base_s * 1e3:.3g} ms + {step.per_prompt * 1e6:.3g} µs per prompt token + "
-            f"{step.per_sequence * 1e6:.3g} µs per sequence + {step.per_context * 1e9:.3g} ns per context token",
+            f"{step.per_sequence * 1e6:.3g} µs per sequence + {step.per_context * 1e9:.3g} ns per context token; "
+            f"{self.overhead_s * 1e3:.3g} ms per request",
             f"mean error on {self.held_out} of {self.fitted + self.held_out} equations that were held out: "
             + ", ".join(errors),
         ]
@@ -89,9 +86,10 @@ def calibrate(files: Sequence[Path], chunk: int) -> Calibration:
         chunk: tokens per step of the engine.
 
     Raises:
-        InvalidRequest: a file is no result of a streamed run, or there are too few requests.
+        InvalidRequest: a file is no result of a streamed run, there are too few requests, no request was served
+            alone, or all prompts are about as long.
     """
-    equations = [equation for file in files for equation in _equations(_samples(file), chunk)]
+    equations = [equation for file in files for equation in _equations(read_samples(file), chunk)]
     held = [equation for number, equation in enumerate(equations) if number % _HELD_OUT == _HELD_OUT - 1]
     fitted = [equation for number, equation in enumerate(equations) if number % _HELD_OUT != _HELD_OUT - 1]
     if len(equations) < _FEWEST:
@@ -99,21 +97,37 @@ def calibrate(files: Sequence[Path], chunk: int) -> Calibration:
             f"--calibrate: {len(equations)} equations are too few, at least {_FEWEST} are needed; run "
             "`sage infer bench` with more requests, streamed, once with --concurrency 1"
         )
+    _check_prompts(equations)
     rows = [tuple(value / one.measured for value in one.row) for one in fitted]
     solution = nonnegative_least_squares(rows, [1.0] * len(rows))
     if solution[1] <= 0:
         raise InvalidRequest(
             "--calibrate: the runs do not tell the time per prompt token; measure two lengths of prompts at "
-            "--concurrency 1"
+            "--concurrency 1, such as --input-tokens 50 and --input-tokens 400"
         )
     return Calibration(
-        step=Step(*solution),
+        step=Step(*solution[:4]),
+        overhead_s=solution[4],
         fitted=len(fitted),
         held_out=len(held),
         ttft_error=_error(held, "ttft", solution),
         tpot_error=_error(held, "tpot", solution),
-        unknown=tuple(name for name, value in zip(_NAMES, solution, strict=True) if not value),
+        unknown=tuple(name for name, value in zip(_NAMES, solution, strict=False) if not value),
     )
+
+
+def _check_prompts(equations: Sequence[_Equation]) -> None:
+    """The time to first token tells the time per prompt token only by prompts of different lengths."""
+    prompts = [one.row[1] for one in equations if one.kind == "ttft"]
+    if not prompts:
+        raise InvalidRequest(
+            "--calibrate: no prompt was computed while no other request was served; add a run with --concurrency 1"
+        )
+    if max(prompts) < _DIFFERENT * min(prompts):
+        raise InvalidRequest(
+            f"--calibrate: all prompts computed alone have {min(prompts):.0f} to {max(prompts):.0f} tokens; add a run "
+            "with --concurrency 1 and another length, such as --input-tokens 50 and --input-tokens 400"
+        )
 
 
 def _error(equations: Sequence[_Equation], kind: str, solution: Sequence[float]) -> float | None:
@@ -125,33 +139,7 @@ def _error(equations: Sequence[_Equation], kind: str, solution: Sequence[float])
     return sum(errors) / len(errors) if errors else None
 
 
-def _samples(file: Path) -> list[_Sample]:
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {file}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InvalidRequest(f"{file} is not JSON: {error}") from None
-    samples = data.get("samples") if isinstance(data, dict) else None
-    if not isinstance(samples, list):
-        raise InvalidRequest(
-            f"{file} has no samples; expected the result of `sage infer bench --json {file.name}`"
-        )
-    found = []
-    for number, sample in enumerate(samples):
-        try:
-            if sample["error"] is not None or sample["ttft_s"] is None:
-                continue
-            due, ttft, e2e = (float(sample[name]) for name in ("due_s", "ttft_s", "e2e_s"))
-            prompt, output = int(sample["prompt_tokens"]), int(sample["output_tokens"])
-        except (KeyError, TypeError, ValueError):
-            raise InvalidRequest(f"{file}: sample {number} is not one of `sage infer bench`") from None
-        if 0 < ttft <= e2e and prompt > 0:
-            found.append(_Sample(due, due + ttft, due + e2e, prompt, output))
-    return found
-
-
-def _equations(samples: Sequence[_Sample], chunk: int) -> list[_Equation]:
+def _equations(samples: Sequence[Sample], chunk: int) -> list[_Equation]:
     equations = []
     for one in samples:
         others = [
@@ -159,24 +147,24 @@ def _equations(samples: Sequence[_Sample], chunk: int) -> list[_Equation]:
         ]
         if all(other.end <= one.due or other.due >= one.first for other in others):
             steps = math.ceil(one.prompt / chunk)
-            row = (float(steps), float(one.prompt), 0.0, 0.0)
+            row = (float(steps), float(one.prompt), 0.0, 0.0, 1.0)
             equations.append(_Equation("ttft", row, one.first - one.due))
         if one.output > 1 and one.end > one.first:
             equations.append(_per_token(one, others))
     return equations
 
 
-def _per_token(one: _Sample, others: Sequence[_Sample]) -> _Equation:
+def _per_token(one: Sample, others: Sequence[Sample]) -> _Equation:
     """The equation of a mean step between a request's first and last token."""
     lasted, steps = one.end - one.first, one.output - 1
-    sequences, context, prompts = 1.0, one.prompt + one.output / 2, 0.0
+    sequences, context, prompts = 1.0, one.context + one.output / 2, 0.0
     for other in others:
         share = _overlap(one.first, one.end, other.first, other.end) / lasted
         sequences += share
-        context += share * (other.prompt + other.output / 2)
+        context += share * (other.context + other.output / 2)
         computing = _overlap(one.first, one.end, other.due, other.first) / (other.first - other.due)
         prompts += other.prompt * computing
-    return _Equation("tpot", (1.0, prompts / steps, sequences, context), lasted / steps)
+    return _Equation("tpot", (1.0, prompts / steps, sequences, context, 0.0), lasted / steps)
 
 
 def _overlap(start: float, end: float, other_start: float, other_end: float) -> float:
@@ -186,7 +174,7 @@ def _overlap(start: float, end: float, other_start: float, other_end: float) -> 
 def nonnegative_least_squares(rows: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
     """Return the x ≥ 0 that minimizes |rows·x − right|.
 
-    Each set of unknowns that are not 0 is tried, which is exact, and cheap for the four unknowns of a step.
+    Each set of unknowns that are not 0 is tried, which is exact, and cheap for five unknowns.
     """
     count = len(rows[0])
     gram = [[sum(row[i] * row[j] for row in rows) for j in range(count)] for i in range(count)]

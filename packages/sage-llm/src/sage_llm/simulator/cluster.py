@@ -7,7 +7,7 @@ from typing import Any
 from attrs import field, frozen, validators
 from sage_infer.errors import InvalidRequest
 
-from sage_llm.simulator.engine import EngineModel
+from sage_llm.simulator.engine_model import EngineModel
 from sage_llm.simulator.faults import Fault
 from sage_llm.simulator.traces import Trace
 
@@ -24,6 +24,7 @@ class Cluster:
         load: prompt tokens per second that arrive, relative to what the instances compute without any cached prefix.
             Arrival times are scaled to it. 0 keeps the trace's own times.
         routers: number of gateways; requests arrive at them in turn.
+        overhead_s: time from the arrival of a request until it can be sent to an instance: HTTP, tokenization.
         report_interval_s: time between two reports of a busy instance.
         report_delay_s: time after which reports and events of instances reach the gateways.
         faults: crashes and stalls.
@@ -34,6 +35,7 @@ class Cluster:
     model: EngineModel = field(factory=EngineModel)
     load: float = field(default=0.0, validator=validators.ge(0))
     routers: int = field(default=1, validator=[validators.ge(1), validators.le(1024)])
+    overhead_s: float = field(default=0.0, validator=validators.ge(0))
     report_interval_s: float = field(default=0.1, validator=validators.ge(0))
     report_delay_s: float = field(default=0.0, validator=validators.ge(0))
     faults: tuple[Fault, ...] = ()
@@ -44,6 +46,7 @@ class Cluster:
         return {
             "instances": self.instances,
             "blocks": self.model.blocks,
+            "eviction": self.model.eviction,
             "load": self.load,
             "routers": self.routers,
             "report_interval": self.report_interval_s,

@@ -15,7 +15,8 @@ from sage_llm.policies.base import OrderPolicy, PlacementPolicy
 from sage_llm.queue import WaitingQueue
 from sage_llm.registry import Instance, InstanceRegistry
 from sage_llm.simulator.directory import Directory
-from sage_llm.simulator.engine import EngineModel, Job
+from sage_llm.simulator.engine_model import EngineModel
+from sage_llm.simulator.job import Job
 from sage_llm.snapshot import SnapshotBuilder
 from sage_llm.tenants import TenantTable
 from sage_llm.types import Decision, RequestView, State

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from attrs import asdict, define, field, frozen
@@ -12,6 +14,7 @@ from sage_infer_serve.bench.report import percentile
 __all__ = ["Distribution", "Measured", "Result", "Series"]
 
 _POINTS = 120  # of each series
+_STATM = Path("/proc/self/statm")
 
 
 @frozen(kw_only=True)
@@ -45,6 +48,7 @@ class Series:
         queued_mean: mean over the instances of the prompt tokens queued on them, at the end of the interval.
         queued_max: the largest of these queues.
         waiting: requests that wait in the gateways.
+        rss_mib: memory of this process at the end of the interval in MiB; empty if the platform does not tell.
     """
 
     interval_s: float
@@ -52,6 +56,7 @@ class Series:
     queued_mean: tuple[float, ...]
     queued_max: tuple[float, ...]
     waiting: tuple[int, ...]
+    rss_mib: tuple[float, ...] = field(default=(), eq=False)
 
 
 @frozen(kw_only=True)
@@ -137,6 +142,7 @@ class Measured:
     _mean: list[float] = field(factory=list)
     _max: list[float] = field(factory=list)
     _waiting: list[int] = field(factory=list)
+    _rss: list[float] = field(factory=list)
     _since: tuple[int, int] = (0, 0)
 
     @property
@@ -152,11 +158,12 @@ class Measured:
         self._mean.append(sum(queued) / len(queued))
         self._max.append(float(max(queued)))
         self._waiting.append(waiting)
+        self._rss.append(_rss_mib())
         if len(self._hit) >= 2 * _POINTS:
             self.interval_s *= 2
             self._hit = [(a + b) / 2 for a, b in zip(self._hit[::2], self._hit[1::2], strict=True)]
             self._mean, self._max = self._mean[1::2], self._max[1::2]
-            self._waiting = self._waiting[1::2]
+            self._waiting, self._rss = self._waiting[1::2], self._rss[1::2]
 
     def series(self) -> Series:
         return Series(
@@ -165,6 +172,7 @@ class Measured:
             queued_mean=tuple(self._mean),
             queued_max=tuple(self._max),
             waiting=tuple(self._waiting),
+            rss_mib=tuple(self._rss) if any(self._rss) else (),
         )
 
     @staticmethod
@@ -174,3 +182,12 @@ class Measured:
             return ()
         ordered = sorted(values)
         return tuple(percentile(ordered, share / 100) for share in range(101))
+
+
+def _rss_mib() -> float:
+    """Resident memory of this process; 0 where it is unknown."""
+    try:
+        pages = int(_STATM.read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

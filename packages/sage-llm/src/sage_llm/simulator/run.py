@@ -12,9 +12,10 @@ from sage_llm.policies.base import OrderPolicy, PlacementPolicy
 from sage_llm.simulator.cache import Found
 from sage_llm.simulator.cluster import Cluster
 from sage_llm.simulator.directory import Directory
-from sage_llm.simulator.engine import Job, SimulatedInstance
+from sage_llm.simulator.engine import SimulatedInstance
 from sage_llm.simulator.faults import Fault
 from sage_llm.simulator.gateway import Gateway, descriptor
+from sage_llm.simulator.job import Job
 from sage_llm.simulator.metrics import Distribution, Measured, Result
 from sage_llm.simulator.schemas import Row
 from sage_llm.simulator.traces import Trace
@@ -132,7 +133,7 @@ class _Run:
     def _arrive_next(self, arrivals: Iterator[Job]) -> None:
         job = next(arrivals, None)
         if job is not None:
-            self._at(job.arrived, self._arrive, (job, arrivals))
+            self._at(job.arrived + self._cluster.overhead_s, self._arrive, (job, arrivals))
 
     def _arrive(self, what: tuple[Job, Iterator[Job]], version: int) -> None:
         job, arrivals = what

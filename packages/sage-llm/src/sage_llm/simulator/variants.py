@@ -12,10 +12,11 @@ from sage_infer.errors import InvalidRequest
 from sage_llm.policies.base import PlacementPolicy
 from sage_llm.policies.table import parameters, placement
 from sage_llm.simulator.cluster import Cluster
+from sage_llm.simulator.eviction import check_eviction
 
 __all__ = ["Variant", "policies_of", "policy_text", "variants"]
 
-_SETTINGS = ("load", "instances", "routers", "report_delay", "report_interval", "seed")
+_SETTINGS = ("load", "instances", "routers", "report_delay", "report_interval", "seed", "eviction")
 
 
 @frozen
@@ -58,7 +59,7 @@ def variants(policies: Sequence[PlacementPolicy], cluster: Cluster, sweeps: Sequ
 
     Args:
         sweeps: texts ``KEY=VALUE,VALUE``; the key is a parameter of one of the policies, which is varied where a
-            policy has it, or one of load, instances, routers, report_delay, report_interval and seed.
+            policy has it, or one of load, instances, routers, report_delay, report_interval, seed and eviction.
 
     Raises:
         InvalidRequest: a sweep is malformed, its key is unknown, or a value is out of range.
@@ -98,6 +99,9 @@ def _each(variant: Variant, key: str, values: list[str]) -> Iterator[Variant]:
 
 
 def _changed(cluster: Cluster, key: str, text: str) -> Cluster:
+    if key == "eviction":
+        check_eviction(text)
+        return attrs.evolve(cluster, model=attrs.evolve(cluster.model, eviction=text))
     name = key + "_s" if key.startswith("report") else key
     is_whole = isinstance(getattr(cluster, name), int)
     try:
