@@ -164,9 +164,8 @@ def _usage(value: Any) -> Usage | None:
     counts = [value.get(name, 0) for name in ("prompt_tokens", "completion_tokens")]
     if not all(isinstance(c, int | float) and not isinstance(c, bool) and math.isfinite(c) for c in counts):
         return None
-    return Usage(
-        *(max(int(count), 0) for count in counts), _cached_tokens(value.get("prompt_tokens_details"))
-    )
+    prompt, completion = (max(int(count), 0) for count in counts)
+    return Usage(prompt, completion, _cached_tokens(value.get("prompt_tokens_details")))
 
 
 def _cached_tokens(details: Any) -> int | None:
