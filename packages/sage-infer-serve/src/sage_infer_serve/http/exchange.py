@@ -217,6 +217,8 @@ class Exchange:
     async def start_stream(self) -> None:
         self.streaming = True
         await self._start(200, list(_SSE_HEADERS))
+        if self._wire is not None:
+            self._wire.is_stream = True
 
     def write_nowait(self, data: bytes) -> bool:
         """``write`` without waiting; False if impossible, and then nothing was written."""

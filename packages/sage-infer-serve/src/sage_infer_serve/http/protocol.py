@@ -25,6 +25,7 @@ _MAX_HEADERS = 256  # each costs objects that take ten times its bytes
 _MAX_CHUNKS = 65_536  # of a body, and one more for every 64 bytes of it
 _MAX_PIPELINED = 16  # requests waiting for earlier responses
 _MAX_UNWANTED_BODY = 2**20  # bytes of a body that are read after the response
+_PROBE_DELAYS_S = (0.02, 0.1, 0.5, 2.0, 8.0, 30.0, 100.0)  # seconds between probes; the last one repeats
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 
@@ -45,6 +46,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
         _body_bytes = 0  # of the current request
         _chunks = 0
         _framing_bytes = 0  # chunk sizes, their extensions, and trailers
+        _prober: asyncio.TimerHandle | None = None  # of a client that has closed its writing side
         _is_replaying = False  # the head of a request that asks for an upgrade
         _refusal = (400, "invalid HTTP/1.1 (RFC 9112)")
 
@@ -60,10 +62,34 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             limits.lost(self)
             self._headers_are_here()
+            if self._prober is not None:
+                self._prober.cancel()
             super().connection_lost(exc)
             wires, self._wires = self._wires, ()
             for wire in wires:
                 wire.lost()
+
+        def eof_received(self) -> bool:  # type: ignore[override]
+            """The client has closed its writing side; requests that arrived completely are answered.
+
+            Clients that have disconnected look the same until they receive data, which they answer with a reset.
+            """
+            if not self._in_headers and self.pipeline and self.pipeline[0][0] is self.cycle:
+                self.pipeline.popleft()  # its body will not arrive
+                self._wires = self._wires[:-1]
+            elif not self._in_headers:
+                return False
+            if not self._wires or self.transport.is_closing():
+                return False
+            self._headers_are_here()
+            self._probe(0)
+            return True
+
+        def _probe(self, sent: int) -> None:
+            if self._wires and not self.transport.is_closing():
+                self._wires[0].probe()
+            delay = _PROBE_DELAYS_S[min(sent, len(_PROBE_DELAYS_S) - 1)]
+            self._prober = self.loop.call_later(delay, self._probe, sent + 1)
 
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
@@ -180,7 +206,11 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if not self.pipeline and not self.transport.is_closing():
+            if self._wires or self.transport.is_closing():  # a pipelined request has started
+                return
+            if self._prober is not None:  # no further request can arrive
+                self.transport.close()
+            else:
                 limits.idle(self)
 
         def pause_writing(self) -> None:

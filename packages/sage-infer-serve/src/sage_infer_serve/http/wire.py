@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["WIRE", "HeadHolder", "Wire"]
 
+_START = b"HTTP/1.1 "  # of every response
+_COMMENT = b":\n\n"  # of a stream of events; clients ignore it
+
 WIRE = "sage_infer.wire"
 """ASGI extension: the ``Wire`` of the request."""
 
@@ -20,33 +23,46 @@ class HeadHolder:
     """A transport that sends a response's head with the first piece of its body in one system call.
 
     Everything else is forwarded to the underlying transport. Before any other operation, and when
-    the response ends without a body (``flush``), the head is sent alone.
+    the response ends without a body (``flush``), the head is sent alone. ``probe`` sends its first bytes early.
     """
 
-    __slots__ = ("_head", "_transport", "write")
+    __slots__ = ("_early", "_head", "_transport", "write")
 
     write: Callable[[bytes], None]
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._head = b""
+        self._early = 0  # bytes of the head that were sent
         self.write = self._hold
 
     def _hold(self, data: bytes) -> None:
         if data.startswith(b"HTTP/1.1 100 "):
-            self._transport.write(data)  # the client waits for it before it sends its body
+            self._send(data)  # the client waits for it before it sends its body
         elif not self._head:
             self._head = data
         else:
             self.write = self._transport.write
-            self._transport.write(self._head + data)
+            self._send(self._head + data)
             self._head = b""
+
+    def _send(self, data: bytes) -> None:
+        self._transport.write(data[self._early :] if self._early else data)
+        self._early = 0
 
     def flush(self) -> None:
         if self._head:
             self.write = self._transport.write
-            self._transport.write(self._head)
+            self._send(self._head)
             self._head = b""
+
+    def probe(self) -> bool:
+        """Send the next byte that every response starts with; False if there is none, or the head was sent."""
+        if self.write != self._hold or self._early == len(_START):
+            return False
+        self._transport.write(_START[self._early : self._early + 1])
+        self._early += 1
+        return True
 
     def close(self) -> None:
         self.flush()
@@ -64,9 +80,10 @@ class Wire:
 
     Attributes:
         loop: the event loop, stored because looking it up costs a system call.
+        is_stream: a stream of events has started.
     """
 
-    __slots__ = ("_cycle", "_flow", "_on_disconnect", "_transport", "loop")
+    __slots__ = ("_cycle", "_flow", "_on_disconnect", "_transport", "is_stream", "loop")
 
     def __init__(
         self,
@@ -77,6 +94,7 @@ class Wire:
     ) -> None:
         self._cycle, self._transport, self._flow, self.loop = cycle, transport, flow, loop
         self._on_disconnect: Callable[[], None] | None = None
+        self.is_stream = False
 
     @property
     def has_body(self) -> bool:
@@ -92,6 +110,13 @@ class Wire:
             return False
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return True
+
+    def probe(self) -> None:
+        """Send bytes without a meaning, to learn from a failing write that the client has disconnected."""
+        if self._flow.write_paused or self._cycle.disconnected or self._transport.probe():
+            return
+        if self.is_stream and not self.write(_COMMENT):
+            self._transport.write(_COMMENT)
 
     def watch(self, on_disconnect: Callable[[], None]) -> None:
         """Call ``on_disconnect`` when the client disconnects, or soon if it already has."""
