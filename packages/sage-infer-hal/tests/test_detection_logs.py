@@ -32,6 +32,26 @@ PREFIXES = [
     "[pod/web-7d/main] ",
     "[pod/web-7d/main] 2026-11-29T09:41:36.123456789Z ",
     "> ",
+    "smi-7d4f-x2x4z main ",  # stern
+    "smi-7d4f-x2x4z main 2026-11-29T09:41:36.123456789Z ",
+    "smi-7d4f-x2x4z main 11-29 09:41:36 ",
+    "kube-system smi-7d4f-x2x4z main ",
+    "default smi smi ",
+    "smi smi ",
+    "[pod/web-7d/main] 2026-11-29T09:41:36.123456789+08:00 ",
+    "web-1  | 2026-11-29T09:41:36.123456789Z ",  # docker compose logs -t
+    "web_1    | ",
+    "smi.1.q8zr3x@gpu-07    | ",  # docker service logs
+    "[smi]    | ",  # podman-compose
+    "2026-11-29T09:41:36+08:00 gpu07 smi[9]: ",
+    "2026-11-29T09:41:36.123456+0000 gpu07 systemd-smi[9]: ",  # journalctl -o short-iso-precise
+    "Sun 2026-11-29 09:41:36 UTC gpu07 smi[9]: ",  # journalctl -o short-full
+    "[  123.456789] gpu07 smi[9]: ",  # journalctl -o short-monotonic
+    "2026-11-29T09:41:36.123456Z 00O ",  # GitLab
+    "I1129 09:41:36.123456       1 smi.go:10] ",  # klog
+    "gpu-07: ",  # pdsh
+    "node01: ",
+    "rack1.example.org: ",
 ]
 
 
@@ -47,6 +67,33 @@ def test_prefixes_of_logs_are_taken_away(prefix: str) -> None:
     assert lines("\n".join(prefix + line for line in [*OUTPUT, ""])) == plain
 
 
+def test_remarks_of_the_viewers_of_logs_are_left_out() -> None:
+    stern = [f"smi-7d main {line}" for line in OUTPUT]
+    plain = [line for line in OUTPUT if line]
+    assert lines("\n".join(["+ smi-7d › main", *stern, "- smi-7d › main"])) == plain
+    assert lines("\n".join(["+ gpu smi-7d › main", *(f"gpu {line}" for line in stern)])) == plain
+    journal = [f"Nov 29 09:41:36 node-1 smi[9]: {line}" for line in OUTPUT]
+    begin = "-- Logs begin at Sun 2026-11-29 09:00:00 UTC, end at Sun 2026-11-29 09:59:00 UTC. --"
+    assert lines("\n".join([begin, *journal, "-- Boot 0a1b --", *journal])) == plain * 2
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        ["nvidia-smi main"],  # one line only
+        ["web-7d main one", "web-8e main two"],  # two pods
+        ["gpu-0 one", "gpu-0 One"],
+        ["gpu0: one", "gpu0: two"],
+        ["npu-smi: one", "npu-smi: two"],
+        ["0 0 one", "0 0 two"],
+        ["temp fan one", "temp fan two"],
+        ["- smi-7d › main is a row", "- a"],
+    ],
+)
+def test_lines_that_begin_alike_stay(listed: list[str]) -> None:
+    assert lines("\n".join(listed)) == listed
+
+
 def test_lines_that_not_all_have_the_prefix_stay() -> None:
     mixed = ["2026-11-29T09:41:36Z one", "two"]
     assert lines("\n".join(mixed)) == mixed
@@ -60,8 +107,21 @@ def test_a_tag_that_is_a_device_stays() -> None:
 def test_lines_in_json_of_docker_and_the_journal() -> None:
     docker = [json.dumps({"log": f"{line}\n", "stream": "stdout", "time": "t"}) for line in OUTPUT]
     journal = [json.dumps({"MESSAGE": line, "__REALTIME_TIMESTAMP": "1"}) for line in OUTPUT]
+    coloured = [
+        json.dumps({"MESSAGE": list(f"\x1b[1m{line}".encode()), "__REALTIME_TIMESTAMP": "1"})
+        for line in OUTPUT
+    ]
+    stern = [
+        json.dumps({"message": line, "nodeName": "n", "podName": "p", "containerName": "c"})
+        for line in OUTPUT
+    ]
+    loki = [json.dumps({"labels": {}, "line": line, "timestamp": "t"}) for line in OUTPUT]
+    fluent = [json.dumps({"date": 1.5, "log": line, "stream": "stdout"}) for line in OUTPUT]
     plain = [line for line in OUTPUT if line]
-    assert lines("\n".join(docker)) == lines("\n".join(journal)) == plain
+    for form in (docker, journal, coloured, stern, loki, fluent):
+        assert lines("\n".join(form)) == plain
+    for entry in ({"MESSAGE": [300], "__REALTIME_TIMESTAMP": "1"}, {"log": 1, "time": "t"}, {"line": "a"}):
+        assert lines(json.dumps(entry)) == [json.dumps(entry)]
     assert lines('{"card0": 1}') == ['{"card0": 1}']
 
 

@@ -1,4 +1,4 @@
-"""Prefixes of log lines before a tool's output: docker, Kubernetes, syslog, journald and others."""
+"""Prefixes of log lines before a tool's output: docker, Kubernetes, stern, syslog, journald and others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ __all__ = ["without_log_prefixes"]
 _ISO = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?(?:Z|[+-]\d\d:?\d\d))?"
 _SYSLOG = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?"
 _UNIX = r"\d{9,10}\.\d{3,9}"
-_DATE = rf"(?:{_ISO}|{_SYSLOG}|{_UNIX})"
+_FULL = rf"[A-Z][a-z][a-z] {_ISO}(?: [A-Z]{{2,5}})?"  # journalctl -o short-full
+_SHORT = r"\d\d-\d\d \d\d:\d\d:\d\d"  # stern --timestamps=short
+_DATE = rf"(?:{_ISO}|{_SYSLOG}|{_UNIX}|{_FULL}|{_SHORT})"
 # The time may be the only thing on a line: the tool printed a blank one.
 _TIME = re.compile(rf"(?:<\d{{1,3}}>(?:1 )?)?(?:{_DATE}|\[ *(?:{_DATE}|\d+\.\d{{6}})\])(?: |$)")
 _AFTER_TIME = (
@@ -19,13 +21,33 @@ _AFTER_TIME = (
     # host tag[pid]: of syslog and journald; tag[pid]: where the host is left out
     re.compile(r"(?P<who>\S+ [A-Za-z][\w./@-]*(?:\[\d+\])?): ?"),
     re.compile(r"(?P<who>[A-Za-z][\w./@-]*\[\d+\]): ?"),
+    re.compile(r"\d\d[OE](?:[ +]|$)"),  # GitLab's jobs
     re.compile(r"(?P<who>\S+ [A-Za-z][\w./@-]*) (?:\d+|-) \S+ (?:-|\[[^\]]*\]) ?"),  # RFC 5424
     re.compile(r"(?:- )?\[?(?:DEBUG|INFO|NOTICE|WARNING|WARN|ERROR)\]?(?:\s*-|:)?(?: [\w.]+:)? ?"),
 )
+_NAME = r"[a-z][a-z0-9.-]*"  # of Kubernetes
 _WITHOUT_TIME = (
-    re.compile(r"(?P<who>[A-Za-z][\w.-]*) +\|(?: |$)"),  # docker compose
+    re.compile(
+        r"(?P<who>\[?[A-Za-z][\w.@-]*\]?) +\|(?: |$)"
+    ),  # docker compose, docker service, podman-compose
     re.compile(r"(?P<who>\[[A-Za-z]+/[\w./-]+\])(?: |$)"),  # kubectl logs --prefix
+    re.compile(r"[IWE]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w.]+:\d+\](?: |$)"),  # klog
     re.compile(r"(?P<who>>)(?: |$)"),  # a quotation
+)
+_REPEATED = (  # prefixes only if several lines have them
+    # stern: pod and container, before them the namespace of several; a pod without a hyphen is named like its container
+    re.compile(rf"(?P<who>(?:{_NAME} )?(?:(?=[a-z0-9.]*-){_NAME} {_NAME}|(?P<pod>{_NAME}) (?P=pod)))(?: |$)"),
+    re.compile(r"(?P<who>(?!\S*smi)[a-z][a-z0-9]*(?:[.-][a-z0-9.-]*[a-z0-9]|0\d+)):(?: |$)"),  # pdsh, clush
+)
+_REMARK = re.compile(  # of stern about pods, and of journalctl
+    rf"[+-] (?:{_NAME} )?{_NAME} › {_NAME}$|-- (?:Logs begin|Journal begins|Boot|Reboot|No entries)\b.*--$"
+)
+_JSON = (  # the key of the text, and others of the same format
+    ("log", {"time"}),  # docker
+    ("log", {"date"}),  # Fluent Bit
+    ("MESSAGE", {"__REALTIME_TIMESTAMP"}),  # journalctl -o json
+    ("message", {"podName", "containerName"}),  # stern -o json
+    ("line", {"timestamp"}),  # logcli -o jsonl
 )
 
 
@@ -35,10 +57,12 @@ _LAYERS = 3  # a pod's log in a journal that is quoted
 def without_log_prefixes(lines: Sequence[str]) -> list[str]:
     """Return the lines without their common kind of prefix; unchanged if some lines have none.
 
+    Remarks that a log's viewer adds become blank lines.
+
     A prefix is a time, with what a log's format puts after it, or the name of a service or pod. Blank lines need no
     prefix. Lines stay lines, so that errors name the log's own.
     """
-    kept = list(lines)
+    kept = ["" if _REMARK.match(line) else line for line in lines]
     for _ in range(_LAYERS):
         stripped = _without_one(kept)
         if stripped == kept:
@@ -52,6 +76,8 @@ def _without_one(lines: Sequence[str]) -> list[str]:
     if found is not None:
         return found
     plain = _strip(lines, [_WITHOUT_TIME])
+    if sum(bool(line.strip()) for line in plain) > 1:
+        plain = _strip(plain, [_REPEATED])
     timed = [_TIME.match(line) for line in plain]
     if not any(timed) or not all(match or not line.strip() for match, line in zip(timed, plain, strict=True)):
         return plain
@@ -95,22 +121,31 @@ def _joined(lines: Sequence[str], matches: Sequence[re.Match[str] | None]) -> li
 
 
 def _from_json(lines: Sequence[str]) -> list[str] | None:
-    """Return the messages in docker's json-file log or ``journalctl -o json``; None for any other text."""
+    """Return the messages of a log whose lines are JSON objects; None for any other text."""
     filled = [line for line in lines if line.strip()]
     if not filled or not all(line.startswith("{") and line.rstrip().endswith("}") for line in filled):
         return None
     kept = []
     for line in lines:
-        if not line.strip():
-            kept.append("")
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            return None
-        names = {"log", "time"} if "log" in entry else {"MESSAGE", "__REALTIME_TIMESTAMP"}
-        text = entry.get("log", entry.get("MESSAGE"))
-        if not names <= entry.keys() or not isinstance(text, str):
+        text = _message(line) if line.strip() else ""
+        if text is None:
             return None
         kept.append(text.rstrip("\n"))
     return kept
+
+
+def _message(line: str) -> str | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    for key, others in _JSON:
+        if key in entry and others <= entry.keys():
+            text = entry[key]
+            if isinstance(text, list):  # journald's form of texts with control characters
+                try:
+                    text = bytes(text).decode("utf-8", "replace")
+                except (TypeError, ValueError):
+                    return None
+            return text if isinstance(text, str) else None
+    return None

@@ -65,8 +65,9 @@ class ToolText:
     @classmethod
     def of(cls, text: str, *, tool: str, version: str | None = None) -> ToolText:
         """Clean ``text``; ``version`` is a pattern whose first group is the version."""
-        plain = _ESCAPES.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).translate(_TRANSLATED)
-        cleaned = without_log_prefixes([_CONTROL.sub("", line) for line in plain.split("\n")])
+        lines_of_log = _plain(text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
+        # Logs in JSON have colours escaped.
+        cleaned = [_plain(line) for line in without_log_prefixes(lines_of_log)]
         numbered = enumerate((_ANNOTATION.sub("", line).rstrip() for line in cleaned), start=1)
         lines = tuple(Line(number, line) for number, line in numbered if line.strip())
         match = re.search(version, "\n".join(line.text for line in lines)) if version else None
@@ -160,3 +161,8 @@ def bus_address(text: str) -> str | None:
 def mebibytes(count: int) -> int | None:
     """Bytes of that many MiB (these tools mean MiB by ``MB`` too); None for 0, which means unknown."""
     return count * 1024 * 1024 or None
+
+
+def _plain(text: str) -> str:
+    """The text without colours and control characters, and with usual characters for frames."""
+    return _CONTROL.sub("", _ESCAPES.sub("", text).translate(_TRANSLATED))

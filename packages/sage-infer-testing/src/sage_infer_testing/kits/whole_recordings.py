@@ -25,6 +25,8 @@ _PREFIXES = (
     "2026-11-29 09:41:36,123 INFO run: ",
     "web-1  | ",  # docker compose
     "[pod/web-7d/main] 2026-11-29T09:41:36.123456789Z ",  # kubectl logs --prefix --timestamps
+    "smi-7d4f-x2x4z main ",  # stern
+    "smi-7d4f-x2x4z main 2026-11-29T09:41:36.123456789Z ",  # stern --timestamps
     "> ",
 )
 
