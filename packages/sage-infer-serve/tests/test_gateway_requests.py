@@ -70,6 +70,14 @@ TOOL = {"type": "function", "function": {"name": "f"}}
             CHAT, chat_body(response_format={"type": "json_schema", "json_schema": {"name": "a"}}),
             "response_format.json_schema.schema", "is missing",
         ),
+        (
+            CHAT, chat_body(response_format={"type": "json_schema", "schema": {}, "json_schema": {"name": "a"}}),
+            "response_format.json_schema", "response_format.schema are mutually exclusive",
+        ),
+        (
+            CHAT, chat_body(response_format={"type": "json_object", "json_schema": {"name": "a", "schema": {}}}),
+            "response_format.json_schema", "type json_object are mutually exclusive",
+        ),
         (CHAT, chat_body(response_format={"type": "json_object"}, guided_regex="a"), "response_format", "exclusive"),
         (CHAT, chat_body(guided_choice=["a"], guided_regex="a"), None, "exactly one of"),
         (CHAT, chat_body(min_tokens=5, max_tokens=2), None, "min_tokens: must be ≤ max_tokens"),

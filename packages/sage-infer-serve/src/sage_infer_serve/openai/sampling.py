@@ -146,9 +146,17 @@ def _structured(given: StructuredOutputs) -> dict[str, Any]:
 
 
 def _schema_of(response_format: ResponseFormat) -> dict[str, Any]:
+    wrapped = response_format.json_schema
+    if wrapped is not None and (response_format.schema is not None or response_format.type == "json_object"):
+        other = "response_format.schema" if response_format.schema is not None else "type json_object"
+        raise wrong_request(
+            f"response_format.json_schema and {other} are mutually exclusive", "response_format.json_schema"
+        )
+    if response_format.schema is not None:
+        return response_format.schema
     if response_format.type == "json_object":
         return {"type": "object"}
-    if response_format.json_schema is None or response_format.json_schema.schema is None:
-        where = "response_format.json_schema" + ("" if response_format.json_schema is None else ".schema")
+    if wrapped is None or wrapped.schema is None:
+        where = "response_format.json_schema" + ("" if wrapped is None else ".schema")
         raise wrong_request(f"{where} is missing", where)
-    return response_format.json_schema.schema
+    return wrapped.schema

@@ -101,8 +101,11 @@ class JsonSchema(Struct):
 
 
 class ResponseFormat(Struct):
+    """``schema`` is an extension: the JSON Schema of an object, or of the answer, named as in llama.cpp."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema: JsonObject | None = None
 
 
 class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True):
