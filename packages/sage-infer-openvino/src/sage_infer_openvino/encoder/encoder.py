@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import attrs
 import numpy as np
@@ -17,12 +16,11 @@ from sage_infer_openvino.device import check_precision, compile_model, latency_p
 from sage_infer_openvino.encoder.bert_graph import build_bert
 from sage_infer_openvino.encoder.config import VectorHead, read_encoder_config
 from sage_infer_openvino.models.safetensors_file import SafetensorsFolder
-from sage_infer_openvino.models.tokenizer import read_tokenizer
+from sage_infer_openvino.models.tokenizer_file import encoded, read_tokenizer
 from sage_infer_openvino.ov_runtime import ov
 
 __all__ = ["Encoder", "EncoderInput"]
 
-T = TypeVar("T")
 
 _CHARACTERS_PER_TOKEN = (
     256  # far more than any language has; a tokenizer takes even a book for one unknown word
@@ -114,10 +112,10 @@ class Encoder:
                     f"{self.max_sequence_length} tokens and {longest} characters; shorten it, or enable truncation"
                 )
         # In parts: the tokenizer's objects take a hundred times the memory of the ids.
-        encoded = (
+        texts = (
             encoding.ids
             for start in range(0, len(inputs), _TOKENIZED_TOGETHER)
-            for encoding in _encoded(
+            for encoding in encoded(
                 tokenizer.encode_batch_fast,
                 [
                     self._prepare(item[:longest])
@@ -128,7 +126,7 @@ class Encoder:
         )
         result = []
         for index, item in enumerate(inputs):
-            ids = next(encoded) if isinstance(item, str) else self._checked(index, list(item))
+            ids = next(texts) if isinstance(item, str) else self._checked(index, list(item))
             if truncate:
                 ids = ids[: self.max_sequence_length]
             elif len(ids) > self.max_sequence_length:
@@ -148,7 +146,7 @@ class Encoder:
                 f"the text has {len(text)} characters, but the limit of this model is {self._longest_text}; shorten it"
             )
         text = self._prepare(text) if add_special else self._cased(text)
-        ids: list[int] = _encoded(
+        ids: list[int] = encoded(
             lambda _: self._tokenizer.encode(text, add_special_tokens=add_special), text
         ).ids
         return ids
@@ -166,7 +164,7 @@ class Encoder:
         return [
             EncoderInput(encoding.ids, encoding.type_ids if self.config.bert.pair_types else None)
             for start in range(0, len(pairs), _TOKENIZED_TOGETHER)
-            for encoding in _encoded(
+            for encoding in encoded(
                 self._cutting_tokenizer.encode_batch_fast, pairs[start : start + _TOKENIZED_TOGETHER]
             )
         ]
@@ -218,14 +216,6 @@ class Encoder:
                 f"input {index} has token ids outside 0 to {self.config.bert.vocab_size - 1}"
             )
         return ids
-
-
-def _encoded(encode: Callable[[T], Any], given: T) -> Any:
-    """The encoding. Raises :class:`InvalidRequest` for lone surrogates, as bytes that are not UTF-8 become."""
-    try:
-        return encode(given)
-    except (UnicodeError, TypeError) as error:
-        raise InvalidRequest(f"a text is not valid Unicode: {error}") from error
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import traceback
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,42 +18,54 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.runtime
-import jinja2.sandbox
 from sage_infer.errors import InvalidRequest, ModelFileError
 
-__all__ = ["RESERVED_VARIABLES", "ChatTemplate"]
+from sage_infer_openvino.models.template_budget import Budget, TemplateLimitError
+from sage_infer_openvino.models.template_limits import LimitedEnvironment
 
-_MOST_ITERATIONS = 100_000  # of all loops over numbers, as of one in Jinja's sandbox
-_LONGEST_REPEATED = 1_000_000  # characters or items of a repetition
-_LARGEST_FACTOR, _LARGEST_EXPONENT = 2**64, 64
+__all__ = ["RESERVED_VARIABLES", "ChatTemplate", "TemplateTooCostly"]
+
+_LONGEST_SOURCE = 2**20  # characters; published templates have up to 30,000
+_LONGEST_TIME_FORMAT = 200
+_LONGEST_MESSAGE = 1000  # of an error that quotes a template
 
 RESERVED_VARIABLES = ("messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now")
 """Reserved variable names, set by the renderer."""
 
 
+class TemplateTooCostly(InvalidRequest):
+    """A template computes more than any prompt needs."""
+
+
 class ChatTemplate:
     """One compiled template. Raises :class:`ModelFileError` if ``source`` is not valid Jinja.
+
+    ``name`` is the template's, for errors.
 
     Attributes:
         reads_tools: whether the template renders tools.
         reads_calls: whether it renders calls of earlier messages.
     """
 
-    def __init__(self, source: str) -> None:
-        self.source = source
-        environment = _Environment(
+    def __init__(self, source: str, name: str = "chat template") -> None:
+        self.source, self.name = source, name
+        if len(source) > _LONGEST_SOURCE:
+            raise ModelFileError(
+                f"the model's {name} has {len(source)} characters, expected at most {_LONGEST_SOURCE}"
+            )
+        environment = LimitedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
         )
-        environment.filters["tojson"] = _to_json
+        environment.add_filter("tojson", _to_json)
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        environment.globals["strftime_now"] = _now
+        self._environment = environment
         try:
             self._template = environment.from_string(source)
             tree = environment.parse(source)
         # Deeply nested templates overflow the stack, or become Python code that is nested too deeply.
-        except (jinja2.TemplateError, SyntaxError, RecursionError) as error:
-            raise ModelFileError(f"the model's chat template is not valid Jinja: {error}") from error
+        except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError) as error:
+            raise ModelFileError(f"the model's {name} is not valid Jinja: {error}") from error
         names = tree.find_all(jinja2.nodes.Name)
         read = {node.name for node in names if node.ctx == "load"}
         self.reads_tools = "tools" in read
@@ -69,24 +83,31 @@ class ChatTemplate:
         """Render the prompt; ``variables`` are additional template variables. A template that knows ``enable_thinking``
         as ``thinking`` gets it under that name.
 
-        Raises :class:`InvalidRequest` if the template rejects the messages, or fails on them.
+        Raises :class:`InvalidRequest` if the template rejects the messages, or fails on them, and
+        :class:`TemplateTooCostly` if it computes too much.
         """
         given = dict(variables or {})
         if self._thinking is not None and "enable_thinking" in given:
             given.setdefault(self._thinking, given["enable_thinking"])
         try:
-            return self._template.render(
+            return self._environment.render_within(
+                Budget((messages, tools, given)),
+                self._template,
                 {
-                    "range": _Range(),
                     "documents": None,
                     **given,
                     "messages": [dict(message) for message in messages],
                     "tools": list(tools) if tools else None,
                     "add_generation_prompt": add_generation_prompt,
-                }
+                },
             )
         except _Refused as error:
-            raise InvalidRequest(f"the model's chat template rejects these messages: {error}") from error
+            raise InvalidRequest(f"the model's {self.name} rejects these messages: {error}") from error
+        except (TemplateLimitError, MemoryError) as error:
+            raise TemplateTooCostly(
+                f"the model's {self.name} exceeds what a template may compute ({_line(error)}"
+                f"{str(error) or 'out of memory'}); send fewer or shorter messages, or use another model"
+            ) from error
         # A template is a program over the caller's data: a missing key or a wrong type raises an arbitrary error.
         except (
             jinja2.TemplateError,
@@ -99,39 +120,10 @@ class ChatTemplate:
             RecursionError,
         ) as error:
             raise InvalidRequest(
-                f"the model's chat template fails on these messages ({type(error).__name__}: {error}); "
+                f"the model's {self.name} fails on these messages ({type(error).__name__}: "
+                f"{str(error)[:_LONGEST_MESSAGE]}); "
                 "check each message's role and content"
             ) from error
-
-
-class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Limits what the operators of a template compute; loops are limited by ``_Range``."""
-
-    intercepted_binops = frozenset(("*", "**"))
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            if not (abs(left) <= _LARGEST_FACTOR and abs(right) <= _LARGEST_EXPONENT):
-                raise jinja2.TemplateRuntimeError(f"{left} ** {right} is too large")
-        elif any(isinstance(side, Sequence) for side in (left, right)):
-            length, times = (len(left), right) if isinstance(left, Sequence) else (len(right), left)
-            if isinstance(times, int) and length * times > _LONGEST_REPEATED:
-                raise jinja2.TemplateRuntimeError(f"a text repeated {times} times is too long")
-        return super().call_binop(context, operator, left, right)
-
-
-class _Range:
-    """``range`` of one rendering, limited over all of its loops."""
-
-    def __init__(self) -> None:
-        self._left = _MOST_ITERATIONS
-
-    def __call__(self, *bounds: int) -> range:
-        found = range(*bounds)
-        self._left -= len(found)
-        if self._left < 0:
-            raise jinja2.TemplateRuntimeError(f"its loops have more than {_MOST_ITERATIONS} iterations")
-        return found
 
 
 class _Generation(jinja2.ext.Extension):
@@ -148,8 +140,22 @@ class _Refused(Exception):
     """The template called ``raise_exception``."""
 
 
-def _raise(message: str) -> None:
-    raise _Refused(message)
+def _raise(message: Any) -> None:
+    raise _Refused(str(message)[:_LONGEST_MESSAGE])
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form[:_LONGEST_TIME_FORMAT])
+
+
+def _line(error: BaseException) -> str:
+    """The line of the template that failed, as ``line 3: ``; empty if unknown."""
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if _is_template(frame)]
+    return f"line {lines[-1]}: " if lines else ""
+
+
+def _is_template(frame: types.FrameType) -> bool:
+    return frame.f_code.co_filename == "<template>"
 
 
 def _to_json(

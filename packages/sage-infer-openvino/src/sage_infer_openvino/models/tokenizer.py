@@ -19,17 +19,17 @@ from sage_infer.sdk.generic_tools import tools_as_text, with_call_text, with_too
 from tokenizers import Tokenizer
 
 from sage_infer_openvino.models.chat_messages import with_argument_objects
-from sage_infer_openvino.models.chat_template import RESERVED_VARIABLES, ChatTemplate
+from sage_infer_openvino.models.chat_template import RESERVED_VARIABLES, ChatTemplate, TemplateTooCostly
 from sage_infer_openvino.models.detokenizer import IncrementalDetokenizer, TokenBytes
 from sage_infer_openvino.models.file_checks import special_token_id
 from sage_infer_openvino.models.gguf.file import GgufFile
 from sage_infer_openvino.models.gguf.tokenizer import build_tokenizer, end_of_generation_ids, special_id
+from sage_infer_openvino.models.tokenizer_file import encoded, read_tokenizer
 
-__all__ = ["IncrementalDetokenizer", "TextTokenizer", "TokenizerMeta", "read_tokenizer"]
+__all__ = ["IncrementalDetokenizer", "TextTokenizer", "TokenizerMeta"]
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TOOL_USE = "tool_use"  # usual name of a model's template for chats with tools
-_MOST_TOKENS = 2**24  # ids of a vocabulary are as many as its rows; published ones have up to 2**18
 _LARGEST_ID = 2**31 - 1  # a model may have more rows than its tokenizer has tokens
 
 
@@ -68,7 +68,9 @@ class TextTokenizer:
         # Normalization shortens a text by a small factor at most (NFC joins up to three characters).
         self.longest_token: int = 3 * max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
         self.chat_template = ChatTemplate(meta.chat_template) if meta.chat_template else None
-        self._tool_template = ChatTemplate(meta.tool_template) if meta.tool_template else None
+        self._tool_template = (
+            ChatTemplate(meta.tool_template, f"chat template {_TOOL_USE}") if meta.tool_template else None
+        )
         self.answer_format = None if self.chat_template is None else self._format(self.chat_template)
 
     def _format(self, template: ChatTemplate) -> ModelFormat:
@@ -163,13 +165,9 @@ class TextTokenizer:
         """Token ids of ``text``. Special tokens in the text are recognized. ``add_special`` adds BOS and other special
         tokens of the model; use ``False`` for the result of :meth:`render_chat`, which already contains them.
         """
-        try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special).ids
-        except (
-            UnicodeError,
-            TypeError,
-        ) as error:  # surrogates, such as from a terminal's input that is not UTF-8
-            raise InvalidRequest(f"the text is not valid Unicode: {error}") from error
+        ids: list[int] = encoded(
+            lambda given: self._tokenizer.encode(given, add_special_tokens=add_special), text
+        ).ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -249,6 +247,8 @@ def _first_accepted(
                 continue
             try:
                 return render(messages)
+            except TemplateTooCostly:
+                raise
             except InvalidRequest as error:
                 refusal = refusal or error
     assert refusal is not None
@@ -260,36 +260,6 @@ def _text(file: GgufFile, key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ModelFileError(f"{file.path}: metadata {key} is a {type(value).__name__}, expected a string")
     return value
-
-
-def read_tokenizer(path: Path) -> Tokenizer:
-    """
-    Raises:
-        ModelFileError: the file does not exist, is damaged, or from a later version of ``tokenizers``.
-    """
-    if not path.is_file():
-        raise ModelFileError(f"{path}: not found; the model's folder needs its tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    # `tokenizers` raises a bare Exception for any problem with the file.
-    except Exception as error:
-        raise ModelFileError(f"{path}: not supported by the installed `tokenizers`: {error}") from error
-    _check_vocabulary(tokenizer.get_vocab(with_added_tokens=True), str(path))
-    try:
-        tokenizer.encode("a")
-    except BaseException as error:  # inconsistent files make `tokenizers` panic, which is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ModelFileError(f"{path}: cannot encode a text ({error}); the file is damaged") from error
-    return tokenizer
-
-
-def _check_vocabulary(vocabulary: Mapping[str, int], where: str) -> None:
-    if not vocabulary:
-        raise ModelFileError(f"{where}: the vocabulary is empty; the file is damaged")
-    largest = max(vocabulary.values())
-    if largest > _MOST_TOKENS:
-        raise ModelFileError(f"{where}: a token has the id {largest}, expected at most {_MOST_TOKENS}")
 
 
 def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
