@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "packages" / "sage-infer-core" / "src" / "sage_infer"
 APPLICATIONS = {
-    "sage-infer-hal", "sage-infer-hybrid", "sage-infer-kvstore", "sage-infer-serve", "sage-infer-testing",
-    "sage-infer-transport", "sage-llm",
+    "sage-infer-hal", "sage-infer-hybrid", "sage-infer-kvstore", "sage-infer-ray", "sage-infer-serve",
+    "sage-infer-testing", "sage-infer-transport", "sage-llm",
 }  # fmt: skip
 WHEELS = sorted(path for path in (ROOT / "packages").iterdir() if path.name != "sage-infer-core")
 

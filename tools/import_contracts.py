@@ -36,11 +36,13 @@ WHEELS = {
 
 HEAVY = (
     "numpy", "openvino", "sentence_transformers", "tokenizers", "torch", "transformers", "vllm",  # engines, arrays
+    "ray",  # clusters
     "aiohttp", "fastapi", "starlette", "uvicorn",  # web
 )  # fmt: skip
 LIBRARIES = {
     "sage_infer_kvstore": ("numpy",),
     "sage_infer_openvino": ("numpy", "openvino", "tokenizers"),
+    "sage_infer_ray": ("ray",),
     "sage_infer_serve": ("uvicorn",),
     "sage_infer_vllm": ("numpy", "torch", "transformers", "vllm"),
 }

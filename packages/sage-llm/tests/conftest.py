@@ -24,7 +24,14 @@ collect_ignore = (
     if KIT.is_dir()
     else [
         f"replicas/test_{name}.py"
-        for name in ("frames_calls", "frames_contract", "frames_faults", "local_executor", "openai_server")
+        for name in (
+            "children_at_ports",
+            "frames_calls",
+            "frames_contract",
+            "frames_faults",
+            "local_executor",
+            "openai_server",
+        )
     ]
 )
 

@@ -8,7 +8,7 @@ from sage_infer.contracts.answers import (
     HybridAnswerReading,
 )
 from sage_infer.contracts.embedding import EmbeddingBackend, TextLike, Truncation, as_texts, check_texts
-from sage_infer.contracts.executor import Executor, ReplicaExit, ReplicaHandle
+from sage_infer.contracts.executor import HOST_VARIABLE, Executor, ReplicaExit, ReplicaHandle
 from sage_infer.contracts.hardware import HardwareDetector, HardwareMeter
 from sage_infer.contracts.hybrid import HybridInferenceBackend, ModelStatus
 from sage_infer.contracts.inference import (
@@ -60,7 +60,7 @@ from sage_infer.contracts.transport import StepCallback, Transport
 __all__ = [
     "AnswerDelta", "AnswerFormat", "AnswerReader", "AnswerReading", "BufferedTokenStream",
     "ChatAnswer", "ChatMessage", "ClusterReporting", "DecodeResult", "DeviceMemory",
-    "EmbeddingBackend", "EngineStats", "Executor", "HardwareDetector", "HardwareMeter", "Health",
+    "EmbeddingBackend", "EngineStats", "Executor", "HOST_VARIABLE", "HardwareDetector", "HardwareMeter", "Health",
     "HybridAnswerReading",
     "HybridInferenceBackend", "HybridResuming", "HybridTokenizing", "HybridToolCalling", "InferenceBackend",
     "InstanceReporting", "KVEndpoint",

@@ -8,7 +8,11 @@ from attrs import frozen
 
 from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
 
-__all__ = ["Executor", "ReplicaExit", "ReplicaHandle"]
+__all__ = ["HOST_VARIABLE", "Executor", "ReplicaExit", "ReplicaHandle"]
+
+HOST_VARIABLE = "SAGE_REPLICA_HOST"
+"""Environment variable that an executor on other machines sets in a replica's process, for the ``server`` of its spec:
+the address of the replica's machine that the control plane reaches."""
 
 
 @frozen(kw_only=True)

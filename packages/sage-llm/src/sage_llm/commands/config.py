@@ -23,6 +23,8 @@ class LLM:
     order: str = field(default="balanced", validator=Text(min_length=1))
     join: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
     share_cpus: bool = field(default=True, validator=Flag())
+    executor: str = field(default="local", validator=Text(min_length=1))
+    executor_options: Mapping[str, Any] = field(factory=dict, validator=Json())
     gateways: int = field(default=1, validator=Integer(ge=1))
     max_migrations: int = field(default=3, validator=Integer(ge=0))
     instance_wait_s: float = field(default=60.0, validator=Number(gt=0))
@@ -44,7 +46,8 @@ TEMPLATE = """\
 llm:
   # Models to serve: names or paths, or mappings such as {model: minilm, type: embedding, backend: openvino-embedding,
   # replicas: 2, aliases: [text-embedding-3-small], options: {}}. Keys: model, model_id, type, backend, replicas,
-  # aliases, options. Empty: `model` of the section `inference`.
+  # aliases, options; for an executor on a cluster also cpus, gpus and memory_gb of each replica. Empty:
+  # `model` of the section `inference`.
   models: []
 
   # Replicas of each generating model that does not set its own number.
@@ -69,6 +72,11 @@ llm:
 
   # Divide the CPUs of this machine among the replicas of engines with an option `threads`.
   share_cpus: true
+
+  # Where replicas run: local (this machine), or the name of an installed executor, such as ray (wheel sage-infer-ray).
+  # Options of the executor: for ray, address and namespace of the cluster, and place_s.
+  executor: local
+  executor_options: {}
 
   # Processes that answer requests at the same address. With more than one, each has its own view of the replicas. They
   # exchange what API keys have used of their limits; quotas of tenants apply to each of them with its part.

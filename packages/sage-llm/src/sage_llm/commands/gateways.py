@@ -20,6 +20,7 @@ from sage_infer_serve.watch.loading import start_with_progress
 
 from sage_llm.commands.config import LLM
 from sage_llm.commands.control import ControlServer, Handler, control_path
+from sage_llm.commands.executors import make_executor
 from sage_llm.commands.methods import methods
 from sage_llm.commands.serving import manager_settings, print_ready
 from sage_llm.gateways.messages import Order
@@ -28,7 +29,6 @@ from sage_llm.gateways.shares import shared_keys, tenant_shares
 from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.manager.models import ServedModel
 from sage_llm.manager.restarts import RestartLimits
-from sage_llm.replicas.local import LocalExecutor
 
 __all__ = ["serve_gateways"]
 
@@ -48,7 +48,7 @@ async def serve_gateways(
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     port = reserved.getsockname()[1]
     own = manager_settings(settings, gateway.target_wait_s, transport, tracing=gateway.tracing)
-    manager = ControlPlaneManager(models, LocalExecutor(grace_s=settings.outlive_s), own)
+    manager = ControlPlaneManager(models, make_executor(settings), own)
     share = attrs.evolve(own, restarts=_FOLLOWS, tenants=tenant_shares(own.tenants, settings.gateways))
 
     def order(number: int) -> Order:

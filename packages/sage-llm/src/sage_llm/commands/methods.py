@@ -12,6 +12,7 @@ from sage_llm.commands.memory import machine_devices, with_memory
 from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.manager.replica import Drained
 from sage_llm.receipts import find_receipt
+from sage_llm.replicas.local import SERVER
 
 __all__ = ["methods"]
 
@@ -44,9 +45,9 @@ def methods(manager: ControlPlaneManager, url: str, drain_s: float) -> dict[str,
 
 
 def _check_memory(manager: ControlPlaneManager, model: str, replicas: int) -> None:
-    """Refuse further replicas in processes of their own if the machine's memory does not suffice."""
+    """Refuse further replicas in processes of their own on this machine if the machine's memory does not suffice."""
     found = manager.served.get(model)
-    if found is not None and found.server is not None and replicas > found.replicas:
+    if found is not None and found.server == SERVER and replicas > found.replicas:
         others = [served for name, served in manager.served.items() if name != model]
         with_memory([attrs.evolve(found, replicas=replicas), *others], machine_devices())
 

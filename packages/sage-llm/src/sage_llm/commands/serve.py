@@ -67,6 +67,25 @@ def serve(
     order: Annotated[
         str | None, typer.Option(help="Order of waiting requests, such as balanced, fifo or slo.")
     ] = None,
+    executor: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Where replicas run: local, or ray for a Ray cluster.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Address of the Ray cluster; by default the one of this machine."
+        ),
+    ] = None,
+    cpus: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[MODEL=]N", help="CPUs that a replica reserves on the cluster; repeatable."),
+    ] = None,
+    gpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL=]N", help="GPUs that a replica reserves there; 0.5 shares one; repeatable."
+        ),
+    ] = None,
     gateways: Annotated[
         int | None, typer.Option(metavar="N", help="Processes that answer requests at the same address.")
     ] = None,
@@ -96,6 +115,7 @@ def serve(
     from sage_infer_serve.gateway_command import run_command
 
     from sage_llm.commands.config import LLM
+    from sage_llm.commands.executors import LOCAL, check_executor, on_cluster, parse_amounts, with_ray_address
     from sage_llm.commands.gateways import serve_gateways
     from sage_llm.commands.joined import joins, with_joined
     from sage_llm.commands.memory import machine_devices, with_memory
@@ -115,12 +135,14 @@ def serve(
         "serve.keys_file": keys_file,
         "llm.policy": policy,
         "llm.order": order,
+        "llm.executor": executor,
         "llm.gateways": gateways,
     }
     names = {key: "--" + key.split(".")[1].replace("_", "-") for key in flags}
     names |= dict.fromkeys(transport, "--kv-transport")
     loaded = load_config(flags=flags, flag_names=names)
-    settings = loaded.section(LLM)
+    settings = with_ray_address(loaded.section(LLM), ray_address)
+    check_executor(settings)
     split = parse_pd(settings.pd)
     counts = parse_replicas(replicas or [])
     if join and not (model or embedding or reranker or backend):
@@ -144,12 +166,16 @@ def serve(
         settings, models = attrs.evolve(settings, policy=chosen), with_pd(models, split)
         check_store(models, settings.kv_transport)
     models = with_joined(models, joins(join or settings.join, join_key_env))
-    # A single replica needs no process of its own, if a single gateway uses it.
-    if sum(served.count for served in models) > 1 or settings.gateways > 1:
-        models = [attrs.evolve(served, server=SERVER) for served in models]
-        models = with_memory(models, machine_devices())
-    if settings.share_cpus:
-        models = with_cpus(models)
+    models = on_cluster(
+        models, settings, cpus=parse_amounts(cpus or [], "--cpus"), gpus=parse_amounts(gpus or [], "--gpus")
+    )
+    if settings.executor == LOCAL:
+        # A single replica needs no process of its own, if a single gateway uses it.
+        if sum(served.count for served in models) > 1 or settings.gateways > 1:
+            models = [attrs.evolve(served, server=SERVER) for served in models]
+            models = with_memory(models, machine_devices())
+        if settings.share_cpus:
+            models = with_cpus(models)
     logging.getLogger("sage_llm").setLevel(logging.INFO)
     if loaded.section(Serve).tracing:
         models = [
@@ -188,15 +214,14 @@ async def _serve(
     from sage_infer_serve.watch.loading import start_with_progress
 
     from sage_llm.commands.control import ControlServer, control_path
+    from sage_llm.commands.executors import make_executor
     from sage_llm.commands.methods import methods
     from sage_llm.commands.serving import manager_settings, print_ready
     from sage_llm.manager.manager import ControlPlaneManager
-    from sage_llm.replicas.local import LocalExecutor
 
-    executor = LocalExecutor(grace_s=settings.outlive_s)
     manager = ControlPlaneManager(
         models,
-        executor,
+        make_executor(settings),
         manager_settings(settings, gateway.target_wait_s, transport, tracing=gateway.tracing),
     )
     address = listener.getsockname()

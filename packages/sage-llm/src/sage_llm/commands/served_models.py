@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["configured", "from_flags", "with_cpus"]
 
-_KEYS = ("model", "model_id", "type", "backend", "replicas", "aliases", "options")
+_RESERVED = ("cpus", "gpus", "memory_gb")
+_KEYS = ("model", "model_id", "type", "backend", "replicas", "aliases", "options", *_RESERVED)
 
 
 def from_flags(
@@ -110,7 +111,8 @@ def configured(entries: Iterable[Any], replicas: int, loaded: LoadedConfig) -> l
             served = attrs.evolve(
                 served, descriptor=attrs.evolve(served.descriptor, model_id=values["model_id"])
             )
-        found.append(attrs.evolve(served, aliases=tuple(values.get("aliases", ()))))
+        reserved = {key: values[key] for key in _RESERVED if key in values}
+        found.append(attrs.evolve(served, aliases=tuple(values.get("aliases", ())), **reserved))
     return found
 
 

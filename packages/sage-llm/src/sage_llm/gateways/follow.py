@@ -76,7 +76,7 @@ class FollowingExecutor(BaseExecutor):
                 is_new = known.generation != self._left.get(spec.replica_id)
                 if is_new or time.monotonic() - asked_at >= _AGAIN_S:
                     self._left[spec.replica_id] = known.generation
-                    return FollowedReplica(spec, known.descriptor, known.pid)
+                    return FollowedReplica(known.spec, known.descriptor, known.pid)
             with suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), _AGAIN_S)
 

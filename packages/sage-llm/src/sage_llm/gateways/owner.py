@@ -171,7 +171,7 @@ def announced(fleet: Fleet) -> tuple[AnnouncedReplica, ...]:
             handle = replica.handle if replica.word in ("running", "stopping") else None
             found.append(
                 AnnouncedReplica(
-                    spec=replica.spec,
+                    spec=replica.spec if handle is None else handle.spec,
                     word=replica.word,
                     reason=replica.reason,
                     descriptor=None if handle is None else handle.descriptor,

@@ -7,9 +7,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from attrs import evolve, field, frozen
+from attrs.validators import optional
 from sage_infer.schemas import ModelDescriptor, ReplicaSpec
 from sage_infer.schemas.replica import ReplicaRole
-from sage_infer.sdk.fields import Each, Integer, Text
+from sage_infer.sdk.fields import Each, Integer, Number, Text
 
 __all__ = ["JoinedServer", "ServedModel"]
 
@@ -41,6 +42,8 @@ class ServedModel:
         aliases: additional names for requests.
         environment: environment variables of the replicas.
         server: dotted path of the server that runs the replicas in processes of their own; None runs them in this one.
+        cpus, gpus, memory_gb: what an executor on a cluster reserves for each replica: CPUs, accelerators (a fraction
+            shares one with other replicas) and GiB of memory.
         devices: devices of the replicas, by replica id; the executor chooses those of others.
         joined: OpenAI-compatible servers that serve this model, too.
     """
@@ -53,6 +56,9 @@ class ServedModel:
     aliases: tuple[str, ...] = field(default=(), validator=Each(Text(min_length=1)))
     environment: Mapping[str, str] = field(factory=dict)
     server: str | None = None
+    cpus: float = field(default=1.0, validator=Number(ge=0))
+    gpus: float = field(default=0.0, validator=Number(ge=0))
+    memory_gb: float | None = field(default=None, validator=optional(Number(gt=0)))
     devices: Mapping[str, tuple[int, ...]] = field(factory=dict)
     joined: tuple[JoinedServer, ...] = ()
 
@@ -73,6 +79,9 @@ class ServedModel:
             environment=dict(self.environment),
             server=self.server,
             device_ids=self.devices.get(replica_id, ()),
+            cpus=self.cpus,
+            gpus=self.gpus,
+            memory_gb=self.memory_gb,
             role=role or ("decode" if self.prefill_replicas else "general"),
         )
 

@@ -12,6 +12,8 @@ from sage_infer.contracts import Executor, ReplicaHandle
 from sage_infer.schemas import ReplicaSpec
 from sage_infer.schemas.codec import to_dict
 
+from sage_llm.replicas.net.gate import TOKEN_VARIABLE
+
 __all__ = ["adopted", "fits"]
 
 
@@ -41,8 +43,10 @@ def fits(handle: ReplicaHandle, spec: ReplicaSpec) -> bool:
 
 
 def _plain(spec: ReplicaSpec) -> Any:
-    """The spec as it is after a round trip through JSON, which turns tuples into lists."""
-    return json.loads(json.dumps(to_dict(spec)))
+    """The spec as it is after a round trip through JSON, which turns tuples into lists; without its token."""
+    plain = json.loads(json.dumps(to_dict(spec)))
+    plain["environment"].pop(TOKEN_VARIABLE, None)
+    return plain
 
 
 def _changed_at(model: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from sage_infer.contracts import EngineStats, Health, PromptLike, as_prompts
 from sage_infer.errors import EngineDead, UnsupportedFeature
@@ -21,6 +22,7 @@ from sage_infer.sdk import check_claims
 
 from sage_llm.replicas import calls
 from sage_llm.replicas.caller import Caller
+from sage_llm.replicas.net.gate import Knock
 from sage_llm.replicas.protocol import PROTOCOL, Gauges, Hello, Ping
 
 __all__ = ["ReplicaClient"]
@@ -37,15 +39,17 @@ class ReplicaClient(Caller):
     When the connection is lost, open calls and streams end with ``EngineDead``.
 
     Args:
-        address: ``unix:`` and the path of the replica's socket.
+        address: ``unix:`` and the path of the replica's socket, or ``tcp://HOST:PORT``.
+        token: the replica's token, at a port.
         silence_s: a replica that sends nothing for so many seconds is lost. Routers notice earlier, as no reports
             arrive.
     """
 
     kind: ClassVar[str]
 
-    def __init__(self, address: str, *, silence_s: float = SILENCE_S) -> None:
+    def __init__(self, address: str, *, token: str = "", silence_s: float = SILENCE_S) -> None:
         super().__init__(address)
+        self._token = token
         self.on_gauges: Callable[[], object] = _nothing
         self.on_lost: Callable[[str], object] = _nothing
         self._silence_s = silence_s
@@ -68,9 +72,9 @@ class ReplicaClient(Caller):
         loop = asyncio.get_running_loop()
         self._greeted = loop.create_future()
         try:
-            path = self.address.removeprefix("unix:")
-            await loop.create_unix_connection(lambda: self.link, path)
-            hello = await asyncio.wait_for(self._greeted, HELLO_S)
+            async with asyncio.timeout(HELLO_S):
+                await self._open()
+                hello = await self._greeted
         except (OSError, TimeoutError) as error:
             self.link.abort("no answer")
             problem = str(error) or f"no answer within {HELLO_S:g} s"
@@ -86,6 +90,14 @@ class ReplicaClient(Caller):
             )
         self._hello = hello
         self._pinging = loop.create_task(self._ping())
+
+    async def _open(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self.address.startswith("unix:"):
+            await loop.create_unix_connection(lambda: self.link, self.address.removeprefix("unix:"))
+        else:
+            where = urlsplit(self.address)
+            await loop.create_connection(lambda: Knock(self._token, self.link), where.hostname, where.port)
 
     async def close(self) -> None:
         if self.ended is None:

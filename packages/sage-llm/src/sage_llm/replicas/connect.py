@@ -18,6 +18,7 @@ from sage_infer.sdk import Reporter
 
 from sage_llm.replicas.backends import EmbeddingReplica, InferenceReplica
 from sage_llm.replicas.client import ReplicaClient
+from sage_llm.replicas.net.gate import TOKEN_VARIABLE
 from sage_llm.tasks import Tasks
 
 __all__ = ["ConnectedReplica", "connect"]
@@ -177,9 +178,10 @@ async def connect(handle: ReplicaHandle, *, interval_s: float = 0.1) -> Connecte
     if handle.backend is not None:
         return ConnectedReplica(handle, handle.backend, interval_s=interval_s)
     for address in handle.descriptor.addresses:
-        if address.startswith("unix:"):
+        if address.startswith(("unix:", "tcp:")):
             generates = handle.spec.model.model_type in GENERATING
-            client = InferenceReplica(address) if generates else EmbeddingReplica(address)
+            token = handle.spec.environment.get(TOKEN_VARIABLE, "")
+            client = (InferenceReplica if generates else EmbeddingReplica)(address, token=token)
             await client.start()
             return ConnectedReplica(handle, client, interval_s=interval_s)
     raise UnsupportedFeature(
@@ -189,6 +191,8 @@ async def connect(handle: ReplicaHandle, *, interval_s: float = 0.1) -> Connecte
 
 
 def _identity(descriptor: InstanceDescriptor, backend: Any) -> InstanceDescriptor:
+    if isinstance(backend, ReplicaClient):  # what the frames carry of it
+        descriptor = attrs.evolve(descriptor, capability=backend.get_capability())
     if not descriptor.capability.supports("reports"):
         return descriptor
     own = backend.describe()

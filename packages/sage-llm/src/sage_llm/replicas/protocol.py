@@ -5,7 +5,8 @@ server speaks first (``Hello``). Calls are numbered by the client, and so are th
 numbers are never reused on a connection, so frames of an earlier attempt have no receiver. Arguments and results are
 MessagePack in a byte string. If they are longer than ``PART_BYTES``, they travel ahead in ``Part`` frames.
 
-Both ends belong to one user. The receiver checks the types of all fields, and the values of schemas.
+Both ends belong to one user, who alone can open the unix socket; at a port, both prove that they know the replica's
+token first (``sage_llm.replicas.net.gate``). The receiver checks the types of all fields, and the values of schemas.
 """
 
 from __future__ import annotations

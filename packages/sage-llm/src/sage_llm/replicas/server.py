@@ -1,4 +1,4 @@
-"""Server of one backend on a unix socket."""
+"""Server of one backend, on a unix socket or at a port."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from sage_infer.schemas.instance import InstanceState
 
 from sage_llm.replicas.hand_over import HandOverRoom
 from sage_llm.replicas.link import Link
+from sage_llm.replicas.net.gate import Gate
 from sage_llm.replicas.protocol import PROTOCOL, Gauges, Hello, carried
 from sage_llm.replicas.run_folder import new_socket
 from sage_llm.replicas.session import Session
 from sage_llm.replicas.spans import spans_of_replica
 
-__all__ = ["ReplicaServer", "describe", "serve", "served", "stop_serving"]
+__all__ = ["ReplicaServer", "describe", "register", "serve", "served", "stop_serving"]
 
 LEASE_S = 5.0
 WINDOW = 256
@@ -76,8 +77,20 @@ class ReplicaServer:
         """Listen on a unix socket that only this user can open."""
         await self._look()
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self._connected, sock=_private_socket(path))
-        self._reporting = loop.create_task(self._report())
+        self._listening(await loop.create_unix_server(self._connected, sock=_private_socket(path)))
+
+    async def start_tcp(self, host: str, token: str) -> int:
+        """Listen at a free port of an address, for clients that know the token; returns the port."""
+        await self._look()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Gate(token, self._connected), host, 0)
+        self._listening(server)
+        port: int = server.sockets[0].getsockname()[1]
+        return port
+
+    def _listening(self, server: asyncio.Server) -> None:
+        self._server = server
+        self._reporting = asyncio.get_running_loop().create_task(self._report())
 
     async def close(self) -> None:
         """Stop listening, and close all connections after sending what is pending. Safe to call twice."""
@@ -172,8 +185,13 @@ async def serve(backend: Any, spec: ReplicaSpec) -> str:
     address = f"unix:{path}"
     server = ReplicaServer(backend, describe(backend, spec, address))
     await server.start(path)
-    _running[address] = server
+    register(address, server)
     return address
+
+
+def register(address: str, server: ReplicaServer) -> None:
+    """Make a server known to ``served`` and ``stop_serving``."""
+    _running[address] = server
 
 
 def served(address: str) -> InstanceDescriptor | None:
@@ -204,6 +222,6 @@ def describe(backend: Any, spec: ReplicaSpec, address: str) -> InstanceDescripto
         generation=time.time_ns(),
         model_ids=(spec.model.model_id,),
         capability=capability,
-        addresses=(address,),
+        addresses=(address,) if address else (),
         **known,
     )

@@ -1,0 +1,200 @@
+"""``sage llm serve --executor ray`` on a cluster of three nodes: faults, drain, scale, and a killed control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sage_infer.discovery import model_specs
+from sage_infer.models import add_model
+from sage_infer_testing.waiting import eventually
+
+pytest.importorskip("ray")
+from ray.cluster_utils import Cluster
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SAGE = [sys.executable, "-m", "sage_infer.cli.main"]
+MODEL = "smollm2-135m"
+GUARD_S = 300.0
+NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Three nodes with one CPU each, so that a replica of a lost node finds room."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    made = Cluster(initialize_head=True, head_node_args=NODE)
+    made.add_node(**NODE)
+    made.add_node(**NODE)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module with streams over HTTP of ``benchmarks/failures.py``."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from failing import streams
+
+    return streams
+
+
+@contextmanager
+def serving(
+    folder: Path, address: str, *flags: str
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A running ``sage llm serve``, and what it has printed."""
+    config, log = folder / "sage_infer.yaml", folder / "errors"
+    # Faults come faster than in life, and a busy machine starts slowly.
+    config.write_text(
+        json.dumps({"llm": {"outlive_s": GUARD_S, "max_early_failures": 1000, "suspect_s": 30, "lost_s": 60}})
+    )
+    command = [
+        "--config",
+        str(config),
+        "llm",
+        "serve",
+        "-m",
+        MODEL,
+        "--executor",
+        "ray",
+        "--ray-address",
+        address,
+    ]
+    with log.open("a") as errors:
+        server = subprocess.Popen(
+            [*SAGE, *command, "--port", "0", "--json", *flags],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    guard = threading.Timer(GUARD_S, server.kill)
+    guard.start()
+    assert server.stdout is not None
+    try:
+        text = ""
+        while not text.rstrip().endswith("\n}"):
+            line = server.stdout.readline()
+            assert line, log.read_text()
+            text += line
+        yield server, json.loads(text)
+    finally:
+        guard.cancel()
+        server.terminate()
+        try:
+            server.wait(GUARD_S)
+        finally:
+            server.kill()
+            server.wait()
+            server.stdout.close()
+
+
+def sage(url: str, *command: str) -> Any:
+    """What a command prints about the server."""
+    done = subprocess.run(
+        [*SAGE, *command, "--port", url.rpartition(":")[2], "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def rows(url: str) -> dict[str, dict[str, Any]]:
+    return {row["instance"]: row for row in sage(url, "llm", "status")["replicas"]}
+
+
+def node_of(cluster: Any, pid: int) -> Any:
+    """The node whose raylet has started a process."""
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    for node in cluster.list_all_nodes():
+        if any(process.process.pid == parent for process in node.all_processes["raylet"]):
+            return node
+    raise AssertionError(f"process {pid} belongs to no node")
+
+
+def identities(status: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    return {row["instance"]: (row["pid"], row["generation"]) for row in status["replicas"]}
+
+
+def test_streams_survive_what_happens_to_a_cluster(cluster: Any, streams: Any, tmp_path: Path) -> None:
+    add_model(model_specs()[MODEL])
+    subprocess.run([*SAGE, "infer", "model", "add", MODEL], check=True, capture_output=True)
+    flags = ("--replicas", "2", "-o", "kv_cache_gb=0.25", "-o", "max_sequence_length=512")
+
+    async def undisturbed(url: str) -> list[Any]:
+        found: list[Any] = await streams.Streams(url, 16, 40).end()
+        return found
+
+    async def disturbed(url: str, reference: list[Any], fault: Any) -> None:
+        """16 streams, with a fault while they run."""
+        running = streams.Streams(url, 16, 40)
+        await running.reach(4)
+        assert running.is_open
+        await asyncio.to_thread(fault)
+        assert streams.differences(await running.end(), reference) == []
+        await eventually(
+            lambda: all(row["state"] in ("ready", "probation") for row in rows(url).values()),
+            "no return",
+            within_s=GUARD_S,
+        )
+
+    with serving(tmp_path, cluster.address, *flags) as (server, status):
+        url, first = status["url"], identities(status)
+        assert len(first) == 2
+        reference = asyncio.run(undisturbed(url))
+        assert streams.differences(reference, reference) == []
+
+        pid, generation = first[f"{MODEL}/0"]
+        asyncio.run(disturbed(url, reference, lambda: os.kill(pid, signal.SIGKILL)))
+        second = {name: (row["pid"], row["generation"]) for name, row in rows(url).items()}
+        assert second[f"{MODEL}/0"][1] > generation, "it was not restarted"
+        assert second[f"{MODEL}/1"] == first[f"{MODEL}/1"]
+
+        on_head = {name for name, (pid, _) in second.items() if node_of(cluster, pid) is cluster.head_node}
+        lost = min(set(second) - on_head)
+        node = node_of(cluster, second[lost][0])
+        asyncio.run(disturbed(url, reference, lambda: cluster.remove_node(node, allow_graceful=False)))
+        third = {name: (row["pid"], row["generation"]) for name, row in rows(url).items()}
+        assert third[lost][1] > second[lost][1]
+        assert node_of(cluster, third[lost][0]) is not node
+
+        results = []
+        asyncio.run(disturbed(url, reference, lambda: results.append(sage(url, "llm", "drain", lost))))
+        assert results[0]["open"] == results[0]["ended"] + results[0]["migrated"]
+        assert lost not in rows(url)
+        assert sage(url, "llm", "scale", MODEL, "2")["changed"]
+        last = {name: (row["pid"], row["generation"]) for name, row in rows(url).items()}
+        assert len(last) == 2
+        server.kill()
+        server.wait()
+
+    with serving(tmp_path, cluster.address, *flags) as (server, status):
+        assert identities(status) == last, "the replicas were not taken over"
+        assert streams.differences(asyncio.run(undisturbed(status["url"])), reference) == []
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(GUARD_S) == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid, _ in last.values())
+
+
+def test_two_gateways_use_the_replicas_of_a_cluster(cluster: Any, streams: Any, tmp_path: Path) -> None:
+    add_model(model_specs()[MODEL])
+
+    async def some(url: str) -> list[Any]:
+        found: list[Any] = await streams.Streams(url, 6, 8).end()
+        return found
+
+    with serving(tmp_path, cluster.address, "-o", "kv_cache_gb=0.25", "--gateways", "2") as (server, status):
+        found = asyncio.run(some(status["url"]))
+        assert not [stream.error for stream in found if stream.error]
+        assert all(stream.text for stream in found)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(GUARD_S) == 0
