@@ -285,7 +285,7 @@ def test_the_actor_in_this_process(with_executor: Callable[..., None]) -> None:
 
     async def test(executor: RayExecutor) -> None:
         await executor.adopt()  # connects
-        actor = ReplicaActor(60.0)
+        actor = ReplicaActor("sage/toy/0", 60.0)
         assert actor.take("a") == {}
         assert "owned_s" in actor.take("b")
         assert actor.load("b", to_dict(spec()))["failed"][0] == "engine_dead"
@@ -301,7 +301,7 @@ def test_the_actor_in_this_process(with_executor: Callable[..., None]) -> None:
         assert actor.take("b") == state
         await holding
         await asyncio.to_thread(actor.stop)
-        failing = ReplicaActor(60.0)
+        failing = ReplicaActor("sage/toy/1", 60.0)
         failing.take("a")
         failed = await asyncio.to_thread(failing.load, "a", to_dict(spec(backend="none-such")))
         assert failed["failed"][0] == "backend_unavailable"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -32,10 +34,12 @@ class ReplicaActor:
     again. A replica whose owner is silent for ``grace_s`` seconds ends.
 
     Args:
+        name: name of the actor.
         grace_s: how long the replica outlives its owner, in seconds; at least the lease.
     """
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, name: str, grace_s: float) -> None:
+        self._name = name
         self._changed = threading.Condition()
         self._owner = ""
         self._silent_s = 0.0
@@ -114,15 +118,17 @@ class ReplicaActor:
             if silent_s >= grace_s:
                 break
         self.stop()
-        _leave()
+        self._leave()
 
+    def _leave(self) -> None:
+        """End this actor, and remove its placement group."""
+        import ray
 
-def _leave() -> None:
-    """Remove the placement group of this actor, and with it the actor."""
-    import ray
-
-    group = ray.util.get_current_placement_group()
-    if group is not None:
-        ray.util.remove_placement_group(group)
-    time.sleep(10 * _LOOK_S)
-    os._exit(0)
+        context, group = ray.get_runtime_context(), ray.util.get_current_placement_group()
+        what = [self._name, context.get_actor_id(), group.id.hex()]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        subprocess.Popen(
+            [sys.executable, "-m", "sage_infer_ray.leave", context.gcs_address, context.namespace, *what],
+            env=environment,
+            start_new_session=True,
+        )

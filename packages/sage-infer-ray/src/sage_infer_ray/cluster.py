@@ -68,7 +68,7 @@ class Cluster:
                 address=self.address,
                 namespace=self._namespace,
                 log_to_driver=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
             )
         except ConnectionError:
             raise self._no_cluster("none runs on this machine") from None
@@ -139,7 +139,7 @@ class Cluster:
                     scheduling_strategy=strategy,
                     **own,
                 )
-                .remote(grace_s)
+                .remote(name, grace_s)
             )
         except ValueError:
             ray.util.remove_placement_group(group)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 from sage_infer import errors
 from sage_infer.contracts import ReplicaExit, ReplicaHandle
 from sage_infer.errors import (
@@ -170,7 +170,7 @@ class RayExecutor(BaseExecutor):
                 actor = await _in_thread(self._cluster.create, spec, self._grace_s)
                 self._actors[spec.replica_id] = actor
                 return actor
-            state = await self._answer(actor.take.remote(self.owner), spec)
+            state = await self._answer(lambda: actor.take.remote(self.owner), spec, may_restart=True)
             if "owned_s" in state:
                 raise InvalidRequest(
                     f"replica {spec.replica_id!r} belongs to another control plane of the same Ray namespace; stop "
@@ -180,31 +180,36 @@ class RayExecutor(BaseExecutor):
         return actor
 
     async def _load(self, actor: Any, spec: ReplicaSpec) -> RayReplica:
-        state = await self._answer(actor.take.remote(self.owner), spec)
+        state = await self._answer(lambda: actor.take.remote(self.owner), spec, may_restart=True)
         if state:  # it has not ended, but is to start anew
             await self.remove(spec.replica_id)
             actor = self._actors[spec.replica_id] = await _in_thread(
                 self._cluster.create, spec, self._grace_s
             )
-            await self._answer(actor.take.remote(self.owner), spec)
-        state = await self._answer(actor.load.remote(self.owner, to_dict(spec)), spec)
+            await self._answer(lambda: actor.take.remote(self.owner), spec, may_restart=True)
+        state = await self._answer(lambda: actor.load.remote(self.owner, to_dict(spec)), spec)
         if "failed" in state:
             raise _error(*state["failed"])
         return RayReplica(self, actor, spec, state)
 
-    async def _answer(self, ref: Any, spec: ReplicaSpec) -> dict[str, Any]:
-        """Wait for the answer of an actor, which may still wait for a node.
+    async def _answer(
+        self, call: Callable[[], Any], spec: ReplicaSpec, *, may_restart: bool = False
+    ) -> dict[str, Any]:
+        """Call an actor, which may still wait for a node or, with ``may_restart``, for its new process.
 
         Raises:
             BackendUnavailable: no node has room for it.
             EngineDead: its process has ended.
         """
-        answer = asyncio.wrap_future(ref.future())
+        answer = asyncio.wrap_future(call().future())
         placed_at = time.monotonic()
         try:
             while True:
                 await asyncio.wait([answer], timeout=_LOOK_S)
-                if answer.done():
+                if answer.done() and may_restart and isinstance(answer.exception(), ActorUnavailableError):
+                    await asyncio.sleep(_LOOK_S)
+                    answer = asyncio.wrap_future(call().future())
+                elif answer.done():
                     return dict(answer.result())
                 now = time.monotonic()
                 if await _in_thread(self._cluster.is_placed, spec.replica_id):

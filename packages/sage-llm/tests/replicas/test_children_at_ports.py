@@ -29,7 +29,9 @@ def spec(token: str, replica_id: str = "reference/0", **changes: Any) -> Replica
 async def tokens_of(handle: Any) -> list[int]:
     replica = await connect(handle)
     try:
-        (stream,) = await replica.backend.generate("Once", SamplingParams(max_tokens=3, ignore_eos=True))
+        (stream,) = await replica.backend.generate(
+            "Once", SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+        )
         return [token async for delta in stream for token in delta.token_ids]
     finally:
         await replica.close()

@@ -104,7 +104,9 @@ def on_cluster(
 def _on_cluster(model: ServedModel, token: str, reserved: Mapping[str, Mapping[str, float]]) -> ServedModel:
     name = model.descriptor.model_id
     amounts = {
-        flag: found.get(name, found[""]) for flag, found in reserved.items() if name in found or "" in found
+        flag: found[name if name in found else ""]
+        for flag, found in reserved.items()
+        if name in found or "" in found
     }
     placed = attrs.evolve(
         model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import attrs
 from sage_infer.contracts import HOST_VARIABLE
 from sage_infer.errors import ConfigError
 from sage_infer.schemas import ReplicaSpec
@@ -40,5 +41,6 @@ async def serve(backend: Any, spec: ReplicaSpec) -> str:
     server = ReplicaServer(backend, describe(backend, spec, ""))
     port = await server.start_tcp(host, token)
     address = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    server.descriptor = attrs.evolve(server.descriptor, addresses=(address,))
     register(address, server)
     return address
