@@ -31,6 +31,7 @@ from sage_infer_ray.cluster import Cluster, bundles_of, one_line
 __all__ = ["RayExecutor"]
 
 _LOOK_S = 0.25
+_NOTICE_S = 1.0  # within which the loss of a process is noticed by a call
 _GONE_S = 30.0  # within which an actor that was killed has left the cluster
 _ANSWER_S = 10.0  # within which an actor answers that is not busy
 
@@ -57,6 +58,15 @@ class RayReplica(BaseReplica):
         await self.destroy()
 
     async def destroy(self) -> None:
+        try:
+            async with asyncio.timeout(_NOTICE_S):
+                await self.actor.beat.remote(self._executor.owner)
+        except TimeoutError:
+            pass
+        except RayError as error:  # its process has ended, so Ray restarts it
+            if not self._reason:
+                self.ended(ReplicaExit(code=None, reason=one_line(error)))
+                return
         self._reason = self._reason or "killed"
         await self._executor.remove(self.spec.replica_id)
         self.ended(ReplicaExit(code=None, reason=self._reason))
@@ -163,20 +173,17 @@ class RayExecutor(BaseExecutor):
 
     async def _own_actor(self, spec: ReplicaSpec) -> Any:
         """The actor of a replica that Ray has restarted, or a new one."""
-        actor = self._actors.get(spec.replica_id)
+        actor = await _in_thread(self._cluster.find, spec.replica_id)
         if actor is None:
-            actor = await _in_thread(self._cluster.find, spec.replica_id)
-            if actor is None:
-                actor = await _in_thread(self._cluster.create, spec, self._grace_s)
-                self._actors[spec.replica_id] = actor
-                return actor
+            actor = await _in_thread(self._cluster.create, spec, self._grace_s)
+        else:
             state = await self._answer(lambda: actor.take.remote(self.owner), spec, may_restart=True)
             if "owned_s" in state:
                 raise InvalidRequest(
                     f"replica {spec.replica_id!r} belongs to another control plane of the same Ray namespace; stop "
                     "that one, or choose another namespace in llm.executor_options"
                 )
-            self._actors[spec.replica_id] = actor
+        self._actors[spec.replica_id] = actor
         return actor
 
     async def _load(self, actor: Any, spec: ReplicaSpec) -> RayReplica:
@@ -257,8 +264,9 @@ class RayExecutor(BaseExecutor):
 
     async def _beat(self) -> None:
         while True:
-            for actor in self._actors.values():
-                actor.beat.remote(self.owner)
+            for replica_id, actor in self._actors.items():
+                if replica_id in self.replicas:  # else it waits for its next start, but not for ever
+                    actor.beat.remote(self.owner)
             await asyncio.sleep(BEAT_S)
 
 
