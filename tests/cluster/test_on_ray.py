@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,69 +125,91 @@ def identities(status: dict[str, Any]) -> dict[str, tuple[int, int]]:
     return {row["instance"]: (row["pid"], row["generation"]) for row in status["replicas"]}
 
 
-def test_streams_survive_what_happens_to_a_cluster(cluster: Any, streams: Any, tmp_path: Path) -> None:
+FLAGS = ("--replicas", "2", "-o", "kv_cache_gb=0.25", "-o", "max_sequence_length=512")
+
+
+@pytest.fixture
+def model() -> None:
+    """SmolLM2, prepared for the engine."""
     add_model(model_specs()[MODEL])
     subprocess.run([*SAGE, "infer", "model", "add", MODEL], check=True, capture_output=True)
-    flags = ("--replicas", "2", "-o", "kv_cache_gb=0.25", "-o", "max_sequence_length=512")
 
-    async def undisturbed(url: str) -> list[Any]:
-        found: list[Any] = await streams.Streams(url, 16, 40).end()
-        return found
 
-    async def disturbed(url: str, reference: list[Any], fault: Any) -> None:
-        """16 streams, with a fault while they run."""
-        running = streams.Streams(url, 16, 40)
-        await running.reach(4)
-        assert running.is_open
-        await asyncio.to_thread(fault)
-        assert streams.differences(await running.end(), reference) == []
-        await eventually(
-            lambda: all(row["state"] in ("ready", "probation") for row in rows(url).values()),
-            "no return",
-            within_s=GUARD_S,
-        )
+def now(url: str) -> dict[str, tuple[int, int]]:
+    return identities(sage(url, "llm", "status"))
 
-    with serving(tmp_path, cluster.address, *flags) as (server, status):
+
+async def undisturbed(streams: Any, url: str) -> list[Any]:
+    found: list[Any] = await streams.Streams(url, 16, 40).end()
+    assert streams.differences(found, found) == []
+    return found
+
+
+async def disturbed(streams: Any, url: str, reference: list[Any], fault: Callable[[], object]) -> None:
+    """16 streams, with a fault while they run; they end as if there was none."""
+    running = streams.Streams(url, 16, 40)
+    await running.reach(4)
+    assert running.is_open
+    await asyncio.to_thread(fault)
+    assert streams.differences(await running.end(), reference) == []
+    await eventually(
+        lambda: all(row["state"] in ("ready", "probation") for row in rows(url).values()),
+        "no return",
+        within_s=GUARD_S,
+    )
+
+
+@pytest.mark.usefixtures("model")
+def test_streams_survive_the_loss_of_a_process_and_of_a_node(
+    cluster: Any, streams: Any, tmp_path: Path
+) -> None:
+    with serving(tmp_path, cluster.address, *FLAGS) as (_, status):
         url, first = status["url"], identities(status)
         assert len(first) == 2
-        reference = asyncio.run(undisturbed(url))
-        assert streams.differences(reference, reference) == []
-
+        reference = asyncio.run(undisturbed(streams, url))
         pid, generation = first[f"{MODEL}/0"]
-        asyncio.run(disturbed(url, reference, lambda: os.kill(pid, signal.SIGKILL)))
-        second = {name: (row["pid"], row["generation"]) for name, row in rows(url).items()}
+        asyncio.run(disturbed(streams, url, reference, lambda: os.kill(pid, signal.SIGKILL)))
+        second = now(url)
         assert second[f"{MODEL}/0"][1] > generation, "it was not restarted"
         assert second[f"{MODEL}/1"] == first[f"{MODEL}/1"]
 
         on_head = {name for name, (pid, _) in second.items() if node_of(cluster, pid) is cluster.head_node}
         lost = min(set(second) - on_head)
         node = node_of(cluster, second[lost][0])
-        asyncio.run(disturbed(url, reference, lambda: cluster.remove_node(node, allow_graceful=False)))
-        third = {name: (row["pid"], row["generation"]) for name, row in rows(url).items()}
+        asyncio.run(
+            disturbed(streams, url, reference, lambda: cluster.remove_node(node, allow_graceful=False))
+        )
+        third = now(url)
         assert third[lost][1] > second[lost][1]
         assert node_of(cluster, third[lost][0]) is not node
 
-        results = []
-        asyncio.run(disturbed(url, reference, lambda: results.append(sage(url, "llm", "drain", lost))))
+
+@pytest.mark.usefixtures("model")
+def test_replicas_are_drained_scaled_and_taken_over(cluster: Any, streams: Any, tmp_path: Path) -> None:
+    with serving(tmp_path, cluster.address, *FLAGS) as (server, status):
+        url, results = status["url"], []
+        reference = asyncio.run(undisturbed(streams, url))
+        drained = f"{MODEL}/1"
+        asyncio.run(
+            disturbed(streams, url, reference, lambda: results.append(sage(url, "llm", "drain", drained)))
+        )
         assert results[0]["open"] == results[0]["ended"] + results[0]["migrated"]
-        assert lost not in rows(url)
+        assert list(rows(url)) == [f"{MODEL}/0"]
         assert sage(url, "llm", "scale", MODEL, "2")["changed"]
-        last = {name: (row["pid"], row["generation"]) for name, row in rows(url).items()}
+        last = now(url)
         assert len(last) == 2
         server.kill()
         server.wait()
-
-    with serving(tmp_path, cluster.address, *flags) as (server, status):
+    with serving(tmp_path, cluster.address, *FLAGS) as (server, status):
         assert identities(status) == last, "the replicas were not taken over"
-        assert streams.differences(asyncio.run(undisturbed(status["url"])), reference) == []
+        assert streams.differences(asyncio.run(undisturbed(streams, status["url"])), reference) == []
         server.send_signal(signal.SIGTERM)
         assert server.wait(GUARD_S) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid, _ in last.values())
 
 
+@pytest.mark.usefixtures("model")
 def test_two_gateways_use_the_replicas_of_a_cluster(cluster: Any, streams: Any, tmp_path: Path) -> None:
-    add_model(model_specs()[MODEL])
-
     async def some(url: str) -> list[Any]:
         found: list[Any] = await streams.Streams(url, 6, 8).end()
         return found
