@@ -140,5 +140,14 @@ def differences(streams: Sequence[Stream], reference: Sequence[Stream]) -> list[
         if stream.error:
             found.append(f"stream {stream.number}: {stream.error}")
         elif stream.answer != reference[stream.number].answer:
-            found.append(f"stream {stream.number}: another answer")
+            found.append(f"stream {stream.number}: another answer{_where(stream, reference[stream.number])}")
     return found
+
+
+def _where(stream: Stream, reference: Stream) -> str:
+    """Where the text of an answer begins to differ, and how it goes on there."""
+    if stream.text == reference.text:
+        return f", {stream.answer[1:]} instead of {reference.answer[1:]}"
+    pairs = zip(stream.text, reference.text, strict=False)
+    at = next((n for n, (one, other) in enumerate(pairs) if one != other), len(stream.text))
+    return f" from character {at}: {stream.text[at : at + 60]!r} instead of {reference.text[at : at + 60]!r}"

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import numpy as np
-from sage_infer.errors import CapabilityMismatch, UnsupportedFeature
+from sage_infer.errors import CapabilityMismatch, OutOfMemory, UnsupportedFeature
 from sage_infer.names import Precision
 from sage_infer.sdk.fields import Text
 from sage_infer.system import usable_cpus, usable_threads
@@ -21,6 +21,7 @@ __all__ = [
     "compile_model",
     "compute_precisions",
     "hardware_of",
+    "infer",
     "latency_properties",
 ]
 
@@ -32,6 +33,28 @@ _NAMES: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 # decision 0032.
 _CPU_EXECUTORS = 128
 _CPU_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+
+
+_UNTOUCHED = np.float32(-3.1415927e38)  # no result
+
+
+def infer(request: Any, output: str, inputs: Any = None) -> Any:
+    """Compute, and return the float32 array of an output, which the next call overwrites.
+
+    Where memory runs out, OpenVINO 2026.4 may return without an error, and leave the output of the last call. So its
+    last number is replaced before.
+
+    Raises:
+        OutOfMemory: nothing was computed.
+    """
+    before = request.get_tensor(output).data
+    if before.size:
+        before.reshape(-1)[-1] = _UNTOUCHED
+    request.infer(inputs)
+    found = request.get_tensor(output).data
+    if not found.size or found.reshape(-1)[-1] == _UNTOUCHED:
+        raise OutOfMemory("OpenVINO computed nothing and reported no error, as it does if memory runs out")
+    return found
 
 
 def hardware_of(device: str) -> str:

@@ -12,7 +12,7 @@ from sage_infer.contracts import ProgressReport
 from sage_infer.errors import ContextLengthExceeded, InvalidRequest, UnsupportedFeature
 from tokenizers import Tokenizer
 
-from sage_infer_openvino.device import check_precision, compile_model, latency_properties
+from sage_infer_openvino.device import check_precision, compile_model, infer, latency_properties
 from sage_infer_openvino.encoder.bert_graph import build_bert
 from sage_infer_openvino.encoder.config import VectorHead, read_encoder_config
 from sage_infer_openvino.models.safetensors_file import SafetensorsFolder
@@ -183,8 +183,7 @@ class Encoder:
             feed["attention_mask"][row, : len(item)] = 1
             if item.types is not None:
                 feed["token_type_ids"][row, : len(item)] = item.types
-        self._request.infer(feed)
-        rows: npt.NDArray[np.float32] = self._request.get_tensor("rows").data
+        rows: npt.NDArray[np.float32] = infer(self._request, "rows", feed)
         return rows
 
     def _find_prompt(self, prompt: str | None, name: str | None) -> str:

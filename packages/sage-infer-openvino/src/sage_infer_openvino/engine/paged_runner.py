@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from sage_infer.errors import CapabilityMismatch, InvalidRequest, KVCorrupt, OutOfMemory, UnsupportedFeature
 
-from sage_infer_openvino.device import check_precision, compile_model, latency_properties
+from sage_infer_openvino.device import check_precision, compile_model, infer, latency_properties
 from sage_infer_openvino.models.decoder_graph import SAMPLED_INPUT, to_paged_attention
 from sage_infer_openvino.ov_runtime import ov
 
@@ -152,7 +152,7 @@ class PagedRunner:
         A batch may mix prompts, parts of prompts and single tokens. The result is float32 ``[len(batch), vocab_size]``;
         the caller may modify it, and the next step overwrites it. Raises :class:`InvalidRequest`, before any
         computation, for a slice without tokens or with too few blocks, and for invalid token or block ids, for which
-        OpenVINO would read out of bounds.
+        OpenVINO would read out of bounds, and :class:`OutOfMemory` if OpenVINO did not compute it.
         """
         if not batch:
             return np.zeros((0, self.vocab_size), np.float32)
@@ -192,8 +192,7 @@ class PagedRunner:
         self._inputs = list(inputs.values())
         for name, value in inputs.items():
             self._request.set_tensor(name, ov.Tensor(value, shared_memory=True))
-        self._request.infer()
-        logits: npt.NDArray[np.float32] = self._request.get_tensor("logits").data
+        logits: npt.NDArray[np.float32] = infer(self._request, "logits")
         return logits.reshape(len(batch), self.vocab_size)
 
     def warm_up(self) -> None:
