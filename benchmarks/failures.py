@@ -53,9 +53,10 @@ async def cluster(kind: str, folder: Path, options: argparse.Namespace) -> Async
             made.append(Servers(folder, backend))
         if made:
             await made[0].ready()
-        servers = made[0] if made else None
-        is_router = kind.startswith("router")
-        made.append(Router(folder, options.router, servers) if is_router else Plane(folder, backend, servers))
+        if kind.startswith("router"):
+            made.append(Router(folder, options.router, made[0]))
+        else:
+            made.append(Plane(folder, backend, made[0] if made else None))
         await made[-1].ready()
         yield made[-1]
     finally:

@@ -245,7 +245,7 @@ async def network(at: Round) -> None:
     await at.end(streams)
 
 
-SHAPES = {drain: (32, LONG)}
+SHAPES: dict[Callable[[Round], Awaitable[None]], tuple[int, int]] = {drain: (32, LONG)}
 """Number and tokens of the streams of a fault, if not ``(16, SHORT)``."""
 
 FAULTS: dict[str, dict[str, Callable[[Round], Awaitable[None]]]] = {
