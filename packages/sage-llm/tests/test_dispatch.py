@@ -396,6 +396,19 @@ def test_rolling_restart_under_load() -> None:
     on_cluster(test)
 
 
+def test_a_replica_that_an_operator_restarts_is_not_in_probation() -> None:
+    """Else the requests of the next one that is restarted would wait for it."""
+
+    async def test(cluster: Cluster) -> None:
+        await cluster.manager.restart()
+        instances = cluster.manager.dispatcher.placement.instances("toy")
+        assert [instance.word for instance in instances] == ["ready", "ready"]
+        cluster.executor.engines[-1].crash()
+        await until(lambda: any(i.word == "probation" for i in instances))
+
+    on_cluster(test)
+
+
 def test_a_replica_that_fails_again_and_again_is_given_up() -> None:
     async def test(cluster: Cluster) -> None:
         cluster.executor.failing = 50

@@ -292,6 +292,7 @@ class Fleet:
         """Drain a replica, then start it again; requests wait for it if it is the only one."""
         result = await self._empty(replica, deadline_s, then="starting")
         replica.restarts.reset()
+        replica.instance = None  # it has not failed, and gets all requests of the next one that is restarted
         await self._launch(replica)
         return result
 
