@@ -97,7 +97,8 @@ class ReplicaClient(Caller):
             await loop.create_unix_connection(lambda: self.link, self.address.removeprefix("unix:"))
         else:
             where = urlsplit(self.address)
-            await loop.create_connection(lambda: Knock(self._token, self.link), where.hostname, where.port)
+            host, port = where.hostname or "", where.port or 0
+            await loop.create_connection(lambda: Knock(self._token, self.link), host, port)
 
     async def close(self) -> None:
         if self.ended is None:
