@@ -18,6 +18,7 @@ from sage_infer.plugins import open_executor
 from sage_infer.schemas import ReplicaSpec, SamplingParams
 from sage_infer_testing import ExecutorContract
 from sage_infer_testing.waiting import eventually
+from sage_llm.replicas import cpu_share
 from sage_llm.replicas.connect import connect
 from sage_llm.replicas.local import SERVER, LocalExecutor
 from sage_llm.replicas.record import started_at
@@ -132,6 +133,24 @@ def test_a_child_that_starts_leaves_the_cpus_to_those_that_serve_at_first() -> N
         await asyncio.gather(starting, return_exceptions=True)
 
     with_executor(test)
+
+
+def test_niceness_is_set_once_linux_accepts_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [BlockingIOError("too soon"), BlockingIOError("too soon"), True]
+
+    def write(file: Path, nice: int) -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return bool(answer)
+
+    monkeypatch.setattr(cpu_share, "_write", write)
+    assert asyncio.run(cpu_share.set_niceness(1, 5))
+    assert not answers
+    answers[:] = [PermissionError("not yours")]
+    assert not asyncio.run(cpu_share.set_niceness(1, 5))
+    monkeypatch.undo()
+    assert not asyncio.run(cpu_share.set_niceness(2**30, 5)), "there is no such process"
 
 
 def test_errors_of_the_start_keep_their_type() -> None:
