@@ -17,6 +17,7 @@ class LLM:
 
     models: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
     replicas: int = field(default=1, validator=Integer(ge=1))
+    autoscale: Mapping[str, Any] = field(factory=dict, validator=Json())
     pd: str = field(default="", validator=Text())
     kv_transport: str = field(default="local", validator=Choice(("local", "tcp", "store")))
     policy: str = field(default="kv-cost", validator=Text(min_length=1))
@@ -46,12 +47,21 @@ TEMPLATE = """\
 llm:
   # Models to serve: names or paths, or mappings such as {model: minilm, type: embedding, backend: openvino-embedding,
   # replicas: 2, aliases: [text-embedding-3-small], options: {}}. Keys: model, model_id, type, backend, replicas,
-  # aliases, options; for an executor on a cluster also cpus, gpus and memory_gb of each replica. Empty:
+  # autoscale, aliases, options; for an executor on a cluster also cpus, gpus and memory_gb of each replica. Empty:
   # `model` of the section `inference`.
   models: []
 
   # Replicas of each generating model that does not set its own number.
   replicas: 1
+
+  # Let the number of replicas of each generating model follow its load, instead of `replicas`: {min: 0, max: 4}.
+  # Keys: min, max; target (0.7), high (0.85) and low (0.45): load of a replica after a change, above which some are
+  # added, below which some are stopped; ttft_s (2): wait for the first token above which some are added; up_s (15),
+  # down_s (300): how long that must last; idle_s (300): time without a request after which the minimum remains;
+  # smooth_s (10): smoothing of the load; interval_s (1): time between decisions; deadline_s (600): a replica that is
+  # not ready by then is given up; wait_s (60): time that a request waits for the first replica; requests (0: the batch
+  # of the engine): sequences per replica; cost_per_hour (0) of a replica, budget_per_hour (0: no limit) of the model.
+  autoscale: {}
 
   # Replicas that compute prompts and replicas that generate, for each generating model: P:D, such as 1:1. Empty: each
   # replica does both. Requires the policy pd, which is then the default.

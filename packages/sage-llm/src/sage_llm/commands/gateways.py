@@ -78,7 +78,7 @@ async def serve_gateways(
         await gateways.start()
         settle()
         url = f"http://{gateway.host}:{port}"
-        owned = methods(manager, url, settings.drain_s)
+        owned = methods(manager, url, settings.drain_s, may_autoscale=False)
         control.append(ControlServer(control_path(port), owned | _of_all(gateways, owned["status"])))
         await control[0].start()
         if as_json:

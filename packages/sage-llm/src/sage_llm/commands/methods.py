@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import attrs
+from sage_infer.errors import InvalidRequest
 
 from sage_llm.commands.control import Handler
 from sage_llm.commands.memory import machine_devices, with_memory
@@ -13,11 +14,14 @@ from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.manager.replica import Drained
 from sage_llm.receipts import find_receipt
 from sage_llm.replicas.local import SERVER
+from sage_llm.scaling.settings import parse_autoscale
 
 __all__ = ["methods"]
 
 
-def methods(manager: ControlPlaneManager, url: str, drain_s: float) -> dict[str, Handler]:
+def methods(
+    manager: ControlPlaneManager, url: str, drain_s: float, *, may_autoscale: bool = True
+) -> dict[str, Handler]:
     """The coroutine functions by name; their results are JSON-ready."""
 
     async def status() -> dict[str, Any]:
@@ -34,7 +38,16 @@ def methods(manager: ControlPlaneManager, url: str, drain_s: float) -> dict[str,
     async def restart(name: str | None = None) -> list[dict[str, Any]]:
         return [_drained(result) for result in await manager.restart(name)]
 
-    async def scale(model: str, replicas: int) -> dict[str, Any]:
+    async def scale(model: str, replicas: int | str) -> dict[str, Any]:
+        if isinstance(replicas, str):
+            settings = parse_autoscale(replicas, "the number of replicas")
+            await asyncio.to_thread(_check_memory, manager, model, settings.affordable)
+            if not may_autoscale:
+                raise InvalidRequest(
+                    "with several gateways, the number of replicas cannot follow the load; give a number"
+                )
+            manager.autoscale(model, settings)
+            return {"model": model, "replicas": settings.bounds, "changed": []}
         await asyncio.to_thread(_check_memory, manager, model, replicas)
         return {"model": model, "replicas": replicas, "changed": await manager.scale(model, replicas)}
 

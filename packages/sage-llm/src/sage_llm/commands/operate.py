@@ -84,17 +84,27 @@ def restart(
 
 def scale(
     model: Annotated[str, typer.Argument(help="Id or alias of the model.")],
-    replicas: Annotated[int, typer.Argument(min=1, help="Number of replicas.")],
+    replicas: Annotated[
+        str,
+        typer.Argument(
+            metavar="N|MIN:MAX",
+            help="Number of replicas, or bounds within which it follows the load, perhaps with parameters as for "
+            "`sage llm serve --autoscale`.",
+        ),
+    ],
     port: Port = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start or drain replicas of a model until there are as many as given."""
-    found = ask(port, "scale", model=model, replicas=replicas)
+    """Start or drain replicas of a model until there are as many as given, or let their number follow the load."""
+    is_number = replicas.isascii() and replicas.isdigit()
+    found = ask(port, "scale", model=model, replicas=int(replicas) if is_number else replicas)
     if as_json:
         print_json(found)
-    else:
+    elif is_number:
         changed = ", ".join(found["changed"]) or "nothing to change"
-        print(f"{model}: {replicas} replica{'s' if replicas != 1 else ''} ({changed})")
+        print(f"{model}: {replicas} replica{'s' if replicas != '1' else ''} ({changed})")
+    else:
+        print(f"{model}: {found['replicas']} replicas, as the load requires")
 
 
 def explain(

@@ -39,6 +39,13 @@ def serve(
         list[str] | None,
         typer.Option(metavar="[MODEL=]N", help="Replicas of every LLM, or of one model; repeatable."),
     ] = None,
+    autoscale: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL=]MIN:MAX[,KEY=VALUE…]",
+            help="Let the number of replicas of every LLM, or of one model, follow its load; repeatable.",
+        ),
+    ] = None,
     pd: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +121,7 @@ def serve(
     from sage_infer_serve.config import Serve
     from sage_infer_serve.gateway_command import run_command
 
+    from sage_llm.commands.autoscale_flags import at_most, at_start, parse_autoscales, with_autoscales
     from sage_llm.commands.config import LLM
     from sage_llm.commands.executors import LOCAL, check_executor, on_cluster, parse_amounts, with_ray_address
     from sage_llm.commands.gateways import serve_gateways
@@ -166,16 +174,22 @@ def serve(
         settings, models = attrs.evolve(settings, policy=chosen), with_pd(models, split)
         check_store(models, settings.kv_transport)
     models = with_joined(models, joins(join or settings.join, join_key_env))
+    models = with_autoscales(
+        models, parse_autoscales(autoscale or []), settings.autoscale, counts, gateways=settings.gateways
+    )
     models = on_cluster(
         models, settings, cpus=parse_amounts(cpus or [], "--cpus"), gpus=parse_amounts(gpus or [], "--gpus")
     )
+    planned = at_most(models)
     if settings.executor == LOCAL:
-        # A single replica needs no process of its own, if a single gateway uses it.
-        if sum(served.count for served in models) > 1 or settings.gateways > 1:
-            models = [attrs.evolve(served, server=SERVER) for served in models]
-            models = with_memory(models, machine_devices())
+        # A single replica needs no process of its own, if a single gateway uses it and it is never stopped.
+        is_scaled = any(served.autoscale is not None for served in models)
+        if sum(served.count for served in planned) > 1 or settings.gateways > 1 or is_scaled:
+            planned = [attrs.evolve(served, server=SERVER) for served in planned]
+            planned = with_memory(planned, machine_devices())
         if settings.share_cpus:
-            models = with_cpus(models)
+            planned = with_cpus(planned)
+    models = at_start(planned, models)
     logging.getLogger("sage_llm").setLevel(logging.INFO)
     if loaded.section(Serve).tracing:
         models = [

@@ -16,6 +16,7 @@ from sage_infer.names import GENERATING, ModelType
 from sage_infer_serve.served_models import model_config
 
 from sage_llm.manager.models import ServedModel
+from sage_llm.scaling.settings import parse_autoscale
 
 if TYPE_CHECKING:
     from sage_infer.config import LoadedConfig
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["configured", "from_flags", "with_cpus"]
 
 _RESERVED = ("cpus", "gpus", "memory_gb")
-_KEYS = ("model", "model_id", "type", "backend", "replicas", "aliases", "options", *_RESERVED)
+_KEYS = ("model", "model_id", "type", "backend", "replicas", "autoscale", "aliases", "options", *_RESERVED)
 
 
 def from_flags(
@@ -112,7 +113,17 @@ def configured(entries: Iterable[Any], replicas: int, loaded: LoadedConfig) -> l
                 served, descriptor=attrs.evolve(served.descriptor, model_id=values["model_id"])
             )
         reserved = {key: values[key] for key in _RESERVED if key in values}
-        found.append(attrs.evolve(served, aliases=tuple(values.get("aliases", ())), **reserved))
+        bounds = values.get("autoscale")
+        found.append(
+            attrs.evolve(
+                served,
+                aliases=tuple(values.get("aliases", ())),
+                autoscale=None
+                if bounds is None
+                else parse_autoscale(bounds, f"llm.models[{number}].autoscale"),
+                **reserved,
+            )
+        )
     return found
 
 

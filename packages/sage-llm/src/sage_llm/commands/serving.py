@@ -40,6 +40,7 @@ def manager_settings(
         policy=settings.policy,
         order=settings.order,
         tracing=tracing,
+        drain_s=settings.drain_s,
         target_wait_s=target_wait_s,
         hand_over=HandOverSettings(transport=settings.kv_transport, settings=transport),
         health=HealthLimits(

@@ -12,6 +12,7 @@ from sage_infer.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
     from sage_llm.policies.base import OrderPolicy, PlacementPolicy
+    from sage_llm.scaling.settings import Autoscale
     from sage_llm.simulator.bounds import Bounds
     from sage_llm.simulator.cluster import Cluster
     from sage_llm.simulator.metrics import Result
@@ -22,7 +23,7 @@ __all__ = ["simulate"]
 
 _MAX_BOUND_BLOCKS = 2_000_000  # of a trace, above which the bounds would take too much memory
 _DRAM_SPEED, _SSD_SPEED = 4.0, 4 / 3  # of loading, relative to computing: the credits of kv-cost
-_ENGINE, _FAULTS = "Engine", "Network and faults"
+_ENGINE, _FAULTS, _SCALING = "Engine", "Network and faults", "Scaling"
 
 
 def simulate(
@@ -153,6 +154,17 @@ def simulate(
             metavar="SLOT@TIME:SECONDS", help="An instance does nothing; repeatable.", rich_help_panel=_FAULTS
         ),
     ] = None,
+    autoscale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN:MAX[,KEY=VALUE…]",
+            help="Run each policy also with a number of instances that follows the load, as of `sage llm serve`.",
+            rich_help_panel=_SCALING,
+        ),
+    ] = None,
+    start_time: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time to start an instance.", rich_help_panel=_SCALING)
+    ] = 30.0,
     as_json: AsJson = False,
 ) -> None:
     """Replay a trace of requests on simulated instances and compare placement policies.
@@ -160,6 +172,7 @@ def simulate(
     The policies, queues and snapshots are those of `sage llm serve`; only engines and time are simulated.
     """
     from sage_llm import policies
+    from sage_llm.scaling.settings import parse_autoscale
     from sage_llm.simulator.calibrate import calibrate as fit
     from sage_llm.simulator.cluster import Cluster
     from sage_llm.simulator.engine_model import EngineModel
@@ -185,6 +198,11 @@ def simulate(
     if overhead is None:
         overhead = calibration.overhead_s if calibration is not None else 0.0
     timed = calibration.step if calibration is not None else _step(step or "")
+    bounds = None if autoscale is None else parse_autoscale(autoscale)
+    if bounds is not None and (crash or stall):
+        raise InvalidRequest("--autoscale cannot be combined with --crash and --stall; leave one of them out")
+    if not 0 < start_time < 1e6:
+        raise InvalidRequest(f"--start-time must be above 0 s, got {start_time:g}")
     tiers = [(n, r) for n, r in ((dram, dram_rate or _DRAM_SPEED / timed.per_prompt),
                                  (ssd, ssd_rate or _SSD_SPEED / timed.per_prompt)) if n]  # fmt: skip
     model = EngineModel(
@@ -210,20 +228,21 @@ def simulate(
             *(parse_crash(text, instances) for text in crash or []),
             *(parse_stall(text, instances) for text in stall or []),
         ),
+        start_s=start_time,
         seed=seed,
     )
     opened = synthetic(trace, seed) or open_trace(Path(trace))
-    results = _run(opened, chosen, cluster, sweep or [], ordered)
-    bounds = _bounds(opened, instances * blocks)
+    results = _run(opened, chosen, cluster, sweep or [], ordered, bounds)
+    limits = _bounds(opened, instances * blocks)
     title = _title(opened, cluster)
     if html is not None:
-        _write(html, opened, results, bounds, title)
+        _write(html, opened, results, limits, title)
     if as_json:
         from sage_llm.simulator.report import as_json as to_json
 
-        print_json(to_json(opened, results, bounds, calibration))
+        print_json(to_json(opened, results, limits, calibration))
         return
-    _print(title, results, bounds, calibration.lines() if calibration is not None else [])
+    _print(title, results, limits, calibration.lines() if calibration is not None else [])
 
 
 def _run(
@@ -232,11 +251,12 @@ def _run(
     cluster: Cluster,
     sweep: Sequence[str],
     order: OrderPolicy,
+    autoscale: Autoscale | None,
 ) -> list[Result]:
     from sage_llm.simulator.run import simulate as run
-    from sage_llm.simulator.variants import policy_text, variants
+    from sage_llm.simulator.variants import policy_text, variants, with_scaling
 
-    planned = variants(chosen, cluster, sweep)
+    planned = with_scaling(variants(chosen, cluster, sweep), autoscale)
     results = []
     with progress_bar() as report:
         for number, variant in enumerate(planned, 1):

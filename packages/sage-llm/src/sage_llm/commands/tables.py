@@ -65,6 +65,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         *table_lines(columns, rows, right=("RUN", "WAIT tok", "KV used", "REPORT", "RESTARTS")),
         f"requests: {counts}; {requests['migrations']} migrations, {requests['retries']} retries",
         *_call_lines(status.get("calls", {})),
+        *map(_scaling_line, status.get("scaling", [])),
         f"{status['url']}  policy {status['policy']}  order {status['order']}",
     ]
 
@@ -80,6 +81,19 @@ def _call_lines(calls: Mapping[str, Any]) -> list[str]:
         if any(ends.values())
     ]
     return [f"calls: {calls['open']} open; {'; '.join(parts)}; {calls['batches']} batches"]
+
+
+def _scaling_line(row: Mapping[str, Any]) -> str:
+    """A line about the number of a model's replicas, and why it is that."""
+    parts = [f"{row['desired']} wanted, {row['actual']} ready"]
+    if row["starting"]:
+        parts.append(f"{row['starting']} starting")
+    cost = "" if row["cost"] is None else f", cost {row['cost']:.2f}"
+    last = f"; {row['decided_s']:.0f} s ago: {row['reason']}" if row["reason"] else ""
+    return (
+        f"scaling {row['model']} {row['min']}:{row['max']}: {', '.join(parts)}; {row['replica_hours']:.2f} replica "
+        f"hours{cost}{last}"
+    )
 
 
 def _row(replica: Mapping[str, Any]) -> list[str]:

@@ -42,7 +42,8 @@ class Dispatcher:
     Args:
         placement: chooses instances.
         on_lost: called with an instance and the reason when one of its calls shows that it has ended.
-        expects: whether an instance of a model is open or will come back.
+        stranded: returns the error of a request that has waited so long without an instance of a model; None if it may
+            go on waiting.
         spans: traces each attempt.
     """
 
@@ -51,7 +52,7 @@ class Dispatcher:
         placement: Placement,
         *,
         on_lost: Callable[[LiveInstance, str], object],
-        expects: Callable[[str], bool],
+        stranded: Callable[[str, float], SageInferError | None],
         limits: RecoveryLimits | None = None,
         batches: BatchLimits | None = None,
         hand_over: HandOverSettings | None = None,
@@ -63,7 +64,7 @@ class Dispatcher:
         self.open: dict[str, ManagedRequest] = {}
         self.ends = {"finished": 0, "cancelled": 0, "refused": 0, "failed": 0}
         self.migrations = self.retries = self.pauses = 0
-        self._on_lost, self._expects = on_lost, expects
+        self._on_lost, self._stranded = on_lost, stranded
         self.hand_overs = HandOvers(placement, hand_over or HandOverSettings(), self._note_failure)
         self._suspects: list[ManagedRequest] = []
         self._settled_at = 0.0
@@ -172,9 +173,8 @@ class Dispatcher:
             if any(i.is_open or i.word == "suspect" for i in self.placement.instances(request.model_id)):
                 continue
             waited = now - max(request.arrived, self.placement.last_open(request.model_id))
-            if not self._expects(request.model_id) or waited > self.limits.wait_s:
-                told = f"no instance of model {request.model_id!r} is running; `sage llm status` says why"
-                request.fail(EngineDead(told))
+            if (error := self._stranded(request.model_id, waited)) is not None:
+                request.fail(error)
 
     def preempt(self, now: float) -> None:
         """Pause running requests for more urgent ones that would not begin in time."""

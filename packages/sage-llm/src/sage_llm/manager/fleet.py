@@ -43,6 +43,7 @@ class Fleet:
         dispatcher: gets their instances, and moves the requests of lost ones.
 
     Attributes:
+        on_demand: models whose first replica is started when a request arrives.
         before_stop: awaited when no request is left on a replica that is to be stopped; gets and returns the result of
             the drain.
     """
@@ -62,6 +63,7 @@ class Fleet:
         self._tasks = Tasks()
         self._closed = False
         self._syncing: set[LiveInstance] = set()
+        self.on_demand: set[str] = set()
         self.before_stop: Callable[[Replica, Drained], Awaitable[Drained]] | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -106,8 +108,9 @@ class Fleet:
             return
         try:
             await self._connect(replica, handle)
-        except SageInferError as error:
-            replica.word, replica.reason, replica.ended_at = "failed", error.message, time.monotonic()
+        except BaseException as error:
+            if isinstance(error, SageInferError):
+                replica.word, replica.reason, replica.ended_at = "failed", error.message, time.monotonic()
             await handle.kill()
             raise
 
@@ -129,7 +132,9 @@ class Fleet:
 
     def expects(self, model_id: str) -> bool:
         """Whether an instance of the model serves, or will without an operator."""
-        return any(r.model_id == model_id and r.is_coming for r in self.replicas.values())
+        return model_id in self.on_demand or any(
+            r.model_id == model_id and r.is_coming for r in self.replicas.values()
+        )
 
     # --- loss and restart
 
@@ -288,6 +293,13 @@ class Fleet:
             )
         return await self._empty(replica, deadline_s, then="gone")
 
+    async def retire(self, replica: Replica, deadline_s: float | None) -> Drained:
+        """Stop a replica that is not needed any more, also the only one of its model.
+
+        Its requests end there in time, or move to other instances. Without a deadline, all end there.
+        """
+        return await self._empty(replica, deadline_s, then="gone", why="not needed any more")
+
     async def restart(self, replica: Replica, deadline_s: float = 0.0) -> Drained:
         """Drain a replica, then start it again; requests wait for it if it is the only one."""
         result = await self._empty(replica, deadline_s, then="starting")
@@ -296,7 +308,14 @@ class Fleet:
         await self._launch(replica)
         return result
 
-    async def _empty(self, replica: Replica, deadline_s: float | None, *, then: ReplicaWord) -> Drained:
+    async def _empty(
+        self,
+        replica: Replica,
+        deadline_s: float | None,
+        *,
+        then: ReplicaWord,
+        why: str = "drained by an operator",
+    ) -> Drained:
         started, instance = time.monotonic(), replica.instance
         if replica.word != "running" or instance is None:
             if replica.task is not None:
@@ -304,7 +323,7 @@ class Fleet:
             replica.word = then
             return Drained(replica_id=replica.replica_id, open=0, ended=0, migrated=0, took_s=0.0)
         replica.word = "stopping"
-        instance.move("draining", "drained by an operator")
+        instance.move("draining", why)
         before = list(self._dispatcher.on(instance))
         await instance.until_idle(deadline_s)
         moved = 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
 from sage_infer.contracts import Executor, ModelStatus
-from sage_infer.errors import BackendUnavailable, EngineDead, InvalidRequest, ModelNotFound
+from sage_infer.errors import BackendUnavailable, EngineDead, InvalidRequest, ModelNotFound, SageInferError
 from sage_infer.names import GENERATING, ModelType
 from sage_infer.schemas import (
     CapabilityDescriptor,
@@ -28,13 +29,15 @@ from sage_llm.manager.calls.call import ManagedCall
 from sage_llm.manager.calls.questions import BatchCalls
 from sage_llm.manager.dispatch import Dispatcher
 from sage_llm.manager.fleet import Fleet
-from sage_llm.manager.models import ServedModel
+from sage_llm.manager.models import ServedModel, with_autoscale
 from sage_llm.manager.placing import Placement
 from sage_llm.manager.replica import Drained, Replica
 from sage_llm.manager.request import ManagedRequest
+from sage_llm.manager.scaling.autoscaler import Autoscaler
 from sage_llm.manager.settings import ControlPlaneSettings
 from sage_llm.manager.texts import ModelTexts
 from sage_llm.replicas.spans import Spans
+from sage_llm.scaling.settings import Autoscale
 
 __all__ = ["ManagedModels"]
 
@@ -48,6 +51,7 @@ class ManagedModels:
         dispatcher: runs generating requests.
         fleet: the replicas.
         chains: chains of requests under one deadline.
+        scaling: lets numbers of replicas follow the load.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class ManagedModels:
                 quotas=self.settings.tenants,
             ),
             on_lost=lambda instance, reason: self.fleet.lose(instance, reason),
-            expects=lambda model_id: self.fleet.expects(model_id),
+            stranded=self._stranded,
             limits=self.settings.recovery,
             batches=self.settings.batches,
             hand_over=self.settings.hand_over,
@@ -84,8 +88,15 @@ class ManagedModels:
         self._calls = BatchCalls(
             self.dispatcher.placement,
             on_lost=self.fleet.lose,
-            expects=self.fleet.expects,
+            stranded=self._stranded,
             wait_s=self.settings.recovery.wait_s,
+        )
+        self.scaling = Autoscaler(
+            self.fleet,
+            self.dispatcher,
+            self._calls,
+            restarts=self.settings.restarts,
+            drain_s=self.settings.drain_s,
         )
         self._requests = OpenRequests()
         self.chains = ChainTable()
@@ -106,7 +117,7 @@ class ManagedModels:
 
     async def _start(self, entries: Sequence[ModelEntry | None]) -> None:
         found = [entry for entry in entries if entry is not None]
-        specs = []
+        specs, begun = [], time.monotonic()
         for entry in found:
             self._registry.move(entry, "loading")
             model = self.served[entry.descriptor.model_id]
@@ -128,6 +139,9 @@ class ManagedModels:
             raise
         for entry in found:
             self._registry.move(entry, "ready")
+            name = entry.descriptor.model_id
+            if self.served[name].autoscale is not None:
+                self.scaling.add(partial(self.served.__getitem__, name), time.monotonic() - begun)
 
     # --- models
 
@@ -136,7 +150,7 @@ class ManagedModels:
 
     def get_model_status(self, model_id: str) -> ModelStatus:
         entry = self._named(model_id)
-        return reports.model_status(entry, self.fleet, self.dispatcher.placement)
+        return self.scaling.status(reports.model_status(entry, self.fleet, self.dispatcher.placement))
 
     def get_model_capability(self, model_id: str) -> CapabilityDescriptor:
         entry = self._named(model_id)
@@ -182,6 +196,7 @@ class ManagedModels:
         entry = self._named(model_id)
         name = entry.descriptor.model_id
         self._registry.move(entry, "draining")
+        await self.scaling.remove(name)
         await asyncio.gather(*(self.fleet.stop(r) for r in self.fleet.of(name)))
         self._registry.move(entry, "registered")
         del self.served[name], self._texts[name]
@@ -213,10 +228,15 @@ class ManagedModels:
             raise ModelNotFound(f"{error.message}; replicas: {known}") from None
 
     async def scale(self, model_id: str, replicas: int) -> list[str]:
-        """Start or drain replicas of a model until ``replicas`` generate; return the ids of the changed ones."""
+        """Start or drain replicas of a model until ``replicas`` generate; return the ids of the changed ones.
+
+        From now on, the number does not follow the load.
+        """
         name = self._named(model_id).descriptor.model_id
         if replicas < 1:
             raise InvalidRequest(f"the number of replicas must be at least 1, got {replicas}")
+        await self.scaling.remove(name)
+        self.served[name] = attrs.evolve(self.served[name], autoscale=None)
         running = [replica for replica in self.fleet.of(name) if replica.spec.role != "prefill"]
         if len(running) > replicas:
             surplus = running[replicas:]
@@ -234,6 +254,25 @@ class ManagedModels:
             changed = [spec.replica_id for spec in specs]
         self.served[name] = attrs.evolve(self.served[name], replicas=replicas)
         return changed
+
+    def autoscale(self, model_id: str, settings: Autoscale) -> None:
+        """Let the number of a model's replicas follow its load.
+
+        Raises:
+            InvalidRequest: replicas of the model cannot be started or stopped.
+        """
+        name = self._named(model_id).descriptor.model_id
+        self.served[name] = with_autoscale(self.served[name], settings)
+        self.scaling.add(partial(self.served.__getitem__, name))
+
+    def _stranded(self, model_id: str, waited_s: float) -> SageInferError | None:
+        """The error of a request that has waited so long without an instance; None if it may go on waiting."""
+        is_started, error = self.scaling.stranded(model_id, waited_s)
+        if is_started:
+            return error
+        if self.fleet.expects(model_id) and waited_s <= self.settings.recovery.wait_s:
+            return None
+        return EngineDead(f"no instance of model {model_id!r} is running; `sage llm status` says why")
 
     # --- chains
 

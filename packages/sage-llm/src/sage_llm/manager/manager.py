@@ -81,6 +81,7 @@ class ControlPlaneManager(ManagedModels):
         self._closed = True
         self._requests.cancel_all("close")
         await self.dispatcher.close()
+        await self.scaling.close()
         await self.fleet.close()
 
     async def health(self) -> Health:
@@ -88,17 +89,20 @@ class ControlPlaneManager(ManagedModels):
             return Health(status="dead", reason="the control plane was closed")
         if not self._started:
             return Health(status="starting", reason="start() has not been called")
-        return reports.health(self.served, self.fleet, self.dispatcher.placement)
+        awake = [name for name in self.served if not self.scaling.rests(name)]
+        return reports.health(awake, self.fleet, self.dispatcher.placement)
 
     def stats(self) -> EngineStats:
         """Combined gauges of all instances."""
         return reports.stats(self.fleet)
 
     def metrics(self) -> Iterator[Metric]:
-        return reports.metrics(self.fleet, self.dispatcher)
+        yield from reports.metrics(self.fleet, self.dispatcher)
+        yield from self.scaling.metrics()
 
     def cluster(self) -> dict[str, Any]:
-        return reports.cluster(self.fleet, self.dispatcher, self.settings)
+        found = reports.cluster(self.fleet, self.dispatcher, self.settings)
+        return {**found, "scaling": self.scaling.rows()}
 
     # --- generation
 

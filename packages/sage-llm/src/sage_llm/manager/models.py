@@ -8,11 +8,14 @@ from urllib.parse import urlsplit
 
 from attrs import evolve, field, frozen
 from attrs.validators import optional
+from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import ModelDescriptor, ReplicaSpec
 from sage_infer.schemas.replica import ReplicaRole
 from sage_infer.sdk.fields import Each, Integer, Number, Text
 
-__all__ = ["JoinedServer", "ServedModel"]
+from sage_llm.scaling.settings import Autoscale
+
+__all__ = ["JoinedServer", "ServedModel", "with_autoscale"]
 
 
 @frozen(kw_only=True)
@@ -46,6 +49,7 @@ class ServedModel:
             shares one with other replicas) and GiB of memory.
         devices: devices of the replicas, by replica id; the executor chooses those of others.
         joined: OpenAI-compatible servers that serve this model, too.
+        autoscale: how the number of replicas follows the load; None keeps it. ``replicas`` is the number at the start.
     """
 
     descriptor: ModelDescriptor
@@ -61,6 +65,7 @@ class ServedModel:
     memory_gb: float | None = field(default=None, validator=optional(Number(gt=0)))
     devices: Mapping[str, tuple[int, ...]] = field(factory=dict)
     joined: tuple[JoinedServer, ...] = ()
+    autoscale: Autoscale | None = None
 
     @property
     def count(self) -> int:
@@ -100,3 +105,25 @@ class ServedModel:
             )
             for server in self.joined
         ]
+
+
+def with_autoscale(model: ServedModel, settings: Autoscale) -> ServedModel:
+    """The model with a number of replicas that follows its load.
+
+    Raises:
+        InvalidRequest: no replica of it can be started or stopped.
+    """
+    name = model.descriptor.model_id
+    if model.joined:
+        raise InvalidRequest(
+            f"model {name!r} is served by joined servers, which are not started or stopped here; give --autoscale for "
+            "models without --join"
+        )
+    if model.backend == "openai":
+        raise InvalidRequest(f"model {name!r} runs on a server of others, so it cannot be scaled")
+    if model.prefill_replicas and settings.most < 2:
+        raise InvalidRequest(
+            f"model {name!r} has prefill and decode replicas, so that the maximum of --autoscale must be at least 2, "
+            f"got {settings.bounds}"
+        )
+    return evolve(model, autoscale=settings)

@@ -30,6 +30,7 @@ class ControlPlaneSettings:
         tenants: quotas by tenant; ``"*"`` applies to each tenant without one.
         batches: limits of batches of embedding and reranking requests.
         tracing: whether each dispatch of a request is an OpenTelemetry span.
+        drain_s: time for requests to end on a replica that scaling stops, before they move.
     """
 
     policy: str = "kv-cost"
@@ -44,6 +45,7 @@ class ControlPlaneSettings:
     tenants: Mapping[str, TenantQuota] = field(factory=dict)
     batches: BatchLimits = field(factory=BatchLimits)
     tracing: bool = False
+    drain_s: float = 1.0
 
     def backend_for(self, kind: ModelType) -> str:
         return self.backend if kind in GENERATING else self.embedding_backend

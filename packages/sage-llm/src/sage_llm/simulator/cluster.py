@@ -7,6 +7,7 @@ from typing import Any
 from attrs import field, frozen, validators
 from sage_infer.errors import InvalidRequest
 
+from sage_llm.scaling.settings import Autoscale
 from sage_llm.simulator.engine_model import EngineModel
 from sage_llm.simulator.faults import Fault
 from sage_llm.simulator.traces import Trace
@@ -28,6 +29,9 @@ class Cluster:
         report_interval_s: time between two reports of a busy instance.
         report_delay_s: time after which reports and events of instances reach the gateways.
         faults: crashes and stalls.
+        autoscale: how the number of instances follows the load; None for the fixed number. ``instances`` is then the
+            number that ``load`` refers to.
+        start_s: time from the decision to start an instance until it is ready.
         seed: distinguishes the ids of requests, by which some policies draw.
     """
 
@@ -39,7 +43,14 @@ class Cluster:
     report_interval_s: float = field(default=0.1, validator=validators.ge(0))
     report_delay_s: float = field(default=0.0, validator=validators.ge(0))
     faults: tuple[Fault, ...] = ()
+    autoscale: Autoscale | None = None
+    start_s: float = field(default=30.0, validator=validators.gt(0))
     seed: int = 0
+
+    @property
+    def most(self) -> int:
+        """Largest number of instances."""
+        return self.instances if self.autoscale is None else self.autoscale.affordable
 
     def named(self) -> dict[str, Any]:
         """Return what distinguishes this cluster from others, by the names that ``--sweep`` takes."""
@@ -52,6 +63,7 @@ class Cluster:
             "report_interval": self.report_interval_s,
             "report_delay": self.report_delay_s,
             "seed": self.seed,
+            "autoscale": "off" if self.autoscale is None else self.autoscale.bounds,
         }
 
     def speed_up(self, trace: Trace) -> float:

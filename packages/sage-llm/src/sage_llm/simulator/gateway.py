@@ -19,7 +19,7 @@ from sage_llm.simulator.engine_model import EngineModel
 from sage_llm.simulator.job import Job
 from sage_llm.snapshot import SnapshotBuilder
 from sage_llm.tenants import TenantTable
-from sage_llm.types import Decision, RequestView, State
+from sage_llm.types import Decision, InstanceView, RequestView, State
 
 __all__ = ["MODEL", "Gateway", "descriptor"]
 
@@ -103,6 +103,13 @@ class Gateway:
 
     def report(self, report: InstanceReport, now: float) -> None:
         self._builder.report(report, now)
+
+    def seen(self, now: float) -> tuple[list[InstanceView], float]:
+        """The instances as this gateway sees them, and the prompt tokens that wait in it."""
+        snapshot = self._builder.snapshot(now)
+        group = snapshot.groups.get(MODEL)
+        waiting = 0.0 if group is None else group.waiting_tokens
+        return [view for view in snapshot.instances if view is not None], waiting
 
     # --- requests
 

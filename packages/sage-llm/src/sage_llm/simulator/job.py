@@ -27,6 +27,7 @@ class Job:
         left: prompt tokens still to compute in this attempt.
         estimate: prompt tokens to compute, as they were when it was sent to its instance.
         ready_at: time at which its KV is loaded from lower tiers.
+        is_ready: whether it arrived outside of starts.
         is_started: whether this attempt has generated a token.
         entered: value of the instance's counter of tokens at the first token of this attempt.
     """
@@ -46,5 +47,6 @@ class Job:
     left: int = 0
     estimate: int = 0
     ready_at: float = 0.0
+    is_ready: bool = True
     is_started: bool = False
     entered: int = 0

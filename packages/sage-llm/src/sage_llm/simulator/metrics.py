@@ -78,6 +78,9 @@ class Result:
         saved: share of the prompt tokens that were not computed.
         balance: prompt tokens computed by the busiest instance, relative to the mean.
         slo: share of requests whose TTFT was at most 1 s more than that of their uncached prompt on an idle instance.
+        slo_ready: the same, of the requests that arrived while no instance was being started.
+        instance_hours: time for which instances ran, started or were drained, summed over them.
+        changes: decisions about the number of instances.
         prompt_tokens_per_s: prompt tokens of finished requests per second.
         output_tokens_per_s: output tokens per second.
         seconds: simulated time.
@@ -102,6 +105,9 @@ class Result:
     saved: float
     balance: float
     slo: float
+    slo_ready: float
+    instance_hours: float
+    changes: tuple[Any, ...]
     prompt_tokens_per_s: float
     output_tokens_per_s: float
     seconds: float

@@ -18,11 +18,14 @@ _COLUMNS = (
     "POLICY", "TTFT mean", "p50", "p90", "p99", "TPOT mean", "p99", "HIT", "SAVED", "SLO", "MAX/MEAN", "TOKENS/s",
 )  # fmt: skip
 
+_OF_SCALING = ("SLO ready", "HOURS", "CHANGES")
+
 
 def columns_and_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the table: TTFT in seconds, TPOT in milliseconds, shares in percent."""
     has_lower = any(result.lower for result in results)
-    columns, rows = list(_COLUMNS), []
+    has_scaling = any(result.settings["autoscale"] != "off" for result in results)
+    columns, rows = [*_COLUMNS, *(_OF_SCALING if has_scaling else ())], []
     if has_lower:
         columns.insert(8, "LOWER")
     for result in results:
@@ -36,6 +39,8 @@ def columns_and_rows(results: Sequence[Result]) -> tuple[list[str], list[list[st
             f"{result.balance:.3f}",
             f"{result.output_tokens_per_s:,.0f}",
         ]
+        if has_scaling:
+            row += [f"{result.slo_ready:.1%}", f"{result.instance_hours:.2f}", str(len(result.changes))]
         if has_lower:
             row.insert(8, f"{result.lower:.1%}")
         rows.append(row)

@@ -17,10 +17,11 @@ from sage_llm.simulator.faults import Fault
 from sage_llm.simulator.gateway import Gateway, descriptor
 from sage_llm.simulator.job import Job
 from sage_llm.simulator.metrics import Distribution, Measured, Result
+from sage_llm.simulator.scaling import Scaling
 from sage_llm.simulator.schemas import Row
 from sage_llm.simulator.traces import Trace
 from sage_llm.simulator.variants import policy_text
-from sage_llm.types import Decision
+from sage_llm.types import Decision, State
 
 __all__ = ["simulate"]
 
@@ -67,16 +68,20 @@ class _Run:
             SimulatedInstance(
                 slot, model, trace.block, self._directory, self._wake, self._started, self._first, self._ended
             )
-            for slot in range(cluster.instances)
+            for slot in range(cluster.most)
         ]
         self._gateways = [
             Gateway(place, order, model, trace.block, self._directory, self._sent)
             for _ in range(cluster.routers)
         ]
         self._down: set[int] = set()  # instances that have crashed and not restarted
-        self._reported = [0.0] * cluster.instances
-        self._is_large = cluster.instances > _LARGE
+        self._reported = [0.0] * cluster.most
+        self._is_large = cluster.most > _LARGE
         self._pumped_at, self._is_pumping = -1.0, False
+        self._scaling: Scaling | None = None
+        if cluster.autoscale is not None:
+            self._scaling = Scaling(cluster.autoscale, cluster.start_s, self, self._instances, self._gateways)
+        self._ready_requests = self._ready_in_time = 0  # that arrived while no instance was being started
         self._touched: set[int] = set()  # gateways whose requests moved on
         self._now = 0.0
         expected = max(trace.summary.seconds / self._speed, 1e-3)
@@ -85,14 +90,14 @@ class _Run:
     def result(self) -> Result:
         began = time.process_time()
         for instance in self._instances:
-            identity = descriptor(self._id(instance.slot), 1, self._cluster.model, self._trace.block)
-            for gateway in self._gateways:
-                gateway.add(identity, 0.0, "ready")
-                gateway.report(instance.report(identity.instance_id, 0.0), 0.0)
+            if self._scaling is None or instance.slot in self._scaling.ready:
+                self._add(instance, "ready")
         for fault in self._cluster.faults:
             self._at(fault.at, self._crash if fault.is_crash else self._stall, fault)
         arrivals = self._jobs()
         self._arrive_next(arrivals)
+        if self._scaling is not None:
+            self._scaling.look(0.0)
         events, measured = self._events, self._measured
         while events:
             now, _, call, what, version = heapq.heappop(events)
@@ -103,6 +108,32 @@ class _Run:
             if self._touched:
                 self._pump(now)
         return self._result(time.process_time() - began)
+
+    def _add(self, instance: SimulatedInstance, state: State) -> None:
+        """The present generation of an instance appears in all gateways."""
+        name = self._id(instance.slot)
+        identity = descriptor(name, instance.generation, self._cluster.model, self._trace.block)
+        for number, gateway in enumerate(self._gateways):
+            gateway.add(identity, self._now, state)
+            gateway.report(instance.report(name, self._now), self._now)
+            self._touched.add(number)
+
+    # --- scaling
+
+    def schedule(self, at: float, call: Callable[..., None], what: Any) -> None:
+        self._at(at, call, what)
+
+    def open(self, slot: int) -> None:
+        self._add(self._instances[slot], "ready")
+
+    def drain(self, slot: int) -> None:
+        for gateway in self._gateways:
+            gateway.change(slot, "draining", self._now)
+
+    def close(self, slot: int) -> None:
+        for gateway in self._gateways:
+            gateway.change(slot, "dead", self._now)
+        self._move(self._instances[slot].crash(self._now))
 
     # --- events
 
@@ -134,6 +165,8 @@ class _Run:
         job = next(arrivals, None)
         if job is not None:
             self._at(job.arrived + self._cluster.overhead_s, self._arrive, (job, arrivals))
+        elif self._scaling is not None:
+            self._scaling.is_last = True
 
     def _arrive(self, what: tuple[Job, Iterator[Job]], version: int) -> None:
         job, arrivals = what
@@ -143,6 +176,9 @@ class _Run:
         self._measured.blocks += -(-job.prompt_tokens // self._trace.block)
         gateway = self._gateways[job.router]
         gateway.enqueue(job, self._name(job), self._now)
+        if self._scaling is not None:
+            self._scaling.arrived(job, self._now)
+            job.is_ready = not self._scaling.is_starting
         if len(gateway) == 1:
             gateway.pump(self._now)  # nobody else waits: it need not wait for others to be looked at
         else:
@@ -176,6 +212,8 @@ class _Run:
     def _sent(self, job: Job, decision: Decision) -> None:
         if decision.kind == "refuse":
             self._measured.refused += 1
+            if self._scaling is not None:
+                self._scaling.ended(job)
             return
         job.slot = decision.slot
         job.attempts += 1
@@ -196,13 +234,19 @@ class _Run:
             ttft = now - job.arrived
             self._measured.ttft.append(ttft)
             step = self._cluster.model.step
-            if ttft <= _SLO_S + step.base_s + step.per_prompt * job.prompt_tokens:
-                self._measured.in_time += 1
+            in_time = ttft <= _SLO_S + step.base_s + step.per_prompt * job.prompt_tokens
+            self._measured.in_time += in_time
+            self._ready_requests += job.is_ready
+            self._ready_in_time += job.is_ready and in_time
+            if self._scaling is not None:
+                self._scaling.first_token(job)
         self._touched.add(job.router)
 
     def _ended(self, job: Job, now: float) -> None:
         measured = self._measured
         self._gateways[job.router].left(self._name(job))
+        if self._scaling is not None:
+            self._scaling.ended(job)
         measured.finished += 1
         measured.output_tokens += job.output_tokens
         measured.last_at = now
@@ -231,14 +275,9 @@ class _Run:
     def _restart(self, fault: Fault, version: int) -> None:
         instance = self._instances[fault.slot]
         self._down.discard(fault.slot)
-        identity = descriptor(
-            self._id(fault.slot), instance.generation, self._cluster.model, self._trace.block
-        )
-        for number, gateway in enumerate(self._gateways):
-            gateway.add(identity, self._now, "probation")
+        self._add(instance, "probation")
+        for gateway in self._gateways:
             gateway.change(fault.slot, "probation", self._now, open_limit=1)
-            gateway.report(instance.report(identity.instance_id, self._now), self._now)
-            self._touched.add(number)
         self._at(self._now + _PROBATION_S, self._trust, fault, instance.generation)
 
     def _stall(self, fault: Fault, version: int) -> None:
@@ -301,6 +340,11 @@ class _Run:
             saved=1.0 - measured.computed_tokens / max(measured.prompt_tokens, 1),
             balance=max(computed) * len(computed) / max(sum(computed), 1),
             slo=measured.in_time / max(len(measured.ttft), 1),
+            slo_ready=self._ready_in_time / max(self._ready_requests, 1),
+            instance_hours=cluster.instances * seconds / 3600
+            if self._scaling is None
+            else self._scaling.hours(seconds),
+            changes=() if self._scaling is None else tuple(self._scaling.changes),
             prompt_tokens_per_s=measured.prompt_tokens / seconds,
             output_tokens_per_s=measured.output_tokens / seconds,
             seconds=seconds,

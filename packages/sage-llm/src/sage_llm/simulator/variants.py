@@ -11,10 +11,11 @@ from sage_infer.errors import InvalidRequest
 
 from sage_llm.policies.base import PlacementPolicy
 from sage_llm.policies.table import parameters, placement
+from sage_llm.scaling.settings import Autoscale
 from sage_llm.simulator.cluster import Cluster
 from sage_llm.simulator.eviction import check_eviction
 
-__all__ = ["Variant", "policies_of", "policy_text", "variants"]
+__all__ = ["Variant", "policies_of", "policy_text", "variants", "with_scaling"]
 
 _SETTINGS = ("load", "instances", "routers", "report_delay", "report_interval", "seed", "eviction")
 
@@ -75,6 +76,17 @@ def variants(policies: Sequence[PlacementPolicy], cluster: Cluster, sweeps: Sequ
             )
         found = [one for variant in found for one in _each(variant, key, values)]
     return found
+
+
+def with_scaling(found: Sequence[Variant], autoscale: Autoscale | None) -> list[Variant]:
+    """Return each variant, and after it the same one with a number of instances that follows the load."""
+    if autoscale is None:
+        return list(found)
+    return [
+        Variant(variant.policy, cluster)
+        for variant in found
+        for cluster in (variant.cluster, attrs.evolve(variant.cluster, autoscale=autoscale))
+    ]
 
 
 def _parsed(sweep: str) -> tuple[str, list[str]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from sage_infer.errors import EngineDead, Overloaded
+from sage_infer.errors import Overloaded, SageInferError
 
 from sage_llm.manager.classify import as_sage_error, meaning
 from sage_llm.manager.live_instance import LiveInstance
@@ -25,8 +26,12 @@ class BatchCalls:
 
     Args:
         on_lost: called with an instance and the reason when a call shows that it has ended.
-        expects: whether an instance of a model serves or will come back.
-        wait_s: maximum time to wait for an instance.
+        stranded: returns the error of a call that has waited so long without an instance of a model; None if it may
+            go on waiting.
+        wait_s: maximum time to wait for one of several busy instances.
+
+    Attributes:
+        waiting: number of calls that wait for an instance, by model.
     """
 
     def __init__(
@@ -34,10 +39,11 @@ class BatchCalls:
         placement: Placement,
         *,
         on_lost: Callable[[LiveInstance, str], object],
-        expects: Callable[[str], bool],
+        stranded: Callable[[str, float], SageInferError | None],
         wait_s: float = 60.0,
     ) -> None:
-        self._placement, self._on_lost, self._expects, self._wait_s = placement, on_lost, expects, wait_s
+        self._placement, self._on_lost, self._stranded, self._wait_s = placement, on_lost, stranded, wait_s
+        self.waiting: Counter[str] = Counter()
 
     @property
     def version(self) -> int:
@@ -97,9 +103,16 @@ class BatchCalls:
                 chosen = min(fitting, key=lambda i: (len(i.calls) + len(i.attempts), i.served))
                 chosen.breaker.sent(now)
                 return chosen
-            if not self._expects(model_id) or now - started > self._wait_s:
-                raise EngineDead(f"no instance of model {model_id!r} is running; `sage llm status` says why")
-            await asyncio.sleep(_LOOK_S)
+            is_busy = any(i.is_open for i in self._placement.instances(model_id))
+            if not is_busy or now - started > self._wait_s:
+                error = self._stranded(model_id, now - started)
+                if error is not None:
+                    raise error
+            self.waiting[model_id] += 1
+            try:
+                await asyncio.sleep(_LOOK_S)
+            finally:
+                self.waiting[model_id] -= 1
 
 
 async def _awaited(call: Callable[[Any], Awaitable[T]], backend: Any) -> T:

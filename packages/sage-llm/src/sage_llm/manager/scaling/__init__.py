@@ -1,0 +1,1 @@
+"""Execution of scaling plans on the replicas of a control plane."""
