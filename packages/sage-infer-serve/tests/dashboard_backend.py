@@ -56,7 +56,7 @@ class DashboardBackend(EchoBackend):
         plan: who is to have what of which device.
         measured: what each model takes.
         kv: what the engine of echo says about its KV store.
-        instances: rows of the cluster, as a control plane reports them.
+        instances, scaling: rows of the cluster, as a control plane reports them.
     """
 
     def __init__(self) -> None:
@@ -66,6 +66,7 @@ class DashboardBackend(EchoBackend):
         self.measured: dict[str, int | None] = {"echo": 6 * GIB, "vectors": GIB}
         self.kv: dict[str, float] = {}  # of the model echo
         self.instances: list[dict[str, Any]] = []
+        self.scaling: list[dict[str, Any]] = []
 
     def get_model_status(self, model_id: str) -> ModelStatus:
         return self.states.get(model_id) or super().get_model_status(model_id)
@@ -76,7 +77,12 @@ class DashboardBackend(EchoBackend):
             yield Metric(name=full, kind="gauge", help="KV", value=value, labels={"model": "echo"})
 
     def cluster(self) -> dict[str, Any]:
-        return {"instances": [], "replicas": self.instances, "requests": {"open": 3, "migrations": 2}}
+        return {
+            "instances": [],
+            "replicas": self.instances,
+            "requests": {"open": 3, "migrations": 2},
+            "scaling": self.scaling,
+        }
 
     def memory_plan(self) -> Plan:
         return self.plan

@@ -287,7 +287,19 @@ def test_instances_of_a_control_plane(backend: DashboardBackend, width: int) -> 
             },
             {"instance": "chat/p0", "state": "failed", "reason": "out of memory <b>here</b>", "restarts": 5},
         ]  # fmt: skip
+        backend.scaling = [
+            {
+                "model": "chat",
+                "min": 0,
+                "max": 4,
+                "desired": 2,
+                "actual": 1,
+                "reason": "1 → 2: load 0.9 <b>high</b>",
+            }
+        ]
         until(driver, shows("chat/0", "#cluster"))
+        scaling = text_of(driver, "#cluster-scaling")
+        assert scaling == "chat: 1 ready, 2 wanted, 0 to 4 allowed · 1 → 2: load 0.9 <b>high</b>"
         panel = text_of(driver, "#cluster")
         for text in (
             "decode",

@@ -11,12 +11,19 @@ const MOOD = {
 const COUNTS = ["open", "waiting", "migrations", "retries", "pauses", "hand_overs"];
 
 export function showCluster(state) {
-  const { replicas = [], requests = {} } = state.cluster ?? {};
-  find("cluster-section").hidden = !replicas.length;
-  if (!replicas.length) return;
+  const { replicas = [], requests = {}, scaling = [] } = state.cluster ?? {};
+  find("cluster-section").hidden = !(replicas.length || scaling.length);
+  if (!replicas.length && !scaling.length) return;
   const counts = COUNTS.filter((name) => name in requests).map((name) => say(`clusterCounts.${name}`, { n: number(requests[name]) }));
   find("cluster-requests").textContent = counts.join(" · ");
+  find("cluster-scaling").replaceChildren(...scaling.map((model) => make("div", {}, scalingText(model))));
   find("cluster").replaceChildren(table(["instance", "role", "state", "kvUsed", "hits"], ["running", "queuedTokens", "moved", "restarts"], replicas.map(row)));
+}
+
+// The numbers of a model's replicas, and the reason of the last decision.
+function scalingText(model) {
+  const numbers = { model: model.model, min: number(model.min), max: number(model.max), desired: number(model.desired), actual: number(model.actual) };
+  return say("scaling", numbers) + (model.reason ? ` · ${model.reason}` : "");
 }
 
 function row(replica) {

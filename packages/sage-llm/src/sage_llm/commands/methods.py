@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 from sage_infer.errors import InvalidRequest
 
+from sage_llm.commands.autoscale_flags import at_most
 from sage_llm.commands.control import Handler
 from sage_llm.commands.memory import machine_devices, with_memory
 from sage_llm.manager.manager import ControlPlaneManager
@@ -61,7 +62,7 @@ def _check_memory(manager: ControlPlaneManager, model: str, replicas: int) -> No
     """Refuse further replicas in processes of their own on this machine if the machine's memory does not suffice."""
     found = manager.served.get(model)
     if found is not None and found.server == SERVER and replicas > found.replicas:
-        others = [served for name, served in manager.served.items() if name != model]
+        others = at_most([served for name, served in manager.served.items() if name != model])
         with_memory([attrs.evolve(found, replicas=replicas), *others], machine_devices())
 
 

@@ -62,6 +62,7 @@ def print_ready(manager: ControlPlaneManager, url: str, keys: Sequence[APIKey]) 
         "policy": manager.settings.policy,
         "order": manager.settings.order,
         **manager.cluster(),
+        "scaling": [],  # nothing has been decided yet
     }
     lines = status_lines(status)
     print("\n".join(lines[:-2]))

@@ -277,6 +277,8 @@ class ModelScaler:
         number = 0
         while (spec := self._model().spec(number, role)).replica_id in used:
             number += 1
+        if number >= self.settings.affordable:
+            return  # memory is planned for so many: first, those that are being stopped have to end
         start = self._starts[spec.replica_id] = _Start(spec.replica_id, now)
         start.task = self._tasks.spawn(self._run(start, spec))
 
