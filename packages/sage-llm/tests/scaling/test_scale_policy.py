@@ -80,6 +80,8 @@ def test_waiting_requests_add_a_replica_whatever_the_load_is() -> None:
     assert totals(found) == [1, 2]
     assert "wait 3 s for their first token, more than 2 s" in found[1][1].reason
     assert found[1][0] == 7
+    # A queue that is getting shorter adds none.
+    assert totals(replay(lambda at: 0.3, 60, wait_s=lambda at: max(30.0 - at, 0.0))) == [1]
 
 
 def test_a_short_burst_adds_nothing() -> None:
@@ -135,6 +137,7 @@ POOLS = st.builds(
     trend=st.floats(-5, 5),
     at=st.none() | st.floats(0, 100),
     high_since=st.none() | st.floats(0, 100),
+    wait_s=st.floats(0, 60),
     low_since=st.none() | st.floats(0, 100),
     most_level=st.floats(0, 50),
     busy_at=st.none() | st.floats(0, 100),

@@ -15,6 +15,9 @@ __all__ = ["TargetLoad"]
 _POSITIVE = validators.gt(0)
 _SLOWER = 3.0  # times of smoothing of the trend, relative to that of the level
 _MOVE = 0.75  # replicas by which a capped division must be off before it changes
+_SHRINKS = (
+    0.9  # part of a wait to which it has to fall during ``up_s``, so that no replica is added because of it
+)
 _TINY = 1e-9
 
 
@@ -23,10 +26,11 @@ class TargetLoad:
     """Keeps the load of each replica near ``target``.
 
     The load is the arriving work, smoothed over ``smooth_s`` and extrapolated over the time that a start takes, per
-    replica. Replicas are added if it exceeds ``high``, or requests wait for their first token longer than ``ttft_s``,
-    during ``up_s``; as many as bring the load to ``target``. Replicas are stopped if the load is below ``low`` during
-    ``down_s``, and all that the minimum allows after ``idle_s`` without a request. A replica whose start takes longer
-    than these times is kept for as long as its start takes. Without a replica, a request starts one immediately.
+    replica. Replicas are added if it exceeds ``high`` during ``up_s``, or if requests wait for their first token longer
+    than ``ttft_s`` and the queue does not get shorter; as many as bring the load to ``target``, one at least. Replicas
+    are stopped if the load is below ``low`` during ``down_s``, and all that the minimum allows after ``idle_s`` without
+    a request. A replica whose start takes longer than these times is kept for as long as its start takes. Without a
+    replica, a request starts one immediately.
 
     The extrapolation decides when replicas are added, and the present work how many. The load after a change is at most
     ``target``, which lies between ``low`` and ``high``, so that constant work does not lead to a change and back.
@@ -130,8 +134,10 @@ class TargetLoad:
         is_high = predicted > self.high * count if count else not is_first and predicted > self.low
         if not (is_high or is_late):
             return attrs.evolve(memory, high_since=None), ""
-        since = now if memory.high_since is None else memory.high_since
-        memory = attrs.evolve(memory, high_since=since, low_since=None)
+        since, wait_s = memory.high_since, memory.wait_s
+        if since is None or (not is_high and now - since >= self.up_s and seen.wait_s < _SHRINKS * wait_s):
+            since, wait_s = now, seen.wait_s  # it begins, or the queue is getting shorter by itself
+        memory = attrs.evolve(memory, high_since=since, wait_s=wait_s, low_since=None)
         if now - since < self.up_s or not view.may_start:
             return memory, ""
         fitting = math.ceil(memory.level / self.target - _TINY)

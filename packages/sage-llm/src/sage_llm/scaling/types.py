@@ -62,6 +62,7 @@ class PoolMemory:
         trend: smoothed change of the level per second.
         at: time of the last view; None before the first one.
         high_since: since when there have been too few replicas; None if there are enough.
+        wait_s: how long the oldest request without output had waited then.
         low_since: since when there have been too many; None if there are not.
         most_level: largest level since then.
         busy_at: when a request was last open.
@@ -72,6 +73,7 @@ class PoolMemory:
     trend: float = 0.0
     at: float | None = None
     high_since: float | None = None
+    wait_s: float = 0.0
     low_since: float | None = None
     most_level: float = 0.0
     busy_at: float | None = None

@@ -78,7 +78,8 @@ class Result:
         saved: share of the prompt tokens that were not computed.
         balance: prompt tokens computed by the busiest instance, relative to the mean.
         slo: share of requests whose TTFT was at most 1 s more than that of their uncached prompt on an idle instance.
-        slo_ready: the same, of the requests that arrived while no instance was being started.
+        slo_ready: the same, of the requests outside of starts: no instance was being started when they
+            arrived, and no request that arrived during a start waited for its first token.
         instance_hours: time for which instances ran, started or were drained, summed over them.
         changes: decisions about the number of instances.
         prompt_tokens_per_s: prompt tokens of finished requests per second.

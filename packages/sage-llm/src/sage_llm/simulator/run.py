@@ -81,7 +81,7 @@ class _Run:
         self._scaling: Scaling | None = None
         if cluster.autoscale is not None:
             self._scaling = Scaling(cluster.autoscale, cluster.start_s, self, self._instances, self._gateways)
-        self._ready_requests = self._ready_in_time = 0  # that arrived while no instance was being started
+        self._ready_requests = self._ready_in_time = 0  # outside of starts
         self._touched: set[int] = set()  # gateways whose requests moved on
         self._now = 0.0
         expected = max(trace.summary.seconds / self._speed, 1e-3)
@@ -177,8 +177,8 @@ class _Run:
         gateway = self._gateways[job.router]
         gateway.enqueue(job, self._name(job), self._now)
         if self._scaling is not None:
-            self._scaling.arrived(job, self._now)
             job.is_ready = not self._scaling.is_starting
+            self._scaling.arrived(job, self._now)
         if len(gateway) == 1:
             gateway.pump(self._now)  # nobody else waits: it need not wait for others to be looked at
         else:

@@ -83,7 +83,9 @@ class Scaling:
 
     @property
     def is_starting(self) -> bool:
-        return bool(self._starting) or not self.ready
+        """Whether an instance is being started, or requests that arrived during a start still wait."""
+        oldest = next(iter(self._silent), None)
+        return bool(self._starting) or not self.ready or (oldest is not None and not oldest.is_ready)
 
     def hours(self, until: float) -> float:
         """Instance hours until a time; instances that start or are drained count."""

@@ -210,9 +210,8 @@ class ModelScaler:
         if plan.reason:
             old = before.whole.target, before.prefill.target
             new = plan.whole, plan.prefill
-            kind = "up" if sum(new) > sum(old) else "down" if sum(new) < sum(old) else "up"
             self._decided(f"{self._counts(*old)} → {self._counts(*new)}: {plan.reason}")
-            self.events.add(kind, self._reason)  # type: ignore[arg-type]  # one of the two
+            self.events.add("down" if sum(new) < sum(old) else "up", self._reason)
         self._reconcile("prefill", plan.prefill, now)
         self._reconcile("whole", plan.whole, now)
 
