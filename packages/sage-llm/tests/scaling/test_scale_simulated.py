@@ -13,7 +13,7 @@ import pytest
 from sage_infer.cli.main import main
 
 ENGINE = ["--step", "base_s=0.02,per_prompt=0.0005", "--start-time", "10"]  # 2,000 prompt tokens per second
-QUICK = "0:6,down_s=60,idle_s=40,up_s=5"
+QUICK = "0:6,down_s=100,idle_s=40,up_s=2,smooth_s=3"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def trace(folder: Path, rate: Callable[[float], float], seconds: float) -> str:
 
 DAYS: dict[str, tuple[Callable[[float], float], int]] = {
     "step": (lambda at: 1.0 if at < 200 else 5.0, 8),
-    "burst": (lambda at: 6.0 if at % 200 > 170 else 1.0, 14),
+    "burst": (lambda at: 4.0 if at % 200 > 140 else 1.0, 10),
     "night": (lambda at: 0.0 if 200 < at < 400 else 2.0, 10),
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sage_llm.scaling.types import PoolView
 from sage_llm.types import InstanceView
@@ -23,7 +24,7 @@ class WorkMeter:
 
     def __init__(self, requests: int = 0) -> None:
         self._requests = requests
-        self._computed: Mapping[Hashable, int] = {}
+        self._computed: Mapping[Any, int] = {}
         self._backlog = 0.0
         self._at: float | None = None
         self._rate = 0.0
@@ -32,7 +33,7 @@ class WorkMeter:
         self,
         now: float,
         views: Sequence[InstanceView],
-        computed: Mapping[Hashable, int],
+        computed: Mapping[Any, int],
         waiting_tokens: float,
     ) -> tuple[float, float]:
         """Return the work of prompts and that of output.

@@ -12,7 +12,7 @@ from sage_llm.scaling.types import PoolMemory, PoolView, ScaleMemory, ScalePlan,
 
 __all__ = ["TargetLoad"]
 
-_POSITIVE = validators.gt(0)
+_POSITIVE = validators.gt(0.0)
 _SLOWER = 3.0  # times of smoothing of the trend, relative to that of the level
 _MOVE = 0.75  # replicas by which a capped division must be off before it changes
 _SHRINKS = (

@@ -14,7 +14,7 @@ from sage_llm.scaling.policy import TargetLoad
 __all__ = ["Autoscale", "parse_autoscale"]
 
 _FORM = "MIN:MAX or MIN:MAX,KEY=VALUE,…, such as 0:4 or 1:8,down_s=600"
-_POSITIVE = validators.gt(0)
+_POSITIVE = validators.gt(0.0)
 
 
 @frozen(kw_only=True)

@@ -108,7 +108,7 @@ class Autoscaler:
         """The state of a model without a replica is sleeping, until it has one again."""
         if status.instances or status.state not in ("failed", "loading") or not self.rests(status.model_id):
             return status
-        stage = status.stage if status.state == "loading" else ""
+        stage = "starting a replica" if status.state == "loading" else ""
         return attrs.evolve(status, state="sleeping", reason="", stage=stage)
 
     def rows(self) -> list[dict[str, Any]]:
