@@ -71,8 +71,12 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
             assert "kv-cost" in capsys.readouterr().out
         await command(operate.explain, "req-1", as_json=True)
         assert json.loads(capsys.readouterr().out)["instance"] == "toy/0"
-        await command(operate.scale, "toy", 3)
+        await command(operate.scale, "toy", "3")
         assert "toy/2" in capsys.readouterr().out
+        await command(operate.scale, "toy", "3:4,idle_s=60")
+        assert capsys.readouterr().out == "toy: 3:4 replicas, as the load requires\n"
+        await command(operate.status)
+        assert "scaling toy 3:4: 3 wanted, 3 ready" in capsys.readouterr().out
         await command(operate.drain, "toy/0")
         assert "toy/0: 0 requests" in capsys.readouterr().out
         await command(operate.restart, "toy")
@@ -95,6 +99,7 @@ def test_errors_say_what_to_do() -> None:
             (("restart", {"name": "toy/9"}), "toy/9.*replicas: toy/0, toy/1"),
             (("explain", {"request": "nobody"}), "no receipt"),
             (("scale", {"model": "toy", "replicas": 0}), "at least 1"),
+            (("scale", {"model": "toy", "replicas": "4:3"}), "the minimum of 4 replicas is above"),
             (("unknown", {}), "methods: status"),
             (("drain", {"what": 1}), "invalid question"),
         ):
