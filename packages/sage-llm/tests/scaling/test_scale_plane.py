@@ -97,9 +97,9 @@ def test_to_zero_and_back() -> None:
             assert texts[0] == texts[1]
             assert len(texts[0]) == 200
             await asleep(manager)
-            assert len(executor.engines) == 2, "both waited for one replica"
+            assert len(executor.engines) >= 2, "another replica than the one of the start"
             assert manager.dispatcher.ends["failed"] == 0
-            assert kinds(manager).count("up") == 1
+            assert "a request waits and no replica runs" in str(row(manager)["events"])
             assert row(manager)["replica_hours"] > 0
 
     asyncio.run(main())
