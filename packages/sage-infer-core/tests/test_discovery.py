@@ -8,13 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from sage_infer import hookspecs
+from sage_infer import Need, hookspecs
 from sage_infer.discovery import BackendInfo, backend_info, model_specs
 from sage_infer.discovery.distributions import describe_distribution, with_required
-from sage_infer.discovery.readiness import missing_requirements
+from sage_infer.discovery.readiness import ROOT, missing_requirements, unmet_needs
 
 if TYPE_CHECKING:
     from conftest import Site
@@ -281,6 +281,51 @@ def test_needs_that_are_met_leave_the_hardware(
     assert (row.state, [missing.what for missing in row.missing]) == ("no-hardware", ["hardware"])
     site.add("ready", backends("beta", more=needs).replace("import BackendSpec", "import Need, BackendSpec"))
     assert (rows(site)["beta"].state, rows(site)["beta"].reason) == ("ready", "")
+
+
+def test_releases_that_work_together_and_vendors_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, version in (("toy-engine", "1.2.0+acme.9"), ("toy-plug-in", "1.2.3")):
+        info = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def lines(**conditions: Any) -> list[str]:
+        return [str(line) for line in unmet_needs([Need(what="stack", install="x", **conditions)])]
+
+    old, new = (
+        {"toy-engine": f"=={release}.*", "toy-plug-in": f"=={release}.*"} for release in ("1.1", "1.2")
+    )
+    assert lines(pairs=[old, new]) == []
+    assert lines(pairs=[{"toy-engine": "==1.1.*", "not-installed-at-all": ">=1"}]) == []
+    assert lines(pairs=[old]) == [
+        "stack: toy-engine 1.2.0+acme.9 and toy-plug-in 1.2.3 do not work together; install toy-engine==1.1.* with "
+        "toy-plug-in==1.1.*; x"
+    ]
+    assert lines(labels={"toy-engine": "acme"}) == []
+    assert lines(labels={"toy-plug-in": "acme"}) == [
+        "stack: toy-plug-in 1.2.3 is installed, expected the vendor's build (+acme); x"
+    ]
+
+
+def test_files_are_looked_for_below_a_root(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = (
+        ", hardware={'npu'}, device_nodes=['/dev/npu*'], "
+        "needs=[Need(what='kit', files=['/opt/kit-*'], install='x')]"
+    )
+    site.add(
+        "rooted", backends("alpha", more=needs).replace("import BackendSpec", "import Need, BackendSpec")
+    )
+    monkeypatch.setenv(ROOT, str(tmp_path))
+    assert [missing.what for missing in rows(site)["alpha"].missing] == ["kit", "hardware"]
+    for file in ("opt/kit-1", "dev/npu0"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+    assert rows(site)["alpha"].state == "ready"
 
 
 def test_models_of_plugins(site: Site) -> None:

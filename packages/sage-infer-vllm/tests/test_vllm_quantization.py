@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sage_infer.errors import CapabilityMismatch
 from sage_infer.schemas import QuantizationProfile
-from sage_infer_vllm.models.quantization import checkpoint_method, quantization_for
+from sage_infer_vllm.models.quantization import checkpoint_method, quantization_for, undetected_method
 from sage_infer_vllm.platform import UPSTREAM, Platform, QuantizationMethod
 
 AWQ = {"quant_method": "awq", "bits": 4}
@@ -121,3 +121,56 @@ def test_bits_of_checkpoints(tmp_path: Path) -> None:
         found = checkpoint_method(checkpoint(tmp_path, config))
         assert found is not None
         assert (found.weight_bits, found.activation_bits) == bits
+
+
+# --- described by a file of a vendor's tool
+
+SLIM = Platform(
+    backend_name="vendor", engine={"vllm": ""},
+    quantization=(QuantizationMethod(name="own-slim", checkpoint="ascend", weight_bits=8, activation_bits=8),),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "found"),
+    [
+        ("quant_model_description.json", {"model_quant_type": "W8A8"}, ("ascend", 8, 8)),
+        ("quant_model_description.json", {"model_quant_type": "W4A8_DYNAMIC"}, ("ascend", 4, 8)),
+        ("quant_model_description.json", {"model_quant_type": "FLOAT"}, None),
+        ("quant_model_description.json", [], None),
+        ("quantize_config.json", {"bits": 8, "quant_mode": "WeightOnly"}, ("weightonly", 8, 16)),
+        ("quantize_config.json", {"bits": "8", "quant_mode": "WeightOnly"}, None),
+        ("quantize_config.json", {"quant_mode": "SmoothQuant"}, ("smoothquant", 8, 8)),
+        (
+            "quantize_config.json",
+            {
+                "quant_mode": "SmoothQuant",
+                "weight_precision": "int4",
+                "activation_precision": "float8_e4m3fn",
+            },
+            ("smoothquant", 4, 8),
+        ),
+        (
+            "quantize_config.json",
+            {"quant_mode": "SmoothQuant", "weight_precision": None},
+            ("smoothquant", 16, 8),
+        ),
+        ("quantize_config.json", {"bits": 4, "group_size": 128, "desc_act": False}, None),  # AutoGPTQ's
+    ],
+)
+def test_files_of_vendors_tools(tmp_path: Path, file: str, content: object, found: object) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / file).write_text(json.dumps(content))
+    method = checkpoint_method(tmp_path)
+    assert (method and (method.name, method.weight_bits, method.activation_bits)) == found
+
+
+def test_the_engine_is_told_what_it_does_not_detect(tmp_path: Path) -> None:
+    assert undetected_method(tmp_path, SLIM) is None
+    (tmp_path / "quant_model_description.json").write_text('{"model_quant_type": "W8A8_DYNAMIC"}')
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "awq", "bits": 4}}')
+    method = checkpoint_method(tmp_path)
+    assert method is not None
+    assert method.name == "ascend"  # as in vllm-ascend, its own file counts
+    assert undetected_method(tmp_path, SLIM) == "own-slim"
+    assert undetected_method(tmp_path, UPSTREAM) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ from sage_infer_vllm.settings import (
     engine_environment,
     visible_devices,
 )
+from vllm_toys import write_distribution
 
 MODEL = ModelDescriptor(model_id="m", model_type="llm", model_path="/m", max_sequence_length=512)
 
@@ -96,6 +98,61 @@ def test_threads_are_not_bound_to_the_cores_of_other_engines() -> None:
     assert engine_environment(two, UPSTREAM, MODEL, "cuda") == {}
     with pytest.raises(InvalidRequest, match="threads"):
         VLLMSettings(threads=0)
+
+
+def test_an_old_vllm_has_no_connector() -> None:
+    gap = "vLLM 0.18.1 has no hooks"
+    assert "kv_transfer_config" in arguments(VLLMSettings(), device="cpu")
+    found = engine_arguments(
+        VLLMSettings(), UPSTREAM, MODEL, "/folder", device="cpu", runner="generate", connector_gap=gap
+    )
+    assert "kv_transfer_config" not in found
+    with pytest.raises(UnsupportedFeature, match=r"kv_store is not supported: vLLM 0\.18\.1 has no hooks"):
+        engine_arguments(
+            VLLMSettings(kv_store="paged"), UPSTREAM, MODEL, "/folder", device="cpu", runner="generate",
+            connector_gap=gap,
+        )  # fmt: skip
+
+
+def test_a_size_of_the_cache_that_the_vendors_build_ignores_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vendor = Platform(
+        backend_name="v", engine={"vllm": ""}, plugin_distributions={"toy-vllm-plugin": ""}, kv_bytes_since=">=0.23",
+    )  # fmt: skip
+    write_distribution(tmp_path / "new", "toy-vllm-plugin", "0.23.0.post1")
+    write_distribution(tmp_path / "old", "toy-vllm-plugin", "0.18.0")
+    with monkeypatch.context() as context:
+        context.syspath_prepend(str(tmp_path / "new"))
+        assert arguments(VLLMSettings(kv_cache_gb=1.0), platform=vendor)["kv_cache_memory_bytes"] == 2**30
+    with monkeypatch.context() as context:
+        context.syspath_prepend(str(tmp_path / "old"))
+        assert "kv_cache_memory_bytes" not in arguments(VLLMSettings(), platform=vendor)
+        with pytest.raises(
+            UnsupportedFeature, match=r"no effect in toy-vllm-plugin 0\.18\.0; use memory_fraction"
+        ):
+            arguments(VLLMSettings(kv_cache_gb=1.0), platform=vendor)
+
+
+def test_connectors_of_the_vendors_build() -> None:
+    vendor = Platform(backend_name="v", engine={"vllm": ""}, kv_connectors=("Own",))
+
+    def connecting(**config: str) -> VLLMSettings:
+        return VLLMSettings(engine_options={"kv_transfer_config": config})
+
+    assert arguments(connecting(kv_connector="Own"), platform=vendor)["kv_transfer_config"]
+    assert arguments(connecting(kv_connector="Mine", kv_connector_module_path="mine"), platform=vendor)
+    with pytest.raises(
+        UnsupportedFeature, match="v does not support the KV connector 'Other'; supported: Own"
+    ):
+        arguments(connecting(kv_connector="Other"), platform=vendor)
+
+
+def test_prefixes_are_cached_where_the_vendor_does() -> None:
+    vendor = Platform(backend_name="v", engine={"vllm": ""}, prefix_caching=False)
+    assert arguments(VLLMSettings())["enable_prefix_caching"] is True
+    assert arguments(VLLMSettings(), platform=vendor)["enable_prefix_caching"] is False
+    assert arguments(VLLMSettings(prefix_caching=True), platform=vendor)["enable_prefix_caching"] is True
 
 
 def test_the_smaller_limit_wins_and_the_user_before_the_table() -> None:

@@ -2,13 +2,20 @@
 
 from sage_infer import Need
 
-__all__ = ["ENGINE", "NEEDS", "PLUGIN", "PLUGIN_DISTRIBUTIONS"]
+__all__ = ["ENGINE", "NEEDS", "PAIRS", "PLUGIN", "PLUGIN_DISTRIBUTIONS"]
 
-ENGINE = {"vllm": ">=0.18,<0.27"}
-"""vLLM, by distribution. ``vllm-ascend`` follows its version numbers: both must be of the same release."""
+_RANGE = ">=0.13,<0.27"
+ENGINE = {"vllm": _RANGE}
+"""vLLM, by distribution."""
 
 PLUGIN = "ascend"
-PLUGIN_DISTRIBUTIONS = {"vllm-ascend": ">=0.18,<0.27"}
+PLUGIN_DISTRIBUTIONS = {"vllm-ascend": _RANGE}
+PAIRS = tuple(
+    {"vllm": f"=={release}.*", "vllm-ascend": f"=={release}.*"}
+    for release in ("0.13", "0.18", "0.23", "0.26")
+)
+"""Both must be of the same release; the vendor releases for some versions of vLLM only."""
+
 _MATRIX = "https://docs.vllm.ai/projects/ascend"
 
 NEEDS = (
@@ -24,15 +31,22 @@ NEEDS = (
         install=f"install CANN of the release that {_MATRIX} names, and source its set_env.sh",
     ),
     Need(
-        what="torch_npu",
-        distributions={"torch-npu": ">=2.9,<2.11"},
-        install="pip install 'torch-npu>=2.9,<2.11' (vllm-ascend requires the right one)",
+        what="NNAL (ATB)",
+        files=("/usr/local/Ascend/nnal/atb/set_env.sh", "/usr/local/Ascend/nnal/atb/latest"),
+        variables=("ATB_HOME_PATH",),
+        install="install NNAL of CANN's release, and source /usr/local/Ascend/nnal/atb/set_env.sh",
     ),
-    Need(what="vLLM", distributions=ENGINE, install="pip install 'vllm>=0.18,<0.27'"),
+    Need(
+        what="torch_npu",
+        distributions={"torch-npu": ">=2.8,<2.11"},
+        install="pip install 'torch-npu>=2.8,<2.11' (vllm-ascend requires the right one)",
+    ),
+    Need(what="vLLM", distributions=ENGINE, install=f"pip install 'vllm{_RANGE}'"),
     Need(
         what="vLLM platform plug-in vllm-ascend",
         distributions=PLUGIN_DISTRIBUTIONS,
+        pairs=PAIRS,
         entry_point=f"vllm.platform_plugins:{PLUGIN}",
-        install="pip install 'vllm-ascend>=0.18,<0.27', the release of the installed vLLM",
+        install=f"pip install 'vllm-ascend{_RANGE}', the release of the installed vLLM",
     ),
 )

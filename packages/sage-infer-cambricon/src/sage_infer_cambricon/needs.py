@@ -2,13 +2,16 @@
 
 from sage_infer import Need
 
-__all__ = ["ENGINE", "NEEDS", "PLUGIN", "PLUGIN_DISTRIBUTIONS"]
+__all__ = ["ENGINE", "NEEDS", "PAIRS", "PLUGIN", "PLUGIN_DISTRIBUTIONS"]
 
-ENGINE = {"vllm": ">=0.9.1,<0.14"}
+ENGINE = {"vllm": ">=0.13,<0.14"}
 """vLLM, by distribution, built with ``VLLM_TARGET_DEVICE=empty``."""
 
 PLUGIN = "mlu"
-PLUGIN_DISTRIBUTIONS = {"vllm-mlu": ">=0.9.1,<0.14"}
+PLUGIN_DISTRIBUTIONS = {"vllm-mlu": ">=0.13,<0.14"}
+PAIRS = ({"vllm": "==0.13.*", "vllm-mlu": "==0.13.*"},)
+"""vllm-mlu 0.9.1 runs vLLM's former engine, V0, and is not supported."""
+
 _SDK = "is part of the Cambricon SDK (ecosystem@cambricon.com)"
 
 NEEDS = (
@@ -36,6 +39,7 @@ NEEDS = (
     Need(
         what="vLLM platform plug-in vllm-mlu",
         distributions=PLUGIN_DISTRIBUTIONS,
+        pairs=PAIRS,
         entry_point=f"vllm.platform_plugins:{PLUGIN}",
         install="git clone https://github.com/Cambricon/vllm-mlu && pip install -e vllm-mlu",
     ),

@@ -17,9 +17,10 @@ _ON_VLLM = PlatformBackends(
     device_nodes=_NODES,
     limits=(
         "Not run on an MLU: detection is tested on recordings, the backend up to the call of vLLM.",
-        "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-mlu requires vLLM 0.9.1 to 0.13: "
-        "until the ranges meet, opening the backend raises BackendUnavailable, which names the missing parts.",
-        "KV dtypes and page sizes are not published; vLLM reports them when it starts.",
+        "The adapter, sage-infer-vllm, is tested on vLLM 0.28 to 0.32: on the vendor's older vLLM, opening the backend "
+        "raises BackendUnavailable, which names what is missing there.",
+        "vLLM 0.13 with vllm-mlu 0.13; older ones run vLLM's former engine.",
+        "KV page sizes are not published; vLLM reports them when it starts.",
     ),
 )
 

@@ -80,6 +80,9 @@ class Need:
         files: glob patterns of files that exist if the requirement is installed.
         variables: environment variables that hold the path of its folder.
         distributions: required distributions, as in ``BackendSpec.requires``.
+        pairs: combinations of releases that work together, each as in ``distributions``; if all named distributions
+            are installed, they must match one combination. Empty: all in the ranges work together.
+        labels: text in the local version (``das`` in ``0.18.1+das``) of the vendor's build of a distribution.
         entry_point: ``group:name`` of a required entry point.
         install: how to install it: a command, or a place to find it.
     """
@@ -89,6 +92,10 @@ class Need:
     files: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
     variables: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
     distributions: Mapping[str, str] = field(factory=dict, validator=Entries(Text()))
+    pairs: tuple[Mapping[str, str], ...] = field(
+        default=(), converter=as_tuple, validator=Each(Entries(Text()))
+    )
+    labels: Mapping[str, str] = field(factory=dict, validator=Entries(Text(min_length=1)))
     entry_point: str | None = field(
         default=None, validator=optional(Text(pattern="[^:]+:[^:]+", hint="an entry point as group:name"))
     )

@@ -2,10 +2,13 @@
 
 from sage_infer import Need
 
-__all__ = ["ENGINE", "NEEDS"]
+__all__ = ["ENGINE", "LABEL", "NEEDS"]
 
 ENGINE = {"vllm": ">=0.18,<0.19"}
 """Hygon's own build of vLLM (``0.18.1+das…``), by distribution. Its platform is built in: there is no plug-in."""
+
+LABEL = "das"
+"""In the local version of Hygon's builds: they patch the wheels of the same version."""
 
 _COMMUNITY = "from the developers' community, developer.sourcefind.cn"
 
@@ -23,11 +26,13 @@ NEEDS = (
     Need(
         what="torch for DTK",
         distributions={"torch": ""},
+        labels={"torch": LABEL},
         install=f"pip install the wheel of torch for the installed DTK (+das) {_COMMUNITY}",
     ),
     Need(
         what="vLLM for DTK",
         distributions=ENGINE,
+        labels=dict.fromkeys(ENGINE, LABEL),
         install=f"pip install the wheel of vLLM for the installed DTK (0.18.1+das) {_COMMUNITY}",
     ),
 )

@@ -18,10 +18,10 @@ _ON_VLLM = PlatformBackends(
     device_nodes=_NODES,
     limits=(
         "Not run on a DCU: detection is tested on recordings, the backend up to the call of vLLM.",
-        "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; Hygon's build is of vLLM 0.18: "
-        "until the ranges meet, opening the backend raises BackendUnavailable, which names the missing parts.",
-        "Builds of vLLM and torch for DTK cannot be recognized by metadata; other builds fail at the start.",
-        "Quantization methods, KV dtypes, KV connectors and page sizes are not published; vLLM reports them at start.",
+        "The adapter, sage-infer-vllm, is tested on vLLM 0.28 to 0.32: on the vendor's older vLLM, opening the backend "
+        "raises BackendUnavailable, which names what is missing there.",
+        "Hygon's build of vLLM 0.18, recognized by +das in its version.",
+        "KV dtypes, KV connectors and page sizes are not published; vLLM reports them at start.",
     ),
 )
 

@@ -2,13 +2,16 @@
 
 from sage_infer import Need
 
-__all__ = ["ENGINE", "NEEDS", "PLUGIN", "PLUGIN_DISTRIBUTIONS"]
+__all__ = ["ENGINE", "NEEDS", "PAIRS", "PLUGIN", "PLUGIN_DISTRIBUTIONS"]
 
-ENGINE = {"vllm": ">=0.11,<0.16"}
+ENGINE = {"vllm": ">=0.15,<0.16"}
 """vLLM, by distribution."""
 
 PLUGIN = "kunlun"
-PLUGIN_DISTRIBUTIONS = {"vllm-kunlun": ">=0.11,<0.16"}
+PLUGIN_DISTRIBUTIONS = {"vllm-kunlun": ">=0.15,<0.16"}
+PAIRS = ({"vllm": "==0.15.1", "vllm-kunlun": "==0.15.1"},)
+"""vllm-kunlun 0.11.1 requires vLLM 0.11.0, whose priority scheduling fails; it is not supported."""
+
 _GUIDE = "github.com/baidu/vLLM-Kunlun, docs/source/installation.md"
 
 NEEDS = (
@@ -25,12 +28,13 @@ NEEDS = (
     Need(
         what="vLLM",
         distributions=ENGINE,
-        install=f"pip install 'vllm>=0.11,<0.16' --no-deps, as {_GUIDE} says",
+        install=f"pip install 'vllm==0.15.1' --no-deps, as {_GUIDE} says",
     ),
     Need(
         what="vLLM platform plug-in vllm-kunlun",
         distributions=PLUGIN_DISTRIBUTIONS,
+        pairs=PAIRS,
         entry_point=f"vllm.platform_plugins:{PLUGIN}",
-        install="pip install 'vllm-kunlun>=0.11,<0.16', the release of the installed vLLM",
+        install=f"install vllm-kunlun 0.15.1 from its source, as {_GUIDE} says; PyPI has 0.11.1 only",
     ),
 )

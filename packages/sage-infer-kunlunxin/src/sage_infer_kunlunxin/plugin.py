@@ -17,10 +17,11 @@ _ON_VLLM = PlatformBackends(
     device_nodes=_NODES,
     limits=(
         "Not run on an XPU: detection is tested on recordings, the backend up to the call of vLLM.",
-        "The adapter, sage-infer-vllm, is written for vLLM 0.28 to 0.32; vllm-kunlun requires vLLM 0.11 to 0.15: "
-        "until the ranges meet, opening the backend raises BackendUnavailable, which names the missing parts.",
+        "The adapter, sage-infer-vllm, is tested on vLLM 0.28 to 0.32: on the vendor's older vLLM, opening the backend "
+        "raises BackendUnavailable, which names what is missing there.",
+        "vLLM 0.15.1 with vllm-kunlun 0.15.1; prefixes are not cached by default, as in the vendor's guides.",
         "torch_xmlir, the bridge that vllm-kunlun runs on, is not checked: it is part of the vendor's image.",
-        "KV dtypes, KV connectors and page sizes are not published; vLLM reports them when it starts.",
+        "KV connectors are not published; vLLM reports them when it starts.",
     ),
 )
 

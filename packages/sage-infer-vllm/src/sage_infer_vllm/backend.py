@@ -68,7 +68,7 @@ class VLLMBackend(BaseVLLMBackend):
         max_queue: int = 1024,
         hold_s: float = 600.0,
         tensor_parallel: int = 1,
-        prefix_caching: bool = True,
+        prefix_caching: bool | None = None,
         kv_store: str | Mapping[str, Any] | None = None,
         kv_store_wait_s: float = 1.0,
         eager: bool = False,

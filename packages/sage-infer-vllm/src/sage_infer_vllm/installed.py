@@ -6,11 +6,13 @@ import importlib.metadata
 from collections.abc import Mapping
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from sage_infer.discovery.readiness import pair_problems
 from sage_infer.errors import BackendUnavailable
 
 from sage_infer_vllm.platform import Platform
 
-__all__ = ["check_installed", "installed_engine", "missing", "platform_plugins"]
+__all__ = ["check_installed", "installed_engine", "missing", "platform_plugins", "plugin_versions"]
 
 PLUGIN_GROUP = "vllm.platform_plugins"
 
@@ -32,6 +34,12 @@ def installed_engine(platform: Platform) -> tuple[str, str] | None:
     return None
 
 
+def plugin_versions(platform: Platform) -> dict[str, str]:
+    """Installed versions of the distributions that provide the platform's plug-in."""
+    found = {name: _version(name) for name in platform.plugin_distributions}
+    return {name: version for name, version in found.items() if version is not None}
+
+
 def missing(platform: Platform) -> list[str]:
     """Missing requirements of the platform, one line each with the install command; empty if complete."""
     lines = []
@@ -45,13 +53,20 @@ def missing(platform: Platform) -> list[str]:
             lines.append(
                 f"{name} {version} is installed, expected {name}{platform.engine[name]}; pip install {wanted}"
             )
+        elif platform.engine_label is not None and platform.engine_label not in (
+            Version(version).local or ""
+        ):
+            lines.append(
+                f"{name} {version} is installed, expected the vendor's build, with +{platform.engine_label} in its "
+                "version; install the vendor's wheel"
+            )
     both = [name for name in platform.engine if _version(name) is not None]
     if len(both) > 1:
         lines.append(
             f"{' and '.join(both)} are both installed and overwrite each other; pip uninstall all of them, "
             "then install one"
         )
-    return lines + _plugin_problems(platform, platform_plugins())
+    return lines + (_plugin_problems(platform, platform_plugins()) or pair_problems(platform.pairs))
 
 
 def _plugin_problems(platform: Platform, plugins: Mapping[str, str]) -> list[str]:

@@ -38,7 +38,8 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "kv_schema": "{preset: fp16, bf16, fp8, int8 or int4, page_size: N}, set by --kv-schema",
                 "hold_s": "seconds that a prefilled request waits for decode before its KV is freed, 600 by default",
                 "kv_cache_gb": "size of the KV cache in GiB; default: by memory_fraction; 2.0 on a CPU",
-                "prefix_caching": "cache blocks of finished requests for prompts with the same prefix, true by default",
+                "prefix_caching": "cache blocks of finished requests for prompts with the same prefix; default: true, "
+                "except on platforms whose vendor turns it off",
                 "kv_store": "KV store that keeps the cached blocks as well: its name, or {store: NAME, …} with the "
                 "store's options; default: none",
                 "kv_store_wait_s": "seconds that a request waits for blocks from the KV store before it computes them, "

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from attrs import field, frozen
+from packaging.specifiers import SpecifierSet
 from sage_infer.errors import InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.sdk.fields import Choice, Entries, Flag, Integer, Number, Text, optional
 
+from sage_infer_vllm.installed import plugin_versions
 from sage_infer_vllm.kv.claims import EXCLUDED, connector_arguments
 from sage_infer_vllm.platform import Platform
 
@@ -52,7 +54,7 @@ class VLLMSettings:
     kv_cache_gb: float | None = field(default=None, validator=optional(Number(gt=0)))
     memory_fraction: float | None = field(default=None, validator=optional(Number(gt=0, le=1)))
     tensor_parallel: int = field(default=1, validator=Integer(ge=1))
-    prefix_caching: bool = field(default=True, validator=Flag())
+    prefix_caching: bool | None = field(default=None, validator=optional(Flag()))
     kv_store: str | Mapping[str, Any] | None = field(default=None)
     kv_store_wait_s: float = field(default=1.0, validator=Number(gt=0))
     cuda_kv: bool = field(default=False, validator=Flag())
@@ -84,16 +86,23 @@ def engine_arguments(
     *,
     device: str,
     runner: Literal["generate", "pooling"],
+    connector_gap: str = "",
 ) -> dict[str, Any]:
     """Arguments for vLLM's ``AsyncEngineArgs``; unset options are left to vLLM.
 
-    ``device`` is vLLM's device type, ``path`` the model's folder.
+    ``device`` is vLLM's device type, ``path`` the model's folder, ``connector_gap`` what the installed vLLM lacks for
+    our connector (``compat.connector_gap``).
+
+    Raises:
+        UnsupportedFeature: ``kv_store`` is not supported with this vLLM, device or arguments.
     """
     limits = [n for n in (settings.max_sequence_length, model.max_sequence_length) if n is not None]
     batches = [n for n in (settings.max_batch_size, model.max_batch_size) if n is not None]
     fraction = settings.memory_fraction or platform.memory_fraction
     kv_gb = settings.kv_cache_gb
-    if kv_gb is None and device == "cpu" and _CPU_KV_VARIABLE not in os.environ:
+    if kv_gb is not None:
+        _check_kv_size(platform)
+    elif device == "cpu" and _CPU_KV_VARIABLE not in os.environ:
         kv_gb = CPU_KV_GB
     wanted: dict[str, Any] = {
         "dtype": settings.dtype,
@@ -109,7 +118,8 @@ def engine_arguments(
         "model": path,
         "tensor_parallel_size": settings.tensor_parallel,
         "enforce_eager": settings.eager,
-        "enable_prefix_caching": settings.prefix_caching and runner == "generate",
+        "enable_prefix_caching": runner == "generate"
+        and (platform.prefix_caching if settings.prefix_caching is None else settings.prefix_caching),
         "scheduling_policy": "priority",
         "enable_log_requests": False,
         # As in the embedded engine: the same dialects, and JSON without free white space, which models may repeat
@@ -124,10 +134,13 @@ def engine_arguments(
             "max_lora_rank": settings.max_adapter_rank,
         }
     arguments |= settings.engine_options
+    _check_connector(arguments.get("kv_transfer_config"), platform)
     hardware = platform.hardware_backend or device
-    is_left_out = hardware == "cuda" and not settings.cuda_kv
+    is_left_out = bool(connector_gap) or (hardware == "cuda" and not settings.cuda_kv)
     connector = {} if is_left_out else connector_arguments(arguments, device=hardware, runner=runner)
     if settings.kv_store is not None:
+        if connector_gap:
+            raise UnsupportedFeature(f"kv_store is not supported: {connector_gap}")
         if is_left_out:
             raise UnsupportedFeature(
                 "kv_store on a CUDA device needs the option cuda_kv=true: this path was written from vLLM's sources "
@@ -140,6 +153,33 @@ def engine_arguments(
             )
         arguments["block_size"] = _STORED_PAGE
     return {**arguments, **connector}
+
+
+def _check_kv_size(platform: Platform) -> None:
+    if platform.kv_bytes_since is None:
+        return
+    for name, version in plugin_versions(platform).items():
+        if not SpecifierSet(platform.kv_bytes_since).contains(version, prereleases=True):
+            raise UnsupportedFeature(
+                f"kv_cache_gb has no effect in {name} {version}; use memory_fraction, or "
+                f"{name}{platform.kv_bytes_since}"
+            )
+
+
+def _check_connector(transfer: Any, platform: Platform) -> None:
+    """Reject KV connectors of vLLM that the vendor's build does not accept; connectors from other modules pass."""
+    if (
+        not platform.kv_connectors
+        or not isinstance(transfer, Mapping)
+        or "kv_connector_module_path" in transfer
+    ):
+        return
+    name = transfer.get("kv_connector")
+    if name not in platform.kv_connectors:
+        raise UnsupportedFeature(
+            f"{platform.backend_name} does not support the KV connector {name!r}; supported: "
+            + ", ".join(platform.kv_connectors)
+        )
 
 
 def engine_environment(

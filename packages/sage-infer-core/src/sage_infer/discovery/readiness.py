@@ -12,7 +12,12 @@ from attrs import frozen
 from sage_infer.discovery.registry import Registry
 from sage_infer.specs import BackendSpec, DetectorSpec, Need
 
-__all__ = ["Missing", "install_command", "missing_hardware", "missing_requirements", "unmet_needs"]
+__all__ = [
+    "ROOT", "Missing", "install_command", "missing_hardware", "missing_requirements", "pair_problems", "unmet_needs",
+]  # fmt: skip
+
+ROOT = "SAGE_INFER_ROOT"
+"""Environment variable: a folder in which files of drivers, toolkits and devices are looked for, instead of ``/``."""
 
 _NOT_INSTALLED = "not installed"
 
@@ -48,13 +53,19 @@ def unmet_needs(needs: Iterable[Need]) -> list[Missing]:
 
 def _wrong(need: Need) -> str:
     """What was found instead; empty if the need is met."""
-    return _no_path(need) or _no_distribution(need) or _no_entry_point(need)
+    return (
+        _no_path(need)
+        or _no_distribution(need)
+        or _no_label(need)
+        or "; ".join(pair_problems(need.pairs))
+        or _no_entry_point(need)
+    )
 
 
 def _no_path(need: Need) -> str:
     if not (need.files or need.variables):
         return ""
-    if any(next(glob.iglob(pattern), None) is not None for pattern in need.files):
+    if _any_exists(need.files):
         return ""
     if any(os.path.exists(os.environ.get(variable) or "") for variable in need.variables):
         return ""
@@ -64,6 +75,36 @@ def _no_path(need: Need) -> str:
 
 def _no_distribution(need: Need) -> str:
     return ", ".join(f"{wanted} {found}" for wanted, found in missing_requirements(need.distributions))
+
+
+def _no_label(need: Need) -> str:
+    for name, label in need.labels.items():
+        installed = importlib.metadata.version(name)
+        if label not in installed.partition("+")[2]:
+            return f"{name} {installed} is installed, expected the vendor's build (+{label})"
+    return ""
+
+
+def pair_problems(pairs: Collection[Mapping[str, str]]) -> list[str]:
+    """One line if the installed releases of these distributions are in none of the combinations; else empty.
+
+    Empty as well if one of the distributions is missing.
+    """
+    found = {name: _installed(name) for pair in pairs for name in pair}
+    if not pairs or None in found.values():
+        return []
+    if any(all(_found(name, specifier) == "" for name, specifier in pair.items()) for pair in pairs):
+        return []
+    installed = " and ".join(f"{name} {version}" for name, version in found.items())
+    known = ", ".join(" with ".join(name + specifier for name, specifier in pair.items()) for pair in pairs)
+    return [f"{installed} do not work together; install {known}"]
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _no_entry_point(need: Need) -> str:
@@ -121,4 +162,5 @@ def _patterns(spec: BackendSpec | DetectorSpec, hardware: Collection[str], regis
 
 
 def _any_exists(patterns: Iterable[str]) -> bool:
-    return any(next(glob.iglob(pattern), None) is not None for pattern in patterns)
+    root = os.environ.get(ROOT, "")
+    return any(next(glob.iglob(root + pattern), None) is not None for pattern in patterns)

@@ -23,6 +23,7 @@ from sage_infer.specs import BackendSpec
 
 from sage_infer_testing.stand_in import add_distribution
 from sage_infer_testing.suite import ContractSuite
+from sage_infer_testing.vllm_stand_in import add_vendor_stack
 
 __all__ = ["VLLMPlatformContract"]
 
@@ -49,12 +50,18 @@ class VLLMPlatformContract(ContractSuite, kit=True):
         stack: the vendor's Python distributions with a supported version each, including vLLM and its plug-in.
         device: vLLM's device type on the platform, such as ``npu``.
         environment: environment variables that make devices 2 and 3 visible to the engine.
+        mismatched: version by distribution that together with ``stack`` are no working combination, though each is in
+            its range; empty if the vendor has only one combination.
+        checkpoints: quantized checkpoints as the vendor's tools write them: a name, the files with their content, and
+            the bits of weights and activations.
     """
 
     module: ClassVar[str] = ""
     stack: ClassVar[Mapping[str, str]] = {}
     device: ClassVar[str] = ""
     environment: ClassVar[Mapping[str, str]] = {}
+    mismatched: ClassVar[Mapping[str, str]] = {}
+    checkpoints: ClassVar[Mapping[str, tuple[Mapping[str, Any], int, int]]] = {}
 
     @pytest.fixture
     def adapter(self) -> Any:
@@ -152,7 +159,8 @@ class VLLMPlatformContract(ContractSuite, kit=True):
         stated = {
             field.name
             for field in attrs.fields(type(platform))
-            if field.name not in _IDENTITY and getattr(platform, field.name) not in (None, (), {})
+            if field.name not in _IDENTITY
+            and getattr(platform, field.name) not in (None, (), {}, field.default)
         }
         assert not stated - set(platform.sources), (
             f"without a source: {sorted(stated - set(platform.sources))}"
@@ -230,6 +238,77 @@ class VLLMPlatformContract(ContractSuite, kit=True):
         expected = f"{name} 0.0.1 is installed, expected {name}{specifier}; pip install '{name}{specifier}'"
         assert adapter.missing(platform) == [expected]
 
+    def test_the_stack_makes_the_backends_ready(
+        self, adapter: Any, specs: tuple[BackendSpec, BackendSpec], tmp_path: Path
+    ) -> None:
+        """On a machine with the distributions of ``stack`` and the files of the needs, both backends are ``ready``.
+
+        How to fix: compare ``needs`` and ``device_nodes`` of the specs with ``stack``, and name a file for each need.
+        """
+        states = self._listed(specs, tmp_path, self.stack)
+        assert set(states.values()) == {""}, f"not ready: {states}"
+
+    def test_releases_that_do_not_work_together_are_named(
+        self, adapter: Any, specs: tuple[BackendSpec, BackendSpec], tmp_path: Path
+    ) -> None:
+        """With ``mismatched`` releases, both backends list one line that names the releases and what works.
+
+        How to fix: set ``Need.pairs``, and ``Platform.pairs`` to the same value.
+        """
+        if not self.mismatched:
+            pytest.skip("the vendor has one combination of releases")
+        versions = {**self.stack, **self.mismatched}
+        for reason in self._listed(specs, tmp_path, versions).values():
+            assert reason.count("\n") == 0
+            assert "do not work together" in reason, reason
+            assert all(f"{name} {version}" in reason for name, version in self.mismatched.items()), reason
+
+    def _listed(
+        self, specs: tuple[BackendSpec, BackendSpec], folder: Path, versions: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Why each backend is not ready, as ``sage infer backend list`` prints it on a machine with these versions."""
+        machine = add_vendor_stack(
+            folder / "site", folder / "root", specs[0].needs, versions, device_nodes=specs[0].device_nodes
+        )
+        child = subprocess.run(
+            [sys.executable, "-m", "sage_infer.cli.main", "infer", "backend", "list", "--json"],
+            capture_output=True, text=True, timeout=self.timeout_s, check=True,
+            env={
+                **os.environ, **machine,
+                "PYTHONPATH": os.pathsep.join(filter(None, [machine["PYTHONPATH"], *sys.path])),
+            },
+        )  # fmt: skip
+        rows = {row["name"]: row for row in json.loads(child.stdout)}
+        if any(spec.name not in rows for spec in specs):
+            pytest.skip("the wheel is not installed, so the command does not list its backends")
+        return {
+            spec.name: ""
+            if rows[spec.name]["state"] == "ready"
+            else "\n".join(missing["found"] for missing in rows[spec.name]["missing"])
+            for spec in specs
+        }
+
+    def test_checkpoints_of_the_vendors_tools_are_recognized(
+        self, backends: tuple[Any, Any], tiny: ModelDescriptor
+    ) -> None:
+        """Each checkpoint is accepted with its bits, and refused by the field with others.
+
+        How to fix: list the method in ``Platform.quantization``, with the name in checkpoints if it differs.
+        """
+        if not self.checkpoints:
+            pytest.skip("no checkpoints are given")
+        for name, (files, weights, activations) in self.checkpoints.items():
+            for file, content in files.items():
+                (Path(tiny.model_path) / file).write_text(json.dumps(content), "utf-8")
+            fitting = QuantizationProfile(profile_id=name, weight_bits=weights, activation_bits=activations)
+            backends[0](tiny).load_quant_profile(fitting)
+            other = attrs.evolve(fitting, weight_bits=2)
+            with pytest.raises(CapabilityMismatch, match=rf"has {weights}-bit weights .*weight_bits"):
+                backends[0](tiny).load_quant_profile(other)
+            for file in files:
+                if file != "config.json":
+                    (Path(tiny.model_path) / file).unlink()
+
     def test_another_vendors_plugin_is_named(self, adapter: Any, platform: Any, site: Path) -> None:
         """A second platform plug-in of vLLM is reported, because a process can use only one.
 
@@ -281,7 +360,7 @@ class VLLMPlatformContract(ContractSuite, kit=True):
         for method in platform.quantization:
             bits = (method.weight_bits, method.activation_bits)
             profile = QuantizationProfile(profile_id="p", weight_bits=bits[0], activation_bits=bits[1])
-            config.write_text(_quantized(method.name, *bits), "utf-8")
+            config.write_text(_quantized(method.checkpoint_name, *bits), "utf-8")
             backends[0](tiny).load_quant_profile(profile)
             config.write_text(_quantized("of-another-vendor", *bits), "utf-8")
             with pytest.raises(CapabilityMismatch, match=f"{platform.backend_name} does not support"):

@@ -64,7 +64,8 @@ def capability_of(
         features += ["lora"] if settings.adapters else []
         features += ["tool_calls"] if settings.tool_parser else []
     features += ["trace"] if compat.traces(engine.llm) else []
-    if compat.current_platform.is_sleep_mode_available() and config.model_config.enable_sleep_mode:
+    can_sleep = platform.can_sleep is not False and compat.current_platform.is_sleep_mode_available()
+    if can_sleep and config.model_config.enable_sleep_mode:
         features.append("sleep")
     return CapabilityDescriptor(
         backend_name=service.name,

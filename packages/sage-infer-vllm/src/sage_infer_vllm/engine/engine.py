@@ -208,9 +208,14 @@ def check_platform(platform: Platform) -> None:
     Raises:
         BackendUnavailable: vLLM found another platform.
     """
+    found = type(compat.current_platform)
+    if platform.builtin is not None and not getattr(compat.current_platform, f"is_{platform.builtin}")():
+        raise BackendUnavailable(
+            f"backend {platform.backend_name!r} requires vLLM's platform {platform.builtin!r}, but vLLM uses "
+            f"{found.__module__}.{found.__qualname__}; check the vendor's driver, and that its build is installed"
+        )
     if platform.plugin is None:
         return
-    found = type(compat.current_platform)
     if platform.plugin not in compat.active_platform_plugins():
         raise BackendUnavailable(
             f"backend {platform.backend_name!r} requires vLLM's platform plug-in {platform.plugin!r}, but vLLM uses "

@@ -25,14 +25,16 @@ from sage_infer_vllm.engine.kv_reuse import KVReuse
 from sage_infer_vllm.engine.running import Running
 from sage_infer_vllm.handover.kv_format import cast_floats
 from sage_infer_vllm.handover.states import States
+from sage_infer_vllm.installed import plugin_versions
 from sage_infer_vllm.kv.claims import handover_features
 from sage_infer_vllm.kv.plan import FIRST_TOKEN_CLASS
 from sage_infer_vllm.kv.traffic import open_traffic
 from sage_infer_vllm.models.kv_options import cache_arguments
 from sage_infer_vllm.models.kv_schema import KV_DTYPES, describe_kv
 from sage_infer_vllm.models.prepare import loadable_folder
-from sage_infer_vllm.models.quantization import Quantization
+from sage_infer_vllm.models.quantization import Quantization, undetected_method
 from sage_infer_vllm.models.weights import WeightIds, adapter_id, weight_ids
+from sage_infer_vllm.platform import Platform
 from sage_infer_vllm.requests.open_requests import OpenRequests
 from sage_infer_vllm.settings import VLLMSettings, engine_arguments, engine_environment
 
@@ -93,8 +95,9 @@ async def open_model(
     def arguments(device: str) -> dict[str, Any]:
         supported = compat.cache_dtypes(device)
         found = engine_arguments(settings, platform, model, str(folder), device=device, runner=service.runner)
-        if quantization.method is not None:
-            found["quantization"] = quantization.method
+        method = quantization.method or undetected_method(folder, platform)
+        if method is not None:
+            found["quantization"] = method if quantization.method else found.get("quantization", method)
         return {**found, **cache_arguments(wanted_kv, platform, supported)}
 
     # Concurrent with the start: vLLM reads the same files, and both wait for the disk.
@@ -135,7 +138,7 @@ def _read(
         schema, undescribed = describe_kv(
             engine.kv,
             cache_dtype=str(config.cache_config.cache_dtype),
-            version=compat.version(),
+            version=_stack(service.platform, compat.version()),
             ranks=config.parallel_config.tensor_parallel_size,
             total_heads=compat.total_kv_heads(engine.llm),
         )
@@ -175,6 +178,13 @@ def _read(
 
     engine.watch(died)
     return running
+
+
+def _stack(platform: Platform, version: str) -> str:
+    """vLLM's version with the vendor's name and plug-in: layouts of equal names differ between vendors."""
+    if platform.hardware_backend is None:
+        return version
+    return "-".join([version, platform.hardware_backend, *plugin_versions(platform).values()])
 
 
 def _name_kv(running: Running, weights: WeightIds, model_id: str, instance_id: str) -> None:

@@ -27,7 +27,8 @@ def kv_facts(worker: Any) -> dict[str, Any]:
     for name, spec in sorted(runner.get_kv_cache_spec().items(), key=lambda item: layer_place(item[0])):
         tensors = list(_tensors(getattr(context.get(name), "kv_cache", None)))
         storages.update({_storage(tensor).data_ptr(): _storage(tensor).nbytes() for tensor in tensors})
-        layers.append({**_layer(spec, blocks.get(name)), **_attention(groups.get(name)), **_form(tensors)})
+        layer = _layer(spec, blocks.get(name))
+        layers.append({**layer, **_attention(groups.get(name)), **_form(tensors, bool(layer["num_heads"]))})
     return {"layers": layers, "bytes": sum(storages.values()), **_rotation(runner)}
 
 
@@ -128,7 +129,15 @@ def _attention(group: Any) -> dict[str, str]:
     }
 
 
-def _form(tensors: list[Any]) -> dict[str, list[int]]:
+def _form(tensors: list[Any], is_paged: bool) -> dict[str, list[int]]:
+    if (
+        is_paged and len(tensors) == 2 and tensors[0].shape == tensors[1].shape
+    ):  # keys and values, as on Ascend
+        first = tensors[0]
+        return {
+            "shape": [2, *map(int, first.shape)],
+            "stride": [int(first.numel()), *map(int, first.stride())],
+        }
     if len(tensors) != 1:  # a state has several, whose axes no schema names
         return {"shape": [], "stride": []}
     return {"shape": [int(n) for n in tensors[0].shape], "stride": [int(n) for n in tensors[0].stride()]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,12 @@ from attrs import frozen
 from sage_infer.errors import CapabilityMismatch
 from sage_infer.schemas import QuantizationProfile
 
+from sage_infer_vllm.models.described import described_method, read_object
 from sage_infer_vllm.platform import Platform, QuantizationMethod
 
-__all__ = ["DEVICE_METHODS", "NONE", "Quantization", "checkpoint_method", "quantization_for"]
+__all__ = [
+    "DEVICE_METHODS", "NONE", "Quantization", "checkpoint_method", "quantization_for", "undetected_method",
+]  # fmt: skip
 
 _CHECKPOINTS = (
     QuantizationMethod(name="awq", weight_bits=4),
@@ -87,13 +89,20 @@ def quantization_for(
     )
 
 
+def undetected_method(model_path: str | Path, platform: Platform) -> str | None:
+    """vLLM's method for a checkpoint that only a vendor's tool describes, which vLLM does not detect by itself."""
+    found = described_method(Path(model_path))
+    if found is None:
+        return None
+    return next((m.name for m in platform.quantization or () if m.checkpoint_name == found.name), None)
+
+
 def checkpoint_method(model_path: str | Path) -> QuantizationMethod | None:
     """The quantization of a checkpoint; None for floats, and for GGUF files, which are dequantized."""
-    config = Path(model_path) / "config.json"
-    try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("quantization_config")
-    except (OSError, ValueError, AttributeError):
-        return None
+    described = described_method(Path(model_path))
+    if described is not None:
+        return described
+    found = read_object(Path(model_path) / "config.json").get("quantization_config")
     if not isinstance(found, dict):
         return None
     name = str(found.get("quant_method", "unknown"))
@@ -141,8 +150,12 @@ def _method(
         problems.append(
             f"the checkpoint has {has[0]}-bit weights with {has[1]}-bit activations ({checkpoint.name}), not {words}"
         )
-    elif not any(m.name == checkpoint.name and (m.weight_bits, m.activation_bits) == has for m in methods):
-        names = ", ".join(sorted({m.name for m in methods})) or "none"
+    else:
+        fitting = (m for m in methods if m.checkpoint_name == checkpoint.name)
+        for method in fitting:
+            if (method.weight_bits, method.activation_bits) == has:
+                return _with_kernel(method.name, profile, methods, problems)
+        names = ", ".join(sorted({m.checkpoint_name for m in methods})) or "none"
         problems.append(
             f"{where} does not support {checkpoint.name} checkpoints with {words}; supported: {names}"
         )
