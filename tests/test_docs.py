@@ -166,7 +166,13 @@ def test_commands_exist(page: Path) -> None:
 
 @every_page
 def test_variables_exist(page: Path) -> None:
-    others = {"SAGE_INFER_CONFIG", "SAGE_INFER_DISABLE", "SAGE_INFER_DEBUG", "SAGE_INFER_CONTRACT"}
+    others = {
+        "SAGE_INFER_CONFIG",
+        "SAGE_INFER_DISABLE",
+        "SAGE_INFER_DEBUG",
+        "SAGE_INFER_CONTRACT",
+        "SAGE_INFER_ROOT",
+    }
     named = set(re.findall(r"SAGE_INFER_[A-Z_]*[A-Z]", page.read_text("utf-8")))
     assert not named - others - set(variables(installed_config_class())), "no such environment variable"
 
