@@ -1,13 +1,16 @@
 """Time to the first token on vLLM when a prompt's KV lies in a KV store, against computing it; and beside other stores.
 
     python benchmarks/vllm_kv_reuse.py [--model NAME] [--tokens 1536] [--prompts 4] [--rounds 2] [--json FILE]
-        [--ways dram ssd example simple lmcache decode]
+        [--ways dram ssd handover example offloading simple lmcache nixl decode]
 
 Each way is an engine in a process of its own, one after the other, in alternating order each round; vLLM's own prefix
 cache is off, so that a hit comes from the store. In an engine, every prompt is computed once (cold) and asked again
 (hit), and ratios are taken within such a pair. ``ssd`` is asked by a second engine, after a restart, and its cold
-prompts are new ones. ``example``, ``simple`` and ``lmcache`` are connectors of vLLM: ExampleConnector (files),
-SimpleCPUOffloadConnector and LMCache (main memory); one that does not run is reported with its reason.
+prompts are new ones. ``example``, ``offloading``, ``simple`` and ``lmcache`` are connectors of vLLM: ExampleConnector
+(files), OffloadingConnector with the spec in ``vllm_offloading_spec.py``, SimpleCPUOffloadConnector and LMCache (main
+memory). ``handover`` and ``nixl`` have two engines: one has computed the prompt, and the other's time is taken from the
+moment when it is asked, with the transfer in it: ``export_kv``, ``import_kv`` and ``decode``, or vLLM's NixlConnector.
+A way that does not run is reported with its reason.
 ``decode`` compares the time per output token with pages of 32 tokens and with vLLM's default, of two engines in one
 process that are asked alternately.
 """
@@ -20,11 +23,13 @@ import json
 import os
 import platform
 import random
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +59,17 @@ def options_of(way: str, folder: Path, pages: int) -> dict[str, Any]:
         return {**page, "engine_options": connector("ExampleConnector", shared_storage_path=str(folder))}
     if way == "simple":
         return {**page, "engine_options": connector("SimpleCPUOffloadConnector", cpu_bytes_to_use=2 * 2**30)}
+    if way == "offloading":
+        spec = {"spec_name": "HostSpec", "spec_module_path": "vllm_offloading_spec"}
+        options = connector("OffloadingConnector", cpu_bytes_to_use=2 * 2**30, **spec)
+        return {**page, "engine_options": options}
     if way == "lmcache":
         return {**page, "engine_options": connector("LMCacheConnectorV1")}
-    return page if way == "decode-32" else {}
+    if way == "nixl":
+        options = connector("NixlConnector")
+        options["kv_transfer_config"]["kv_buffer_device"] = "cpu"
+        return {**page, "engine_options": options}
+    return {} if way == "decode-default" else page
 
 
 def engine(given: Mapping[str, Any], way: str) -> Any:
@@ -88,6 +101,8 @@ async def one_way(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     way, count, tokens, seed = given["way"], given["prompts"], given["tokens"], given["seed"]
     if way == "decode":
         return await decoded(given)
+    if way in ("handover", "nixl"):
+        return await handed_over(given)
     backend = engine(given, way)
     await backend.start()
     try:
@@ -129,6 +144,76 @@ async def decoded(given: Mapping[str, Any]) -> list[dict[str, Any]]:
             await backend.close()
 
 
+async def handed_over(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Prompts that one engine computes and another one continues."""
+    way, count, tokens, seed = given["way"], given["prompts"], given["tokens"], given["seed"]
+    move = through_nixl if way == "nixl" else through_export
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port())
+    source = engine(given, way)
+    await source.start()
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port())
+    target = engine(given, way)
+    try:
+        await target.start()
+        for backend in (source, target):
+            await ask(backend, prompts_of(seed + 10**6, 1, tokens)[0], 2)
+        await move(source, target, prompts_of(seed + 2 * 10**6, 1, tokens)[0], "first")
+        pairs = []
+        for number, prompt in enumerate(prompts_of(seed, count, tokens)):
+            cold = await ask(target, prompt, 2)
+            pairs.append({"way": way, "cold": cold, "hit": await move(source, target, prompt, f"r{number}")})
+        return pairs
+    finally:
+        await target.close()
+        await source.close()
+
+
+async def through_export(source: Any, target: Any, prompt: list[int], name: str) -> dict[str, Any]:
+    params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+    (state,) = (await source.prefill(prompt, request_id=name, params=params)).states
+    began = time.perf_counter()
+    state, buffers = await source.export_kv(state)
+    state = await target.import_kv(state, buffers)
+    found: list[int] = []
+    first = 0.0
+    async for delta in (await target.decode(state, request_id=name)).stream:
+        first = first or time.perf_counter() - began
+        found += delta.token_ids
+    await source.abort(name)
+    return {"ttft_s": first, "inter_token_s": None, "cached": len(prompt) - 1, "tokens": found}
+
+
+async def through_nixl(source: Any, target: Any, prompt: list[int], name: str) -> dict[str, Any]:
+    """vLLM's own requests: the adapter has no parameters for other connectors."""
+    remote = {"remote_engine_id": None, "remote_block_ids": None, "remote_host": None, "remote_port": None}
+    wanted = {"do_remote_decode": True, "do_remote_prefill": False, **remote}
+    *_, last = [output async for output in raw(source, prompt, 1, name, wanted)]
+    began = time.perf_counter()
+    found: list[int] = []
+    first, cached = 0.0, 0
+    async for output in raw(target, prompt, 2, f"{name}-d", last.kv_transfer_params):
+        first = first or time.perf_counter() - began
+        cached = output.num_cached_tokens or cached
+        found += output.outputs[0].token_ids
+    return {"ttft_s": first, "inter_token_s": None, "cached": cached, "tokens": found}
+
+
+def raw(backend: Any, prompt: list[int], tokens: int, name: str, transfer: Any) -> AsyncIterator[Any]:
+    compat, llm = backend._running.compat, backend._running.engine.llm
+    params = compat.SamplingParams(
+        temperature=0.0, max_tokens=tokens, ignore_eos=True, output_kind=compat.RequestOutputKind.DELTA,
+        extra_args={"kv_transfer_params": transfer},
+    )  # fmt: skip
+    outputs: AsyncIterator[Any] = llm.generate(compat.tokens_input(prompt), params, name)
+    return outputs
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 async def saved(backend: Any, pages: int) -> None:
     while True:
         found = backend.stats().extensions
@@ -143,14 +228,18 @@ def run(way: str, args: argparse.Namespace, folder: Path, seed: int) -> list[dic
         "way": way, "prompts": args.prompts, "tokens": args.tokens, "seed": seed, "model": args.model,
         "folder": str(folder), "kv_gb": args.kv_gb,
     }  # fmt: skip
+    here = str(Path(__file__).parent)  # vLLM's processes import the spec
+    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, __file__, "--one", json.dumps(given)],
         capture_output=True,
         text=True,
+        env={**os.environ, "PYTHONPATH": path},
     )
     if done.returncode:
-        reason = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-        print(f"{way}: does not run: {' '.join(reason)[:300]}", flush=True)
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = [line for line in lines if "Error" in line][-1:] or lines[-1:]  # warnings may follow it
+        print(f"{way}: does not run: {' '.join(reason)[:600]}", flush=True)
         return []
     found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     for row in found:
@@ -201,7 +290,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--kv-gb", type=float, default=0.5)
     parser.add_argument(
-        "--ways", nargs="+", default=["dram", "ssd", "example", "simple", "lmcache", "decode"]
+        "--ways",
+        nargs="+",
+        default=["dram", "ssd", "handover", "example", "offloading", "simple", "lmcache", "nixl", "decode"],
     )
     parser.add_argument("--json", type=Path, help="write all answers to this file")
     parser.add_argument("--one", help=argparse.SUPPRESS)
