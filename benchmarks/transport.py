@@ -1,13 +1,14 @@
 """The KV transports beside memcpy and iperf3, alternating in one run.
 
-    python benchmarks/transport.py [--rounds 8] [--megabytes 256] [--namespace] [--json FILE]
+    python benchmarks/transport.py [--rounds 8] [--megabytes 256] [--namespace] [--nixl] [--json FILE]
 
 Shared memory: chunks of 4 MiB from one endpoint's segment to another's, checksums included, beside one thread's
 ``memcpy`` of as many bytes; also as CPU seconds, which other load on the machine changes less. TCP: the same chunks to
 an endpoint of another process over loopback, beside ``iperf3`` with one stream (Debian's package iperf3): over one
 connection, and as many as the preset ``high-bw`` opens. ``--namespace`` (root) repeats TCP through a network namespace,
-and cuts its link for 3 seconds in the middle of a transfer. Each side has moved the bytes once before the first round,
-so that no page is new. Ratios are taken per round.
+and cuts its link for 3 seconds in the middle of a transfer. ``--nixl`` sends the chunks over NIXL, too, beside the
+preset ``high-bw`` of TCP (wheel sage-infer-nixl, with a build of NIXL). Each side has moved the bytes once before the
+first round, so that no page is new. Ratios are taken per round.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from sage_infer.contracts import Transport
+from sage_infer.contracts import KVEndpoint, Transport
+from sage_infer.plugins import open_transport
 from sage_infer.schemas import (
     KVCacheSchema,
     KVChunk,
@@ -86,11 +88,11 @@ def streamed(host: str, port: int, nbytes: int) -> float:
 class Peer:
     """An endpoint and an iperf3 server in processes of their own, in a network namespace if it is named."""
 
-    def __init__(self, host: str, chunks: int, namespace: str = "") -> None:
+    def __init__(self, host: str, chunks: int, namespace: str = "", *, nixl: bool = False) -> None:
         prefix = ["ip", "netns", "exec", namespace] if namespace else []
         self.host = host
         self._endpoint = subprocess.Popen(
-            [*prefix, sys.executable, __file__, "--serve", host, "--chunks", str(chunks)],
+            [*prefix, sys.executable, __file__, "--serve", host, "--chunks", str(chunks), *["--nixl"] * nixl],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         with socket.socket() as free:
@@ -113,9 +115,15 @@ class Peer:
         self._endpoint.communicate("")
 
 
-def serve(host: str, count: int) -> None:
+def serve(host: str, count: int, nixl: bool) -> None:
     """Serve rooms for a ``Peer``."""
-    endpoint = TCPEndpoint(host=host, capacity_bytes=count * CHUNK)
+    endpoint: KVEndpoint
+    if nixl:
+        from sage_infer_nixl import NIXLEndpoint
+
+        endpoint = NIXLEndpoint(host=host, capacity_bytes=count * CHUNK)
+    else:
+        endpoint = TCPEndpoint(host=host, capacity_bytes=count * CHUNK)
     chunks = chunks_of(bytearray(CHUNK)) * count
     places: tuple[KVLocation, ...] = ()
     for _ in sys.stdin:
@@ -195,6 +203,10 @@ async def main(arguments: argparse.Namespace) -> None:
             name = stack.enter_context(namespace())
             peer = stack.enter_context(closing(Peer(LINK[1], len(chunks), name)))
             links["namespace"] = Link(chunks, places, peer)
+        nixl = None
+        if arguments.nixl:
+            peer = stack.enter_context(closing(Peer("127.0.0.1", len(chunks), nixl=True)))
+            nixl = open_transport("nixl", settings=presets["high-bw"]), Link(chunks, places, peer)
         plan = links["loopback"].plan("shm", rooms)
         for number in range(arguments.rounds + 1):
             found: dict[str, tuple[float, float]] = {}
@@ -210,6 +222,9 @@ async def main(arguments: argparse.Namespace) -> None:
                 stream = await asyncio.to_thread(streamed, link.peer.host, link.peer.port, nbytes)
                 for name, speed in zip(transports, speeds, strict=True):
                     found[f"tcp / iperf3, {where}, {name}"] = speed, stream
+            if nixl is not None:
+                tcp = found["tcp / iperf3, loopback, high-bw"][0]
+                found["nixl / tcp, loopback, high-bw"] = await moved(nixl[0], nixl[1].plan("nixl")), tcp
             if number:  # the first one touches new pages
                 for name, pair in found.items():
                     pairs.setdefault(name, []).append(pair)
@@ -221,6 +236,8 @@ async def main(arguments: argparse.Namespace) -> None:
             print(f"link cut for {CUT_S:g} s: done after {report.elapsed_s:.1f} s, {report.retries} retries")
         for transport in (local, *transports.values()):
             await transport.close()
+        if nixl is not None:
+            await nixl[0].close()
     print("\n| | ours, GB/s | ratio: median (min to max) |\n|---|---:|---|")
     for name, values in pairs.items():
         ratios = [a / b for a, b in values]
@@ -244,11 +261,12 @@ if __name__ == "__main__":
     parser.add_argument("--megabytes", type=int, default=256)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--namespace", action="store_true")
+    parser.add_argument("--nixl", action="store_true")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--chunks", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve, options.chunks)
+        serve(options.serve, options.chunks, options.nixl)
         raise SystemExit
     if shutil.which("iperf3") is None:
         raise SystemExit("iperf3 is required: apt-get install iperf3")

@@ -1,4 +1,4 @@
-"""Prefill in one process, decode in another: the KV travels over TCP or shared memory.
+"""Prefill in one process, decode in another: the KV travels over TCP, shared memory or NIXL (wheel sage-infer-nixl).
 
     python examples/pd_disaggregation.py [--source openvino] [--target openvino] [--transport tcp] [--prompts 3]
 
@@ -40,6 +40,10 @@ def opened(backend: str) -> AbstractAsyncContextManager[InferenceBackend]:
 
 
 def endpoint(transport: str) -> KVEndpoint:
+    if transport == "nixl":
+        from sage_infer_nixl import NIXLEndpoint
+
+        return NIXLEndpoint()
     return TCPEndpoint() if transport == "tcp" else SharedMemoryEndpoint()
 
 
@@ -84,7 +88,7 @@ async def main(arguments: argparse.Namespace) -> int:
 
 async def serve_decode(pipe: Connection, engine: InferenceBackend, arguments: argparse.Namespace) -> int:
     here, equal = endpoint(arguments.transport), 0
-    transport = open_transport("tcp" if arguments.transport == "tcp" else "local")
+    transport = open_transport("local" if arguments.transport == "shm" else arguments.transport)
     await asyncio.to_thread(pipe.recv)
     for number in range(arguments.prompts):
         question = QUESTION.format(SUBJECTS[number % len(SUBJECTS)])
@@ -120,7 +124,7 @@ if __name__ == "__main__":
         "--source", default="openvino", metavar="BACKEND", help="backend that computes the prompts"
     )
     parser.add_argument("--target", default="openvino", metavar="BACKEND", help="backend that continues")
-    parser.add_argument("--transport", choices=("tcp", "shm"), default="tcp")
+    parser.add_argument("--transport", choices=("tcp", "shm", "nixl"), default="tcp")
     parser.add_argument("--prompts", type=int, default=3)
     try:
         sys.exit(asyncio.run(main(parser.parse_args())))

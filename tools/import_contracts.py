@@ -30,6 +30,7 @@ WHEELS = {
     "sage_infer_hybrid": ("sage_infer_hal", "sage_infer_planning"),
     "sage_infer_hygon": _VENDOR,
     "sage_infer_kunlunxin": _VENDOR,
+    "sage_infer_nixl": ("sage_infer_transport",),
     "sage_llm": ("sage_infer_hal", "sage_infer_planning", "sage_infer_serve", "sage_infer_transport"),
 }
 """Wheels that a wheel may import in addition to the core."""
