@@ -50,6 +50,7 @@ HINTS: Mapping[str, str] = {
     "infer key add": "sage-infer-serve",
     "infer key list": "sage-infer-serve",
     "infer key remove": "sage-infer-serve",
+    "infer kv convert": "sage-infer-kvstore",
     "infer kv purge": "sage-infer-kvstore",
     "infer kv stat": "sage-infer-kvstore",
     "infer kv verify": "sage-infer-kvstore",

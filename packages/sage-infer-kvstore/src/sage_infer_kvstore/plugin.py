@@ -6,6 +6,7 @@ SAGE_INFER_CONTRACT = "1.0"
 
 _GROUP = "KV stores: what is in them."
 _COMMANDS = {
+    "convert": "Convert the blocks of prompts to the format of another engine.",
     "purge": "Remove the blocks of a store.",
     "stat": "Shared arenas and SSD stores, and how full they are.",
     "verify": "Compare the blocks of SSD stores with their checksums.",

@@ -89,7 +89,9 @@ class LoadedDecoder:
         if settings.kv_store is None:
             return None
         states = self.states
-        store = open_kv_store(settings.kv_store, schema=states.schema, model_id=states.kv_model)
+        store = open_kv_store(
+            settings.kv_store, schema=states.schema, model_id=states.kv_model, weights_id=states.weights_id
+        )
         broker = KVBroker(
             store,
             page_bytes=self.runner.block_nbytes,

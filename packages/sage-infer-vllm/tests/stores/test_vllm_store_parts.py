@@ -91,7 +91,14 @@ def test_a_store_is_closed_if_its_arena_cannot_be_made(
     monkeypatch.setattr("sage_infer_vllm.kv.arena.HostPages", refuse)
     with pytest.raises(OutOfMemory):
         open_traffic(
-            "faulty", kv_model="m", schema=SCHEMA, blocks=10, sequence_tokens=10, step_tokens=10, wait_s=1
+            "faulty",
+            kv_model="m",
+            weights_id="",
+            schema=SCHEMA,
+            blocks=10,
+            sequence_tokens=10,
+            step_tokens=10,
+            wait_s=1,
         )
     assert store.is_closed
 

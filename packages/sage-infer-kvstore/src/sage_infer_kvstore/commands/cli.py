@@ -12,7 +12,7 @@ from sage_infer.errors import InvalidRequest, KVCorrupt
 if TYPE_CHECKING:
     from sage_infer_kvstore.commands.found import FoundStore
 
-__all__ = ["purge", "stat", "verify"]
+__all__ = ["convert", "purge", "stat", "verify"]
 
 Paths = Annotated[
     list[Path] | None, typer.Argument(metavar="[PATH]…", help="Paths of SSD stores.", show_default=False)
@@ -70,6 +70,43 @@ def purge(path: Paths = None, name: Arena = None) -> None:
         print(
             f"{store.store} {store.name} ({store.key_space}): {store.blocks} blocks, {_size(store.bytes)} freed"
         )
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of an SSD store with the blocks.", show_default=False)
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(help="Folder of an SSD store that the other engine has opened.", show_default=False),
+    ],
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            "--prompts",
+            help="File with one prompt a line: a JSON list of token ids, or an answer with prompt_token_ids.",
+            show_default=False,
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Convert the stored blocks of prompts to the format of another engine."""
+    from attrs import asdict
+
+    from sage_infer_kvstore.commands import convert as converting
+
+    spaces = converting.space_of(source.expanduser()), converting.space_of(target.expanduser())
+    wanted = converting.prompts_of(prompts.expanduser())
+    with progress_bar() as report:
+        done = converting.convert(*spaces, wanted, lambda share: report("converting", share))
+    if as_json:
+        print_json({"source": str(spaces[0].folder), "target": str(spaces[1].folder), **asdict(done)})
+        return
+    print(f"from {spaces[0]}\nto   {spaces[1]}")
+    print(
+        f"{done.written} blocks written ({_size(done.bytes)} in {done.seconds:.1f} s), {done.kept} there already, "
+        f"{done.dropped} not taken; blocks of {done.found_prompts} of {done.prompts} prompts found"
+    )
 
 
 def _chosen(paths: list[Path] | None, names: list[str] | None, *, all_arenas: bool) -> list[FoundStore]:

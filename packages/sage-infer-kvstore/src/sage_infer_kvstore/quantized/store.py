@@ -58,6 +58,12 @@ class QuantizedStore:
         if note is not None:
             note(keys)
 
+    def note_weights(self, weights_id: str) -> None:
+        """Pass on which weights the blocks belong to, to a lower store that keeps it."""
+        note = getattr(self._lower, "note_weights", None)
+        if note is not None:
+            note(weights_id)
+
     def match(self, tokens: Sequence[int]) -> int:
         keys = list(block_keys(self._model_id, self._schema, tokens))
         return self.match_keys(keys) * self._schema.page_size

@@ -19,6 +19,7 @@ from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 
 from sage_infer_kvstore.blocks import blocks_of, check_keys, checked_buffers
+from sage_infer_kvstore.ssd.about import About
 from sage_infer_kvstore.ssd.folder import open_folder
 from sage_infer_kvstore.ssd.record import Layout
 from sage_infer_kvstore.ssd.segment import Buffers, Segment, found_segment, new_segment
@@ -79,10 +80,16 @@ class SSDStore:
         self._folder, self._descriptor, self._writable = open_folder(path, model_id, schema)
         self._pool = ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="sage-kv-ssd")
         self._scan()
+        self.note_weights("")
 
     @property
     def schema(self) -> KVCacheSchema:
         return self._schema
+
+    def note_weights(self, weights_id: str) -> None:
+        """Write down which weights the blocks belong to; commands read that beside the schema."""
+        if self._writable:
+            About(self._model_id, weights_id, self._schema, self._capacity).write(self._folder)
 
     # --- look-up
 

@@ -57,6 +57,12 @@ class TieredStore(BaseTieredStore):
         if note is not None and self._thread.is_available:
             self._thread.submit(lambda: note(keys))
 
+    def note_weights(self, weights_id: str) -> None:
+        """Pass on which weights the blocks belong to, to a lower store that keeps it."""
+        note = getattr(self._lower, "note_weights", None)
+        if note is not None and self._thread.is_available:
+            self._thread.submit(lambda: note(weights_id))
+
     def match(self, tokens: Sequence[int]) -> int:
         keys = list(block_keys(self._model_id, self._schema, tokens))
         return self.match_keys(keys) * self._schema.page_size

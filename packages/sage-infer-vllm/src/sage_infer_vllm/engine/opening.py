@@ -216,6 +216,7 @@ async def _open_reuse(
         open_traffic,
         setting,
         kv_model=states.kv_model,
+        weights_id=states.weights_id,
         schema=states.schema,
         blocks=blocks,
         sequence_tokens=running.max_sequence_length,

@@ -205,10 +205,12 @@ def open_served(config: Any, settings: ServedSettings, *, facts: Mapping[str, An
         unsplit, features = "the kernel of a layer is not known", ()
     if schema is None or not features:
         raise UnsupportedFeature(f"a KV store is not supported for this engine: {reason or unsplit}")
-    kv_model = f"{weight_ids(folder).content} {model.dtype} {model.quantization}"
+    weights = weight_ids(folder)
+    kv_model = f"{weights.content} {model.dtype} {model.quantization}"
     traffic = open_traffic(
         settings.kv_store,
         kv_model=kv_model,
+        weights_id=weights.weights_id,
         schema=schema,
         blocks=blocks,
         sequence_tokens=int(model.max_model_len),

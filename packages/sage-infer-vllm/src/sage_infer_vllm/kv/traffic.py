@@ -119,6 +119,7 @@ def open_traffic(
     setting: str | Mapping[str, Any],
     *,
     kv_model: str,
+    weights_id: str,
     schema: KVCacheSchema,
     blocks: int,
     sequence_tokens: int,
@@ -130,6 +131,7 @@ def open_traffic(
     Args:
         setting: see ``open_kv_store``.
         kv_model: name of the weights and of how they are computed.
+        weights_id: see ``open_kv_store``.
         schema: of the KV cache.
         blocks: pages of the KV cache.
         sequence_tokens: limit of a sequence.
@@ -143,7 +145,7 @@ def open_traffic(
     slots = arena_slots(
         blocks=blocks, page_size=schema.page_size, sequence_tokens=sequence_tokens, step_tokens=step_tokens
     )
-    store = open_kv_store(setting, schema=schema, model_id=kv_model)
+    store = open_kv_store(setting, schema=schema, model_id=kv_model, weights_id=weights_id)
     try:
         return StoreTraffic(store, page_bytes=schema.bytes_per_page, slots=slots, wait_s=wait_s)
     except BaseException:

@@ -12,8 +12,14 @@ if TYPE_CHECKING:
 __all__ = ["check_kv_store", "open_kv_store"]
 
 
-def open_kv_store(settings: str | Mapping[str, Any], *, schema: KVCacheSchema, model_id: str) -> KVStore:
+def open_kv_store(
+    settings: str | Mapping[str, Any], *, schema: KVCacheSchema, model_id: str, weights_id: str = ""
+) -> KVStore:
     """Open the store that a setting names: a store's name, or a mapping with ``store`` and the store's options.
+
+    Args:
+        weights_id: ``weights_id_of`` the model's files, for a store with a method ``note_weights``: by it, the KV of
+            several engines is known to be of one model.
 
     Raises:
         BackendUnavailable: unknown, not ready on this machine, or its code failed.
@@ -22,7 +28,11 @@ def open_kv_store(settings: str | Mapping[str, Any], *, schema: KVCacheSchema, m
     from sage_infer.plugins import open_store
 
     name, options = _parted(settings)
-    return open_store(name, schema=schema, model_id=model_id, **options)
+    store = open_store(name, schema=schema, model_id=model_id, **options)
+    note = getattr(store, "note_weights", None)
+    if note is not None and weights_id:
+        note(weights_id)
+    return store
 
 
 def check_kv_store(settings: str | Mapping[str, Any]) -> None:
