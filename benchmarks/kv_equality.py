@@ -90,7 +90,7 @@ def model_of(layers: int) -> Iterator[str]:
     )
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        for file in whole.glob("tokenizer*.json"):
+        for file in (*whole.glob("tokenizer*.json"), *whole.glob("chat_template.*")):
             shutil.copy(file, folder)
         config = json.loads((whole / "config.json").read_text("utf-8"))
         (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}), "utf-8")
