@@ -34,6 +34,7 @@ pytest.importorskip("sage_llm")
 from sage_infer_ray.actor import ReplicaActor  # noqa: E402 - needs Ray
 from sage_infer_ray.cluster import Cluster, bundles_of  # noqa: E402
 from sage_infer_ray.executor import RayExecutor  # noqa: E402
+from sage_infer_ray.leave import main as leave_actor  # noqa: E402
 from sage_llm.replicas.connect import connect  # noqa: E402
 
 WAIT_S = 120.0
@@ -179,6 +180,25 @@ def test_a_replica_whose_owner_died_ends_after_its_grace(executor_of: Callable[.
         await eventually(lambda: not where.is_placed("toy/0"), "the placement group is left", within_s=WAIT_S)
 
     asyncio.run(main())
+
+
+def test_the_helper_of_a_leaving_actor_ends_that_one_only(
+    with_executor: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(executor: RayExecutor) -> None:
+        handle = await executor.start(spec())
+        monkeypatch.setattr(ray, "init", lambda **options: None)  # this process is connected
+        rows = ray.util.placement_group_table().values()
+        (group,) = [row["placement_group_id"] for row in rows if row["state"] == "CREATED"]
+        leave_actor(executor._cluster.address, "tests", "sage/toy/0", "another actor", "another group")
+        leave_actor(executor._cluster.address, "tests", "sage/none", "another actor", "another group")
+        assert len(await tokens_of(handle)) == 3
+        leave_actor(executor._cluster.address, "tests", "sage/toy/0", actor_id("toy/0"), group)
+        await handle.wait()
+        assert executor._cluster.ids() == []
+        assert not executor._cluster.is_placed("toy/0")
+
+    with_executor(test)
 
 
 def test_an_empty_process_of_a_dead_executor_is_removed(executor_of: Callable[..., RayExecutor]) -> None:

@@ -68,6 +68,8 @@ def model_status(entry: ModelEntry, fleet: Fleet, placement: Placement) -> Model
     state, reason, stage, share = entry.state, entry.reason, "", None
     if state == "loading":
         stage = f"starting {len(replicas)} replica{'s' if len(replicas) != 1 else ''}"
+        if not replicas:  # the executor may have to find a cluster
+            stage = "looking for replicas of an earlier control plane"
         share = sum(r.word == "running" for r in replicas) / len(replicas) if replicas else None
     elif state == "ready" and not serving:
         coming = sum(r.is_coming for r in replicas)
