@@ -195,7 +195,7 @@ def test_the_helper_of_a_leaving_actor_ends_that_one_only(
         assert len(await tokens_of(handle)) == 3
         leave_actor(executor._cluster.address, "tests", "sage/toy/0", actor_id("toy/0"), group)
         await handle.wait()
-        assert executor._cluster.ids() == []
+        await eventually(lambda: not executor._cluster.ids(), "the actor did not end", within_s=WAIT_S)
         assert not executor._cluster.is_placed("toy/0")
 
     with_executor(test)
