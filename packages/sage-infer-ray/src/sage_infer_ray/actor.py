@@ -25,6 +25,7 @@ LEASE_S = 5.0
 """Seconds of silence after which another executor can take the replica over."""
 
 _LOOK_S = 0.5
+_DETACH = "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)"
 
 
 class ReplicaActor:
@@ -127,8 +128,6 @@ class ReplicaActor:
         context, group = ray.get_runtime_context(), ray.util.get_current_placement_group()
         what = [self._name, context.get_actor_id(), group.id.hex()]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        subprocess.Popen(
-            [sys.executable, "-m", "sage_infer_ray.leave", context.gcs_address, context.namespace, *what],
-            env=environment,
-            start_new_session=True,
-        )
+        helper = ["-m", "sage_infer_ray.leave", context.gcs_address, context.namespace, *what]
+        # Ray kills the children of a process that it ends, so the helper must not be one.
+        subprocess.run([sys.executable, "-c", _DETACH, sys.executable, *helper], env=environment, check=False)
