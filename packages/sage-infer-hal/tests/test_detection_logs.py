@@ -52,6 +52,14 @@ PREFIXES = [
     "gpu-07: ",  # pdsh
     "node01: ",
     "rack1.example.org: ",
+    '2026-11-29T09:41:36Z {app="smi", node="gpu7"} ',  # logcli
+    "2026-11-29T09:41:36.123456+00:00 app[web.1]: ",  # Heroku
+    "(Smi pid=123) ",  # Ray
+    "(pid=123, ip=10.0.0.1) ",
+    "[rank0]: ",  # torchrun
+    "smi stdout | ",  # Supervisor
+    "[09:41:36] ",
+    "00:00:01 ",  # ts -s
 ]
 
 
@@ -73,6 +81,21 @@ def test_remarks_of_the_viewers_of_logs_are_left_out() -> None:
     assert lines("\n".join(["+ smi-7d › main", *stern, "- smi-7d › main"])) == plain
     assert lines("\n".join(["+ gpu smi-7d › main", *(f"gpu {line}" for line in stern)])) == plain
     journal = [f"Nov 29 09:41:36 node-1 smi[9]: {line}" for line in OUTPUT]
+    for before, after in (
+        ("```console", "```"),
+        ("Every 1.0s: smi        gpu7: Sun Nov 29 09:41:36 2026", ""),
+        (
+            'Script started on 2026-11-29 09:41:36+00:00 [TERM="xterm"]',
+            "Script done on 2026-11-29 09:41:40+00:00",
+        ),
+        ("root@gpu7:~# smi -a", "root@gpu7:~#"),
+        ("[root@gpu7 ~]# smi -a", "[root@gpu7 ~]#"),
+        ("$ smi -a", ""),
+        ("PS C:\\Users\\a b> smi -a", "PS C:\\Users\\a b>"),
+        ("==> smi.log <==", ""),
+        ("gpu7 | CHANGED | rc=0 >>", ""),
+    ):
+        assert lines("\n".join([before, *OUTPUT, after])) == plain
     begin = "-- Logs begin at Sun 2026-11-29 09:00:00 UTC, end at Sun 2026-11-29 09:59:00 UTC. --"
     assert lines("\n".join([begin, *journal, "-- Boot 0a1b --", *journal])) == plain * 2
 

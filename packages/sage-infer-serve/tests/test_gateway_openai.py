@@ -196,6 +196,8 @@ def test_formats_of_the_answer(backend: EchoBackend, served: Served) -> None:
     assert backend.calls[-1][1]["params"].guided.json_schema == schema
     create(model="echo", messages=ASK, response_format={"type": "text"})
     assert backend.calls[-1][1]["params"].guided is None
+    assert served.chat(guided_json=json.dumps(schema)).status == 200
+    assert backend.calls[-1][1]["params"].guided.json_schema == schema
     for kind in ("json_object", "json_schema"):  # as in llama.cpp
         form = {"type": kind, "schema": schema}
         assert served.chat(response_format=form).status == 200

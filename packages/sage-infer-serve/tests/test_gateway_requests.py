@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -150,6 +151,25 @@ def test_structured_outputs_are_constraints(
     for path, body in ((CHAT, chat_body()), ("/v1/completions", {"model": "echo", "prompt": "x"})):
         assert served.post(path, {**body, "structured_outputs": asked}).status == 200
         assert getattr(backend.calls[-1][1]["params"].guided, field) == value
+
+
+def test_calls_and_results_may_have_empty_lists_of_parts(backend: EchoBackend, served: Served) -> None:
+    """Frameworks send them for calls without a text, and for results of MCP tools without content."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": [], "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": []},
+    ]
+    assert served.post(CHAT, {"model": "echo", "messages": messages}).status == 200
+    assert [message["content"] for message in backend.calls[-1][1]["messages"]] == ["a", "", ""]
+    messages[0]["content"] = []
+    assert served.post(CHAT, {"model": "echo", "messages": messages}).error["param"] == "messages[0].content"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_body(served: Served) -> None:
+    body = b"\xef\xbb\xbf" + json.dumps(chat_body()).encode()
+    assert served.ask("POST", CHAT, body, content_type="application/json").status == 200
 
 
 def test_messages_have_the_format_of_templates(backend: EchoBackend, served: Served) -> None:

@@ -193,8 +193,10 @@ def test_long_chats_are_rendered() -> None:
     assert ChatTemplate(text).render([{"role": "user", "content": "x" * 10_000_000}]).endswith("\n10000000")
 
 
-@pytest.mark.parametrize("text", ["x" * 2_000_000, "{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}"])
-def test_a_source_that_is_too_long_or_too_deep_is_refused(text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["x" * 2_000_000, "{{ 1 }}\ud800", "{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}"]
+)
+def test_a_source_that_is_too_long_too_deep_or_no_text_is_refused(text: str) -> None:
     with pytest.raises(ModelFileError, match="model's chat template"):
         ChatTemplate(text)
 

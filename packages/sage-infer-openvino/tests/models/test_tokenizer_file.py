@@ -82,3 +82,13 @@ def test_a_text_on_which_a_pattern_backtracks_without_end_is_refused(tmp_path: P
     assert len(tokenizer.encode("aab", add_special=False)) == 3
     with pytest.raises(InvalidRequest, match="the model's tokenizer fails on a text"):
         tokenizer.encode("a" * 40)
+
+
+def test_padding_and_truncation_of_the_file_have_no_effect(tmp_path: Path) -> None:
+    padding = {
+        "strategy": {"Fixed": 100_000_000}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "a",
+    }  # fmt: skip
+    truncation = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    path = written(tmp_path, {"padding": padding, "truncation": truncation})
+    assert len(read_tokenizer(path).encode("abc").ids) == 3

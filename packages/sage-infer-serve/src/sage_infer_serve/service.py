@@ -56,6 +56,9 @@ class Decode(Protocol):
     def ignored_fields(self, body: bytes, /) -> list[str]: ...
 
 
+_BOM = b"\xef\xbb\xbf"
+
+
 class Service:
     """State shared by all requests of a gateway. The caller starts and closes the backend.
 
@@ -113,6 +116,7 @@ class Service:
             HTTPError: the body is too long, not JSON, or a field is invalid.
         """
         body = await exchange.body(self.settings.max_body_bytes, self.intake)
+        body = body.removeprefix(_BOM)  # some clients of .NET send it
         self.check_room(exchange.client)
         self.receiving.discard(exchange)
         self.open.add(exchange)

@@ -13,14 +13,16 @@ _SYSLOG = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [ \d]\d \d\d:\d\
 _UNIX = r"\d{9,10}\.\d{3,9}"
 _FULL = rf"[A-Z][a-z][a-z] {_ISO}(?: [A-Z]{{2,5}})?"  # journalctl -o short-full
 _SHORT = r"\d\d-\d\d \d\d:\d\d:\d\d"  # stern --timestamps=short
-_DATE = rf"(?:{_ISO}|{_SYSLOG}|{_UNIX}|{_FULL}|{_SHORT})"
+_CLOCK = r"\d\d:\d\d:\d\d(?:[.,]\d+)?"
+_DATE = rf"(?:{_ISO}|{_SYSLOG}|{_UNIX}|{_FULL}|{_SHORT}|{_CLOCK})"
 # The time may be the only thing on a line: the tool printed a blank one.
 _TIME = re.compile(rf"(?:<\d{{1,3}}>(?:1 )?)?(?:{_DATE}|\[ *(?:{_DATE}|\d+\.\d{{6}})\])(?: |$)")
 _AFTER_TIME = (
     re.compile(r"(?:stdout|stderr) (?P<part>[FP])(?: |$)"),  # containerd and CRI-O
     # host tag[pid]: of syslog and journald; tag[pid]: where the host is left out
     re.compile(r"(?P<who>\S+ [A-Za-z][\w./@-]*(?:\[\d+\])?): ?"),
-    re.compile(r"(?P<who>[A-Za-z][\w./@-]*\[\d+\]): ?"),
+    re.compile(r"(?P<who>[A-Za-z][\w./@-]*\[[\w.-]+\]): ?"),
+    re.compile(r"(?P<who>\{[\w.-]+=\"[^{}]*\"\})(?: |$)"),  # logcli
     re.compile(r"\d\d[OE](?:[ +]|$)"),  # GitLab's jobs
     re.compile(r"(?P<who>\S+ [A-Za-z][\w./@-]*) (?:\d+|-) \S+ (?:-|\[[^\]]*\]) ?"),  # RFC 5424
     re.compile(r"(?:- )?\[?(?:DEBUG|INFO|NOTICE|WARNING|WARN|ERROR)\]?(?:\s*-|:)?(?: [\w.]+:)? ?"),
@@ -32,6 +34,9 @@ _WITHOUT_TIME = (
     ),  # docker compose, docker service, podman-compose
     re.compile(r"(?P<who>\[[A-Za-z]+/[\w./-]+\])(?: |$)"),  # kubectl logs --prefix
     re.compile(r"[IWE]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w.]+:\d+\](?: |$)"),  # klog
+    re.compile(r"(?P<who>\((?:\S+ )?pid=\d+(?:, ip=[\da-f.:]+)?\))(?: |$)"),  # Ray
+    re.compile(r"(?P<who>\[rank\d+\]):(?: |$)"),  # torchrun
+    re.compile(r"(?P<who>[A-Za-z][\w.-]* std(?:out|err)) \|(?: |$)"),  # Supervisor
     re.compile(r"(?P<who>>)(?: |$)"),  # a quotation
 )
 _REPEATED = (  # prefixes only if several lines have them
@@ -39,8 +44,14 @@ _REPEATED = (  # prefixes only if several lines have them
     re.compile(rf"(?P<who>(?:{_NAME} )?(?:(?=[a-z0-9.]*-){_NAME} {_NAME}|(?P<pod>{_NAME}) (?P=pod)))(?: |$)"),
     re.compile(r"(?P<who>(?!\S*smi)[a-z][a-z0-9]*(?:[.-][a-z0-9.-]*[a-z0-9]|0\d+)):(?: |$)"),  # pdsh, clush
 )
-_REMARK = re.compile(  # of stern about pods, and of journalctl
-    rf"[+-] (?:{_NAME} )?{_NAME} › {_NAME}$|-- (?:Logs begin|Journal begins|Boot|Reboot|No entries)\b.*--$"
+_REMARK = re.compile(  # lines that are no output of a tool
+    rf"[+-] (?:{_NAME} )?{_NAME} › {_NAME}$"  # stern, about pods
+    r"|-- (?:Logs begin|Journal begins|Boot|Reboot|No entries)\b.*--$"  # journalctl
+    r"|\s*(?:```|~~~)\w*$"  # Markdown
+    r"|Script (?:started|done) on \d{4}-|Every \d+(?:\.\d+)?s: "  # script, watch
+    r"|[a-z_][\w-]*@[\w.-]+:\S*[#$](?: |$)|\[[a-z_][\w-]*@[\w.-]+ \S+\][#$](?: |$)|\$ \S"  # prompts of shells
+    r"|(?:PS )?[A-Z]:\\[^<>|]*>"  # of Windows
+    r"|==> \S+ <==$|\S+ \| (?:CHANGED|SUCCESS) \| rc=0 >>$"  # tail, Ansible
 )
 _JSON = (  # the key of the text, and others of the same format
     ("log", {"time"}),  # docker
@@ -57,7 +68,7 @@ _LAYERS = 3  # a pod's log in a journal that is quoted
 def without_log_prefixes(lines: Sequence[str]) -> list[str]:
     """Return the lines without their common kind of prefix; unchanged if some lines have none.
 
-    Remarks that a log's viewer adds become blank lines.
+    Lines that a log's viewer, a terminal or Markdown adds become blank.
 
     A prefix is a time, with what a log's format puts after it, or the name of a service or pod. Blank lines need no
     prefix. Lines stay lines, so that errors name the log's own.

@@ -218,7 +218,4 @@ class Encoder:
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    tokenizer = read_tokenizer(folder / "tokenizer.json")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return read_tokenizer(folder / "tokenizer.json")

@@ -53,6 +53,8 @@ class ChatTemplate:
             raise ModelFileError(
                 f"the model's {name} has {len(source)} characters, expected at most {_LONGEST_SOURCE}"
             )
+        if not source.isascii() and any("\ud800" <= letter <= "\udfff" for letter in source):
+            raise ModelFileError(f"the model's {name} is not valid Unicode; the file is damaged")
         environment = LimitedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
         )

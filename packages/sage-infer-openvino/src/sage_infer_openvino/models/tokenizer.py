@@ -294,7 +294,7 @@ def _folder_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     for name, file in {**files, "default": folder / "chat_template.jinja"}.items():
         if file.is_file():
             try:
-                found[name] = file.read_text(encoding="utf-8")
+                found[name] = file.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeError) as error:
                 raise ModelFileError(f"{file}: cannot be read as UTF-8: {error}") from error
     return found

@@ -38,6 +38,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise ModelFileError(f"{path}: not supported by the installed `tokenizers`: {error}") from error
     _check_vocabulary(tokenizer.get_vocab(with_added_tokens=True), str(path))
     _check_growth(tokenizer, str(path))
+    # A tokenizer.json may configure truncation and padding, but prompts must not change silently.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     try:
         encoded(tokenizer.encode, "a")
     except InvalidRequest as error:

@@ -41,6 +41,8 @@ def _check_arguments(messages: Sequence[Message]) -> None:
 
 def _as_chat(message: Message, where: str, text_only: bool) -> dict[str, Any]:
     content: Any = message.content
+    if content == [] and message.role != "tool":
+        content = None
     if isinstance(content, list):
         content = _content(content, where, text_only)
     elif content is None and not message.tool_calls:

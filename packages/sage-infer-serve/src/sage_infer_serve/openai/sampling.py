@@ -82,7 +82,7 @@ def guided_by(request: Sampling, response_format: ResponseFormat | None = None) 
         HTTPError: several constraints, or a missing JSON schema.
     """
     given: dict[str, Any] = {
-        "guided_json": request.guided_json,
+        "guided_json": _schema(request.guided_json, "guided_json"),
         "guided_regex": request.guided_regex,
         "guided_grammar": request.guided_grammar,
         "guided_choice": None if request.guided_choice is None else tuple(request.guided_choice),
@@ -118,13 +118,7 @@ def guided_by(request: Sampling, response_format: ResponseFormat | None = None) 
 
 def _structured(given: StructuredOutputs) -> dict[str, Any]:
     """The constraint of ``structured_outputs`` by the name of its field."""
-    schema = given.json
-    if isinstance(schema, str):
-        try:
-            schema = msgspec.json.decode(schema, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-            where = "structured_outputs.json"
-            raise wrong_request(f"{where} must be a JSON Schema, an object or its JSON text", where) from None
+    schema = _schema(given.json, "structured_outputs.json")
     if given.json_object:
         if schema is not None:
             where = "structured_outputs.json_object"
@@ -142,6 +136,17 @@ def _structured(given: StructuredOutputs) -> dict[str, Any]:
             "structured_outputs: expected exactly one of json, regex, grammar and choice",
             "structured_outputs",
         )
+    return found
+
+
+def _schema(given: dict[str, Any] | str | None, where: str) -> dict[str, Any] | None:
+    """A JSON Schema, which may be given as text."""
+    if not isinstance(given, str):
+        return given
+    try:
+        found: dict[str, Any] = msgspec.json.decode(given, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        raise wrong_request(f"{where} must be a JSON Schema, an object or its JSON text", where) from None
     return found
 
 

@@ -79,7 +79,7 @@ class ContentPart(Struct):
 
 class Message(Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[ContentPart], Meta(min_length=1, max_length=_PARTS)] | None = None
+    content: str | Annotated[list[ContentPart], Meta(max_length=_PARTS)] | None = None
     name: str | None = None
     tool_calls: Annotated[list[Called], Meta(max_length=_CALLS)] | None = None
     tool_call_id: str | None = None
@@ -146,7 +146,7 @@ class Sampling(Struct, kw_only=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: JsonObject | None = None
+    guided_json: JsonObject | Name | None = None
     guided_regex: Name | None = None
     guided_grammar: Name | None = None
     guided_choice: Annotated[list[Name], Meta(min_length=1)] | None = None

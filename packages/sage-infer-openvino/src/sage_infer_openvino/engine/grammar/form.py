@@ -9,11 +9,12 @@ from typing import Any
 
 import llguidance
 
+from sage_infer_openvino.engine.grammar.dialects import DATA, rewritten
+
 __all__ = ["CompileError", "first_line", "llguidance_form", "matcher_of", "vocabulary_of"]
 
 # The format of json.dumps, which models know best. Free white space would allow endless white space.
 _JSON_FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_DATA = ("const", "enum", "default", "examples")  # keywords whose values are data, not schemas
 _OPENED = ("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames")
 _UNKNOWN_FORMAT = re.compile(r"Unknown format: ([^\s\"']+)")
 _IMPOSSIBLE_PROPERTY = re.compile(r"required property '.*' is unsatisfiable")
@@ -48,6 +49,8 @@ def matcher_of(vocabulary: llguidance.LLTokenizer, form: str) -> llguidance.LLMa
         reason = first_line(matcher)
         if _IMPOSSIBLE_PROPERTY.search(reason):
             reason += "; declare it in properties with a schema that some value matches"
+        if "coerce_one_of" in reason:
+            raise CompileError("oneOf of schemas that may overlap; use anyOf", is_unsupported=True)
         raise CompileError(reason, is_unsupported="Unimplemented" in reason)
     return matcher
 
@@ -75,6 +78,7 @@ def llguidance_form(kind: str, text: str, vocabulary: llguidance.LLTokenizer) ->
 
 def _schema_form(schema: Any, vocabulary: llguidance.LLTokenizer) -> str:
     """Unknown formats are annotations (JSON Schema 2020-12, 7.2.1) and are removed."""
+    schema = rewritten(schema)
     if not _composes(schema):
         schema = _closed(schema)
     for _ in range(_MOST_FORMATS):
@@ -98,7 +102,7 @@ def _composes(schema: Any) -> bool:
         return True
     if isinstance(schema.get("properties"), Mapping) and ("$ref" in schema or "allOf" in schema):
         return True
-    return any(_composes(value) for key, value in schema.items() if key not in _DATA)
+    return any(_composes(value) for key, value in schema.items() if key not in DATA)
 
 
 def _closed(schema: Any) -> Any:
@@ -110,7 +114,7 @@ def _closed(schema: Any) -> Any:
         return [_closed(item) for item in schema]
     if not isinstance(schema, Mapping):
         return schema
-    found = {key: value if key in _DATA else _closed(value) for key, value in schema.items()}
+    found = {key: value if key in DATA else _closed(value) for key, value in schema.items()}
     properties = schema.get("properties")
     if isinstance(properties, Mapping) and not any(key in schema for key in _OPENED):
         found["additionalProperties"] = False
@@ -129,7 +133,7 @@ def _without_format(schema: Any, name: str) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     return {
-        key: value if key in _DATA else _without_format(value, name)
+        key: value if key in DATA else _without_format(value, name)
         for key, value in schema.items()
         if not (key == "format" and value == name)
     }
