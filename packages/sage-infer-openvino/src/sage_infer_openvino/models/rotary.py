@@ -72,8 +72,8 @@ def yarn(
     factors = []
     for index in range(dimensions // 2):
         stretched = min(max((index - low) / width, 0.0), 1.0)
-        # not as a share of the frequency, which an absurd factor would round to zero
-        factors.append(factor / (stretched + (1.0 - stretched) * factor))
+        share = stretched / factor + 1.0 - stretched
+        factors.append(1.0 / share if share else factor)  # an absurd factor rounds to none
     if scale is None:
         scale = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
     return RopeScaling(tuple(factors), scale)
