@@ -41,9 +41,6 @@ class Server:
             assert time.monotonic() < ends, (self.scaling, self._log.read_text())
             time.sleep(0.02)
 
-    def count(self, kind: str) -> int:
-        return sum(event["kind"] == kind for event in self.scaling["events"])
-
     def text(self, max_tokens: int) -> str:
         body = {
             "model": MODEL, "messages": [{"role": "user", "content": "Count to one hundred."}], "temperature": 0,
@@ -70,7 +67,10 @@ def test_from_zero_and_back(
     run = tmp_path_factory.mktemp("run")
     run.chmod(0o700)
     monkeypatch.setenv(RUN_FOLDER_VARIABLE, str(run))
-    (tmp_path / "quick.yaml").write_text("llm: {drain_s: 0}")
+    # On a busy machine, reports are late.
+    (tmp_path / "quick.yaml").write_text(
+        "llm: {drain_s: 0, suspect_s: 60, lost_s: 90, stuck_s: 90, revive_s: 120}"
+    )
     words = ["--config", str(tmp_path / "quick.yaml"), "llm", "serve", "-m", MODEL, "--autoscale", BOUNDS]
     # Without cached prefixes, equal prompts are spread over the replicas.
     options = ["-o", "kv_cache_gb=0.25", "-o", "max_sequence_length=1024", "-o", "prefix_caching=false"]
@@ -78,27 +78,12 @@ def test_from_zero_and_back(
         assert [row["state"] for row in ready["replicas"]] == ["ready"]
         server = Server(ready["url"], int(ready["url"].rpartition(":")[2]), tmp_path / "errors")
 
-        # Nobody asks: no replica, no process, and the server is healthy.
-        server.until(asleep)
-        assert [path.name for path in run.glob("*.sock")] == [f"control-{server.port}.sock"]
-        for path in ("health", "ready"):
-            with urllib.request.urlopen(f"{ready['url']}/{path}", timeout=GUARD_S) as answer:
-                assert answer.status == 200
-        assert server.count("up") == 0
-
-        # The first request waits for a replica and is answered.
-        first = server.text(8)
-        assert server.count("ready") == 1
-        assert "a request waits and no replica runs" in str(server.scaling["events"])
-        server.until(asleep)
-
         # Two replicas, each with a stream; one is stopped, and its stream continues on the other one.
         server.ask("scale", model=MODEL, replicas=BOUNDS.replace("0:2", "2:2"))
         server.until(lambda row: row["actual"] == 2)
-        expected = server.text(400)
-        assert expected.startswith(first)
+        expected = server.text(200)
         with ThreadPoolExecutor(2) as pool:
-            texts = [pool.submit(server.text, 400) for _ in range(2)]
+            texts = [pool.submit(server.text, 200) for _ in range(2)]
             while not all(
                 row.get("running") for row in server.ask("status")["replicas"] if row["state"] == "ready"
             ):
@@ -108,6 +93,18 @@ def test_from_zero_and_back(
         server.until(
             lambda row: any("0 requests ended, 1 migrated" in event["text"] for event in row["events"])
         )
+
+        # Nobody asks: no replica, no process, and the server is healthy.
+        server.until(asleep)
+        assert [path.name for path in run.glob("*.sock")] == [f"control-{server.port}.sock"]
+        for path in ("health", "ready"):
+            with urllib.request.urlopen(f"{ready['url']}/{path}", timeout=GUARD_S) as answer:
+                assert answer.status == 200
+
+        # The first request waits for a replica and is answered.
+        assert expected.startswith(server.text(8))
+        assert "a request waits and no replica runs" in str(server.scaling["events"])
+        server.until(asleep)
         status = server.ask("status")
         assert (status["requests"]["failed"], status["requests"]["migrations"]) == (0, 1)
         shown = subprocess.run([*SAGE, "llm", "status"], capture_output=True, text=True, check=True).stdout
