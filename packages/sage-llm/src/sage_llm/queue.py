@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from attrs import define, field
 
@@ -11,9 +11,13 @@ from sage_llm.policies.base import OrderPolicy
 from sage_llm.tenants import TenantTable
 from sage_llm.types import Decision, RequestView, Snapshot
 
-__all__ = ["WaitingQueue"]
+__all__ = ["HELD", "WaitingQueue"]
+
+HELD = Decision("wait", "", reason="quota")
+"""A request waits because of its tenant's quota, so that others of the tenant wait as well."""
 
 _LOOK = 16
+_MOST_ASIDE = 256
 _Entry = tuple[float, int]  # key or arrival, and number
 
 
@@ -46,6 +50,7 @@ class WaitingQueue:
         self._next = 0
         self._aside: set[int] = set()  # during ``take``: requests that did not fit
         self._back: list[tuple[list[_Entry], _Entry]] = []  # and their entries
+        self._shut: set[tuple[int, str]] = set()  # and lanes of tenants whose quota holds
 
     def __len__(self) -> int:
         return len(self._live)
@@ -87,30 +92,36 @@ class WaitingQueue:
         return request
 
     def take(
-        self, now: float, place: Callable[[RequestView], Decision]
+        self, now: float, place: Callable[[RequestView], Decision], *, first: Iterable[RequestView] = ()
     ) -> tuple[RequestView, Decision] | None:
         """Remove and return the next request that can be dispatched or must be refused, with its decision.
 
         Args:
-            place: placement of a request. If it decides to wait, later requests are tried, at most 16 in all.
+            place: placement of a request. If it decides to wait, later requests are tried, at most 16 in all; those
+                that are ``HELD`` by a quota do not count, and no later ones of their tenant and band are tried.
+            first: waiting requests that are tried before all others.
 
         Returns:
             None if nothing can be dispatched now. The service of the request's tenant grows by its expected work.
         """
-        found = None
-        for _ in range(_LOOK):
+        found = next((one for one in self._tried(first, place) if one[1].kind != "wait"), None)
+        looks = 0
+        while found is None and looks < _LOOK and len(self._aside) < _MOST_ASIDE:
             lane, aged = self._pick(now)
             if lane is None:
                 break
             number = (lane.by_arrival if aged else lane.by_key)[0][-1]
-            request = self._live[number]
-            decision = place(request) if self._tenants.may_open(request.tenant) else _WAIT
+            (request, decision), *_ = self._tried([self._live[number]], place)
             if decision.kind != "wait":
                 found = request, decision
                 break
             if decision.slot >= 0 and now - request.arrived >= self._order.ageing_s:
                 break  # nothing passes it any more
             self._aside.add(number)
+            if decision.reason != "quota":
+                looks += 1
+            elif self._order.by_tenant:
+                self._shut.add((lane.band, lane.tenant))
         self._restore()
         if found is not None:
             request, decision = found
@@ -121,11 +132,19 @@ class WaitingQueue:
                 self._tenants.left(request.tenant)
         return found
 
+    def _tried(
+        self, requests: Iterable[RequestView], place: Callable[[RequestView], Decision]
+    ) -> Iterator[tuple[RequestView, Decision]]:
+        for request in requests:
+            if request.id in self._numbers:
+                yield request, place(request) if self._tenants.may_open(request.tenant) else HELD
+
     # --- lanes
 
     def _pick(self, now: float) -> tuple[_Lane | None, bool]:
         """The next lane, and whether its oldest request has moved up."""
-        lanes = [lane for lane in self._lanes.values() if self._clean(lane)]
+        open_lanes = [lane for of, lane in self._lanes.items() if of not in self._shut]
+        lanes = [lane for lane in open_lanes if self._clean(lane)]
         if not lanes:
             return None, False
         top = min(lane.band for lane in lanes)
@@ -159,6 +178,7 @@ class WaitingQueue:
             heapq.heappush(heap, entry)
         self._back.clear()
         self._aside.clear()
+        self._shut.clear()
 
     def _drop(self, request_id: str) -> RequestView | None:
         number = self._numbers.pop(request_id, None)
@@ -168,6 +188,3 @@ class WaitingQueue:
         if not self._live:
             self._lanes.clear()
         return request
-
-
-_WAIT = Decision("wait", "")

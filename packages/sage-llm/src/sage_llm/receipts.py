@@ -17,7 +17,7 @@ from sage_infer.errors import InvalidRequest
 from sage_llm.policies.base import PlacementPolicy
 from sage_llm.types import Decision, DecisionKind, KVView, RequestView, Snapshot
 
-__all__ = ["Receipt", "Receipts", "Transfer", "find_receipt"]
+__all__ = ["QuotaNote", "Receipt", "Receipts", "Transfer", "find_receipt"]
 
 _BASE_BYTES = 1024
 _KEY_BYTES = 40
@@ -53,6 +53,25 @@ class Transfer:
     prefill_s: float
 
 
+@frozen
+class QuotaNote:
+    """What a request's KV quota did to it.
+
+    Attributes:
+        path: tenant, model and class, with slashes between them.
+        kv: where its KV comes from: ``own`` (its reserve), ``free`` (reserved for nobody) or ``borrowed``.
+        held_by: why it waited: ``ceiling`` or ``reserved`` (for others); empty if it did not.
+        held_s: for how long, since it was first held back.
+        pauses: number of times that it was paused before.
+    """
+
+    path: str
+    kv: str
+    held_by: str
+    held_s: float
+    pauses: int
+
+
 @define
 class Receipt:
     """One decision and what it was made of.
@@ -68,6 +87,7 @@ class Receipt:
             None if none was chosen, and the kind of the decision.
         transfer: the hand-over between its two instances; None if there was none.
         given_up: why its instance computed the prompt itself although another one was chosen for that.
+        quota: its quota of KV; None if none is set.
     """
 
     request: RequestView
@@ -79,6 +99,7 @@ class Receipt:
     earlier: list[tuple[str | None, DecisionKind]] = field(factory=list)
     transfer: Transfer | None = None
     given_up: str = ""
+    quota: QuotaNote | None = None
 
     def replay(self, policy: PlacementPolicy | None = None) -> Decision:
         """Decide again: the same policy decides as it did, another one as it would have."""
@@ -124,6 +145,7 @@ class Receipt:
             "prefill_instance": name(decision.prefill_slot),
             "transfer": None if self.transfer is None else attrs.asdict(self.transfer),
             "prefill_given_up": self.given_up or None,
+            "quota": None if self.quota is None else attrs.asdict(self.quota),
             "reuse_tokens": decision.reuse,
             "cached_tokens": self.cached,
             "ttft_predicted_s": decision.predicted_ttft,
@@ -228,6 +250,11 @@ class Receipts(Mapping[str, Receipt]):
         """Note why a request's instance computed the prompt itself."""
         if request_id in self._ring:
             self._ring[request_id][0].given_up = why
+
+    def quota(self, request_id: str, note: QuotaNote) -> None:
+        """Note what a request's quota of KV did to it."""
+        if request_id in self._ring:
+            self._ring[request_id][0].quota = note
 
     def ended(self, request_id: str, cached: int) -> None:
         """Note the cached tokens that a request's usage has reported."""

@@ -16,8 +16,9 @@ from sage_infer_serve.http.errors import HTTPError
 from sage_llm.commands.gateways import summed
 from sage_llm.gateways.messages import Uses
 from sage_llm.gateways.metrics import merged
-from sage_llm.gateways.shares import EXCHANGE_S, SharedKey, Use, shared_keys, tenant_shares
+from sage_llm.gateways.shares import EXCHANGE_S, SharedKey, Use, kv_shares, shared_keys, tenant_shares
 from sage_llm.gateways.uses import UseBoard
+from sage_llm.quota_tree import KVQuota
 from sage_llm.quotas import TenantQuota
 
 
@@ -48,6 +49,11 @@ def test_all_gateways_together_keep_a_quota(limit: int, gateways: int) -> None:
     quota = tenant_shares({"t": TenantQuota(max_requests=limit)}, gateways)["t"]
     assert limit <= quota.max_requests * gateways < limit + gateways
     assert quota.max_kv_tokens == 0
+    part = quota.max_requests
+    tree = {"t": KVQuota(ceiling=limit, parts={"m": KVQuota(reserved=limit, borrow=False)})}
+    assert kv_shares(tree, gateways) == {
+        "t": KVQuota(ceiling=part, parts={"m": KVQuota(reserved=part, borrow=False)})
+    }
 
 
 class Together:
@@ -178,7 +184,7 @@ def test_requests_are_summed_and_replicas_are_those_of_the_owner() -> None:
                "migrated_out": 1, "served": 5, "pid": 7}  # fmt: skip
         return {
             "instances": [], "replicas": [row], "requests": {"open": running, "finished": 1}, "tenants": {},
-            "calls": {"open": 0, "embed": {"finished": running}},
+            "quotas": {"t": {"used": running}}, "calls": {"open": 0, "embed": {"finished": running}},
         }  # fmt: skip
 
     found = summed(cluster(0, "draining"), [cluster(2), cluster(3)])

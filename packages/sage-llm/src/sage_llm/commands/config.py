@@ -36,6 +36,7 @@ class LLM:
     restart_pause_s: float = field(default=1.0, validator=Number(gt=0))
     max_early_failures: int = field(default=5, validator=Integer(ge=1))
     tenants: Mapping[str, Any] = field(factory=dict, validator=Json())
+    quotas: Mapping[str, Any] = field(factory=dict, validator=Json())
     drain_s: float = field(default=1.0, validator=Number(ge=0))
     outlive_s: float = field(default=30.0, validator=Number(ge=0))
     batch_tokens: int = field(default=2048, validator=Integer(ge=1))
@@ -120,6 +121,13 @@ llm:
   # max_kv_tokens (further requests get 429), reserved_requests and reserved_kv_tokens (left free by others, for each
   # model), weight (share of service). Example: {gold: {weight: 3, reserved_requests: 2}, "*": {max_requests: 16}}.
   tenants: {}
+
+  # Quotas of KV in tokens, by tenant, below it by model, and below that by service class (`default` for requests that
+  # name none); "*" is for each without one. Keys: reserved (lent to others until it is needed, then taken back by
+  # pausing their requests), ceiling (further requests wait), borrow (whether its requests may use what is reserved for
+  # others; true by default), models, classes. Example:
+  # {gold: {reserved: 8192, models: {smollm2-135m: {classes: {batch: {ceiling: 2048}}}}}, "*": {ceiling: 16384}}.
+  quotas: {}
 
   # Embedding and reranking requests that wait together are sent in one batch: its number of tokens, and the
   # milliseconds for which it waits for further requests while the instance computes another one.

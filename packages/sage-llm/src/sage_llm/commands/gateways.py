@@ -25,7 +25,7 @@ from sage_llm.commands.methods import methods
 from sage_llm.commands.serving import manager_settings, print_ready
 from sage_llm.gateways.messages import Order
 from sage_llm.gateways.owner import Gateways
-from sage_llm.gateways.shares import shared_keys, tenant_shares
+from sage_llm.gateways.shares import kv_shares, shared_keys, tenant_shares
 from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.manager.models import ServedModel
 from sage_llm.manager.restarts import RestartLimits
@@ -49,7 +49,12 @@ async def serve_gateways(
     port = reserved.getsockname()[1]
     own = manager_settings(settings, gateway.target_wait_s, transport, tracing=gateway.tracing)
     manager = ControlPlaneManager(models, make_executor(settings), own)
-    share = attrs.evolve(own, restarts=_FOLLOWS, tenants=tenant_shares(own.tenants, settings.gateways))
+    share = attrs.evolve(
+        own,
+        restarts=_FOLLOWS,
+        tenants=tenant_shares(own.tenants, settings.gateways),
+        quotas=kv_shares(own.quotas, settings.gateways),
+    )
 
     def order(number: int) -> Order:
         return Order(
@@ -129,7 +134,7 @@ def _of_all(gateways: Gateways, owner_status: Handler) -> dict[str, Handler]:
 def summed(own: Mapping[str, Any], clusters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The state of the cluster: words of the replicas from their owner, numbers of requests from the gateways."""
     result = dict(own)
-    for name in ("requests", "calls", "tenants"):
+    for name in ("requests", "calls", "tenants", "quotas"):
         result[name] = _sum([cluster[name] for cluster in clusters]) or own[name]
     rows = [{row["instance"]: row for row in cluster["replicas"]} for cluster in clusters]
     result["replicas"] = []

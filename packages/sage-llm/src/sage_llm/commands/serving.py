@@ -10,6 +10,7 @@ from sage_infer_serve.http.auth import APIKey
 from sage_infer_serve.settings import GatewaySettings
 
 from sage_llm.commands.config import LLM
+from sage_llm.commands.quotas import kv_quotas_of
 from sage_llm.commands.tables import status_lines
 from sage_llm.commands.tenants import quotas_of
 from sage_llm.manager.calls.batch import BatchLimits
@@ -52,6 +53,7 @@ def manager_settings(
         restarts=RestartLimits(first_s=settings.restart_pause_s, most=settings.max_early_failures),
         recovery=RecoveryLimits(migrations=settings.max_migrations, wait_s=settings.instance_wait_s),
         tenants=quotas_of(settings.tenants),
+        quotas=kv_quotas_of(settings.quotas),
         batches=BatchLimits(tokens=settings.batch_tokens, window_s=settings.batch_window_ms / 1000),
     )
 

@@ -66,6 +66,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         f"requests: {counts}; {requests['migrations']} migrations, {requests['retries']} retries",
         *_call_lines(status.get("calls", {})),
         *map(_scaling_line, status.get("scaling", [])),
+        *_quota_lines(status.get("quotas", {})),
         f"{status['url']}  policy {status['policy']}  order {status['order']}",
     ]
 
@@ -94,6 +95,23 @@ def _scaling_line(row: Mapping[str, Any]) -> str:
         f"scaling {row['model']} {row['min']}:{row['max']}: {', '.join(parts)}; {row['replica_hours']:.2f} replica "
         f"hours{cost}{last}"
     )
+
+
+def _quota_lines(quotas: Mapping[str, Any]) -> list[str]:
+    """A table of the quotas of KV, if there are any."""
+    if not quotas:
+        return []
+    columns = ["KV QUOTA (tokens)", "RESERVED", "CEILING", "USED", "BORROWED", "WAITING", "TAKEN BACK"]
+    rows = [
+        [
+            path,
+            *(f"{row[name]:,}" if row[name] else "-" for name in ("reserved", "ceiling")),
+            *(f"{row[name]:,}" for name in ("used", "borrowed", "waiting")),
+            f"{row['taken_back']} times" if row["taken_back"] else "-",
+        ]
+        for path, row in quotas.items()
+    ]
+    return table_lines(columns, rows, right=columns[1:])
 
 
 def _row(replica: Mapping[str, Any]) -> list[str]:
@@ -138,12 +156,32 @@ def decision_lines(receipt: Mapping[str, Any]) -> list[str]:
             f"queued {candidate['queued_tokens']:,.0f} → cost {candidate['cost']:.4g}{mark}"
         )
     lines += _hand_over_lines(receipt)
+    if quota := receipt.get("quota"):
+        lines.append(_quota_line(quota))
     if receipt["message"]:
         lines.append(f"    {receipt['message']}")
     lines += [
         f"    before: {decision['decision']} {decision['instance'] or '-'}" for decision in receipt["earlier"]
     ]
     return lines
+
+
+_KV = {
+    "own": "within its reserve",
+    "free": "not reserved for anybody",
+    "borrowed": "reserved for others, lent until they need it",
+}
+_HELD = {"ceiling": "by a ceiling", "reserved": "for the owners of reserves"}
+
+
+def _quota_line(quota: Mapping[str, Any]) -> str:
+    """What its quota of KV did to a request."""
+    text = f"    quota {quota['path']}: its KV is {_KV[quota['kv']]}"
+    if quota["held_by"]:
+        text += f"; held back {_HELD[quota['held_by']]} for {quota['held_s']:.3f} s"
+    if quota["pauses"]:
+        text += f"; paused {quota['pauses']} time{'s' if quota['pauses'] > 1 else ''} before"
+    return text
 
 
 def _hand_over_lines(receipt: Mapping[str, Any]) -> list[str]:

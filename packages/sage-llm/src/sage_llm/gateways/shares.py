@@ -11,9 +11,10 @@ from attrs import define, field
 from sage_infer_serve.http.auth import APIKey, KeyLimits
 from sage_infer_serve.http.errors import limited
 
+from sage_llm.quota_tree import KVQuota
 from sage_llm.quotas import TenantQuota
 
-__all__ = ["EXCHANGE_S", "SharedKey", "Use", "shared_keys", "tenant_shares", "total"]
+__all__ = ["EXCHANGE_S", "SharedKey", "Use", "kv_shares", "shared_keys", "tenant_shares", "total"]
 
 EXCHANGE_S = 0.1
 """Time between two exchanges of what keys have used."""
@@ -124,6 +125,19 @@ def tenant_shares(quotas: Mapping[str, TenantQuota], gateways: int) -> dict[str,
             max_kv_tokens=_part(quota.max_kv_tokens, gateways),
             reserved_requests=_part(quota.reserved_requests, gateways),
             reserved_kv_tokens=_part(quota.reserved_kv_tokens, gateways),
+        )
+        for name, quota in quotas.items()
+    }
+
+
+def kv_shares(quotas: Mapping[str, KVQuota], gateways: int) -> dict[str, KVQuota]:
+    """The quotas of KV that each gateway enforces."""
+    return {
+        name: attrs.evolve(
+            quota,
+            reserved=_part(quota.reserved, gateways),
+            ceiling=_part(quota.ceiling, gateways),
+            parts=kv_shares(quota.parts, gateways),
         )
         for name, quota in quotas.items()
     }

@@ -74,6 +74,7 @@ class ManagedModels:
                 if self.settings.target_wait_s is None
                 else policies.admission(target_s=self.settings.target_wait_s),
                 quotas=self.settings.tenants,
+                kv_quotas=self.settings.quotas,
             ),
             on_lost=lambda instance, reason: self.fleet.lose(instance, reason),
             stranded=self._stranded,

@@ -23,10 +23,12 @@ from sage_llm.classifier import RequestClassifier
 from sage_llm.index.kv_index import KVIndex
 from sage_llm.manager.calls.call import ManagedCall
 from sage_llm.manager.live_instance import LiveInstance
+from sage_llm.manager.quota_gate import QuotaGate
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.manager.views import call_view, request_view
 from sage_llm.policies.base import AdmissionPolicy, OrderPolicy, PlacementPolicy
-from sage_llm.queue import WaitingQueue
+from sage_llm.queue import HELD, WaitingQueue
+from sage_llm.quota_tree import KVQuota
 from sage_llm.quotas import QuotaTable, TenantQuota
 from sage_llm.receipts import Receipts
 from sage_llm.registry import Instance, InstanceRegistry
@@ -57,6 +59,7 @@ class Placement:
         order: order of waiting requests.
         admission: refuses requests on arrival; None accepts all.
         quotas: quotas of tenants by name.
+        kv_quotas: quotas of KV by tenant, model and class.
     """
 
     def __init__(
@@ -65,9 +68,11 @@ class Placement:
         order: OrderPolicy | None = None,
         admission: AdmissionPolicy | None = None,
         quotas: Mapping[str, TenantQuota] | None = None,
+        kv_quotas: Mapping[str, KVQuota] | None = None,
     ) -> None:
         self.policy, self.admission = place or policies.placement(), admission
         self.registry, self.index, self.quotas = InstanceRegistry(), KVIndex(), QuotaTable(quotas)
+        self.gate = QuotaGate(kv_quotas)
         self.tenants = TenantTable({name: quota.weight for name, quota in self.quotas.quotas.items()})
         self.builder = SnapshotBuilder(
             self.registry, self.index.device, kv_valid=self.index.valid, tenants=self.tenants
@@ -160,8 +165,9 @@ class Placement:
         self._check(request, self._view(request), self.builder.snapshot(time.monotonic()))
 
     def _check(self, request: Placed, view: RequestView, snapshot: Snapshot) -> None:
-        decision = self.quotas.admit(view)
-        if decision is None and self.admission is not None and self.instances(request.model_id):
+        decision = self.quotas.admit(view) or self.gate.tree.admit(view)
+        is_open = decision is None and bool(self.instances(request.model_id))
+        if is_open and self.admission is not None and not self.gate.tree.is_entitled(view, on_arrival=True):
             decision = self.admission.admit(view, snapshot)
         if decision is not None and decision.kind == "refuse":
             raise refusal(decision)
@@ -179,13 +185,13 @@ class Placement:
         queue = self._queue(request.model_id)
         if may_send and not queue and self.tenants.may_open(view.tenant):
             full = self.full(request.model_id, now)
-            decision = _HELD if full is None else self._decide(request, view, full, snapshot)
+            decision = HELD if full is None else self._decide(request, view, full, snapshot)
             if decision.kind == "refuse":
                 raise refusal(decision)
             if decision.kind == "dispatch":
                 self.tenants.queued(view.tenant)
                 self.tenants.dispatched(view.tenant, decision.uncached + view.out_q50)
-                return self._dispatch(request, view, decision, now)
+                return self._dispatch(request, view, decision, snapshot)
         self._wait(request, view, queue, snapshot, now)
         return None
 
@@ -200,6 +206,7 @@ class Placement:
     ) -> None:
         queue.push(view, snapshot)
         self.builder.waits(view, now)
+        self.gate.tree.waits(view)
         self._waiting[view.id] = request
 
     def _queue(self, model_id: str) -> WaitingQueue:
@@ -234,7 +241,12 @@ class Placement:
         if full is None:
             return None
         snapshot = self.builder.snapshot(now)
-        found = queue.take(now, lambda view: self._decide(self._waiting[view.id], view, full, snapshot))
+
+        def place(view: RequestView) -> Decision:
+            return self._decide(self._waiting[view.id], view, full, snapshot)
+
+        owners = self.gate.tree.first_entitled(model_id)
+        found = queue.take(now, place, first=owners)
         if found is None:
             return None
         view, decision = found
@@ -242,7 +254,7 @@ class Placement:
         if decision.kind == "refuse":
             request.fail(refusal(decision))
             return request, None, None
-        return self._dispatch(request, view, decision, now)
+        return self._dispatch(request, view, decision, snapshot)
 
     def full(self, model_id: str, now: float) -> list[LiveInstance] | None:
         """The instances of a model without room; None if none has any.
@@ -264,8 +276,11 @@ class Placement:
         self, request: Placed, view: RequestView, full: list[LiveInstance], snapshot: Snapshot
     ) -> Decision:
         group = snapshot.groups.get(request.model_id)
-        if group is not None and not self.quotas.has_room(view, group, snapshot.instances):
-            return _HELD
+        if group is not None and not (
+            self.quotas.has_room(view, group, snapshot.instances)
+            and self.gate.lets(request, view, group, snapshot, self.instances(request.model_id))
+        ):
+            return HELD
         excluded = self._mask(request, full)
         seen = view if excluded == view.excluded else attrs.evolve(view, excluded=excluded)
         try:
@@ -275,9 +290,10 @@ class Placement:
             told = f"placement policy {self.policy.name!r} failed: {type(error).__name__}: {error}"
             return Decision("refuse", view.id, policy=self.policy.name, reason="fault", message=told)
 
-    def _dispatch(self, request: Placed, view: RequestView, decision: Decision, now: float) -> Found:
+    def _dispatch(self, request: Placed, view: RequestView, decision: Decision, snapshot: Snapshot) -> Found:
         """Account for a decision to dispatch."""
-        instance = self._by_slot[decision.slot][0]
+        instance, now = self._by_slot[decision.slot][0], snapshot.now
+        self.gate.dispatched(request, view, snapshot, self.receipts)
         self.builder.dispatched(view, decision, now)
         self._dispatched.add(view.id)
         self.quotas.runs(view.id, runs=True)
@@ -297,6 +313,7 @@ class Placement:
         decision = Decision(
             "dispatch", view.id, instance.slot, policy="isolation", uncached=view.prompt_tokens
         )
+        self.gate.tree.runs(view)
         self.builder.dispatched(view, decision, now)
 
     def started(self, request: ManagedRequest) -> None:
@@ -337,6 +354,7 @@ class Placement:
             return
         self.builder.ended(view)
         self.quotas.runs(view.id, runs=False)
+        self.gate.left(view.id)
         if self._waiting.pop(view.id, None) is not None:
             self._queues[request.model_id].remove(view.id)
         if view.id in self._dispatched:
@@ -365,9 +383,6 @@ class Placement:
             limits = [i.descriptor.capability.max_sequence_length for i in self.instances(request.model_id)]
             longest = self._longest[request.model_id] = min(limits, default=0)
         return request_view(request, longest, self.classifier, self.index)
-
-
-_HELD = Decision("wait", "")
 
 
 def _beyond_expected(request: Placed, view: RequestView) -> float:

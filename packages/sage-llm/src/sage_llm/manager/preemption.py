@@ -1,20 +1,25 @@
-"""Pauses of running requests in favour of more urgent ones."""
+"""Pauses of running requests: in favour of more urgent ones, and of those whose reserve they have borrowed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from sage_llm.manager.placing import Placement
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.policies.preempt import RunningView, victims
+from sage_llm.policies.take_back import borrowers
 
 __all__ = ["to_pause"]
 
-_MOST_PAUSES = 8  # of one request; then it runs to its end
+
+def to_pause(placement: Placement, opened: Collection[ManagedRequest], now: float) -> list[ManagedRequest]:
+    """The running requests to pause now."""
+    chosen = [*_for_owners(placement, opened, now), *_for_urgent(placement, opened, now)]
+    return list(dict.fromkeys(chosen))
 
 
-def to_pause(placement: Placement, opened: Iterable[ManagedRequest], now: float) -> list[ManagedRequest]:
-    """The running requests to pause now, for the most urgent waiting request of each model."""
+def _for_urgent(placement: Placement, opened: Collection[ManagedRequest], now: float) -> list[ManagedRequest]:
+    """The requests to pause for the most urgent waiting request of each model."""
     urgent: dict[str, ManagedRequest] = {}
     for waiting in placement.waiting():
         view = waiting.view
@@ -43,14 +48,31 @@ def to_pause(placement: Placement, opened: Iterable[ManagedRequest], now: float)
     return chosen
 
 
+def _for_owners(placement: Placement, opened: Collection[ManagedRequest], now: float) -> list[ManagedRequest]:
+    """The requests to pause for one waiting request of each model that is within its reserve."""
+    tree = placement.gate.tree
+    chosen: list[ManagedRequest] = []
+    for model_id in tree.waiting_models():
+        owner = next(tree.first_entitled(model_id), None)
+        if owner is None:
+            continue
+        pausable = {
+            r.request_id: r for r in opened if r.model_id == model_id and r.view is not None and _can_pause(r)
+        }
+        names = borrowers(
+            owner,
+            [_view(placement, r) for r in pausable.values()],
+            placement.builder.snapshot(now),
+            lambda running, owner=owner: tree.to_pause(owner, running),  # type: ignore[misc]
+        )
+        chosen += [pausable[name] for name in names]
+        tree.took_back(owner, len(names))
+    return chosen
+
+
 def _can_pause(request: ManagedRequest) -> bool:
-    """Whether it can be continued exactly later."""
-    if (
-        request.attempt is None
-        or request.pauses >= _MOST_PAUSES
-        or request.crashes
-        or request.ledger.obstacle
-    ):
+    """Whether it runs, and can be continued exactly later."""
+    if request.attempt is None or not request.can_continue:
         return False
     return "resume" in request.attempt.instance.features or not request.ledger.has_started
 

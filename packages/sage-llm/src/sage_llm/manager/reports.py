@@ -109,7 +109,12 @@ def metrics(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[Metric]:
     totals = (
         ("sage_llm_migrations_total", "Requests moved after their first token.", dispatcher.migrations),
         ("sage_llm_retries_total", "Requests moved before their first token.", dispatcher.retries),
-        ("sage_llm_pauses_total", "Running requests paused for more urgent ones.", dispatcher.pauses),
+        ("sage_llm_pauses_total", "Running requests paused for others.", dispatcher.pauses),
+        (
+            "sage_llm_reserve_pauses_total",
+            "Running requests paused for the owners of reserved KV.",
+            dispatcher.placement.gate.tree.pauses,
+        ),
         ("sage_llm_batches_total", "Batches of embedding and reranking requests.", calls.batches),
         (
             "sage_llm_call_retries_total",
@@ -210,6 +215,7 @@ def cluster(fleet: Fleet, dispatcher: Dispatcher, settings: ControlPlaneSettings
             **dispatcher.ends,
         },
         "tenants": _tenants(dispatcher.placement),
+        "quotas": dispatcher.placement.gate.tree.report(),
         "calls": {
             "open": len(dispatcher.calls.open),
             "batches": dispatcher.calls.batches,

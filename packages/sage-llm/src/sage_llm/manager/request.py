@@ -121,6 +121,11 @@ class ManagedRequest:
             self.dispatched_at = now
         return self.number
 
+    @property
+    def can_continue(self) -> bool:
+        """Whether it may be paused and can be continued exactly, if its instance supports that."""
+        return self.pauses < _MOST_PAUSES and not self.crashes and not self.ledger.obstacle
+
     # --- its one end
 
     def finish(self, usage: Usage | None, timing: Timing | None) -> None:
@@ -187,3 +192,4 @@ class ManagedRequest:
 
 
 _SUSPECT, _CLEAR_TOKENS = 2, 8
+_MOST_PAUSES = 8  # then it runs to its end

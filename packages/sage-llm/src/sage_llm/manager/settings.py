@@ -12,6 +12,7 @@ from sage_llm.manager.health import HealthLimits
 from sage_llm.manager.migration import RecoveryLimits
 from sage_llm.manager.pd import HandOverSettings
 from sage_llm.manager.restarts import RestartLimits
+from sage_llm.quota_tree import KVQuota
 from sage_llm.quotas import TenantQuota
 
 __all__ = ["ControlPlaneSettings"]
@@ -28,6 +29,7 @@ class ControlPlaneSettings:
         hand_over: how KV moves from instances that compute prompts to those that generate.
         health, restarts, recovery: limits of failures.
         tenants: quotas by tenant; ``"*"`` applies to each tenant without one.
+        quotas: quotas of KV by tenant, model and class.
         batches: limits of batches of embedding and reranking requests.
         tracing: whether each dispatch of a request is an OpenTelemetry span.
         drain_s: time for requests to end on a replica that scaling stops, before they move.
@@ -43,6 +45,7 @@ class ControlPlaneSettings:
     restarts: RestartLimits = field(factory=RestartLimits)
     recovery: RecoveryLimits = field(factory=RecoveryLimits)
     tenants: Mapping[str, TenantQuota] = field(factory=dict)
+    quotas: Mapping[str, KVQuota] = field(factory=dict)
     batches: BatchLimits = field(factory=BatchLimits)
     tracing: bool = False
     drain_s: float = 1.0

@@ -9,7 +9,7 @@ from attrs import frozen
 from sage_llm.policies.base import RELEASE_S, blocks_needed, eligible
 from sage_llm.types import InstanceView, RequestView, Snapshot, slots
 
-__all__ = ["RunningView", "victims"]
+__all__ = ["RunningView", "fewest", "latest_first", "victims"]
 
 _UNKNOWN = 0.5  # share of the target that is waited where the speed of an instance is unknown
 
@@ -60,7 +60,8 @@ def victims(
             continue
         if view.queued_tokens > view.chunk + RELEASE_S * view.rate:
             continue  # its place would not begin sooner
-        chosen = _on(request, [one for one in running if one.slot == slot], view)
+        lower = [one for one in running if one.slot == slot and one.band > request.band]
+        chosen = fewest(request, latest_first(lower), view)
         if chosen and (not found or len(chosen) < len(found)):
             found = chosen
     return found
@@ -73,15 +74,22 @@ def _natural_s(view: InstanceView, left_tokens: float, target: float) -> float:
     return left_tokens * max(view.running, 1) / view.decode_rate
 
 
-def _on(request: RequestView, running: list[RunningView], view: InstanceView) -> tuple[str, ...]:
-    """The fewest victims on one instance that make room; empty if there are none, or room is not what is missing."""
+def latest_first(running: Sequence[RunningView]) -> list[RunningView]:
+    """Those of the largest band first, of these the latest ones."""
+    return sorted(running, key=lambda one: (-one.band, -one.since, one.id))
+
+
+def fewest(request: RequestView, running: Sequence[RunningView], view: InstanceView) -> tuple[str, ...]:
+    """The first of ``running`` that make room on their instance together.
+
+    Empty if there are too few, or if room is not what is missing.
+    """
     places = view.open - view.max_batch + 1 if view.max_batch else 0
     blocks = blocks_needed(request, view) - (view.kv_total - view.kv_reserved) if view.kv_total else 0
     if (view.open_limit and view.open >= view.open_limit) or (places <= 0 and blocks <= 0):
         return ()
     chosen: list[str] = []
-    lower = (one for one in running if one.band > request.band)
-    for one in sorted(lower, key=lambda one: (-one.band, -one.since, one.id)):
+    for one in running:
         chosen.append(one.id)
         places -= 1
         blocks -= one.blocks
