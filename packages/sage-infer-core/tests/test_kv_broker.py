@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from sage_infer.errors import BackendUnavailable, ConfigError
 from sage_infer.schemas import KVCacheSchema
 from sage_infer.sdk import kv_broker
 from sage_infer.sdk.kv_broker import KVBroker
+from sage_infer.sdk.kv_pages.notes import note_of, patience
 from sage_infer.sdk.kv_pages.pages import FetchedPages
 from sage_infer.sdk.kv_pages.setting import check_kv_store, open_kv_store
 
@@ -449,6 +451,65 @@ def test_a_store_is_told_of_all_blocks_of_each_request() -> None:
         assert len(store.noted) == 4, "a closed store was called"
 
     run(main())
+
+
+class PrefetchingStore(DictStore):
+    is_broken = False
+
+    def prefetch(self, keys: Sequence[bytes]) -> int:
+        if self.is_broken:
+            raise OSError("broken")
+        return len(keys) - 1
+
+
+def test_pages_of_a_request_that_will_come_are_prefetched() -> None:
+    async def main() -> None:
+        store = PrefetchingStore()
+        made = broker(store, pages=4)
+        assert await made.prefetch(KEYS) == 3, "of as many as fit into the buffers"
+        assert await made.prefetch([]) == 0
+        store.is_broken = True
+        assert await made.prefetch(KEYS) == 0
+        assert (made.counts()["prefetched"], made.counts()["failures"]) == (3, 1)
+        made.close()
+        assert await made.prefetch(KEYS) == 0
+        plain = broker(DictStore())
+        assert await plain.prefetch(KEYS) == 0
+        plain.close()
+
+    run(main())
+
+
+class UrgentStore(DictStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patience: list[float | None] = []
+
+    def note_request(self, keys: Sequence[bytes], *, patience_s: float | None = None) -> None:
+        self.patience.append(patience_s)
+
+
+def test_a_store_that_asks_is_told_how_long_a_request_may_wait() -> None:
+    async def main() -> None:
+        store = UrgentStore()
+        made = broker(store)
+        await made.fetch(KEYS[:1], patience_s=2.0)
+        await made.fetch(KEYS[:1])
+        assert store.patience == [2.0, None]
+        made.close()
+
+    run(main())
+    assert patience(priority=2, deadline_s=3.0) == 3.0
+    assert patience(priority=2, deadline_s=-1.0) == 0.0
+    assert patience(priority=2, deadline_s=None) == 60.0
+    assert patience(priority=0, deadline_s=None) is None
+    assert note_of(DictStore()) is None
+    noted: dict[str, int] = {}
+    builtin = note_of(
+        SimpleNamespace(note_request=noted.update)
+    )  # without a signature, it gets the keys alone
+    assert builtin is not None
+    builtin([], 5.0)
 
 
 def test_no_keys_are_no_look_up() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sage_infer.errors import ConfigError
 from sage_infer_kvstore import PagedStore, QuantizedStore, TieredStore
+from sage_infer_kvstore.policies.base import Request
 from sage_infer_kvstore.policies.counting import Hotness
 from sage_infer_kvstore.policies.names import POLICIES, policy_of
 from sage_infer_kvstore.policies.reuse import LearnedReuse
@@ -48,7 +49,7 @@ def test_a_policy_orders_exactly_the_blocks_in_the_store(
         now += seconds
         keys = [KEYS[number] for number in numbers]
         if call == "asked":
-            policy.asked(keys, now)
+            policy.asked(keys, now, Request(seconds if len(keys) % 2 else None))
         elif call == "remove":
             for key in keys:
                 policy.remove(key)
@@ -83,10 +84,12 @@ def test_what_is_remembered_is_bounded(prompts: list[tuple[int, int, bool]]) -> 
             victim = next(policy.order(float(turn)))
             policy.remove(victim)
             held.remove(victim)
-        chains = {id(chain): chain for chain in policy._chain_of.values()}.values()
-        assert len(policy._chain_of) <= 10 + 2 * len(held) + len(keys)
-        assert sum(len(chain.keys) for chain in chains) <= 2 * len(policy._chain_of) + len(chains)
-        assert sum(chain.held for chain in chains) == len(held)
+        prompts_now = {id(prompt): prompt for prompt in policy._prompt_of.values()}.values()
+        assert len(policy._prompt_of) <= 10 + 2 * len(held) + len(keys)
+        assert sum(len(prompt.keys) for prompt in prompts_now) <= 2 * len(policy._prompt_of) + len(
+            prompts_now
+        )
+        assert sum(prompt.held for prompt in prompts_now) == len(held)
 
 
 def test_hot_blocks_leave_last_and_cool_down() -> None:
@@ -184,7 +187,7 @@ def test_old_traffic_counts_less_and_less() -> None:
 
 @pytest.mark.parametrize("name", ["fifo", "", None, 3])
 def test_an_unknown_policy_is_refused(name: object) -> None:
-    with pytest.raises(ConfigError, match="lru, hotness or reuse"):
+    with pytest.raises(ConfigError, match="lru, hotness, reuse, slo or recompute"):
         policy_of(name, PAGE)
 
 

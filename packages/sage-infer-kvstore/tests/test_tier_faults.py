@@ -231,7 +231,7 @@ def test_threads_and_faults_together(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"lower_tier": "tape"}, "lower_tier"),
         ({"write": "twice"}, "through or back"),
         ({"high_watermark": 2.0}, "between 0 and 1"),
-        ({"policy": "fifo"}, "lru, hotness or reuse"),
+        ({"policy": "fifo"}, "lru, hotness, reuse, slo or recompute"),
         ({"upper": {"policy": "reuse"}}, "leave upper.policy out"),
         ({"upper": {"name": "shared"}}, "one process"),
         ({"lower": {"path": "/tmp"}}, "store: NAME"),

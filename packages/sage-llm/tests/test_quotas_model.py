@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +16,9 @@ from sage_llm.commands.tables import decision_lines, status_lines
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 from served_command import GUARD_S, served
 
-TOKENS = 120  # of each output
-GREEDY, GOLD = 8, 3
-CEILING, RESERVED = 900, 540  # five and three requests
+TOKENS = 48  # of each output
+GREEDY, GOLD = 8, 4
+CEILING, RESERVED = 510, 400  # five and four requests
 CONFIG = f"""
 llm: {{quotas: {{greedy: {{ceiling: {CEILING}}}, gold: {{reserved: {RESERVED}}}}}}}
 serve: {{target_wait_s: 3600}}
@@ -54,13 +55,14 @@ def test_quotas_of_kv(
     (tmp_path / "sage_infer.yaml").write_text(CONFIG)
     greedy, gold = (add_key(tmp_path / "keys.json", name, KeyLimits()) for name in ("greedy", "gold"))
     words = [
-        "llm", "serve", "-m", "smollm2-135m", "--replicas", "2", "-o", "kv_cache_gb=0.03",
-        "-o", "max_sequence_length=256", "--keys-file", str(tmp_path / "keys.json"),
+        "llm", "serve", "-m", "smollm2-135m", "--replicas", "2", "-o", "kv_cache_gb=0.016",
+        "-o", "max_sequence_length=128", "--keys-file", str(tmp_path / "keys.json"),
     ]  # fmt: skip
     with served(tmp_path, *words) as (_, ready), ThreadPoolExecutor(GREEDY + GOLD) as threads:
         url, port = ready["url"], int(ready["url"].rpartition(":")[2])
 
         def quota(tenant: str) -> dict[str, int]:
+            time.sleep(0.02)  # the server has other work
             row = ask(port, "status")["quotas"].get(tenant, {"used": 0, "borrowed": 0, "waiting": 0})
             assert tenant != "greedy" or row["used"] <= CEILING
             return dict(row)

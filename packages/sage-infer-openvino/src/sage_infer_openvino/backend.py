@@ -61,9 +61,9 @@ FEATURES = (
 class OpenVINOBackend(DividedRequests):
     """``InferenceBackend`` on OpenVINO's kernels, with our own scheduler and KV blocks.
 
-    Also implements ``KVTransfer``, ``KVStateChecking``, ``KVFlushing``, ``Tokenizing``, ``ToolCalling``,
-    ``AnswerReading``, ``Resuming``, ``InstanceReporting``, ``KVEventSource`` and ``ProgressReporting``.
-    See ``sage infer backend show openvino`` for the options.
+    Also implements ``KVTransfer``, ``KVStateChecking``, ``KVFlushing``, ``KVPrefetching``, ``Tokenizing``,
+    ``ToolCalling``, ``AnswerReading``, ``Resuming``, ``InstanceReporting``, ``KVEventSource`` and
+    ``ProgressReporting``. See ``sage infer backend show openvino`` for the options.
     """
 
     def __init__(
@@ -296,6 +296,13 @@ class OpenVINOBackend(DividedRequests):
     async def flush_kv(self) -> bool:
         self._ready()
         return self._reuse is not None and await asyncio.to_thread(self._reuse.broker.flush)
+
+    async def prefetch_kv(self, token_ids: Sequence[int], *, cache_salt: str = "") -> int:
+        loaded, engine = self._ready()[1], self._engine
+        if self._reuse is None or engine is None or not token_ids:
+            return 0
+        loaded.texts.check_tokens(token_ids)
+        return await self._reuse.prefetch(tuple(token_ids), cache_salt.encode(), engine.pool)
 
     async def _submit(self, engine: DecoderEngine, requests: list[EngineRequest]) -> None:
         if self._reuse is not None:

@@ -320,6 +320,55 @@ def test_pages_move_up_while_their_request_waits(monkeypatch: pytest.MonkeyPatch
     run(main())
 
 
+def test_pages_of_a_request_that_will_come_move_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PrefetchingStore()
+    monkeypatch.setattr(loading, "open_kv_store", lambda settings, **_: store)
+
+    async def main() -> None:
+        async with engine() as first:
+            assert await ask(first) == 0
+            await saved(first)
+        async with engine() as toy:
+            assert await toy.backend.prefetch_kv(PROMPT) == 5
+            assert await toy.backend.prefetch_kv(PROMPT[: 2 * BLOCK]) == 1, "the last token is computed"
+            assert await toy.backend.prefetch_kv([]) == 0
+            assert len(set(map(tuple, store.moved))) == 2
+            assert await toy.backend.prefetch_kv(PROMPT, cache_salt="other") == 5
+            assert store.moved[-1] != store.moved[0]
+            assert await ask(toy) == 5 * BLOCK
+            assert await toy.backend.prefetch_kv(PROMPT) == 0, "the engine has them"
+            with pytest.raises(InvalidRequest, match="not in the vocabulary"):
+                await toy.backend.prefetch_kv([10**9])
+        async with engine(kv_store=None) as toy:
+            assert await toy.backend.prefetch_kv(PROMPT) == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, None), ({"priority": 1}, 60.0), ({"deadline": 500.0}, 500.0)],
+)
+def test_the_store_is_told_how_long_a_request_may_wait(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], expected: float | None
+) -> None:
+    told: list[float | None] = []
+
+    class NotedStore(DictStore):
+        def note_request(self, keys: Sequence[bytes], *, patience_s: float | None = None) -> None:
+            told.append(patience_s)
+
+    monkeypatch.setattr(loading, "open_kv_store", lambda settings, **_: NotedStore())
+
+    async def main() -> None:
+        async with engine() as toy:
+            await ask(toy, **options)
+
+    run(main())
+    (found,) = told
+    assert found == expected or (found is not None and expected == 500.0 and 100.0 < found <= 500.0)
+
+
 def test_a_request_that_ends_in_the_queue_fetches_nothing(store: DictStore) -> None:
     async def main() -> None:
         async with engine() as first:

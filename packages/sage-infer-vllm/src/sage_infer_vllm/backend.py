@@ -153,7 +153,7 @@ class VLLMBackend(BaseVLLMBackend):
             for part, prompt in zip(ids, found, strict=True)
         ]
         try:
-            stored = await running.stored_pages(found, adapter=params.adapter, salt=options.cache_salt)
+            stored = await running.stored_pages(found, adapter=params.adapter, options=options)
             for delivery, prompt, pages in zip(started, found, stored, strict=True):
                 room, kv = running.max_sequence_length - len(prompt.token_ids), running.stored_params(pages)
                 await running.submit(
@@ -243,6 +243,10 @@ class VLLMBackend(BaseVLLMBackend):
     async def flush_kv(self) -> bool:
         reuse = self._ready().reuse
         return reuse is not None and await reuse.flush()
+
+    async def prefetch_kv(self, token_ids: Sequence[int], *, cache_salt: str = "") -> int:
+        reuse = self._ready().reuse
+        return 0 if reuse is None else await reuse.prefetch(token_ids, salt=cache_salt)
 
     async def _instance(self) -> Instance:
         return Instance(await self._available(), self.name, self._settings.hold_s)

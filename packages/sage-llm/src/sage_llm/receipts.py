@@ -61,7 +61,7 @@ class QuotaNote:
         path: tenant, model and class, with slashes between them.
         kv: where its KV comes from: ``own`` (its reserve), ``free`` (reserved for nobody) or ``borrowed``.
         held_by: why it waited: ``ceiling`` or ``reserved`` (for others); empty if it did not.
-        held_s: for how long, since it was first held back.
+        held_s: time from the start of its wait until its tenant's requests were last held back.
         pauses: number of times that it was paused before.
     """
 
@@ -88,6 +88,7 @@ class Receipt:
         transfer: the hand-over between its two instances; None if there was none.
         given_up: why its instance computed the prompt itself although another one was chosen for that.
         quota: its quota of KV; None if none is set.
+        prefetch: the instance that was told of it while it waited, and the pages of its KV in the fastest tier there.
     """
 
     request: RequestView
@@ -100,6 +101,7 @@ class Receipt:
     transfer: Transfer | None = None
     given_up: str = ""
     quota: QuotaNote | None = None
+    prefetch: tuple[str, int] | None = None
 
     def replay(self, policy: PlacementPolicy | None = None) -> Decision:
         """Decide again: the same policy decides as it did, another one as it would have."""
@@ -145,6 +147,9 @@ class Receipt:
             "prefill_instance": name(decision.prefill_slot),
             "transfer": None if self.transfer is None else attrs.asdict(self.transfer),
             "prefill_given_up": self.given_up or None,
+            "prefetch": None
+            if self.prefetch is None
+            else {"instance": self.prefetch[0], "pages": self.prefetch[1]},
             "quota": None if self.quota is None else attrs.asdict(self.quota),
             "reuse_tokens": decision.reuse,
             "cached_tokens": self.cached,
@@ -255,6 +260,11 @@ class Receipts(Mapping[str, Receipt]):
         """Note what a request's quota of KV did to it."""
         if request_id in self._ring:
             self._ring[request_id][0].quota = note
+
+    def prefetched(self, request_id: str, instance: str, pages: int) -> None:
+        """Note how many pages of a waiting request an instance has moved to its fastest tier."""
+        if request_id in self._ring:
+            self._ring[request_id][0].prefetch = instance, pages
 
     def ended(self, request_id: str, cached: int) -> None:
         """Note the cached tokens that a request's usage has reported."""

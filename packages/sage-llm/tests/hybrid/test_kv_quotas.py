@@ -53,7 +53,7 @@ def test_a_ceiling_holds_back_one_tenant_only(policy: str) -> None:
         engine.gate.set()
         await asyncio.gather(*tasks)
         assert all(row["used"] == row["waiting"] == 0 for row in manager.cluster()["quotas"].values())
-        last = next(reversed(placement.receipts))
+        last = list(placement.receipts)[-1]
         shown = decision_lines(placement.receipts[last].to_json())
         (quota,) = [line for line in shown if "quota" in line]
         assert (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,22 @@ def test_the_client_reads_answers_like_its_backend() -> None:
             assert await client.answer_format() is None
         async with serving(engine=Reading()) as (_, address), connected(address) as client:
             assert await client.answer_format() == answer_format("<tool_call>")
+
+    asyncio.run(main())
+
+
+class Prefetching(SlowLLM):
+    async def prefetch_kv(self, token_ids: Sequence[int], *, cache_salt: str = "") -> int:
+        return len(token_ids) + len(cache_salt)
+
+
+def test_hints_of_waiting_requests_travel() -> None:
+    async def main() -> None:
+        async with serving(engine=Prefetching()) as (_, address), connected(address) as client:
+            assert await client.prefetch_kv([1, 2, 3], cache_salt="ab") == 5
+        async with serving() as (_, address), connected(address) as client:
+            with pytest.raises(UnsupportedFeature, match="no method 'prefetch_kv'"):
+                await client.prefetch_kv([1])
 
     asyncio.run(main())
 

@@ -8,7 +8,8 @@ from typing import Protocol, runtime_checkable
 from sage_infer.schemas import DecodeState, KVCacheSchema, KVChunk, KVLocation
 
 __all__ = [
-    "KVEndpoint", "KVFlushing", "KVFormatCodec", "KVStateChecking", "KVTransfer", "LayerwiseKVFormatCodec",
+    "KVEndpoint", "KVFlushing", "KVFormatCodec", "KVPrefetching", "KVStateChecking", "KVTransfer",
+    "LayerwiseKVFormatCodec",
 ]  # fmt: skip
 
 
@@ -63,6 +64,22 @@ class KVFlushing(Protocol):
 
     async def flush_kv(self) -> bool:
         """Wait until the pages that are full now are in the store. Returns False without a store, or if it is slow."""
+        ...
+
+
+@runtime_checkable
+class KVPrefetching(Protocol):
+    """Optional additional method of a backend with a ``KVStore`` of several tiers.
+
+    A router calls it for a request that waits for this backend, so that its KV is in the fastest tier when it starts.
+    """
+
+    async def prefetch_kv(self, token_ids: Sequence[int], *, cache_salt: str = "") -> int:
+        """Start to move the stored pages of a prompt to the store's fastest tier.
+
+        Returns:
+            The number of pages that are there or on their way; 0 without such a store, or if it is busy.
+        """
         ...
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from sage_infer.call_thread import CallThread
 from sage_infer.sdk.kv_pages.line import RequestLine
+from sage_infer.sdk.kv_pages.notes import note_of
 from sage_infer.sdk.kv_pages.pages import Counts, FetchedPages, Save
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class KVBroker:
         self._limit = max(1, buffer_bytes // page_bytes)
         self._is_lossless = bool(getattr(store, "lossless", True))
         self._prefetch: Callable[[Sequence[bytes]], int] | None = getattr(store, "prefetch", None)
-        self._note_request: Callable[[Sequence[bytes]], object] | None = getattr(store, "note_request", None)
+        self._note_request = note_of(store)
         self._lock = threading.Lock()  # guards all below
         self._counts = Counts()
         self._free: deque[memoryview] = deque(maxlen=self._limit)
@@ -81,13 +82,16 @@ class KVBroker:
 
     # --- fetching
 
-    async def fetch(self, keys: Sequence[bytes], *, cached: int = 0) -> FetchedPages:
+    async def fetch(
+        self, keys: Sequence[bytes], *, cached: int = 0, patience_s: float | None = None
+    ) -> FetchedPages:
         """The pages of a request's prompt: of the longest prefix of ``keys`` that the store holds.
 
         None where the store does not answer in time. The engine has the first ``cached`` pages, which are not
-        fetched. A store with a method ``note_request`` gets all keys.
+        fetched. A store with a method ``note_request`` gets all keys, and ``patience_s``: how long the request may
+        wait for its first token.
         """
-        self._note(keys)
+        self._note(keys, patience_s)
         keys = keys[cached : cached + self._limit]
         if not keys:
             return FetchedPages()
@@ -125,20 +129,32 @@ class KVBroker:
                 return fetched
         return FetchedPages()
 
+    async def prefetch(self, keys: Sequence[bytes]) -> int:
+        """Have a store with several tiers move the pages of a request that will come to the fastest one.
+
+        Returns how many are there or on their way; 0 without such a store, and while it is busy.
+        """
+        prefetch, keys = self._prefetch, keys[: self._limit]
+        with self._lock:
+            if prefetch is None or not keys or self._is_unavailable():
+                return 0
+        return await asyncio.wrap_future(self._fetcher.submit(partial(self._promote, prefetch, keys)))
+
     def _promote_first(self) -> None:
         if self._prefetch is not None:
             for keys in self._line.announced(self._limit):
                 self._fetcher.submit(partial(self._promote, self._prefetch, keys))
 
-    def _promote(self, prefetch: Callable[[Sequence[bytes]], int], keys: Sequence[bytes]) -> None:
+    def _promote(self, prefetch: Callable[[Sequence[bytes]], int], keys: Sequence[bytes]) -> int:
         try:
             count = int(prefetch(keys))
         except BaseException:
             with self._lock:
                 self._failed()
-            return
+            return 0
         with self._lock:
             self._counts.prefetched += count
+        return count
 
     def _is_unavailable(self) -> bool:
         return self._closed or self._is_paused() or self._fetcher.busy_s() > self._wait_s
@@ -161,7 +177,7 @@ class KVBroker:
                     return FetchedPages(is_deferred=is_waiting)
             raise
 
-    def _note(self, keys: Sequence[bytes]) -> None:
+    def _note(self, keys: Sequence[bytes], patience_s: float | None) -> None:
         note = self._note_request
         if note is None or not keys:
             return
@@ -171,7 +187,7 @@ class KVBroker:
 
         def noted() -> None:
             try:
-                note(keys)
+                note(keys, patience_s)
             except BaseException:
                 with self._lock:
                     self._failed()

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from sage_infer_kvstore.paged.index import BlockIndex
-from sage_infer_kvstore.policies.base import Policy
+from sage_infer_kvstore.policies.base import Policy, Request
 
 __all__ = ["Choice"]
 
@@ -20,9 +20,9 @@ class Choice:
         self._spared: Collection[bytes] = ()
         index.choose = self._choose
 
-    def asked(self, keys: Sequence[bytes]) -> None:
+    def asked(self, keys: Sequence[bytes], request: Request) -> None:
         """A request has a prompt of these blocks."""
-        self._policy.asked(keys, time.monotonic())
+        self._policy.asked(keys, time.monotonic(), request)
 
     @contextmanager
     def sparing(self, keys: Collection[bytes]) -> Iterator[None]:

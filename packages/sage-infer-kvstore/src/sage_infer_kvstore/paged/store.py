@@ -16,6 +16,7 @@ from sage_infer_kvstore.paged.arena import PrivateArena, SharedArena
 from sage_infer_kvstore.paged.choice import Choice
 from sage_infer_kvstore.paged.index import BlockIndex
 from sage_infer_kvstore.paged.layout import Head
+from sage_infer_kvstore.policies.base import Request
 from sage_infer_kvstore.policies.names import policy_of
 
 __all__ = ["PagedStore"]
@@ -37,7 +38,8 @@ class PagedStore:
         capacity_blocks: size in blocks, in place of ``capacity_gb``.
         huge_pages: ask the kernel for huge pages (memory of this process only).
         keep: whether a shared arena stays when the last process closes it, for one that comes later.
-        policy: which blocks leave first: ``lru``, ``hotness`` or ``reuse``. Shared arenas only have ``lru``.
+        policy: which blocks leave first: ``lru``, ``hotness``, ``reuse``, ``slo`` or ``recompute``. Shared arenas only
+            have ``lru``.
 
     Raises:
         ConfigError: wrong options, or an arena of this name has another form.
@@ -96,12 +98,15 @@ class PagedStore:
 
     # --- look-up
 
-    def note_request(self, keys: Sequence[bytes]) -> None:
-        """Tell the policy of a request with a prompt of these blocks, in this order, whether or not they are stored."""
+    def note_request(self, keys: Sequence[bytes], *, patience_s: float | None = None) -> None:
+        """Tell the policy of a request with a prompt of these blocks, in this order, whether or not they are stored.
+
+        ``patience_s``: seconds that the request may wait for its first token; None if unknown.
+        """
         check_keys(keys)
         with self._lock():
             if self._choice is not None:
-                self._choice.asked(keys)
+                self._choice.asked(keys, Request(patience_s))
 
     def match(self, tokens: Sequence[int]) -> int:
         keys = list(block_keys(self._model_id, self._schema, tokens))

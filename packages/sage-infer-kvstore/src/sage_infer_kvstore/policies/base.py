@@ -5,13 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-__all__ = ["Policy"]
+from attrs import frozen
+
+__all__ = ["Policy", "Request"]
+
+
+@frozen
+class Request:
+    """What a store is told of a request besides its blocks.
+
+    Attributes:
+        patience_s: seconds that it may wait for its first token: its deadline, or what its priority stands for; None if
+            the engine does not tell.
+    """
+
+    patience_s: float | None = None
 
 
 class Policy(Protocol):
-    """Knows the blocks that a store may evict, and orders them. ``now`` is in seconds and never falls."""
+    """Knows the blocks that a store may evict, and orders them. ``now`` is in seconds and never falls.
 
-    def asked(self, keys: Sequence[bytes], now: float) -> None:
+    A policy learns a block's depth in its prompt, and with it the cost to compute it again, from ``asked``; it learns
+    how urgent the requests are that use a block from ``Request``. It is told of a request before its blocks are read or
+    written.
+    """
+
+    def asked(self, keys: Sequence[bytes], now: float, request: Request | None = None) -> None:
         """A request has a prompt of these blocks, in this order; they may be in the store or not."""
         ...
 

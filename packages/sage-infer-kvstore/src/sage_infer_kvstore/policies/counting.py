@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
+from sage_infer_kvstore.policies.base import Request
+
 __all__ = ["Hotness", "LeastRecentlyUsed"]
 
 
@@ -14,7 +16,7 @@ class LeastRecentlyUsed:
     def __init__(self) -> None:
         self._keys: OrderedDict[bytes, None] = OrderedDict()
 
-    def asked(self, keys: Sequence[bytes], now: float) -> None:
+    def asked(self, keys: Sequence[bytes], now: float, request: Request | None = None) -> None:
         pass
 
     def add(self, key: bytes, now: float) -> None:
@@ -45,7 +47,7 @@ class Hotness:
         self._age = age
         self._since = 0
 
-    def asked(self, keys: Sequence[bytes], now: float) -> None:
+    def asked(self, keys: Sequence[bytes], now: float, request: Request | None = None) -> None:
         pass
 
     def add(self, key: bytes, now: float) -> None:

@@ -9,6 +9,7 @@ from sage_infer.errors import ConfigError
 from sage_infer_kvstore.policies.base import Policy
 from sage_infer_kvstore.policies.counting import Hotness, LeastRecentlyUsed
 from sage_infer_kvstore.policies.reuse import LearnedReuse
+from sage_infer_kvstore.policies.weighted import RecomputeCost, Urgency
 
 __all__ = ["POLICIES", "policy_of"]
 
@@ -16,6 +17,8 @@ POLICIES: Mapping[str, Callable[[int], Policy]] = {
     "lru": lambda page_size: LeastRecentlyUsed(),
     "hotness": lambda page_size: Hotness(),
     "reuse": lambda page_size: LearnedReuse(page_size),
+    "slo": lambda page_size: Urgency(page_size),
+    "recompute": lambda page_size: RecomputeCost(page_size),
 }
 """Factories by name; the argument is the number of tokens per block."""
 

@@ -9,6 +9,7 @@ import numpy as np
 from attrs import evolve
 from sage_infer.contracts import KVStoreStats, block_keys
 from sage_infer.schemas import KVCacheSchema
+from sage_infer.sdk.kv_pages.notes import note_of
 from sage_infer.sdk.kv_pages.setting import open_kv_store
 
 from sage_infer_kvstore.blocks import checked_buffers
@@ -45,6 +46,7 @@ class QuantizedStore:
         self._schema, self._model_id = schema, model_id
         self._codec = PageCodec(schema, dtype=dtype, granularity=granularity)
         self._lower = open_kv_store(lower, schema=self._codec.schema, model_id=model_id)
+        self._note = note_of(self._lower)
         self._size = self._codec.schema.bytes_per_page
         self._refused = 0  # blocks with numbers that are not finite
 
@@ -52,11 +54,10 @@ class QuantizedStore:
     def schema(self) -> KVCacheSchema:
         return self._schema
 
-    def note_request(self, keys: Sequence[bytes]) -> None:
+    def note_request(self, keys: Sequence[bytes], *, patience_s: float | None = None) -> None:
         """Pass on which blocks a request has to a lower store whose policy learns from it."""
-        note = getattr(self._lower, "note_request", None)
-        if note is not None:
-            note(keys)
+        if self._note is not None:
+            self._note(keys, patience_s)
 
     def note_weights(self, weights_id: str) -> None:
         """Pass on which weights the blocks belong to, to a lower store that keeps it."""

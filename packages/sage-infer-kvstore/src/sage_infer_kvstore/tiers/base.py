@@ -13,6 +13,7 @@ from sage_infer.contracts import KVPlace
 from sage_infer.errors import ConfigError, InvalidRequest
 from sage_infer.schemas import KVCacheSchema
 from sage_infer.schemas.kv_chunk import MemoryTier
+from sage_infer.sdk.kv_pages.notes import note_of
 from sage_infer.sdk.kv_pages.setting import open_kv_store
 
 from sage_infer_kvstore.paged.store import PagedStore
@@ -67,6 +68,7 @@ class BaseTieredStore:
         self._schema, self._model_id, self._tier = schema, model_id, lower_tier
         self._policy = policy_of(policy, schema.page_size)
         self._lower = open_kv_store(lower, schema=schema, model_id=model_id)
+        self._note = note_of(self._lower)
         self._upper = PagedStore(schema=schema, model_id=model_id, **(upper or {}))
         self._room = self._upper.stats().capacity_blocks
         self._capacity = self._lower.stats().capacity_blocks

@@ -10,6 +10,7 @@ from sage_infer.contracts import KVPlace, KVStoreStats, block_keys
 from sage_infer.schemas import KVCacheSchema
 
 from sage_infer_kvstore.blocks import as_bytes, check_keys, checked_buffers
+from sage_infer_kvstore.policies.base import Request
 from sage_infer_kvstore.tiers.base import BaseTieredStore, Block
 
 __all__ = ["TieredStore"]
@@ -29,7 +30,7 @@ class TieredStore(BaseTieredStore):
         upper: options of the memory above it, as of the store ``paged``, without ``name``.
         write: ``through``: blocks go to the lower store as they come; ``back``: when memory is fuller than
             ``high_watermark``.
-        policy: which blocks leave memory first: ``lru``, ``hotness`` or ``reuse``.
+        policy: which blocks leave memory first: ``lru``, ``hotness``, ``reuse``, ``slo`` or ``recompute``.
         wait_s: how long a call waits for the lower store.
 
     Raises:
@@ -47,15 +48,18 @@ class TieredStore(BaseTieredStore):
 
     # --- look-up
 
-    def note_request(self, keys: Sequence[bytes]) -> None:
-        """Tell the policy of a request with a prompt of these blocks, in this order, whether or not they are stored."""
+    def note_request(self, keys: Sequence[bytes], *, patience_s: float | None = None) -> None:
+        """Tell the policy of a request with a prompt of these blocks, in this order, whether or not they are stored.
+
+        ``patience_s``: seconds that the request may wait for its first token; None if unknown.
+        """
         check_keys(keys)
         with self._changed:
             self._check_open()
-            self._policy.asked(keys, time.monotonic())
-        note = getattr(self._lower, "note_request", None)
+            self._policy.asked(keys, time.monotonic(), Request(patience_s))
+        note = self._note
         if note is not None and self._thread.is_available:
-            self._thread.submit(lambda: note(keys))
+            self._thread.submit(lambda: note(keys, patience_s))
 
     def note_weights(self, weights_id: str) -> None:
         """Pass on which weights the blocks belong to, to a lower store that keeps it."""

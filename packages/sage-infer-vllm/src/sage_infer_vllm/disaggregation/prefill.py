@@ -86,7 +86,7 @@ async def prefill(
     try:
         for part, prompt in zip(ids, found, strict=True):
             started.append(_begin(on, part, prompt, params, options))
-        stored = await running.stored_pages(found, adapter=params.adapter, salt=options.cache_salt)
+        stored = await running.stored_pages(found, adapter=params.adapter, options=options)
         for first, pages in zip(started, stored, strict=True):
             params_of_part = engine_params(
                 running.compat, params, room=1, seed=first.seed if params.temperature else None,

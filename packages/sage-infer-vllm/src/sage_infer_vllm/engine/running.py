@@ -10,6 +10,7 @@ from attrs import define, field
 from sage_infer.contracts import ChatAnswer, EngineStats
 from sage_infer.errors import EngineDead, InvalidRequest, ModelNotFound
 from sage_infer.schemas import CapabilityDescriptor, RequestOptions
+from sage_infer.sdk.kv_pages.notes import patience
 
 from sage_infer_vllm.engine.kv_reuse import KVReuse, PromptPages
 from sage_infer_vllm.handover.held import HeldStates
@@ -185,7 +186,7 @@ class Running:
         await self.call_workers("sage_page_bytes")
 
     async def stored_pages(
-        self, prompts: Sequence[TokenizedPrompt], *, adapter: str | None, salt: str
+        self, prompts: Sequence[TokenizedPrompt], *, adapter: str | None, options: RequestOptions
     ) -> list[PromptPages | None]:
         """The pages of each prompt that the KV store holds; None without a store."""
         reuse = self.reuse
@@ -193,7 +194,15 @@ class Running:
             return [None] * len(prompts)
         return list(
             await asyncio.gather(
-                *(reuse.fetch(prompt.token_ids, salt=salt, adapter=adapter) for prompt in prompts)
+                *(
+                    reuse.fetch(
+                        prompt.token_ids,
+                        salt=options.cache_salt,
+                        adapter=adapter,
+                        patience_s=patience(priority=options.priority, deadline_s=options.deadline),
+                    )
+                    for prompt in prompts
+                )
             )
         )
 

@@ -156,6 +156,10 @@ def decision_lines(receipt: Mapping[str, Any]) -> list[str]:
             f"queued {candidate['queued_tokens']:,.0f} → cost {candidate['cost']:.4g}{mark}"
         )
     lines += _hand_over_lines(receipt)
+    if prefetch := receipt.get("prefetch"):
+        lines.append(
+            f"    {prefetch['pages']} pages of its KV moved up on {prefetch['instance']} while it waited"
+        )
     if quota := receipt.get("quota"):
         lines.append(_quota_line(quota))
     if receipt["message"]:

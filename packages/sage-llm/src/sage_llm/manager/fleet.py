@@ -16,6 +16,7 @@ from sage_infer.schemas import ReplicaSpec
 
 from sage_llm.manager.dispatch import Dispatcher
 from sage_llm.manager.health import HealthLimits, judge
+from sage_llm.manager.kv_hints import KVHints
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.replica import Drained, Replica, ReplicaWord
 from sage_llm.manager.restarts import RestartLimits, Restarts
@@ -61,6 +62,7 @@ class Fleet:
         self._health, self._restarts = health or HealthLimits(), restarts or RestartLimits()
         self._slots = itertools.count()
         self._tasks = Tasks()
+        self.hints = KVHints(dispatcher.placement, self._tasks)
         self._closed = False
         self._syncing: set[LiveInstance] = set()
         self.on_demand: set[str] = set()
@@ -230,6 +232,7 @@ class Fleet:
         self._dispatcher.preempt(now)
         self._dispatcher.refuse_stranded(now)
         self._dispatcher.pump()
+        self.hints.send(now)
 
     async def _sync(self, instance: LiveInstance) -> None:
         """Take a snapshot of an instance's KV blocks, after a gap in its events."""

@@ -135,6 +135,10 @@ class Placement:
         self.index.sweep()
         return [self._by_slot[slot][0] for slot in self.index.resync() if slot in self._by_slot]
 
+    def at(self, slot: int) -> LiveInstance | None:
+        """The instance of a slot; None if it has gone."""
+        return self._by_slot.get(slot, (None, None))[0]
+
     def instances(self, model_id: str) -> list[LiveInstance]:
         return self._instances.get(model_id, [])
 
@@ -206,7 +210,7 @@ class Placement:
     ) -> None:
         queue.push(view, snapshot)
         self.builder.waits(view, now)
-        self.gate.tree.waits(view)
+        self.gate.waits(view, now)
         self._waiting[view.id] = request
 
     def _queue(self, model_id: str) -> WaitingQueue:
@@ -294,6 +298,8 @@ class Placement:
         """Account for a decision to dispatch."""
         instance, now = self._by_slot[decision.slot][0], snapshot.now
         self.gate.dispatched(request, view, snapshot, self.receipts)
+        if isinstance(request, ManagedRequest) and request.prefetched is not None:
+            self.receipts.prefetched(view.id, *request.prefetched)
         self.builder.dispatched(view, decision, now)
         self._dispatched.add(view.id)
         self.quotas.runs(view.id, runs=True)

@@ -115,6 +115,8 @@ def metrics(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[Metric]:
             "Running requests paused for the owners of reserved KV.",
             dispatcher.placement.gate.tree.pauses,
         ),
+        ("sage_llm_prefetch_hints_total", "Waiting requests that an instance was told of.", fleet.hints.sent),
+        ("sage_llm_prefetched_pages_total", "Pages of KV that moved up for them.", fleet.hints.pages),
         ("sage_llm_batches_total", "Batches of embedding and reranking requests.", calls.batches),
         (
             "sage_llm_call_retries_total",

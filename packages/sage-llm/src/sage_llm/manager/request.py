@@ -47,6 +47,8 @@ class ManagedRequest:
         classified, view: what policies see of it.
         planned: moves for a drain or a pause, which do not count against the limit.
         pauses: number of times it was paused for a more urgent request; ``is_paused`` until it runs again.
+        prefetched: instance that was told of it while it waited, and the pages of its KV that are in the fastest tier
+            there; None if there are none.
         step: its place in a chain; None without one.
         outcome: how it ended; None while it is open.
     """
@@ -74,6 +76,7 @@ class ManagedRequest:
     planned: int = 0
     pauses: int = 0
     is_paused: bool = False
+    prefetched: tuple[str, int] | None = None
     step: ChainStep | None = None
     outcome: Outcome | None = None
     arrived: float = field(factory=time.monotonic)

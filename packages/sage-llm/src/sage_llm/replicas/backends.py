@@ -107,6 +107,11 @@ class InferenceReplica(ReplicaClient):
         result: DecodeState = await self.call("import_kv", arguments, DecodeState)
         return result
 
+    async def prefetch_kv(self, token_ids: Sequence[int], *, cache_salt: str = "") -> int:
+        arguments = calls.PrefetchKV(tuple(token_ids), cache_salt)
+        result: int = await self.call("prefetch_kv", arguments, int)
+        return result
+
     async def publish_kv(self, state: DecodeState, *, transport: str) -> DecodeState:
         """Publish the KV of a held prefill for other replicas; returns the state with its locations."""
         self.require("kv_export")

@@ -13,7 +13,7 @@ from sage_infer.sdk.answers import FAMILIES, THOUGHTS, ModelFormat
 
 __all__ = [
     "Abort", "Decode", "Detokenize", "Embed", "Embedded", "Exported", "FetchKV", "Fetched", "FormatData",
-    "Generate", "ImportKV", "KVSince", "Nothing", "ParseToolCalls", "Prefill", "PublishKV", "RenderChat",
+    "Generate", "ImportKV", "KVSince", "Nothing", "ParseToolCalls", "PrefetchKV", "Prefill", "PublishKV", "RenderChat",
     "Rerank", "Resume", "State", "Tokenize", "format_data", "format_of", "packed_params", "params_of",
 ]  # fmt: skip
 
@@ -72,6 +72,13 @@ class Exported(_Arguments):
 class ImportKV(_Arguments):
     state: DecodeState
     buffers: tuple[bytes, ...]
+
+
+class PrefetchKV(_Arguments):
+    """Arguments of ``prefetch_kv``; the result is a number of pages."""
+
+    token_ids: tuple[int, ...]
+    cache_salt: str = ""
 
 
 class PublishKV(_Arguments):

@@ -122,6 +122,10 @@ async def _import_kv(backend: Any, a: calls.ImportKV, held: set[str]) -> Any:
     return state
 
 
+async def _prefetch_kv(backend: Any, a: calls.PrefetchKV, held: set[str]) -> Any:
+    return await backend.prefetch_kv(a.token_ids, cache_salt=a.cache_salt)
+
+
 async def _publish_kv(room: HandOverRoom, a: calls.PublishKV, held: set[str]) -> Any:
     return await room.publish(a.state, a.transport)
 
@@ -208,6 +212,7 @@ METHODS: Mapping[str, Method] = {
     "publish_kv": _method(calls.PublishKV, _publish_kv, on_room=True),
     "fetch_kv": _method(calls.FetchKV, _fetch_kv, on_room=True),
     "release_kv": _method(calls.Abort, _release_kv, on_room=True),
+    "prefetch_kv": _method(calls.PrefetchKV, _prefetch_kv),
     "kv_snapshot": _method(calls.Nothing, _kv_snapshot),
     "kv_events": _method(calls.KVSince, _kv_events),
     "render_chat": _method(calls.RenderChat, _render_chat),
