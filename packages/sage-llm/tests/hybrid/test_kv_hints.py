@@ -12,7 +12,7 @@ from plane import read, until
 from sage_infer.errors import Overloaded, UnsupportedFeature
 from sage_infer.schemas import RequestOptions, SamplingParams
 from sage_llm.commands.tables import decision_lines
-from sage_llm.manager import kv_hints
+from sage_llm.manager.kv import hints as kv_hints
 from toy_encoder import on_encoders, quick
 from toy_engine import ToyEngine
 

@@ -16,7 +16,7 @@ from sage_infer.schemas import ReplicaSpec
 
 from sage_llm.manager.dispatch import Dispatcher
 from sage_llm.manager.health import HealthLimits, judge
-from sage_llm.manager.kv_hints import KVHints
+from sage_llm.manager.kv.hints import KVHints
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.replica import Drained, Replica, ReplicaWord
 from sage_llm.manager.restarts import RestartLimits, Restarts

@@ -22,8 +22,8 @@ from sage_llm import policies
 from sage_llm.classifier import RequestClassifier
 from sage_llm.index.kv_index import KVIndex
 from sage_llm.manager.calls.call import ManagedCall
+from sage_llm.manager.kv.quota_gate import QuotaGate
 from sage_llm.manager.live_instance import LiveInstance
-from sage_llm.manager.quota_gate import QuotaGate
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.manager.views import call_view, request_view
 from sage_llm.policies.base import AdmissionPolicy, OrderPolicy, PlacementPolicy
