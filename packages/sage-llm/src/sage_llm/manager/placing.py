@@ -8,14 +8,6 @@ from collections.abc import Mapping
 
 import attrs
 from sage_infer.contracts import KVEvents, KVSnapshot
-from sage_infer.errors import (
-    EngineDead,
-    InvalidRequest,
-    Overloaded,
-    PluginFailed,
-    RequestCancelled,
-    SageInferError,
-)
 from sage_infer.schemas import InstanceReport, Usage
 
 from sage_llm import policies
@@ -25,7 +17,7 @@ from sage_llm.manager.calls.call import ManagedCall
 from sage_llm.manager.kv.quota_gate import QuotaGate
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.request import ManagedRequest
-from sage_llm.manager.views import call_view, request_view
+from sage_llm.manager.views import beyond_expected, call_view, refusal, request_view
 from sage_llm.policies.base import AdmissionPolicy, OrderPolicy, PlacementPolicy
 from sage_llm.queue import HELD, WaitingQueue
 from sage_llm.quota_tree import KVQuota
@@ -44,7 +36,6 @@ _STATES: Mapping[str, State] = {
     "ready": "ready", "probation": "probation", "suspect": "suspect", "lost": "suspect", "draining": "draining",
     "dead": "dead",
 }  # fmt: skip
-_RETRY_S = 1.0
 
 Placed = ManagedRequest | ManagedCall
 Found = tuple[Placed, LiveInstance, LiveInstance | None]
@@ -365,7 +356,7 @@ class Placement:
             self._queues[request.model_id].remove(view.id)
         if view.id in self._dispatched:
             self._dispatched.discard(view.id)
-            self.tenants.ended(view.tenant, _beyond_expected(request, view))
+            self.tenants.ended(view.tenant, beyond_expected(request, view))
 
     def ended(self, request: Placed) -> None:
         """A request has ended, wherever it was."""
@@ -389,22 +380,3 @@ class Placement:
             limits = [i.descriptor.capability.max_sequence_length for i in self.instances(request.model_id)]
             longest = self._longest[request.model_id] = min(limits, default=0)
         return request_view(request, longest, self.classifier, self.index)
-
-
-def _beyond_expected(request: Placed, view: RequestView) -> float:
-    """Output tokens since the request was dispatched, less those that were expected and charged then."""
-    if isinstance(request, ManagedCall):
-        return 0.0
-    before = view.prompt_tokens - request.prompt_tokens
-    return request.ledger.tokens - before - view.out_q50
-
-
-def refusal(decision: Decision) -> SageInferError:
-    """The error of a refused request."""
-    if decision.reason in ("overloaded", "quota"):
-        return Overloaded(decision.message, retry_after=decision.retry_after or _RETRY_S)
-    if decision.reason == "too_large":
-        return InvalidRequest(decision.message)
-    if decision.reason == "late":
-        return RequestCancelled(decision.message, by="deadline")
-    return (PluginFailed if decision.reason == "fault" else EngineDead)(decision.message)

@@ -1,9 +1,17 @@
-"""What policies see of a managed request."""
+"""What policies see of a managed request, and what follows from a decision about it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from sage_infer.errors import (
+    EngineDead,
+    InvalidRequest,
+    Overloaded,
+    PluginFailed,
+    RequestCancelled,
+    SageInferError,
+)
 from sage_infer.schemas import RequestOptions
 
 from sage_llm.chains import ChainStep
@@ -11,13 +19,14 @@ from sage_llm.classifier import RequestClassifier
 from sage_llm.index.kv_index import KVIndex
 from sage_llm.manager.calls.call import ManagedCall
 from sage_llm.manager.request import ManagedRequest
-from sage_llm.types import RequestView
+from sage_llm.types import Decision, RequestView
 
-__all__ = ["MIGRATED", "call_view", "request_view"]
+__all__ = ["MIGRATED", "beyond_expected", "call_view", "refusal", "request_view"]
 
 MIGRATED = -1_000_000
 """Band of requests that continue, ahead of all new ones."""
 
+_RETRY_S = 1.0
 _UNKNOWN_OUTPUT = 2048  # tokens expected at most of a request without max_tokens
 
 
@@ -133,3 +142,22 @@ def _in_chain(step: ChainStep | None) -> dict[str, Any]:
         "expected_s": step.expected_s,
         "later": step.later,
     }
+
+
+def beyond_expected(request: ManagedRequest | ManagedCall, view: RequestView) -> float:
+    """Output tokens since the request was dispatched, less those that were expected and charged then."""
+    if isinstance(request, ManagedCall):
+        return 0.0
+    before = view.prompt_tokens - request.prompt_tokens
+    return request.ledger.tokens - before - view.out_q50
+
+
+def refusal(decision: Decision) -> SageInferError:
+    """The error of a refused request."""
+    if decision.reason in ("overloaded", "quota"):
+        return Overloaded(decision.message, retry_after=decision.retry_after or _RETRY_S)
+    if decision.reason == "too_large":
+        return InvalidRequest(decision.message)
+    if decision.reason == "late":
+        return RequestCancelled(decision.message, by="deadline")
+    return (PluginFailed if decision.reason == "fault" else EngineDead)(decision.message)
