@@ -201,33 +201,17 @@ def slots_are_free(backend: Any) -> bool:
     return bool(traffic.free_slots() == traffic.arena.place.loads)
 
 
-async def check_waiting_requests_get_their_pages(backend: Any, patch: pytest.MonkeyPatch) -> None:
-    """One request runs at a time, and the pages of one are in flight: the others get theirs as it starts."""
-    longer = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
-    expected, _ = await answer(backend, PROMPT, longer)
-    patch.setattr(backend._running.reuse.traffic.broker, "_limit", PAGES)
-    for _ in range(8):  # one that is next before its pages are there computes them
-        found = await asyncio.gather(*[answer(backend, PROMPT, longer) for _ in range(4)])
-        assert [tokens for tokens, _ in found] == [expected] * 4
-        if [cached for _, cached in found].count(PAGES * PAGE) > 1:
-            break
-    assert backend.stats().extensions["kv_store_later_requests"] > 0
-    assert [cached for _, cached in found].count(PAGES * PAGE) > 1
-    await eventually(lambda: slots_are_free(backend), "slots are lost", within_s=300)
-
-
 def test_a_third_partys_store_is_named_and_used(
     live: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with plugged_in(tmp_path, monkeypatch):
-        live.use(live.make(**WHOLE, kv_store={"store": "quokka"}, prefix_caching=False, max_batch_size=1))
+        live.use(live.make(**WHOLE, kv_store={"store": "quokka"}, prefix_caching=False))
 
     async def main() -> None:
         tokens, cached = await answer(live.backend)
         assert cached == 0
         await saved(live.backend, PAGES)
         assert await answer(live.backend) == (tokens, PAGES * PAGE)
-        await check_waiting_requests_get_their_pages(live.backend, monkeypatch)
 
     live.run(main())
     live.stop()

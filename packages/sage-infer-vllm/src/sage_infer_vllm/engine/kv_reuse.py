@@ -1,13 +1,9 @@
-"""KV of prompts from a store: fetched before a request is submitted, so that the engine never waits for it.
-
-A request that finds no room for its pages is submitted without, and gets them while it waits for its turn.
-"""
+"""KV of prompts from a store: fetched before a request is submitted, so that the engine never waits for it."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import define
@@ -33,7 +29,6 @@ class PromptPages:
         extra: input of each page's key besides its tokens.
         cached: pages at the start that the engine is assumed to have.
         fetched: the pages behind them.
-        ticket: the number under which they may still come; 0 if they do not.
     """
 
     keys: list[bytes]
@@ -41,7 +36,6 @@ class PromptPages:
     extra: bytes
     cached: int
     fetched: Fetched
-    ticket: int = 0
 
 
 class KVReuse:
@@ -73,7 +67,6 @@ class KVReuse:
         self._fence = fence
         self._recent = RecentKeys(cached_pages)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._tickets = itertools.count(1)
 
     async def fetch(
         self, tokens: Sequence[int], *, salt: str, adapter: str | None, patience_s: float | None = None
@@ -87,8 +80,7 @@ class KVReuse:
         cached = self._recent.leading(keys)
         fetched = await self.traffic.fetch(keys, cached=cached, patience_s=patience_s)
         root = root_key(self._kv_model, self._schema, salt.encode())
-        ticket = next(self._tickets) if fetched.is_deferred else 0
-        return PromptPages(keys, root, extra, cached, fetched, ticket)
+        return PromptPages(keys, root, extra, cached, fetched)
 
     async def prefetch(self, tokens: Sequence[int], *, salt: str) -> int:
         """Move the stored pages of a prompt that will come to the store's fastest tier; returns how many there are."""
@@ -105,7 +97,6 @@ class KVReuse:
                 "extra": pages.extra,
                 "first": pages.cached,
                 "slots": list(pages.fetched.slots),
-                "ticket": pages.ticket,
             }
         }
 
@@ -119,52 +110,27 @@ class KVReuse:
 
         def free() -> None:
             if rows == 1 and delivery.has_output:
-                self._free(pages)
+                pages.fetched.free()
             else:
                 self.abandon(pages)
 
         if rows == 1:
             delivery.loaded = free
         delivery.closed = lambda: self._closed(delivery, pages, None if rows == 1 else free)
-        if pages.ticket and rows == 1:
-            self._spawn(self._fetch_later(delivery, pages))
-
-    async def _fetch_later(self, delivery: Delivery, pages: PromptPages) -> None:
-        """Publish the pages of a request for the scheduler, if they come before its turn."""
-        arena, keys = self.traffic.arena, pages.keys[pages.cached :]
-
-        def waits() -> bool:
-            return not (delivery.has_output or delivery.has_ended() or arena.has_started(pages.ticket))
-
-        fetched = await self.traffic.fetch_later(lambda: keys if waits() else [])
-        if waits():
-            pages.fetched = fetched
-            arena.publish(pages.ticket, pages.cached, fetched.slots)
-        else:
-            fetched.free()
 
     def abandon(self, pages: PromptPages) -> None:
         """The request has ended, perhaps before its pages were loaded."""
         if pages.fetched.slots:
-            self._spawn(self._free_later(pages))
+            task = asyncio.get_running_loop().create_task(self._free_later(pages.fetched))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    async def _free_later(self, pages: PromptPages) -> None:
+    async def _free_later(self, fetched: Fetched) -> None:
         try:
             await self._fence()
         except Exception:
             return  # the engine has stopped; the arena is closed with it
-        self._free(pages)
-
-    def _free(self, pages: PromptPages) -> None:
-        """Free the slots, which no worker reads any more."""
-        if pages.ticket:
-            self.traffic.arena.retract(pages.fetched.slots)
-        pages.fetched.free()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        fetched.free()
 
     def _closed(self, delivery: Delivery, pages: PromptPages, free: Callable[[], None] | None) -> None:
         if free is not None:
