@@ -1,7 +1,7 @@
 """The simulator against life: embedded replicas under ``sage llm serve``, and the same requests simulated.
 
     python benchmarks/simulator_life.py TRACE --folder DIR [--loads 0.5 0.8] [--policies kv-cost round-robin …]
-        [--replicas 2] [--seconds 28] [--kv-gb 0.25] [--sessions 0.03] [--json FILE]
+        [--replicas 2] [--seconds 28] [--kv-gb 0.25] [--sessions 0.03] [--nice -15] [--json FILE]
 
 TRACE is a Mooncake trace (``.jsonl`` or ``.jsonl.gz``). A share of its sessions is replayed, without prompts of more
 than 16 blocks; each block of 512 tokens becomes one of 32, and outputs have 8 to 39 tokens. Load 1 means that the
@@ -15,7 +15,8 @@ requests arrive in the time in which the simulated replicas compute them if all 
 
 Printed: mean and p90 of the time to first token, output tokens per second and the share of cached prompt tokens, live
 and predicted, their ratios, and whether the order of the policies by their mean time to first token is predicted. On a
-machine with other load, the ratios say little.
+machine with other load, the ratios say little; with ``--nice``, which root may set below 0, servers and clients run
+before other processes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from sage_llm.policies import order, placement
 from sage_llm.simulator import Cluster, EngineModel, Trace, simulate
 from sage_llm.simulator.calibrate import Calibration, calibrate
 from sage_llm.simulator.schemas import Row
-from servers import free_port, running
+from servers import free_port, prefer, running
 
 LLM, PAGE, SMOLLM2_BLOCK = "smollm2-135m", 32, 1_474_560  # bytes of 32 tokens in f32
 SAGE = str(Path(sys.executable).with_name("sage"))
@@ -132,7 +133,8 @@ def measured(arguments: argparse.Namespace, folder: Path) -> list[Path]:
         flags = [flag for model in models for flag in ("-m", model)]
         with running(
             serve(arguments, port, *flags), port, folder / "serve.log", start_s=START_S, path="/health"
-        ):
+        ) as pid:
+            favour(pid, port, arguments.nice)
             names = asyncio.run(listed(port))
             for run in RUNS:
                 concurrency, prompt, output, requests = run
@@ -153,6 +155,17 @@ def measured(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     return [*files.values()]
 
 
+def favour(pid: int, port: int, nice: int | None) -> None:
+    """Let a server, its replicas and this process run before others."""
+    if nice is None:
+        return
+    done = subprocess.run(
+        [SAGE, "llm", "status", "--port", str(port), "--json"], capture_output=True, text=True, check=True
+    )
+    for one in (pid, os.getpid(), *(row["pid"] for row in json.loads(done.stdout)["replicas"])):
+        prefer(one, nice)
+
+
 async def listed(port: int) -> list[str]:
     client = Client(Server.parse(f"http://127.0.0.1:{port}"))
     try:
@@ -165,7 +178,8 @@ async def listed(port: int) -> list[str]:
 def live(rows: Sequence[Row], arguments: argparse.Namespace, policy: str, folder: Path) -> Figures:
     port = free_port()
     command = serve(arguments, port, "-m", LLM, "--replicas", str(arguments.replicas), "--policy", policy)
-    with running(command, port, folder / "serve.log", start_s=START_S, path="/health"):
+    with running(command, port, folder / "serve.log", start_s=START_S, path="/health") as pid:
+        favour(pid, port, arguments.nice)
         return uvloop.run(replay(rows, port))
 
 
@@ -247,6 +261,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=28.0)
     parser.add_argument("--kv-gb", type=float, default=0.25)
     parser.add_argument("--sessions", type=float, default=0.03)
+    parser.add_argument("--nice", type=int)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)

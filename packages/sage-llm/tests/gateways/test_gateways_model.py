@@ -20,7 +20,7 @@ from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 from served_command import GUARD_S, SAGE, served
 
 TOKENS = 32
-LIMIT = 6  # requests per minute of a key
+LIMIT = 4  # requests per minute of a key
 
 
 class Server:
