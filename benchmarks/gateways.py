@@ -1,7 +1,7 @@
 """Several gateways against one: hit rate and time to first token, and what clients see when a gateway is killed.
 
     python benchmarks/gateways.py TRACE [--counts 1 4] [--rounds 2] [--seconds 30] [--requests 90] [--streams 12]
-        [--replicas 2] [--kv-gb 0.25] [--sessions 0.03] [--json FILE]
+        [--replicas 2] [--kv-gb 0.25] [--sessions 0.03] [--nice -15] [--json FILE]
 
 TRACE is a Mooncake trace, scaled as in ``simulator_life.py``. Each reading is a new ``sage llm serve`` with replicas of
 the embedded engine of one thread each; numbers of gateways take turns, in the opposite order in each second round.
@@ -38,7 +38,7 @@ from sage_infer_serve.bench.workload import Lengths, Request, Workload
 from sage_infer_serve.http.client import Client, Disconnected, Server
 from sage_llm.simulator.schemas import Row
 from servers import free_port, running
-from simulator_life import LLM, SAGE, START_S, request_of, rows_of, serve
+from simulator_life import LLM, SAGE, START_S, favour, request_of, rows_of, serve
 
 OUTPUT = 200  # tokens of the streams beside which a gateway is killed
 AGAIN_S = 0.05
@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--kv-gb", type=float, default=0.25)
     parser.add_argument("--sessions", type=float, default=0.03)
+    parser.add_argument("--nice", type=int, help="as in simulator_life.py")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = rows_of(arguments.trace, arguments.sessions)[: arguments.requests]
@@ -198,7 +199,8 @@ def main() -> None:
                     "--gateways",
                     str(count),
                 )
-                with running(command, port, Path(folder) / "log", start_s=START_S, path="/health"):
+                with running(command, port, Path(folder) / "log", start_s=START_S, path="/health") as pid:
+                    favour(pid, port, arguments.nice)
                     found = uvloop.run(replay(rows, port))
                     is_last = number == arguments.rounds - 1 and count > 1 and not kill
                     kill = killed(port, arguments.streams) if is_last else kill

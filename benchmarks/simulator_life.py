@@ -156,13 +156,15 @@ def measured(arguments: argparse.Namespace, folder: Path) -> list[Path]:
 
 
 def favour(pid: int, port: int, nice: int | None) -> None:
-    """Let a server, its replicas and this process run before others."""
+    """Let a server, its replicas and gateways, and this process run before others."""
     if nice is None:
         return
     done = subprocess.run(
         [SAGE, "llm", "status", "--port", str(port), "--json"], capture_output=True, text=True, check=True
     )
-    for one in (pid, os.getpid(), *(row["pid"] for row in json.loads(done.stdout)["replicas"])):
+    found = json.loads(done.stdout)
+    rows = [*found["replicas"], *found.get("gateways", [])]
+    for one in (pid, os.getpid(), *(row["pid"] for row in rows)):
         prefer(one, nice)
 
 
