@@ -22,6 +22,7 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--nice", type=int, help="as in simulator_life.py")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the servers end as well
     rows = rows_of(arguments.trace, arguments.sessions)[: arguments.requests]
     first, last = rows[0].at, rows[-1].at
     rows = [row._replace(at=(row.at - first) * arguments.seconds / (last - first)) for row in rows]

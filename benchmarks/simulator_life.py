@@ -25,6 +25,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -266,6 +267,7 @@ def main() -> None:
     parser.add_argument("--nice", type=int)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the servers end as well
     arguments.folder.mkdir(parents=True, exist_ok=True)
     found = calibrate(measured(arguments, arguments.folder), STEP_TOKENS)
     print("\n".join(found.lines()), flush=True)
