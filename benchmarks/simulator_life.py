@@ -71,7 +71,7 @@ class Figures(NamedTuple):
 def rows_of(path: Path, share: float) -> list[Row]:
     """Scaled requests at times of the trace."""
     found = []
-    for at, hashes in sorted(sampled(path, share=share, blocks=16, seed=3)):
+    for at, hashes, _ in sorted(sampled(path, share=share, blocks=16, seed=3)):
         found.append(Row(at, len(hashes) * PAGE + 1, 8 + hashes[-1] % 32, tuple(hashes)))
     return found
 
