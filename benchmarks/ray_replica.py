@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.cluster_utils import Cluster
 from sage_infer.plugins import open_executor
 from sage_infer.schemas import ModelDescriptor, ReplicaSpec, SamplingParams, TokenDelta
@@ -118,6 +119,7 @@ def main() -> int:
         try:
             found = asyncio.run(measure(cluster.address, given.streams, given.tokens, given.rounds))
         finally:
+            ray.shutdown()
             cluster.shutdown()
     result = summary(found)
     print(
