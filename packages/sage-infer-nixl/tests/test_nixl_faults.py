@@ -183,8 +183,8 @@ def test_a_killed_agent_of_an_endpoint_is_replaced(other: OtherProcess, here: Sh
         one = step(other.publish(DATA), room(here))
         assert (await moved(transport, one)).ok
         os.kill(other.agent_pid, signal.SIGKILL)
-        reports = [await moved(transport, one) for _ in range(3)]  # the first one may meet the dying process
-        assert reports[-1].ok, reports
+        while not (await moved(transport, one)).ok:  # until the endpoint has seen the end of its process
+            await asyncio.sleep(0.01)
         assert bytes(here.open(one.target)) == DATA
         await transport.close()
 
