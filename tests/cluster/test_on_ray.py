@@ -109,7 +109,8 @@ def sage(url: str, *command: str) -> Any:
 
 
 def rows(url: str) -> dict[str, dict[str, Any]]:
-    return {row["instance"]: row for row in sage(url, "llm", "status")["replicas"]}
+    found = sage(url, "llm", "status")["replicas"]
+    return {row["instance"]: row for row in found if row["state"] != "gone"}
 
 
 def node_of(cluster: Any, pid: int) -> Any:
@@ -136,7 +137,7 @@ def model() -> None:
 
 
 def now(url: str) -> dict[str, tuple[int, int]]:
-    return identities(sage(url, "llm", "status"))
+    return {name: (row["pid"], row["generation"]) for name, row in rows(url).items()}
 
 
 async def undisturbed(streams: Any, url: str) -> list[Any]:
