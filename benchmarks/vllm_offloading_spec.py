@@ -17,7 +17,7 @@ __all__ = ["HostSpec"]
 
 
 class HostWorker(OffloadingWorker):  # type: ignore[misc]
-    """Copies blocks when it is told to, in the thread of the model."""
+    """Copies blocks in the thread of the model."""
 
     def __init__(self, tensors: list[torch.Tensor], chunks: int) -> None:
         self._engine = tensors

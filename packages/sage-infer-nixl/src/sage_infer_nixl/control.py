@@ -95,7 +95,7 @@ class Connection:
             self._sock.setblocking(False)
             try:
                 self._sock.recv(1, socket.MSG_PEEK)
-                return True  # the end, or bytes that nobody asked for
+                return True  # the end, or unexpected bytes
             except BlockingIOError:
                 self._sock.settimeout(_SILENCE_S)
                 return False
@@ -120,7 +120,7 @@ class Client:
         """A connection of this exchange alone; it is closed if the exchange fails, which also ends a ``write``.
 
         Raises:
-            Failed: nobody listens there.
+            Failed: no process listens there.
         """
         with self._lock:
             idle = self._idle[host, port]

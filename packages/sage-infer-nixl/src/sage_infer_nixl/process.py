@@ -178,7 +178,7 @@ class SharedProcess:
             self._users += 1
 
     def leave(self) -> None:
-        """Use it no longer. Blocks until it has ended if nobody does."""
+        """Use it no longer. The last user blocks until it has ended."""
         with self._lock:
             self._users -= 1
             started, left = self._started, not self._users

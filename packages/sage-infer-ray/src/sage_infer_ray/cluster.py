@@ -82,7 +82,7 @@ class Cluster:
             raise self._no_cluster(problem) from None
 
     def _knock(self) -> None:
-        """Find out quickly whether somebody listens, as Ray waits for long and then ends the process."""
+        """Find out quickly whether a server listens, as Ray waits for long and then ends the process."""
         host, _, port = self.address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
@@ -158,7 +158,7 @@ class Cluster:
             try:
                 ray.util.remove_placement_group(ray.util.get_placement_group(row["name"]))
             except ValueError:
-                continue  # somebody else has removed it
+                continue  # removed meanwhile
         return actor is None and not groups
 
     def is_placed(self, replica_id: str) -> bool:

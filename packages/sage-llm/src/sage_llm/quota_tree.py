@@ -184,8 +184,8 @@ class QuotaTree:
         """Why a request may not be dispatched now.
 
         It may not exceed a ceiling. It leaves free what is reserved for others and not used, unless it borrows: it may
-        do so if it can be paused and continued, and while no request waits that the reserve is for. A model that serves
-        no request serves anybody, so that reserves above its capacity stop nobody for ever.
+        do so if it can be paused and continued, and while no request waits that the reserve is for. An idle model
+        serves any request, so that reserves above its capacity stop none for ever.
         """
         if not self.quotas or request.kind != "generate":
             return ""

@@ -59,7 +59,7 @@ class QuotaNote:
 
     Attributes:
         path: tenant, model and class, with slashes between them.
-        kv: where its KV comes from: ``own`` (its reserve), ``free`` (reserved for nobody) or ``borrowed``.
+        kv: where its KV comes from: ``own`` (its reserve), ``free`` (not reserved) or ``borrowed``.
         held_by: why it waited: ``ceiling`` or ``reserved`` (for others); empty if it did not.
         held_s: time from the start of its wait until its tenant's requests were last held back.
         pauses: number of times that it was paused before.

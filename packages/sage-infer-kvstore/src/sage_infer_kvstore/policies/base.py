@@ -12,7 +12,7 @@ __all__ = ["Policy", "Request"]
 
 @frozen
 class Request:
-    """What a store is told of a request besides its blocks.
+    """What a store learns about a request besides its blocks.
 
     Attributes:
         patience_s: seconds that it may wait for its first token: its deadline, or what its priority stands for; None if
@@ -26,7 +26,7 @@ class Policy(Protocol):
     """Knows the blocks that a store may evict, and orders them. ``now`` is in seconds and never falls.
 
     A policy learns a block's depth in its prompt, and with it the cost to compute it again, from ``asked``; it learns
-    how urgent the requests are that use a block from ``Request``. It is told of a request before its blocks are read or
+    how urgent the requests are that use a block from ``Request``. It gets a request before its blocks are read or
     written.
     """
 

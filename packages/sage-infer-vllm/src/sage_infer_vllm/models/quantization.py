@@ -90,7 +90,7 @@ def quantization_for(
 
 
 def undetected_method(model_path: str | Path, platform: Platform) -> str | None:
-    """vLLM's method for a checkpoint that only a vendor's tool describes, which vLLM does not detect by itself."""
+    """vLLM's method for a checkpoint that only a vendor's tool describes, which vLLM does not detect."""
     found = described_method(Path(model_path))
     if found is None:
         return None

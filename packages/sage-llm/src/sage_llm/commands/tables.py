@@ -172,7 +172,7 @@ def decision_lines(receipt: Mapping[str, Any]) -> list[str]:
 
 _KV = {
     "own": "within its reserve",
-    "free": "not reserved for anybody",
+    "free": "not reserved",
     "borrowed": "reserved for others, lent until they need it",
 }
 _HELD = {"ceiling": "by a ceiling", "reserved": "for the owners of reserves"}

@@ -136,7 +136,7 @@ class TargetLoad:
             return attrs.evolve(memory, high_since=None), ""
         since, wait_s = memory.high_since, memory.wait_s
         if since is None or (not is_high and now - since >= self.up_s and seen.wait_s < _SHRINKS * wait_s):
-            since, wait_s = now, seen.wait_s  # it begins, or the queue is getting shorter by itself
+            since, wait_s = now, seen.wait_s  # it begins, or the queue is getting shorter anyway
         memory = attrs.evolve(memory, high_since=since, wait_s=wait_s, low_since=None)
         if now - since < self.up_s or not view.may_start:
             return memory, ""

@@ -1,7 +1,7 @@
 """The engine model of a real engine, fitted to runs of ``sage infer bench``.
 
 Each request yields up to two equations in the four coefficients of a step and the time that a request spends outside of
-the engine. While nobody else is served, its time to first token is that time and the steps that compute its prompt. Its
+the engine. Without other requests, its time to first token is that time and the steps that compute its prompt. Its
 time per output token is that of a mean step with the streams that ran beside it, and with the prompts that were
 computed meanwhile. The equations are divided by what was measured, so that relative errors are minimized, with
 coefficients of at least 0.

@@ -180,7 +180,7 @@ class _Run:
             job.is_ready = not self._scaling.is_starting
             self._scaling.arrived(job, self._now)
         if len(gateway) == 1:
-            gateway.pump(self._now)  # nobody else waits: it need not wait for others to be looked at
+            gateway.pump(self._now)  # no other request waits, so it is looked at now
         else:
             self._touched.add(job.router)
         self._arrive_next(arrivals)

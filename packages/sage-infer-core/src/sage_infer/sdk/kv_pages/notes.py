@@ -1,4 +1,4 @@
-"""What a KV store is told of requests, by the optional method ``note_request``."""
+"""What a KV store learns about requests, through the optional method ``note_request``."""
 
 from __future__ import annotations
 
