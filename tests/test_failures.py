@@ -32,7 +32,8 @@ def test_differences_and_gaps() -> None:
     assert differences(reference, reference) == []
     changed = [stream(0, text="a c"), stream(1, usage=(3, 3)), stream(2, error="status 503: busy")]
     assert differences(changed, reference) == [
-        "stream 0: another answer", "stream 1: another answer", "stream 2: status 503: busy",
+        "stream 0: another answer from character 2: 'c' instead of 'b'",
+        "stream 1: another answer, ((3, 3), 'length') instead of ((3, 2), 'length')", "stream 2: status 503: busy",
     ]  # fmt: skip
     assert stream(0).gap() == 2.5
     assert stream(0).gap(since=4.1) == 0.25
