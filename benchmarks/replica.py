@@ -19,74 +19,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import uvloop
-from sage_infer.contracts import BufferedTokenStream, PromptLike, TokenStream, as_prompts, request_ids
 from sage_infer.schemas import (
     ModelDescriptor,
     ReplicaSpec,
-    RequestOptions,
     SamplingParams,
-    Timing,
     TokenDelta,
-    Usage,
 )
-from sage_infer.sdk import BaseInferenceBackend
 from sage_llm.replicas.backends import InferenceReplica
 from sage_llm.replicas.server import ReplicaServer, describe
+from timed_engine import SteppingEngine
 
 MODEL = ModelDescriptor(model_id="metronome", model_type="llm", model_path="/")
 SPEC = ReplicaSpec(replica_id="metronome/0", backend="metronome", model=MODEL)
-STEP_S = 0.005
 CHUNKS = 32
 
 
-class Metronome(BaseInferenceBackend):
-    """Pushes one token per stream and step."""
+class Metronome(SteppingEngine):
+    """The backend of this benchmark."""
 
     name: ClassVar[str] = "metronome"
-    features: ClassVar[Sequence[str]] = ("streaming",)
-    vocabulary = 1 << 16
-
-    async def start(self) -> None:
-        await super().start()
-        self._open: dict[BufferedTokenStream, list[int]] = {}
-        self._stepping = asyncio.get_running_loop().create_task(self._step())
-
-    async def close(self) -> None:
-        self._stepping.cancel()
-        await super().close()
-
-    async def generate(
-        self,
-        prompts: PromptLike | Sequence[PromptLike],
-        params: SamplingParams,
-        *,
-        request_id: str | None = None,
-        options: RequestOptions | None = None,
-    ) -> list[TokenStream]:
-        several = as_prompts(prompts)
-        streams = [
-            BufferedTokenStream(one, lambda: None) for one in request_ids(request_id or "r", len(several))
-        ]
-        self._open.update({stream: [0, params.max_tokens or 1] for stream in streams})
-        return list(streams)
-
-    async def _step(self) -> None:
-        usage = Usage(prompt_tokens=1)
-        timing = Timing(queue_s=0.0, ttft_s=0.0, total_s=0.0)
-        while True:
-            await asyncio.sleep(STEP_S)
-            for stream, count in list(self._open.items()):
-                count[0] += 1
-                last = count[0] == count[1]
-                stream.push(TokenDelta(" token", (count[0],), finish_reason="length" if last else None))
-                if last:
-                    del self._open[stream]
-                    stream.finish("length", usage, timing)
 
 
 async def consume(backend: Any, tokens: int, rounds: int) -> int:

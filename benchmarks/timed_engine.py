@@ -1,4 +1,4 @@
-"""An engine that computes nothing: every 5 ms it pushes one token to each stream, with the time as its text."""
+"""Engines that compute nothing: every 5 ms they push one token to each stream."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def sage_infer_backends() -> list[BackendSpec]:
     return [BackendSpec(name="timed", factory="timed_engine:TimedEngine", serves={"llm"})]
 
 
-class TimedEngine(BaseInferenceBackend):
-    """The text of a token is the time of its push on the machine's monotonic clock, in nanoseconds."""
+class SteppingEngine(BaseInferenceBackend):
+    """Pushes one token per stream and step."""
 
-    name: ClassVar[str] = "timed"
+    name: ClassVar[str] = "stepping"
     features: ClassVar[Sequence[str]] = ("streaming",)
     vocabulary = 1 << 16
 
@@ -60,8 +60,20 @@ class TimedEngine(BaseInferenceBackend):
             for stream, count in list(self._open.items()):
                 count[0] += 1
                 last = count[0] == count[1]
-                text = f"{time.monotonic_ns()} "
-                stream.push(TokenDelta(text, (count[0],), finish_reason="length" if last else None))
+                stream.push(TokenDelta(self.text(), (count[0],), finish_reason="length" if last else None))
                 if last:
                     del self._open[stream]
                     stream.finish("length", usage, timing)
+
+    def text(self) -> str:
+        """The text of the next token."""
+        return " token"
+
+
+class TimedEngine(SteppingEngine):
+    """The text of a token is the time of its push on the machine's monotonic clock, in nanoseconds."""
+
+    name: ClassVar[str] = "timed"
+
+    def text(self) -> str:
+        return f"{time.monotonic_ns()} "

@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +16,13 @@ import pytest
 from sage_infer.discovery import model_specs
 from sage_infer.models import add_model
 from sage_infer_testing.waiting import eventually
+from served_command import GUARD_S, SAGE, served
 
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-SAGE = [sys.executable, "-m", "sage_infer.cli.main"]
 MODEL = "smollm2-135m"
-GUARD_S = 300.0
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
 
 
@@ -54,7 +51,7 @@ def serving(
     folder: Path, address: str, *flags: str
 ) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A running ``sage llm serve``, and what it has printed."""
-    config, log = folder / "sage_infer.yaml", folder / "errors"
+    config = folder / "sage_infer.yaml"
     # Faults come faster than in life, and a busy machine starts slowly.
     config.write_text(
         json.dumps({"llm": {"outlive_s": GUARD_S, "max_early_failures": 1000, "suspect_s": 30, "lost_s": 60}})
@@ -71,32 +68,8 @@ def serving(
         "--ray-address",
         address,
     ]
-    with log.open("a") as errors:
-        server = subprocess.Popen(
-            [*SAGE, *command, "--port", "0", "--json", *flags],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-    guard = threading.Timer(GUARD_S, server.kill)
-    guard.start()
-    assert server.stdout is not None
-    try:
-        text = ""
-        while not text.rstrip().endswith("\n}"):
-            line = server.stdout.readline()
-            assert line, log.read_text()
-            text += line
-        yield server, json.loads(text)
-    finally:
-        guard.cancel()
-        server.terminate()
-        try:
-            server.wait(GUARD_S)
-        finally:
-            server.kill()
-            server.wait()
-            server.stdout.close()
+    with served(folder, *command, *flags) as running:
+        yield running
 
 
 def sage(url: str, *command: str) -> Any:

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xxhash
-from sage_infer.errors import InvalidRequest, SageInferError
+from sage_infer.errors import SageInferError
 from sage_infer.schemas import KVLocation
 from sage_infer_transport.endpoint import BaseEndpoint
+from sage_infer_transport.listening import listen
 from sage_infer_transport.rooms import Region, Room, read_header, write_header
 
 from sage_infer_nixl.control import Place, read_line
@@ -53,17 +54,7 @@ class NIXLEndpoint(BaseEndpoint):
         advertise: str | None = None,
         capacity_bytes: int = 1 << 30,
     ) -> None:
-        if advertise is None and host in ("", "0.0.0.0", "::"):
-            raise InvalidRequest(
-                f"advertise is required with host {host!r}: the name that other hosts connect to"
-            )
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self._server = socket.create_server((host, port), family=family, backlog=128)
-        except OSError as error:
-            raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-        name = advertise or host
-        self._base = f"nixl://{f'[{name}]' if ':' in name else name}:{self._server.getsockname()[1]}"
+        self._server, self._base = listen("nixl", host, port, advertise)
         self._ids: dict[str, Room] = {}
         self._writers: dict[
             str, socket.socket

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import xxhash
 from attrs import define, field
-from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import KVLocation
 
 from sage_infer_transport.copying import BLOCK_BYTES
 from sage_infer_transport.endpoint import BaseEndpoint
+from sage_infer_transport.listening import listen
 from sage_infer_transport.rooms import Region, Room, read_header, write_header
 from sage_infer_transport.tcp.protocol import Answer, Operation, ProtocolError, Request, Status
 from sage_infer_transport.tcp.sockets import prepare, receive_some, send_some
@@ -62,17 +62,7 @@ class TCPEndpoint(BaseEndpoint):
         advertise: str | None = None,
         capacity_bytes: int = 1 << 30,
     ) -> None:
-        if advertise is None and host in ("", "0.0.0.0", "::"):
-            raise InvalidRequest(
-                f"advertise is required with host {host!r}: the name that other hosts connect to"
-            )
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self._server = socket.create_server((host, port), family=family, backlog=128)
-        except OSError as error:
-            raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-        name = advertise or host
-        self._base = f"tcp://{f'[{name}]' if ':' in name else name}:{self._server.getsockname()[1]}"
+        self._server, self._base = listen("tcp", host, port, advertise)
         self._ids: dict[bytes, Room] = {}
         self._arrivals: dict[bytes, _Arrival] = {}
         self._connections: set[socket.socket] = set()
