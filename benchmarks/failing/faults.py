@@ -18,9 +18,8 @@ from failing.streams import Stream, Streams, body, read
 __all__ = ["FAULTS", "SHAPES", "SHORT", "Round"]
 
 STOPPED_S = 4.0  # longer than `lost_s`, shorter than `revive_s`
-NOTICED_S = (
-    8.0  # a busy machine reports late, so that a silent replica is lost later; shorter than `revive_s`
-)
+# A busy machine reports late, so that a silent replica is lost later; shorter than `revive_s`.
+NOTICED_S = 8.0
 SLOW_S, SLOW_ON_S, SLOW_OFF_S = 4.0, 0.05, 0.4  # shorter than `suspect_s`
 SHORT, LONG = 48, 100  # tokens of a stream
 

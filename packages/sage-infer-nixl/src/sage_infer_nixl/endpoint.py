@@ -56,9 +56,8 @@ class NIXLEndpoint(BaseEndpoint):
     ) -> None:
         self._server, self._base = listen("nixl", host, port, advertise)
         self._ids: dict[str, Room] = {}
-        self._writers: dict[
-            str, socket.socket
-        ] = {}  # the connection that a room belongs to while it is written
+        # The connection that a room belongs to while it is written.
+        self._writers: dict[str, socket.socket] = {}
         self._leaving: dict[str, Room] = {}  # withdrawn, and still being written
         self._connections: set[socket.socket] = set()
         super().__init__(Region.on(os.memfd_create("sage-kv", os.MFD_CLOEXEC), capacity_bytes))

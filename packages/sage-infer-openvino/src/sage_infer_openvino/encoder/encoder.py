@@ -22,9 +22,8 @@ from sage_infer_openvino.ov_runtime import ov
 __all__ = ["Encoder", "EncoderInput"]
 
 
-_CHARACTERS_PER_TOKEN = (
-    256  # far more than any language has; a tokenizer takes even a book for one unknown word
-)
+# Far more than any language has; a tokenizer takes even a book for one unknown word.
+_CHARACTERS_PER_TOKEN = 256
 _SHORT_CHARACTERS = 65_536  # not worth a limit
 _TOKENIZED_TOGETHER = 64
 

@@ -25,9 +25,7 @@ class Usage(msgspec.Struct):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cached_tokens: int | None = (
-        None  # part of the prompt that was not computed; None if the server does not say
-    )
+    cached_tokens: int | None = None  # of the prompt; None if the server does not say
 
 
 class _Text(msgspec.Struct):

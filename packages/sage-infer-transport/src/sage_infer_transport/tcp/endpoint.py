@@ -76,10 +76,8 @@ class TCPEndpoint(BaseEndpoint):
                 arrival = self._arrivals.pop(key, None)
                 self._ids.pop(key, None)
             if arrival is not None:
-                with _sole_writer(
-                    arrival, None
-                ):  # the room may be allocated again: nobody may still write to it
-                    pass
+                with _sole_writer(arrival, None):
+                    pass  # the room may be allocated again, so its writer must have ended
         super().withdraw(locations)
 
     def close(self) -> None:

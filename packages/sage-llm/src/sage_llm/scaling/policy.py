@@ -15,9 +15,8 @@ __all__ = ["TargetLoad"]
 _POSITIVE = validators.gt(0.0)
 _SLOWER = 3.0  # times of smoothing of the trend, relative to that of the level
 _MOVE = 0.75  # replicas by which a capped division must be off before it changes
-_SHRINKS = (
-    0.9  # part of a wait to which it has to fall during ``up_s``, so that no replica is added because of it
-)
+# Part of a wait to which it has to fall during ``up_s``, so that no replica is added because of it.
+_SHRINKS = 0.9
 _TINY = 1e-9
 
 
