@@ -22,7 +22,6 @@ from sage_infer.schemas import (
 from sage_infer.sdk import checksum
 from sage_infer_transport import SharedMemoryEndpoint, TCPEndpoint, TCPTransport
 from sage_infer_transport.tcp import client as client_module
-from sage_infer_transport.tcp import endpoint as endpoint_module
 from sage_infer_transport.tcp.protocol import ANSWER_BYTES, Answer, Operation, Request, Status
 
 SETTINGS = TransportSettings(chunk_bytes=65536, max_in_flight=2)
@@ -238,7 +237,7 @@ def test_a_room_without_its_bytes_is_not_read(far: TCPEndpoint) -> None:
 
 def test_connections_are_bounded(far: TCPEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection too many is closed; once one ends, the next one is served."""
-    monkeypatch.setattr(endpoint_module, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(TCPEndpoint, "max_connections", 2)
     (location,) = far.publish([chunk_of(b"ten bytes.")], [memoryview(b"ten bytes.")])
     request = Request(Operation.GET, bytes.fromhex(location.uri.rpartition("/")[2])).encode()
     address = ("127.0.0.1", far._server.getsockname()[1])

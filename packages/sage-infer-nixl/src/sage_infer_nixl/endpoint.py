@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import secrets
 import socket
 import threading
@@ -14,23 +12,20 @@ from typing import Any
 import xxhash
 from sage_infer.errors import SageInferError
 from sage_infer.schemas import KVLocation
-from sage_infer_transport.endpoint import BaseEndpoint
-from sage_infer_transport.listening import listen
-from sage_infer_transport.rooms import Region, Room, read_header, write_header
+from sage_infer_transport.listening import ListeningEndpoint
+from sage_infer_transport.rooms import Room, read_header, write_header
 
 from sage_infer_nixl.control import Place, read_line
 from sage_infer_nixl.process import AgentProcess
 
 __all__ = ["NIXLEndpoint"]
 
-MAX_CONNECTIONS = 256
 
-
-class NIXLEndpoint(BaseEndpoint):
+class NIXLEndpoint(ListeningEndpoint):
     """KV under ``nixl://HOST:PORT/ROOM``.
 
     A process of its own runs NIXL and maps the endpoint's memory, so that a fault of native code does not end this
-    process; it is started again when it is needed next. A room's address has 128 random bits, but NIXL gives a peer
+    process; it is started again when it is needed next. A room's address has 128 random bits, but NIXL grants a peer
     that has one address access to all of the endpoint's memory, and traffic is not encrypted: use it among hosts that
     you trust. With RDMA, the operating system pins twice ``capacity_bytes``.
 
@@ -46,6 +41,9 @@ class NIXLEndpoint(BaseEndpoint):
         InvalidRequest: the address is not available, or ``advertise`` is missing.
     """
 
+    scheme = "nixl"
+    max_connections = 256
+
     def __init__(
         self,
         *,
@@ -54,13 +52,11 @@ class NIXLEndpoint(BaseEndpoint):
         advertise: str | None = None,
         capacity_bytes: int = 1 << 30,
     ) -> None:
-        self._server, self._base = listen("nixl", host, port, advertise)
         self._ids: dict[str, Room] = {}
         # The connection that a room belongs to while it is written.
         self._writers: dict[str, socket.socket] = {}
         self._leaving: dict[str, Room] = {}  # withdrawn, and still being written
-        self._connections: set[socket.socket] = set()
-        super().__init__(Region.on(os.memfd_create("sage-kv", os.MFD_CLOEXEC), capacity_bytes))
+        super().__init__(host, port, advertise, capacity_bytes)
         self._starting = threading.Lock()
         try:
             self._process = self._start()
@@ -68,7 +64,7 @@ class NIXLEndpoint(BaseEndpoint):
             self._server.close()
             super().close()
             raise
-        threading.Thread(target=self._accept, name="sage-kv-endpoint", daemon=True).start()
+        self._accept_connections()
 
     def withdraw(self, locations: Sequence[KVLocation]) -> None:
         with self._lock:
@@ -84,14 +80,7 @@ class NIXLEndpoint(BaseEndpoint):
                     self._region.free(room)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        with self._lock:
-            connections = list(self._connections)
-        for sock in connections:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        self._end_connections()
         with self._starting:
             self._process.close()
             super().close()
@@ -127,21 +116,6 @@ class NIXLEndpoint(BaseEndpoint):
 
     # --- questions of transports
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._server.accept()
-            except OSError:
-                return  # closed
-            with self._lock:
-                full = self._closed or len(self._connections) >= MAX_CONNECTIONS
-                if not full:
-                    self._connections.add(sock)
-            if full:
-                sock.close()
-                continue
-            threading.Thread(target=self._serve, args=(sock,), name="sage-kv-connection", daemon=True).start()
-
     def _serve(self, sock: socket.socket) -> None:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -155,10 +129,8 @@ class NIXLEndpoint(BaseEndpoint):
             pass
         finally:
             with self._lock:
-                self._connections.discard(sock)
                 for key in [key for key, writer in self._writers.items() if writer is sock]:
                     self._left(key)
-            sock.close()
 
     def _answer(self, sock: socket.socket, question: Mapping[str, Any]) -> dict[str, Any]:
         what, key = question.get("do"), str(question.get("room"))

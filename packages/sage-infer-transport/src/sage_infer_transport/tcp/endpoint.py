@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import socket
 import threading
@@ -14,15 +13,13 @@ from attrs import define, field
 from sage_infer.schemas import KVLocation
 
 from sage_infer_transport.copying import BLOCK_BYTES
-from sage_infer_transport.endpoint import BaseEndpoint
-from sage_infer_transport.listening import listen
-from sage_infer_transport.rooms import Region, Room, read_header, write_header
+from sage_infer_transport.listening import ListeningEndpoint, cut
+from sage_infer_transport.rooms import Room, read_header, write_header
 from sage_infer_transport.tcp.protocol import Answer, Operation, ProtocolError, Request, Status
 from sage_infer_transport.tcp.sockets import prepare, receive_some, send_some
 
 __all__ = ["TCPEndpoint"]
 
-MAX_CONNECTIONS = 64
 IDLE_S = 60.0
 """Seconds without a byte after which a connection is closed."""
 
@@ -38,7 +35,7 @@ class _Arrival:
     writer: socket.socket | None = None
 
 
-class TCPEndpoint(BaseEndpoint):
+class TCPEndpoint(ListeningEndpoint):
     """KV under ``tcp://HOST:PORT/ROOM``.
 
     A room's address has 128 random bits; only clients that have it can read and write the room. Traffic is not
@@ -54,6 +51,9 @@ class TCPEndpoint(BaseEndpoint):
         InvalidRequest: the address is not available, or ``advertise`` is missing.
     """
 
+    scheme = "tcp"
+    max_connections = 64
+
     def __init__(
         self,
         *,
@@ -62,12 +62,10 @@ class TCPEndpoint(BaseEndpoint):
         advertise: str | None = None,
         capacity_bytes: int = 1 << 30,
     ) -> None:
-        self._server, self._base = listen("tcp", host, port, advertise)
         self._ids: dict[bytes, Room] = {}
         self._arrivals: dict[bytes, _Arrival] = {}
-        self._connections: set[socket.socket] = set()
-        super().__init__(Region.on(os.memfd_create("sage-kv", os.MFD_CLOEXEC), capacity_bytes))
-        threading.Thread(target=self._accept, name="sage-kv-endpoint", daemon=True).start()
+        super().__init__(host, port, advertise, capacity_bytes)
+        self._accept_connections()
 
     def withdraw(self, locations: Sequence[KVLocation]) -> None:
         for location in locations:
@@ -81,13 +79,7 @@ class TCPEndpoint(BaseEndpoint):
         super().withdraw(locations)
 
     def close(self) -> None:
-        with self._lock:
-            connections = list(self._connections)
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        for sock in connections:
-            _shut(sock)
+        self._end_connections()
         self.withdraw([KVLocation(tier="dram", uri=uri) for uri in list(self._rooms)])
         super().close()
 
@@ -103,21 +95,6 @@ class TCPEndpoint(BaseEndpoint):
             return bytes.fromhex(key) if prefix == self._base else b""
         except ValueError:
             return b""
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._server.accept()
-            except OSError:
-                return  # closed
-            with self._lock:
-                full = self._closed or len(self._connections) >= MAX_CONNECTIONS
-                if not full:
-                    self._connections.add(sock)
-            if full:
-                sock.close()
-                continue
-            threading.Thread(target=self._serve, args=(sock,), name="sage-kv-connection", daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:
         try:
@@ -137,10 +114,6 @@ class TCPEndpoint(BaseEndpoint):
                 sock.sendall(Answer(Status.REFUSED, text=str(error)).encode())
         except (OSError, ValueError):  # cut off or closed; the peer continues with another connection
             pass
-        finally:
-            with self._lock:
-                self._connections.discard(sock)
-            sock.close()
 
     def _send(self, sock: socket.socket, room: Room, request: Request) -> None:
         state = read_header(self._region.memory, room.offset)
@@ -202,15 +175,10 @@ class _sole_writer:
     def __enter__(self) -> None:
         former = self._arrival.writer
         if former is not None and former is not self._sock:
-            _shut(former)
+            cut(former)
         self._arrival.lock.acquire()
         self._arrival.writer = self._sock
 
     def __exit__(self, *exception: object) -> None:
         self._arrival.writer = None
         self._arrival.lock.release()
-
-
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
