@@ -23,9 +23,11 @@ Each message says what happened, what was expected, and what to do next, on one 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 __all__ = [
+    "BY_CODE",
     "BackendUnavailable",
     "CapabilityMismatch",
     "ConfigError",
@@ -208,3 +210,11 @@ class ConfigError(SageInferError):
 
     code = "config_error"
     exit_code = 2
+
+
+BY_CODE: Mapping[str, type[SageInferError]] = {
+    cls.code: cls
+    for cls in list(globals().values())
+    if isinstance(cls, type) and issubclass(cls, SageInferError)
+}
+"""The classes above by their code."""

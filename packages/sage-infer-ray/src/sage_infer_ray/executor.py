@@ -7,13 +7,12 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any, TypeVar
 
 from ray.exceptions import ActorUnavailableError, RayError
-from sage_infer import errors
 from sage_infer.contracts import ReplicaExit, ReplicaHandle
 from sage_infer.errors import (
+    BY_CODE,
     BackendUnavailable,
     EngineDead,
     InvalidRequest,
@@ -70,10 +69,6 @@ class RayReplica(BaseReplica):
         self._reason = self._reason or "killed"
         await self._executor.remove(self.spec.replica_id)
         self.ended(ReplicaExit(code=None, reason=self._reason))
-
-    def when_ended(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` when the replica has ended."""
-        self._ended.add_done_callback(lambda _: callback())
 
     async def _watch(self) -> None:
         try:
@@ -151,9 +146,8 @@ class RayExecutor(BaseExecutor):
     async def close(self) -> None:
         running = [replica for replica in self.replicas.values() if replica is not None]
         await asyncio.gather(*(replica.stop() for replica in running))
-        await asyncio.gather(
-            *map(self.remove, list(self._actors))
-        )  # restarting ones, which no replica is left of
+        # Restarting ones, which no replica is left of.
+        await asyncio.gather(*map(self.remove, list(self._actors)))
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.wait([self._beating])
@@ -252,8 +246,7 @@ class RayExecutor(BaseExecutor):
             return None
         replica = RayReplica(self, actor, from_dict(state["spec"], ReplicaSpec), state)
         self._actors[replica_id] = actor
-        self.replicas[replica_id] = replica
-        replica.when_ended(partial(self._forget, replica))
+        self.keep(replica)
         return replica
 
     async def _connect(self) -> None:
@@ -271,12 +264,11 @@ class RayExecutor(BaseExecutor):
 
 
 def _error(code: str, message: str) -> SageInferError:
-    """The error of the contract with this code."""
-    for cls in vars(errors).values():
-        if isinstance(cls, type) and issubclass(cls, SageInferError) and cls.code == code:
-            with suppress(TypeError):
-                return cls(message)
-    return PluginFailed(message)
+    """The error of the contract with this code, if a message is all that it needs."""
+    try:
+        return BY_CODE.get(code, PluginFailed)(message)
+    except TypeError:
+        return PluginFailed(message)
 
 
 async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:

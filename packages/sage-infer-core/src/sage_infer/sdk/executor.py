@@ -138,13 +138,8 @@ class BaseExecutor:
                 limit = f"{spec.start_timeout_s:g} s"
                 raise EngineDead(f"replica {spec.replica_id!r} did not start within {limit}") from None
             raise
-        self.replicas[spec.replica_id] = replica
-        replica._ended.add_done_callback(lambda _: self._forget(replica))
+        self.keep(replica)
         return replica
-
-    def _forget(self, replica: BaseReplica) -> None:
-        if self.replicas.get(replica.spec.replica_id) is replica:
-            del self.replicas[replica.spec.replica_id]
 
     async def adopt(self) -> list[ReplicaHandle]:
         return []
@@ -152,3 +147,14 @@ class BaseExecutor:
     async def close(self) -> None:
         for replica in [replica for replica in self.replicas.values() if replica is not None]:
             await replica.stop()
+
+    # --- for subclasses
+
+    def keep(self, replica: BaseReplica) -> None:
+        """Keep a running replica in ``replicas`` until it has ended; ``start`` does, ``adopt`` has to."""
+        self.replicas[replica.spec.replica_id] = replica
+        replica._ended.add_done_callback(lambda _: self._forget(replica))
+
+    def _forget(self, replica: BaseReplica) -> None:
+        if self.replicas.get(replica.spec.replica_id) is replica:
+            del self.replicas[replica.spec.replica_id]

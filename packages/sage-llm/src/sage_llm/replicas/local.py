@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +59,6 @@ class ChildReplica(BaseReplica):
         self._reason = "killed"
         _kill_group(self.pid)
         return (await self.wait()).code
-
-    def when_ended(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` when the replica has ended."""
-        self._ended.add_done_callback(lambda _: callback())
 
     async def _watch(self) -> None:
         code = await self._exit_of()
@@ -117,8 +112,7 @@ class LocalExecutor(BaseExecutor):
                 lease.release()  # it ends after its grace time
             else:
                 replica = ChildReplica(lease, record, _Adopted(record).wait)
-                self.replicas[record.spec.replica_id] = replica
-                replica.when_ended(partial(self._forget, replica))
+                self.keep(replica)
                 found.append(replica)
         return found
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sage_infer import errors
 from sage_infer.errors import (
+    BY_CODE,
     Overloaded,
     PluginFailed,
     Problem,
@@ -18,24 +18,18 @@ from sage_llm.replicas.protocol import WireError
 
 __all__ = ["from_wire", "to_wire"]
 
-_CLASSES: dict[str, type[SageInferError]] = {
-    cls.code: cls
-    for cls in vars(errors).values()
-    if isinstance(cls, type) and issubclass(cls, SageInferError)
-}
-
 
 def to_wire(error: BaseException) -> WireError:
     """Return the error as data. An unexpected exception becomes ``PluginFailed``."""
     if not isinstance(error, SageInferError):
         return WireError(PluginFailed.code, f"the backend raised {type(error).__name__}: {error}")
-    known = next(cls for cls in type(error).__mro__ if _CLASSES.get(getattr(cls, "code", "")) is cls)
+    known = next(cls for cls in type(error).__mro__ if BY_CODE.get(getattr(cls, "code", "")) is cls)
     return WireError(known.code, str(error), _fields(error))
 
 
 def from_wire(data: WireError) -> SageInferError:
     """Return the error that ``to_wire`` was called with, of the nearest class of the taxonomy."""
-    cls, fields = _CLASSES.get(data.code, SageInferError), data.fields
+    cls, fields = BY_CODE.get(data.code, SageInferError), data.fields
     try:
         if cls is Overloaded:
             return Overloaded(data.message, retry_after=float(fields["retry_after"]))

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
-from sage_infer import errors
 from sage_infer.errors import (
+    BY_CODE,
     ConfigError,
     ContextLengthExceeded,
     EngineDead,
@@ -28,13 +28,7 @@ __all__ = ["EventParser", "ServerClient", "error_of", "listed"]
 _CONNECT_S = 10.0
 _RETRY_S = 1.0  # for a server that is overloaded and does not say for how long
 _MAX_BODY = 4096  # characters of a foreign error page in a message
-_SIMPLE = {
-    cls.code: cls
-    for cls in vars(errors).values()
-    if isinstance(cls, type)
-    and issubclass(cls, SageInferError)
-    and cls not in (Overloaded, RequestCancelled, SchemaError)
-}
+_WITH_FIELDS = (Overloaded, RequestCancelled, SchemaError)  # more than a message
 
 
 class ServerClient:
@@ -151,8 +145,9 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> SageInferE
         return Overloaded(message, retry_after=_retry_after(headers))
     if status == 504 or code == "deadline_exceeded":
         return RequestCancelled(message, by="deadline")
-    if code in _SIMPLE and code != SageInferError.code:
-        return _SIMPLE[code](message)
+    known = BY_CODE.get(code, SageInferError)
+    if known is not SageInferError and known not in _WITH_FIELDS:
+        return known(message)
     if status == 404:
         return ModelNotFound(message)
     if status in (401, 403):
