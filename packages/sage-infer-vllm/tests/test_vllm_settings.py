@@ -100,18 +100,8 @@ def test_threads_are_not_bound_to_the_cores_of_other_engines() -> None:
         VLLMSettings(threads=0)
 
 
-def test_an_old_vllm_has_no_connector() -> None:
-    gap = "vLLM 0.18.1 has no hooks"
+def test_an_engine_on_a_cpu_has_our_connector() -> None:
     assert "kv_transfer_config" in arguments(VLLMSettings(), device="cpu")
-    found = engine_arguments(
-        VLLMSettings(), UPSTREAM, MODEL, "/folder", device="cpu", runner="generate", connector_gap=gap
-    )
-    assert "kv_transfer_config" not in found
-    with pytest.raises(UnsupportedFeature, match=r"kv_store is not supported: vLLM 0\.18\.1 has no hooks"):
-        engine_arguments(
-            VLLMSettings(kv_store="paged"), UPSTREAM, MODEL, "/folder", device="cpu", runner="generate",
-            connector_gap=gap,
-        )  # fmt: skip
 
 
 def test_a_size_of_the_cache_that_the_vendors_build_ignores_is_refused(

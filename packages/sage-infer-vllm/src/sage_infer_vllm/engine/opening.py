@@ -95,9 +95,10 @@ async def open_model(
     def arguments(device: str) -> dict[str, Any]:
         supported = compat.cache_dtypes(device)
         found = engine_arguments(settings, platform, model, str(folder), device=device, runner=service.runner)
-        method = quantization.method or undetected_method(folder, platform)
-        if method is not None:
-            found["quantization"] = method if quantization.method else found.get("quantization", method)
+        if quantization.method is not None:
+            found["quantization"] = quantization.method
+        elif (undetected := undetected_method(folder, platform)) is not None:
+            found.setdefault("quantization", undetected)
         return {**found, **cache_arguments(wanted_kv, platform, supported)}
 
     # Concurrent with the start: vLLM reads the same files, and both wait for the disk.

@@ -130,10 +130,8 @@ def _attention(group: Any) -> dict[str, str]:
 
 
 def _form(tensors: list[Any], is_paged: bool) -> dict[str, list[int]]:
-    if (
-        is_paged and len(tensors) == 2 and tensors[0].shape == tensors[1].shape
-    ):  # keys and values, as on Ascend
-        first = tensors[0]
+    if is_paged and len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
+        first = tensors[0]  # keys, and then values, as on Ascend
         return {
             "shape": [2, *map(int, first.shape)],
             "stride": [int(first.numel()), *map(int, first.stride())],
