@@ -145,7 +145,7 @@ def differences(streams: Sequence[Stream], reference: Sequence[Stream]) -> list[
 
 
 def _where(stream: Stream, reference: Stream) -> str:
-    """Where the text of an answer begins to differ, and how it goes on there."""
+    """Where the text of an answer begins to differ, and how it continues there."""
     if stream.text == reference.text:
         return f", {stream.answer[1:]} instead of {reference.answer[1:]}"
     pairs = zip(stream.text, reference.text, strict=False)

@@ -17,6 +17,7 @@ from sage_infer.schemas import KVLocation, TransportPlan, TransportReport, Trans
 from sage_infer_nixl import NIXLEndpoint, NIXLTransport
 from sage_infer_nixl.addresses import NIXLAddress, parse
 from sage_infer_nixl.control import Client
+from sage_infer_testing.waiting import eventually
 from sage_infer_transport import SharedMemoryEndpoint
 from sage_infer_transport.execution import Failed
 
@@ -144,8 +145,9 @@ def test_a_cancelled_plan_ends_a_hanging_agent(other: OtherProcess, here: Shared
         assert (await moved(transport, one)).ok
         pid = await agent_pid(transport)
         os.kill(pid, signal.SIGSTOP)
+        process = await transport._process()
         plan = asyncio.ensure_future(moved(transport, one))
-        await asyncio.sleep(0.1)
+        await eventually(lambda: bool(process._answers), "the order was not given", within_s=60.0)
         plan.cancel()
         with pytest.raises(asyncio.CancelledError):
             await plan
@@ -192,7 +194,7 @@ def test_a_killed_agent_of_an_endpoint_is_replaced(other: OtherProcess, here: Sh
 
 
 def test_a_room_in_use_is_not_given_away() -> None:
-    """A room that is withdrawn while somebody writes to it is free again when the writer has gone."""
+    """A room that is withdrawn while another process writes to it is free again when the writer has gone."""
     endpoint, client = NIXLEndpoint(capacity_bytes=len(DATA)), Client()
     try:
         place = endpoint.reserve([chunk_of(DATA)])[0]
@@ -209,7 +211,7 @@ def test_a_room_in_use_is_not_given_away() -> None:
             endpoint.withdraw([place])
             with pytest.raises(Overloaded):
                 endpoint.reserve([chunk_of(DATA)])
-            raise Failed("the writer gives up, which closes its connection")
+            raise Failed("the writer stops, which closes its connection")
         while True:  # until the endpoint has seen the end of the connection
             try:
                 endpoint.reserve([chunk_of(DATA)])

@@ -104,14 +104,15 @@ class WaitingQueue:
         Returns:
             None if nothing can be dispatched now. The service of the request's tenant grows by its expected work.
         """
-        found = next((one for one in self._tried(first, place) if one[1].kind != "wait"), None)
+        found = next((one for one in self._of(first, place) if one[1].kind != "wait"), None)
         looks = 0
         while found is None and looks < _LOOK and len(self._aside) < _MOST_ASIDE:
             lane, aged = self._pick(now)
             if lane is None:
                 break
             number = (lane.by_arrival if aged else lane.by_key)[0][-1]
-            (request, decision), *_ = self._tried([self._live[number]], place)
+            request = self._live[number]
+            decision = self._decided(request, place)
             if decision.kind != "wait":
                 found = request, decision
                 break
@@ -132,12 +133,16 @@ class WaitingQueue:
                 self._tenants.left(request.tenant)
         return found
 
-    def _tried(
+    def _of(
         self, requests: Iterable[RequestView], place: Callable[[RequestView], Decision]
     ) -> Iterator[tuple[RequestView, Decision]]:
+        """The decisions about those of the requests that wait here."""
         for request in requests:
             if request.id in self._numbers:
-                yield request, place(request) if self._tenants.may_open(request.tenant) else HELD
+                yield request, self._decided(request, place)
+
+    def _decided(self, request: RequestView, place: Callable[[RequestView], Decision]) -> Decision:
+        return place(request) if self._tenants.may_open(request.tenant) else HELD
 
     # --- lanes
 

@@ -29,9 +29,8 @@ _AFTER_TIME = (
 )
 _NAME = r"[a-z][a-z0-9.-]*"  # of Kubernetes
 _WITHOUT_TIME = (
-    re.compile(
-        r"(?P<who>\[?[A-Za-z][\w.@-]*\]?) +\|(?: |$)"
-    ),  # docker compose, docker service, podman-compose
+    # docker compose, docker service, podman-compose
+    re.compile(r"(?P<who>\[?[A-Za-z][\w.@-]*\]?) +\|(?: |$)"),
     re.compile(r"(?P<who>\[[A-Za-z]+/[\w./-]+\])(?: |$)"),  # kubectl logs --prefix
     re.compile(r"[IWE]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w.]+:\d+\](?: |$)"),  # klog
     re.compile(r"(?P<who>\((?:\S+ )?pid=\d+(?:, ip=[\da-f.:]+)?\))(?: |$)"),  # Ray

@@ -11,9 +11,10 @@ from attrs import define, field
 
 from sage_infer_kvstore.policies.base import Request
 
-__all__ = ["Prompt", "PromptOrder"]
+__all__ = ["REMEMBERED", "Prompt", "PromptOrder"]
 
-_REMEMBERED = 65_536
+REMEMBERED = 65_536
+"""Blocks that are remembered by default."""
 
 _Line = OrderedDict["Prompt", None]
 
@@ -47,7 +48,7 @@ class PromptOrder:
         remembered: blocks that are remembered besides those in the store, and as many again as are in the store.
     """
 
-    def __init__(self, page_size: int, *, remembered: int = _REMEMBERED) -> None:
+    def __init__(self, page_size: int, *, remembered: int = REMEMBERED) -> None:
         self._page_size, self._remembered = page_size, remembered
         self._prompt_of: dict[bytes, Prompt] = {}
         self._held: set[bytes] = set()

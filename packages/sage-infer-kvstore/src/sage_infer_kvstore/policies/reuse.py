@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Sequence
 
 from sage_infer_kvstore.policies.base import Request
-from sage_infer_kvstore.policies.prompts import Prompt, PromptOrder
+from sage_infer_kvstore.policies.prompts import REMEMBERED, Prompt, PromptOrder
 from sage_infer_kvstore.policies.reuse_model import ChainClass, ReuseModel
 
 __all__ = ["LearnedReuse"]
@@ -24,11 +24,8 @@ class LearnedReuse(PromptOrder):
     order is that of the last use of prompts. Arguments: see ``PromptOrder``.
     """
 
-    def __init__(self, page_size: int, *, remembered: int | None = None) -> None:
-        if remembered is None:
-            super().__init__(page_size)
-        else:
-            super().__init__(page_size, remembered=remembered)
+    def __init__(self, page_size: int, *, remembered: int = REMEMBERED) -> None:
+        super().__init__(page_size, remembered=remembered)
         self._model = ReuseModel()
 
     def asked(self, keys: Sequence[bytes], now: float, request: Request | None = None) -> None:

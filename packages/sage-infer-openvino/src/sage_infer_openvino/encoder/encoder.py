@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from sage_infer.contracts import ProgressReport
 from sage_infer.errors import ContextLengthExceeded, InvalidRequest, UnsupportedFeature
-from tokenizers import Tokenizer
 
 from sage_infer_openvino.device import check_precision, compile_model, infer, latency_properties
 from sage_infer_openvino.encoder.bert_graph import build_bert
@@ -20,7 +19,6 @@ from sage_infer_openvino.models.tokenizer_file import encoded, read_tokenizer
 from sage_infer_openvino.ov_runtime import ov
 
 __all__ = ["Encoder", "EncoderInput"]
-
 
 # Far more than any language has; a tokenizer takes even a book for one unknown word.
 _CHARACTERS_PER_TOKEN = 256
@@ -73,8 +71,8 @@ class Encoder:
         limit = self.config.max_sequence_length
         self.max_sequence_length = limit if max_sequence_length is None else min(limit, max_sequence_length)
         self.prompt = self._find_prompt(prompt, prompt_name)
-        self._tokenizer = _tokenizer(folder)
-        self._cutting_tokenizer = _tokenizer(folder)
+        self._tokenizer = read_tokenizer(folder / "tokenizer.json")
+        self._cutting_tokenizer = read_tokenizer(folder / "tokenizer.json")
         self._cutting_tokenizer.enable_truncation(self.max_sequence_length)
         core = ov.Core()
         self.supported_precisions = check_precision(core, device, precision)
@@ -146,7 +144,7 @@ class Encoder:
             )
         text = self._prepare(text) if add_special else self._cased(text)
         ids: list[int] = encoded(
-            lambda _: self._tokenizer.encode(text, add_special_tokens=add_special), text
+            lambda given: self._tokenizer.encode(given, add_special_tokens=add_special), text
         ).ids
         return ids
 
@@ -214,7 +212,3 @@ class Encoder:
                 f"input {index} has token ids outside 0 to {self.config.bert.vocab_size - 1}"
             )
         return ids
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    return read_tokenizer(folder / "tokenizer.json")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from sage_infer.errors import InvalidRequest
 
+from sage_llm.commands.tenants import unknown_key
 from sage_llm.quota_tree import ANY, KVQuota
 
 __all__ = ["kv_quotas_of"]
@@ -31,9 +31,7 @@ def _quota(path: str, name: str, values: Any, level: int) -> KVQuota:
         raise InvalidRequest(f"{path} must be a mapping with the keys {', '.join(keys)}, got {values!r}")
     for key, value in values.items():
         if key not in keys:
-            near = difflib.get_close_matches(str(key), keys, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InvalidRequest(f"{path} has no key {key!r}; {hint}keys: {', '.join(keys)}")
+            raise unknown_key(path, key, keys)
         if key == "borrow":
             if not isinstance(value, bool):
                 raise InvalidRequest(f"{path}.borrow must be true or false, got {value!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -11,7 +11,7 @@ from sage_infer.errors import InvalidRequest
 
 from sage_llm.quotas import DEFAULT, TenantQuota
 
-__all__ = ["quotas_of"]
+__all__ = ["quotas_of", "unknown_key"]
 
 _KEYS = tuple(field.name for field in attrs.fields(TenantQuota))
 
@@ -30,9 +30,7 @@ def _quota(path: str, name: str, values: Any) -> TenantQuota:
         raise InvalidRequest(f"{path} must be a mapping with the keys {', '.join(_KEYS)}, got {values!r}")
     for key, value in values.items():
         if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InvalidRequest(f"{path} has no key {key!r}; {hint}keys: {', '.join(_KEYS)}")
+            raise unknown_key(path, key, _KEYS)
         if name == DEFAULT and not key.startswith("max_"):
             raise InvalidRequest(f"{path} can only have max_requests and max_kv_tokens, not {key}")
         kinds = (int, float) if key == "weight" else (int,)
@@ -45,3 +43,10 @@ def _quota(path: str, name: str, values: Any) -> TenantQuota:
             wanted = "a number above 0" if key == "weight" else "a whole number, at least 0"
             raise InvalidRequest(f"{path}.{key} must be {wanted}, got {value!r}")
     return TenantQuota(**values)
+
+
+def unknown_key(path: str, key: object, keys: Sequence[str]) -> InvalidRequest:
+    """The error about a key that a mapping of the configuration cannot have."""
+    near = difflib.get_close_matches(str(key), keys, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InvalidRequest(f"{path} has no key {key!r}; {hint}keys: {', '.join(keys)}")

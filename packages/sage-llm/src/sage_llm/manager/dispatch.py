@@ -43,7 +43,7 @@ class Dispatcher:
         placement: chooses instances.
         on_lost: called with an instance and the reason when one of its calls shows that it has ended.
         stranded: returns the error of a request that has waited so long without an instance of a model; None if it may
-            go on waiting.
+            continue to wait.
         spans: traces each attempt.
     """
 
@@ -235,9 +235,8 @@ class Dispatcher:
                 self._failed(request, attempt, as_sage_error(error, attempt.instance.instance_id))
             return
         if request.attempt is attempt:
-            request.finish(
-                stream.usage, stream.timing
-            )  # first: a fault in what follows must not keep it open
+            # First: a fault in what follows must not keep it open.
+            request.finish(stream.usage, stream.timing)
             attempt.instance.produced()
             self.placement.finished(request, stream.usage)
 

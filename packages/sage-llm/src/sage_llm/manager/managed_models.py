@@ -267,7 +267,7 @@ class ManagedModels:
         self.scaling.add(partial(self.served.__getitem__, name))
 
     def _stranded(self, model_id: str, waited_s: float) -> SageInferError | None:
-        """The error of a request that has waited so long without an instance; None if it may go on waiting."""
+        """The error of a request that has waited so long without an instance; None if it may continue to wait."""
         is_started, error = self.scaling.stranded(model_id, waited_s)
         if is_started:
             return error

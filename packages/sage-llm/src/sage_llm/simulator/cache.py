@@ -54,9 +54,8 @@ class BlockCache:
         self._pins: dict[int, int] = {}
         self._idle: set[int] = set()  # cached blocks
         self._eviction = eviction(0)
-        self._known: set[int] = (
-            set()
-        )  # to the policy: blocks of ended requests, also if they are pinned again
+        # Blocks that the policy knows: those of ended requests, also if they are pinned again.
+        self._known: set[int] = set()
         self._anonymous = 0  # blocks of running requests that no other request can share
         self._lower = tuple(_Tier(blocks, eviction(tier)) for tier, blocks in enumerate(lower, 1))
 

@@ -168,7 +168,7 @@ class Scaling:
         self._count(now)
 
     def _free(self) -> int:
-        """The first instance that does not run: the registry of a gateway gives out its slots in this order."""
+        """The first instance that does not run: the registry of a gateway assigns its slots in this order."""
         used = self.ready | self._starting | self._draining
         return next(slot for slot in range(len(self._instances)) if slot not in used)
 

@@ -27,7 +27,7 @@ class BatchCalls:
     Args:
         on_lost: called with an instance and the reason when a call shows that it has ended.
         stranded: returns the error of a call that has waited so long without an instance of a model; None if it may
-            go on waiting.
+            continue to wait.
         wait_s: maximum time to wait for one of several busy instances.
 
     Attributes:

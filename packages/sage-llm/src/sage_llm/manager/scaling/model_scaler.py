@@ -163,7 +163,7 @@ class ModelScaler:
         return max(self._retry_at - now, 0.0) + max(self.start_s, 1.0)
 
     def stranded(self, waited_s: float) -> SageInferError | None:
-        """The error of a request that has waited so long without a replica; None if it may go on waiting."""
+        """The error of a request that has waited so long without a replica; None if it may continue to wait."""
         now = time.monotonic()
         left, ready_in = self.settings.wait_s - waited_s, self.ready_in(now)
         if left > 0 and (self._starts or ready_in <= left):
