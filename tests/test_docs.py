@@ -239,8 +239,9 @@ def test_schema_table() -> None:
 
 def test_error_table() -> None:
     documented = [row[:3] for row in table("contracts.md", "error", "code", "exit")]
-    classes = [getattr(errors, name) for name in errors.__all__]
-    expected = [[cls.__name__, cls.code, str(cls.exit_code)] for cls in classes if issubclass(cls, Exception)]
+    public = [getattr(errors, name) for name in errors.__all__]
+    classes = [cls for cls in public if isinstance(cls, type) and issubclass(cls, Exception)]
+    expected = [[cls.__name__, cls.code, str(cls.exit_code)] for cls in classes]
     assert sorted(documented) == sorted(expected)
 
 
