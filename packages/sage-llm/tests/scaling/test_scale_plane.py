@@ -231,6 +231,22 @@ def test_a_start_that_is_no_longer_needed_is_withdrawn() -> None:
     asyncio.run(main())
 
 
+def test_a_replica_that_has_just_become_ready_is_drained() -> None:
+    async def main() -> None:
+        async with scaled("1:2") as (manager, executor):
+            executor.gate.clear()
+            manager.autoscale("toy", parse_autoscale(f"2:2,{FAST}"))
+            await until(lambda: row(manager)["starting"] == 1)
+            executor.gate.set()
+            while row(manager)["actual"] < 2:  # noqa: ASYNC110 - each turn of the loop, to meet the first one in which it is open
+                await asyncio.sleep(0)
+            assert row(manager)["starting"] == 1, "its start has not returned yet"
+            assert await manager.scale("toy", 1) == ["toy/1"]
+            assert [replica.replica_id for replica in manager.fleet.of("toy")] == ["toy/0"]
+
+    asyncio.run(main())
+
+
 def test_a_replica_that_is_not_restarted_any_more_is_replaced() -> None:
     async def main() -> None:
         limits = RestartLimits(first_s=0.01, longest_s=0.02, most=1)

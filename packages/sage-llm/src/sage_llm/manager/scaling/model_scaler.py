@@ -92,9 +92,7 @@ class ModelScaler:
     async def stop(self) -> None:
         """Withdraw the starts, and wait until stopped replicas have ended."""
         for start in self._starts.values():
-            start.is_needed = False
-            if start.task is not None:
-                start.task.cancel()
+            self._withdraw(start)
         await self._tasks.wait()
 
     async def close(self) -> None:
@@ -328,12 +326,18 @@ class ModelScaler:
 
     def _stop(self, replica: Replica) -> None:
         start = self._starts.get(replica.replica_id)
-        if start is not None and start.task is not None:
-            start.is_needed = False
-            start.task.cancel()
+        if start is not None and self._withdraw(start):
             return
         self._stopping.add(replica)
         self._tasks.spawn(self._drain(replica))
+
+    def _withdraw(self, start: _Start) -> bool:
+        """Cancel a start, unless its replica runs already: that one may have requests and is drained."""
+        replica = self._fleet.replicas.get(start.replica_id)
+        if start.task is None or (replica is not None and replica.word == "running"):
+            return False
+        start.is_needed = False
+        return start.task.cancel()
 
     async def _drain(self, replica: Replica) -> None:
         try:
