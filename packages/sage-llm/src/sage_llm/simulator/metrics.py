@@ -1,4 +1,4 @@
-"""What a run measures: latencies of each request, work and queues over time."""
+"""What a run measures: latencies of each request in seconds, work and queues over time."""
 
 from __future__ import annotations
 
@@ -9,33 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from attrs import asdict, define, field, frozen
-from sage_infer_serve.bench.report import percentile
+from sage_infer_serve.bench.report import Distribution, percentile
 
-__all__ = ["Distribution", "Measured", "Result", "Series"]
+__all__ = ["Measured", "Result", "Series"]
 
 _POINTS = 120  # of each series
 _STATM = Path("/proc/self/statm")
-
-
-@frozen(kw_only=True)
-class Distribution:
-    """Figures of one latency in seconds."""
-
-    mean: float
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    max: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Distribution | None:
-        """None without values."""
-        if not values:
-            return None
-        ordered = sorted(values)
-        p50, p90, p95, p99 = (percentile(ordered, share) for share in (0.5, 0.9, 0.95, 0.99))
-        return cls(mean=sum(ordered) / len(ordered), p50=p50, p90=p90, p95=p95, p99=p99, max=ordered[-1])
 
 
 @frozen(kw_only=True)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from attrs import asdict
+from sage_infer_serve.bench.report import Distribution
 
 from sage_llm.simulator.bounds import Bounds
 from sage_llm.simulator.calibrate import Calibration
-from sage_llm.simulator.metrics import Distribution, Result
+from sage_llm.simulator.metrics import Result
 from sage_llm.simulator.traces import Trace
 
 __all__ = ["as_json", "bound_lines", "columns_and_rows"]

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sage_infer_serve.bench.report import Distribution
+
 from sage_llm.manager.health import HealthLimits
 from sage_llm.policies.base import OrderPolicy, PlacementPolicy
 from sage_llm.simulator.cache import Found
@@ -16,7 +18,7 @@ from sage_llm.simulator.engine import SimulatedInstance
 from sage_llm.simulator.faults import Fault
 from sage_llm.simulator.gateway import Gateway, descriptor
 from sage_llm.simulator.job import Job
-from sage_llm.simulator.metrics import Distribution, Measured, Result
+from sage_llm.simulator.metrics import Measured, Result
 from sage_llm.simulator.scaling import Scaling
 from sage_llm.simulator.schemas import Row
 from sage_llm.simulator.traces import Trace
