@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openvino_toy import toy_tokenizer
@@ -294,6 +295,21 @@ def test_a_tenant_that_arrives_or_returns_does_not_come_before_those_that_worked
                 engine.step()
             assert chat in engine.ended
         engine.step(200)
+
+
+@pytest.mark.parametrize("prompt", [8, 20, 36])
+@pytest.mark.parametrize("every", [3, 4, 6])
+def test_small_requests_of_a_new_tenant_do_not_hold_up_the_prompts_of_chats(prompt: int, every: int) -> None:
+    engine = Engine(batch=8, step=64)
+    engine.limits = Limits(beside=2, alone=40)
+    for step in range(300):
+        if step % 18 == 0:
+            (chat,) = engine.add(call(prompt=36, output=8, tenant="a"))
+        if step >= 100 and step % every == 0:
+            engine.add(call(prompt=prompt, output=4, tenant="b"))
+        engine.step()
+        if step % 18 == 2:
+            assert len(chat.tokens) > chat.prompt_length, f"no token in three steps, in step {step}"
 
 
 def test_a_limit_of_none_ends_nothing_and_holds_nobody_for_ever() -> None:

@@ -13,7 +13,7 @@ __all__ = ["BatchShares", "StepShares", "TenantLimits", "TenantWork"]
 
 _KEPT = 0.99  # of a tenant's work after each step
 _LEAST = 0.5  # tokens, below which a tenant is forgotten
-_CREDIT = 100.0  # tokens of which a tenant that returns comes first, such as a short chat
+_CREDIT = 1.0  # tokens: a tenant that returns comes first for one step
 _DECODED = 4.0  # tokens of a prompt that cost about as much as a new token, which needs a step of its own
 
 
@@ -70,7 +70,7 @@ class TenantWork:
         return min(sorted(large), key=lambda tenant: (large[tenant], self._tokens.get(tenant, 0.0)))
 
     def _activate(self, active: Set[str]) -> None:
-        """Raise the work of tenants that return to that of the others, less some credit."""
+        """Raise the work of tenants that return to that of the others, less a token, so that it comes first."""
         others = [self._tokens.get(tenant, 0.0) for tenant in active & self._active]
         usual = min(others) if others else max(self._tokens.values(), default=0.0)
         for tenant in active - self._active:
