@@ -4,8 +4,7 @@
 
 Live: the control plane serves SmolLM2 on the embedded engine with 0 to 2 replicas in processes of their own, then with
 2 fixed ones, under the same arrivals. One replica's rate is measured first; times of the policy are short. Simulated:
-an hour on 0 to 8 instances, with the policy's usual times except for the bursts, and starts of 30 s, beside 8 and 4
-fixed ones.
+an hour on 0 to 8 instances, with the policy's usual times and starts of 30 s, beside 8 and 4 fixed ones.
 
 A request is in time if its first token arrives within 1 s more than that of an idle replica (live) or of its prompt
 alone (simulated). ``ready`` is the share outside of starts. ``changes`` are decisions about
@@ -43,8 +42,7 @@ LIVE = "0:2,interval_s=0.25,up_s=1,down_s=6,idle_s=6,smooth_s=2,ttft_s=0.7"
 PHASES = (("calm", 10.0, 0.3), ("step", 20.0, 1.4), ("after", 14.0, 0.3))  # seconds, and load of one replica
 BURST = 6
 ENGINE = EngineModel(step=Step(0.012, 1 / 5000, 1e-4, 4e-8))  # 5,000 prompt tokens per second
-# For bursts that return, quick decisions, and replicas that are kept from one to the next.
-SIMULATED = {"step": "0:8", "burst": "0:8,up_s=3,smooth_s=4,down_s=900", "night": "0:8"}
+SIMULATED = "0:8"
 COLUMNS = ("", "requests", "in time", "ready", "TTFT p50", "p99", "hours", "changes", "at zero")
 
 
@@ -220,7 +218,7 @@ def all_simulated() -> dict[str, Any]:
             file = Path(folder) / f"{kind}.jsonl"
             write_trace(file, kind)
             trace, cluster = open_trace(file), Cluster(instances=8, model=ENGINE)
-            scaled = attrs.evolve(cluster, autoscale=parse_autoscale(SIMULATED[kind]))
+            scaled = attrs.evolve(cluster, autoscale=parse_autoscale(SIMULATED))
             for name, one in (
                 ("0:8 instances", scaled), ("8 instances", cluster),
                 ("4 instances", attrs.evolve(cluster, instances=4)),

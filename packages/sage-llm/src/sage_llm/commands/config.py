@@ -57,7 +57,7 @@ llm:
 
   # Let the number of replicas of each generating model follow its load, instead of `replicas`: {min: 0, max: 4}.
   # Keys: min, max; target (0.7), high (0.85) and low (0.45): load of a replica after a change, above which some are
-  # added, below which some are stopped; ttft_s (2): wait for the first token above which some are added; up_s (15),
+  # added, below which some are stopped; ttft_s (2): wait for the first token above which some are added; up_s (5),
   # down_s (300): how long that must last; idle_s (300): time without a request after which the minimum remains;
   # smooth_s (10): smoothing of the load; interval_s (1): time between decisions; deadline_s (600): a replica that is
   # not ready by then is given up; wait_s (60): time that a request waits for the first replica; requests (0: the batch

@@ -51,7 +51,7 @@ class TargetLoad:
     high: float = field(default=0.85, validator=_POSITIVE)
     low: float = field(default=0.45, validator=_POSITIVE)
     ttft_s: float = field(default=2.0, validator=_POSITIVE)
-    up_s: float = field(default=15.0, validator=validators.ge(0))
+    up_s: float = field(default=5.0, validator=validators.ge(0))
     down_s: float = field(default=300.0, validator=validators.ge(0))
     idle_s: float = field(default=300.0, validator=validators.ge(0))
     smooth_s: float = field(default=10.0, validator=_POSITIVE)
