@@ -13,11 +13,15 @@ from plane import read, running_plane, until
 from sage_infer.errors import EngineDead, InvalidRequest, Overloaded, PluginFailed, RequestCancelled
 from sage_infer.schemas import RequestOptions, SamplingParams
 from sage_llm import policies
+from sage_llm.commands.tables import decision_lines
 from sage_llm.manager.health import HealthLimits
+from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.manager.migration import NotMigratable, PoisonRequest, RecoveryLimits
+from sage_llm.manager.request import ManagedRequest
 from sage_llm.manager.restarts import RestartLimits
 from sage_llm.manager.settings import ControlPlaneSettings
+from sage_llm.receipts import find_receipt
 from sage_llm.types import Decision, RequestView, Snapshot
 from toy_engine import POISON, ToyExecutor, busy, toy_model
 
@@ -26,6 +30,8 @@ QUICK = ControlPlaneSettings(
     restarts=RestartLimits(first_s=0.01, most=50),
     health=HealthLimits(suspect_s=0.3, lost_s=0.6, revive_s=plane.GUARD_S),
 )
+# No instance seems to be lost on a busy machine.
+CALM = attrs.evolve(QUICK, health=HealthLimits(suspect_s=plane.GUARD_S, lost_s=plane.GUARD_S))
 
 
 class Cluster:
@@ -75,6 +81,15 @@ async def after_some_tokens(cluster: Cluster, streams: list[Any]) -> list[Any]:
     await until(lambda: all(r.ledger.has_started for r in cluster.manager.dispatcher.open.values()))
     cluster.close_gates()
     return reading
+
+
+def running_on(cluster: Cluster, replica_id: str) -> tuple[LiveInstance, list[str]]:
+    """A replica's instance, and the ids of the requests that run there."""
+    instance = cluster.manager.fleet.find(replica_id).instance
+    assert instance is not None
+    found = [request.request_id for request in cluster.manager.dispatcher.on(instance)]
+    assert found, "all streams ended before"
+    return instance, found
 
 
 def test_streams_continue_after_a_crash() -> None:
@@ -164,6 +179,60 @@ def test_a_poison_request_ends_alone() -> None:
         assert await cluster.undisturbed(6) == expected
 
     on_cluster(test)
+
+
+def test_the_request_that_got_least_far_is_tried_first() -> None:
+    async def test(cluster: Cluster) -> None:
+        expected = await cluster.undisturbed(6)
+        dispatcher = cluster.manager.dispatcher
+        tried: list[str] = []
+        isolated = dispatcher.placement.isolated
+
+        def note(request: ManagedRequest, instance: LiveInstance, now: float) -> None:
+            tried.append(request.request_id)
+            isolated(request, instance, now)
+
+        dispatcher.placement.isolated = note  # type: ignore[method-assign]
+        good = await after_some_tokens(cluster, await cluster.streams(6))
+        (bad,) = await cluster.manager.generate([POISON, 1], GREEDY, request_id="bad")
+        cluster.open_gates()
+        with pytest.raises(PoisonRequest, match="crashed"):
+            await read(bad)
+        assert await asyncio.gather(*good) == expected
+        assert tried[0] == "bad"
+        assert not dispatcher.trials.waiting
+        assert not any(i.is_isolated for i in dispatcher.placement.instances("toy"))
+
+    on_cluster(test, settings=CALM)
+
+
+def test_suspects_are_tried_on_busy_instances() -> None:
+    """Two crashes without a culprit, and load under which no instance is ever idle."""
+
+    async def test(cluster: Cluster) -> None:
+        expected = await cluster.undisturbed(6)
+        dispatcher, stop = cluster.manager.dispatcher, asyncio.Event()
+        reading = await after_some_tokens(cluster, await cluster.streams(6))
+        instance, moved = running_on(cluster, "toy/0")
+        (other,) = [engine for engine in cluster.executor.engines if engine is not instance.backend]
+        instance.backend.crash()
+        await until(lambda: {f"{name}~2" for name in moved} <= set(other.seen))
+        other.crash()
+
+        async def load() -> None:
+            while not stop.is_set():
+                await cluster.undisturbed(1)
+
+        loads = [asyncio.ensure_future(load()) for _ in range(6)]
+        assert await asyncio.gather(*reading) == expected
+        stop.set()
+        await asyncio.gather(*loads)
+        assert not dispatcher.trials.waiting
+        assert not any(i.is_isolated for i in dispatcher.placement.instances("toy"))
+        assert cluster.ends["failed"] == 0
+
+    # The requests of the first instance shall reach the second one, and not the first one's successor.
+    on_cluster(test, settings=attrs.evolve(CALM, recovery=RecoveryLimits(settle_s=0.0)))
 
 
 def test_a_silent_instance_loses_its_requests_and_returns() -> None:
@@ -372,6 +441,26 @@ def test_drain_moves_long_streams() -> None:
     on_cluster(test)
 
 
+def test_requests_of_a_drained_replica_move_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at a time are computed again on the other instance; the rest continues where it is."""
+    monkeypatch.setattr("sage_llm.manager.fleet._HASTY_S", plane.GUARD_S)
+
+    async def test(cluster: Cluster) -> None:
+        expected = await cluster.undisturbed()
+        reading = await after_some_tokens(cluster, await cluster.streams())
+        instance, there = running_on(cluster, "toy/0")
+        (other,) = [engine for engine in cluster.executor.engines if engine is not instance.backend]
+        draining = asyncio.ensure_future(cluster.manager.drain("toy/0", deadline_s=0.0))
+        await until(lambda: len([name for name in other.seen if name.endswith("~2")]) == 2)
+        instance.backend.gate.set()
+        result = await draining
+        assert (result.open, result.migrated, result.ended) == (len(there), 2, len(there) - 2)
+        cluster.open_gates()
+        assert await asyncio.gather(*reading) == expected
+
+    on_cluster(test, settings=CALM)
+
+
 def test_rolling_restart_under_load() -> None:
     async def test(cluster: Cluster) -> None:
         expected = await cluster.undisturbed()
@@ -407,6 +496,54 @@ def test_a_replica_that_an_operator_restarts_is_not_in_probation() -> None:
         await until(lambda: any(i.word == "probation" for i in instances))
 
     on_cluster(test)
+
+
+def test_a_move_is_explained_and_counted() -> None:
+    async def test(cluster: Cluster) -> None:
+        reading = await after_some_tokens(cluster, await cluster.streams())
+        manager = cluster.manager
+        instance, moved = running_on(cluster, "toy/0")
+        instance.backend.crash()
+        cluster.open_gates()
+        await asyncio.gather(*reading)
+        kept = manager.dispatcher.placement.receipts
+        receipts = [find_receipt(kept, f"chatcmpl-{one}").to_json() for one in moved]
+        moves = [move for receipt in receipts for move in receipt["moves"]]
+        assert [move["instance"] for move in moves] == [instance.instance_id] * len(moved)
+        assert all(move["wait_s"] > 0 < move["restore_s"] for move in moves)
+        for receipt in receipts:
+            (line,) = [line for line in decision_lines(receipt) if "next token" in line]
+            assert f"left {instance.instance_id} (" in line
+        values = {metric.name: metric.value for metric in manager.metrics()}
+        assert values["sage_llm_interruptions_total"] == len(moved)
+        for part in ("wait", "restore"):
+            found = values[f"sage_llm_interruption_{part}_seconds_total"]
+            assert found == pytest.approx(sum(move[f"{part}_s"] for move in moves))
+
+    on_cluster(test, settings=CALM)
+
+
+def test_a_replica_starts_again_after_moved_requests_have_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then, its start would take CPU time from the instance that computes them again."""
+    monkeypatch.setattr("sage_llm.manager.fleet._CATCH_UP_S", plane.GUARD_S)
+    monkeypatch.setattr("sage_llm.manager.fleet._AT_ONCE", len(plane.QUESTIONS))
+
+    async def test(cluster: Cluster) -> None:
+        reading = await after_some_tokens(cluster, await cluster.streams())
+        instance, moved = running_on(cluster, "toy/0")
+        (other,) = [engine for engine in cluster.executor.engines if engine is not instance.backend]
+        restarting = asyncio.ensure_future(cluster.manager.restart("toy/0"))
+        await until(lambda: {f"{name}~2" for name in moved} <= set(other.seen))
+        await until(lambda: cluster.manager.fleet.replicas["toy/0"].word == "starting")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(cluster.executor.engines) == 2
+        cluster.open_gates()
+        await restarting
+        assert len(cluster.executor.engines) == 3
+        await asyncio.gather(*reading)
+
+    on_cluster(test, settings=CALM)
 
 
 def test_a_replica_that_fails_again_and_again_is_given_up() -> None:

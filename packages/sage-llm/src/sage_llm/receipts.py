@@ -17,11 +17,12 @@ from sage_infer.errors import InvalidRequest
 from sage_llm.policies.base import PlacementPolicy
 from sage_llm.types import Decision, DecisionKind, KVView, RequestView, Snapshot
 
-__all__ = ["QuotaNote", "Receipt", "Receipts", "Transfer", "find_receipt"]
+__all__ = ["Move", "QuotaNote", "Receipt", "Receipts", "Transfer", "find_receipt"]
 
 _BASE_BYTES = 1024
 _KEY_BYTES = 40
 _SLOT_BYTES = 8
+_EARLIER = 8  # placements and moves of one request
 
 
 class _Recording:
@@ -51,6 +52,23 @@ class Transfer:
     nbytes: int
     seconds: float
     prefill_s: float
+
+
+@frozen
+class Move:
+    """A move of a request that has output to another instance.
+
+    Attributes:
+        instance: the instance that it left.
+        why: why it left.
+        wait_s: time until it was sent to another one.
+        restore_s: time from then to its next token, in which its prompt and its output are computed again.
+    """
+
+    instance: str
+    why: str
+    wait_s: float
+    restore_s: float
 
 
 @frozen
@@ -89,6 +107,7 @@ class Receipt:
         given_up: why its instance computed the prompt itself although another one was chosen for that.
         quota: its quota of KV; None if none is set.
         prefetch: the instance that was told of it while it waited, and the pages of its KV in the fastest tier there.
+        moves: its latest moves after its first token, oldest first.
     """
 
     request: RequestView
@@ -102,6 +121,7 @@ class Receipt:
     given_up: str = ""
     quota: QuotaNote | None = None
     prefetch: tuple[str, int] | None = None
+    moves: list[Move] = field(factory=list)
 
     def replay(self, policy: PlacementPolicy | None = None) -> Decision:
         """Decide again: the same policy decides as it did, another one as it would have."""
@@ -166,6 +186,7 @@ class Receipt:
                 }
                 for candidate in decision.candidates
             ],
+            "moves": [attrs.asdict(move) for move in self.moves],
             "earlier": [{"instance": instance, "decision": kind} for instance, kind in self.earlier],
         }
 
@@ -230,7 +251,8 @@ class Receipts(Mapping[str, Receipt]):
         if before is not None:
             self.used_bytes -= before[1]
             last = before[0].decision
-            receipt.earlier = [*before[0].earlier, (before[0].instance(last.slot), last.kind)][-8:]
+            receipt.earlier = [*before[0].earlier, (before[0].instance(last.slot), last.kind)][-_EARLIER:]
+            receipt.moves = before[0].moves
         size = (
             _BASE_BYTES
             + _KEY_BYTES * len(receipt.request.keys)
@@ -245,6 +267,13 @@ class Receipts(Mapping[str, Receipt]):
         """Note a request's measured time to first token."""
         if request_id in self._ring:
             self._ring[request_id][0].ttft = ttft
+
+    def moved(self, request_id: str, move: Move) -> None:
+        """Note that a request has continued on another instance."""
+        if request_id in self._ring:
+            moves = self._ring[request_id][0].moves
+            moves.append(move)
+            del moves[:-_EARLIER]
 
     def transferred(self, request_id: str, transfer: Transfer) -> None:
         """Note how a request's KV moved to its instance."""

@@ -140,6 +140,19 @@ def test_a_joined_server_is_tried_for_ever() -> None:
     assert [joined.pause(now, 0) for now in range(40)][-1] == limits.longest_s
 
 
+def test_a_joined_server_is_tried_often() -> None:
+    """It costs nothing, and a server that is back is used soon."""
+
+    async def main() -> None:
+        async with chat_server([], []) as url:
+            models = await asyncio.to_thread(with_joined, [], [Join(url)])
+            async with running_plane(models, LocalExecutor()) as plane:
+                (replica,) = plane.fleet.replicas.values()
+                assert [replica.restarts.pause(now, 0) for now in range(20)] == [1.0, *[2.0] * 19]
+
+    asyncio.run(main())
+
+
 # --- a server that has chats only, and no token ids
 
 

@@ -165,6 +165,11 @@ def decision_lines(receipt: Mapping[str, Any]) -> list[str]:
     if receipt["message"]:
         lines.append(f"    {receipt['message']}")
     lines += [
+        f"    left {move['instance'] or 'its instance'} ({move['why']}): sent on after {move['wait_s']:.3f} s, next "
+        f"token {move['restore_s']:.3f} s later"
+        for move in receipt.get("moves", ())
+    ]
+    lines += [
         f"    before: {decision['decision']} {decision['instance'] or '-'}" for decision in receipt["earlier"]
     ]
     return lines

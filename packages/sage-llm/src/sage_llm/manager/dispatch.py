@@ -25,7 +25,7 @@ from sage_llm.manager.migration import (
 )
 from sage_llm.manager.pd import HandOvers, HandOverSettings
 from sage_llm.manager.placing import Placement
-from sage_llm.manager.poison import Quarantine
+from sage_llm.manager.poison import Quarantine, Trials
 from sage_llm.manager.preemption import to_pause
 from sage_llm.manager.request import ManagedRequest
 from sage_llm.manager.telemetry.attempts import AttemptSpans
@@ -66,7 +66,7 @@ class Dispatcher:
         self.migrations = self.retries = self.pauses = 0
         self._on_lost, self._stranded = on_lost, stranded
         self.hand_overs = HandOvers(placement, hand_over or HandOverSettings(), self._note_failure)
-        self._suspects: list[ManagedRequest] = []
+        self.trials = Trials(placement)
         self._settled_at = 0.0
         self._is_due = False  # ``pump`` will be called soon
         self.counts, self._spans = RequestCounts(), AttemptSpans(spans)
@@ -85,7 +85,7 @@ class Dispatcher:
         now = time.monotonic()
         try:
             self.quarantine.check(request)
-            may_send = now >= self._settled_at and not self._suspects
+            may_send = now >= self._settled_at and not self.trials.waiting
             found = self.placement.arrive(request, now, may_send=may_send)
             if found is None:
                 self.pump()
@@ -107,8 +107,7 @@ class Dispatcher:
         self.counts.ended(request)
         del self.open[request.request_id]
         self.placement.ended(request)
-        if request in self._suspects:
-            self._suspects.remove(request)
+        self.trials.ended(request)
         self._drop_attempt(request)
         self._pump_soon()
 
@@ -125,20 +124,20 @@ class Dispatcher:
             self.placement.left(request)
             attempt.instance.attempts.pop(attempt.request_id, None)
             attempt.instance.left()
-            attempt.instance.is_isolated = False
+            self.trials.passed(request, attempt.instance)
             attempt.cancel()
 
     # --- placement
 
     def _wait_for_instance(self, request: ManagedRequest) -> None:
         if request.is_suspect:
-            self._suspects.append(request)
+            self.trials.add(request)
         else:
             self.placement.enqueue(request, time.monotonic())
 
     def _pump_soon(self) -> None:
         """Dispatch waiting requests after this turn of the event loop, in which several may end."""
-        if not self._is_due and (self._suspects or self.placement.has_waiting):
+        if not self._is_due and (self.trials.waiting or self.placement.has_waiting):
             self._is_due = True
             asyncio.get_running_loop().call_soon(self.pump)
 
@@ -148,7 +147,9 @@ class Dispatcher:
         now = time.monotonic()
         if now < self._settled_at:
             return
-        self._isolate_suspects()
+        for suspect, instance in self.trials.start():
+            self.placement.isolated(suspect, instance, now)
+            self._send(suspect, instance, None, now)
         while (found := self.placement.next(now)) is not None:
             request, instance, prefill = found
             if isinstance(request, ManagedCall):
@@ -156,21 +157,13 @@ class Dispatcher:
             else:
                 self._send(request, instance, prefill, now)
 
-    def _isolate_suspects(self) -> None:
-        for request in list(self._suspects):
-            instances = self.placement.instances(request.model_id)
-            instance = next((i for i in instances if i.is_open and not i.attempts), None)
-            if instance is not None:
-                self._suspects.remove(request)
-                instance.isolate()
-                now = time.monotonic()
-                self.placement.isolated(request, instance, now)
-                self._send(request, instance, None, now)
-
     def refuse_stranded(self, now: float) -> None:
         """End requests that no instance can ever serve, or that waited too long for one to come back."""
-        for request in (*self.placement.waiting(), *self._suspects):
-            if any(i.is_open or i.word == "suspect" for i in self.placement.instances(request.model_id)):
+        for request in (*self.placement.waiting(), *self.trials.waiting):
+            if any(
+                i.word in ("ready", "probation", "suspect")
+                for i in self.placement.instances(request.model_id)
+            ):
                 continue
             waited = now - max(request.arrived, self.placement.last_open(request.model_id))
             if (error := self._stranded(request.model_id, waited)) is not None:
@@ -254,10 +247,13 @@ class Dispatcher:
             if request.first_at is None:
                 request.first_at = time.monotonic()
             self.placement.started(request)
+            self._pump_soon()  # its prompt no longer fills the instance
         attempt.output_tokens += len(delta.token_ids)
         request.ledger.commit(delta)
         if request.crashes and request.is_cleared:
-            request.crashes, attempt.instance.is_isolated = 0, False
+            request.crashes = 0
+            self.trials.passed(request, attempt.instance)
+            self._pump_soon()
         request.stream.push(delta)
 
     # --- recovery
@@ -310,8 +306,9 @@ class Dispatcher:
             is_crash: the instance ended while the request ran there.
             is_planned: the instance is drained; this does not count as a fault.
         """
-        attempt = request.attempt
+        attempt, left = request.attempt, ""
         if attempt is not None:
+            left = attempt.instance.instance_id
             if is_crash:
                 request.crashes += 1
                 request.crash_tokens = max(request.crash_tokens, attempt.output_tokens)
@@ -323,6 +320,8 @@ class Dispatcher:
         try:
             if was_alone:
                 self.quarantine.add(request)
+                for other in self.trials.acquit(request):
+                    self._wait_for_instance(other)
                 raise PoisonRequest(
                     f"request {request.request_id} was ended, because {request.crashes} instances of model "
                     f"{request.model_id!r} crashed while they ran it, the last one alone"
@@ -341,6 +340,7 @@ class Dispatcher:
                     )
                 request.migrations += 1
                 self.migrations += 1
+                self.placement.interruptions.begin(request, left, error.message)
             else:
                 request.retries += 1
                 self.retries += 1

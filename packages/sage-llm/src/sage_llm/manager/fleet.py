@@ -34,6 +34,10 @@ _EXIT_S = 0.5  # within which the end of a process follows the loss of its conne
 _RECONNECT_S = 5.0
 _RETURN_S = 5.0  # an instance that was connected for a shorter time does not return without a restart
 _LAG_S = 0.25
+_RETRY_S = 2.0  # longest pause between two attempts to connect to a server of others
+_AT_ONCE = 2  # requests that move to each other instance at a time
+_HASTY_S = 1.0  # in which requests of a drained replica move in turns; then, the rest moves
+_CATCH_UP_S = 5.0  # that moved requests have for their next token, before a start takes CPU time, too
 
 
 class Fleet:
@@ -81,7 +85,7 @@ class Fleet:
         if self._watching is None:
             self._watching = self._tasks.spawn(self._watch())
             running = await adopted(self._executor, specs)
-        replicas = [Replica(spec, Restarts(self._restarts, ends=not is_remote(spec.model))) for spec in specs]
+        replicas = [Replica(spec, self._restarts_of(spec)) for spec in specs]
         for replica in replicas:
             known = self.replicas.get(replica.replica_id)
             if known is not None and known.word != "gone":
@@ -90,6 +94,13 @@ class Fleet:
         await asyncio.gather(
             *(self._launch(replica, running.get(replica.replica_id)) for replica in replicas)
         )
+
+    def _restarts_of(self, spec: ReplicaSpec) -> Restarts:
+        """Servers of others are asked again and again, as that costs nothing, and used soon after their return."""
+        if not is_remote(spec.model):
+            return Restarts(self._restarts)
+        longest_s = min(self._restarts.longest_s, _RETRY_S)
+        return Restarts(attrs.evolve(self._restarts, longest_s=longest_s), ends=False)
 
     async def _launch(self, replica: Replica, running: ReplicaHandle | None = None) -> None:
         """Start a replica, or take over the running one."""
@@ -179,6 +190,7 @@ class Fleet:
                 replica.reason = f"failed too often, not restarted; last: {replica.reason}"
                 return
             await asyncio.sleep(pause)
+            await self._dispatcher.placement.interruptions.until_restored(replica.model_id, _CATCH_UP_S)
             if replica.word != "pausing":
                 return
             try:
@@ -308,7 +320,9 @@ class Fleet:
         result = await self._empty(replica, deadline_s, then="starting")
         replica.restarts.reset()
         replica.instance = None  # it has not failed, and gets all requests of the next one that is restarted
-        await self._launch(replica)
+        await self._dispatcher.placement.interruptions.until_restored(replica.model_id, _CATCH_UP_S)
+        if replica.word == "starting":  # it may have been drained meanwhile
+            await self._launch(replica)
         return result
 
     async def _empty(
@@ -331,13 +345,9 @@ class Fleet:
         await instance.until_idle(deadline_s)
         moved = 0
         if instance.word == "draining":
-            for request in list(self._dispatcher.on(instance)):
-                if not request.ledger.obstacle and (
-                    "resume" in instance.features or not request.ledger.has_started
-                ):
-                    self._dispatcher.move_planned(request)
-                    moved += 1
+            moved = await self._move_off(instance, _HASTY_S if then == "gone" else _CATCH_UP_S)
             await instance.until_idle()
+        if instance.word == "draining":
             self._dispatcher.placement.remove(instance)
             instance.move("dead", "drained")
         await instance.connected.close()
@@ -354,6 +364,29 @@ class Fleet:
             await replica.handle.stop()
         replica.word, replica.reason, replica.ended_at = then, "drained", time.monotonic()
         return attrs.evolve(result, took_s=time.monotonic() - started)
+
+    async def _move_off(self, instance: LiveInstance, within_s: float) -> int:
+        """Move the requests of a draining instance; returns how many.
+
+        For ``within_s`` seconds, few move at a time, and the others continue meanwhile.
+        """
+        placement, until = self._dispatcher.placement, time.monotonic() + within_s
+        moved = 0
+        for request in self._dispatcher.on(instance):
+            others = sum(other.is_open for other in placement.instances(instance.model_id))
+            if others:
+                left_s = until - time.monotonic()
+                await placement.interruptions.until_fewer(_AT_ONCE * others, instance, left_s)
+            if instance.word != "draining":
+                break
+            if request.attempt is None or request.attempt.instance is not instance:
+                continue
+            if not request.ledger.obstacle and (
+                "resume" in instance.features or not request.ledger.has_started
+            ):
+                self._dispatcher.move_planned(request)
+                moved += 1
+        return moved
 
     async def close(self) -> None:
         self._closed = True

@@ -17,6 +17,7 @@ from sage_llm.manager.calls.call import ManagedCall
 from sage_llm.manager.kv.quota_gate import QuotaGate
 from sage_llm.manager.live_instance import LiveInstance
 from sage_llm.manager.request import ManagedRequest
+from sage_llm.manager.telemetry.interruptions import Interruptions
 from sage_llm.manager.views import beyond_expected, call_view, refusal, request_view
 from sage_llm.policies.base import AdmissionPolicy, OrderPolicy, PlacementPolicy
 from sage_llm.queue import HELD, WaitingQueue
@@ -69,6 +70,7 @@ class Placement:
             self.registry, self.index.device, kv_valid=self.index.valid, tenants=self.tenants
         )
         self.classifier, self.receipts = RequestClassifier(), Receipts()
+        self.interruptions = Interruptions(self.receipts)
         self._order = order or policies.order()
         self._instances: dict[str, list[LiveInstance]] = {}
         self._doubtful: dict[str, set[LiveInstance]] = {}  # those that may have no room; others have some
@@ -316,6 +318,7 @@ class Placement:
     def started(self, request: ManagedRequest) -> None:
         """The first token of an attempt has arrived."""
         self.builder.first_token(request.request_id)
+        self.interruptions.continued(request)
         if request.number == 1 and request.first_at is not None:
             self.receipts.first_token(request.request_id, request.first_at - request.arrived)
 
@@ -361,6 +364,7 @@ class Placement:
     def ended(self, request: Placed) -> None:
         """A request has ended, wherever it was."""
         self.left(request)
+        self.interruptions.ended(request.request_id)
         self.quotas.leaves(request.request_id, time.monotonic())
 
     def _mask(self, request: Placed, full: list[LiveInstance]) -> int:

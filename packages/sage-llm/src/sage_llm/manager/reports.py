@@ -126,6 +126,7 @@ def metrics(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[Metric]:
     )
     for name, text, value in totals:
         yield Metric(name=name, kind="counter", help=text, value=value)
+    yield from dispatcher.placement.interruptions.metrics()
     yield from _hand_over_metrics(dispatcher.hand_overs)
     waiting = len(dispatcher.placement.waiting())
     yield Metric(
