@@ -7,7 +7,7 @@ Real servers over HTTP with the embedded engine and SmolLM2: greedy and seeded s
 undisturbed run in text, usage and finish reason. With --json, finished rounds are kept in the file and a later
 call adds the rest. `network` needs root and network namespaces, and `router …` needs
 vllm-router (--router PROGRAM, or it is installed into an environment below the user's cache folder). `vllm kill` joins
-two vLLM servers on CPUs (--vllm PROGRAM), with greedy streams only. All are left out where this is missing. Exits with
+two vLLM servers on CPUs (--vllm PYTHON), with greedy streams only. All are left out where this is missing. Exits with
 1 if a stream failed or differs where the control plane promises that none does.
 
 --soak MINUTES kills a replica every 20 s under sixteen closed loops instead; no request may be lost, and descriptors,
@@ -22,6 +22,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -68,11 +69,15 @@ def result_of(at: Round, reference: Sequence[Stream]) -> dict[str, Any]:
     problems = differences(at.streams, reference)
     problems += [f"extra: {stream.error}" for stream in at.extra if stream.error]
     gaps = [stream.gap(at.at) for stream in at.streams]
+    restores = [move["restore_s"] for _, move in at.moves]
+    others = [stream.gap(at.at) - move["restore_s"] for stream, move in at.moves]
     return {
         "streams": len(at.streams), "equal": len(at.streams) - sum(p.startswith("stream") for p in problems),
         "errors": sum(bool(stream.error) for stream in (*at.streams, *at.extra)),
         "ended with their server": len(at.lost),
         "gap p50, s": statistics.median(gaps) if gaps else None, "gap max, s": max(gaps, default=None),
+        "moves": len(at.moves), "prefill p50, s": statistics.median(restores) if restores else None,
+        "prefill max, s": max(restores, default=None), "gap of moved less prefill, s": max(others, default=None),
         **{f"{name}, s": value for name, value in at.figures.items()},
         "problems": problems[:4], "notes": at.notes, "load": os.getloadavg()[0],
     }  # fmt: skip
@@ -175,7 +180,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(names), help="faults, separated by commas")
     parser.add_argument("--seed", type=int, default=1, help="of the moments and the replicas")
     parser.add_argument("--router", help="the program vllm-router")
-    parser.add_argument("--vllm", help="the program vllm")
+    parser.add_argument("--vllm", help="the Python of an environment with vLLM")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="soak instead")
     parser.add_argument("--json", type=Path, help="keep the rounds here")
     options = parser.parse_args()
@@ -200,6 +205,7 @@ def main() -> int:
         if options.json:
             options.json.write_text(json.dumps(kept, indent=1) + "\n")
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through ``finally``, so that no server is left
     with tempfile.TemporaryDirectory(prefix="sage-") as folder:
         register_plugin(Path(folder))
         try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sage_infer.discovery import model_specs
-from sage_infer.errors import BackendUnavailable
+from sage_infer.errors import BackendUnavailable, SageInferError
 from sage_infer.models import add_model
 from sage_llm.commands.control import ask
 from servers import free_port
@@ -166,6 +166,12 @@ class Plane:
             return self.servers.pids()
         return {row["instance"]: row["pid"] for row in self.rows() if row.get("pid")}
 
+    async def moves(self, request: str) -> list[dict[str, Any]]:
+        """The moves of a request with output, as ``sage llm explain`` shows them; none if nothing is known of it."""
+        with contextlib.suppress(SageInferError, OSError):
+            return list((await self.ask("explain", request=request))["moves"])
+        return []
+
     async def ask(self, method: str, **arguments: Any) -> Any:
         return await asyncio.to_thread(ask, self.port, method, **arguments)
 
@@ -222,23 +228,25 @@ class Servers:
 
 
 class VLLMServers(Servers):
-    """Two ``vllm serve``, one CPU each."""
+    """Two of vLLM's servers, one CPU each; ``python`` is that of an environment with vLLM."""
 
-    def __init__(self, folder: Path, program: str) -> None:
+    def __init__(self, folder: Path, python: str) -> None:
         from sage_infer_vllm.models.prepare import loadable_folder
 
         found = add_model(model_specs()[LLM])
-        self._program, self._model = program, loadable_folder(found, cache_dir=None, progress=lambda *_: None)
+        self._python, self._model = python, loadable_folder(found, cache_dir=None, progress=lambda *_: None)
         super().__init__(folder)
 
     def _start(self, number: int) -> Server:
         port = self._ports[number]
         command = [
-            self._program, "serve", str(self._model), "--served-model-name", LLM, "--port", str(port),
-            "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager",
+            self._python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self._model),
+            "--served-model-name", LLM, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
+            "--max-model-len", "1024", "--max-num-seqs", "32", "--enforce-eager", "--disable-uvicorn-access-log",
         ]  # fmt: skip
         environment = {
             "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": str(number), "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
         }  # fmt: skip
         return Server(command, self._folder / f"{port}.log", environment)
 

@@ -32,6 +32,7 @@ class Round:
         notes: what else is worth knowing.
         extra: short requests that follow; only their errors count.
         lost: streams that the fault ends in any case, as their connections end.
+        moves: streams that moved, with what ``sage llm explain`` says of it.
     """
 
     def __init__(self, cluster: Any, draw: random.Random) -> None:
@@ -41,6 +42,7 @@ class Round:
         self.streams: list[Stream] = []
         self.lost: list[Stream] = []
         self.extra: list[Stream] = []
+        self.moves: list[tuple[Stream, dict[str, Any]]] = []
         self.at = 0.0
 
     async def start(self, count: int = 16, tokens: int = SHORT) -> Streams:
@@ -58,7 +60,11 @@ class Round:
         return Streams(self.cluster.url, count, tokens, greedy=self.cluster.greedy)
 
     async def end(self, streams: Streams) -> None:
-        self.streams += await streams.end()
+        ended = await streams.end()
+        self.streams += ended
+        if isinstance(self.cluster, Plane):
+            for stream in ended:
+                self.moves += [(stream, move) for move in await self.cluster.moves(stream.id)]
 
     def pick(self) -> tuple[str, int]:
         instance, pid = self.draw.choice(sorted(self.cluster.pids().items()))

@@ -23,12 +23,14 @@ class Stream:
 
     Attributes:
         number: decides prompt and parameters; even ones are greedy, odd ones are seeded.
+        id: the response's.
         text, usage, reason: the answer.
         error: why it failed, or empty.
         times: when each part of the text arrived.
     """
 
     number: int
+    id: str = ""
     text: str = ""
     usage: tuple[int, int] = (0, 0)
     reason: str | None = None
@@ -98,6 +100,7 @@ class _Events:
         stream = self._stream
         if "error" in event:
             stream.error = str(event["error"].get("message", event["error"]))
+        stream.id = event.get("id", stream.id)
         for choice in event.get("choices", ()):
             if text := choice["delta"].get("content"):
                 stream.text += text
