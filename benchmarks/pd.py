@@ -133,7 +133,7 @@ def main() -> int:
     parser.add_argument("--backend", default="openvino", choices=sorted(OPTIONS))
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--transport", default="local", choices=("local", "tcp", "store"))
+    parser.add_argument("--transport", default="local", help="an installed transport, or store")
     parser.add_argument("--layers", type=int, default=LAYERS, help="number of the model's first layers")
     parser.add_argument("--kv-preset", metavar="PRESET", help="precision of KV, such as fp8 or int8")
     parser.add_argument("--json", type=Path, metavar="FILE")

@@ -20,11 +20,11 @@ from multiprocessing.connection import Connection
 from typing import Any, cast
 
 from sage_infer import SageInferError, SamplingParams, open_backend
-from sage_infer.contracts import InferenceBackend, KVEndpoint, KVTransfer
-from sage_infer.plugins import open_transport
+from sage_infer.contracts import InferenceBackend, KVTransfer
+from sage_infer.plugins import open_endpoint, open_transport
 from sage_infer.schemas import DecodeState
 from sage_infer.schemas.codec import from_json, to_json
-from sage_infer_transport import SharedMemoryEndpoint, TCPEndpoint, fetch_state, publish_state, withdraw_state
+from sage_infer_transport import fetch_state, publish_state, withdraw_state
 
 QUESTION = "In one sentence, why does {} matter to a model that generates one token at a time?"
 SUBJECTS = ("memory bandwidth", "the KV cache", "batching", "the length of the prompt", "quantization")
@@ -39,14 +39,6 @@ def opened(backend: str) -> AbstractAsyncContextManager[InferenceBackend]:
     return open_backend(backend, model="smollm2-135m", serves="llm", **OPTIONS.get(backend, {}))
 
 
-def endpoint(transport: str) -> KVEndpoint:
-    if transport == "nixl":
-        from sage_infer_nixl import NIXLEndpoint
-
-        return NIXLEndpoint()
-    return TCPEndpoint() if transport == "tcp" else SharedMemoryEndpoint()
-
-
 def prefill(pipe: Connection, backend: str, transport: str) -> None:
     """The child process: prompts in, states out."""
     try:
@@ -59,7 +51,7 @@ def prefill(pipe: Connection, backend: str, transport: str) -> None:
 
 async def serve_prefill(pipe: Connection, backend: str, transport: str) -> None:
     async with opened(backend) as engine:
-        here = endpoint(transport)
+        here = open_endpoint(transport)
         pipe.send("ready")
         while (request := await asyncio.to_thread(pipe.recv)) is not None:
             prompt, request_id = request
@@ -87,8 +79,8 @@ async def main(arguments: argparse.Namespace) -> int:
 
 
 async def serve_decode(pipe: Connection, engine: InferenceBackend, arguments: argparse.Namespace) -> int:
-    here, equal = endpoint(arguments.transport), 0
-    transport = open_transport("local" if arguments.transport == "shm" else arguments.transport)
+    here, equal = open_endpoint(arguments.transport), 0
+    transport = open_transport(arguments.transport)
     await asyncio.to_thread(pipe.recv)
     for number in range(arguments.prompts):
         question = QUESTION.format(SUBJECTS[number % len(SUBJECTS)])
@@ -124,7 +116,7 @@ if __name__ == "__main__":
         "--source", default="openvino", metavar="BACKEND", help="backend that computes the prompts"
     )
     parser.add_argument("--target", default="openvino", metavar="BACKEND", help="backend that continues")
-    parser.add_argument("--transport", choices=("tcp", "shm", "nixl"), default="tcp")
+    parser.add_argument("--transport", default="tcp", help="local, tcp or nixl")
     parser.add_argument("--prompts", type=int, default=3)
     try:
         sys.exit(asyncio.run(main(parser.parse_args())))

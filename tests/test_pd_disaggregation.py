@@ -19,7 +19,7 @@ from sage_infer_transport import TCPEndpoint, TCPTransport, fetch_state, publish
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "pd_disaggregation.py"
 
 
-@pytest.mark.parametrize("transport", ["tcp", "shm"])
+@pytest.mark.parametrize("transport", ["tcp", "local"])
 def test_a_request_is_handed_over_to_another_process(transport: str) -> None:
     """The KV of the child's prefill, moved and imported, continues with the text of one instance."""
     before = {path.name for path in Path("/dev/shm").glob("sage-room-*")}

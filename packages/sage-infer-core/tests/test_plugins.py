@@ -11,8 +11,22 @@ import pytest
 from sage_infer import plugins
 from sage_infer.discovery import KINDS, KindName, PluginInfo, plugin_info
 from sage_infer.discovery.paths import PATH_FIELDS
-from sage_infer.errors import BackendUnavailable, ConfigError, InvalidRequest, SageInferError
-from sage_infer.plugins import find_plugin, kv_codec, open_detector, open_executor, open_store, open_transport
+from sage_infer.errors import (
+    BackendUnavailable,
+    ConfigError,
+    InvalidRequest,
+    SageInferError,
+    UnsupportedFeature,
+)
+from sage_infer.plugins import (
+    find_plugin,
+    kv_codec,
+    open_detector,
+    open_endpoint,
+    open_executor,
+    open_store,
+    open_transport,
+)
 from sage_infer.schemas import HardwareProfile, KVCacheSchema, TransportSettings
 
 if TYPE_CHECKING:
@@ -23,7 +37,7 @@ SPECS: dict[KindName, str] = {
     "detector": "DetectorSpec(name={name!r}, factory='parts:Detector', hardware={{'npu'}})",
     "store": "KVStoreSpec(name={name!r}, factory='parts:Store')",
     "format": "KVFormatSpec(name={name!r}, factory='parts:Codec', format_ids={{'{name}/*'}})",
-    "transport": "TransportSpec(name={name!r}, factory='parts:Mover', schemes={{'file'}})",
+    "transport": "TransportSpec(name={name!r}, factory='parts:Mover', schemes={{'file'}}, endpoint='parts:Place')",
     "executor": "ExecutorSpec(name={name!r}, factory='parts:Executor')",
     "model": "ModelSpec(name={name!r}, model_type='llm', resolver='parts:find')",
     "command": "CommandSpec(path={name!r}, app='parts:command', summary='x')",
@@ -148,6 +162,7 @@ def test_each_kind_is_opened(site: Site, use: Callable[[], None]) -> None:
     settings = TransportSettings.from_preset("low-cost")
     assert open_transport("mine", settings=settings).settings is settings  # type: ignore[attr-defined]
     assert open_transport("mine").settings == TransportSettings.from_preset("high-bw")  # type: ignore[attr-defined]
+    assert open_endpoint("mine", port=7).port == 7  # type: ignore[attr-defined]
 
 
 KV = KVCacheSchema.from_preset("fp16", num_layers=1, num_heads=1, head_dim=8)
@@ -178,6 +193,13 @@ def test_what_cannot_be_opened_says_why(site: Site, use: Callable[[], None], cas
     call, error, message = REFUSALS[case]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_transport_may_have_no_endpoint(site: Site, use: Callable[[], None]) -> None:
+    site.add("one", source(transport="files").replace(", endpoint='parts:Place'", ""))
+    use()
+    with pytest.raises(UnsupportedFeature, match="transport 'files' of one-dist has no endpoint"):
+        open_endpoint("files")
 
 
 def test_two_codecs_of_one_format_are_both_named(site: Site, use: Callable[[], None]) -> None:

@@ -41,9 +41,12 @@ def sage_infer_kv_stores() -> list[KVStoreSpec]:
 @hookimpl
 def sage_infer_transports() -> list[TransportSpec]:
     return [
-        TransportSpec(name="toy-files", factory="kit_vendor:open_transport", schemes={"file"}, summary="toy"),
+        TransportSpec(
+            name="toy-files", factory="kit_vendor:open_transport", schemes={"file"}, summary="toy",
+            endpoint="kit_reference.endpoint:ReferenceEndpoint",
+        ),
         TransportSpec(name="toy-rdma", factory="kit_vendor:open_transport", schemes={"rdma"}, summary="toy"),
-    ]
+    ]  # fmt: skip
 
 
 @hookimpl

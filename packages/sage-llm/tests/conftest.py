@@ -23,14 +23,15 @@ collect_ignore = (
     []
     if KIT.is_dir()
     else [
-        f"replicas/test_{name}.py"
+        f"{name}.py"
         for name in (
-            "children_at_ports",
-            "frames_calls",
-            "frames_contract",
-            "frames_faults",
-            "local_executor",
-            "openai_server",
+            "pd/test_kv_transports",
+            "replicas/test_children_at_ports",
+            "replicas/test_frames_calls",
+            "replicas/test_frames_contract",
+            "replicas/test_frames_faults",
+            "replicas/test_local_executor",
+            "replicas/test_openai_server",
         )
     ]
 )

@@ -14,8 +14,9 @@ from typing import Any
 
 from kit_reference.embedding import ReferenceEmbedder
 from kit_reference.llm import ReferenceLLM
-from sage_infer.errors import OutOfMemory
+from sage_infer.errors import BackendUnavailable, OutOfMemory
 from sage_infer.schemas import ModelDescriptor, ReplicaSpec
+from sage_infer_transport import LocalTransport, SharedMemoryEndpoint
 from sage_llm.replicas.backends import InferenceReplica
 from sage_llm.replicas.server import ReplicaServer, describe
 
@@ -97,6 +98,37 @@ class Parent(ReferenceLLM):
         with open(self.pid_file, "w") as file:  # noqa: ASYNC230 - a toy
             file.write(str(worker.pid))
         await super().start()
+
+
+PIGEONS = "SAGE_TEST_PIGEONS"
+"""Variable with the file in which transports and endpoints write what they do."""
+
+
+def note(line: str) -> None:
+    with open(os.environ[PIGEONS], "a") as file:
+        file.write(line + "\n")
+
+
+class Pigeon(LocalTransport):
+    async def execute(self, plan: Any, *, on_step: Any = None) -> Any:
+        report = await super().execute(plan, on_step=on_step)
+        note(f"moved {report.moved_bytes} bytes, up to {self.settings.max_in_flight} chunks simultaneously")
+        return report
+
+
+class Dovecote(SharedMemoryEndpoint):
+    def __init__(self) -> None:
+        super().__init__(capacity_bytes=1 << 20)
+        note("opened")
+
+    def close(self) -> None:
+        super().close()
+        note("closed")
+
+
+def no_dovecote() -> None:
+    note("not opened")
+    raise BackendUnavailable("the pigeons are ill; feed them")
 
 
 @asynccontextmanager

@@ -8,11 +8,18 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from sage_infer.discovery import KINDS, KindName, PluginInfo, discover, plugin_info
-from sage_infer.errors import BackendUnavailable, ConfigError, InvalidRequest
+from sage_infer.errors import BackendUnavailable, ConfigError, InvalidRequest, UnsupportedFeature
 from sage_infer.factories import call_factory
 
 if TYPE_CHECKING:
-    from sage_infer.contracts import Executor, HardwareDetector, KVFormatCodec, KVStore, Transport
+    from sage_infer.contracts import (
+        Executor,
+        HardwareDetector,
+        KVEndpoint,
+        KVFormatCodec,
+        KVStore,
+        Transport,
+    )
     from sage_infer.schemas import KVCacheSchema, TransportSettings
 
 __all__ = [
@@ -21,6 +28,7 @@ __all__ = [
     "kv_codec",
     "list_plugins",
     "open_detector",
+    "open_endpoint",
     "open_executor",
     "open_store",
     "open_transport",
@@ -100,6 +108,26 @@ def open_transport(name: str, *, settings: TransportSettings | None = None, **op
     return transport
 
 
+def open_endpoint(transport: str, /, **options: Any) -> KVEndpoint:
+    """Open an endpoint of this process, for KV that the transport of this name moves; the caller closes it.
+
+    May block for seconds, as a transport's libraries may have to be loaded.
+
+    Raises:
+        BackendUnavailable: the transport is unknown or not ready on this machine, or its code failed.
+        UnsupportedFeature: the transport has no endpoint.
+        ConfigError: the endpoint has no such option.
+    """
+    from sage_infer.contracts import KVEndpoint
+
+    info = find_plugin(transport, "transport")
+    path = require_ready(info).endpoint
+    if path is None:
+        raise UnsupportedFeature(f"{info.title} has no endpoint; it moves KV between existing locations only")
+    made: KVEndpoint = _made(info, path, KVEndpoint, options)
+    return made
+
+
 def open_executor(name: str, **options: Any) -> Executor:
     """Open an executor; the caller closes it.
 
@@ -150,9 +178,13 @@ def kv_codec(format_id: str) -> KVFormatCodec:
 
 def _open(kind: KindName, name: str, contract: type[Any], options: dict[str, Any], **fixed: Any) -> Any:
     info = find_plugin(name, kind)
-    spec = require_ready(info)
-    made = call_factory(spec.factory, what=info.title, options=options, **fixed)
-    check_shape(made, contract, f"{info.title}: {spec.factory}")
+    return _made(info, require_ready(info).factory, contract, options, **fixed)
+
+
+def _made(info: PluginInfo, path: str, contract: type[Any], options: dict[str, Any], **fixed: Any) -> Any:
+    """Call the factory at a path of an item's spec, and check what it returns."""
+    made = call_factory(path, what=info.title, options=options, **fixed)
+    check_shape(made, contract, f"{info.title}: {path}")
     return made
 
 

@@ -232,9 +232,12 @@ class TransportSpec(_FactorySpec):
 
     Attributes:
         schemes: the URI schemes of ``KVLocation`` that it supports.
+        endpoint: called as ``endpoint(**options)``; returns a ``KVEndpoint`` that the transport reaches.
+            With it, ``sage llm serve --kv-transport`` offers the transport. None if it moves KV between files only.
     """
 
     schemes: frozenset[str] = field(converter=as_frozenset, validator=Each(Text(min_length=1), min_items=1))
+    endpoint: str | None = field(default=None, validator=optional(_PATH))
 
 
 @frozen(kw_only=True)

@@ -69,7 +69,8 @@ class AgentProcess:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._stdin, stdout = self._process.stdin, self._process.stdout
-        threading.Thread(target=self._hear, args=(self._process.stderr,), daemon=True).start()
+        self._hearing = threading.Thread(target=self._hear, args=(self._process.stderr,), daemon=True)
+        self._hearing.start()
         started: Future[Mapping[str, Any]] = Future()
         self._answers[0] = started
         threading.Thread(target=self._listen, args=(stdout,), name="sage-nixl", daemon=True).start()
@@ -143,6 +144,7 @@ class AgentProcess:
                 if answer is not None and not answer.cancelled():
                     answer.set_result(message)
         code = self._process.wait()
+        self._hearing.join(_END_S)  # what it said last is the reason
         with self._lock:
             self._ended = self._ended or f"the process that runs NIXL {_how(code)}{self._last()}"
             left = list(self._answers.values())

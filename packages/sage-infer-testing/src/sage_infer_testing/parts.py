@@ -72,11 +72,13 @@ def _store(name: str, options: Mapping[str, Any]) -> Kits:
 
 
 def _transport(name: str, options: Mapping[str, Any]) -> Kits:
-    from sage_infer.plugins import find_plugin, open_transport
+    from sage_infer.plugins import find_plugin, open_endpoint, open_transport
 
+    from sage_infer_testing.kits.kv.endpoint import KVEndpointContract
     from sage_infer_testing.kits.kv.transport import TransportContract
 
-    if "file" not in find_plugin(name, "transport").spec.schemes:
+    spec = find_plugin(name, "transport").spec
+    if "file" not in spec.schemes:
         raise UnsupportedFeature(
             f"transport {name!r} does not support file: locations, the only ones that this command can create; "
             "subclass sage_infer_testing.TransportContract in your own tests"
@@ -97,7 +99,14 @@ def _transport(name: str, options: Mapping[str, Any]) -> Kits:
         "make_transport": lambda self: open_transport(name, **options),
         "place": place, "target": target, "contents": contents,
     }  # fmt: skip
-    return [("TestTransport", TransportContract, fixed)]
+    kits: Kits = [("TestTransport", TransportContract, fixed)]
+    if spec.endpoint is not None:
+        opened = {
+            "make_endpoint": lambda self: open_endpoint(name),
+            "make_transport": fixed["make_transport"],
+        }
+        kits.append(("TestEndpoint", KVEndpointContract, opened))
+    return kits
 
 
 def _format(name: str, options: Mapping[str, Any]) -> Kits:

@@ -18,12 +18,14 @@ def sage_infer_transports() -> list[specs.TransportSpec]:
             name="local",
             factory="sage_infer_transport.local:LocalTransport",
             schemes={"shm", "file"},
+            endpoint="sage_infer_transport.shared_memory:SharedMemoryEndpoint",
             summary="shared memory and files of one host",
         ),
         specs.TransportSpec(
             name="tcp",
             factory="sage_infer_transport.tcp.transport:TCPTransport",
             schemes={"tcp", "shm", "file"},
+            endpoint="sage_infer_transport.tcp.endpoint:TCPEndpoint",
             summary="TCP between hosts, resumed after an interruption",
         ),
     ]

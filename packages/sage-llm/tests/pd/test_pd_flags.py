@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from sage_infer.errors import InvalidRequest
+from sage_infer.errors import BackendUnavailable, InvalidRequest
 from sage_infer.schemas import ModelDescriptor, TransportSettings
+from sage_llm.commands import pd_flags
 from sage_llm.commands.config import LLM
-from sage_llm.commands.pd_flags import check_policy, check_store, parse_pd, parse_transport, with_pd
+from sage_llm.commands.pd_flags import (
+    check_policy,
+    check_store,
+    check_transport,
+    parse_pd,
+    parse_transport,
+    with_pd,
+)
 from sage_llm.commands.serving import manager_settings
 from sage_llm.manager.models import ServedModel
 from toy_engine import toy_model
@@ -61,10 +69,24 @@ def test_transports_reach_the_manager() -> None:
         {"transport.preset": "low-latency", "transport.chunk_bytes": 65536},
     )
     assert parse_transport("tcp,preset=low-cost") == ("tcp", {"transport.preset": "low-cost"})
-    with pytest.raises(InvalidRequest, match="no KV transport 'pigeon'; transports: local, tcp, store"):
-        parse_transport("pigeon")
+    with pytest.raises(
+        InvalidRequest, match=r"no preset 'nixl'; presets: high-bw.* such as nixl or nixl,preset="
+    ):
+        parse_transport("preset=nixl")
     with pytest.raises(InvalidRequest, match="--kv-transport must be"):
         parse_transport("=1")
     wanted = TransportSettings.from_preset("low-latency")
     found = manager_settings(LLM(kv_transport="tcp"), None, wanted).hand_over
     assert (found.transport, found.settings) == ("tcp", wanted)
+
+
+def test_transports_are_the_installed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("local", "tcp", "store"):
+        check_transport(name)
+    with pytest.raises(InvalidRequest, match=r"no KV transport 'owl'; transports: local, .*tcp, store"):
+        check_transport("owl")
+    monkeypatch.setattr(pd_flags, "list_plugins", lambda kind: [])
+    with pytest.raises(
+        BackendUnavailable, match="'nixl' is not installed; to fix: pip install sage-infer-nixl"
+    ):
+        check_transport("nixl")

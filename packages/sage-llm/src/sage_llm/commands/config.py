@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
-from sage_infer.sdk.fields import Choice, Each, Flag, Integer, Json, Number, Text, as_tuple
+from sage_infer.sdk.fields import Each, Flag, Integer, Json, Number, Text, as_tuple
 
 __all__ = ["LLM", "TEMPLATE"]
 
@@ -19,7 +19,7 @@ class LLM:
     replicas: int = field(default=1, validator=Integer(ge=1))
     autoscale: Mapping[str, Any] = field(factory=dict, validator=Json())
     pd: str = field(default="", validator=Text())
-    kv_transport: str = field(default="local", validator=Choice(("local", "tcp", "store")))
+    kv_transport: str = field(default="local", validator=Text(min_length=1))
     policy: str = field(default="kv-cost", validator=Text(min_length=1))
     order: str = field(default="balanced", validator=Text(min_length=1))
     join: tuple[Any, ...] = field(default=(), converter=as_tuple, validator=Each(Json()))
@@ -68,8 +68,9 @@ llm:
   # replica does both. Requires the policy pd, which is then the default.
   pd: ""
 
-  # How KV moves between them: local (shared memory of this machine), tcp, or store (the KV store of their option
-  # kv_store). Settings of the first two: section `transport`.
+  # How KV moves between them: an installed transport, such as local (shared memory of this machine), tcp, or nixl
+  # (wheel sage-infer-nixl); or store (the KV store of their option kv_store). Settings of transports: section
+  # `transport`.
   kv_transport: local
 
   # Choice of the instance for a request, and order of requests that wait.

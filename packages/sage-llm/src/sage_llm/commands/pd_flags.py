@@ -7,17 +7,22 @@ from typing import Any
 
 import attrs
 from sage_infer.cli.options import parse_options
-from sage_infer.errors import InvalidRequest
+from sage_infer.errors import BackendUnavailable, InvalidRequest
 from sage_infer.names import GENERATING
+from sage_infer.plugins import find_plugin, list_plugins, require_ready
+from sage_infer.schemas import TRANSPORT_PRESETS
 
 from sage_llm.commands.config import LLM
 from sage_llm.manager.models import ServedModel
+from sage_llm.replicas.hand_over import STORE
 
-__all__ = ["POLICY", "check_policy", "check_store", "parse_pd", "parse_transport", "with_pd"]
+__all__ = [
+    "POLICY", "check_policy", "check_store", "check_transport", "parse_pd", "parse_transport", "with_pd",
+]  # fmt: skip
 
 POLICY = "pd"
-_STORE = "store"
-_TRANSPORTS = ("local", "tcp", _STORE)
+_WHEELS = {"nixl": "sage-infer-nixl"}
+"""Wheels of this repository with a transport, which may be missing."""
 
 
 def parse_pd(text: str | None) -> tuple[int, int] | None:
@@ -59,11 +64,35 @@ def check_store(models: Sequence[ServedModel], transport: str) -> None:
         InvalidRequest: an LLM has none.
     """
     for model in models:
-        if transport == _STORE and model.prefill_replicas and not model.options.get("kv_store"):
+        if transport == STORE and model.prefill_replicas and not model.options.get("kv_store"):
             raise InvalidRequest(
                 f"--kv-transport store needs a KV store that the replicas of {model.descriptor.model_id!r} share, such "
                 'as -o \'kv_store={"store": "paged", "name": "shared"}\''
             )
+
+
+def check_transport(name: str) -> None:
+    """Check that KV can move between replicas by a transport.
+
+    Raises:
+        InvalidRequest: there is no such transport, or replicas cannot use it.
+        BackendUnavailable: it is in a wheel that is not installed, or it is not ready on this machine.
+    """
+    if name == STORE:
+        return
+    rows = {row.name: row for row in list_plugins("transport")}
+    if name not in rows and name in _WHEELS:
+        raise BackendUnavailable(
+            f"the KV transport {name!r} is not installed; to fix: pip install {_WHEELS[name]}"
+        )
+    offered = [
+        row.name for row in rows.values() if row.kind == "transport" and row.spec and row.spec.endpoint
+    ]
+    known = f"transports: {', '.join([*sorted(offered), STORE])}"
+    if name not in rows:
+        raise InvalidRequest(f"no KV transport {name!r}; {known}")
+    if require_ready(find_plugin(name, "transport")).endpoint is None:
+        raise InvalidRequest(f"the transport {name!r} has no endpoint for KV of replicas; {known}")
 
 
 def with_pd(models: Sequence[ServedModel], pd: tuple[int, int]) -> list[ServedModel]:
@@ -87,7 +116,7 @@ def parse_transport(text: str | None) -> tuple[str | None, dict[str, Any]]:
     """``tcp`` or ``name=tcp,preset=low-latency,chunk_bytes=N``: name of the transport, and keys of the configuration.
 
     Raises:
-        InvalidRequest: not of this form, or no such transport.
+        InvalidRequest: not of this form.
     """
     if text is None:
         return None, {}
@@ -101,7 +130,10 @@ def parse_transport(text: str | None) -> tuple[str | None, dict[str, Any]]:
         raise InvalidRequest(
             f"--kv-transport must be NAME or KEY=VALUE,…, such as tcp or preset=low-latency, got {text!r}"
         )
-    name = names[0] if names else None
-    if name is not None and name not in _TRANSPORTS:
-        raise InvalidRequest(f"no KV transport {name!r}; transports: {', '.join(_TRANSPORTS)}")
-    return name, {f"transport.{key}": value for key, value in values.items()}
+    preset = values.get("preset")
+    if preset is not None and str(preset) not in TRANSPORT_PRESETS:
+        raise InvalidRequest(
+            f"--kv-transport has no preset {preset!r}; presets: {', '.join(TRANSPORT_PRESETS)}; "
+            "a transport is named without preset=, such as nixl or nixl,preset=low-latency"
+        )
+    return names[0] if names else None, {f"transport.{key}": value for key, value in values.items()}

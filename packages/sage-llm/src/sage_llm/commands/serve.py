@@ -55,7 +55,8 @@ def serve(
     kv_transport: Annotated[
         str | None,
         typer.Option(
-            metavar="PRESET", help="KV transport between them: local or tcp; preset=NAME,chunk_bytes=N."
+            metavar="NAME[,KEY=VALUE…]",
+            help="KV transport between them: local, tcp, nixl, store; preset=NAME,chunk_bytes=N.",
         ),
     ] = None,
     policy: Annotated[
@@ -127,7 +128,14 @@ def serve(
     from sage_llm.commands.gateways import serve_gateways
     from sage_llm.commands.joined import joins, with_joined
     from sage_llm.commands.memory import machine_devices, with_memory
-    from sage_llm.commands.pd_flags import check_policy, check_store, parse_pd, parse_transport, with_pd
+    from sage_llm.commands.pd_flags import (
+        check_policy,
+        check_store,
+        check_transport,
+        parse_pd,
+        parse_transport,
+        with_pd,
+    )
     from sage_llm.commands.served_models import configured, from_flags, parse_replicas, with_cpus
     from sage_llm.commands.serving import with_room
     from sage_llm.replicas.local import SERVER
@@ -152,6 +160,8 @@ def serve(
     settings = with_ray_address(loaded.section(LLM), ray_address)
     check_executor(settings)
     split = parse_pd(settings.pd)
+    if split is not None or settings.kv_transport != LLM().kv_transport:
+        check_transport(settings.kv_transport)
     counts = parse_replicas(replicas or [])
     if join and not (model or embedding or reranker or backend):
         models: list[ServedModel] = []

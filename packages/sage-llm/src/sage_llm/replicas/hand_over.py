@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 from sage_infer.contracts import KVEndpoint, KVFlushing, Transport
-from sage_infer.errors import UnsupportedFeature
-from sage_infer.plugins import open_transport
+from sage_infer.errors import SageInferError, UnsupportedFeature
+from sage_infer.plugins import open_endpoint, open_transport
 from sage_infer.schemas import DecodeState, TransportSettings
-from sage_infer_transport import SharedMemoryEndpoint, TCPEndpoint, fetch_state, publish_state, withdraw_state
+from sage_infer_transport import fetch_state, publish_state, withdraw_state
 
 __all__ = ["STORE", "HandOverRoom", "flush_kv"]
 
 STORE = "store"
 """In place of a transport: KV moves through the KV store that the replicas share."""
-
-_REMOTE = "tcp"  # the transport that needs an endpoint with an address on the network
 
 
 class HandOverRoom:
@@ -29,7 +29,7 @@ class HandOverRoom:
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
-        self._endpoints: dict[str, KVEndpoint] = {}
+        self._endpoints: dict[str, asyncio.Future[KVEndpoint]] = {}
         self._transports: dict[tuple[str, TransportSettings], Transport] = {}
         self._published: dict[str, tuple[KVEndpoint, DecodeState]] = {}
 
@@ -37,14 +37,16 @@ class HandOverRoom:
         """Publish the KV of a held prefill; returns the state with its locations, of which a store has none.
 
         Raises:
-            UnsupportedFeature: the backend does not claim ``kv_export``, or for ``store``, has no KV store.
+            UnsupportedFeature: the backend does not claim ``kv_export``, or for ``store``, has no KV store; or the
+                transport has no endpoint.
+            BackendUnavailable: the transport is not ready here.
             InvalidRequest, Overloaded: as ``publish_state`` of sage-infer-transport.
         """
         if transport == STORE:
             await flush_kv(self._backend)
             return state
         self._require("kv_export")
-        endpoint = self._endpoint(transport)
+        endpoint = await self._endpoint(transport)
         found = await publish_state(state, source=self._backend, endpoint=endpoint)
         self._published[state.request_id] = endpoint, found
         return found
@@ -55,7 +57,8 @@ class HandOverRoom:
         """Move the KV of a published state here, and import it; returns the state for ``decode`` and the bytes moved.
 
         Raises:
-            UnsupportedFeature: the backend does not claim ``kv_import``.
+            UnsupportedFeature: the backend does not claim ``kv_import``, or the transport has no endpoint.
+            BackendUnavailable: the transport is not ready here.
             SageInferError: as ``fetch_state`` of sage-infer-transport.
         """
         self._require("kv_import")
@@ -65,7 +68,7 @@ class HandOverRoom:
         found, report = await fetch_state(
             state,
             target=self._backend,
-            endpoint=self._endpoint(transport),
+            endpoint=await self._endpoint(transport),
             transport=self._transports[key],
             settings=settings,
         )
@@ -84,21 +87,27 @@ class HandOverRoom:
         endpoints, self._endpoints = self._endpoints, {}
         for transport in transports.values():
             await transport.close()
-        for endpoint in endpoints.values():
-            endpoint.close()
+        for opening in endpoints.values():
+            with suppress(SageInferError):  # it did not open
+                await asyncio.to_thread((await opening).close)
 
     def _withdraw(self, request_id: str) -> None:
         endpoint, state = self._published.pop(request_id, (None, None))
         if endpoint is not None and state is not None:
             withdraw_state(state, endpoint=endpoint)
 
-    def _endpoint(self, transport: str) -> KVEndpoint:
-        found = self._endpoints.get(transport)
-        if found is None:
-            found = self._endpoints[transport] = (
-                TCPEndpoint() if transport == _REMOTE else SharedMemoryEndpoint()
-            )
-        return found
+    async def _endpoint(self, transport: str) -> KVEndpoint:
+        """The endpoint of a transport. It opens in a thread, as that may take seconds, also if a caller gives up."""
+        opening = self._endpoints.get(transport)
+        if opening is None:
+            opening = asyncio.ensure_future(asyncio.to_thread(open_endpoint, transport))
+            self._endpoints[transport] = opening
+        try:
+            return await asyncio.shield(opening)
+        except SageInferError:
+            if self._endpoints.get(transport) is opening:
+                del self._endpoints[transport]  # the next caller tries again
+            raise
 
     def _require(self, feature: str) -> None:
         capability = self._backend.get_capability()

@@ -1,0 +1,1 @@
+"""Takes the place of NIXL in the processes of ``test_nixl_broken``: see ``_api``."""
