@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -48,29 +49,30 @@ async def answered(backend: str, store: Path, prompt: str | list[int]) -> tuple[
 
 
 def test_saved_by_one_engine_used_by_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From vLLM, which starts once then; the other way round it would start twice."""
-    source, target = "vllm", "openvino"
+    """Both ways: each engine computes a prompt, and then gets it from the converted KV of the other."""
     # One thread: threads that wait for each other by spinning are slow on a busy machine.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     add_model(model_specs()["smollm2-135m"])
-    stores = {name: tmp_path / name for name in (source, target)}
-    prompt, _, cached = asyncio.run(answered(source, stores[source], TEXT))
-    assert cached == 0
-    # The target's own answer to a prompt of another format's store: it also makes the folder of its format.
-    _, expected, cached = asyncio.run(answered(target, tmp_path / "empty", prompt))
-    assert cached == 0
-    (space,) = (tmp_path / "empty").iterdir()
-    for file in space.glob("segment-*.kv"):
-        file.unlink()
+    prompt: str | list[int] = TEXT
+    own = {}
+    for backend in OPTIONS:
+        prompt, own[backend], cached = asyncio.run(answered(backend, tmp_path / backend, prompt))
+        assert cached == 0, backend
+        # A store of the same format without blocks, for those of the other engine.
+        shutil.copytree(
+            tmp_path / backend, tmp_path / f"{backend}-next", ignore=shutil.ignore_patterns("segment-*.kv")
+        )
     (tmp_path / "prompts.jsonl").write_text(json.dumps(prompt))
-    command = [
-        sys.executable, "-m", "sage_infer.cli.main", "infer", "kv", "convert", stores[source], space, "--prompts",
-        tmp_path / "prompts.jsonl", "--json",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["found_prompts"] == 1
-    _, found, cached = asyncio.run(answered(target, tmp_path / "empty", prompt))
-    assert cached >= len(prompt) - 128, f"{cached} of {len(prompt)} tokens"
-    assert found == expected
+    for source, target in (("vllm", "openvino"), ("openvino", "vllm")):
+        (space,) = (tmp_path / f"{target}-next").iterdir()
+        command = [
+            sys.executable, "-m", "sage_infer.cli.main", "infer", "kv", "convert", tmp_path / source, space,
+            "--prompts", tmp_path / "prompts.jsonl", "--json",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["found_prompts"] == 1, (source, target)
+        _, found, cached = asyncio.run(answered(target, tmp_path / f"{target}-next", prompt))
+        assert cached >= len(prompt) - 128, f"{target}: {cached} of {len(prompt)} tokens"
+        assert found == own[target], target
