@@ -79,6 +79,7 @@ def test_plot(sage: Sage, recording: Path, tmp_path: Path) -> None:
             "--measure measures this machine",
         ),
         (("show", "-f", "nowhere.txt", "--vendor", "toy"), 2, "cannot read nowhere.txt: No such file"),
+        (("show", "-f", "/dev/zero", "--vendor", "toy"), 2, "/dev/zero has more than 64 MB"),
         (("show", "-f", "bad.txt", "--vendor", "toy"), 1, "bad.txt: line 1 is no output of toy-smi"),
         (("plot", "-o", "x.png", "-f", "recorded.txt", "--vendor", "toy"), 2, "must end in .svg"),
         (("plot", "-o", "no/x.svg", "-f", "recorded.txt", "--vendor", "toy"), 2, "cannot write no/x.svg"),

@@ -148,14 +148,39 @@ def test_pages(served: Served) -> None:
 
 def test_paths_and_methods(served: Served) -> None:
     wrong = served.get(CHAT)
-    assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
-    assert served.ask("DELETE", "/v1/models/echo").headers["allow"] == "GET, HEAD"
-    assert served.post("/metrics", {}).headers["allow"] == "GET, HEAD"
+    assert (wrong.status, wrong.headers["allow"]) == (405, "OPTIONS, POST")
+    assert wrong.error["message"] == "method not allowed; use POST"
+    assert served.ask("DELETE", "/v1/models/echo").headers["allow"] == "GET, HEAD, OPTIONS"
+    assert served.post("/metrics", {}).headers["allow"] == "GET, HEAD, OPTIONS"
     assert served.get("/v1/unknown").error["code"] == "not_found"
     assert served.ask("HEAD", "/health").status == 200
-    assert served.ask("OPTIONS", CHAT).headers["allow"] == "POST"
-    assert served.ask("OPTIONS", "/v1/models").headers["allow"] == "GET, HEAD"
+    assert served.ask("OPTIONS", CHAT).headers["allow"] == "OPTIONS, POST"
+    assert served.ask("OPTIONS", "/v1/models").headers["allow"] == "GET, HEAD, OPTIONS"
     assert served.ask("OPTIONS", "/v1/unknown").status == 404
+    everything = served.ask("OPTIONS", "*")
+    assert (everything.status, everything.body) == (204, b"")
+    assert everything.headers["allow"] == "GET, HEAD, OPTIONS, POST"
+    assert served.get("*").status == 404
+
+
+def test_options_where_no_origin_is_checked(backend: EchoBackend, serve: Callable[..., Served]) -> None:
+    served = serve(backend, insecure=True)
+    assert served.ask("OPTIONS", "*").headers["allow"] == "GET, HEAD, OPTIONS, POST"
+    answer = served.ask("OPTIONS", CHAT, origin="https://x.example")
+    assert (answer.status, answer.headers["allow"]) == (204, "OPTIONS, POST")
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_slash_at_the_end_of_a_path_is_ignored(served: Served) -> None:
+    assert served.get("/v1/models/").body == served.get("/v1/models").body
+    assert served.post(CHAT + "/", chat_body()).json["object"] == "chat.completion"
+    assert served.get("/health/").status == 200
+    assert (served.get(CHAT + "/").status, served.ask("OPTIONS", CHAT + "/").headers["allow"]) == (
+        405,
+        "OPTIONS, POST",
+    )
+    for path in ("/v1/models//", "//", "/v1/", "/dashboard/", "/dashboard/style.css/", "/v1/unknown/"):
+        assert served.get(path).status == 404, path
 
 
 class TestOrigins:

@@ -19,6 +19,8 @@ from sage_infer_hal.merge import merge_profiles
 
 __all__ = ["read_recordings"]
 
+_LARGEST = 64 << 20  # bytes; the longest output of a tool known has one MB
+
 
 def read_recordings(
     paths: Iterable[Path], *, vendor: str | None = None, registry: Registry | None = None
@@ -53,9 +55,14 @@ def read_recordings(
 
 def _read(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:  # may be a pipe, such as that of a tool, or a device that never ends
+            data = file.read(_LARGEST + 1)
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {error.strerror or error}") from None
+    if len(data) > _LARGEST:
+        raise InvalidRequest(
+            f"{path} has more than {_LARGEST >> 20} MB; pass the part that the vendor's tool has printed"
+        )
     # Windows shells write UTF-16 when output is redirected; the reader judges any other bytes.
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return data.decode(encoding, errors="replace")

@@ -185,7 +185,7 @@ class OpenVINOBackend(DividedRequests):
             *FEATURES,
             *(
                 ("chat", "template_variables", "tool_calls")
-                if loaded.tokenizer.chat_template is not None
+                if loaded.tokenizer.chat_templates is not None
                 else ()
             ),
             *(("prefix_caching", "cache_salt", "kv_events") if self._settings.prefix_caching else ()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 from family_models import CASES, write_folder, write_gguf
 from sage_infer.errors import InvalidRequest, ModelFileError
-from sage_infer_openvino.models.chat_template import ChatTemplate
+from sage_infer.schemas import ModelDescriptor
+from sage_infer.sdk.chat_templates import ChatTemplate
+from sage_infer_openvino.encoder.config import read_encoder_config
 from sage_infer_openvino.models.hf_model import HfModel
-from sage_infer_openvino.models.model_files import find_model_file
+from sage_infer_openvino.models.model_files import find_model_file, open_texts
 from sage_infer_openvino.models.tokenizer import TextTokenizer
 
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
@@ -25,6 +28,28 @@ def folder(tmp_path: Path) -> Path:
     folder = Path(write_folder(CASES["llama"], tmp_path / "model"))
     TextTokenizer.from_gguf(write_gguf(CASES["llama"], tmp_path / "m.gguf")).save(folder)
     return folder
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja",
+        "model.safetensors", "additional_chat_templates/tool_use.jinja",
+    ],
+)  # fmt: skip
+def test_a_named_pipe_is_not_waited_for(folder: Path, name: str) -> None:
+    file = folder / name
+    file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    model = ModelDescriptor(model_id="m", model_type="llm", model_path=str(folder))
+    for open_model in (find_model_file, read_encoder_config, lambda path: open_texts(model)):
+        with pytest.raises(ModelFileError, match=f"{name} cannot be read: it is a named pipe"):
+            open_model(folder)
+    if name in ("config.json", "model.safetensors"):
+        with pytest.raises(ModelFileError, match=f"{name}.* it is a named pipe"):
+            HfModel(folder)
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

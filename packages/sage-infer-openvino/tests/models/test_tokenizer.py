@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
-from sage_infer_openvino.models.chat_template import ChatTemplate
+from sage_infer.sdk.chat_templates import ChatTemplate
 from sage_infer_openvino.models.gguf.file import GgufFile
 from sage_infer_openvino.models.gguf.tokenizer import adds_bos
 from sage_infer_openvino.models.tokenizer import TextTokenizer, TokenizerMeta

@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 from sage_infer.errors import ModelFileError
+from sage_infer.models import read_model_text
 from sage_infer.sdk.gguf import read_metadata
 
 __all__ = ["ModelShape", "read_shape", "shape_of_config"]
@@ -79,7 +80,7 @@ def read_shape(path: Path) -> ModelShape:
     if ggufs and not (path / "config.json").is_file():
         return _gguf_shape(ggufs[0])
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_model_text(path / "config.json"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path / 'config.json'} cannot be read: {error}") from None
     files = list(path.glob("*.safetensors")) or list(path.glob("*.bin"))

@@ -90,10 +90,10 @@ class Gateway:
         path, method = exchange.path, exchange.scope["method"]
         if self._origins.is_checked:
             exchange.extra_headers = self._origins.check(exchange)
-            if method == "OPTIONS":
-                headers = self._origins.preflight(exchange) or ((b"allow", self._router.allowed(path)),)
-                await exchange.respond(b"", status=204, headers=headers)
-                return
+        if method == "OPTIONS":
+            headers = self._origins.preflight(exchange) or ((b"allow", self._router.allowed(path)),)
+            await exchange.respond(b"", status=204, headers=headers)
+            return
         route = self._router.find(method, path)
         if self.service.keys and not route.is_public:
             exchange.key = self.service.keys.check(exchange.headers.get(b"authorization"))

@@ -62,13 +62,17 @@ class Route:
 
 
 class Router:
-    """Finds routes: by the whole path in a dictionary, then by the prefix of paths with a parameter."""
+    """Finds routes: by the whole path in a dictionary, then by the prefix of paths with a parameter.
+
+    A slash at the end of a path of the API is ignored.
+    """
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._exact: dict[tuple[str, str], Route] = {}
         self._open_ended: list[Route] = []
         self._by_path: dict[str, list[Route]] = {}
-        for route in routes:
+        self._all = tuple(routes)
+        for route in self._all:
             self._by_path.setdefault(route.path, []).append(route)
             if route.parameter is None:
                 self._exact[route.method, route.path] = route
@@ -92,12 +96,12 @@ class Router:
         return found
 
     def allowed(self, path: str) -> bytes:
-        """The value of ``Allow`` for a path.
+        """The value of ``Allow`` for a path; ``*`` means the whole server (RFC 9110 9.3.7).
 
         Raises:
             HTTPError: 404 for an unknown path.
         """
-        return ", ".join(_methods(self._there(path))).encode()
+        return ", ".join(_methods(self._all if path == "*" else self._there(path))).encode()
 
     def label(self, path: str) -> str:
         """The label of a path in metrics: its route, or ``other`` outside of the API."""
@@ -112,19 +116,22 @@ class Router:
 
     def _at(self, path: str) -> list[Route]:
         here = self._by_path.get(path)
-        if here is not None:
+        if here is None and path.endswith(
+            "/"
+        ):  # tolerated in the API; the dashboard's relative links would break
+            here = [route for route in self._by_path.get(path[:-1], ()) if route.summary]
+        if here:
             return here
         return [r for r in self._open_ended if path.startswith(r.prefix) and len(path) > len(r.prefix)]
 
 
 def _methods(routes: Iterable[Route]) -> list[str]:
     methods = {route.method for route in routes}
-    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
+    return sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))
 
 
 def _not_allowed(methods: list[str]) -> HTTPError:
-    error = wrong_request(
-        f"method not allowed; use {' or '.join(methods)}", status=405, code="method_not_allowed"
-    )
+    useful = " or ".join(method for method in methods if method != "OPTIONS")
+    error = wrong_request(f"method not allowed; use {useful}", status=405, code="method_not_allowed")
     error.headers = ((b"allow", ", ".join(methods).encode()),)
     return error

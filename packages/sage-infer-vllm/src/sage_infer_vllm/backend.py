@@ -180,7 +180,7 @@ class VLLMBackend(BaseVLLMBackend):
         add_generation_prompt: bool = True,
     ) -> Prompt:
         return render_chat(
-            self._ready().tokenizer,
+            self._ready().chats,
             messages,
             tools=tools,
             template_variables=template_variables,

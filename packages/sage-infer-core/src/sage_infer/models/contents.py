@@ -10,6 +10,7 @@ from attrs import frozen
 
 from sage_infer.errors import ModelFileError
 from sage_infer.models import gguf
+from sage_infer.models.files import check_model_files, open_model_file, read_model_text
 from sage_infer.models.lfs import is_pointer
 from sage_infer.names import ModelType
 
@@ -46,8 +47,10 @@ def inspect_model(path: Path) -> ModelFiles:
     """Inspect a GGUF file or a model folder without reading weights.
 
     Raises:
-        ModelFileError: there is no model at ``path``, it is incomplete, or there are several to choose from.
+        ModelFileError: there is no model at ``path``, it is incomplete, or there are several to choose from;
+            or one of its files is a named pipe, a socket, a device or a folder.
     """
+    check_model_files(path)
     if not path.is_dir():
         return ModelFiles(path=path, model_type=gguf.model_type(path))
     if (path / "config.json").is_file():
@@ -114,7 +117,7 @@ def _dense_dim(path: Path) -> int | None:
     """Output length of the last Dense module of a sentence-transformers folder; None without one."""
     modules = path / "modules.json"
     try:
-        listed = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
+        listed = json.loads(read_model_text(modules)) if modules.is_file() else []
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{modules} cannot be read: {error}") from None
     dims = [
@@ -158,7 +161,7 @@ def _check_weights(path: Path) -> None:
             )
     for file in path.glob("*.safetensors"):
         try:
-            with file.open("rb") as stream:
+            with open_model_file(file) as stream:
                 head = stream.read(64)
         except OSError as error:
             raise ModelFileError(f"{file} cannot be read: {error.strerror or error}") from None
@@ -170,7 +173,7 @@ def _check_weights(path: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_model_text(path))
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sage_infer.errors import ModelFileError
+from sage_infer.models.files import open_model_file
 from sage_infer.models.lfs import is_pointer
 from sage_infer.names import ModelType
 
@@ -27,7 +28,7 @@ def model_type(path: Path) -> ModelType:
         ModelFileError: it cannot be read, or is not a GGUF file.
     """
     try:
-        with path.open("rb") as file:
+        with open_model_file(path) as file:
             head = file.read(_HEAD)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from None

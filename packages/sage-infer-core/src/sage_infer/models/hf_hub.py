@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sage_infer.errors import ModelNotFound
 from sage_infer.models.contents import is_whole
+from sage_infer.models.files import read_model_text
 
 __all__ = ["cached", "cached_models", "fetch", "hub_cache", "is_repo_id"]
 
@@ -44,7 +45,7 @@ def cached(repo_id: str) -> Path | None:
     """The snapshot in the cache, if it holds a complete model. Reads the layout itself, without a library."""
     folder = _folder(repo_id)
     try:
-        revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+        revision = read_model_text(folder / "refs" / "main").strip()
         snapshots = [folder / "snapshots" / revision] if revision else []
     except OSError:
         # Fetched by commit, without a branch: take the newest snapshot.

@@ -21,6 +21,7 @@ from attrs import frozen
 from sage_infer.errors import ModelNotFound, SageInferError
 from sage_infer.factories import is_plugins_fault
 from sage_infer.models.file_lock import file_lock
+from sage_infer.models.files import read_model_text
 from sage_infer.models.wholeness import describe, files_match
 from sage_infer.specs import ModelSpec
 
@@ -94,7 +95,7 @@ class Store:
         if not place.is_dir():
             return ModelState("not-added")
         try:
-            marker = json.loads((place / MARKER).read_text(encoding="utf-8"))
+            marker = json.loads(read_model_text(place / MARKER))
             if (marker["format"], marker["sha256"]) != (_FORMAT, spec.sha256):
                 return ModelState("broken", reason=f"{place} holds another build of the model")
             for name, facts in marker["files"].items():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sage_infer.errors import ModelFileError, SageInferError
+from sage_infer.models.files import open_model_file
 from sage_infer.models.pip import install_wheel
 from sage_infer.models.store import Store, model_state, models_dir
 from sage_infer.specs import ModelSpec
@@ -121,7 +122,7 @@ def _sha256(file: Path, report: Callable[[float], None]) -> str:
     digest = hashlib.sha256()
     total = file.stat().st_size or 1
     done = 0
-    with file.open("rb") as stream:
+    with open_model_file(file) as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
             done += len(block)

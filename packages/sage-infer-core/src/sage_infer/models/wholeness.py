@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sage_infer.models.files import open_model_file, read_model_text
+
 __all__ = ["changed_files", "describe", "files_match", "flush", "read_json"]
 
 _COMPARED = "compared.json"  # sizes, times and inodes of a folder's files at the last verification
@@ -79,7 +81,7 @@ def _remember(entry: Path, compared: Mapping[str, list[int]]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or an empty one if there is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_model_text(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
@@ -92,7 +94,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _sha256(path: Path, read: Callable[[int], None] = lambda count: None) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_model_file(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             read(len(chunk))

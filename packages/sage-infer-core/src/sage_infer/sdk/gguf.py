@@ -8,6 +8,7 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from attrs import frozen
 
 from sage_infer.errors import ModelFileError
+from sage_infer.models.files import open_model_file
 
 __all__ = ["TENSOR_TYPES", "GgufHeader", "TensorInfo", "read_metadata"]
 
@@ -74,12 +76,12 @@ class GgufHeader:
         self.path = Path(path)
         self._lists = lists
         try:
-            self.size = self.path.stat().st_size
-            if self.size == 0:
-                raise ModelFileError(
-                    f"{self.path}: the file is empty (0 bytes), expected a GGUF model; fetch it again"
-                )
-            with self.path.open("rb") as file:
+            with open_model_file(self.path) as file:
+                self.size = os.fstat(file.fileno()).st_size
+                if self.size == 0:
+                    raise ModelFileError(
+                        f"{self.path}: the file is empty (0 bytes), expected a GGUF model; fetch it again"
+                    )
                 self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise ModelFileError(f"{self.path}: cannot be read: {error.strerror or error}") from error

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sage_infer.errors import ModelFileError, UnsupportedFeature
+from sage_infer.models.files import open_model_file
 from sage_infer.models.wholeness import read_json
 from sage_infer.sdk.gguf import TENSOR_TYPES, GgufHeader
 
@@ -117,7 +118,7 @@ def _safetensors_files(folder: Path) -> list[Path]:
 def _safetensors(path: Path) -> Iterator[_Tensor]:
     """Tensors of one file: a length, a JSON header, and the bytes."""
     try:
-        with path.open("rb") as file:
+        with open_model_file(path) as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # mmap refuses an empty file
         raise ModelFileError(f"{path}: cannot be read: {error}") from error

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import attrs
 from sage_infer.errors import ModelFileError, UnsupportedFeature
+from sage_infer.models import check_model_files, read_model_text
 
 __all__ = [
     "BertConfig",
@@ -138,6 +139,7 @@ def read_encoder_config(folder: str | Path, *, reranker: bool = False) -> Encode
     Raises :class:`ModelFileError` and :class:`UnsupportedFeature`, each naming the file.
     """
     folder = Path(folder)
+    check_model_files(folder)
     raw = _read_object(folder / "config.json")
     tokenizer = _read_object(folder / "tokenizer_config.json", optional=True)
     sentence = _read_object(folder / "sentence_bert_config.json", optional=True)
@@ -313,7 +315,7 @@ def _read_dense(folder: Path) -> DenseStep:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_model_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: not readable as JSON: {error}") from error
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from sage_infer.errors import ModelFileError, UnsupportedFeature
+from sage_infer.models import read_model_text
 
 from sage_infer_openvino.models import rotary
 from sage_infer_openvino.models.decoder_weights import Activation, DecoderConfig, DenseWeight
@@ -57,7 +58,7 @@ class HfModel:
         self.folder = Path(folder)
         path = self.folder / "config.json"
         try:
-            self._raw = json.loads(path.read_text(encoding="utf-8"))
+            self._raw = json.loads(read_model_text(path))
         except (OSError, ValueError, RecursionError) as error:
             raise ModelFileError(f"{path}: not readable as JSON: {error}") from error
         if not isinstance(self._raw, dict):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from sage_infer.errors import ModelFileError, ModelNotFound
+from sage_infer.models import check_model_files, read_model_text
 from sage_infer.schemas import ModelDescriptor
 
 from sage_infer_openvino.models.gguf.file import GgufFile, part_paths
@@ -19,9 +20,10 @@ def find_model_file(path: str | Path) -> Path:
     """The absolute path of the GGUF file (the first of several parts) or Hugging Face folder at ``path``.
 
     Raises :class:`ModelNotFound` if the path does not exist, and :class:`ModelFileError` if a folder does not contain
-    exactly one model.
+    exactly one model, or holds a named pipe, a socket, a device or a folder in place of one of its files.
     """
     path = Path(path).expanduser().resolve()
+    check_model_files(path)
     if path.is_file():
         return path
     if not path.is_dir():
@@ -59,7 +61,7 @@ def open_texts(model: ModelDescriptor) -> DecoderTexts:
 
 def _vocab_size(folder: Path) -> int | None:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_model_text(folder / "config.json"))
         size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{folder / 'config.json'}: not a valid model config: {error!r}") from error

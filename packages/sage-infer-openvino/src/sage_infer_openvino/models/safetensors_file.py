@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 from sage_infer.errors import ModelFileError, UnsupportedFeature
+from sage_infer.models import open_model_file, read_model_text
 
 from sage_infer_openvino.models.decoder_weights import DenseWeight, FloatType
 
@@ -74,7 +76,7 @@ class SafetensorsFolder:
             self._open(single)
             return
         try:
-            weight_map: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            weight_map: dict[str, Any] = json.loads(read_model_text(index))["weight_map"]
             shards = sorted(set(weight_map.values()), key=str)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelFileError(
@@ -123,10 +125,10 @@ class SafetensorsFolder:
 
     def _open(self, path: Path) -> None:
         try:
-            size = path.stat().st_size
-            if size < 8:
-                raise ModelFileError(f"{path}: {size} bytes, expected a safetensors file; fetch it again")
-            with path.open("rb") as file:
+            with open_model_file(path) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < 8:
+                    raise ModelFileError(f"{path}: {size} bytes, expected a safetensors file; fetch it again")
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from error

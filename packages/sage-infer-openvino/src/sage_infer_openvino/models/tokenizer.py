@@ -7,19 +7,17 @@ library) and ``tokenizer_meta.json`` for data that this format cannot store.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
-from sage_infer.errors import InvalidRequest, ModelFileError, UnsupportedFeature
-from sage_infer.sdk import plain_messages
+from sage_infer.errors import ModelFileError, UnsupportedFeature
+from sage_infer.models import read_model_text
 from sage_infer.sdk.answers import ModelFormat, answer_format
-from sage_infer.sdk.generic_tools import tools_as_text, with_call_text, with_tool_text
+from sage_infer.sdk.chat_templates import TOOL_USE, ChatTemplates
 from tokenizers import Tokenizer
 
-from sage_infer_openvino.models.chat_messages import with_argument_objects
-from sage_infer_openvino.models.chat_template import RESERVED_VARIABLES, ChatTemplate, TemplateTooCostly
 from sage_infer_openvino.models.detokenizer import IncrementalDetokenizer, TokenBytes
 from sage_infer_openvino.models.file_checks import special_token_id
 from sage_infer_openvino.models.gguf.file import GgufFile
@@ -29,7 +27,6 @@ from sage_infer_openvino.models.tokenizer_file import encoded, read_tokenizer
 __all__ = ["IncrementalDetokenizer", "TextTokenizer", "TokenizerMeta"]
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
-_TOOL_USE = "tool_use"  # usual name of a model's template for chats with tools
 _LARGEST_ID = 2**31 - 1  # a model may have more rows than its tokenizer has tokens
 
 
@@ -67,16 +64,17 @@ class TextTokenizer:
         self.token_bytes = TokenBytes(tokenizer)
         # Normalization shortens a text by a small factor at most (NFC joins up to three characters).
         self.longest_token: int = 3 * max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
-        self.chat_template = ChatTemplate(meta.chat_template) if meta.chat_template else None
-        self._tool_template = (
-            ChatTemplate(meta.tool_template, f"chat template {_TOOL_USE}") if meta.tool_template else None
+        self.chat_templates = (
+            ChatTemplates(meta.chat_template, meta.tool_template, special_tokens=meta.special_tokens)
+            if meta.chat_template
+            else None
         )
-        self.answer_format = None if self.chat_template is None else self._format(self.chat_template)
+        self.answer_format = None if self.chat_templates is None else self._format(self.chat_templates)
 
-    def _format(self, template: ChatTemplate) -> ModelFormat:
-        calling = self._tool_template or template
+    def _format(self, templates: ChatTemplates) -> ModelFormat:
+        calling = templates.calling
         return answer_format(
-            template.source,
+            templates.default.source,
             tool_template=calling.source if calling.reads_tools else "",
             special_tokens=[str(self._tokenizer.id_to_token(index)) for index in self.special_token_ids],
         )
@@ -99,7 +97,7 @@ class TextTokenizer:
             eos_token_ids=end_of_generation_ids(file),
             special_tokens=special,
             chat_template=_text(file, "tokenizer.chat_template"),
-            tool_template=_text(file, f"tokenizer.chat_template.{_TOOL_USE}"),
+            tool_template=_text(file, f"tokenizer.chat_template.{TOOL_USE}"),
         )
         return cls(tokenizer, meta)
 
@@ -131,8 +129,8 @@ class TextTokenizer:
         meta = TokenizerMeta(
             eos_token_ids=tuple(dict.fromkeys(ids)),
             special_tokens=special,
-            chat_template=templates.get("default", templates.get(_TOOL_USE)),
-            tool_template=templates.get(_TOOL_USE),
+            chat_template=templates.get("default", templates.get(TOOL_USE)),
+            tool_template=templates.get(TOOL_USE),
         )
         return cls(tokenizer, meta)
 
@@ -193,66 +191,17 @@ class TextTokenizer:
     ) -> str:
         """Render a chat as a prompt; encode it with ``add_special=False``.
 
-        ``variables`` are passed to the template unchanged (``enable_thinking`` is a common one). With ``tools``, the
-        model's template ``tool_use`` is used if it exists. If the template does not render tools, they are described in
-        the system message.
-
-        Raises :class:`UnsupportedFeature` if the model has no template or the messages have media, and
-        :class:`InvalidRequest` if messages are invalid, the template rejects them, or a variable has a reserved name.
+        The parameters and errors are those of :meth:`ChatTemplates.render
+        <sage_infer.sdk.chat_templates.ChatTemplates.render>`. Raises :class:`UnsupportedFeature` if the model has no
+        template.
         """
-        if self.chat_template is None:
+        if self.chat_templates is None:
             raise UnsupportedFeature(
                 "this model has no chat template; send a prompt, or use an instruction-tuned model"
             )
-        reserved = sorted(set(variables or ()) & set(RESERVED_VARIABLES))
-        if reserved:
-            raise InvalidRequest(
-                f"template_variables must not contain {', '.join(reserved)}; pass messages, tools and "
-                "add_generation_prompt as arguments"
-            )
-        template = self._tool_template if tools and self._tool_template is not None else self.chat_template
-        plain = plain_messages(messages)
-        if not template.reads_calls:
-            plain = with_call_text(plain)
-
-        def render(chat: Sequence[Mapping[str, Any]]) -> str:
-            return template.render(
-                chat,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                variables={**self.meta.special_tokens, **(variables or {})},
-            )
-
-        if not tools or template.reads_tools:
-            return _first_accepted(render, plain)
-        text = tools_as_text(tools)
-        # Some templates reject system messages.
-        return _first_accepted(
-            render, with_tool_text(plain, text, "system"), with_tool_text(plain, text, "user")
+        return self.chat_templates.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
         )
-
-
-def _first_accepted(
-    render: Callable[[Sequence[Mapping[str, Any]]], str], *chats: Sequence[Mapping[str, Any]]
-) -> str:
-    """Render the first of ``chats`` that the template accepts; each is also tried with objects as call arguments.
-
-    Raises:
-        InvalidRequest: the template rejects all of them; the error is that of the first.
-    """
-    refusal: InvalidRequest | None = None
-    for chat in chats:
-        for messages in (chat, with_argument_objects(chat)):
-            if messages is None:
-                continue
-            try:
-                return render(messages)
-            except TemplateTooCostly:
-                raise
-            except InvalidRequest as error:
-                refusal = refusal or error
-    assert refusal is not None
-    raise refusal
 
 
 def _text(file: GgufFile, key: str) -> str | None:
@@ -264,7 +213,7 @@ def _text(file: GgufFile, key: str) -> str | None:
 
 def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_model_text(path))
     except FileNotFoundError:
         if required:
             raise ModelFileError(f"{path}: not found; prepare the model again") from None
@@ -294,7 +243,7 @@ def _folder_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     for name, file in {**files, "default": folder / "chat_template.jinja"}.items():
         if file.is_file():
             try:
-                found[name] = file.read_text(encoding="utf-8-sig")
+                found[name] = read_model_text(file, "utf-8-sig")
             except (OSError, UnicodeError) as error:
                 raise ModelFileError(f"{file}: cannot be read as UTF-8: {error}") from error
     return found

@@ -43,23 +43,23 @@ def capability_of(
     service: Service,
     engine: VLLMEngine,
     compat: Any,
-    tokenizer: Any,
     schema: KVCacheSchema | None,
     *,
+    has_chats: bool,
     settings: VLLMSettings,
     quantization: Quantization,
     handover: Sequence[str] = (),
 ) -> CapabilityDescriptor:
     """The descriptor of a running engine; ``schema`` is None without KV, or if no schema describes it.
 
-    ``handover`` are the features of separate prefill and decode.
+    ``has_chats`` says whether the model renders chats. ``handover`` are the features of separate prefill and decode.
     """
     config, platform = engine.config, service.platform
     dtypes = [str(dtype).removeprefix("torch.") for dtype in compat.current_platform.supported_dtypes]
     precisions = platform.precisions or tuple(_PRECISIONS[dtype] for dtype in dtypes if dtype in _PRECISIONS)
     features = [*service.features(engine), *handover]
     if service.runner == "generate":
-        features += ["chat", "template_variables"] if getattr(tokenizer, "chat_template", None) else []
+        features += ["chat", "template_variables"] if has_chats else []
         features += ["prefix_caching"] if config.cache_config.enable_prefix_caching else []
         features += ["lora"] if settings.adapters else []
         features += ["tool_calls"] if settings.tool_parser else []

@@ -17,6 +17,7 @@ from sage_infer.errors import (
     ModelNotFound,
     UnsupportedFeature,
 )
+from sage_infer.models import check_model_files
 from sage_infer.schemas import ModelDescriptor
 from sage_infer.sdk.kv_pages.setting import check_kv_store
 
@@ -35,6 +36,7 @@ from sage_infer_vllm.models.prepare import loadable_folder
 from sage_infer_vllm.models.quantization import Quantization, undetected_method
 from sage_infer_vllm.models.weights import WeightIds, adapter_id, weight_ids
 from sage_infer_vllm.platform import Platform
+from sage_infer_vllm.requests.chat import chat_renderer
 from sage_infer_vllm.requests.open_requests import OpenRequests
 from sage_infer_vllm.settings import VLLMSettings, engine_arguments, engine_environment
 
@@ -145,6 +147,7 @@ def _read(
         )
     _check_kv(wanted_kv, engine.kv)
     tokenizer = engine.llm.get_tokenizer()
+    chats = chat_renderer(tokenizer) if service.runner == "generate" else None
     # Our connector may be there by vLLM's own configuration, without what decode needs.
     is_ours = FIRST_TOKEN_CLASS in (config.model_config.logits_processors or ())
     handover, unsplit = handover_features(schema, engine.kv, engine.page_bytes if is_ours else 0)
@@ -152,8 +155,8 @@ def _read(
         service,
         engine,
         compat,
-        tokenizer,
         schema,
+        has_chats=chats is not None,
         settings=settings,
         quantization=quantization,
         handover=handover,
@@ -167,7 +170,7 @@ def _read(
         None if settings.tool_parser is None else compat.tool_parser(settings.tool_parser, tokenizer)
     )
     running = Running(
-        engine, compat, capability, tokenizer, requests, lora, parse_tools, undescribed, unsplit
+        engine, compat, capability, tokenizer, chats, requests, lora, parse_tools, undescribed, unsplit
     )
 
     def died() -> None:
@@ -279,8 +282,10 @@ def adapter_folder(name: str, path: str) -> Path:
 
     Raises:
         ModelNotFound: there is no adapter in PEFT's format.
+        ModelFileError: one of its files is not a regular file.
     """
     folder = Path(path).expanduser().resolve()
+    check_model_files(folder)
     if not (folder / "adapter_config.json").is_file():
         raise ModelNotFound(f"adapter {name!r}: {folder} has no adapter_config.json; expected a PEFT folder")
     return folder

@@ -16,6 +16,7 @@ from sage_infer_vllm.engine.kv_reuse import KVReuse, PromptPages
 from sage_infer_vllm.handover.held import HeldStates
 from sage_infer_vllm.handover.states import States
 from sage_infer_vllm.kv.plan import PARAMS
+from sage_infer_vllm.requests.chat import ChatRenderer
 from sage_infer_vllm.requests.delivery import Delivery
 from sage_infer_vllm.requests.load import load_of
 from sage_infer_vllm.requests.open_requests import OpenRequests
@@ -36,6 +37,7 @@ class Running:
         compat: the module that imported vLLM.
         capability: its capabilities.
         tokenizer: the model's tokenizer; None without one.
+        chats: renders chats; None without a chat template.
         requests: the open requests.
         adapters: LoRA adapters by name, as vLLM's requests.
         parse_tools: separates tool calls from an answer's text; None without the option ``tool_parser``.
@@ -51,6 +53,7 @@ class Running:
     compat: Any
     capability: CapabilityDescriptor
     tokenizer: Any
+    chats: ChatRenderer | None
     requests: OpenRequests
     adapters: Mapping[str, Any]
     parse_tools: Callable[[str, Sequence[Mapping[str, Any]] | None], ChatAnswer] | None

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sage_infer.models import read_model_text
+
 from sage_infer_vllm.platform import QuantizationMethod
 
 __all__ = ["described_method", "read_object"]
@@ -28,7 +30,7 @@ def described_method(folder: Path) -> QuantizationMethod | None:
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is none."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_model_text(file))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

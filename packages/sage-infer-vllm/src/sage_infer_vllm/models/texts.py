@@ -14,7 +14,7 @@ from sage_infer.models import inspect_model
 from sage_infer.schemas import ModelDescriptor, Prompt
 from sage_infer.sdk import check_claims
 
-from sage_infer_vllm.requests.chat import render_chat
+from sage_infer_vllm.requests.chat import ChatRenderer, chat_renderer, render_chat
 from sage_infer_vllm.requests.prompts import text_of, tokens_of
 
 __all__ = ["ModelTexts", "open_texts"]
@@ -26,6 +26,7 @@ class ModelTexts:
 
     tokenizer: Any
     vocab_size: int
+    chats: ChatRenderer | None
 
     async def render_chat(
         self,
@@ -37,7 +38,7 @@ class ModelTexts:
     ) -> Prompt:
         return await asyncio.to_thread(
             render_chat,
-            self.tokenizer,
+            self.chats,
             messages,
             tools=tools,
             template_variables=template_variables,
@@ -57,7 +58,8 @@ def open_texts(model: ModelDescriptor) -> ModelTexts:
     """The tokenizer of a GGUF file or a Hugging Face folder; reads no weights and starts no engine.
 
     Raises:
-        ModelNotFound, ModelFileError: there is no model, or its tokenizer or configuration cannot be read.
+        ModelNotFound, ModelFileError: there is no model, or its tokenizer, chat template or configuration cannot be
+            read.
         UnsupportedFeature: a GGUF file of an architecture or a tokenizer that cannot be converted.
     """
     path = Path(model.model_path).expanduser()
@@ -80,4 +82,4 @@ def open_texts(model: ModelDescriptor) -> ModelTexts:
             raise ModelFileError(
                 f"{source}: the tokenizer or the configuration cannot be read ({what}); download the model again"
             ) from error
-    return ModelTexts(tokenizer, int(config.get_text_config().vocab_size))
+    return ModelTexts(tokenizer, int(config.get_text_config().vocab_size), chat_renderer(tokenizer))

@@ -8,6 +8,7 @@ from pathlib import Path
 import xxhash
 from attrs import frozen
 from sage_infer.errors import ModelFileError
+from sage_infer.models import open_model_file
 from sage_infer.sdk import weights_id_of
 
 __all__ = ["WeightIds", "adapter_id", "weight_ids"]
@@ -60,7 +61,7 @@ def _add(content: xxhash.xxh3_128, folder: Path, files: Iterable[Path]) -> None:
     try:
         for file in files:
             content.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as stream:
+            with open_model_file(file) as stream:
                 while piece := stream.read(_PIECE):
                     content.update(piece)
     except OSError as error:

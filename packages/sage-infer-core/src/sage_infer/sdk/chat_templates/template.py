@@ -18,10 +18,10 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-from sage_infer.errors import InvalidRequest, ModelFileError
 
-from sage_infer_openvino.models.template_budget import Budget, TemplateLimitError
-from sage_infer_openvino.models.template_limits import LimitedEnvironment
+from sage_infer.errors import InvalidRequest, ModelFileError
+from sage_infer.sdk.chat_templates.budget import Budget, TemplateLimitError
+from sage_infer.sdk.chat_templates.limits import LimitedEnvironment
 
 __all__ = ["RESERVED_VARIABLES", "ChatTemplate", "TemplateTooCostly"]
 

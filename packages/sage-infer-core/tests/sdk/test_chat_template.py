@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from openvino_toy import DATA
 from sage_infer.errors import InvalidRequest
-from sage_infer_openvino.models.chat_template import ChatTemplate
+from sage_infer.sdk.chat_templates import ChatTemplate
 
+DATA = Path(__file__).parents[1] / "data"
 REFERENCE = json.loads((DATA / "chat_templates.json").read_text(encoding="utf-8"))
 
 

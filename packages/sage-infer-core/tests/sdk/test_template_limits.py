@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from sage_infer.errors import InvalidRequest, ModelFileError
-from sage_infer_openvino.models.chat_template import ChatTemplate, TemplateTooCostly
+from sage_infer.sdk.chat_templates import ChatTemplate, TemplateTooCostly
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
 NS = "{% set ns = namespace(x='ab', l=[], o=[], n=3, t=(), d={}) %}"

@@ -18,7 +18,7 @@ import jinja2.runtime
 import jinja2.sandbox
 import jinja2.visitor
 
-from sage_infer_openvino.models.template_budget import (
+from sage_infer.sdk.chat_templates.budget import (
     BUDGET,
     CALL,
     PER_STEP,
@@ -28,7 +28,7 @@ from sage_infer_openvino.models.template_budget import (
     as_text,
     iterated,
 )
-from sage_infer_openvino.models.template_filters import (
+from sage_infer.sdk.chat_templates.filters import (
     REJECTED_FILTERS,
     check_percent,
     check_text_method,

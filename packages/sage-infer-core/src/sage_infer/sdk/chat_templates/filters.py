@@ -12,7 +12,7 @@ import jinja2
 import jinja2.sandbox
 import markupsafe
 
-from sage_infer_openvino.models.template_budget import BUDGET, Budget, TemplateLimitError, as_text
+from sage_infer.sdk.chat_templates.budget import BUDGET, Budget, TemplateLimitError, as_text
 
 __all__ = [
     "REJECTED_FILTERS",
