@@ -117,6 +117,17 @@ def test_a_pipe_that_takes_the_files_place_is_not_waited_for(
         open_model_file(path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja"])
+def test_texts_that_would_fill_the_memory(tmp_path: Path, name: str) -> None:
+    path = folder(tmp_path / "m") / name
+    with path.open("wb") as file:
+        file.truncate(600 << 20)  # without a byte on the disk
+    with pytest.raises(ModelFileError, match=f"{name} cannot be read: it has 629,145,600 bytes"):
+        inspect_model(tmp_path / "m")
+    with pytest.raises(OSError, match="expected at most 536,870,912"):
+        read_model_text(path)
+
+
 def test_what_is_no_model_file_may_be_anything(tmp_path: Path) -> None:
     path = folder(tmp_path / "m")
     for name in ("agent.sock", "queue", "log.pipe"):

@@ -22,10 +22,9 @@ _KINDS = {
     stat.S_IFDIR: "a folder",
 }  # fmt: skip
 # Suffixes of files that engines and their libraries read from a model's folder.
-_READ = frozenset((
-    ".bin", ".gguf", ".jinja", ".json", ".model", ".onnx", ".pt", ".pth", ".py", ".safetensors", ".tiktoken", ".txt",
-    ".xml", ".yaml", ".yml",
-))  # fmt: skip
+_TEXTS = frozenset((".bpe", ".jinja", ".json", ".py", ".tiktoken", ".txt", ".vocab", ".xml", ".yaml", ".yml"))
+_READ = _TEXTS | {".bin", ".gguf", ".model", ".onnx", ".pt", ".pth", ".safetensors", ".spm"}
+_LONGEST_TEXT = 512 << 20  # bytes, read into memory; the largest known tokenizers have about 40 MB
 
 
 def open_model_file(path: Path) -> BinaryIO:
@@ -41,18 +40,22 @@ def read_model_text(path: Path, encoding: str = "utf-8") -> str:
     """The text of a file.
 
     Raises:
-        OSError: as ``open_model_file``.
+        OSError: as ``open_model_file``, or it has more than 512 MB.
         UnicodeError: it is not text in this encoding.
     """
     with open_model_file(path) as file:
-        return file.read().decode(encoding)
+        found = os.fstat(file.fileno())
+        if found.st_size > _LONGEST_TEXT:
+            raise OSError(errno.EFBIG, _too_long(found))
+        return (file.read() or b"").decode(encoding)
 
 
 def check_model_files(path: Path) -> None:
-    """Check that what libraries read at a path is regular files: the file, or those of a model's folder.
+    """Check what libraries read at a path: the file, or those of a model's folder.
 
     Raises:
-        ModelFileError: one is a named pipe, a socket, a device or a folder; the message names it.
+        ModelFileError: one is a named pipe, a socket, a device or a folder, or a text of more than 512 MB; the message
+            names it.
     """
     for file in _read_by_engines(path):
         try:
@@ -61,6 +64,8 @@ def check_model_files(path: Path) -> None:
             continue  # such as a broken link: reading it reports why
         if not stat.S_ISREG(found.st_mode):
             raise ModelFileError(f"{file} cannot be read: {_difference(found)}; copy the model again")
+        if found.st_size > _LONGEST_TEXT and _suffix(file) in _TEXTS:
+            raise ModelFileError(f"{file} cannot be read: {_too_long(found)}; copy the model again")
 
 
 def _read_by_engines(path: Path) -> Iterator[Path]:
@@ -70,13 +75,17 @@ def _read_by_engines(path: Path) -> Iterator[Path]:
         return
     inner = []
     for entry in _entries(path):
-        if os.path.splitext(entry.name)[1].lower() in _READ:
+        if _suffix(entry.name) in _READ:
             yield Path(entry)
         elif entry.is_dir():
             inner.append(entry)
     if os.path.lexists(path / "config.json"):
         for folder in inner:
-            yield from (Path(e) for e in _entries(folder) if os.path.splitext(e.name)[1].lower() in _READ)
+            yield from (Path(entry) for entry in _entries(folder) if _suffix(entry.name) in _READ)
+
+
+def _suffix(name: str | Path) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
@@ -107,3 +116,7 @@ def _check(found: os.stat_result) -> None:
 
 def _difference(found: os.stat_result) -> str:
     return f"it is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, expected a regular file"
+
+
+def _too_long(found: os.stat_result) -> str:
+    return f"it has {found.st_size:,} bytes, expected at most {_LONGEST_TEXT:,}"
