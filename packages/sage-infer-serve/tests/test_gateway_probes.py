@@ -173,7 +173,7 @@ def test_options_where_no_origin_is_checked(backend: EchoBackend, serve: Callabl
 
 def test_a_slash_at_the_end_of_a_path_is_ignored(served: Served) -> None:
     assert served.get("/v1/models/").body == served.get("/v1/models").body
-    assert served.post(CHAT + "/", chat_body()).json["object"] == "chat.completion"
+    assert served.post(CHAT + "/", chat_body()).data["object"] == "chat.completion"
     assert served.get("/health/").status == 200
     assert (served.get(CHAT + "/").status, served.ask("OPTIONS", CHAT + "/").headers["allow"]) == (
         405,

@@ -155,6 +155,15 @@ def test_missing_tensor_is_named(tiny_gguf: Write) -> None:
         model.weight("layers.2.q")
 
 
+@pytest.mark.parametrize("heads", [2, 32])
+def test_rows_that_are_not_those_of_the_heads(tiny_gguf: Write, heads: int) -> None:
+    model = GgufModel(
+        tiny_gguf(metadata={"llama.attention.head_count": heads, "llama.attention.head_count_kv": 2})
+    )
+    with pytest.raises(ModelFileError, match=r"blk\.0\.attn_k\.weight has 32 rows, expected 2 heads of"):
+        model.weight("layers.0.k")
+
+
 @pytest.fixture
 def parts(tmp_path: Path) -> list[Path]:
     """A model in parts, as ``gguf-split`` writes it."""

@@ -67,6 +67,11 @@ class GgufModel:
         check_finite(weight, tensor.name, self._where)
         if kind in ("q", "k") and self.family.gguf_interleaves:
             heads = self.config.num_heads if kind == "q" else self.config.num_kv_heads
+            if weight.shape[0] != heads * self.config.head_dim:
+                raise ModelFileError(
+                    f"{self._where}: tensor {tensor.name} has {weight.shape[0]} rows, expected {heads} heads of "
+                    f"{self.config.head_dim}; the file is damaged"
+                )
             return map_rows(weight, lambda rows: _unpermute(rows, heads))
         return weight
 
