@@ -366,11 +366,16 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 def hook_example(hook: str) -> dict[str, str]:
     """The files below the hook's heading, by the name in their first line."""
+    return example_below(f"`{hook}(")
+
+
+def example_below(beginning: str) -> dict[str, str]:
+    """The files below the heading that begins so, by the name in their first line."""
     files = {}
     for heading, language, source in blocks(ROOT / "docs" / "plugin-hooks.md"):
-        if language == "python" and heading.startswith(f"`{hook}("):
+        if language == "python" and heading.startswith(beginning):
             name = re.match(r"# (\S+\.py)\n", source)
-            assert name, f"a block below {hook} does not begin with its file's name"
+            assert name, f"a block below {beginning} does not begin with its file's name"
             files[name[1]] = source
     return files
 
@@ -515,6 +520,25 @@ def run_pytest(folder: Path, what: str, path: list[Path]) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, path), given])},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_the_example_of_checks_finds_what_it_declares(site: Site, tmp_path: Path) -> None:
+    site.install("tide_checks.plugin", example_below("Checks of a vendor's stack"))
+    root = tmp_path / "root"
+    for file in ("dev/tide0", "dev/tide1", "proc/driver/tide/version"):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text("1.9.2\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "sage_infer.cli.main", "infer", "doctor", "--vendor", "tide"],
+        capture_output=True, text=True, timeout=600, cwd=tmp_path,
+        env={
+            **os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+            "SAGE_INFER_ROOT": str(root), "TIDE_DEVICES": "2",
+        },
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("error: ", "warning: ", "note: "))]
+    assert [line.split(": ")[1] for line in lines] == ["device files", "TIDE_DEVICES", "driver"]
 
 
 def test_example_models(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

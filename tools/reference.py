@@ -24,12 +24,21 @@ MODULES = {
     "sage_infer.specs": None,
     "sage_infer.sdk": None,
     "sage_infer.sdk.fields": None,
+    "sage_infer.sdk.diagnosis": None,
     "sage_infer.contracts": None,
     "sage_infer.schemas": None,
     "sage_infer.errors": None,
     "sage_infer.backends": ("create_backend", "open_backend"),
     "sage_infer.config": ("load_config",),
-    "sage_infer_hal.detection": ("ToolDetector", "ToolText", "Line", "VendorTool", "read_matrix", "run_tool"),
+    "sage_infer_hal.detection": (
+        "ToolDetector",
+        "ToolText",
+        "Line",
+        "VendorTool",
+        "count_on_bus",
+        "read_matrix",
+        "run_tool",
+    ),
 }
 """Names of each module on the page; None for all of ``__all__``."""
 

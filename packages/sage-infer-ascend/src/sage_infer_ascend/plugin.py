@@ -35,6 +35,7 @@ def sage_infer_detectors() -> list[DetectorSpec]:
             hardware={"ascend"},
             device_nodes=_NODES,
             read_recording="sage_infer_ascend.recordings:read",
+            checks="sage_infer_ascend.checks:CHECKS",
             summary="Huawei Ascend NPUs through npu-smi",
         )
     ]

@@ -34,6 +34,7 @@ def sage_infer_detectors() -> list[DetectorSpec]:
             hardware={"cambricon"},
             device_nodes=_NODES,
             read_recording="sage_infer_cambricon.recordings:read",
+            checks="sage_infer_cambricon.checks:CHECKS",
             summary="Cambricon MLUs through cnmon",
         )
     ]

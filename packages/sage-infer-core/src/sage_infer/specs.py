@@ -206,11 +206,14 @@ class DetectorSpec(_FactorySpec):
         read_recording: called as ``read_recording(text, name=file_name)`` with recorded output of one of the vendor's
             tools, to describe another machine; returns a ``HardwareProfile``, or raises ``ToolOutputError`` for
             unknown output. None if the vendor has no such tool.
+        checks: a ``VendorChecks`` of ``sage_infer.sdk.diagnosis``: what ``sage infer doctor --vendor`` checks in the
+            vendor's stack. None if nothing but the needs of the backends is checked.
     """
 
     hardware: frozenset[str] = field(converter=as_frozenset, validator=Each(hardware_name(), min_items=1))
     device_nodes: tuple[str, ...] = field(default=(), converter=as_tuple, validator=Each(Text(min_length=1)))
     read_recording: str | None = field(default=None, validator=optional(_PATH))
+    checks: str | None = field(default=None, validator=optional(_PATH))
 
 
 @frozen(kw_only=True)

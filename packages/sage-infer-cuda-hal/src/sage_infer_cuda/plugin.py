@@ -16,6 +16,7 @@ def sage_infer_detectors() -> list[DetectorSpec]:
             # The second is NVML inside WSL 2, which has no NVIDIA device nodes.
             device_nodes=("/dev/nvidia[0-9]*", "/usr/lib/wsl/lib/libnvidia-ml.so.1"),
             read_recording="sage_infer_cuda.recordings:read",
+            checks="sage_infer_cuda.checks:CHECKS",
             summary="NVIDIA GPUs through NVML; recordings of nvidia-smi and NCCL topologies",
         )
     ]

@@ -35,6 +35,7 @@ def sage_infer_detectors() -> list[DetectorSpec]:
             hardware={"hygon"},
             device_nodes=_NODES,
             read_recording="sage_infer_hygon.recordings:read",
+            checks="sage_infer_hygon.checks:CHECKS",
             summary="Hygon DCUs through hy-smi",
         )
     ]

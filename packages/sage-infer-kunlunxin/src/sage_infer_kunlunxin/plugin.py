@@ -35,6 +35,7 @@ def sage_infer_detectors() -> list[DetectorSpec]:
             hardware={"kunlunxin"},
             device_nodes=_NODES,
             read_recording="sage_infer_kunlunxin.recordings:read",
+            checks="sage_infer_kunlunxin.checks:CHECKS",
             summary="Kunlunxin XPUs through xpu-smi",
         )
     ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import platform
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sage_infer.cli.output import AsJson, print_json, print_table, progress_bar
+from sage_infer.cli.output import AsJson, note, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from sage_infer.discovery import PluginInfo
@@ -27,14 +29,31 @@ def doctor(
             help="With --verify: a further folder of prepared models, as the backend option cache_dir."
         ),
     ] = None,
+    vendor: Annotated[
+        str | None,
+        typer.Option(
+            "--vendor",
+            help="Check the stack of this vendor instead: driver, toolkit, engine, devices, settings.",
+        ),
+    ] = None,
+    report_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", help="Also write a new file for a bug report, without secrets.", dir_okay=False
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show installed, ready and missing parts, with the command that fixes each problem. Exits with 1 on errors."""
     if cache_dir and not verify:
         raise typer.BadParameter("--cache-dir needs --verify")
-    report = _report()
+    if vendor is not None and verify:
+        raise typer.BadParameter("--vendor checks no models; run --verify without it")
+    report = _report() if vendor is None else _vendor_report(vendor)
     if verify and report["distributions"]:
         _verify(report, cache_dir or [])
+    if report_file is not None:
+        _write(report_file, report, vendor)
     if as_json:
         print_json(report)
     else:
@@ -46,13 +65,14 @@ def doctor(
 def _report() -> dict[str, Any]:
     """All checked items, and ``problems``, most severe first."""
     from sage_infer import CONTRACT_VERSION
+    from sage_infer.cli.doctor_vendor import checked_hardware
     from sage_infer.config import load_config
     from sage_infer.discovery import backend_info, discover, plugin_info
     from sage_infer.discovery.distributions import describe_distribution, with_required
     from sage_infer.errors import ConfigError
     from sage_infer.models import list_models
 
-    problems: list[dict[str, str]] = []
+    problems: list[dict[str, Any]] = []
     try:
         loaded = load_config()
         config = str(loaded.path) if loaded.path else None
@@ -79,7 +99,9 @@ def _report() -> dict[str, Any]:
         if model.state != "ready":
             severity = "error" if model.state == "broken" else "note"
             problems.append(_problem(severity, f"model {model.name}", model.reason, model.fix))
-    order = {"error": 0, "warning": 1, "note": 2}
+    for name in checked_hardware(registry):
+        what = "its devices are here; the stack of this vendor has checks of its own"
+        problems.append(_problem("note", f"vendor {name}", what, f"sage infer doctor --vendor {name}"))
     return {
         **_machine(),
         "contract": CONTRACT_VERSION,
@@ -87,8 +109,55 @@ def _report() -> dict[str, Any]:
         "distributions": [describe_distribution(name) for name in names],
         "backends": [row.as_dict() for row in backends],
         "models": [model.as_dict() for model in models],
-        "problems": sorted(problems, key=lambda problem: order[problem["severity"]]),
+        "problems": _by_severity(problems),
     }
+
+
+def _vendor_report(name: str) -> dict[str, Any]:
+    """Checked parts of one vendor's stack, and ``problems``, most severe first."""
+    from sage_infer import CONTRACT_VERSION
+    from sage_infer.cli.doctor_vendor import vendor_report
+    from sage_infer.config import load_config
+    from sage_infer.discovery import backend_info, discover
+
+    registry = discover()
+    path = load_config().path
+    found = vendor_report(name, registry, backend_info(registry))
+    return {
+        **_machine(),
+        "contract": CONTRACT_VERSION,
+        "config": str(path) if path else None,
+        **found,
+        "problems": _by_severity(found["problems"]),
+    }
+
+
+def _write(path: Path, report: dict[str, Any], vendor: str | None) -> None:
+    """Write a report for a bug report: what is printed, and the vendors' stacks if devices are here."""
+    from sage_infer.cli.doctor_report import new_file, report_text
+    from sage_infer.cli.doctor_vendor import checked_hardware
+    from sage_infer.discovery import discover
+
+    if vendor is not None:
+        vendors = [report]
+    else:  # without a configuration, plug-ins cannot be listed
+        found = checked_hardware(discover()) if report["distributions"] else []
+        vendors = [_vendor_report(name) for name in found]
+    text = io.StringIO()
+    with redirect_stdout(text):
+        _print(report)
+        for other in vendors:
+            if other is not report:
+                print(f"\nvendor {other['vendor']}")
+                _print(other)
+    nodes = [node for one in vendors for node in one["devices"]]
+    new_file(path, report_text(text.getvalue(), [v for one in vendors for v in one["variables"]], nodes))
+    note(f"wrote {path}; read it before you share it")
+
+
+def _by_severity(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    order = {"error": 0, "warning": 1, "note": 2}
+    return sorted(problems, key=lambda problem: order[problem["severity"]])
 
 
 def _verify(report: dict[str, Any], extra: list[Path]) -> None:
@@ -125,7 +194,7 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _problems_of(row: PluginInfo) -> list[dict[str, str]]:
+def _problems_of(row: PluginInfo) -> list[dict[str, Any]]:
     """Why an item is not ready; empty for ready or disabled items."""
     if row.state in ("ready", "disabled"):
         return []
@@ -136,7 +205,7 @@ def _problems_of(row: PluginInfo) -> list[dict[str, str]]:
     return [_problem("note", f"{noun} {row.name}", row.reason, fix)]
 
 
-def _problem(severity: str, where: str, what: str, fix: str = "") -> dict[str, str]:
+def _problem(severity: str, where: str, what: str, fix: str = "") -> dict[str, Any]:
     return {"severity": severity, "where": where, "what": what, "fix": fix}
 
 
@@ -152,7 +221,11 @@ def _print(report: dict[str, Any]) -> None:
     for columns, rows in (
         (
             ("DISTRIBUTION", "VERSION", "FROM"),
-            [(d["name"], d["version"], _origin(d)) for d in report["distributions"]],
+            [(d["name"], d["version"], _origin(d)) for d in report.get("distributions", ())],
+        ),
+        (
+            ("PART", "VERSION"),
+            [(part["name"], part["version"] or "not found") for part in report.get("parts", ())],
         ),
         (
             ("BACKEND", "STATE", "REASON"),
@@ -160,7 +233,7 @@ def _print(report: dict[str, Any]) -> None:
         ),
         (
             ("MODEL", "STATE", "WHERE"),
-            [(m["name"], m["state"], m["path"] or m["source"]) for m in report["models"]],
+            [(m["name"], m["state"], m["path"] or m["source"]) for m in report.get("models", ())],
         ),
     ):
         if rows:

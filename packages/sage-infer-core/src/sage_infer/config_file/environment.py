@@ -8,13 +8,18 @@ from functools import cache
 from typing import Any, cast, get_args
 
 from sage_infer.config_file.document import InvalidConfig, parse_scalar
-from sage_infer.config_file.search import CONFIG_VARIABLE, DISABLE_VARIABLE
+from sage_infer.config_file.search import CONFIG_VARIABLE, DISABLE_VARIABLE, ROOT_VARIABLE
 from sage_infer.config_file.settings import Config, keys
 
 __all__ = ["PREFIX", "variable_name", "variables", "variables_given"]
 
 PREFIX = "SAGE_INFER_"
-_OTHERS = (CONFIG_VARIABLE, DISABLE_VARIABLE, "SAGE_INFER_DEBUG")  # set no key of the configuration
+_OTHERS = (
+    CONFIG_VARIABLE,
+    DISABLE_VARIABLE,
+    ROOT_VARIABLE,
+    "SAGE_INFER_DEBUG",
+)  # set no key of the configuration
 
 
 def variable_name(section: str, key: str) -> str:

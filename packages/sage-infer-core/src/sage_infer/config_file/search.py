@@ -13,6 +13,7 @@ __all__ = [
     "CORE_SECTIONS",
     "DISABLE_VARIABLE",
     "FILE_NAME",
+    "ROOT_VARIABLE",
     "find_config_file",
     "read_text",
     "split_names",
@@ -20,6 +21,7 @@ __all__ = [
 
 CONFIG_VARIABLE = "SAGE_INFER_CONFIG"
 DISABLE_VARIABLE = "SAGE_INFER_DISABLE"
+ROOT_VARIABLE = "SAGE_INFER_ROOT"
 FILE_NAME = "sage_infer.yaml"
 
 CORE_SECTIONS = ("inference", "kv_schema", "transport", "plugins", "models")

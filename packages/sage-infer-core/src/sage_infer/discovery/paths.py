@@ -21,7 +21,7 @@ __all__ = ["PATH_FIELDS", "dotted_paths", "wrong_paths"]
 
 _PATH_NAMES = (
     "factory", "prepare", "memory", "sizes", "tokenizer", "read_recording", "resolver", "app", "settings", "template",
-    "eviction", "endpoint",
+    "eviction", "endpoint", "checks",
 )  # fmt: skip
 
 PATH_FIELDS: Mapping[type, tuple[str, ...]] = {

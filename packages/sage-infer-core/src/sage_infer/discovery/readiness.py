@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from attrs import frozen
 
+from sage_infer.config_file.search import ROOT_VARIABLE
 from sage_infer.discovery.registry import Registry
 from sage_infer.specs import BackendSpec, DetectorSpec, Need
 
@@ -16,7 +17,7 @@ __all__ = [
     "ROOT", "Missing", "install_command", "missing_hardware", "missing_requirements", "pair_problems", "unmet_needs",
 ]  # fmt: skip
 
-ROOT = "SAGE_INFER_ROOT"
+ROOT = ROOT_VARIABLE
 """Environment variable: a folder in which files of drivers, toolkits and devices are looked for, instead of ``/``."""
 
 _NOT_INSTALLED = "not installed"

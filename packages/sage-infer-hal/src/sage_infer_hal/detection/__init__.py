@@ -2,7 +2,7 @@
 
 from sage_infer_hal.detection.chips import Chip, find_chip
 from sage_infer_hal.detection.completeness import NO_PROCESSES, UNCOUNTED, gap_notes, need_rows
-from sage_infer_hal.detection.detector import ToolDetector, VendorTool
+from sage_infer_hal.detection.detector import ToolDetector, VendorTool, count_on_bus
 from sage_infer_hal.detection.matrix import LinkMatrix, read_matrix
 from sage_infer_hal.detection.pci import PciDevice, host_links, pci_devices
 from sage_infer_hal.detection.profiles import build_profile
@@ -13,7 +13,7 @@ from sage_infer_hal.detection.tools import Answer, answers, find_tools, run_tool
 
 __all__ = [
     "NO_PROCESSES", "UNCOUNTED", "Answer", "Chip", "Line", "LinkMatrix", "OutputKind", "PciDevice", "ToolDetector",
-    "ToolText", "VendorTool", "answers", "board_names", "build_profile", "bus_address", "find_chip", "find_tools",
-    "gap_notes", "host_links", "is_masked", "mebibytes", "need_rows", "no_card", "pci_devices", "read_matrix",
-    "read_recording", "redacted", "run_tool", "table_cells",
+    "ToolText", "VendorTool", "answers", "board_names", "build_profile", "bus_address", "count_on_bus",
+    "find_chip", "find_tools", "gap_notes", "host_links", "is_masked", "mebibytes", "need_rows", "no_card",
+    "pci_devices", "read_matrix", "read_recording", "redacted", "run_tool", "table_cells",
 ]  # fmt: skip

@@ -8,11 +8,12 @@ from pathlib import Path
 from attrs import evolve, field, frozen
 from sage_infer.errors import ToolOutputError
 from sage_infer.schemas import HardwareProfile
+from sage_infer.sdk.diagnosis import Machine
 
 from sage_infer_hal.detection.pci import SYSFS, PciDevice, host_links, pci_devices
 from sage_infer_hal.detection.tools import find_tools
 
-__all__ = ["ToolDetector", "VendorTool"]
+__all__ = ["ToolDetector", "VendorTool", "count_on_bus"]
 
 
 @frozen(kw_only=True)
@@ -37,6 +38,16 @@ class VendorTool:
     is_accelerator: Callable[[PciDevice], bool]
     ask: Callable[[Sequence[str], Sequence[PciDevice]], HardwareProfile]
     install: str
+
+
+def count_on_bus(tool: VendorTool) -> Callable[[Machine], int]:
+    """Return a function that counts the vendor's accelerators on a machine's PCI bus, for ``device_files``."""
+
+    def count(machine: Machine) -> int:
+        devices = pci_devices(tool.pci_vendors, Path(f"{machine.root}{SYSFS}"))
+        return sum(tool.is_accelerator(device) for device in devices)
+
+    return count
 
 
 @frozen

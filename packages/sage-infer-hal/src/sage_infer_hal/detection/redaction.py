@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
+from sage_infer.sdk.diagnosis.redaction import redacted
+
 __all__ = ["board_names", "redacted"]
-
-_LABELLED = re.compile(
-    r"((?:\bS/?N|serial(?:[ _-]?(?:number|no\.?|num))?)\s*[\"']?\s*[:=>]+\s*[\"']?)[\w[][^\s\"'<,|]*",
-    re.IGNORECASE,
-)
-# Letters and digits in one piece, many of them digits: no name of a product, bus id or version looks so.
-_BARE = re.compile(r"(?<![0-9A-Za-z.-])(?!0[xX])(?=(?:[A-Za-z]*\d){5})[0-9A-Za-z]{10,}(?![0-9A-Za-z.-])")
-_INSTEAD = "[redacted]"
-
-
-def redacted(text: str) -> str:
-    """Return the text with serial numbers, and text that resembles them, replaced."""
-    return _BARE.sub(_INSTEAD, _LABELLED.sub(lambda match: match[1] + _INSTEAD, text))
 
 
 def board_names(serials: Sequence[str | None]) -> list[str | None]:

@@ -158,12 +158,15 @@ class PluginContract(ContractSuite, kit=True):
     def test_factories_resolve(self, plugin: Any, registry: Registry) -> None:
         """Every dotted path in a spec refers to a callable, unless a requirement of the spec is not installed.
 
+        ``checks`` refers to a ``VendorChecks``, and ``template`` to a text.
+
         How to fix: correct the path, ``package.module:attribute``; import the engine so that a missing one raises a
         clear ``BackendUnavailable``.
         """
         from sage_infer.discovery.paths import dotted_paths
         from sage_infer.discovery.readiness import missing_requirements
         from sage_infer.factories import load_object
+        from sage_infer.sdk.diagnosis import VendorChecks
 
         for kind in KINDS:
             for entry in registry.entries(kind):
@@ -171,9 +174,11 @@ class PluginContract(ContractSuite, kit=True):
                 if missing_requirements(getattr(spec, "requires", {})):
                     continue
                 for field, path in dotted_paths(spec).items():
-                    if field != "template":
-                        found = load_object(path, what=f"{spec.name!r}")
-                        assert callable(found), f"{field} {path} of {spec.name!r} is a {type(found).__name__}"
+                    if field == "template":
+                        continue
+                    found: object = load_object(path, what=f"{spec.name!r}")
+                    is_right = isinstance(found, VendorChecks) if field == "checks" else callable(found)
+                    assert is_right, f"{field} {path} of {spec.name!r} is a {type(found).__name__}"
 
     def test_memory_is_told_without_a_model(self, plugin: Any, registry: Registry) -> None:
         """``BackendSpec.memory`` returns an ``EngineMemory`` for all supported types of models and hardware.
