@@ -1,15 +1,15 @@
 """Prompts computed on one replica and continued on another, against one instance: texts, times and bytes.
 
     python benchmarks/pd.py [--backend openvino|vllm] [--prompts 20] [--transport local|tcp|store] [--kv-preset fp8]
-        [--layers 30] [--json FILE]
+        [--layers 30] [--prefill-page 128 --decode-page 32] [--json FILE]
 
 Starts a control plane with one prefill and one decode replica in processes of their own, float32. Every prompt is sent
 through it, so that its KV travels, and to the decode replica alone, under another cache salt. With ``--transport
 store`` both replicas have a KV store in shared memory, and the decode replica finds the full pages of the prompt there.
-``--layers`` uses the model's first layers only. Exits with 1 unless all KV was handed over, also through a store, and
-all tokens are equal. With ``--kv-preset``, KV is rounded, and tokens may
-differ: vLLM computes a prompt with KV that is not rounded yet, and the decode replica computes its last token with KV
-that is.
+``--layers`` uses the model's first layers only. With ``--prefill-page`` and ``--decode-page``, the replicas have KV
+pages of these sizes (vLLM), and the decode replica converts what it fetches. Exits with 1 unless all KV was handed
+over, also through a store, and all tokens are equal. With ``--kv-preset``, KV is rounded, and tokens may differ: vLLM
+computes a prompt with KV that is not rounded yet, and the decode replica computes its last token with KV that is.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ ASKS = (
 
 async def run(arguments: argparse.Namespace, path: str) -> dict[str, Any]:
     options = {"threads": THREADS, **OPTIONS[arguments.backend]}
-    if arguments.kv_preset is not None:
-        options["kv_schema"] = {"preset": arguments.kv_preset}
+    schema = {"preset": arguments.kv_preset, "page_size": arguments.decode_page}
+    schema = {name: value for name, value in schema.items() if value is not None}
+    prefill = {} if arguments.prefill_page is None else {**schema, "page_size": arguments.prefill_page}
+    if schema:
+        options["kv_schema"] = schema
     if arguments.transport == "store":
         options["kv_store"] = {"store": "paged", "name": f"pd-{os.getpid()}", "capacity_gb": 0.25}
     model = ServedModel(
@@ -58,6 +61,7 @@ async def run(arguments: argparse.Namespace, path: str) -> dict[str, Any]:
         options=options,
         replicas=1,
         prefill_replicas=1,
+        prefill_options={"kv_schema": prefill} if prefill else {},
         server=SERVER,
     )
     settings = ControlPlaneSettings(
@@ -66,8 +70,11 @@ async def run(arguments: argparse.Namespace, path: str) -> dict[str, Any]:
     plane = ControlPlaneManager([model], LocalExecutor(grace_s=0), settings)
     try:
         await plane.start()
-        decode = next(r for r in plane.fleet.replicas.values() if r.spec.role == "decode").instance
+        by_role = {r.spec.role: r.instance for r in plane.fleet.replicas.values()}
+        decode = by_role["decode"]
         assert decode is not None
+        schemas = {role: i.descriptor.capability.kv_schema for role, i in by_role.items() if i is not None}
+        pages = {str(role): None if found is None else found.page_size for role, found in schemas.items()}
         rows = []
         for number in range(arguments.prompts):
             question = ASKS[number % len(ASKS)].format(SUBJECTS[number % len(SUBJECTS)])
@@ -93,7 +100,7 @@ async def run(arguments: argparse.Namespace, path: str) -> dict[str, Any]:
                 }
             )
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-        return summary(arguments, rows)
+        return summary(arguments, pages, rows)
     finally:
         await plane.close()
 
@@ -106,13 +113,16 @@ async def timed(streams: list[TokenStream]) -> tuple[list[int], float]:
     return tokens, stream.timing.ttft_s
 
 
-def summary(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(
+    arguments: argparse.Namespace, pages: dict[str, int | None], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     moved = [row for row in rows if row["bytes"] is not None]
     return {
         "backend": arguments.backend,
         "transport": arguments.transport,
         "layers": arguments.layers,
         "kv_preset": arguments.kv_preset,
+        "page_tokens": pages,
         "prompts": len(rows),
         "handed_over": len(moved),
         "from_cache": sum(bool(row["cached_tokens"]) for row in rows),
@@ -136,6 +146,12 @@ def main() -> int:
     parser.add_argument("--transport", default="local", help="an installed transport, or store")
     parser.add_argument("--layers", type=int, default=LAYERS, help="number of the model's first layers")
     parser.add_argument("--kv-preset", metavar="PRESET", help="precision of KV, such as fp8 or int8")
+    parser.add_argument(
+        "--prefill-page", type=int, metavar="TOKENS", help="size of the prefill replica's pages"
+    )
+    parser.add_argument(
+        "--decode-page", type=int, metavar="TOKENS", help="size of the decode replica's pages"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     try:

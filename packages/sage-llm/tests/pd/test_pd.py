@@ -12,7 +12,8 @@ import plane
 import pytest
 from plane import read, running_plane, until
 from sage_infer.errors import BackendUnavailable, Overloaded, RequestCancelled, UnsupportedFeature
-from sage_infer.schemas import RequestOptions, SamplingParams
+from sage_infer.schemas import ReplicaSpec, RequestOptions, SamplingParams
+from sage_infer.sdk import BackendReplica
 from sage_llm.commands.tables import decision_lines
 from sage_llm.manager.manager import ControlPlaneManager
 from sage_llm.manager.pd import HandOverSettings
@@ -94,6 +95,43 @@ def test_a_prompt_is_computed_apart() -> None:
         assert roles == {PREFILL: "prefill", DECODE: "decode"}
 
     with_pd(test)
+
+
+class PagedExecutor(ToyPDExecutor):
+    """Starts toys whose KV is in pages of 32 tokens, and on prefill replicas of 16."""
+
+    async def launch(self, spec: ReplicaSpec) -> BackendReplica:
+        replica = await super().launch(spec)
+        size = 16 if spec.role == "prefill" else 32
+        capability = replica.descriptor.capability
+        assert capability.kv_schema is not None
+        schema = attrs.evolve(capability.kv_schema, page_size=size)
+        replica.descriptor = attrs.evolve(
+            replica.descriptor,
+            key_space=f"{size:032x}",
+            capability=attrs.evolve(capability, kv_schema=schema),
+        )
+        return replica
+
+
+def test_a_store_with_pages_of_two_sizes_is_not_used() -> None:
+    """The decode replica would not find the pages, so nothing is computed for it."""
+
+    async def main() -> None:
+        settings = attrs.evolve(SETTINGS, hand_over=HandOverSettings(transport="store"))
+        executor = PagedExecutor()
+        async with running_plane([pd_model()], executor, settings) as manager:
+            (whole,) = await executor.by_id[DECODE].generate([PROMPT], PARAMS)
+            expected = await read(whole)
+            executor.by_id[PREFILL].stops_at = "prefill"
+            assert await read(await ask(manager)) == expected
+            hand_overs = manager.dispatcher.hand_overs
+            assert (hand_overs.done, hand_overs.given_up) == (0, 1)
+            text = "\n".join(decision_lines(manager.dispatcher.placement.receipts["r"].to_json()))
+            assert f"{DECODE} does not find the KV that {PREFILL} stores" in text
+            assert "they differ in page_size; the transports local and tcp convert pages" in text
+
+    asyncio.run(asyncio.wait_for(main(), plane.GUARD_S))
 
 
 def test_short_prompts_stay() -> None:

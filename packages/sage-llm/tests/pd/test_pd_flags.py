@@ -12,6 +12,7 @@ from sage_llm.commands.pd_flags import (
     check_policy,
     check_store,
     check_transport,
+    check_whole,
     parse_pd,
     parse_transport,
     with_pd,
@@ -51,6 +52,27 @@ def test_kv_through_a_store_needs_one() -> None:
     with pytest.raises(InvalidRequest, match=r"'toy' share, such as -o 'kv_store="):
         check_store(models, "store")
     check_store([attrs.evolve(one, options={"kv_store": "paged"}) for one in models], "store")
+
+
+def test_prefill_replicas_have_options_of_their_own() -> None:
+    model = attrs.evolve(toy_model(), options={"seed": 1}, prefill_options={"kv_schema": {"page_size": 64}})
+    (found,) = with_pd([model], (1, 1), ["max_batch_size=2", 'kv_schema={"page_size": 128}'])
+    assert [spec.options for spec in found.specs] == [
+        {"seed": 1, "max_batch_size": 2, "kv_schema": {"page_size": 128}},
+        {"seed": 1},
+    ]
+    check_store([found], "local")
+    with pytest.raises(InvalidRequest, match="of 'toy' need the same kv_schema: KV is stored"):
+        check_store([attrs.evolve(found, options={"kv_store": "paged"})], "store")
+    with pytest.raises(InvalidRequest, match="kv_cache_gb of prefill replicas cannot differ"):
+        with_pd([model], (1, 1), ["kv_cache_gb=1"])
+    with pytest.raises(InvalidRequest, match="--prefill-option must be KEY=VALUE, got 'x'"):
+        with_pd([model], (1, 1), ["x"])
+    with pytest.raises(InvalidRequest, match="prefill_options of 'toy' need prefill replicas"):
+        check_whole([model])
+    with pytest.raises(InvalidRequest, match="--prefill-option needs prefill replicas"):
+        check_whole([toy_model()], ["max_batch_size=2"])
+    check_whole([toy_model(), found])
 
 
 def test_policies() -> None:

@@ -86,7 +86,7 @@ def _parse_kv_schema(text: str | None) -> dict[str, Any]:
     return {f"kv_schema.{key}": value for key, value in parse_options(text.split(",")).items()}
 
 
-def parse_options(options: Iterable[str] | None) -> dict[str, Any]:
+def parse_options(options: Iterable[str] | None, flag: str = "--option") -> dict[str, Any]:
     """``key=value`` pairs; values are parsed as JSON if possible, else kept as strings.
 
     Raises:
@@ -98,7 +98,7 @@ def parse_options(options: Iterable[str] | None) -> dict[str, Any]:
     for option in options or ():
         key, equals, text = option.partition("=")
         if not equals or not key:
-            raise InvalidRequest(f"--option must be KEY=VALUE, got {option!r}")
+            raise InvalidRequest(f"{flag} must be KEY=VALUE, got {option!r}")
         if key in _ARGUMENTS:
             raise InvalidRequest(
                 f"{key!r} is not an option of a backend; see --help for the flag that sets it"

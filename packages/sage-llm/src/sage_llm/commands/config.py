@@ -48,8 +48,8 @@ TEMPLATE = """\
 llm:
   # Models to serve: names or paths, or mappings such as {model: minilm, type: embedding, backend: openvino-embedding,
   # replicas: 2, aliases: [text-embedding-3-small], options: {}}. Keys: model, model_id, type, backend, replicas,
-  # autoscale, aliases, options; for an executor on a cluster also cpus, gpus and memory_gb of each replica. Empty:
-  # `model` of the section `inference`.
+  # autoscale, aliases, options, prefill_options (of the replicas that `pd` starts for prompts); for an executor on a
+  # cluster also cpus, gpus and memory_gb of each replica. Empty: `model` of the section `inference`.
   models: []
 
   # Replicas of each generating model that does not set its own number.

@@ -1,4 +1,4 @@
-"""The flags ``--pd`` and ``--kv-transport`` of ``sage llm serve``."""
+"""The flags ``--pd``, ``--prefill-option`` and ``--kv-transport`` of ``sage llm serve``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from sage_llm.manager.models import ServedModel
 from sage_llm.replicas.hand_over import STORE
 
 __all__ = [
-    "POLICY", "check_policy", "check_store", "check_transport", "parse_pd", "parse_transport", "with_pd",
+    "POLICY", "check_policy", "check_store", "check_transport", "check_whole", "parse_pd", "parse_transport", "with_pd",
 ]  # fmt: skip
 
 POLICY = "pd"
+_STORED_BY = ("kv_store", "kv_schema")  # options that decide where the KV is stored, and in which form
+_PLANNED = ("kv_cache_gb", "memory_fraction", "max_sequence_length")
 _WHEELS = {"nixl": "sage-infer-nixl"}
 """Wheels of this repository with a transport, which may be missing."""
 
@@ -57,14 +59,38 @@ def check_policy(policy: str, *, is_given: bool) -> str:
     return POLICY
 
 
+def check_whole(models: Sequence[ServedModel], prefill_options: Sequence[str] = ()) -> None:
+    """Check that nothing is set for prefill replicas where there are none.
+
+    Raises:
+        InvalidRequest: an option is.
+    """
+    for model in models:
+        if model.prefill_options and not model.prefill_replicas:
+            raise InvalidRequest(
+                f"prefill_options of {model.descriptor.model_id!r} need prefill replicas, which --pd P:D (llm.pd) "
+                "starts for LLMs"
+            )
+    if prefill_options:
+        raise InvalidRequest("--prefill-option needs prefill replicas; give --pd P:D, such as 1:1")
+
+
 def check_store(models: Sequence[ServedModel], transport: str) -> None:
     """Check that prefill and decode replicas have a store, if KV moves through one.
 
     Raises:
-        InvalidRequest: an LLM has none.
+        InvalidRequest: an LLM has none, or its prefill replicas have another one or other pages.
     """
     for model in models:
-        if transport == STORE and model.prefill_replicas and not model.options.get("kv_store"):
+        if transport != STORE or not model.prefill_replicas:
+            continue
+        for name in _STORED_BY:
+            if model.prefill_options.get(name, model.options.get(name)) != model.options.get(name):
+                raise InvalidRequest(
+                    f"with --kv-transport store, prefill and decode replicas of {model.descriptor.model_id!r} need the "
+                    f"same {name}: KV is stored in pages of one form; the transports local and tcp convert pages"
+                )
+        if not model.options.get("kv_store"):
             raise InvalidRequest(
                 f"--kv-transport store needs a KV store that the replicas of {model.descriptor.model_id!r} share, such "
                 'as -o \'kv_store={"store": "paged", "name": "shared"}\''
@@ -95,17 +121,34 @@ def check_transport(name: str) -> None:
         raise InvalidRequest(f"the transport {name!r} has no endpoint for KV of replicas; {known}")
 
 
-def with_pd(models: Sequence[ServedModel], pd: tuple[int, int]) -> list[ServedModel]:
+def with_pd(
+    models: Sequence[ServedModel], pd: tuple[int, int], prefill_options: Sequence[str] = ()
+) -> list[ServedModel]:
     """The models with so many prefill and decode replicas for each LLM.
 
+    Args:
+        prefill_options: ``KEY=VALUE`` for the prefill replicas, in addition to those of a model itself.
+
     Raises:
-        InvalidRequest: no LLM is served.
+        InvalidRequest: no LLM is served, or an option cannot differ between the roles.
     """
     if not any(model.descriptor.model_type in GENERATING for model in models):
         raise InvalidRequest("--pd belongs to an LLM; name one with --model")
     prefill, decode = pd
+    more = parse_options(prefill_options, "--prefill-option")
+    for name in (*more, *(name for model in models for name in model.prefill_options)):
+        if name in _PLANNED:
+            raise InvalidRequest(
+                f"{name} of prefill replicas cannot differ: memory is divided equally among all replicas; set it for "
+                "both with --option"
+            )
     return [
-        attrs.evolve(model, prefill_replicas=prefill, replicas=decode)
+        attrs.evolve(
+            model,
+            prefill_replicas=prefill,
+            replicas=decode,
+            prefill_options={**model.prefill_options, **more},
+        )
         if model.descriptor.model_type in GENERATING
         else model
         for model in models

@@ -52,6 +52,12 @@ def serve(
             metavar="P:D", help="Replicas of every LLM that compute prompts, and replicas that generate."
         ),
     ] = None,
+    prefill_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Backend option of the replicas that compute prompts; repeatable."
+        ),
+    ] = None,
     kv_transport: Annotated[
         str | None,
         typer.Option(
@@ -132,6 +138,7 @@ def serve(
         check_policy,
         check_store,
         check_transport,
+        check_whole,
         parse_pd,
         parse_transport,
         with_pd,
@@ -181,8 +188,9 @@ def serve(
         )
     if split is not None:
         chosen = check_policy(settings.policy, is_given=policy is not None)
-        settings, models = attrs.evolve(settings, policy=chosen), with_pd(models, split)
+        settings, models = attrs.evolve(settings, policy=chosen), with_pd(models, split, prefill_option or [])
         check_store(models, settings.kv_transport)
+    check_whole(models, [] if split is not None else prefill_option or [])
     models = with_joined(models, joins(join or settings.join, join_key_env))
     models = with_autoscales(
         models, parse_autoscales(autoscale or []), settings.autoscale, counts, gateways=settings.gateways

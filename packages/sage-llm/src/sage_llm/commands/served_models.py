@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["configured", "from_flags", "with_cpus"]
 
 _RESERVED = ("cpus", "gpus", "memory_gb")
-_KEYS = ("model", "model_id", "type", "backend", "replicas", "autoscale", "aliases", "options", *_RESERVED)
+_KEYS = (
+    "model", "model_id", "type", "backend", "replicas", "autoscale", "aliases", "options", "prefill_options",
+    *_RESERVED,
+)  # fmt: skip
 
 
 def from_flags(
@@ -94,6 +97,11 @@ def configured(entries: Iterable[Any], replicas: int, loaded: LoadedConfig) -> l
         if unknown or not values.get("model"):
             problem = f"has no key {unknown[0]!r}" if unknown else "lacks the key model"
             raise InvalidRequest(f"llm.models[{number}] {problem}; keys: {', '.join(_KEYS)}")
+        for name in ("options", "prefill_options"):
+            if not isinstance(values.get(name, {}), Mapping):
+                raise InvalidRequest(
+                    f"llm.models[{number}].{name} must be a mapping of options, got {values[name]!r}"
+                )
         kind: ModelType = values.get("type", "llm")
         generates = kind in GENERATING
         backend = values.get("backend") or (settings.backend if generates else settings.embedding_backend)
@@ -118,6 +126,7 @@ def configured(entries: Iterable[Any], replicas: int, loaded: LoadedConfig) -> l
             attrs.evolve(
                 served,
                 aliases=tuple(values.get("aliases", ())),
+                prefill_options=dict(values.get("prefill_options", {})),
                 autoscale=None
                 if bounds is None
                 else parse_autoscale(bounds, f"llm.models[{number}].autoscale"),

@@ -42,6 +42,8 @@ class ServedModel:
         replicas: number of replicas that generate.
         prefill_replicas: number of further replicas that compute prompts for them. Above 0, the role of the others is
             decode.
+        prefill_options: options of the backend for these replicas, in place of those in ``options``, such as a
+            ``kv_schema`` with pages of another size.
         aliases: additional names for requests.
         environment: environment variables of the replicas.
         server: dotted path of the server that runs the replicas in processes of their own; None runs them in this one.
@@ -57,6 +59,7 @@ class ServedModel:
     options: Mapping[str, Any] = field(factory=dict)
     replicas: int = field(default=1, validator=Integer(ge=0))
     prefill_replicas: int = field(default=0, validator=Integer(ge=0))
+    prefill_options: Mapping[str, Any] = field(factory=dict)
     aliases: tuple[str, ...] = field(default=(), validator=Each(Text(min_length=1)))
     environment: Mapping[str, str] = field(factory=dict)
     server: str | None = None
@@ -80,7 +83,7 @@ class ServedModel:
             replica_id=replica_id,
             backend=self.backend,
             model=self.descriptor,
-            options=dict(self.options),
+            options={**self.options, **(self.prefill_options if role == "prefill" else {})},
             environment=dict(self.environment),
             server=self.server,
             device_ids=self.devices.get(replica_id, ()),

@@ -144,8 +144,10 @@ class HandOvers:
     async def _move(self, request: ManagedRequest, attempt: Attempt, source: LiveInstance) -> _Moved | str:
         """Compute the prompt on ``source``, and move its KV to the attempt's instance.
 
-        Returns why ``source`` has failed, if it has.
+        Returns why not: ``source`` has failed, or its KV in the store would not be found.
         """
+        if self._settings.transport == STORE and (why := _not_shared(source, attempt.instance)):
+            return why
         began = time.monotonic()
         try:
             state, buffers = await self._prefill(request, attempt, source)
@@ -216,6 +218,19 @@ class HandOvers:
 
 def _find_transport(name: str) -> None:
     require_ready(find_plugin(name, "transport"))
+
+
+def _not_shared(source: LiveInstance, target: LiveInstance) -> str:
+    """Why KV that one instance has stored is not found by another one; empty if it is, or nothing is known."""
+    spaces = {source.descriptor.key_space, target.descriptor.key_space}
+    if None in spaces or len(spaces) == 1:
+        return ""
+    theirs, ours = source.descriptor.capability.kv_schema, target.descriptor.capability.kv_schema
+    differs = () if theirs is None or ours is None else theirs.compatible_with(ours).conversions
+    return (
+        f"{target.instance_id} does not find the KV that {source.instance_id} stores, because they differ in "
+        f"{' and '.join(differs) or 'weights or precision'}; the transports local and tcp convert pages"
+    )
 
 
 def _is_late(error: SageInferError) -> bool:
