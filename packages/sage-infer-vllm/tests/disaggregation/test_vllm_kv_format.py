@@ -9,6 +9,7 @@ import pytest
 from sage_infer.contracts import KVFormatCodec
 from sage_infer.plugins import kv_codec
 from sage_infer.schemas import KVCacheSchema
+from sage_infer.sdk.kv_formats import KVPageConverter
 from sage_infer_testing import KVFormatCodecContract
 from sage_infer_vllm.handover.kv_format import VLLMCPUCodec, cast_floats
 
@@ -40,6 +41,29 @@ def test_elements_lie_by_the_axes_of_the_schema() -> None:
     halves = np.frombuffer(page, np.float32).reshape(2, 3, 2, -1)
     assert (halves[:, :, 0].reshape(2, 3, 4, 8) == plain[:, 0].transpose(0, 1, 3, 2)).all()
     assert (halves[:, :, 1].reshape(2, 3, 8, 4) == plain[:, 1]).all()
+
+
+@pytest.mark.parametrize(("size", "out_size"), [(32, 8), (8, 32), (8, 12)])
+@pytest.mark.parametrize("tokens", [1, 8, 33, 70])
+def test_pages_of_another_size(size: int, out_size: int, tokens: int) -> None:
+    """As between a prefill and a decode instance: each token has the same keys and values."""
+    source, target = (attrs.evolve(SCHEMA, page_size=pages) for pages in (size, out_size))
+    numbers = np.random.default_rng(tokens).random((2, 2, 3, 96, 4), np.float32)
+    converter = KVPageConverter(source, target)
+    found = converter.converted(paged(source, numbers, tokens), tokens)
+    assert [bytes(page) for page in found] == [bytes(page) for page in paged(target, numbers, tokens)]
+
+
+def paged(schema: KVCacheSchema, numbers: Any, tokens: int) -> list[memoryview]:
+    """Pages with the first ``tokens`` tokens of plain KV; the end of the last one is zero."""
+    pages, size, codec = [], schema.page_size, VLLMCPUCodec()
+    for start in range(0, tokens, size):
+        end = min(start + size, tokens)
+        plain = np.zeros((2, 2, 3, size, 4), np.float32)
+        plain[:, :, :, : end - start] = numbers[:, :, :, start:end]
+        pages.append(memoryview(bytearray(schema.bytes_per_page)))
+        codec.pack(memoryview(plain).cast("B"), schema, pages[-1])
+    return pages
 
 
 @pytest.mark.parametrize(
