@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from sage_infer.discovery import Registry
 from sage_infer.schemas import DecodeState, GuidedDecoding, KVCacheSchema, KVChunk, SamplingParams
+
+if "SAGE_RANDOM_EXAMPLES" not in os.environ:
+    settings.load_profile("ci")  # of hypothesis: the same examples in each run, and no limit of time
 
 PARTS = """
 from sage_infer.errors import UnsupportedFeature

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,15 @@ import gguf
 import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType as GgmlType
+from hypothesis import settings
 from sage_infer.discovery import model_specs
 from sage_infer.errors import SageInferError
 from sage_infer.models import add_model
 from sage_infer_openvino.engine.paged_runner import PagedRunner
 from sage_infer_openvino.models.prepare import PreparedDecoder, prepare_decoder
+
+if "SAGE_RANDOM_EXAMPLES" not in os.environ:
+    settings.load_profile("ci")  # of hypothesis: the same examples in each run, and no limit of time
 
 DATA = Path(__file__).parent / "data"
 

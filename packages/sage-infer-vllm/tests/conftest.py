@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from sage_infer.discovery import model_specs
 from sage_infer.errors import SageInferError
 from sage_infer.models import add_model
 from sage_infer.schemas import ModelDescriptor
+
+if "SAGE_RANDOM_EXAMPLES" not in os.environ:
+    settings.load_profile("ci")  # of hypothesis: the same examples in each run, and no limit of time
 
 HERE = Path(__file__).parent
 sys.path[:0] = [

@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from sage_infer.discovery import discover, model_specs
 from sage_infer.errors import SageInferError
 from sage_infer.models import add_model
+
+if "SAGE_RANDOM_EXAMPLES" not in os.environ:
+    settings.load_profile("ci")  # of hypothesis: the same examples in each run, and no limit of time
 
 HERE = Path(__file__).parent
 KIT = HERE.parents[1] / "sage-infer-testing" / "tests"

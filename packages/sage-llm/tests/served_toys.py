@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from sage_infer_transport import LocalTransport, SharedMemoryEndpoint
 from sage_llm.replicas.backends import InferenceReplica
 from sage_llm.replicas.server import ReplicaServer, describe
 
+GUARD_S = 300
 MODEL = ModelDescriptor(model_id="reference", model_type="llm", model_path="/")
 WORDS = ModelDescriptor(model_id="words", model_type="embedding", model_path="/")
 
@@ -129,6 +131,14 @@ class Dovecote(SharedMemoryEndpoint):
 def no_dovecote() -> None:
     note("not opened")
     raise BackendUnavailable("the pigeons are ill; feed them")
+
+
+async def freeze(pid: int) -> None:
+    """Stop a process; until it has stopped, it may answer."""
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(GUARD_S):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "T":  # noqa: ASYNC110, ASYNC240 - it has no event
+            await asyncio.sleep(0.001)
 
 
 @asynccontextmanager

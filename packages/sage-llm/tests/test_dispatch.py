@@ -26,10 +26,8 @@ from sage_llm.types import Decision, RequestView, Snapshot
 from toy_engine import POISON, ToyExecutor, busy, toy_model
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40)
-QUICK = ControlPlaneSettings(
-    restarts=RestartLimits(first_s=0.01, most=50),
-    health=HealthLimits(suspect_s=0.3, lost_s=0.6, revive_s=plane.GUARD_S),
-)
+QUICK = ControlPlaneSettings(restarts=RestartLimits(first_s=0.01, most=50))
+SOON_SUSPECT = attrs.evolve(QUICK, health=HealthLimits(suspect_s=0.3, lost_s=0.6, revive_s=plane.GUARD_S))
 # No instance seems to be lost on a busy machine.
 CALM = attrs.evolve(QUICK, health=HealthLimits(suspect_s=plane.GUARD_S, lost_s=plane.GUARD_S))
 
@@ -257,18 +255,19 @@ def test_a_silent_instance_loses_its_requests_and_returns() -> None:
         silent.answering.set()
         await until(lambda: instance.word in ("probation", "ready"))
         assert await cluster.undisturbed() == expected
-        await until(lambda: instance.word == "ready")
+        while instance.word != "ready":  # some of the requests go to the other one
+            await cluster.undisturbed()
 
-    on_cluster(test)
+    on_cluster(test, settings=SOON_SUSPECT)
 
 
 def test_a_busy_instance_is_avoided_and_a_full_cluster_refuses() -> None:
     async def test(cluster: Cluster) -> None:
         first, second = cluster.executor.engines
-        first.refuses = busy()
+        first.refuses = busy(retry_after=60.0)
         await cluster.undisturbed(4)
         assert len(second.seen) == 4
-        second.refuses = busy()
+        second.refuses = first.refuses
         with pytest.raises(Overloaded):
             await cluster.manager.generate("full", GREEDY)
         assert cluster.ends["refused"] == 1
@@ -314,11 +313,19 @@ def test_cancel_abort_and_deadline_end_a_request_once() -> None:
         left.cancel()
         (aborted,) = await cluster.manager.generate("aborted", GREEDY, request_id="a")
         await cluster.manager.abort("a")
-        (late,) = await cluster.manager.generate("late", GREEDY, options=RequestOptions(deadline=0.05))
-        for stream, by in ((left, "caller"), (aborted, "caller"), (late, "deadline")):
+        for stream in (left, aborted):
             with pytest.raises(RequestCancelled) as found:
                 await read(stream)
-            assert found.value.by == by
+            assert found.value.by == "caller"
+
+        async def late() -> None:
+            options = RequestOptions(deadline=0.2)
+            (stream,) = await cluster.manager.generate("late", GREEDY, options=options)
+            await read(stream)
+
+        with pytest.raises(RequestCancelled) as found:
+            await late()
+        assert found.value.by == "deadline"
         assert cluster.ends == {"finished": 0, "cancelled": 3, "refused": 0, "failed": 0}
         await until(lambda: not any(len(engine.requests) for engine in cluster.executor.engines))
 
@@ -420,7 +427,7 @@ def test_the_replicas_are_watched_after_a_fault() -> None:
         cluster.executor.engines[0].answering.set()
         await until(lambda: instance.word == "ready" or instance.word == "probation")
 
-    on_cluster(test)
+    on_cluster(test, settings=SOON_SUSPECT)
 
 
 def test_drain_moves_long_streams() -> None:

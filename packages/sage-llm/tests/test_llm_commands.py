@@ -77,6 +77,8 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out == "toy: 3:4 replicas, as the load requires\n"
         await command(operate.status)
         assert "scaling toy 3:4: 3 wanted, 3 ready" in capsys.readouterr().out
+        await command(operate.scale, "toy", "3")  # else a replica that is drained would be replaced
+        capsys.readouterr()
         await command(operate.drain, "toy/0")
         assert "toy/0: 0 requests" in capsys.readouterr().out
         await command(operate.restart, "toy")

@@ -57,11 +57,10 @@ def check_fair_share(url: str, *, greedy: str, modest: str) -> None:
             assert len(ended) < MANY // 4, "they ended before so many were sent"
         before = len(ended)
         few = [threads.submit(ask, modest, number) for number in range(FEW)]
-        for one in few:
+        for one in (*few, *asked):
             one.result()
-        during = len(ended) - before - FEW
-        for one in asked:
-            one.result()
+    last = max(place for place, key in enumerate(ended) if key == modest)
+    during = ended[before:last].count(greedy)
     # Those on their way at that time, as many as of the other key, two that the gap of service allows, and a batch.
     assert during <= PLACES + FEW + 2 + BATCH
 

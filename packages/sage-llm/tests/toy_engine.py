@@ -124,5 +124,5 @@ def toy_model(replicas: int = 2) -> ServedModel:
     return ServedModel(descriptor=MODEL, backend="toy", replicas=replicas)
 
 
-def busy() -> Overloaded:
-    return Overloaded("as the test wants", retry_after=0.05)
+def busy(retry_after: float = 0.05) -> Overloaded:
+    return Overloaded("as the test wants", retry_after=retry_after)

@@ -200,6 +200,8 @@ def test_busy_and_faulty_encoders_are_avoided() -> None:
         one.refuses, two.refuses = ValueError("as the test wants"), None
         for _ in range(8):
             assert len(await manager.embed(["c"], "vectors")) == 1
+        one.refuses = None
+        assert len(await manager.embed(["d"], "vectors")) == 1  # at the first attempt, whichever it is
         receipt = list(manager.dispatcher.placement.receipts.values())[-1]
         assert receipt.request.kind == "embed"
         assert receipt.ttft is not None

@@ -29,7 +29,7 @@ from sage_llm.replicas.connect import connect
 from sage_llm.replicas.local import SERVER, LocalExecutor
 from sage_llm.replicas.protocol import MAX_FRAME_BYTES, Call, CallCancel, Ping, StreamCancel, WireError
 from sage_llm.replicas.wire_errors import from_wire, to_wire
-from served_toys import connected, llm_spec, serving
+from served_toys import connected, freeze, llm_spec, serving
 
 WAIT_S = 120.0
 ENDLESS = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -350,8 +350,7 @@ def test_a_stopped_replica_is_silent_and_its_old_frames_reach_nobody(toys: None)
         replica.on_report(reports.append)
         (stream,) = await replica.backend.generate("Once", ENDLESS)
         await anext(aiter(stream))
-        os.kill(handle.pid, signal.SIGSTOP)
-
+        await freeze(handle.pid)
         await reaches(replica.backend, "degraded")
         silent = len(reports)
         await asyncio.sleep(0.5)  # the test cannot fail by being slow here
@@ -377,7 +376,7 @@ def test_a_silent_replica_is_lost(toys: None) -> None:
         handle: Any = await executor.start(llm_spec())
         client = InferenceReplica(handle.descriptor.addresses[0], silence_s=0.5)
         await client.start()
-        os.kill(handle.pid, signal.SIGSTOP)
+        await freeze(handle.pid)
         with pytest.raises(EngineDead, match=r"sent nothing for 0\.5 s"):
             await client.tokenize("Once")
         await client.close()

@@ -23,7 +23,7 @@ from sage_llm.replicas.connect import connect
 from sage_llm.replicas.local import SERVER, LocalExecutor
 from sage_llm.replicas.record import started_at
 from sage_llm.replicas.run_folder import run_folder
-from served_toys import llm_spec, words_spec
+from served_toys import freeze, llm_spec, words_spec
 
 WAIT_S = 120.0
 
@@ -225,7 +225,7 @@ def test_the_whole_process_group_ends(tmp_path: Path) -> None:
 def test_a_stopped_process_is_killed_after_its_grace() -> None:
     async def test(executor: LocalExecutor) -> None:
         handle: Any = await executor.start(llm_spec())
-        os.kill(handle.pid, signal.SIGSTOP)
+        await freeze(handle.pid)
         assert (await handle.stop(grace_s=0.1)).reason == "killed"
         await gone(handle.pid)
 

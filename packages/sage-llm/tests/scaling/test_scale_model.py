@@ -18,6 +18,7 @@ from served_command import GUARD_S, SAGE, served
 
 MODEL = "smollm2-135m"
 BOUNDS = "0:2,interval_s=0.1,idle_s=0.2,down_s=0.2,smooth_s=0.2"
+AT_FIRST = BOUNDS.replace("idle_s=0.2", "idle_s=600")  # the first replica is there when the server says that it is ready
 
 
 class Server:
@@ -71,7 +72,7 @@ def test_from_zero_and_back(
     (tmp_path / "quick.yaml").write_text(
         "llm: {drain_s: 0, suspect_s: 60, lost_s: 90, stuck_s: 90, revive_s: 120}"
     )
-    words = ["--config", str(tmp_path / "quick.yaml"), "llm", "serve", "-m", MODEL, "--autoscale", BOUNDS]
+    words = ["--config", str(tmp_path / "quick.yaml"), "llm", "serve", "-m", MODEL, "--autoscale", AT_FIRST]
     # Without cached prefixes, equal prompts are spread over the replicas.
     options = ["-o", "kv_cache_gb=0.25", "-o", "max_sequence_length=1024", "-o", "prefix_caching=false"]
     with served(tmp_path, *words, *options) as (process, ready):

@@ -34,10 +34,11 @@ class Gated(ToyExecutor):
         super().__init__()
         self.gate = asyncio.Event()
         self.gate.set()
-        self.cancelled = 0
+        self.begun = self.cancelled = 0
         self._make = make
 
     async def launch(self, spec: ReplicaSpec) -> BackendReplica:
+        self.begun += 1
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -156,7 +157,7 @@ def test_failed_starts_pause_and_are_said() -> None:
             events = row(manager)["events"]
             failed = next(event["text"] for event in events if event["kind"] == "failed")
             assert "did not start, as the test wants; the plan is withdrawn, next start in 0.01 s" in failed
-            assert row(manager)["retry_s"] is None, "a success ends the pauses"
+            await until(lambda: row(manager)["retry_s"] is None)  # a success ends the pauses
             metrics = {
                 (metric.name, metric.labels.get("kind", "")): metric.value for metric in manager.metrics()
             }
@@ -215,7 +216,8 @@ def test_a_start_that_is_no_longer_needed_is_withdrawn() -> None:
         async with scaled("1:2") as (manager, executor):
             executor.gate.clear()
             manager.autoscale("toy", parse_autoscale(f"2:2,{FAST}"))
-            await until(lambda: row(manager)["starting"] == 1)
+            await until(lambda: executor.begun == 2)
+            assert row(manager)["starting"] == 1
             manager.autoscale("toy", parse_autoscale(f"1:1,{FAST}"))
             await until(lambda: row(manager)["starting"] == 0)
             assert "toy/1: no longer needed" in row(manager)["events"][-1]["text"]

@@ -80,6 +80,8 @@ class Dispatcher:
         Raises:
             SageInferError: it was refused.
         """
+        if request.outcome is not None:  # cancelled while other prompts of its call were tokenized
+            await request.accepted
         self.open[request.request_id] = request
         self.budget.accepted()
         now = time.monotonic()
@@ -105,7 +107,7 @@ class Dispatcher:
         assert request.outcome is not None
         self.ends[request.outcome] += 1
         self.counts.ended(request)
-        del self.open[request.request_id]
+        self.open.pop(request.request_id, None)  # it may end before it runs
         self.placement.ended(request)
         self.trials.ended(request)
         self._drop_attempt(request)

@@ -161,6 +161,7 @@ class ControlPlaneManager(ManagedModels):
     ) -> ManagedRequest:
         model_id = entry.descriptor.model_id
         found = prompt if self._passes(model_id) else await self._texts[model_id].prompt(prompt)
+        opened.check()  # it may have been cancelled meanwhile
         capability = self._capability(model_id)
         features = () if capability is None else capability.features
 
