@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -179,14 +180,21 @@ def test_sigterm_lets_an_answer_end(served: Any) -> None:
     assert process.wait(timeout=300) == 0
 
 
+def free_port() -> int:
+    """A port that the system gives to no other process in the meantime."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    pytest.fail("all ports are in use")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("begin", ["while it loads", "once it serves"])
 def test_signals_are_heard_after_the_outputs_have_closed(
     tmp_path: Path, number: signal.Signals, begin: str
 ) -> None:
     add_model(model_specs()["minilm"])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [*SAGE, "infer", "serve", "--embedding", "minilm", "--port", str(port)],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -204,7 +212,7 @@ def test_signals_are_heard_after_the_outputs_have_closed(
                 if asking.recv(1):  # it hears signals from then on
                     break
         process.send_signal(number)
-        assert process.wait(timeout=120) == 0
+        assert process.wait(timeout=300) == 0
     finally:
         process.kill()
         process.wait()

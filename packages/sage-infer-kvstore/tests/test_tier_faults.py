@@ -91,12 +91,13 @@ def test_a_lower_store_that_raises(
 def test_a_lower_store_that_hangs_delays_no_hit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it has not answered for ``wait_s``, nobody waits for it any more."""
     lower, gate = Lower(), threading.Event()
-    store = tiered(monkeypatch, lower, wait_s=0.05)
+    store = tiered(monkeypatch, lower)
     fill(store, KEYS[:2])
     store._flush(30.0)
+    store._wait_s = store._thread._wait_s = 0.05
     lower.fault = lambda call: gate.wait()
+    calls = lower.calls["contains"]
     assert store.contains(KEYS[20:21]) == [False]
-    waits = lower.calls["contains"]
     for turn in range(10):
         assert got(store, KEYS[:2]) == [True, True]
         assert store.match_keys(KEYS[:3]) == 2
@@ -104,7 +105,7 @@ def test_a_lower_store_that_hangs_delays_no_hit(monkeypatch: pytest.MonkeyPatch)
         assert fill(store, keys) == 1
         assert got(store, keys) == [True]
         got(store, KEYS[:2])
-    assert lower.calls["contains"] == waits, "a store that hangs was called again"
+    assert lower.calls["contains"] <= calls + 1, "a store that hangs was called again"
     gate.set()
     store.close()
 
@@ -140,11 +141,12 @@ def test_blocks_that_the_lower_store_lost_are_misses(monkeypatch: pytest.MonkeyP
 
 def test_slow_reads_do_not_write_to_buffers_of_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     lower, gate = Lower(), threading.Event()
-    store = tiered(monkeypatch, lower, wait_s=0.05)
+    store = tiered(monkeypatch, lower)
     for key in KEYS[:8]:
         fill(store, [key])
         store._flush(30.0)
     (slow, *_) = [k for k, p in zip(KEYS[:8], store.locate(KEYS[:8]), strict=True) if p and p.tier == "ssd"]
+    store._wait_s = store._thread._wait_s = 0.05
     lower.fault = lambda call: gate.wait() if call == "get" else None
     out = bytearray(SCHEMA.bytes_per_page)
     assert store.get([slow], [memoryview(out)]) == [False]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from gateway_backend import EchoBackend
-from gateway_served import Served, chat_body, read_head, request_bytes
+from gateway_served import Served, chat_body, read_all, request_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from sage_infer.errors import ConfigError, EngineDead
@@ -135,12 +135,12 @@ def test_tokens_are_charged_as_they_are_generated(
     key = APIKey("ann", digest, KeyLimits(tokens_per_minute=1000), Clock())
     served = serve(backend, keys=[key])
     body = chat_body(" ".join(["word"] * 3000), stream=is_streamed)
-    request = request_bytes("/v1/chat/completions", body, "Authorization: Bearer k")
+    request = request_bytes("/v1/chat/completions", body, "Authorization: Bearer k", "Connection: close")
     with served.connect() as connection:
         if how == "engine fails":
             backend.fail = EngineDead("killed")
             connection.sendall(request)
-            read_head(connection)
+            read_all(connection)
         else:
             connection.sendall(request)
             served.until(lambda: key._tokens is not None and key._tokens._left < 0, "nothing was charged")

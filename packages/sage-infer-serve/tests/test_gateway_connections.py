@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 from gateway_backend import EchoBackend
-from gateway_served import Served, chat_body, events, read_all, read_head, request_bytes
+from gateway_served import WAIT_S, Served, chat_body, events, read_all, read_head, request_bytes
 
 CHAT = "/v1/chat/completions"
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -142,7 +142,7 @@ def unread(served: Served) -> socket.socket:
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     connection.connect(served.address)
-    connection.settimeout(20)
+    connection.settimeout(WAIT_S)
     connection.sendall(request_bytes(CHAT, chat_body("x" * 8_000_000)))
     return connection
 
@@ -266,7 +266,9 @@ class TestNumber:
             connection.sendall(request_bytes(CHAT, chat_body()))
         served.until(lambda: len(served.gateway.service.open) == 2, "the requests are not open")
         assert served.get("/health").status == 503
-        with socket.create_connection(served.address, timeout=300, source_address=("127.0.0.2", 0)) as other:
+        with socket.create_connection(
+            served.address, timeout=WAIT_S, source_address=("127.0.0.2", 0)
+        ) as other:
             other.sendall(HEALTH + b"Connection: close\r\n\r\n")
             assert read_all(other).startswith(b"HTTP/1.1 200 "), "another peer has no room either"
         served.call(backend.gate.set)

@@ -163,8 +163,9 @@ class TestLimits:
     def test_time_of_a_request(self, backend: EchoBackend, serve: Callable[..., Served]) -> None:
         served = serve(backend, request_timeout_s=0.05)
         backend.gate = served.call(asyncio.Event)
-        answer = served.chat()
-        assert (answer.status, answer.error["code"]) == (504, "timeout")
+        while not backend.calls:  # on a busy machine, the time may be over before the engine is asked
+            answer = served.chat()
+            assert (answer.status, answer.error["code"]) == (504, "timeout")
         assert backend.cancelled == 1
 
     def test_time_of_a_stream(self, backend: EchoBackend, serve: Callable[..., Served]) -> None:

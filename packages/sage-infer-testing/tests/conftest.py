@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+if "SAGE_RANDOM_EXAMPLES" not in os.environ:
+    settings.load_profile("ci")  # of hypothesis: the same examples in each run, and no limit of time
 
 sys.path.insert(0, str(Path(__file__).parent))
 

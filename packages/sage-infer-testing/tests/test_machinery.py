@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import sys
-import time
+import threading
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +22,7 @@ from sage_infer_testing.waiting import eventually
 
 
 @pytest.fixture
-def thread(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(loop_module, "_GRACE_S", 0.2)
+def thread() -> Any:
     made = LoopThread()
     yield made
     made.close()
@@ -67,17 +66,20 @@ def test_loop_says_where_a_test_hangs(thread: LoopThread) -> None:
     assert thread.run(give(4), timeout_s=300) == 4, "a test that hung must not stop the next one"
 
 
-def test_loop_tells_a_blocked_loop(thread: LoopThread) -> None:
-    ended: list[bool] = []
+def test_loop_tells_a_blocked_loop(thread: LoopThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "_GRACE_S", 0.2)
+    released = threading.Event()
 
     async def blocks() -> None:
-        time.sleep(0.6)  # noqa: ASYNC251 - what a backend must not do
-        ended.append(True)
+        released.wait(300)  # what a backend must not do
 
-    with pytest.raises(pytest.fail.Exception, match="event loop is blocked"):
-        thread.run(blocks(), timeout_s=0.05)
-    with pytest.raises(pytest.fail.Exception, match="not run: the event loop is blocked"):
-        thread.run(give(1), timeout_s=300)
+    try:
+        with pytest.raises(pytest.fail.Exception, match="event loop is blocked"):
+            thread.run(blocks(), timeout_s=0.05)
+        with pytest.raises(pytest.fail.Exception, match="not run: the event loop is blocked"):
+            thread.run(give(1), timeout_s=300)
+    finally:
+        released.set()
 
 
 def test_loop_cancels_what_is_left(thread: LoopThread) -> None:

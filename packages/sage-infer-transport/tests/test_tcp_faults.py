@@ -164,7 +164,7 @@ def test_a_withdrawn_room_is_not_written_any_more(far: TCPEndpoint, near: Shared
         relay.hold = threading.Event()
 
         async def run():
-            transport = TCPTransport(settings=SETTINGS, retry_s=0.5)
+            transport = TCPTransport(settings=SETTINGS, retry_s=60.0)
             moving = asyncio.ensure_future(transport.execute(plan(chunk, source, relay.uri(target))))
             await asyncio.to_thread(relay.waiting.wait)
             far.withdraw([target])

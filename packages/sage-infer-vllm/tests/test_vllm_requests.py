@@ -194,7 +194,7 @@ def test_a_call_of_several_texts_is_one_request() -> None:
 def test_a_call_ends_early_with_all_its_texts(end: str) -> None:
     async def main() -> None:
         engine = Engine()
-        task = asyncio.ensure_future(engine.call("a", 2, deadline=0.01 if end == "deadline" else None))
+        task = asyncio.ensure_future(engine.call("a", 2, deadline=0.3 if end == "deadline" else None))
         await eventually(lambda: len(engine.computing) == 2, "the texts do not begin", within_s=300)
         if end == "cancel":
             task.cancel()

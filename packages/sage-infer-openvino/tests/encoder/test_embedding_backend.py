@@ -465,7 +465,7 @@ def test_concurrent_embeddings_and_generation(minilm_dir: Path, smollm2_gguf: Pa
         finally:
             await llm.close()
 
-    run(main(), timeout=180)
+    run(main())
 
 
 def test_reports_and_progress_of_an_encoder(minilm_dir: Path, gate: Gate) -> None:

@@ -423,7 +423,7 @@ def test_abort_ends_all_parts_and_no_other_request() -> None:
 def test_deadlines() -> None:
     async def main() -> None:
         async with Toy(max_batch_size=1) as toy:
-            first = await toy.generate(PROMPT, greedy(150), deadline=60)
+            first = await toy.generate(PROMPT, greedy(150), deadline=600)
             late = await toy.generate(PROMPT, greedy(5), deadline=-1.0)
             far = await toy.generate(PROMPT, greedy(5), deadline=1e300)
             with pytest.raises(RequestCancelled, match="missed its deadline") as caught:

@@ -78,11 +78,13 @@ def test_timing_of_decode_is_its_own() -> None:
         async with Toy() as toy:
             state = await prefill(toy)
             await asyncio.sleep(0.2)
+            started = time.perf_counter()
             stream = (await toy.backend.decode(state, request_id="b")).stream
             assert len(await tokens(stream)) == 12
+            took = time.perf_counter() - started
             timing = stream.timing
             assert timing is not None
-            assert 0 <= timing.queue_s <= timing.ttft_s <= timing.total_s < 0.2
+            assert 0 <= timing.queue_s <= timing.ttft_s <= timing.total_s <= took
 
     run(main())
 

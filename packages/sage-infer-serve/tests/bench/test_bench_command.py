@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import sys
 import xml.etree.ElementTree as ET
@@ -176,7 +177,7 @@ def test_progress_on_a_terminal_is_one_line_that_goes_away() -> None:
 
     text = asyncio.run(main())
     assert "measuring  █████░░░" in text
-    assert " 20%  2 of 10 requests, 0 s, 1 failed" in text
+    assert re.search(r" 20%  2 of 10 requests, \d+ s, 1 failed", text)
     assert "\n" not in text
     assert text.endswith("\r\x1b[K")
 

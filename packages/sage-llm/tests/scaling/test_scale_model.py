@@ -18,7 +18,8 @@ from served_command import GUARD_S, SAGE, served
 
 MODEL = "smollm2-135m"
 BOUNDS = "0:2,interval_s=0.1,idle_s=0.2,down_s=0.2,smooth_s=0.2"
-AT_FIRST = BOUNDS.replace("idle_s=0.2", "idle_s=600")  # the first replica is there when the server says that it is ready
+# The first replica is there when the server says that it is ready.
+AT_FIRST = BOUNDS.replace("idle_s=0.2", "idle_s=600")
 
 
 class Server:
