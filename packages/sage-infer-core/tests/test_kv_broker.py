@@ -283,12 +283,14 @@ def test_a_store_that_hangs_delays_one_request(monkeypatch: pytest.MonkeyPatch) 
     async def main() -> None:
         store = HangingStore()
         made = broker(store, wait_s=0.05, pages=4)
-        assert not (await made.fetch(KEYS[:1])).pages
-        assert store.entered.acquire(timeout=300)
+        first = 0
+        while not store.entered.acquire(blocking=False):  # on a busy machine, its thread may begin later
+            assert not (await made.fetch(KEYS[:1])).pages
+            first += 1
         for _ in range(20):
             assert not (await made.fetch(KEYS[:1])).pages
         counts = made.counts()
-        assert counts["late_requests"] + counts["skipped_requests"] == 21
+        assert counts["late_requests"] + counts["skipped_requests"] == first + 20
         assert counts["skipped_requests"] >= 15
         save(made, KEYS)
         assert made.counts()["dropped"] == 4

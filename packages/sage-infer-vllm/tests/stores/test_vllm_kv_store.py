@@ -179,7 +179,7 @@ def test_whatever_a_store_does_costs_reuse_only(
         with monkeypatch.context() as patch:
             if fault == "hang":
                 faulty.gate.clear()
-                patch.setattr(broker, "_wait_s", 0.05)
+                patch.setattr(broker, "_wait_s", 1.0)
             assert await answer(backend) == (well, 0)
         faulty.mode = "well"
         faulty.gate.set()

@@ -151,7 +151,7 @@ def test_an_engine_killed_while_it_loads(live: Any, stored: Stored) -> None:
             os.kill(leader, signal.SIGKILL)
         ends = await asyncio.gather(*asked, return_exceptions=True)
         assert all(isinstance(end, EngineDead) or end[0] in stored.expected for end in ends)  # type: ignore[index]
-        await eventually(lambda: backend._running.stopped, "the death is not noticed", within_s=60)
+        await eventually(lambda: backend._running.stopped, "the death is not noticed", within_s=300)
         with pytest.raises(EngineDead):
             await answer(backend, PROMPTS[0])
 
