@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import pty
+import random
 import signal
 import socket
 import subprocess
@@ -98,14 +99,20 @@ class Served:
                     return
 
 
+def free_port() -> int:
+    """A port that the system gives to no other process in the meantime."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    pytest.fail("all ports are in use")
+
+
 @pytest.fixture(scope="module")
 def served(smollm2: ModelDescriptor, live: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     live.stop()  # one engine at a time
     folder = tmp_path_factory.mktemp("served")
     (folder / "sage_infer.yaml").write_text(CONFIGURATION)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "sage_infer.cli.main", "infer", "serve", "--port", str(port)],
