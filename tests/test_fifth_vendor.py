@@ -119,7 +119,7 @@ class Installed:
             [sys.executable, *command],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             cwd=self.folder,
             env=environment,
         )

@@ -221,7 +221,7 @@ def test_threads_and_faults_together(monkeypatch: pytest.MonkeyPatch) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(300)
     assert not any(thread.is_alive() for thread in threads), "a deadlock"
     assert not errors, errors
     store.close()

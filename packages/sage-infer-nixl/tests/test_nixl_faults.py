@@ -147,7 +147,7 @@ def test_a_cancelled_plan_ends_a_hanging_agent(other: OtherProcess, here: Shared
         os.kill(pid, signal.SIGSTOP)
         process = await transport._process()
         plan = asyncio.ensure_future(moved(transport, one))
-        await eventually(lambda: bool(process._answers), "the order was not given", within_s=60.0)
+        await eventually(lambda: bool(process._answers), "the order was not given", within_s=300.0)
         plan.cancel()
         with pytest.raises(asyncio.CancelledError):
             await plan

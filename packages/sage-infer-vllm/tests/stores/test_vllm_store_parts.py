@@ -253,19 +253,19 @@ def test_slots_are_free_after_the_first_token_or_behind_a_fence(
             reuse.submitted(given, pages, rows=rows)
             given.take(output(completion()))
             if rows == 1:  # the broker's thread may hold them for a moment
-                await eventually(lambda: traffic.free_slots() == 4, "slots are not free", within_s=60)
+                await eventually(lambda: traffic.free_slots() == 4, "slots are not free", within_s=300)
             else:
                 assert traffic.free_slots() == 0
             given.take(output(completion(reason="stop"), finished=True, cached=16))
             engine.gate.set()
-            await eventually(lambda: traffic.free_slots() == 4, "slots are not free", within_s=60)
+            await eventually(lambda: traffic.free_slots() == 4, "slots are not free", within_s=300)
         assert engine.fences == 1
         engine.gate.clear()
         pages = await reuse.fetch(TOKENS, salt="", adapter=None)
         given = delivery()
         reuse.submitted(given, pages, rows=1)
         given.fail(UnsupportedFeature("it was aborted"))
-        await eventually(lambda: engine.fences == 2, "no fence", within_s=60)
+        await eventually(lambda: engine.fences == 2, "no fence", within_s=300)
         assert traffic.free_slots() == 0  # a worker may still read them
         engine.is_dead = True
         engine.gate.set()
@@ -286,7 +286,7 @@ def test_what_the_engine_has_is_not_fetched(traffic: StoreTraffic, store: Faulty
             reuse.submitted(given, pages, rows=1)
             # The second time vLLM has evicted them, which costs that request its reuse.
             given.take(output(completion(reason="stop"), finished=True, cached=0 if cached else 16))
-            await eventually(lambda: traffic.free_slots() == 4, "slots are not free", within_s=60)
+            await eventually(lambda: traffic.free_slots() == 4, "slots are not free", within_s=300)
 
     asyncio.run(asyncio.wait_for(main(), 300))
 
