@@ -286,6 +286,26 @@ def test_decode_replicas_are_added_beside_prefill_replicas() -> None:
     asyncio.run(main())
 
 
+def test_scaling_continues_after_a_fault() -> None:
+    async def main() -> None:
+        async with scaled("1:2") as (manager, executor):
+            scaler, faults = manager.scaling.models["toy"], []
+            usual = scaler.look
+
+            def sometimes(now: float) -> None:
+                if len(faults) < 3:
+                    faults.append(now)
+                    raise ZeroDivisionError("a fault of this test")
+                usual(now)
+
+            scaler.look = sometimes  # type: ignore[method-assign]
+            manager.autoscale("toy", parse_autoscale(f"2:2,{FAST}"))
+            await until(lambda: row(manager)["actual"] == 2)
+            assert len(faults) == 3
+
+    asyncio.run(main())
+
+
 def test_models_that_cannot_be_scaled() -> None:
     async def main() -> None:
         async with running_plane([toy_model(1)], Gated()) as manager:

@@ -130,6 +130,10 @@ class Fleet:
     async def _connect(self, replica: Replica, handle: ReplicaHandle) -> None:
         """Connect to a running replica, and give it requests."""
         connected = await connect(handle)
+        if self._closed or not replica.is_coming:  # it was stopped meanwhile
+            await connected.close()
+            await handle.kill()
+            return
         is_first = replica.instance is None
         instance = LiveInstance(next(self._slots), connected, replica.model_id)
         if not is_first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,8 @@ from sage_llm.manager.scaling.model_scaler import ModelScaler
 from sage_llm.tasks import Tasks
 
 __all__ = ["Autoscaler"]
+
+log = logging.getLogger(__name__)
 
 _LOOK_S = 0.05
 
@@ -88,7 +91,10 @@ class Autoscaler:
             await asyncio.sleep(_LOOK_S)
             now = time.monotonic()
             for scaler in list(self.models.values()):
-                scaler.look(now)
+                try:
+                    scaler.look(now)
+                except Exception:  # without this task, no model would follow its load any more
+                    log.exception("scaling of model %s failed", scaler.model_id)
 
     # --- what others ask
 
