@@ -207,6 +207,22 @@ def test_a_deadline_passes_during_the_prefill() -> None:
     with_pd(test)
 
 
+def test_a_model_is_unloaded_during_a_prefill() -> None:
+    async def test(manager: ControlPlaneManager, executor: ToyPDExecutor, expected: Any) -> None:
+        engine, replica = executor.by_id[PREFILL], manager.fleet.find(PREFILL)
+        engine.stops_at = "prefill"
+        asking = asyncio.ensure_future(ask(manager))
+        await engine.stopped.wait()
+        unloading = asyncio.ensure_future(manager.unload_model("toy"))
+        await until(lambda: replica.word == "stopping")
+        engine.stops_at = None
+        assert await read(await asking) == expected
+        await unloading
+        assert replica.word == "gone"
+
+    with_pd(test)
+
+
 def test_the_decode_instance_is_lost_while_it_streams() -> None:
     """The stream continues on the prefill instance, which then serves whole requests, until the other one returns."""
 

@@ -288,7 +288,7 @@ def test_decode_replicas_are_added_beside_prefill_replicas() -> None:
 
 def test_scaling_continues_after_a_fault() -> None:
     async def main() -> None:
-        async with scaled("1:2") as (manager, executor):
+        async with scaled("1:2") as (manager, _):
             scaler, faults = manager.scaling.models["toy"], []
             usual = scaler.look
 

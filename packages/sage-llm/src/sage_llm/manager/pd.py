@@ -128,6 +128,7 @@ class HandOvers:
         finally:
             attempt.awaits_kv = False
             source.attempts.pop(attempt.request_id, None)
+            source.left()
             self._placement.prefilled(request)
             self._tasks.spawn(_release(source, attempt.request_id))
         await attempt.instance.backend.abort(attempt.request_id)  # what has been imported
