@@ -127,7 +127,8 @@ def test_two_gateways(smollm2: str, tmp_path_factory: pytest.TempPathFactory, tm
                 for line in lines
                 if line.startswith("sage_llm_ended_requests_total{")
             }
-        status = server.command("status")
+        while (status := server.command("status"))["requests"]["finished"] < sent:
+            pass  # a gateway that answers late on a busy machine is left out
         assert status["requests"]["finished"] == sent
         assert [row["state"] for row in status["replicas"]] == ["ready", "ready"]
         assert server.command("explain")["policy"] == "kv-cost"
