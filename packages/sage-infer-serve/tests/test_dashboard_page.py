@@ -279,14 +279,6 @@ def test_instances_of_a_control_plane(backend: DashboardBackend, width: int) -> 
     def act(driver: Any, gateway: Any) -> None:
         until(driver, shows("Queue"))
         assert driver.execute_script("return document.querySelector('#cluster-section').hidden")
-        backend.instances = [
-            {
-                "instance": "chat/0", "state": "ready", "reason": "", "role": "decode", "running": 4,
-                "queued_tokens": 1200, "kv_used": 0.25, "cache_hits": 0.5, "migrated_in": 2, "migrated_out": 1,
-                "restarts": 0,
-            },
-            {"instance": "chat/p0", "state": "failed", "reason": "out of memory <b>here</b>", "restarts": 5},
-        ]  # fmt: skip
         backend.scaling = [
             {
                 "model": "chat",
@@ -297,6 +289,14 @@ def test_instances_of_a_control_plane(backend: DashboardBackend, width: int) -> 
                 "reason": "1 → 2: load 0.9 <b>high</b>",
             }
         ]
+        backend.instances = [
+            {
+                "instance": "chat/0", "state": "ready", "reason": "", "role": "decode", "running": 4,
+                "queued_tokens": 1200, "kv_used": 0.25, "cache_hits": 0.5, "migrated_in": 2, "migrated_out": 1,
+                "restarts": 0,
+            },
+            {"instance": "chat/p0", "state": "failed", "reason": "out of memory <b>here</b>", "restarts": 5},
+        ]  # fmt: skip
         until(driver, shows("chat/0", "#cluster"))
         scaling = text_of(driver, "#cluster-scaling")
         assert scaling == "chat: 1 ready, 2 wanted, 0 to 4 allowed · 1 → 2: load 0.9 <b>high</b>"
