@@ -73,11 +73,14 @@ class TestWithoutAnything(HardwareDetectorContract):
         return CambriconDetector(self.sysfs)
 
 
-def test_the_json_is_written_elsewhere_and_read(tools: Path, sysfs: Path) -> None:
+def test_the_json_is_written_elsewhere_and_read(
+    tools: Path, sysfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tool = stand_in_tool(tools, "cnmon", {"": TABLE, "info -j": WRITES})
-    before = sorted(os.listdir())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     found = CambriconDetector(sysfs).detect()
-    assert sorted(os.listdir()) == before
+    assert not os.listdir()
     assert calls_of(tool) == ["info -j", "topo -m"]
     assert [(a.index, a.model, a.pci_address, a.numa_node, a.uuid) for a in found.accelerators] == [
         (0, "MLU370-X8", "0000:39:00.0", 0, "77013006-2457-0000-0000-000000000000"),

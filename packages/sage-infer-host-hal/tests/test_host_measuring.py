@@ -10,6 +10,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,13 @@ DISK = folder_on_disk()
 on_disk = pytest.mark.skipif(DISK is None, reason="no file system here takes asynchronous direct I/O")
 
 
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A new, empty folder on that file system: beside it other tests' processes write files too."""
+    with tempfile.TemporaryDirectory(dir=DISK, prefix=".measured-") as folder:
+        yield Path(folder)
+
+
 def test_memory(quick: None) -> None:
     shares: list[float] = []
     speed = memory_speed.measure_memory(os.sched_getaffinity(0), None, shares.append)
@@ -66,10 +75,9 @@ def test_a_cpu_that_has_gone_is_no_obstacle(quick: None) -> None:
 
 
 @on_disk
-def test_disk(quick: None) -> None:
-    before = set(os.listdir(DISK))
+def test_disk(quick: None, disk: Path) -> None:
     shares: list[float] = []
-    tier = disk_speed.measure_disk(MemoryTierSpec(tier="ssd", name=str(DISK)), shares.append)
+    tier = disk_speed.measure_disk(MemoryTierSpec(tier="ssd", name=str(disk)), shares.append)
     assert shares == [0.25, 0.5, 0.75, 1.0]
     figures = [
         tier.measured_read_gbs, tier.measured_write_gbs,
@@ -78,7 +86,7 @@ def test_disk(quick: None) -> None:
     assert all(
         figure is not None and figure.value > 0 and "direct I/O" in figure.source for figure in figures
     )
-    assert set(os.listdir(DISK)) == before
+    assert not os.listdir(disk)
 
 
 @on_disk
@@ -101,10 +109,8 @@ def test_what_is_written_is_what_is_read() -> None:
 
 @on_disk
 @pytest.mark.parametrize("tmpfile", [True, False])
-def test_a_killed_measurement_leaves_no_file(tmp_path: Path, tmpfile: bool) -> None:
+def test_a_killed_measurement_leaves_no_file(disk: Path, tmpfile: bool) -> None:
     """With ``O_TMPFILE``, and as on file systems that do not have it."""
-    assert DISK is not None
-    before = set(os.listdir(DISK))
     program = f"""
 import itertools, os, sys
 from sage_infer_host import disk_speed
@@ -115,7 +121,7 @@ if not {tmpfile}:
     disk_speed.os.open = lambda path, flags, mode=0o777: refuse() if flags & os.O_TMPFILE else real(path, flags, mode)
     def refuse():
         raise OSError({errno.EOPNOTSUPP}, "no")
-with disk_speed._nameless_file({str(DISK)!r}) as descriptor:
+with disk_speed._nameless_file({str(disk)!r}) as descriptor:
     with AsyncFile(descriptor, nbytes=4096, depth=2) as file:
         print("writing", flush=True)
         file.run(itertools.cycle(range(0, 4 << 20, 4096)), write=True, seconds=60)
@@ -126,7 +132,7 @@ with disk_speed._nameless_file({str(DISK)!r}) as descriptor:
         assert process.stdout.readline() == b"writing\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert set(os.listdir(DISK)) == before
+    assert not os.listdir(disk)
 
 
 def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
