@@ -117,8 +117,7 @@ class Fleet:
             replica.word, replica.reason, replica.ended_at = "failed", error.message, time.monotonic()
             raise
         if self._closed or replica.word != "starting":
-            await handle.kill()
-            return
+            return await handle.kill()
         try:
             await self._connect(replica, handle)
         except BaseException as error:
@@ -132,8 +131,7 @@ class Fleet:
         connected = await connect(handle)
         if self._closed or not replica.is_coming:  # it was stopped meanwhile
             await connected.close()
-            await handle.kill()
-            return
+            return await handle.kill()
         is_first = replica.instance is None
         instance = LiveInstance(next(self._slots), connected, replica.model_id)
         if not is_first:
