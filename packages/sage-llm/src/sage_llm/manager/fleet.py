@@ -117,7 +117,8 @@ class Fleet:
             replica.word, replica.reason, replica.ended_at = "failed", error.message, time.monotonic()
             raise
         if self._closed or replica.word != "starting":
-            return await handle.kill()
+            await handle.kill()
+            return
         try:
             await self._connect(replica, handle)
         except BaseException as error:
@@ -131,7 +132,8 @@ class Fleet:
         connected = await connect(handle)
         if self._closed or not replica.is_coming:  # it was stopped meanwhile
             await connected.close()
-            return await handle.kill()
+            await handle.kill()
+            return
         is_first = replica.instance is None
         instance = LiveInstance(next(self._slots), connected, replica.model_id)
         if not is_first:
@@ -368,10 +370,7 @@ class Fleet:
         return attrs.evolve(result, took_s=time.monotonic() - started)
 
     async def _move_off(self, instance: LiveInstance, within_s: float) -> int:
-        """Move the requests of a draining instance; returns how many.
-
-        For ``within_s`` seconds, few move at a time, and the others continue meanwhile.
-        """
+        """Move an instance's requests, few at a time for ``within_s`` seconds; returns how many."""
         placement, until = self._dispatcher.placement, time.monotonic() + within_s
         moved = 0
         for request in self._dispatcher.on(instance):
