@@ -9,8 +9,11 @@ import plane
 import pytest
 from plane import read, running_plane, until
 from sage_infer.errors import InvalidRequest, ModelNotFound, RequestCancelled
-from sage_infer.schemas import SamplingParams
+from sage_infer.schemas import ReplicaSpec, SamplingParams
+from sage_infer.sdk import BackendReplica
+from sage_llm import ControlPlaneSettings
 from sage_llm.manager import fleet
+from sage_llm.manager.restarts import RestartLimits
 from toy_engine import ToyExecutor, toy_model
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40)
@@ -90,5 +93,53 @@ def test_a_replica_that_is_drained_while_it_is_connected_stays_gone(monkeypatch:
                 manager.fleet.find("toy/2")
             assert (await executor.engines[2].health()).status == "dead", "it runs without an owner"
             assert len(manager.dispatcher.placement.instances("toy")) == 2
+
+    asyncio.run(asyncio.wait_for(main(), plane.GUARD_S))
+
+
+class Slow(ToyExecutor):
+    """Its starts wait until ``gate`` is set; one that is cancelled ends its process before it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def launch(self, spec: ReplicaSpec) -> BackendReplica:
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.05)
+            raise
+        return await super().launch(spec)
+
+
+def test_a_replica_that_was_drained_while_it_restarted_can_be_started_again() -> None:
+    async def main() -> None:
+        executor = Slow()
+        settings = ControlPlaneSettings(restarts=RestartLimits(first_s=0.01))
+        async with running_plane([toy_model()], executor, settings) as manager:
+            executor.gate.clear()
+            executor.engines[0].crash()
+            await until(lambda: manager.fleet.replicas["toy/0"].word == "starting")
+            assert await manager.restart("toy/0") == []
+            assert manager.fleet.replicas["toy/0"].word == "starting", "it is left alone"
+            await manager.drain("toy/0")
+            executor.gate.set()
+            assert await manager.scale("toy", 2) == ["toy/0"]
+            assert [replica.word for replica in manager.fleet.of("toy")] == ["running", "running"]
+
+    asyncio.run(asyncio.wait_for(main(), plane.GUARD_S))
+
+
+def test_a_replica_that_waits_for_its_restart_leaves_no_process_when_it_is_drained() -> None:
+    async def main() -> None:
+        executor = ToyExecutor()
+        async with running_plane([toy_model()], executor) as manager:
+            lost = manager.fleet.replicas["toy/0"].instance
+            assert lost is not None
+            manager.fleet.lose(lost, "as the test wants")
+            await manager.drain("toy/0")
+            await until(lambda: list(executor.replicas) == ["toy/1"])
 
     asyncio.run(asyncio.wait_for(main(), plane.GUARD_S))

@@ -300,12 +300,7 @@ class Fleet:
         Raises:
             InvalidRequest: no other replica of its model can take the requests.
         """
-        others = [
-            r
-            for r in self.replicas.values()
-            if r.model_id == replica.model_id and r is not replica and r.is_coming
-        ]
-        if not others:
+        if not any(r.is_coming for r in self.of(replica.model_id) if r is not replica):
             raise InvalidRequest(
                 f"replica {replica.replica_id!r} is the only one of model {replica.model_id!r}; start another with "
                 f"`sage llm scale {replica.model_id} 2` first"
@@ -337,10 +332,13 @@ class Fleet:
         then: ReplicaWord,
         why: str = "drained by an operator",
     ) -> Drained:
-        started, instance = time.monotonic(), replica.instance
+        started = time.monotonic()
+        if replica.task is not None and replica.task.cancel():
+            await asyncio.wait([replica.task])  # it may have a process, which it ends
+        instance = replica.instance
         if replica.word != "running" or instance is None:
-            if replica.task is not None:
-                replica.task.cancel()
+            if replica.handle is not None:
+                await replica.handle.kill()
             replica.word = then
             return Drained(replica_id=replica.replica_id, open=0, ended=0, migrated=0, took_s=0.0)
         replica.word = "stopping"

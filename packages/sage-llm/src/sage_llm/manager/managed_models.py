@@ -211,11 +211,13 @@ class ManagedModels:
     async def restart(self, name: str | None = None, deadline_s: float = 0.0) -> list[Drained]:
         """Restart one replica, all replicas of a model, or of all models, one after another.
 
+        A replica that is starting is left alone.
+
         Raises:
             ModelNotFound: there is no such model or replica.
         """
         replicas = self._replicas_of(name)
-        return [await self.fleet.restart(replica, deadline_s) for replica in replicas]
+        return [await self.fleet.restart(r, deadline_s) for r in replicas if r.word != "starting"]
 
     def _replicas_of(self, name: str | None) -> list[Replica]:
         if name is None:
