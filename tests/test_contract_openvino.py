@@ -28,6 +28,7 @@ class TestPlugin(PluginContract):
 class TestOpenVINO(InferenceBackendContract):
     backend_name = "openvino"
     model = "smollm2-135m"
+    timeout_s = 900.0  # on a busy machine
     max_queue = 48
     quant_profile = QuantizationProfile(
         profile_id="w8", weight_bits=8, activation_bits=32, kv_bits_prefill=8, kv_bits_decode=8
@@ -38,6 +39,7 @@ class TestOpenVINO(InferenceBackendContract):
 class TestOpenVINOEmbedding(EmbeddingBackendContract):
     backend_name = "openvino-embedding"
     model = "minilm"
+    timeout_s = 900.0
     normalized = True
 
 
@@ -45,6 +47,7 @@ class TestOpenVINOReranking(EmbeddingBackendContract):
     """Its weights are random: what is most relevant to it is known from sentence-transformers."""
 
     serves = "reranker"
+    timeout_s = 900.0
     backend_name = "openvino-embedding"
     query = QUERY
     documents = DOCUMENTS
