@@ -312,6 +312,23 @@ def test_small_requests_of_a_new_tenant_do_not_hold_up_the_prompts_of_chats(prom
             assert len(chat.tokens) > chat.prompt_length, f"no token in three steps, in step {step}"
 
 
+def test_prompts_of_others_do_not_slow_the_streams_of_a_regular_tenant_that_needs_less() -> None:
+    engine = Engine(batch=8, step=64)
+    engine.limits = Limits(beside=2, alone=40)
+    largest = 0
+    for step in range(300):
+        if step % 18 == 0:
+            engine.add(call(prompt=36, output=8, tenant="a"))
+        if step % 3 == 0:
+            engine.add(call(prompt=20, output=4, tenant="b"))
+        before = engine.computed.copy()
+        found = engine.step()
+        prompts = [engine.computed[id(s)] - before[id(s)] for s in found if s.request.tenant == "b"]
+        if step > 100 and 2 <= step % 18 <= 5:  # the chat decodes
+            largest = max(largest, *prompts, 0)
+    assert largest <= 2
+
+
 def test_a_limit_of_none_ends_nothing_and_holds_nobody_for_ever() -> None:
     engine = Engine(batch=8)
     engine.limits = Limits(0)

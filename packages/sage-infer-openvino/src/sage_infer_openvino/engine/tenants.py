@@ -13,7 +13,9 @@ __all__ = ["BatchShares", "StepShares", "TenantLimits", "TenantWork"]
 
 _KEPT = 0.99  # of a tenant's work after each step
 _LEAST = 0.5  # tokens, below which a tenant is forgotten
-_CREDIT = 1.0  # tokens: a tenant that returns comes first for one step
+_CREDIT = 100.0  # tokens of which a regular tenant that returns comes first, such as a short chat
+_FIRST = 1.0  # the same for one that is not regular: it comes first for one step
+_REGULAR = 100  # steps, after which a tenant without requests is no regular one
 _DECODED = 4.0  # tokens of a prompt that cost about as much as a new token, which needs a step of its own
 
 
@@ -43,9 +45,12 @@ class TenantWork:
     def __init__(self) -> None:
         self._tokens: dict[str, float] = {}
         self._active: set[str] = set()
+        self._steps = 0
+        self._left: dict[str, int] = {}  # the step in which the last request of a tenant ended
 
     def ran(self, step: Iterable[tuple[SequenceState, int]]) -> None:
         """Record a step."""
+        self._steps += 1
         tokens = {name: kept for name, old in self._tokens.items() if (kept := old * _KEPT) > _LEAST}
         for sequence, count in step:
             tenant = sequence.request.tenant
@@ -70,11 +75,19 @@ class TenantWork:
         return min(sorted(large), key=lambda tenant: (large[tenant], self._tokens.get(tenant, 0.0)))
 
     def _activate(self, active: Set[str]) -> None:
-        """Raise the work of tenants that return to that of the others, less a token, so that it comes first."""
+        """Raise the work of tenants that return to that of the others, less some credit.
+
+        A regular tenant keeps a part of the lead that it has because it used less. One that arrives has no such lead:
+        with credit, a client with many small requests would come before the others for seconds.
+        """
+        since = self._steps - _REGULAR
+        self._left = {tenant: step for tenant, step in self._left.items() if step >= since}
+        self._left |= dict.fromkeys(self._active - active, self._steps)
         others = [self._tokens.get(tenant, 0.0) for tenant in active & self._active]
         usual = min(others) if others else max(self._tokens.values(), default=0.0)
         for tenant in active - self._active:
-            if (least := usual - _CREDIT) > self._tokens.get(tenant, 0.0):
+            credit = _CREDIT if self._left.pop(tenant, None) is not None else _FIRST
+            if (least := usual - credit) > self._tokens.get(tenant, 0.0):
                 self._tokens[tenant] = least
         self._active = set(active)
 
