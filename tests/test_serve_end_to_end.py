@@ -181,7 +181,7 @@ def test_sigterm_lets_an_answer_end(served: Any) -> None:
 
 
 def free_port() -> int:
-    """A port that the system gives to no other process in the meantime."""
+    """A port that the system assigns to no other process in the meantime."""
     for port in random.sample(range(20_000, 32_000), 100):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port

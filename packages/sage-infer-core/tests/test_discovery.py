@@ -14,7 +14,7 @@ import pytest
 from sage_infer import Need, hookspecs
 from sage_infer.discovery import BackendInfo, backend_info, model_specs
 from sage_infer.discovery.distributions import describe_distribution, with_required
-from sage_infer.discovery.readiness import ROOT, missing_requirements, unmet_needs
+from sage_infer.discovery.readiness import ROOT_VARIABLE, missing_requirements, unmet_needs
 
 if TYPE_CHECKING:
     from conftest import Site
@@ -320,7 +320,7 @@ def test_files_are_looked_for_below_a_root(
     site.add(
         "rooted", backends("alpha", more=needs).replace("import BackendSpec", "import Need, BackendSpec")
     )
-    monkeypatch.setenv(ROOT, str(tmp_path))
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
     assert [missing.what for missing in rows(site)["alpha"].missing] == ["kit", "hardware"]
     for file in ("opt/kit-1", "dev/npu0"):
         (tmp_path / file).parent.mkdir()

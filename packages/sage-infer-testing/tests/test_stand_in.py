@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from sage_infer import Need
-from sage_infer.discovery.readiness import ROOT, unmet_needs
+from sage_infer.discovery.readiness import ROOT_VARIABLE, unmet_needs
 from sage_infer_testing.stand_in import Replay, add_distribution, calls_of, stand_in_tool
 from sage_infer_testing.vllm_stand_in import VLLMPlatformStandIn, add_vendor_stack
 
@@ -56,12 +56,12 @@ def test_a_vendors_stack_is_there_by_name(tmp_path: Path, monkeypatch: pytest.Mo
         tmp_path / "site", tmp_path / "root", needs, {"toy-engine": "1.0", "toy-plug-in": "1.1"},
         device_nodes=("/dev/toy[0-9]*",),
     )  # fmt: skip
-    assert machine == {"PYTHONPATH": str(tmp_path / "site"), ROOT: str(tmp_path / "root")}
+    assert machine == {"PYTHONPATH": str(tmp_path / "site"), ROOT_VARIABLE: str(tmp_path / "root")}
     assert {str(path.relative_to(tmp_path / "root")) for path in (tmp_path / "root").rglob("*") if path.is_file()} == {
         "dev/toy0", "dev/toy_manager0", "opt/toy/set_env.sh",
     }  # fmt: skip
     assert unmet_needs(needs)
-    monkeypatch.setenv(ROOT, machine[ROOT])
+    monkeypatch.setenv(ROOT_VARIABLE, machine[ROOT_VARIABLE])
     monkeypatch.syspath_prepend(machine["PYTHONPATH"])
     assert unmet_needs(needs) == []
 

@@ -122,7 +122,7 @@ def test_findings_are_one_printable_line_each() -> None:
     with pytest.raises(SchemaError, match="sources"):
         Check(name="a", sources=(), find=lambda machine: ())
     with pytest.raises(SchemaError, match="https address"):
-        Check(name="a", sources=("somebody said it",), find=lambda machine: ())
+        Check(name="a", sources=("a user said it",), find=lambda machine: ())
 
 
 # --- releases

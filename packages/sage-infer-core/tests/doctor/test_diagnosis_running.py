@@ -77,7 +77,7 @@ def test_serial_numbers_are_replaced() -> None:
 
 def test_variables_are_shared_by_name() -> None:
     environ = {
-        "VLLM_API_KEY": "x", "VLLM_PLUGINS": "ascend", "HOME": "/home/somebody", "AWS_SECRET_ACCESS_KEY": "x",
+        "VLLM_API_KEY": "x", "VLLM_PLUGINS": "ascend", "HOME": "/home/person", "AWS_SECRET_ACCESS_KEY": "x",
         "VLLM_PROXY": "http://me:pw@proxy:80", "ACME_BOARD": "SN: 12345ABCDE",
     }  # fmt: skip
     assert shareable_environment(environ, ("VLLM_*", "ACME_*")) == {

@@ -12,19 +12,16 @@ from sage_infer.sdk.diagnosis import (
     Part,
     VendorChecks,
     as_version,
+    communication,
     device_files,
-    interfaces,
-    locked_memory,
-    rdma_devices,
-    shared_memory,
     visible_devices,
 )
-from sage_infer_hal.detection import pci_devices
+from sage_infer_hal.detection.pci import SYSFS
+
+from sage_infer_cuda.detector import gpus_on_bus
 
 __all__ = ["CHECKS"]
 
-_NVIDIA = 0x10DE
-_DISPLAY = 0x03
 _DEVICE = "/dev/nvidia[0-9]*"
 _DRIVER = Part(
     name="driver",
@@ -43,8 +40,7 @@ _LEAST_DRIVERS = {13: 580, 12: 525}
 
 
 def _gpus_on_bus(machine: Machine) -> int:
-    devices = pci_devices({_NVIDIA}, Path(f"{machine.root}/sys"))
-    return sum(device.class_code >> 16 == _DISPLAY for device in devices)
+    return len(gpus_on_bus(Path(f"{machine.root}{SYSFS}")))
 
 
 def _old_driver(machine: Machine) -> Iterator[Finding]:
@@ -93,9 +89,6 @@ CHECKS = VendorChecks(
             _DEVICE,
             sources=("https://github.com/vllm-project/vllm/issues/1016",),
         ),
-        interfaces("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"),
-        shared_memory(),
-        rdma_devices(),
-        locked_memory(),
+        *communication("NCCL"),
     ),
 )

@@ -14,10 +14,15 @@ from sage_infer_hal.detection.pci import SYSFS
 
 from sage_infer_cuda.nvml import read_nvml
 
-__all__ = ["NvidiaDetector"]
+__all__ = ["NvidiaDetector", "gpus_on_bus"]
 
 _NVIDIA = 0x10DE
 _DISPLAY = 0x03  # PCI class of graphics cards and of accelerators without a screen; not of audio or NVSwitch
+
+
+def gpus_on_bus(sysfs: Path = SYSFS) -> list[PciDevice]:
+    """NVIDIA's GPUs on the PCI bus."""
+    return [device for device in pci_devices({_NVIDIA}, sysfs) if device.class_code >> 16 == _DISPLAY]
 
 
 class NvidiaDetector:
@@ -41,7 +46,7 @@ class NvidiaDetector:
         Raises:
             ToolOutputError: the driver is installed but fails.
         """
-        pci = [d for d in pci_devices({_NVIDIA}, self._sysfs) if d.class_code >> 16 == _DISPLAY]
+        pci = gpus_on_bus(self._sysfs)
         if not self._has_driver():
             return HardwareProfile(notes=[_no_driver(pci)] if pci else [])
         nvml = self._load()

@@ -11,13 +11,10 @@ from sage_infer.sdk.diagnosis import (
     Part,
     VendorChecks,
     as_version,
+    communication,
     device_files,
-    interfaces,
-    locked_memory,
     one_platform,
-    rdma_devices,
     releases,
-    shared_memory,
     visible_devices,
 )
 from sage_infer_hal.detection import count_on_bus
@@ -92,9 +89,6 @@ CHECKS = VendorChecks(
             groups=(frozenset({0, 1, 2, 3}), frozenset({4, 5, 6, 7})),
             others=("CUDA_VISIBLE_DEVICES",),
         ),
-        interfaces("BKCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"),
-        shared_memory(),
-        rdma_devices(),
-        locked_memory(),
+        *communication("BKCL"),
     ),
 )

@@ -116,9 +116,7 @@ class Router:
 
     def _at(self, path: str) -> list[Route]:
         here = self._by_path.get(path)
-        if here is None and path.endswith(
-            "/"
-        ):  # tolerated in the API; the dashboard's relative links would break
+        if here is None and path.endswith("/"):  # with it, relative links of the dashboard would break
             here = [route for route in self._by_path.get(path[:-1], ()) if route.summary]
         if here:
             return here

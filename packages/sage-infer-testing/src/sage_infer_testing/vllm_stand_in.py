@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from attrs import field, frozen
-from sage_infer.discovery.readiness import ROOT
+from sage_infer.discovery.readiness import ROOT_VARIABLE
 from sage_infer.specs import Need
 
 from sage_infer_testing.stand_in import add_distribution
@@ -129,7 +129,7 @@ def add_vendor_stack(
         file = root / pattern.replace("[0-9]*", "0").replace("*", "0").lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    return {"PYTHONPATH": str(site), ROOT: str(root)}
+    return {"PYTHONPATH": str(site), ROOT_VARIABLE: str(root)}
 
 
 def _add_platform(site: Path, stand_in: VLLMPlatformStandIn) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sage_infer.cli.doctor_vendor import as_problem, checked_hardware, vendor_report
 from sage_infer.cli.output import AsJson, note, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -65,7 +66,6 @@ def doctor(
 def _report() -> dict[str, Any]:
     """All checked items, and ``problems``, most severe first."""
     from sage_infer import CONTRACT_VERSION
-    from sage_infer.cli.doctor_vendor import checked_hardware
     from sage_infer.config import load_config
     from sage_infer.discovery import backend_info, discover, plugin_info
     from sage_infer.discovery.distributions import describe_distribution, with_required
@@ -76,11 +76,11 @@ def _report() -> dict[str, Any]:
     try:
         loaded = load_config()
         config = str(loaded.path) if loaded.path else None
-        problems += [_problem("warning", "environment", text) for text in loaded.warnings]
+        problems += [as_problem("warning", "environment", text) for text in loaded.warnings]
     except ConfigError as error:
         # Without a configuration nothing else can be read, but this finding is the whole diagnosis.
         return {**_machine(), "contract": CONTRACT_VERSION, "config": None, "distributions": [], "backends": [],
-                "models": [], "problems": [_problem("error", "configuration", error.message)]}  # fmt: skip
+                "models": [], "problems": [as_problem("error", "configuration", error.message)]}  # fmt: skip
     registry = discover()
     backends = backend_info(registry)
     models = list_models()
@@ -94,14 +94,16 @@ def _report() -> dict[str, Any]:
     if not any(row.state == "ready" for row in backends):
         off = ", ".join(sorted(registry.disabled))
         what = f"none is ready; disabled: {off}" if off else "none is ready"
-        problems.append(_problem("error", "backends", what, "" if off else "pip install sage-infer-openvino"))
+        problems.append(
+            as_problem("error", "backends", what, "" if off else "pip install sage-infer-openvino")
+        )
     for model in models:
         if model.state != "ready":
             severity = "error" if model.state == "broken" else "note"
-            problems.append(_problem(severity, f"model {model.name}", model.reason, model.fix))
+            problems.append(as_problem(severity, f"model {model.name}", model.reason, model.fix))
     for name in checked_hardware(registry):
         what = "its devices are here; the stack of this vendor has checks of its own"
-        problems.append(_problem("note", f"vendor {name}", what, f"sage infer doctor --vendor {name}"))
+        problems.append(as_problem("note", f"vendor {name}", what, f"sage infer doctor --vendor {name}"))
     return {
         **_machine(),
         "contract": CONTRACT_VERSION,
@@ -116,7 +118,6 @@ def _report() -> dict[str, Any]:
 def _vendor_report(name: str) -> dict[str, Any]:
     """Checked parts of one vendor's stack, and ``problems``, most severe first."""
     from sage_infer import CONTRACT_VERSION
-    from sage_infer.cli.doctor_vendor import vendor_report
     from sage_infer.config import load_config
     from sage_infer.discovery import backend_info, discover
 
@@ -135,7 +136,6 @@ def _vendor_report(name: str) -> dict[str, Any]:
 def _write(path: Path, report: dict[str, Any], vendor: str | None) -> None:
     """Write a report for a bug report: what is printed, and the vendors' stacks if devices are here."""
     from sage_infer.cli.doctor_report import new_file, report_text
-    from sage_infer.cli.doctor_vendor import checked_hardware
     from sage_infer.discovery import discover
 
     if vendor is not None:
@@ -182,7 +182,7 @@ def _verify(report: dict[str, Any], extra: list[Path]) -> None:
         "bytes": sum(done.values()),
         "damaged": [str(damage.file) for damage in damages],
     }
-    found = [_problem("error", str(damage.file), damage.reason, damage.fix) for damage in damages]
+    found = [as_problem("error", str(damage.file), damage.reason, damage.fix) for damage in damages]
     report["problems"] = [*found, *report["problems"]]
 
 
@@ -200,13 +200,9 @@ def _problems_of(row: PluginInfo) -> list[dict[str, Any]]:
         return []
     noun = "plug-in" if row.kind == "plugin" else row.kind
     if row.state in ("broken", "incompatible"):
-        return [_problem("error", f"{noun} {row.name}", row.reason, row.fix)]
+        return [as_problem("error", f"{noun} {row.name}", row.reason, row.fix)]
     fix = row.fix or (f"sage infer backend show {row.name}" if row.missing else "")
-    return [_problem("note", f"{noun} {row.name}", row.reason, fix)]
-
-
-def _problem(severity: str, where: str, what: str, fix: str = "") -> dict[str, Any]:
-    return {"severity": severity, "where": where, "what": what, "fix": fix}
+    return [as_problem("note", f"{noun} {row.name}", row.reason, fix)]
 
 
 def _origin(distribution: dict[str, Any]) -> str:

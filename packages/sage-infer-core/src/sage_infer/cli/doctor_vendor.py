@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sage_infer.sdk.diagnosis import VendorChecks
     from sage_infer.specs import DetectorSpec
 
-__all__ = ["checked_hardware", "vendor_report"]
+__all__ = ["as_problem", "checked_hardware", "vendor_report"]
 
 Problem = dict[str, Any]
 
@@ -39,7 +39,7 @@ def vendor_report(name: str, registry: Registry, backends: Iterable[BackendInfo]
         try:
             declared = _loaded(entry)
         except SageInferError as error:
-            problems.append(_problem("error", f"checks of {entry.plugin.distribution}", error.message, ""))
+            problems.append(as_problem("error", f"checks of {entry.plugin.distribution}", error.message, ""))
             continue
         parts |= {part.name: part.version(machine) for part in declared.parts}
         nodes += [path for pattern in declared.nodes for path in machine.paths(pattern)]
@@ -47,7 +47,7 @@ def vendor_report(name: str, registry: Registry, backends: Iterable[BackendInfo]
         for check, finding in run_checks(declared.checks, machine):
             problems.append(
                 {
-                    **_problem(finding.severity, check.name, finding.what, finding.fix),
+                    **as_problem(finding.severity, check.name, finding.what, finding.fix),
                     "sources": list(check.sources),
                 }
             )
@@ -57,7 +57,7 @@ def vendor_report(name: str, registry: Registry, backends: Iterable[BackendInfo]
     checked = [entry.plugin.distribution for entry in detectors if entry.spec.checks is not None]
     if not checked:
         what = "its wheel declares no checks; only the needs of its backends were looked for"
-        problems.append(_problem("note", f"vendor {name}", what, ""))
+        problems.append(as_problem("note", f"vendor {name}", what, ""))
     return {
         "vendor": name,
         "checked": checked,
@@ -135,8 +135,9 @@ def _unmet(rows: Iterable[BackendInfo], hardware: set[str]) -> Iterator[Problem]
         for line in lines:
             if line not in seen:
                 seen.add(line)
-                yield _problem(severity, *line)
+                yield as_problem(severity, *line)
 
 
-def _problem(severity: str, where: str, what: str, fix: str) -> Problem:
+def as_problem(severity: str, where: str, what: str, fix: str = "") -> Problem:
+    """One problem as data."""
     return {"severity": severity, "where": where, "what": what, "fix": fix}

@@ -14,12 +14,8 @@ from sage_infer.config_file.settings import Config, keys
 __all__ = ["PREFIX", "variable_name", "variables", "variables_given"]
 
 PREFIX = "SAGE_INFER_"
-_OTHERS = (
-    CONFIG_VARIABLE,
-    DISABLE_VARIABLE,
-    ROOT_VARIABLE,
-    "SAGE_INFER_DEBUG",
-)  # set no key of the configuration
+# They set no key of the configuration.
+_OTHERS = (CONFIG_VARIABLE, DISABLE_VARIABLE, ROOT_VARIABLE, "SAGE_INFER_DEBUG")
 
 
 def variable_name(section: str, key: str) -> str:

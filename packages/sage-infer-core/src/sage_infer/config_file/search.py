@@ -22,6 +22,8 @@ __all__ = [
 CONFIG_VARIABLE = "SAGE_INFER_CONFIG"
 DISABLE_VARIABLE = "SAGE_INFER_DISABLE"
 ROOT_VARIABLE = "SAGE_INFER_ROOT"
+"""Files of drivers, toolkits and devices are looked for in this folder instead of ``/``."""
+
 FILE_NAME = "sage_infer.yaml"
 
 CORE_SECTIONS = ("inference", "kv_schema", "transport", "plugins", "models")

@@ -14,11 +14,9 @@ from sage_infer.discovery.registry import Registry
 from sage_infer.specs import BackendSpec, DetectorSpec, Need
 
 __all__ = [
-    "ROOT", "Missing", "install_command", "missing_hardware", "missing_requirements", "pair_problems", "unmet_needs",
+    "ROOT_VARIABLE", "Missing", "install_command", "missing_hardware", "missing_requirements", "pair_problems",
+    "unmet_needs",
 ]  # fmt: skip
-
-ROOT = ROOT_VARIABLE
-"""Environment variable: a folder in which files of drivers, toolkits and devices are looked for, instead of ``/``."""
 
 _NOT_INSTALLED = "not installed"
 
@@ -163,5 +161,5 @@ def _patterns(spec: BackendSpec | DetectorSpec, hardware: Collection[str], regis
 
 
 def _any_exists(patterns: Iterable[str]) -> bool:
-    root = os.environ.get(ROOT, "")
+    root = os.environ.get(ROOT_VARIABLE, "")
     return any(next(glob.iglob(root + pattern), None) is not None for pattern in patterns)

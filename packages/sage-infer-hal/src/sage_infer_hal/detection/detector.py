@@ -44,10 +44,13 @@ def count_on_bus(tool: VendorTool) -> Callable[[Machine], int]:
     """Return a function that counts the vendor's accelerators on a machine's PCI bus, for ``device_files``."""
 
     def count(machine: Machine) -> int:
-        devices = pci_devices(tool.pci_vendors, Path(f"{machine.root}{SYSFS}"))
-        return sum(tool.is_accelerator(device) for device in devices)
+        return len(_accelerators(tool, Path(f"{machine.root}{SYSFS}")))
 
     return count
+
+
+def _accelerators(tool: VendorTool, sysfs: Path) -> list[PciDevice]:
+    return [device for device in pci_devices(tool.pci_vendors, sysfs) if tool.is_accelerator(device)]
 
 
 @frozen
@@ -68,7 +71,7 @@ class ToolDetector:
         Raises:
             ToolOutputError: devices are on the PCI bus, but the tool fails or its output cannot be parsed.
         """
-        devices = [d for d in pci_devices(self.tool.pci_vendors, self.sysfs) if self.tool.is_accelerator(d)]
+        devices = _accelerators(self.tool, self.sysfs)
         tools = find_tools(*self.tool.names, folders=self.tool.folders)
         if not tools:
             return HardwareProfile(notes=[self._no_tool(devices)] if devices else [])

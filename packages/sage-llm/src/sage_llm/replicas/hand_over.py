@@ -97,7 +97,10 @@ class HandOverRoom:
             withdraw_state(state, endpoint=endpoint)
 
     async def _endpoint(self, transport: str) -> KVEndpoint:
-        """The endpoint of a transport. It opens in a thread, as that may take seconds, also if a caller gives up."""
+        """The endpoint of a transport.
+
+        It opens in a thread, as that may take seconds, and also if the caller stops waiting.
+        """
         opening = self._endpoints.get(transport)
         if opening is None:
             opening = asyncio.ensure_future(asyncio.to_thread(open_endpoint, transport))

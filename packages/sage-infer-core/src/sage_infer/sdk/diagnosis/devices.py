@@ -41,7 +41,7 @@ def device_files(
         elif count and not devices:
             yield Finding(
                 what=f"{count} devices are on the PCI bus, but {device} does not exist: they were not "
-                f"passed on to this container, or the driver is not loaded",
+                "passed on to this container, or the driver is not loaded",
                 fix=f"docker run {docker} …",
             )
 

@@ -6,14 +6,14 @@ import glob
 import importlib.metadata
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 from attrs import field, frozen
 
-from sage_infer.discovery.readiness import ROOT
+from sage_infer.config_file.search import ROOT_VARIABLE
+from sage_infer.models.files import open_model_file
 
 __all__ = ["Machine"]
 
@@ -36,7 +36,7 @@ class Machine:
     @classmethod
     def here(cls) -> Machine:
         """This machine, or the files below the folder that ``SAGE_INFER_ROOT`` names."""
-        return cls(root=os.environ.get(ROOT, "").rstrip("/"), environ=os.environ)
+        return cls(root=os.environ.get(ROOT_VARIABLE, "").rstrip("/"), environ=os.environ)
 
     def paths(self, pattern: str) -> list[str]:
         """Existing paths that match a glob pattern, sorted and without the root; at most 4,096 of them.
@@ -104,14 +104,9 @@ def _by_number(path: str) -> list[tuple[int, str]]:
 
 def _read(path: Path) -> str:
     try:
-        # Opening a device can have effects, and opening a pipe blocks.
-        if not stat.S_ISREG(path.stat().st_mode):
-            return ""
-        with open(path, "rb", buffering=0, opener=_without_blocking) as file:
-            return (file.read(_TEXT_BYTES) or b"").decode("utf-8", errors="replace")
+        with open_model_file(
+            path
+        ) as file:  # regular files only: opening others may block, or act on a device
+            return file.read(_TEXT_BYTES).decode("utf-8", errors="replace")
     except (OSError, ValueError):
         return ""
-
-
-def _without_blocking(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)

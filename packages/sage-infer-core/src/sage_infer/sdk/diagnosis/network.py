@@ -10,10 +10,20 @@ from sage_infer.sdk.diagnosis.findings import Check, Finding
 from sage_infer.sdk.diagnosis.machine import Machine
 from sage_infer.system.mounts import parse_mountinfo
 
-__all__ = ["interfaces", "local_address", "locked_memory", "rdma_devices", "shared_memory"]
+__all__ = ["communication", "interfaces", "local_address", "locked_memory", "rdma_devices", "shared_memory"]
 
 _LEAST_SHARED = 1 << 30
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def communication(library: str) -> tuple[Check, ...]:
+    """The checks below of what processes and machines exchange data through, except ``local_address``.
+
+    Args:
+        library: prefix of the variables of the library for collective operations, such as ``NCCL``.
+    """
+    names = interfaces(f"{library}_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
+    return names, shared_memory(), rdma_devices(), locked_memory()
 
 
 def interfaces(*variables: str) -> Check:
@@ -104,7 +114,7 @@ def shared_memory() -> Check:
         if sizes and sizes[-1] < _LEAST_SHARED:
             yield Finding(
                 what=f"/dev/shm has {sizes[-1] >> 20} MiB: a model on several devices fails with a bus error or "
-                f"'No space left on device'",
+                "'No space left on device'",
                 fix="docker run --shm-size=16g …   (or --ipc=host)",
                 severity="warning",
             )
@@ -128,7 +138,7 @@ def rdma_devices() -> Check:
         if adapters and not machine.exists("/dev/infiniband/uverbs*"):
             yield Finding(
                 what=f"the machine has RDMA adapters ({', '.join(adapters[:4])}), but /dev/infiniband does not exist: "
-                f"transfers between machines fall back to TCP without a word",
+                "transfers between machines fall back to TCP without a word",
                 fix="docker run --device /dev/infiniband --cap-add IPC_LOCK --ulimit memlock=-1 …",
                 severity="warning",
             )
@@ -151,9 +161,8 @@ def locked_memory() -> Check:
         if match is None or int(match[1]) >= _LEAST_SHARED or not machine.exists("/dev/infiniband/uverbs*"):
             return
         yield Finding(
-            what=f"at most {int(match[1]) >> 10} KiB may be locked: registering memory for RDMA fails "
-            "with 'Cannot allocate "
-            f"memory'",
+            what=f"at most {int(match[1]) >> 10} KiB may be locked: registering memory for RDMA fails with "
+            "'Cannot allocate memory'",
             fix="docker run --ulimit memlock=-1 …   (or `ulimit -l unlimited`)",
             severity="warning",
         )
