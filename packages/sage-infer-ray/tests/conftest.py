@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,34 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         ray.shutdown()
         made.shutdown()
     discover.cache_clear()
+
+
+@pytest.fixture
+def executor_of(cluster: Any) -> Callable[..., Any]:
+    """Makes executors that are to be closed by the test."""
+    from sage_infer_ray.executor import RayExecutor
+
+    def make(**options: Any) -> RayExecutor:
+        return RayExecutor(address=cluster.address, namespace="tests", **options)
+
+    return make
+
+
+@pytest.fixture
+def with_executor(executor_of: Callable[..., Any]) -> Callable[..., None]:
+    """Runs a coroutine function with an executor, which is closed then."""
+
+    def run(test: Callable[[Any], Awaitable[None]], **options: Any) -> None:
+        from ray_help import WAIT_S
+
+        async def main() -> None:
+            executor = executor_of(**options)
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    await test(executor)
+            finally:
+                await executor.close()
+
+        asyncio.run(main())
+
+    return run

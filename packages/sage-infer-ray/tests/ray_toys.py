@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 from sage_infer import BackendSpec, hookimpl
 from sage_infer.contracts import TokenStream
-from sage_infer.errors import OutOfMemory
+from sage_infer.errors import OutOfMemory, Overloaded
 from sage_infer.schemas import (
     DecodeState,
     ModelDescriptor,
@@ -43,7 +43,7 @@ def spec(replica_id: str = "toy/0", **changes: Any) -> ReplicaSpec:
 
 
 class ToyEngine(BaseInferenceBackend):
-    """``fails`` names the way in which it does not start: memory, crash or stuck."""
+    """``fails`` names the way in which it does not start: memory, busy, crash or stuck."""
 
     name = "ray-toy"
     features = ("tokenize", "resume", "seed", "parallel_sampling")
@@ -57,6 +57,8 @@ class ToyEngine(BaseInferenceBackend):
     async def start(self) -> None:
         if self._fails == "memory":
             raise OutOfMemory("the model needs 80 GiB; use a smaller one")
+        if self._fails == "busy":
+            raise Overloaded("the engine is in use", retry_after=1.0)
         if self._fails == "crash":
             os._exit(3)
         if self._fails == "stuck":

@@ -1,4 +1,4 @@
-"""The executor on a cluster of two nodes: the kit, and what happens to actors, nodes and control planes."""
+"""The executor on a cluster of two nodes: the kit, its errors, and what happens when processes and nodes are lost."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ray_toys import TOKEN, spec
+from ray_toys import spec
 from sage_infer.contracts import ReplicaHandle
 from sage_infer.errors import (
     BackendUnavailable,
@@ -20,73 +20,21 @@ from sage_infer.errors import (
     EngineDead,
     InvalidRequest,
     OutOfMemory,
+    PluginFailed,
     UnsupportedFeature,
 )
 from sage_infer.plugins import open_executor
-from sage_infer.schemas import ReplicaSpec, SamplingParams
-from sage_infer.schemas.codec import to_dict
+from sage_infer.schemas import ReplicaSpec
 from sage_infer_testing import ExecutorContract
-from sage_infer_testing.waiting import eventually
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("sage_llm")
 
-from sage_infer_ray.actor import ReplicaActor  # noqa: E402 - needs Ray
+from ray_help import WAIT_S, actor_id, tokens_of  # noqa: E402 - needs Ray
 from sage_infer_ray.cluster import Cluster, bundles_of  # noqa: E402
 from sage_infer_ray.executor import RayExecutor  # noqa: E402
-from sage_infer_ray.leave import main as leave_actor  # noqa: E402
-from sage_llm.replicas.connect import connect  # noqa: E402
-
-WAIT_S = 120.0
-Test = Callable[[RayExecutor], Awaitable[None]]
 
 pytestmark = pytest.mark.usefixtures("cluster")
-
-
-@pytest.fixture
-def executor_of(cluster: Any) -> Callable[..., RayExecutor]:
-    def make(**options: Any) -> RayExecutor:
-        return RayExecutor(address=cluster.address, namespace="tests", **options)
-
-    return make
-
-
-@pytest.fixture
-def with_executor(executor_of: Callable[..., RayExecutor]) -> Callable[..., None]:
-    """Run a coroutine function with an executor, which is closed then."""
-
-    def run(test: Test, **options: Any) -> None:
-        async def main() -> None:
-            executor = executor_of(**options)
-            try:
-                async with asyncio.timeout(WAIT_S):
-                    await test(executor)
-            finally:
-                await executor.close()
-
-        asyncio.run(main())
-
-    return run
-
-
-async def tokens_of(handle: ReplicaHandle, count: int = 3) -> list[int]:
-    """Connect to a replica and read a short stream."""
-    replica = await connect(handle)
-    try:
-        (stream,) = await replica.backend.generate("Once", SamplingParams(max_tokens=count, ignore_eos=True))
-        return [token async for delta in stream for token in delta.token_ids]
-    finally:
-        await replica.close()
-
-
-def leave(executor: RayExecutor) -> None:
-    """What the death of the executor's process does: nobody beats any more."""
-    assert executor._beating is not None
-    executor._beating.cancel()
-
-
-def actor_id(replica_id: str) -> str:
-    return str(ray.get_actor(f"sage/{replica_id}", namespace="tests")._actor_id.hex())
 
 
 class TestOnRay(ExecutorContract):
@@ -147,71 +95,35 @@ def test_a_replica_of_a_lost_node_starts_on_another(cluster: Any, with_executor:
     with_executor(test)
 
 
-def test_the_next_executor_adopts_what_a_dead_one_has_left(executor_of: Callable[..., RayExecutor]) -> None:
-    async def main() -> None:
-        first, second, third = executor_of(), executor_of(), executor_of()
-        handle = await first.start(spec())
-        tokens = await tokens_of(handle)
-        leave(first)
-        (adopted,) = await second.adopt()
-        assert adopted.spec == spec()
-        assert adopted.descriptor == handle.descriptor
-        assert await tokens_of(adopted) == tokens
-        assert "another control plane" in (await handle.wait()).reason
-        await first.close()
-        assert await third.adopt() == []
-        with pytest.raises(InvalidRequest, match="belongs to another control plane"):
-            await third.start(spec())
-        assert await tokens_of(adopted) == tokens
-        await second.close()
-        assert await third.adopt() == []
-        await third.close()
-
-    asyncio.run(asyncio.wait_for(main(), WAIT_S))
-
-
-def test_a_replica_whose_owner_died_ends_after_its_grace(executor_of: Callable[..., RayExecutor]) -> None:
-    async def main() -> None:
-        executor = executor_of(grace_s=0.0)
-        await executor.start(spec())
-        leave(executor)
-        where = Cluster(executor._cluster.address, "tests")
-        await eventually(lambda: not where.ids(), "the actor did not end", within_s=WAIT_S)
-        await eventually(lambda: not where.is_placed("toy/0"), "the placement group is left", within_s=WAIT_S)
-
-    asyncio.run(main())
-
-
-def test_the_helper_of_a_leaving_actor_ends_that_one_only(
+def test_an_actor_that_does_not_leave_is_named(
     with_executor: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(executor: RayExecutor) -> None:
-        handle = await executor.start(spec())
-        monkeypatch.setattr(ray, "init", lambda **options: None)  # this process is connected
-        rows = ray.util.placement_group_table().values()
-        (group,) = [row["placement_group_id"] for row in rows if row["state"] == "CREATED"]
-        leave_actor(executor._cluster.address, "tests", "sage/toy/0", "another actor", "another group")
-        leave_actor(executor._cluster.address, "tests", "sage/none", "another actor", "another group")
-        assert len(await tokens_of(handle)) == 3
-        leave_actor(executor._cluster.address, "tests", "sage/toy/0", actor_id("toy/0"), group)
-        await handle.wait()
-        await eventually(lambda: not executor._cluster.ids(), "the actor did not end", within_s=WAIT_S)
-        assert not executor._cluster.is_placed("toy/0")
+        await executor.start(spec())
+        with monkeypatch.context() as patch:
+            patch.setattr("sage_infer_ray.executor._GONE_S", -1.0)
+            with pytest.raises(EngineDead, match="the actor of replica 'toy/0' did not end within"):
+                await executor.remove("toy/0")
+        await executor.remove("toy/0")
 
     with_executor(test)
 
 
-def test_an_empty_process_of_a_dead_executor_is_removed(executor_of: Callable[..., RayExecutor]) -> None:
-    async def main() -> None:
-        first, second = executor_of(), executor_of()
-        handle: Any = await first.start(spec())
-        leave(first)
-        os.kill(handle.pid, signal.SIGKILL)
-        assert await second.adopt() == []
-        assert second._cluster.ids() == []
-        await second.close()
+def test_errors_of_ray_are_reported(
+    with_executor: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(executor: RayExecutor) -> None:
+        await executor.adopt()  # connects
+        with monkeypatch.context() as patch:
+            patch.setattr(ray.util, "list_named_actors", fails)
+            with pytest.raises(BackendUnavailable, match="does not answer: it is broken; see `ray status`"):
+                await executor.adopt()
+        assert await executor.adopt() == []
 
-    asyncio.run(asyncio.wait_for(main(), WAIT_S))
+    def fails(**options: Any) -> None:
+        raise RuntimeError("it is\nbroken")
+
+    with_executor(test)
 
 
 def test_replicas_share_an_accelerator(with_executor: Callable[..., None]) -> None:
@@ -248,6 +160,8 @@ def test_errors_of_the_start_keep_their_type(with_executor: Callable[..., None])
             await executor.start(spec(options={"fails": "memory"}))
         with pytest.raises(EngineDead, match="ended before it was ready"):
             await executor.start(spec(options={"fails": "crash"}))
+        with pytest.raises(PluginFailed, match="the engine is in use"):
+            await executor.start(spec(options={"fails": "busy"}))
         with pytest.raises(EngineDead, match="did not start within 5 s"):
             await executor.start(spec(options={"fails": "stuck"}, start_timeout_s=5.0))
         with pytest.raises(BackendUnavailable, match=r"asks for CPU 64.*nodes: .*CPU 2.*lower --cpus"):
@@ -300,30 +214,13 @@ def test_an_address_without_a_cluster_is_named_quickly() -> None:
     assert f"no Ray cluster at {address}: " in done.stderr
 
 
-def test_the_actor_in_this_process(with_executor: Callable[..., None]) -> None:
-    """The same object that Ray runs, without a process of its own."""
-
-    async def test(executor: RayExecutor) -> None:
-        await executor.adopt()  # connects
-        actor = ReplicaActor("sage/toy/0", 60.0)
-        assert actor.take("a") == {}
-        assert "owned_s" in actor.take("b")
-        assert actor.load("b", to_dict(spec()))["failed"][0] == "engine_dead"
-        state = await asyncio.to_thread(actor.load, "a", to_dict(spec()))
-        assert (state["pid"], state["spec"]) == (os.getpid(), to_dict(spec()))
-        assert actor.take("a") == state
-        assert os.environ.pop("SAGE_REPLICA_TOKEN") == TOKEN
-        assert os.environ.pop("SAGE_REPLICA_HOST") in state["descriptor"]["addresses"][0]
-        holding = asyncio.ensure_future(asyncio.to_thread(actor.hold, "a"))
-        actor.beat("b")
-        actor.beat("a")
-        actor._silent_s = 1000.0
-        assert actor.take("b") == state
-        await holding
-        await asyncio.to_thread(actor.stop)
-        failing = ReplicaActor("sage/toy/1", 60.0)
-        failing.take("a")
-        failed = await asyncio.to_thread(failing.load, "a", to_dict(spec(backend="none-such")))
-        assert failed["failed"][0] == "backend_unavailable"
-
-    with_executor(test)
+def test_a_process_with_the_executor_can_take_its_time_on_sigterm(cluster: Any) -> None:
+    """Ray's handler would set a timer, whose SIGALRM aborts the process while it closes its replicas."""
+    code = (
+        "import asyncio, os, signal, sys; from sage_infer_ray import RayExecutor; called = []; "
+        "signal.signal(signal.SIGTERM, lambda *_: called.append(1)); "
+        "asyncio.run(RayExecutor(address=sys.argv[1], namespace='tests').adopt()); "
+        "os.kill(os.getpid(), signal.SIGTERM); print(called, signal.getitimer(signal.ITIMER_REAL))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, cluster.address], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[1] (0.0, 0.0)\n"), done.stderr

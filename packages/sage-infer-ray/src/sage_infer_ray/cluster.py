@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from sage_infer.errors import BackendUnavailable, ConfigError, InvalidRequest, U
 from sage_infer.schemas import ReplicaSpec
 
 from sage_infer_ray.actor import ReplicaActor
+from sage_infer_ray.signals import kept
 
 __all__ = ["Cluster", "bundles_of", "one_line"]
 
@@ -64,12 +66,14 @@ class Cluster:
         if self.address != "auto":
             self._knock()
         try:
-            ray.init(
-                address=self.address,
-                namespace=self._namespace,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            # Ray's own handler of SIGTERM calls the previous one, but also aborts the process three seconds later.
+            with kept(signal.SIGTERM):
+                ray.init(
+                    address=self.address,
+                    namespace=self._namespace,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         except ConnectionError:
             raise self._no_cluster("none runs on this machine") from None
         except Exception as error:
