@@ -17,6 +17,11 @@ from sage_infer.sdk.answers.families import FORMS
 CALL = '{"name": "weather", "arguments": {"city": "Paris", "note": "a } ] \\" <tool_call> b"}}'
 ARGUMENTS = {"city": "Paris", "note": 'a } ] " <tool_call> b'}
 WRITTEN = json.dumps(ARGUMENTS)
+NOTE = ARGUMENTS["note"]
+TAGS = f"<function=weather>\n<parameter=city>\nParis\n</parameter>\n<parameter=note>\n{NOTE}\n</parameter>\n</function>"
+GEMMA = f"call:weather{{city:<escape>Paris<escape>,note:<escape>{NOTE}<escape>}}"
+CALLS = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+DEEPSEEK = f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{WRITTEN}\n```<｜tool▁call▁end｜>"
 LLAMA = CALL.replace("arguments", "parameters")
 PYTHON = 'weather(city=\'Paris\', note="a } ] \\" <tool_call> b")'
 TOOLS: list[Any] = [
@@ -68,6 +73,45 @@ ANSWERS: dict[str, tuple[str, str, str, int]] = {
     "Llama 3 with its mark": ("<|start_header_id|>", f"<|python_tag|>{LLAMA}", "", 1),
     "Llama 3, white space before": ("<|start_header_id|>", f"\n\n{LLAMA}", "", 1),
     "Llama 3.2 in Python": ("<|start_header_id|>", f"[{PYTHON}]", "", 1),
+    "Llama 3.1 in a tag": ("ipython", f"<function=weather>{WRITTEN}</function>", "", 1),
+    "Hermes in a code block": ("<tool_call>", f"<tool_call>\n```json\n{CALL}\n```\n</tool_call>", "", 1),
+    "Hermes, OpenAI's form": (
+        "<tool_call>",
+        f'<tool_call>{{"type": "function", "function": {CALL}}}</tool_call>',
+        "",
+        1,
+    ),
+    "Hermes, a function": (
+        "<tool_call>",
+        f"<tool_call>{CALL.replace('name', 'function')}</tool_call>",
+        "",
+        1,
+    ),
+    "Qwen 3 Coder": ("<tool_call>\n<function=", f"I look.\n<tool_call>\n{TAGS}\n</tool_call>", "I look.", 1),
+    "Qwen 3 Coder, several": (
+        "<tool_call>\n<function=",
+        f"<tool_call>\n{TAGS}\n</tool_call>\n<tool_call>\n{TAGS}\n</tool_call>",
+        "",
+        2,
+    ),
+    "Qwen 3 Coder, without the first mark": ("<function=", f"{TAGS}\n</tool_call>", "", 1),
+    "Qwen 3 Coder, on one line": ("<function=", f"<tool_call>{TAGS.replace(chr(10), '')}</tool_call>", "", 1),
+    "DeepSeek R1": ("<｜tool▁calls▁begin｜>", f"{CALLS[0]}{DEEPSEEK}\n{DEEPSEEK}{CALLS[1]}", "", 2),
+    "DeepSeek V3.1": (
+        "<｜tool▁calls▁begin｜>",
+        f"{CALLS[0]}<｜tool▁call▁begin｜>weather<｜tool▁sep｜>{WRITTEN}<｜tool▁call▁end｜>{CALLS[1]}",
+        "",
+        1,
+    ),
+    "FunctionGemma": (
+        "<start_function_call>",
+        f"<start_function_call>{GEMMA}<end_function_call>" * 2,
+        "",
+        2,
+    ),
+    "Gemma": ("tool_code", f"```tool_code\n{PYTHON}\n```", "", 1),
+    "Nemotron Nano": ("<TOOLCALL>", f"<TOOLCALL>[{CALL}, {CALL}]</TOOLCALL>", "", 2),
+    "OLMo 3": ("<function_calls>", f"<function_calls>\n{PYTHON}\n{PYTHON}\n</function_calls>", "", 2),
 }
 NO_CALLS = [
     "plain words",
@@ -92,6 +136,15 @@ NO_CALLS = [
     "functools is a module; functools [ too",
     "<code>\nprint(weather())\n</code>",
     'Here is JSON: {"name": "weather", "parameters": {}}',
+    "<tool_call><function=wea",
+    "<tool_call><function=weather>words",
+    "<function=unknown>{}</function>",
+    "the tag <function=",
+    f"{CALLS[0]} and words",
+    f"{CALLS[0]}<｜tool▁call▁begin｜>function<｜tool▁sep｜>wea",
+    "<start_function_call>call:wea",
+    "<start_function_call>call me",
+    '<tool_call>{"function": {"function": {"name": "weather"}}}</tool_call>',
     "",
 ]
 
@@ -175,6 +228,14 @@ def test_a_call_that_is_cut_off_is_delivered_as_far_as_it_got(
         ("[now(), weather(", [("now", "{}"), ("weather", "{")]),
         ("[now(), wea", [("now", "{}")]),
         ('<tool_call>{"name": "weather", "arguments": "{\\"a\\": 1, \\u00', [("weather", '{"a": 1, ')]),
+        ("<function=weather>", [("weather", "")]),
+        ("<function=weather><parameter=ci", [("weather", "{")]),
+        ("<function=weather><parameter=city>\nPar\n</para", [("weather", '{"city": "Par')]),
+        ("<function=weather><parameter=note>\n[1, ", [("weather", "{")]),
+        ("<function=weather><parameter=city>a</parameter></fun", [("weather", '{"city": "a"')]),
+        (f"{CALLS[0]}{DEEPSEEK}<｜tool▁call▁begin｜>now", [("weather", WRITTEN)]),
+        (f"{CALLS[0]}<｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n``", [("now", "")]),
+        ("<start_function_call>call:weather{city:<escape>Par<esc", [("weather", '{"city": "Par')]),
     ],
 )
 def test_what_a_cut_call_has(text: str, calls: list[tuple[str, str]]) -> None:
@@ -190,6 +251,15 @@ def test_what_only_looks_like_a_call_is_content(text: str) -> None:
 
 marks = st.sampled_from(
     [form.opens for form in FORMS]
+    + [
+        "<function=weather>",
+        "<parameter=city>",
+        "</parameter>",
+        "</function>",
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁sep｜>",
+    ]
+    + ["call:weather", "<escape>", "```", '"function":', "\n"]
     + ["</tool_call>", '"name"', ":", "}", "[", "]", ";", "\\", "[ARGS]", "{", "weather", "(", ")", "="]
     + ['{"name": "weather", "arguments": ', "'", '"', ",", "<think>", "</think>", "</code>", "NaN", "now()"]
 )
@@ -255,6 +325,80 @@ def test_python_literals_become_json(call: str, arguments: str) -> None:
         for pieces in ([text], text):
             content, calls, _ = read(pieces)
             assert (content, calls) == ("", [("weather", arguments)])
+
+
+TYPED: Any = {
+    "text": {"type": "string"}, "count": {"type": "integer"}, "price": {"type": "number"}, "is_on": {"type": "boolean"},
+    "list": {"type": "array"}, "other": {"type": "object"}, "maybe": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+    "either": {"type": ["string", "integer"]}, "level": {"enum": [1, 2]}, "name": {"const": "a"}, "any": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parameter", "text", "value"),
+    [
+        ("text", "42", '"42"'),
+        ("text", "null", '"null"'),
+        ("text", ' a\n"b"\\\t', '" a\\n\\"b\\"\\\\\\t"'),
+        ("count", "42", "42"),
+        ("count", "many", '"many"'),
+        ("price", "1.10", "1.10"),
+        ("price", "3", "3"),
+        ("price", "NaN", '"NaN"'),
+        ("is_on", "True", "true"),
+        ("is_on", "false", "false"),
+        ("list", "[1,  2]", "[1,  2]"),
+        ("list", "['a', None]", '["a", null]'),
+        ("other", '{"a": 1.10}', '{"a": 1.10}'),
+        ("maybe", "None", "null"),
+        ("maybe", "7", "7"),
+        ("either", "7", "7"),
+        ("either", "[7]", '"[7]"'),
+        ("level", "2", "2"),
+        ("name", "a", '"a"'),
+        ("any", '"a"', '"\\"a\\""'),
+        ("any", '{"a": 1}', '{"a": 1}'),
+        ("unknown", "01", '"01"'),
+        ("list", "[" * 3000 + "]" * 3000, json.dumps("[" * 3000 + "]" * 3000)),
+    ],
+)
+def test_text_in_a_tag_gets_the_type_of_its_parameter(parameter: str, text: str, value: str) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": TYPED}}}]
+    whole = (
+        f"<tool_call>\n<function=f>\n<parameter={parameter}>\n{text}\n</parameter>\n</function>\n</tool_call>"
+    )
+    reader = answer_format().reader(tools=tools)
+    (call,) = reader.feed(whole).tool_calls
+    assert call.arguments == f'{{"{parameter}": {value}}}'
+    reader = answer_format().reader(tools=tools)
+    fed = "".join(call.arguments for piece in whole for call in reader.feed(piece).tool_calls)
+    assert fed == call.arguments
+
+
+def test_text_in_a_tag_is_delivered_as_it_arrives() -> None:
+    reader = answer_format().reader(tools=TOOLS)
+    reader.feed("<tool_call>\n<function=weather>\n<parameter=city>\nPar")
+    assert [reader.feed(piece).tool_calls[0].arguments for piece in ("is", " é", "\n <")] == [
+        "is",
+        " é",
+        "\\n ",
+    ]
+    assert reader.feed("/parameter></function>").tool_calls[0].arguments == '"}'
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments"),
+    [
+        ("{}", "{}"),
+        ("{a:1.10,b:true,c:null}", '{"a": 1.10, "b": true, "c": null}'),
+        ("{a:{b:[1,<escape>x, {y}: <escape>]},c:word}", '{"a": {"b": [1, "x, {y}: "]}, "c": "word"}'),
+        ("{a:" + "[" * 3000 + "]" * 3000 + "}", '{"a": ' + "[" * 3000 + "]" * 3000 + "}"),
+    ],
+)
+def test_function_gemmas_values_become_json(written: str, arguments: str) -> None:
+    text = f"<start_function_call>call:weather{written}<end_function_call>"
+    for pieces in ([text], text):
+        assert read(pieces) == ("", [("weather", arguments)], "")
 
 
 def test_text_that_is_nested_deeply_is_read() -> None:

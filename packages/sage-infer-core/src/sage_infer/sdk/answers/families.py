@@ -17,6 +17,12 @@ from sage_infer.sdk.answers.python_calls import python_list, python_statements
 from sage_infer.sdk.answers.reader import TextAnswerReader
 from sage_infer.sdk.answers.sink import CallSink
 from sage_infer.sdk.answers.source import Scan, Source, skip_space
+from sage_infer.sdk.answers.tag_calls import (
+    deepseek_calls,
+    function_gemma_call,
+    function_tag,
+    json_or_function_tags,
+)
 from sage_infer.sdk.answers.thoughts import ThoughtForm
 
 __all__ = [
@@ -66,7 +72,15 @@ def _without_mark(source: Source, sink: CallSink) -> Scan[bool]:
     return (yield from known_json_calls(source, sink))
 
 
-_HERMES = CallForm(opens="<tool_call>", closes="</tool_call>", scan=json_calls)
+_HERMES = CallForm(opens="<tool_call>", closes="</tool_call>", scan=json_or_function_tags)
+_FUNCTION = CallForm(opens="<function=", closes="</tool_call>", scan=function_tag)
+_DEEPSEEK = CallForm(opens="<｜tool▁calls▁begin｜>", closes="<｜tool▁calls▁end｜>", scan=deepseek_calls)
+_FUNCTION_GEMMA = CallForm(
+    opens="<start_function_call>", closes="<end_function_call>", scan=function_gemma_call
+)
+_TOOL_CODE = CallForm(opens="```tool_code", closes="```", scan=python_statements)
+_NEMOTRON = CallForm(opens="<TOOLCALL>", closes="</TOOLCALL>", scan=json_calls)
+_FUNCTION_CALLS = CallForm(opens="<function_calls>", closes="</function_calls>", scan=python_statements)
 _TOKENS = CallForm(opens="<|tool_call|>", closes="<|/tool_call|>", scan=json_calls)
 _FUNCTION_CALL = CallForm(opens="<function_call>", closes="</function_call>", scan=json_calls)
 _FUNCTOOLS = CallForm(opens="functools", scan=json_calls)
@@ -81,10 +95,16 @@ FAMILIES: tuple[Family, ...] = (
     Family("Mistral", ("[TOOL_CALLS]",), (_MISTRAL,)),
     Family("Phi-4", ("<|/tool_call|>", "functools["), (_TOKENS, _FUNCTOOLS)),
     Family("Granite 3", ("<|tool_call|>", "<function_call>"), (_TOKENS, _FUNCTION_CALL)),
+    Family("Qwen 3 Coder", ("<function=",), (_HERMES, _FUNCTION)),
+    Family("DeepSeek R1, distilled", ("<｜tool▁calls▁begin｜>",), (_DEEPSEEK,)),
+    Family("FunctionGemma", ("<start_function_call>",), (_FUNCTION_GEMMA,)),
+    Family("Nemotron Nano", ("<TOOLCALL>",), (_NEMOTRON,)),
+    Family("OLMo 3", ("<function_calls>",), (_FUNCTION_CALLS,)),
     Family("Hermes, Qwen and Granite 4", ("<tool_call>",), (_HERMES,)),
     Family("xLAM", ("xLAM", "in a single JSON array"), (_BARE,)),
     Family("Llama 4", ("<|header_start|>", "<|python_start|>", "func_name1(param"), (_PYTHON_START, _BARE)),
-    Family("Llama 3", ("<|python_tag|>", "<|start_header_id|>", "ipython"), (_PYTHON_TAG, _BARE)),
+    Family("Llama 3", ("<|python_tag|>", "<|start_header_id|>", "ipython"), (_PYTHON_TAG, _FUNCTION, _BARE)),
+    Family("Gemma with tool_code", ("tool_code",), (_TOOL_CODE,)),
 )
 """Model families; the first matching row applies."""
 
@@ -131,11 +151,11 @@ class ModelFormat:
         )
 
 
-def _parameters(tool: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+def _parameters(tool: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     function = tool.get("function", tool)
     schema = function.get("parameters")
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
-    return str(function.get("name")), tuple(properties) if isinstance(properties, Mapping) else ()
+    return str(function.get("name")), properties if isinstance(properties, Mapping) else {}
 
 
 def answer_format(

@@ -1,4 +1,5 @@
-"""Calls as JSON: ``{"name": …, "arguments" or "parameters": …}``, one, several, or a list.
+"""Calls as JSON: ``{"name": …, "arguments" or "parameters": …}``, one, several, or a list. ``{"function": …}`` with a
+name or an object of these keys is taken, too.
 
 Arguments are copied unchanged as they arrive; only ``NaN`` and ``Infinity``, which are not JSON, become null. A call is
 certain when its name is known and its arguments start; earlier text is held back.
@@ -18,7 +19,7 @@ _IN_STRING = re.compile(r'[^"\\]*')
 _OUTSIDE = re.compile(r'[^"{}\[\]NI-]*')
 _SCALAR = re.compile(r"[-+.\w]*")
 _NOT_JSON = ("NaN", "Infinity", "-Infinity")
-_FIRST_KEYS = ("name", "type", "id", "arguments", "parameters")
+_FIRST_KEYS = ("name", "type", "id", "function", "arguments", "parameters")
 _MISTRAL = re.compile(r"([\w.-]{1,64})(?:\[CALL_ID\][\w-]*)?(?:\[ARGS\])?\s*")
 _TWO_WORDS = re.compile(r"\S\s+\S")
 _LONGEST_HEAD = 200
@@ -82,8 +83,8 @@ def _calls(source: Source, sink: CallSink, *, known_only: bool) -> Scan[bool]:
         return True
 
 
-def _call(source: Source, sink: CallSink, known_only: bool) -> Scan[bool]:
-    """Parse one object and return whether it was a call."""
+def _call(source: Source, sink: CallSink, known_only: bool, *, is_inner: bool = False) -> Scan[bool]:
+    """Parse one object and return whether it was a call. ``is_inner``: it is the value of ``function``."""
     name: str | None = None
     early: list[str] | None = None  # arguments that precede the name
     is_begun = False
@@ -100,7 +101,11 @@ def _call(source: Source, sink: CallSink, known_only: bool) -> Scan[bool]:
             break
         source.at += 1
         value = yield from skip_space(source)
-        if key == "name" and name is None:
+        if key == "function" and value == "{" and name is None and not is_begun and not is_inner:
+            if not (yield from _call(source, sink, known_only, is_inner=True)):
+                return False
+            is_begun = True
+        elif (key == "name" or (key == "function" and value == '"')) and name is None:
             written, is_whole = (yield from _string(source)) if value == '"' else ("", False)
             name = _text_of(written) if is_whole else None
             if name is None or (known_only and name not in sink.parameters):
@@ -122,7 +127,7 @@ def _call(source: Source, sink: CallSink, known_only: bool) -> Scan[bool]:
             source.at += 1
             if not is_begun and name is not None:
                 sink.call(name, "{}" if early is None else "".join(early))
-            return name is not None
+            return is_begun or name is not None
         if after != ",":
             break
         source.at += 1

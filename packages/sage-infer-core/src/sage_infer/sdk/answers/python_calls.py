@@ -11,16 +11,14 @@ import json
 import re
 
 from sage_infer.sdk.answers.sink import CallSink
-from sage_infer.sdk.answers.source import Scan, Source, char, skip_space
+from sage_infer.sdk.answers.source import LONGEST_NAME, NAME, Scan, Source, char, skip_space, take
 
-__all__ = ["python_list", "python_statements"]
+__all__ = ["as_json", "python_list", "python_statements"]
 
-_NAME = re.compile(r"[\w.-]*")
 _KEYWORD = re.compile(r"([A-Za-z_]\w*)\s*=(?!=)")
 _KEYWORD_BEGINS = re.compile(r"[A-Za-z_]\w*\s*=?\Z")
 _PLAIN = re.compile(r"[^\"'()\[\]{},]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_LONGEST_NAME = 64
 
 
 def python_list(source: Source, sink: CallSink) -> Scan[bool]:
@@ -59,21 +57,13 @@ def _calls(source: Source, sink: CallSink, *, separator: str, end: str) -> Scan[
 
 
 def _call(source: Source, sink: CallSink) -> Scan[bool]:
-    name = ""
-    while True:
-        found = _NAME.match(source.text, source.at)
-        assert found is not None
-        name += found[0]
-        source.at = found.end()
-        if source.at < len(source.text) or source.closed or len(name) > _LONGEST_NAME:
-            break
-        yield
+    name = yield from take(source, NAME, LONGEST_NAME)
     if name not in sink.parameters or (yield from char(source)) != "(":
         return False
     source.at += 1
     sink.begin(name)
     sink.put("{")
-    parameters = sink.parameters[name]
+    parameters = tuple(sink.parameters[name])
     count = 0
     while True:
         found_char = yield from skip_space(source)
@@ -87,7 +77,7 @@ def _call(source: Source, sink: CallSink) -> Scan[bool]:
         if key is None:
             key = parameters[count] if count < len(parameters) else f"arg{count}"
         text, is_whole = yield from _expression(source)
-        value = _as_json(text.strip()) if is_whole else _beginning_as_json(text.strip())
+        value = as_json(text.strip()) if is_whole else _beginning_as_json(text.strip())
         if value:
             sink.put(f"{', ' if count else ''}{json.dumps(key)}: {value}")
         if not is_whole:
@@ -154,7 +144,8 @@ def _quoted(source: Source, quote: str) -> Scan[str]:
             source.at += len(escaped)
 
 
-def _as_json(text: str) -> str:
+def as_json(text: str) -> str:
+    """A Python or JSON literal as JSON, numbers unchanged; other text as a string."""
     if _NUMBER.fullmatch(text):
         return text
     literal = text.replace("\n", "\\n") if text[:1] in ("'", '"') else text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from sage_infer.contracts import AnswerDelta, AnswerReader, ChatAnswer, ToolCall
 from sage_infer.schemas import ToolCallDelta
@@ -35,7 +35,7 @@ class TextAnswerReader:
     Args:
         forms: formats of calls to parse; empty for an answer without tools.
         thoughts: format of the reasoning; None if it is not parsed.
-        parameters: names of the parameters of each known function.
+        parameters: parameters of each known function: name to schema.
         prompt: text of the prompt, which may end with the mark that starts the reasoning.
     """
 
@@ -44,7 +44,7 @@ class TextAnswerReader:
         forms: tuple[CallMarks, ...],
         thoughts: ThoughtForm | None,
         *,
-        parameters: Mapping[str, tuple[str, ...]],
+        parameters: Mapping[str, Mapping[str, Any]],
         prompt: str = "",
     ) -> None:
         self._splitter = None if thoughts is None else ThoughtSplitter(thoughts, prompt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from sage_infer.schemas import ToolCallDelta
 from sage_infer.sdk.answers.source import Source
@@ -14,11 +15,11 @@ class CallSink:
     """Calls of one answer: ``begin`` each, then ``put`` its arguments.
 
     Attributes:
-        parameters: names of the parameters of each known function.
+        parameters: parameters of each known function: name to schema.
         count: calls that were begun.
     """
 
-    def __init__(self, source: Source, parameters: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, source: Source, parameters: Mapping[str, Mapping[str, Any]]) -> None:
         self.parameters = parameters
         self.count = 0
         self._source = source

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
-__all__ = ["SPACE", "Put", "Scan", "Source", "char", "skip_space"]
+__all__ = ["LONGEST_NAME", "NAME", "SPACE", "Put", "Scan", "Source", "char", "expect", "skip_space", "take"]
 
 T = TypeVar("T")
 
@@ -17,6 +17,8 @@ Put = Callable[[str], object]
 """Takes the next piece of a text."""
 
 SPACE = " \t\r\n"
+NAME = re.compile(r"[\w.-]*")  # of a function
+LONGEST_NAME = 64
 _SPACES = re.compile(r"[ \t\r\n]*")
 
 
@@ -74,4 +76,32 @@ def skip_space(source: Source) -> Scan[str]:
             return source.text[source.at]
         if source.closed:
             return ""
+        yield
+
+
+def take(source: Source, pattern: re.Pattern[str], most: int) -> Scan[str]:
+    """Consume the characters that ``pattern``, a class with ``*``, matches, until they are more than ``most``."""
+    taken = ""
+    while True:
+        found = pattern.match(source.text, source.at)
+        assert found is not None
+        taken += found[0]
+        source.at = found.end()
+        if source.at < len(source.text) or source.closed or len(taken) > most:
+            return taken
+        yield
+
+
+def expect(source: Source, text: str) -> Scan[bool]:
+    """Consume ``text`` and return True if it is next. If the answer ends within it, its beginning is consumed."""
+    while True:
+        rest = source.text[source.at : source.at + len(text)]
+        if rest == text:
+            source.at += len(text)
+            return True
+        if not text.startswith(rest):
+            return False
+        if source.closed:
+            source.at += len(rest)
+            return False
         yield
