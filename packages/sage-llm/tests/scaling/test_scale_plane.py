@@ -191,6 +191,20 @@ def test_a_failing_start_is_seen_and_refuses_with_the_time_of_the_next_one() -> 
     asyncio.run(main())
 
 
+def test_a_request_may_wait_less_than_a_second_for_a_start_that_is_shorter() -> None:
+    async def main() -> None:
+        async with scaled("0:1,wait_s=0.9") as (manager, _):
+            await asleep(manager)
+            scaler = manager.scaling.models["toy"]
+            scaler.start_s = 0.2
+            assert scaler.stranded(0.0) is None
+            refused = scaler.stranded(0.8)
+            assert isinstance(refused, Overloaded)
+            assert refused.retry_after == 1.0  # whole seconds
+
+    asyncio.run(main())
+
+
 def test_a_late_start_is_withdrawn() -> None:
     async def main() -> None:
         async with scaled("0:1,deadline_s=0.05,wait_s=0.3") as (manager, executor):

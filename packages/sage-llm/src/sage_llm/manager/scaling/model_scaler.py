@@ -154,11 +154,11 @@ class ModelScaler:
     # --- requests without a replica
 
     def ready_in(self, now: float) -> float:
-        """Expected time until a replica is ready, in seconds."""
+        """Expected time until a replica is ready, in seconds; a first start of unknown duration counts 0."""
         begun = [start.begun for start in self._starts.values()]
         if begun:
-            return max(self.start_s - (now - min(begun)), 1.0)
-        return max(self._retry_at - now, 0.0) + max(self.start_s, 1.0)
+            return max(self.start_s - (now - min(begun)), 0.0)
+        return max(self._retry_at - now, 0.0) + self.start_s
 
     def stranded(self, waited_s: float) -> SageInferError | None:
         """The error of a request that has waited so long without a replica; None if it may continue to wait."""
@@ -166,6 +166,7 @@ class ModelScaler:
         left, ready_in = self.settings.wait_s - waited_s, self.ready_in(now)
         if left > 0 and (self._starts or ready_in <= left):
             return None
+        ready_in = max(ready_in, 1.0)  # the smallest Retry-After
         self._asked_until = now + ready_in + self.settings.policy.idle_s  # it will be sent again
         why = f" ({self._reason})" if self.is_failing else ""
         return Overloaded(
