@@ -60,6 +60,19 @@ PREFIXES = [
     "smi stdout | ",  # Supervisor
     "[09:41:36] ",
     "00:00:01 ",  # ts -s
+    "0: ",  # srun --label
+    " 3: ",
+    "[1,0]<stdout>:",  # mpirun --tag-output
+    "[prterun-gpu7-1@1,0]<stdout>: ",
+    "[gpu7] out: ",  # Fabric
+    "2026/11/29 09:41:36 ",  # Go
+    "2026/11/29 09:41:36.123456 ",
+    "2026-11-29 09:41:36.123 | INFO     | run:main:12 - ",  # Loguru
+    "[2026-11-29 09:41:36,123][root][INFO] - ",  # Hydra
+    "INFO 11-29 09:41:36 [gpu.py:12] ",  # vLLM
+    "(EngineCore_0 pid=12) INFO 11-29 09:41:36 [gpu.py:12] ",
+    "INFO:root:",
+    "[INFO] ",
 ]
 
 
@@ -93,6 +106,9 @@ def test_remarks_of_the_viewers_of_logs_are_left_out() -> None:
         ("$ smi -a", ""),
         ("PS C:\\Users\\a b> smi -a", "PS C:\\Users\\a b>"),
         ("==> smi.log <==", ""),
+        ("<details>\n<summary>smi</summary>\n\n```", "```\n</details>"),
+        ("<pre>", "</pre>"),
+        ("", "(END)"),
         ("gpu7 | CHANGED | rc=0 >>", ""),
     ):
         assert lines("\n".join([before, *OUTPUT, after])) == plain
@@ -115,6 +131,18 @@ def test_remarks_of_the_viewers_of_logs_are_left_out() -> None:
 )
 def test_lines_that_begin_alike_stay(listed: list[str]) -> None:
     assert lines("\n".join(listed)) == listed
+
+
+def test_signs_of_terminals_and_web_pages_are_left_out() -> None:
+    plain = [line for line in OUTPUT if line]
+    for text in (
+        "\n".join(f"\x1b(B\x1b[m{line}\x1b(B" for line in OUTPUT),  # tput sgr0
+        "\x1b7\x1b=" + "\n".join(OUTPUT) + "\x1b>\x1b8",
+        "\n".join(OUTPUT).replace(" ", "\u202f"),
+        "\n".join(OUTPUT).replace(" ", "\u200b "),
+        "\n".join(OUTPUT).replace("|", "｜"),
+    ):
+        assert lines(text) == plain
 
 
 def test_lines_that_not_all_have_the_prefix_stay() -> None:

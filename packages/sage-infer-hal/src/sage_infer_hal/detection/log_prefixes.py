@@ -14,7 +14,9 @@ _UNIX = r"\d{9,10}\.\d{3,9}"
 _FULL = rf"[A-Z][a-z][a-z] {_ISO}(?: [A-Z]{{2,5}})?"  # journalctl -o short-full
 _SHORT = r"\d\d-\d\d \d\d:\d\d:\d\d"  # stern --timestamps=short
 _CLOCK = r"\d\d:\d\d:\d\d(?:[.,]\d+)?"
-_DATE = rf"(?:{_ISO}|{_SYSLOG}|{_UNIX}|{_FULL}|{_SHORT}|{_CLOCK})"
+_GO = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d(?:\.\d+)?"
+_DATE = rf"(?:{_ISO}|{_SYSLOG}|{_UNIX}|{_FULL}|{_SHORT}|{_CLOCK}|{_GO})"
+_LEVEL = r"(?:TRACE|DEBUG|INFO|NOTICE|SUCCESS|WARNING|WARN|ERROR|CRITICAL)"
 # The time may be the only thing on a line: the tool printed a blank one.
 _TIME = re.compile(rf"(?:<\d{{1,3}}>(?:1 )?)?(?:{_DATE}|\[ *(?:{_DATE}|\d+\.\d{{6}})\])(?: |$)")
 _AFTER_TIME = (
@@ -25,6 +27,7 @@ _AFTER_TIME = (
     re.compile(r"(?P<who>\{[\w.-]+=\"[^{}]*\"\})(?: |$)"),  # logcli
     re.compile(r"\d\d[OE](?:[ +]|$)"),  # GitLab's jobs
     re.compile(r"(?P<who>\S+ [A-Za-z][\w./@-]*) (?:\d+|-) \S+ (?:-|\[[^\]]*\]) ?"),  # RFC 5424
+    re.compile(rf"\| {_LEVEL} +\| \S+ - ?"),  # Loguru
     re.compile(r"(?:- )?\[?(?:DEBUG|INFO|NOTICE|WARNING|WARN|ERROR)\]?(?:\s*-|:)?(?: [\w.]+:)? ?"),
 )
 _NAME = r"[a-z][a-z0-9.-]*"  # of Kubernetes
@@ -36,11 +39,19 @@ _WITHOUT_TIME = (
     re.compile(r"(?P<who>\((?:\S+ )?pid=\d+(?:, ip=[\da-f.:]+)?\))(?: |$)"),  # Ray
     re.compile(r"(?P<who>\[rank\d+\]):(?: |$)"),  # torchrun
     re.compile(r"(?P<who>[A-Za-z][\w.-]* std(?:out|err)) \|(?: |$)"),  # Supervisor
+    re.compile(r"(?P<who>\[\d+,\d+\]<std(?:out|err)>):"),  # mpirun --tag-output
+    re.compile(r"(?P<who>\[[\w.-]+@\d+,\d+\]<std(?:out|err)>): ?"),  # of Open MPI 5
+    re.compile(r"(?P<who>\[[\w.@:-]+\] (?:out|err)):(?: |$)"),  # Fabric
+    re.compile(rf"\[{_ISO}\](?:\[[\w.]+\]){{1,2}}(?: -)?(?: |$)"),  # Hydra
+    re.compile(rf"{_LEVEL} \d\d-\d\d \d\d:\d\d:\d\d \[[\w./]+:\d+\](?: |$)"),  # vLLM
+    re.compile(rf"{_LEVEL}:[\w.]+:"),  # Python's logging
+    re.compile(rf"\[{_LEVEL}\](?: |$)"),
     re.compile(r"(?P<who>>)(?: |$)"),  # a quotation
 )
 _REPEATED = (  # prefixes only if several lines have them
     # stern: pod and container, before them the namespace of several; a pod without a hyphen is named like its container
     re.compile(rf"(?P<who>(?:{_NAME} )?(?:(?=[a-z0-9.]*-){_NAME} {_NAME}|(?P<pod>{_NAME}) (?P=pod)))(?: |$)"),
+    re.compile(r"(?P<who> *\d{1,5}):(?: |$)"),  # srun --label
     re.compile(r"(?P<who>(?!\S*smi)[a-z][a-z0-9]*(?:[.-][a-z0-9.-]*[a-z0-9]|0\d+)):(?: |$)"),  # pdsh, clush
 )
 _REMARK = re.compile(  # lines that are no output of a tool
@@ -50,6 +61,7 @@ _REMARK = re.compile(  # lines that are no output of a tool
     r"|Script (?:started|done) on \d{4}-|Every \d+(?:\.\d+)?s: "  # script, watch
     r"|[a-z_][\w-]*@[\w.-]+:\S*[#$](?: |$)|\[[a-z_][\w-]*@[\w.-]+ \S+\][#$](?: |$)|\$ \S"  # prompts of shells
     r"|(?:PS )?[A-Z]:\\[^<>|]*>"  # of Windows
+    r"|\s*</?(?:pre|code|details)>\s*$|\s*<summary>[^<>]*</summary>\s*$|\(END\)$"  # HTML in Markdown; less
     r"|==> \S+ <==$|\S+ \| (?:CHANGED|SUCCESS) \| rc=0 >>$"  # tail, Ansible
 )
 _JSON = (  # the key of the text, and others of the same format

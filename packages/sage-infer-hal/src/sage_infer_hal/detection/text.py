@@ -14,9 +14,11 @@ from sage_infer_hal.detection.wrapped import joined_lines
 
 __all__ = ["Line", "ToolText", "bus_address", "is_masked", "mebibytes", "table_cells"]
 
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff]")
-_TRANSLATED = str.maketrans({"\xa0": " ", "│": "|", "┃": "|", "║": "|", "：": ":"})
+_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()*+][0-9A-Za-z]|[=>78]|[@-Z\\-_])"
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\u200b\u2060\ufeff]")
+_TRANSLATED = str.maketrans({"\xa0": " ", "\u202f": " ", "│": "|", "┃": "|", "║": "|", "｜": "|", "：": ":"})
 _ANNOTATION = re.compile(r"\s*(?:←|⬅|<--+|<==+)(?:\s.*)?$")  # a person's remark at the end of a line
 _BUS = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE)
 _FRAME = {"|", "+"}
