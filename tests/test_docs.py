@@ -298,6 +298,23 @@ def test_command_table() -> None:
     assert documented == {*COMMANDS, *HINTS} - {"llm"}
 
 
+def test_nightly_table() -> None:
+    """One row per job of the script, with the programs, test files and environments that it names."""
+    script = (ROOT / ".ci" / "nightly").read_text("utf-8").replace("\\\n", " ")
+    jobs, lines = {}, []
+    for line in script.splitlines():
+        if found := re.fullmatch(r"(\w+)=\$\?", line):
+            jobs[found[1]] = set(re.findall(r"\w+\.py\b|[\w.]+:\w+", " ".join(lines))) - {"dev.py"}
+            lines = []
+        elif line.startswith(("python3", "SAGE_")):
+            lines.append(line)
+    rows = table("contract-kit.md", "job", "runs", "what")
+    assert column(rows) == list(jobs)
+    for job, runs, _ in rows:
+        named = {word for word in runs.replace(",", " ").split() if word.endswith(".py") or ":" in word}
+        assert named == jobs[job], job
+
+
 def test_preset_tables() -> None:
     rows = table("contracts.md", "preset", "elements")
     assert [row[:2] for row in rows] == [[name, preset["dtype"]] for name, preset in KV_PRESETS.items()]

@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from encoder_toy import DOCUMENTS, EMBEDDERS, QUERY, RERANKERS, TEXTS, write_encoder, write_json
+from encoder_toy import (
+    DOCUMENTS,
+    EMBEDDERS,
+    QUERY,
+    RERANKERS,
+    TEXTS,
+    write_encoder,
+    write_json,
+    write_safetensors,
+)
 from openvino_toy import DATA
 from sage_infer.errors import (
     CapabilityMismatch,
@@ -23,7 +33,9 @@ from sage_infer.errors import (
 from sage_infer_openvino.device import compute_precisions
 from sage_infer_openvino.encoder.config import VectorHead, read_encoder_config
 from sage_infer_openvino.encoder.encoder import Encoder
+from sage_infer_openvino.models.safetensors_file import SafetensorsFolder
 from sage_infer_openvino.ov_runtime import ov
+from tokenizers import Tokenizer
 
 Reference = Callable[[str], list[dict[str, Any]]]
 
@@ -229,8 +241,18 @@ def test_a_plain_bert_folder_is_pooled_by_mean(folder: Path) -> None:
             "config_sentence_transformers.json",
             {"prompts": {"query": 3}},
             ModelFileError,
-            "not an object of strings",
+            "not an object of Unicode strings",
         ),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"a": "\ud800"}},
+            ModelFileError,
+            "Unicode strings",
+        ),
+        ("tokenizer_config.json", {"model_input_names": 5}, ModelFileError, "model_input_names is 5"),
+        ("config.json", {"pad_token_id": 2**20}, ModelFileError, "pad_token_id is 1048576"),
+        ("config.json", {"vocab_size": 99999}, ModelFileError, r"word_embeddings.*expected \[99999, 384\]"),
+        ("config.json", {"max_position_embeddings": 9999}, ModelFileError, "position_embeddings"),
     ],
 )
 def test_folders_that_are_refused(
@@ -272,7 +294,7 @@ def test_modules_that_are_refused(folder: Path) -> None:
         ({"out_features": float("inf")}, ModelFileError, "out_features is missing or not a number"),
         ({"out_features": -1}, ModelFileError, "out_features is -1"),
         ({"module_input_name": ["x"]}, UnsupportedFeature, "input other than"),
-        ({"out_features": 7}, ModelFileError, r"shape \[10, 24\].*its 7 outputs"),
+        ({"out_features": 7}, ModelFileError, r"linear\.weight has the shape \[10, 24\], expected \[7, 24\]"),
     ],
 )
 def test_dense_modules_that_are_refused(
@@ -282,6 +304,58 @@ def test_dense_modules_that_are_refused(
     change(folder / "2_Dense" / "config.json", **values)
     with pytest.raises(error, match=says):
         Encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("embeddings.word_embeddings.weight", np.zeros((5, 24))),
+        ("embeddings.token_type_embeddings.weight", np.zeros((1, 24))),
+        ("embeddings.LayerNorm.weight", np.ones(1)),
+        ("encoder.layer.1.attention.self.query.weight", np.zeros((24, 23))),
+        ("encoder.layer.1.attention.self.key.bias", np.zeros(1)),
+        ("encoder.layer.0.attention.output.dense.weight", np.zeros((1, 24))),
+        ("encoder.layer.0.output.dense.weight", np.zeros((24, 24, 1))),
+        ("encoder.layer.0.intermediate.dense.weight", np.full((40, 24), np.nan)),
+        ("pooler.dense.bias", np.full(24, np.inf)),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, name: str, values: np.ndarray) -> None:
+    folder = write_encoder(tmp_path / "damaged", **RERANKERS["bert"])
+    tensors = SafetensorsFolder(folder)
+    whole = {own: tensors.weight(own).dense() for own in tensors.names()}
+    (found,) = (own for own in whole if own.endswith(name))
+    write_safetensors(folder / "changed", {**whole, found: values.astype(np.float32)})
+    (folder / "changed").replace(folder / "model.safetensors")
+    with pytest.raises(ModelFileError, match=r"shape|not finite|one token type"):
+        Encoder(folder, reranker=True)
+
+
+def test_tokens_that_only_the_tokenizer_has(tmp_path: Path) -> None:
+    """Their rows would be read beyond the end of the embedding."""
+    for name, reranker in (("bert", False), ("xlm-roberta", True)):
+        folder = write_encoder(tmp_path / name, **(RERANKERS if reranker else EMBEDDERS)[name])
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.add_tokens(["elephant"])
+        tokenizer.save(str(folder / "tokenizer.json"))
+        encoder = Encoder(folder, reranker=reranker)
+        tokenize = partial(encoder.tokenize_pairs, "cat") if reranker else encoder.tokenize
+        with pytest.raises(InvalidRequest, match=r"input 1 has the token \d+ of the tokenizer"):
+            tokenize(["cat", "an elephant"])
+
+
+def test_token_types_and_texts_without_tokens_of_a_tokenizer(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path / "types", **RERANKERS["bert"])
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    for piece in tokenizer["post_processor"]["pair"]:
+        next(iter(piece.values()))["type_id"] = 7
+    write_json(folder / "tokenizer.json", tokenizer)
+    with pytest.raises(InvalidRequest, match="token type 7"):
+        Encoder(folder, reranker=True).tokenize_pairs("cat", ["dog"])
+    del tokenizer["post_processor"]
+    write_json(folder / "tokenizer.json", tokenizer)
+    with pytest.raises(InvalidRequest, match="input 1 has no tokens"):
+        Encoder(folder, reranker=True).tokenize(["cat", ""])
 
 
 def test_rerankers_that_are_refused(tmp_path: Path) -> None:

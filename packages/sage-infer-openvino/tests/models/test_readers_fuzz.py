@@ -6,7 +6,6 @@ Files are changed in their heads, where numbers, names, shapes and offsets are. 
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from family_models import CASES, write_folder, write_gguf
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from sage_infer.errors import ModelFileError, UnsupportedFeature
+from openvino_fuzz import FUZZ, JSON, REFUSED, linked
+from sage_infer.errors import ModelFileError
 from sage_infer_openvino.models.gguf.model import GgufModel
 from sage_infer_openvino.models.hf_model import HfModel
 from sage_infer_openvino.models.tokenizer import TextTokenizer
 
-EXAMPLES = int(os.environ.get("SAGE_FUZZ_EXAMPLES", "150"))
-FUZZ = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-REFUSED = (ModelFileError, UnsupportedFeature)
 pytestmark = pytest.mark.filterwarnings(
     "error::RuntimeWarning"
 )  # a number of a file that is infinite in a graph
@@ -81,11 +76,6 @@ def test_gguf(tmp_path: Path, gguf: bytes, changes: list[tuple[float, int]], cut
     refused_or_read(_written(tmp_path / "changed.gguf", bytes(data)))
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=4,
-)
 KEYS = st.sampled_from(
     ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
      "intermediate_size", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings",
@@ -128,16 +118,6 @@ def test_safetensors(tmp_path: Path, folder: Path, data: st.DataObject) -> None:
     changed = linked(folder, tmp_path / "changed", leave_out="model.safetensors")
     _written(changed / "model.safetensors", struct.pack("<Q", len(new)) + new + whole[8 + length :])
     refused_or_read(changed)
-
-
-def linked(folder: Path, to: Path, *, leave_out: str) -> Path:
-    """A folder with links to the files of another, without one of them."""
-    to.mkdir(exist_ok=True)
-    (to / leave_out).unlink(missing_ok=True)
-    for file in folder.iterdir():
-        if file.name != leave_out and not (to / file.name).exists():
-            (to / file.name).symlink_to(file)
-    return to
 
 
 CHANGED_WEIGHTS: dict[str, Callable[[bytearray], None]] = {

@@ -15,6 +15,7 @@ import numpy as np
 from sage_infer.errors import ModelFileError, UnsupportedFeature
 
 from sage_infer_openvino.encoder.config import BertConfig, DenseStep, EncoderConfig, Pooling, ScoreHead
+from sage_infer_openvino.models.file_checks import check_finite
 from sage_infer_openvino.models.safetensors_file import SafetensorsFolder
 from sage_infer_openvino.ov_runtime import ops, ov
 
@@ -59,8 +60,8 @@ _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 def build_bert(config: EncoderConfig, tensors: SafetensorsFolder) -> Any:
     """The ``openvino.Model`` of one encoder.
 
-    Raises :class:`ModelFileError` when a tensor is missing, and :class:`UnsupportedFeature` when a classifier has
-    more than one label.
+    Raises :class:`ModelFileError` when a tensor is missing, has another shape than ``config.json`` says or values that
+    are not finite, and :class:`UnsupportedFeature` when a classifier has more than one label.
     """
     return _BertBuilder(config, tensors).build()
 
@@ -97,14 +98,25 @@ class _BertBuilder:
     # --- the encoder
 
     def _embed(self, ids: Any, types: Any | None) -> Any:
-        words, places = (
-            self._weight(f"{self.prefix}embeddings.{kind}_embeddings.weight") for kind in ("word", "position")
-        )
+        config = self.config
+        first = 0 if config.padding_position is None else config.padding_position + 1
+        words = self._table("word", config.vocab_size)
+        places = self._table("position", config.max_positions + first)
         x = ops.add(ops.gather(words, ids, _i64(0)), ops.gather(places, self._positions(ids), _i64(0)))
         if self.config.family != "distilbert":
-            table = self._weight(f"{self.prefix}embeddings.token_type_embeddings.weight")
+            table = self._table("token_type", None)
+            if types is not None and _rows(table) < 2:
+                raise ModelFileError(
+                    f"{self.tensors.folder}: the model has one token type, and its tokenizer two; the files do not "
+                    "belong together"
+                )
             x = ops.add(x, ops.gather(table, _i64(0) if types is None else types, _i64(0)))
         return self._layer_norm(x, f"{self.prefix}embeddings.LayerNorm")
+
+    def _table(self, kind: str, rows: int | None) -> Any:
+        return self._weight(
+            f"{self.prefix}embeddings.{kind}_embeddings.weight", rows, self.config.hidden_size
+        )
 
     def _positions(self, ids: Any) -> Any:
         padding = self.config.padding_position
@@ -117,14 +129,13 @@ class _BertBuilder:
 
     def _layer(self, x: Any, penalty: Any, prefix: str) -> Any:
         name = {part: prefix + own for part, own in self.names.items()}
-        q, k, v = (self._heads(self._linear(x, name[part])) for part in ("query", "key", "value"))
+        size = self.config.hidden_size
+        q, k, v = (self._heads(self._linear(x, name[part], size)) for part in ("query", "key", "value"))
         attended = ops.scaled_dot_product_attention(q, k, v, penalty)
-        merged = ops.reshape(
-            ops.transpose(attended, _i64([0, 2, 1, 3])), _i64([0, 0, self.config.hidden_size]), True
-        )
-        x = self._layer_norm(ops.add(self._linear(merged, name["merge"]), x), name["merge_norm"])
-        inner = _ACTIVATIONS[self.config.activation](self._linear(x, name["up"]))
-        return self._layer_norm(ops.add(self._linear(inner, name["down"]), x), name["down_norm"])
+        merged = ops.reshape(ops.transpose(attended, _i64([0, 2, 1, 3])), _i64([0, 0, size]), True)
+        x = self._layer_norm(ops.add(self._linear(merged, name["merge"], size), x), name["merge_norm"])
+        inner = _ACTIVATIONS[self.config.activation](self._linear(x, name["up"], None))
+        return self._layer_norm(ops.add(self._linear(inner, name["down"], size), x), name["down_norm"])
 
     def _heads(self, x: Any) -> Any:
         """``[batch, tokens, hidden]`` → ``[batch, heads, tokens, head_dim]``."""
@@ -144,15 +155,10 @@ class _BertBuilder:
 
     def _dense(self, x: Any, step: DenseStep) -> Any:
         tensors = SafetensorsFolder(step.folder)
-        weight = tensors.weight("linear.weight").dense()
-        if weight.shape != (step.out_features, x.get_output_partial_shape(0)[1].get_length()):
-            raise ModelFileError(
-                f"{step.folder}: linear.weight has the shape {list(weight.shape)}, which does not match its input "
-                f"or its {step.out_features} outputs"
-            )
-        x = ops.matmul(x, ops.constant(weight), False, True)
+        columns = _columns(x)
+        x = ops.matmul(x, _weight(tensors, "linear.weight", step.out_features, columns), False, True)
         if step.bias:
-            x = ops.add(x, ops.constant(tensors.weight("linear.bias").dense()))
+            x = ops.add(x, _weight(tensors, "linear.bias", step.out_features))
         return _ACTIVATIONS[step.activation](x)
 
     def _score(self, x: Any, head: ScoreHead) -> Any:
@@ -162,27 +168,60 @@ class _BertBuilder:
             "roberta": ("classifier.dense", "tanh", "classifier.out_proj"),
             "distilbert": ("pre_classifier", "relu", "classifier"),
         }[self.config.family]
-        labels = self.tensors.shape(classifier + ".weight")[0]
-        if labels != 1:
+        shape = self.tensors.shape(classifier + ".weight")
+        if len(shape) == 2 and shape[0] != 1:
             raise UnsupportedFeature(
-                f"{self.tensors.folder}: the classifier has {labels} labels, expected one for a reranker"
+                f"{self.tensors.folder}: the classifier has {shape[0]} labels, expected one for a reranker"
             )
-        x = _ACTIVATIONS[activation](self._linear(_pool(x, None, "cls"), hidden))
-        return _ACTIVATIONS[head.activation](self._linear(x, classifier))
+        x = _ACTIVATIONS[activation](self._linear(_pool(x, None, "cls"), hidden, self.config.hidden_size))
+        return _ACTIVATIONS[head.activation](self._linear(x, classifier, 1))
 
     # --- parts
 
-    def _linear(self, x: Any, name: str) -> Any:
-        product = ops.matmul(x, self._weight(name + ".weight"), False, True)
-        return ops.add(product, self._weight(name + ".bias"))
+    def _linear(self, x: Any, name: str, rows: int | None) -> Any:
+        product = ops.matmul(x, self._weight(name + ".weight", rows, _columns(x)), False, True)
+        return ops.add(product, self._weight(name + ".bias", _columns(product)))
 
     def _layer_norm(self, x: Any, name: str) -> Any:
         centered = ops.mvn(x, _i64([-1]), True, self.config.layer_norm_eps, "inside_sqrt")
-        return ops.add(ops.multiply(centered, self._weight(name + ".weight")), self._weight(name + ".bias"))
+        size = self.config.hidden_size
+        scaled = ops.multiply(centered, self._weight(name + ".weight", size))
+        return ops.add(scaled, self._weight(name + ".bias", size))
 
-    def _weight(self, name: str) -> Any:
-        # dense() copies: OpenVINO converts views of a memory map element by element, in minutes.
-        return ops.constant(self.tensors.weight(name).dense())
+    def _weight(self, name: str, *shape: int | None) -> Any:
+        return _weight(self.tensors, name, *shape)
+
+
+def _weight(tensors: SafetensorsFolder, name: str, *shape: int | None) -> Any:
+    """A tensor of this shape, in which None is any size.
+
+    Raises:
+        ModelFileError: it is missing, has another shape, or values that are not finite.
+    """
+    weight = tensors.weight(name)
+    found = weight.values.shape
+    if len(found) != len(shape) or any(
+        size not in (None, own) for size, own in zip(shape, found, strict=True)
+    ):
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ModelFileError(
+            f"{tensors.folder}: tensor {name} has the shape {list(found)}, expected [{expected}] by the configuration; "
+            "the files do not belong together"
+        )
+    check_finite(weight, name, str(tensors.folder))
+    # dense() copies: OpenVINO converts views of a memory map element by element, in minutes.
+    return ops.constant(weight.dense())
+
+
+def _rows(x: Any) -> int:
+    rows: int = x.get_output_partial_shape(0)[0].get_length()
+    return rows
+
+
+def _columns(x: Any) -> int:
+    shape = x.get_output_partial_shape(0)
+    columns: int = shape[len(shape) - 1].get_length()
+    return columns
 
 
 def _pool(x: Any, present: Any, pooling: Pooling) -> Any:

@@ -16,6 +16,8 @@ import attrs
 from sage_infer.errors import ModelFileError, UnsupportedFeature
 from sage_infer.models import check_model_files, read_model_text
 
+from sage_infer_openvino.models.tokenizer_file import is_text
+
 __all__ = [
     "BertConfig",
     "DenseStep",
@@ -147,9 +149,9 @@ def read_encoder_config(folder: str | Path, *, reranker: bool = False) -> Encode
     bert = _read_bert(folder, raw, tokenizer, pairs=reranker)
     head = ScoreHead(activation=_score_activation(folder, raw, own)) if reranker else _read_modules(folder)
     prompts, default = own.get("prompts") or {}, own.get("default_prompt_name")
-    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+    if not isinstance(prompts, dict) or not all(map(is_text, prompts.values())):
         raise ModelFileError(
-            f"{folder / 'config_sentence_transformers.json'}: prompts is not an object of strings"
+            f"{folder / 'config_sentence_transformers.json'}: prompts is not an object of Unicode strings"
         )
     if reranker and default is not None:
         raise UnsupportedFeature(f"{folder}: a reranker with a default prompt ({default!r}) is not supported")
@@ -191,10 +193,19 @@ def _read_bert(folder: Path, raw: dict[str, Any], tokenizer: dict[str, Any], *, 
             f"{folder}: activation {activation!r} is not supported; supported: {', '.join(_ACTIVATIONS)}"
         )
     inputs = tokenizer.get("model_input_names") or ["token_type_ids"]
+    if not isinstance(inputs, list):
+        raise ModelFileError(
+            f"{folder / 'tokenizer_config.json'}: model_input_names is {inputs!r}, expected a list of strings"
+        )
     path = folder / "config.json"
     padding = raw.get("pad_token_id", 1) if family == "roberta" else raw.get("pad_token_id") or 0
     padding_id = _count({"pad_token_id": padding}, "pad_token_id", path, least=0)
     first = padding_id + 1 if family == "roberta" else 0
+    vocab_size = _count(raw, "vocab_size", path)
+    if padding_id >= vocab_size:
+        raise ModelFileError(
+            f"{path}: pad_token_id is {padding_id}, which is not an id of {vocab_size} tokens; the file is damaged"
+        )
     heads = "n_heads" if distil else "num_attention_heads"
     size, count = _count(raw, "dim" if distil else "hidden_size", path), _count(raw, heads, path)
     if size % count:
@@ -210,7 +221,7 @@ def _read_bert(folder: Path, raw: dict[str, Any], tokenizer: dict[str, Any], *, 
         max_positions=_count(raw, "max_position_embeddings", path, least=first + 1) - first,
         padding_position=padding_id if family == "roberta" else None,
         padding_id=padding_id,
-        vocab_size=_count(raw, "vocab_size", path),
+        vocab_size=vocab_size,
         pair_types=pairs and family == "bert" and "token_type_ids" in inputs,
         layer_norm_eps=float(epsilon),
         activation=_ACTIVATIONS[str(activation)],

@@ -123,7 +123,9 @@ class Encoder:
         )
         result = []
         for index, item in enumerate(inputs):
-            ids = next(texts) if isinstance(item, str) else self._checked(index, list(item))
+            ids = (
+                self._known(index, next(texts)) if isinstance(item, str) else self._checked(index, list(item))
+            )
             if truncate:
                 ids = ids[: self.max_sequence_length]
             elif len(ids) > self.max_sequence_length:
@@ -158,12 +160,16 @@ class Encoder:
         longest = self._longest_text
         first = self._prepare(query[:longest])
         pairs = [(first, self._prepare(document[:longest])) for document in documents]
-        return [
-            EncoderInput(encoding.ids, encoding.type_ids if self.config.bert.pair_types else None)
+        encodings = (
+            encoding
             for start in range(0, len(pairs), _TOKENIZED_TOGETHER)
             for encoding in encoded(
                 self._cutting_tokenizer.encode_batch_fast, pairs[start : start + _TOKENIZED_TOGETHER]
             )
+        )
+        return [
+            EncoderInput(self._known(index, encoding.ids), self._known_types(encoding.type_ids))
+            for index, encoding in enumerate(encodings)
         ]
 
     def compute(self, batch: Sequence[EncoderInput]) -> npt.NDArray[np.float32]:
@@ -212,3 +218,21 @@ class Encoder:
                 f"input {index} has token ids outside 0 to {self.config.bert.vocab_size - 1}"
             )
         return ids
+
+    def _known(self, index: int, ids: list[int]) -> list[int]:
+        """Ids of a text; a tokenizer may have more tokens than its model."""
+        if not ids:
+            raise InvalidRequest(f"input {index} has no tokens, expected at least one")
+        if max(ids) >= self.config.bert.vocab_size:
+            raise InvalidRequest(
+                f"input {index} has the token {max(ids)} of the tokenizer, but the model has only "
+                f"{self.config.bert.vocab_size} tokens; leave it out"
+            )
+        return ids
+
+    def _known_types(self, types: list[int]) -> list[int] | None:
+        if not self.config.bert.pair_types:
+            return None
+        if max(types) > 1:
+            raise InvalidRequest(f"the model's tokenizer gives the token type {max(types)}, expected 0 or 1")
+        return types

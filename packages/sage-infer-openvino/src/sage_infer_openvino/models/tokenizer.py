@@ -7,7 +7,8 @@ library) and ``tokenizer_meta.json`` for data that this format cannot store.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from sage_infer_openvino.models.detokenizer import IncrementalDetokenizer, Token
 from sage_infer_openvino.models.file_checks import special_token_id
 from sage_infer_openvino.models.gguf.file import GgufFile
 from sage_infer_openvino.models.gguf.tokenizer import build_tokenizer, end_of_generation_ids, special_id
-from sage_infer_openvino.models.tokenizer_file import encoded, read_tokenizer
+from sage_infer_openvino.models.tokenizer_file import encoded, is_text, read_tokenizer
 
 __all__ = ["IncrementalDetokenizer", "TextTokenizer", "TokenizerMeta"]
 
@@ -99,7 +100,8 @@ class TextTokenizer:
             chat_template=_text(file, "tokenizer.chat_template"),
             tool_template=_text(file, f"tokenizer.chat_template.{TOOL_USE}"),
         )
-        return cls(tokenizer, meta)
+        with _named(file.path):
+            return cls(tokenizer, meta)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> TextTokenizer:
@@ -112,7 +114,10 @@ class TextTokenizer:
         tokenizer = read_tokenizer(folder / "tokenizer.json")
         config = _read_json(folder / "tokenizer_config.json")
         special = {
-            name: text for name in _SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None
+            name: text
+            for name in _SPECIAL_NAMES
+            if (text := _token_text(config.get(name), f"{folder / 'tokenizer_config.json'}: {name}"))
+            is not None
         }
         ids: list[int] = []
         for source in (_read_json(folder / "generation_config.json"), _read_json(folder / "config.json")):
@@ -132,7 +137,8 @@ class TextTokenizer:
             chat_template=templates.get("default", templates.get(TOOL_USE)),
             tool_template=templates.get(TOOL_USE),
         )
-        return cls(tokenizer, meta)
+        with _named(folder):
+            return cls(tokenizer, meta)
 
     @classmethod
     def load(cls, folder: str | Path) -> TextTokenizer:
@@ -204,6 +210,15 @@ class TextTokenizer:
         )
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the path before errors of what was read from its files."""
+    try:
+        yield
+    except (ModelFileError, UnsupportedFeature) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
 def _text(file: GgufFile, key: str) -> str | None:
     value = file.metadata.get(key)
     if value is not None and not isinstance(value, str):
@@ -225,11 +240,15 @@ def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
     return data
 
 
-def _token_text(value: Any) -> str | None:
+def _token_text(value: Any, where: str) -> str | None:
     """The text of a special token, which is stored as a string, or as an object with a ``content``."""
     if isinstance(value, dict):
         value = value.get("content")
-    return value if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    if not is_text(value):
+        raise ModelFileError(f"{where} is {value!r}, which is not valid Unicode; the file is damaged")
+    return value
 
 
 def _folder_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sage_infer.errors import InvalidRequest, ModelFileError
 from tokenizers import Tokenizer
 
-__all__ = ["encoded", "read_tokenizer"]
+__all__ = ["encoded", "is_text", "read_tokenizer"]
 
 _MOST_TOKENS = 2**24  # ids of a vocabulary are as many as its rows; published ones have up to 2**18
 _MOST_GROWTH = 1000  # of a text's length; published tokenizers have up to about 200
@@ -54,6 +54,14 @@ def _check_vocabulary(vocabulary: Mapping[str, int], where: str) -> None:
     largest = max(vocabulary.values())
     if largest > _MOST_TOKENS:
         raise ModelFileError(f"{where}: a token has the id {largest}, expected at most {_MOST_TOKENS}")
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a string without lone surrogates, which JSON can have and UTF-8 cannot."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeError:
+        return False
 
 
 def encoded(encode: Callable[[T], Any], given: T) -> Any:
