@@ -201,17 +201,41 @@ def slots_are_free(backend: Any) -> bool:
     return bool(traffic.free_slots() == traffic.arena.place.loads)
 
 
+async def check_waiting_requests_get_their_pages(backend: Any, patch: pytest.MonkeyPatch) -> None:
+    """One request runs at a time. The next one finds no room for its pages, and gets them while it waits."""
+    long = SamplingParams(temperature=0.0, max_tokens=1900, ignore_eos=True)
+    reuse = backend._running.reuse
+    patch.setattr(reuse.traffic.broker, "_limit", PAGES)
+    expected, _ = await answer(backend)
+    held = await reuse.fetch(PROMPT, salt="", adapter=None)
+    assert len(held.fetched.slots) == PAGES
+    (first,) = await backend.generate(PROMPT, long)
+    await anext(aiter(first))
+    (second,) = await backend.generate(PROMPT, GREEDY)
+    assert backend.stats().extensions["kv_store_later_requests"] == 0
+    held.fetched.free()
+    await eventually(
+        lambda: backend.stats().extensions["kv_store_later_requests"] == 1, "no pages came", within_s=300
+    )
+    first.cancel()
+    found = await read(second)
+    assert (found["tokens"], second.usage.cached_tokens) == (expected, PAGES * PAGE)
+    await eventually(lambda: slots_are_free(backend), "slots are lost", within_s=300)
+
+
 def test_a_third_partys_store_is_named_and_used(
     live: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with plugged_in(tmp_path, monkeypatch):
-        live.use(live.make(**WHOLE, kv_store={"store": "quokka"}, prefix_caching=False))
+        options = {**WHOLE, "prefix_caching": False, "max_batch_size": 1, "max_sequence_length": 2048}
+        live.use(live.make(kv_store={"store": "quokka"}, **options))
 
     async def main() -> None:
         tokens, cached = await answer(live.backend)
         assert cached == 0
         await saved(live.backend, PAGES)
         assert await answer(live.backend) == (tokens, PAGES * PAGE)
+        await check_waiting_requests_get_their_pages(live.backend, monkeypatch)
 
     live.run(main())
     live.stop()

@@ -1,9 +1,13 @@
-"""KV of prompts from a store: fetched before a request is submitted, so that the engine never waits for it."""
+"""KV of prompts from a store: fetched before a request is submitted, so that the engine never waits for it.
+
+A request that finds no room for its pages is submitted without, and gets them while it waits for its turn.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import itertools
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from attrs import define
@@ -29,6 +33,7 @@ class PromptPages:
         extra: input of each page's key besides its tokens.
         cached: pages at the start that the engine is assumed to have.
         fetched: the pages behind them.
+        ticket: the number under which they may still come; 0 if they do not.
     """
 
     keys: list[bytes]
@@ -36,6 +41,7 @@ class PromptPages:
     extra: bytes
     cached: int
     fetched: Fetched
+    ticket: int = 0
 
 
 class KVReuse:
@@ -67,6 +73,7 @@ class KVReuse:
         self._fence = fence
         self._recent = RecentKeys(cached_pages)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._tickets = itertools.count(1)
 
     async def fetch(
         self, tokens: Sequence[int], *, salt: str, adapter: str | None, patience_s: float | None = None
@@ -80,7 +87,8 @@ class KVReuse:
         cached = self._recent.leading(keys)
         fetched = await self.traffic.fetch(keys, cached=cached, patience_s=patience_s)
         root = root_key(self._kv_model, self._schema, salt.encode())
-        return PromptPages(keys, root, extra, cached, fetched)
+        ticket = next(self._tickets) if fetched.is_deferred else 0
+        return PromptPages(keys, root, extra, cached, fetched, ticket)
 
     async def prefetch(self, tokens: Sequence[int], *, salt: str) -> int:
         """Move the stored pages of a prompt that will come to the store's fastest tier; returns how many there are."""
@@ -97,6 +105,7 @@ class KVReuse:
                 "extra": pages.extra,
                 "first": pages.cached,
                 "slots": list(pages.fetched.slots),
+                "ticket": pages.ticket,
             }
         }
 
@@ -110,27 +119,52 @@ class KVReuse:
 
         def free() -> None:
             if rows == 1 and delivery.has_output:
-                pages.fetched.free()
+                self._free(pages)
             else:
                 self.abandon(pages)
 
         if rows == 1:
             delivery.loaded = free
         delivery.closed = lambda: self._closed(delivery, pages, None if rows == 1 else free)
+        if pages.ticket and rows == 1:
+            self._spawn(self._fetch_later(delivery, pages))
+
+    async def _fetch_later(self, delivery: Delivery, pages: PromptPages) -> None:
+        """Publish the pages of a request for the scheduler, if they come before its turn."""
+        arena, keys = self.traffic.arena, pages.keys[pages.cached :]
+
+        def waits() -> bool:
+            return not (delivery.has_output or delivery.has_ended() or arena.has_started(pages.ticket))
+
+        fetched = await self.traffic.fetch_later(lambda: keys if waits() else [])
+        if waits():
+            pages.fetched = fetched
+            arena.publish(pages.ticket, pages.cached, fetched.slots)
+        else:
+            fetched.free()
 
     def abandon(self, pages: PromptPages) -> None:
         """The request has ended, perhaps before its pages were loaded."""
         if pages.fetched.slots:
-            task = asyncio.get_running_loop().create_task(self._free_later(pages.fetched))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._free_later(pages))
 
-    async def _free_later(self, fetched: Fetched) -> None:
+    async def _free_later(self, pages: PromptPages) -> None:
         try:
             await self._fence()
         except Exception:
             return  # the engine has stopped; the arena is closed with it
-        fetched.free()
+        self._free(pages)
+
+    def _free(self, pages: PromptPages) -> None:
+        """Free the slots, which no worker reads any more."""
+        if pages.ticket:
+            self.traffic.arena.retract(pages.ticket)
+        pages.fetched.free()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _closed(self, delivery: Delivery, pages: PromptPages, free: Callable[[], None] | None) -> None:
         if free is not None:

@@ -3,13 +3,17 @@
 Slots for loads belong to the owner of the arena, who fills them. Slots for saves pass through four hands, each of which
 alone changes the state that it finds: the scheduler reserves a free slot, a worker fills it, the owner takes what is
 filled to the store, and frees it. So no lock is needed.
+
+Pages may also come while their request waits: the owner publishes their slots under the request's ticket, and the
+scheduler looks for them when the request is next.
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import asdict, frozen
@@ -23,6 +27,8 @@ _KEY_BYTES = 16
 _COUNTERS_BYTES = 64
 _UNSAVED, _LOADED_STEP = range(2)  # counters
 _ALIGNED = 4096
+_PAGE_BITS = 32
+_STARTED = 4096  # tickets of requests that have started: the last ones are known
 
 
 @frozen(kw_only=True)
@@ -51,7 +57,7 @@ class ArenaPlace:
 
     @property
     def head_bytes(self) -> int:
-        used = _COUNTERS_BYTES + self.saves * (4 + _KEY_BYTES)
+        used = _COUNTERS_BYTES + 8 * (_STARTED + self.loads) + self.saves * (4 + _KEY_BYTES)
         return -(-used // _ALIGNED) * _ALIGNED
 
     @property
@@ -69,10 +75,18 @@ class Arena:
         self._bytes: Any = np.frombuffer(memory, np.uint8)
         if len(self._bytes) < place.nbytes:
             raise ValueError(f"an arena of {place.nbytes} bytes has {len(self._bytes)}")
-        keys_at = _COUNTERS_BYTES + 4 * place.saves
-        self._counters: Any = self._bytes[:_COUNTERS_BYTES].view(np.uint64)
-        self._states: Any = self._bytes[_COUNTERS_BYTES:keys_at].view(np.uint32)
-        self._keys: Any = self._bytes[keys_at : keys_at + _KEY_BYTES * place.saves].reshape(-1, _KEY_BYTES)
+        at = 0
+
+        def part(nbytes: int, kind: Any) -> Any:
+            nonlocal at
+            start, at = at, at + nbytes
+            return self._bytes[start:at].view(kind)
+
+        self._counters: Any = part(_COUNTERS_BYTES, np.uint64)
+        self._started: Any = part(8 * _STARTED, np.uint64)
+        self._late: Any = part(8 * place.loads, np.uint64)  # ticket and number of the page, written as one
+        self._states: Any = part(4 * place.saves, np.uint32)
+        self._keys: Any = part(_KEY_BYTES * place.saves, np.uint8).reshape(-1, _KEY_BYTES)
 
     @classmethod
     def create(cls, *, page_bytes: int, loads: int, saves: int) -> tuple[Arena, HostPages]:
@@ -142,6 +156,36 @@ class Arena:
     def has_pending(self) -> bool:
         """Whether a page is reserved or filled."""
         return bool(((self._states == _RESERVED) | (self._states == _FILLED)).any())
+
+    # --- slots for loads, of requests that wait
+
+    def publish(self, ticket: int, first: int, slots: Sequence[int]) -> None:
+        """Owner: these slots have the pages of a request from number ``first`` on. Tickets are above 0, and grow."""
+        for page, slot in enumerate(slots, first):
+            self._late[slot] = ticket << _PAGE_BITS | page
+
+    def retract(self, ticket: int) -> None:
+        """Owner: the pages of this request are no longer there. Safe to call twice."""
+        self._late[self._late >> _PAGE_BITS == ticket] = 0
+
+    def published(self, ticket: int) -> tuple[int, tuple[int, ...]]:
+        """Scheduler: number of the first page of a request, and the slots of the pages from there on."""
+        pages = {
+            int(self._late[slot]) % (1 << _PAGE_BITS): int(slot)
+            for slot in (self._late >> _PAGE_BITS == ticket).nonzero()[0]
+        }
+        first = min(pages, default=0)
+        # Behind a gap, pages are still being published.
+        numbers = itertools.takewhile(pages.__contains__, itertools.count(first))
+        return first, tuple(pages[number] for number in numbers)
+
+    def start(self, ticket: int) -> None:
+        """Scheduler: the request has started, with or without pages."""
+        self._started[ticket % _STARTED] = ticket
+
+    def has_started(self, ticket: int) -> bool:
+        """Owner: whether pages that are published from now on would come too late."""
+        return int(self._started[ticket % _STARTED]) >= ticket
 
     # --- counters
 

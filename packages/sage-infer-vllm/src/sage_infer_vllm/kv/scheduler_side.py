@@ -50,7 +50,7 @@ class SchedulerSide:
         not known yet.
         """
         params = self._params(request)
-        if self._served is not None and request.request_id not in self._prompts:
+        if self._served is not None:
             if self._served.is_pending(request):
                 return None
             prompt = self._served.prompt(request, computed)

@@ -66,8 +66,14 @@ class _Asked:
     keys: list[bytes]
     root: bytes
     first: int
-    answer: Future[Fetched]
-    prompt: StoredPrompt | None = field(default=None)
+    answer: Future[Fetched] = field(factory=Future)
+    later: Fetched | None = None  # pages that came while it waited
+    prompt: StoredPrompt | None = None
+
+    @property
+    def pages(self) -> Fetched:
+        """Those that have come; the store has answered."""
+        return self.later or self.answer.result()
 
 
 class ServedStore:
@@ -93,6 +99,7 @@ class ServedStore:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="sage-kv-served", daemon=True).start()
         self._closed = False
+        self._fetching: set[asyncio.Task[None]] = set()
         self._collecting = asyncio.run_coroutine_threadsafe(self._collect(), self._loop)
 
     def arrived(self, request: Any) -> None:
@@ -105,9 +112,22 @@ class ServedStore:
         tokens = list(request.prompt_token_ids)
         keys = list(block_keys(self._kv_model, self._schema, tokens, salt=salt))
         first = self._recent.leading(keys)
-        answer = asyncio.run_coroutine_threadsafe(self._traffic.fetch(keys, cached=first), self._loop)
-        root = root_key(self._kv_model, self._schema, salt)
-        self._asked[request.request_id] = _Asked(keys, root, first, answer)
+        asked = _Asked(keys, root_key(self._kv_model, self._schema, salt), first)
+        self._asked[request.request_id] = asked
+        asked.answer = asyncio.run_coroutine_threadsafe(self._fetch(request.request_id, asked), self._loop)
+
+    async def _fetch(self, name: str, asked: _Asked) -> Fetched:
+        fetched = await self._traffic.fetch(asked.keys, cached=asked.first)
+        if fetched.is_deferred:
+            task = asyncio.create_task(self._fetch_later(name, asked))
+            self._fetching.add(task)
+            task.add_done_callback(self._fetching.discard)
+        return fetched
+
+    async def _fetch_later(self, name: str, asked: _Asked) -> None:
+        """Give a request its pages while it waits for its turn."""
+        keys = asked.keys[asked.first :]
+        asked.later = await self._traffic.fetch_later(lambda: keys if self._asked.get(name) is asked else [])
 
     def is_pending(self, request: Any) -> bool:
         """Whether the store has still to answer, which it does within a limit."""
@@ -115,15 +135,13 @@ class ServedStore:
         return asked is not None and not asked.answer.done()
 
     def prompt(self, request: Any, computed: int) -> StoredPrompt | None:
-        """What the store has answered; None for a request that does not use it."""
+        """What the store has answered so far; None for a request that does not use it, or has its blocks."""
         asked = self._asked.get(request.request_id)
         if asked is None:
             return None
         if asked.prompt is None:
-            slots = asked.answer.result().slots
-            asked.prompt = StoredPrompt(
-                self._traffic.arena, list(asked.keys), asked.root, first=asked.first, slots=slots
-            )
+            asked.prompt = StoredPrompt(self._traffic.arena, list(asked.keys), asked.root, first=asked.first)
+        asked.prompt.slots = asked.pages.slots
         if computed < asked.first * self._schema.page_size:  # the cache has dropped some of them
             self._recent.forget(asked.keys)
         return asked.prompt
@@ -135,7 +153,7 @@ class ServedStore:
             return
         self._recent.use(asked.keys)
         if loaded_tokens:
-            self._loading.append((step, asked.answer.result()))
+            self._loading.append((step, asked.pages))
 
     def planned(self, *, computes: bool, saves: bool) -> None:
         """A step is planned. Without anything to compute, wait a little for the store instead of asking it again."""
@@ -158,8 +176,13 @@ class ServedStore:
         self._closed = True
         self._loop.call_soon_threadsafe(self._saving.set)
         wait([self._collecting])
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._end)
         self._traffic.close()
+
+    def _end(self) -> None:
+        for task in self._fetching:
+            task.cancel()
+        self._loop.call_soon(self._loop.stop)
 
     async def _collect(self) -> None:
         while not self._closed:

@@ -27,6 +27,7 @@ class StoredPrompt:
         extra: input of each page's key besides its tokens.
         first: index of the first page that is loaded.
         slots: of the arena, with the pages from ``first`` on.
+        ticket: the pages may come later, under this ticket of the arena; 0 if they do not.
     """
 
     arena: Arena
@@ -35,6 +36,7 @@ class StoredPrompt:
     extra: bytes = b""
     first: int = 0
     slots: Sequence[int] = ()
+    ticket: int = 0
 
 
 @define(eq=False)
@@ -70,6 +72,8 @@ class StoredPages:
         known = self._requests.get(request.request_id)
         if known is not None and known.loaded:
             return 0
+        if prompt.ticket and not prompt.slots:
+            prompt.first, prompt.slots = prompt.arena.published(prompt.ticket)
         if request.skip_reading_prefix_cache or not prompt.slots or computed < prompt.first * self._page_size:
             return 0
         end = (prompt.first + len(prompt.slots)) * self._page_size
@@ -80,6 +84,8 @@ class StoredPages:
     ) -> None:
         """The request's blocks are allocated, and vLLM expects KV of ``loaded_tokens`` in them."""
         self._arena = prompt.arena
+        if prompt.ticket:
+            prompt.arena.start(prompt.ticket)
         known = self._requests.setdefault(request.request_id, _Request(request, prompt))
         known.blocks = list(blocks)
         if loaded_tokens:
@@ -152,4 +158,5 @@ def prompt_of(params: Mapping[str, Any], arena: Arena) -> StoredPrompt:
         params["extra"],
         params["first"],
         params["slots"],
+        params.get("ticket", 0),
     )

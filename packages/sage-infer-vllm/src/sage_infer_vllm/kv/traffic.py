@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,11 @@ class Fetched:
     slots: tuple[int, ...]
     _pages: FetchedPages | None
 
+    @property
+    def is_deferred(self) -> bool:
+        """Whether ``StoreTraffic.fetch_later`` may find more."""
+        return self._pages is not None and self._pages.is_deferred
+
     def free(self) -> None:
         """Safe to call twice."""
         self._pages = None
@@ -83,6 +88,11 @@ class StoreTraffic:
         pages = await self.broker.fetch(keys, cached=cached, patience_s=patience_s)
         found = [pages.pages[key] for key in keys[cached : cached + len(pages.pages)]]
         return Fetched(tuple(self._slot_of(page) for page in found), pages)
+
+    async def fetch_later(self, wanted: Callable[[], Sequence[bytes]]) -> Fetched:
+        """The pages of a request whose ``fetch`` was deferred, as ``KVBroker.fetch_later`` says."""
+        pages = await self.broker.fetch_later(wanted)
+        return Fetched(tuple(map(self._slot_of, pages.pages.values())), pages)
 
     def collect(self) -> None:
         """Queue the pages for the store that workers have completed."""
