@@ -119,6 +119,31 @@ def test_tokens_of_both_kinds_of_models(served: Any) -> None:
     assert default["count"] == 4
 
 
+@pytest.mark.parametrize("endpoint", ["chat", "completion"])
+def test_requests_with_other_salts_share_no_kv(served: Any, endpoint: str) -> None:
+    ready, _ = served
+    client = OpenAI(base_url=ready["url"] + "/v1", api_key="none")
+    text = f"{endpoint}: " + " ".join(f"Lighthouse number {number} stands on a rock." for number in range(40))
+
+    def cached(salt: str | None) -> int:
+        common: Any = {
+            "model": "smollm2-135m", "max_tokens": 1, "extra_body": {} if salt is None else {"cache_salt": salt},
+        }  # fmt: skip
+        if endpoint == "chat":
+            found: Any = client.chat.completions.create(
+                messages=[{"role": "user", "content": text}], **common
+            )
+        else:
+            found = client.completions.create(prompt=text, **common)
+        details = found.usage.prompt_tokens_details
+        return 0 if details is None else details.cached_tokens or 0
+
+    first = [cached(salt) for salt in (None, "one", "two")]
+    assert max(first) < 128, "KV was shared between salts"
+    again = [cached(salt) for salt in (None, "one", "two")]
+    assert min(again) >= 128
+
+
 def test_a_deadline_ends_a_request_in_time(served: Any) -> None:
     """By the engine for a generation, by the hybrid backend for an embedding; afterwards both answer."""
     ready, _ = served

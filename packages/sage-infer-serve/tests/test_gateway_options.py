@@ -55,7 +55,31 @@ def test_headers_and_the_key_become_options(
     assert other.tenant == "bob"
     assert len({options.cache_salt, other.cache_salt, ""}) == 3, "tenants must not share KV"
     served.post(path, {**CASES[path], "cache_salt": options.cache_salt}, authorization="Bearer sk-bob")
-    assert options_of(backend).cache_salt == other.cache_salt, "a client does not choose its salt"
+    assert options_of(backend).cache_salt not in ("", options.cache_salt), (
+        "a client chose another tenant's salt"
+    )
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_salt_of_the_client_divides_its_cache(
+    backend: EchoBackend, serve: Callable[..., Served], path: str
+) -> None:
+    def salts(served: Served, **headers: str) -> list[str]:
+        found = []
+        for fields in ({}, {"cache_salt": "one"}, {"cache_salt": "two"}, {"cache_salt": "one"}):
+            assert served.post(path, {**CASES[path], **fields}, **headers).status == 200
+            found.append(options_of(backend).cache_salt)
+        return found
+
+    assert salts(serve(backend)) == ["", "one", "two", "one"]
+    served = serve(backend, keys=[key("ann"), key("bob")])
+    anns, bobs = (salts(served, authorization=f"Bearer sk-{name}") for name in ("ann", "bob"))
+    for found in anns, bobs:
+        assert found[1] == found[3]
+    assert len({*anns, *bobs, "", "one", "two"}) == 9
+    for wrong in ("", 1, "x" * 513):
+        answer = served.post(path, {**CASES[path], "cache_salt": wrong}, authorization="Bearer sk-ann")
+        assert (answer.status, answer.error["param"]) == (400, "cache_salt")
 
 
 def test_fields_of_generation_become_options(backend: EchoBackend, served: Served) -> None:

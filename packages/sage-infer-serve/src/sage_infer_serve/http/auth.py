@@ -84,10 +84,16 @@ class APIKey:
         if self.limits.tokens_per_minute is not None:
             self._tokens = Allowance(self.limits.tokens_per_minute, self.clock)
 
-    @property
-    def cache_salt(self) -> str:
-        """Cache salt of this key, so that keys do not share cached KV. It is stable across restarts and secret."""
-        return hmac.new(self.digest, b"cache salt of " + self.name.encode(), hashlib.sha256).hexdigest()
+    def cache_salt(self, given: str | None = None) -> str:
+        """Cache salt of this key, so that keys do not share cached KV. It is stable across restarts and secret.
+
+        Args:
+            given: the client's own salt, which divides the key's KV further.
+        """
+        salt = hmac.new(self.digest, b"cache salt of " + self.name.encode(), hashlib.sha256)
+        if given is not None:
+            salt = hmac.new(salt.digest(), given.encode(), hashlib.sha256)
+        return salt.hexdigest()
 
     def admit(self) -> None:
         """Count a request against the limits; ``release`` ends it.

@@ -23,8 +23,8 @@ def request_options(
 ) -> RequestOptions | None:
     """Options of a request; None without any.
 
-    The tenant is the API key's name, or without keys the client's address. The cache salt is derived from the key by
-    the server, so clients cannot choose which cache they share.
+    The tenant is the API key's name, or without keys the client's address. With keys, the cache salt is derived from
+    the key and the client's own salt, so clients cannot choose another tenant's cache.
 
     Raises:
         HTTPError: a header has an invalid value.
@@ -32,8 +32,11 @@ def request_options(
     given: dict[str, Any] = {}
     if exchange.client:
         given["tenant"] = exchange.client
+    salt = None if request is None else request.cache_salt
     if exchange.key is not None:
-        given["cache_salt"] = exchange.key.cache_salt
+        given["cache_salt"] = exchange.key.cache_salt(salt)
+    elif salt is not None:
+        given["cache_salt"] = salt
     if (session := _header(exchange, SESSION)) is not None:
         given["session"] = session
     if (chain := _header(exchange, CHAIN)) is not None:

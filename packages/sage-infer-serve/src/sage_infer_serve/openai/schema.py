@@ -119,8 +119,8 @@ class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Sampling(Struct, kw_only=True):
-    """Common fields of chat and completions. ``top_k`` to ``priority`` are extensions, named as
-    in vLLM. Without ``model`` the default model answers.
+    """Common fields of chat and completions. ``top_k`` to ``priority`` and ``cache_salt`` are
+    extensions, named as in vLLM. Without ``model`` the default model answers.
     """
 
     model: ModelName | None = None
@@ -153,6 +153,7 @@ class Sampling(Struct, kw_only=True):
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     service_tier: Name | None = None
     prompt_cache_key: str | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
     return_token_ids: bool | None = None
 
 
