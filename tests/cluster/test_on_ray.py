@@ -1,4 +1,4 @@
-"""``sage llm serve --executor ray`` on a cluster of three nodes: faults, drain, scale, and a killed control plane."""
+"""``sage llm serve --executor ray`` on a cluster of three nodes: faults, drain, scale, and killed control planes."""
 
 from __future__ import annotations
 
@@ -119,13 +119,19 @@ async def undisturbed(streams: Any, url: str) -> list[Any]:
     return found
 
 
-async def disturbed(streams: Any, url: str, reference: list[Any], fault: Callable[[], object]) -> None:
-    """16 streams, with a fault while they run; they end as if there was none."""
+async def while_open(streams: Any, url: str, event: Callable[[], object]) -> list[Any]:
+    """16 streams, with an event while they run."""
     running = streams.Streams(url, 16, 40)
     await running.reach(4)
     assert running.is_open
-    await asyncio.to_thread(fault)
-    assert streams.differences(await running.end(), reference) == []
+    await asyncio.to_thread(event)
+    found: list[Any] = await running.end()
+    return found
+
+
+async def disturbed(streams: Any, url: str, reference: list[Any], fault: Callable[[], object]) -> None:
+    """16 streams, with a fault while they run; they end as if there was none."""
+    assert streams.differences(await while_open(streams, url, fault), reference) == []
     await eventually(
         lambda: all(row["state"] in ("ready", "probation") for row in rows(url).values()),
         "no return",
@@ -176,21 +182,26 @@ def test_replicas_are_drained_scaled_and_taken_over(cluster: Any, streams: Any, 
         server.wait()
     with serving(tmp_path, cluster.address, *FLAGS) as (server, status):
         assert identities(status) == last, "the replicas were not taken over"
-        assert streams.differences(asyncio.run(undisturbed(streams, status["url"])), reference) == []
-        server.send_signal(signal.SIGTERM)
+        found = asyncio.run(while_open(streams, status["url"], lambda: server.send_signal(signal.SIGTERM)))
+        assert streams.differences(found, reference) == []
         assert server.wait(GUARD_S) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid, _ in last.values())
 
 
 @pytest.mark.usefixtures("model")
-def test_two_gateways_use_the_replicas_of_a_cluster(cluster: Any, streams: Any, tmp_path: Path) -> None:
-    async def some(url: str) -> list[Any]:
-        found: list[Any] = await streams.Streams(url, 6, 8).end()
-        return found
-
-    with serving(tmp_path, cluster.address, "-o", "kv_cache_gb=0.25", "--gateways", "2") as (server, status):
-        found = asyncio.run(some(status["url"]))
-        assert not [stream.error for stream in found if stream.error]
-        assert all(stream.text for stream in found)
+def test_streams_of_two_gateways_survive_the_loss_of_the_clusters_client(
+    cluster: Any, streams: Any, tmp_path: Path
+) -> None:
+    """The owner of the replicas, which alone is connected to Ray, is killed; the next one takes them over."""
+    flags = (*FLAGS, "--gateways", "2")
+    with serving(tmp_path, cluster.address, *flags) as (server, status):
+        reference = asyncio.run(undisturbed(streams, status["url"]))
+        found = asyncio.run(while_open(streams, status["url"], server.kill))
+        assert streams.differences(found, reference) == []
+        first = identities(status)
+    with serving(tmp_path, cluster.address, *flags) as (server, status):
+        assert identities(status) == first, "the replicas were not taken over"
+        assert streams.differences(asyncio.run(undisturbed(streams, status["url"])), reference) == []
         server.send_signal(signal.SIGTERM)
         assert server.wait(GUARD_S) == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid, _ in first.values())
