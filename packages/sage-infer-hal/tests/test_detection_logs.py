@@ -141,6 +141,9 @@ def test_signs_of_terminals_and_web_pages_are_left_out() -> None:
         "\n".join(OUTPUT).replace(" ", "\u202f"),
         "\n".join(OUTPUT).replace(" ", "\u200b "),
         "\n".join(OUTPUT).replace("|", "｜"),
+        "\r\r\n".join(OUTPUT),
+        "\n".join(f"    {line}".rstrip() for line in OUTPUT),  # a block of Markdown
+        "".join(f"\t{line}\n" for line in OUTPUT),
     ):
         assert lines(text) == plain
 

@@ -84,13 +84,23 @@ def without_log_prefixes(lines: Sequence[str]) -> list[str]:
     A prefix is a time, with what a log's format puts after it, or the name of a service or pod. Blank lines need no
     prefix. Lines stay lines, so that errors name the log's own.
     """
-    kept = ["" if _REMARK.match(line) else line for line in lines]
+    kept = _dedented(["" if _REMARK.match(line) else line for line in lines])
     for _ in range(_LAYERS):
         stripped = _without_one(kept)
         if stripped == kept:
             break
         kept = stripped
     return kept
+
+
+def _dedented(lines: Sequence[str]) -> list[str]:
+    """The lines without the indentation of a block in Markdown or YAML; tools indent all lines by one space at most."""
+    written = [line for line in lines if line.strip()]
+    indents = [line[: len(line) - len(line.lstrip(" \t"))] for line in written]
+    indent = min(indents, key=len, default="")
+    if indent in ("", " ") or not all(other.startswith(indent) for other in indents):
+        return list(lines)
+    return [line[len(indent) :] for line in lines]
 
 
 def _without_one(lines: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ __all__ = ["Line", "ToolText", "bus_address", "is_masked", "mebibytes", "table_c
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()*+][0-9A-Za-z]|[=>78]|[@-Z\\-_])"
 )
+_LINE_END = re.compile(r"\r*\n|\r(?!\r*\n)")  # terminals put \r before each \n, also before that of \r\n
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\u200b\u2060\ufeff]")
 _TRANSLATED = str.maketrans({"\xa0": " ", "\u202f": " ", "│": "|", "┃": "|", "║": "|", "｜": "|", "：": ":"})
 _ANNOTATION = re.compile(r"\s*(?:←|⬅|<--+|<==+)(?:\s.*)?$")  # a person's remark at the end of a line
@@ -67,7 +68,7 @@ class ToolText:
     @classmethod
     def of(cls, text: str, *, tool: str, version: str | None = None) -> ToolText:
         """Clean ``text``; ``version`` is a pattern whose first group is the version."""
-        lines_of_log = _plain(text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
+        lines_of_log = _plain(_LINE_END.sub("\n", text)).split("\n")
         # Logs in JSON have colours escaped.
         cleaned = [_plain(line) for line in without_log_prefixes(lines_of_log)]
         numbered = enumerate((_ANNOTATION.sub("", line).rstrip() for line in cleaned), start=1)
