@@ -108,6 +108,7 @@ def test_remarks_of_the_viewers_of_logs_are_left_out() -> None:
         ("==> smi.log <==", ""),
         ("<details>\n<summary>smi</summary>\n\n```", "```\n</details>"),
         ("<pre>", "</pre>"),
+        ("<details><summary>smi</summary>", "</details>"),
         ("", "(END)"),
         ("gpu7 | CHANGED | rc=0 >>", ""),
     ):

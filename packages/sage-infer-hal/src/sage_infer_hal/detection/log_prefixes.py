@@ -61,7 +61,7 @@ _REMARK = re.compile(  # lines that are no output of a tool
     r"|Script (?:started|done) on \d{4}-|Every \d+(?:\.\d+)?s: "  # script, watch
     r"|[a-z_][\w-]*@[\w.-]+:\S*[#$](?: |$)|\[[a-z_][\w-]*@[\w.-]+ \S+\][#$](?: |$)|\$ \S"  # prompts of shells
     r"|(?:PS )?[A-Z]:\\[^<>|]*>"  # of Windows
-    r"|\s*</?(?:pre|code|details)>\s*$|\s*<summary>[^<>]*</summary>\s*$|\(END\)$"  # HTML in Markdown; less
+    r"|\s*(?:</?(?:pre|code|details)>|<summary>[^<>]*</summary>)+\s*$|\(END\)$"  # HTML in Markdown; less
     r"|==> \S+ <==$|\S+ \| (?:CHANGED|SUCCESS) \| rc=0 >>$"  # tail, Ansible
 )
 _JSON = (  # the key of the text, and others of the same format
