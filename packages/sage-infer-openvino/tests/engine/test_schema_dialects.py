@@ -40,11 +40,23 @@ ENUM = {**RECORD, "propertyNames": {"type": "string", "enum": ["a", "b"]}, "requ
 MATCHED = {**RECORD, "propertyNames": {"pattern": "^[a-z]$"}}
 GENERIC = {"$defs": {"Page[Item]": INTEGER, "Liste«É»": {"type": "null"}}, "type": "array", "minItems": 2}
 GENERIC["prefixItems"] = [{"$ref": "#/$defs/Page[Item]"}, {"$ref": "#/$defs/Liste«É»"}]
+
+
+def decimal(rest: str) -> dict[str, Any]:
+    """As Pydantic writes a decimal number that is a string."""
+    return {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*" + rest}
+
+
+DECIMAL = decimal(r"\d*\.?\d*$")
 IDLE = {
     "type": "array", "items": INTEGER, "maxItems": 2, "uniqueItems": False, "unevaluatedItems": True,
     "additionalItems": {}, "minContains": 0, "dependencies": {}, "dependentRequired": {}, "dependentSchemas": {},
     "if": {"type": "array"}, "default": {"uniqueItems": False},
 }  # fmt: skip
+DRAFT_3 = {
+    "type": "object",
+    "properties": {"a": {"type": "integer", "required": True}, "b": {"type": "integer", "required": False}},
+}
 UNTYPED = {"properties": {"a": INTEGER}, "required": ["a"]}
 
 
@@ -61,6 +73,18 @@ UNTYPED = {"properties": {"a": INTEGER}, "required": ["a"]}
         (UNTYPED, ['{"a": 1}'], ["1", "[]", "{}"]),
         ({"anyOf": [UNTYPED, {"type": "null"}]}, ['{"a": 1}', "null"], ["1"]),
         ({"properties": {"pattern": INTEGER, "if": INTEGER}, "required": ["if"]}, ['{"if": 1}'], ["{}"]),
+        (DECIMAL, ['"1"', '"-0.50"', '".5"', '"+12."', '"007"'], ['""', '"."', '"-"', '"1a"', '"1.2.3"']),
+        (decimal(r"\d*\.?\d{0,2}0*$"), ['"1.25"', '"1.2500"', '".5"', '"1."'], ['"1.253"', '"."', '"+"']),
+        (decimal(r"\d*\.?\d{0,0}0*$"), ['"1"', '"1.0"', '".00"'], ['"1.5"', '"."']),
+        (
+            decimal(r"(?:\d{0,3}|(?=[\d.]{1,6}0*$)\d{0,3}\.\d{0,2}0*$)"),
+            ['"123"', '"0123.45"', '".4500"', '"00"'], ['"1234"', '"1.234"', '"."', '""', '"12a"'],
+        ),
+        ({"type": "string", "nullable": True}, ["null", '"a"'], ["1"]),
+        ({"type": "string", "enum": ["a"], "nullable": True}, ["null", '"a"'], ['"b"']),
+        ({"type": "string", "nullable": False}, ['"a"'], ["null"]),
+        (DRAFT_3, ['{"a": 1}', '{"a": 1, "b": 1}'], ["{}", '{"b": 1}']),
+        ({"type": "string", "minLength": 1.0, "maxLength": 2.0, "format": ""}, ['"a"', '"ab"'], ['""', '"abc"']),
         (EMAIL, ['"a.b+c@d-e.org"', '"x@y.zz"'], ['".a@b.cc"', '"a..b@c.dd"', '"a.@b.cc"', '"a@b"']),
     ],
 )  # fmt: skip
@@ -80,6 +104,10 @@ def test_answers_follow(
         ({"type": "array", "uniqueItems": True}, UnsupportedFeature, "uniqueItems"),
         ({"if": INTEGER, "then": {"minimum": 1}}, UnsupportedFeature, "if"),
         ({"$ref": "#/$defs/none"}, InvalidRequest, "does not exist"),
+        ({"type": "string", "pattern": "^(?=a)a$"}, UnsupportedFeature, "look-ahead"),
+        ({"type": "string", "pattern": r"^(a)\1$"}, UnsupportedFeature, "backreferences"),
+        ({"type": "integer", "minimum": 10**30}, UnsupportedFeature, "integer range"),
+        ({"type": "string", "pattern": "("}, InvalidRequest, "regex parse error"),
     ],
 )  # fmt: skip
 def test_what_is_not_implemented_is_refused_by_name(

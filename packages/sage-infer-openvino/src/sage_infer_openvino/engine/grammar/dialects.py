@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +32,15 @@ _ZOD_EMAIL = (
 _EMAIL = (
     r"^([A-Za-z0-9_'+\-]+\.)*[A-Za-z0-9_'+\-]*[A-Za-z0-9_+\-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
 )
+# Pydantic's patterns of decimal numbers have look-aheads: at least one digit, and no more digits than allowed.
+_DECIMAL = re.compile(r"\^\(\?!\^\[-\+\.\]\*\$\)\[\+-\]\?0\*\\d\*\\\.\?\\d(?:\*|\{0,(?P<places>\d+)\}0\*)\$")
+_SHORT_DECIMAL = re.compile(
+    r"\^\(\?!\^\[-\+\.\]\*\$\)\[\+-\]\?0\*\(\?:\\d\{0,(?P<whole>\d+)\}\|\(\?=\[\\d\.\]\{1,(?P<all>\d+)\}0\*\$\)"
+    r"\\d\{0,(?P=whole)\}\\\.\\d\{0,(?P<places>\d+)\}0\*\$\)"
+)
+_COUNTS = (
+    "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains",
+)  # fmt: skip
 _ANNOTATIONS = frozenset(("type", "title", "description", "$comment"))
 
 
@@ -113,12 +123,64 @@ def _untyped(schema: dict[str, Any]) -> None:
         schema["type"] = "object"
 
 
-def _email(schema: dict[str, Any]) -> None:
-    if schema.get("pattern") == _ZOD_EMAIL:
+def _patterns(schema: dict[str, Any]) -> None:
+    pattern = schema.get("pattern")
+    if not isinstance(pattern, str):
+        return
+    if pattern == _ZOD_EMAIL:
         schema["pattern"] = _EMAIL
         schema.pop("format", None)
+    elif found := _DECIMAL.fullmatch(pattern):
+        schema["pattern"] = _decimal(r"\d+", found["places"])
+    elif found := _SHORT_DECIMAL.fullmatch(pattern):
+        whole, places = int(found["whole"]), int(found["places"])
+        if int(found["all"]) == whole + places + 1:
+            schema["pattern"] = _decimal(rf"(?:0+\d{{0,{whole}}}|\d{{1,{max(whole, 1)}}})", found["places"])
+
+
+def _decimal(whole: str, places: str | None) -> str:
+    """A number with ``whole`` before the point, or digits after it; zeros at its end do not count as places."""
+    if places is None:
+        return rf"^[+-]?(?:{whole}(?:\.\d*)?|\.\d+)$"
+    some = "0+" if int(places) == 0 else rf"\d{{1,{places}}}0*"
+    return rf"^[+-]?(?:{whole}(?:\.\d{{0,{places}}}0*)?|\.{some})$"
+
+
+def _nullable(schema: dict[str, Any]) -> None:
+    """OpenAPI 3.0 has ``nullable`` for a union with ``null``."""
+    kind = schema.get("type")
+    if schema.get("nullable") is not True or not isinstance(kind, str):
+        return
+    schema["type"] = [kind, "null"]
+    values = schema.get("enum")
+    if isinstance(values, list) and None not in values:
+        schema["enum"] = [*values, None]
+
+
+def _required_properties(schema: dict[str, Any]) -> None:
+    """In draft 3, a property says itself that it is required."""
+    properties = schema.get("properties")
+    if not isinstance(properties, dict):
+        return
+    named = schema.get("required", [])
+    for name, own in properties.items():
+        if isinstance(own, dict) and isinstance(own.get("required"), bool):
+            is_required = own.pop("required")
+            if is_required and isinstance(named, list) and name not in named:
+                named = schema["required"] = [*named, name]
+
+
+def _lenient_values(schema: dict[str, Any]) -> None:
+    """Counts may be written as ``1.0``, and formats may be empty."""
+    for key in _COUNTS:
+        value = schema.get(key)
+        if isinstance(value, float) and value.is_integer():
+            schema[key] = int(value)
+    if schema.get("format") == "":
+        del schema["format"]
 
 
 _REWRITES: tuple[Callable[[dict[str, Any]], None], ...] = (
-    _reference, _exclusive_bounds, _property_names, _without_effect, _untyped, _email,
+    _reference, _exclusive_bounds, _property_names, _without_effect, _untyped, _patterns, _nullable, _lenient_values,
+    _required_properties,
 )  # fmt: skip

@@ -39,6 +39,15 @@ def vocabulary_of(tokenizer_json: str, n_vocab: int, eos_token_ids: list[int]) -
     return llguidance.LLTokenizer(tokenizer_json, n_vocab=n_vocab, eos_token=eos_token_ids)
 
 
+# What llguidance says of keywords, of regular expressions, and of bounds beyond 64 bits.
+_UNSUPPORTED = (
+    "Unimplemented",
+    "is not supported",
+    "are not supported",
+    "Failed to generate regex for integer range",
+)
+
+
 def matcher_of(vocabulary: llguidance.LLTokenizer, form: str) -> llguidance.LLMatcher:
     """
     Raises:
@@ -51,7 +60,7 @@ def matcher_of(vocabulary: llguidance.LLTokenizer, form: str) -> llguidance.LLMa
             reason += "; declare it in properties with a schema that some value matches"
         if "coerce_one_of" in reason:
             raise CompileError("oneOf of schemas that may overlap; use anyOf", is_unsupported=True)
-        raise CompileError(reason, is_unsupported="Unimplemented" in reason)
+        raise CompileError(reason, is_unsupported=any(sign in reason for sign in _UNSUPPORTED))
     return matcher
 
 
