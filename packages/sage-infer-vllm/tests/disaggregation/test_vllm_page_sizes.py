@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 LARGE, SMALL = 128, 32
-LENGTHS = (1, SMALL + 1, LARGE, 300)
+LENGTHS = (SMALL + 1, LARGE, 300)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 SEEDED = SamplingParams(temperature=1.0, seed=7, max_tokens=8, ignore_eos=True)
 
