@@ -117,7 +117,7 @@ async def _(peer: Peer, seconds: float) -> None:
     await peer.together(16, act, seconds)
 
 
-async def unread(peer: Peer, count: int, data: bytes) -> None:
+async def unread(peer: Peer, count: int, data: bytes, until_s: float = 90.0) -> None:
     """Connections that ask for much and read nothing until the server closes them."""
     connections = [await peer.connect(receive_buffer=2048) for _ in range(count)]
     alive = [c for c in connections if c is not None]
@@ -125,7 +125,7 @@ async def unread(peer: Peer, count: int, data: bytes) -> None:
     async def one(connection: Connection) -> None:
         connection._writer.write(data)
         connection._reader._transport.pause_reading()  # type: ignore[attr-defined]
-        until = asyncio.get_running_loop().time() + peer.patience_s + 30
+        until = asyncio.get_running_loop().time() + until_s
         while asyncio.get_running_loop().time() < until:
             if _is_reset(connection):
                 peer.outcomes[CLOSED] += 1
@@ -159,7 +159,8 @@ async def _(peer: Peer, seconds: float) -> None:
 @wire("60 streams that nobody reads")
 async def _(peer: Peer, seconds: float) -> None:
     fields = {"model": LLM, "messages": SAY, "max_tokens": 400, "stream": True, "ignore_eos": True, "n": 4}
-    await unread(peer, 60, request(CHAT, {**fields, "logprobs": True, "top_logprobs": 20}))
+    # Until the last one has had its turn in the engine, and the time of writing.
+    await unread(peer, 60, request(CHAT, {**fields, "logprobs": True, "top_logprobs": 20}), until_s=600)
 
 
 @wire("streams abandoned after their first bytes")

@@ -185,6 +185,17 @@ def test_unread_responses_end_with_their_connections(backend: EchoBackend, serve
     assert is_alive(served)
 
 
+@pytest.mark.skipif(
+    not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no limit of unsent bytes"
+)
+def test_the_system_holds_little_of_an_unread_response(served: Served) -> None:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect(served.address)
+        connection.sendall(request_bytes(CHAT, chat_body("x" * 600_000)))
+        served.until(lambda: stalled(served) == 1, "all of its answer went to the system")
+
+
 def test_the_server_looks_for_unread_responses_itself(backend: EchoBackend, serve: Serve) -> None:
     served = serve(backend, write_timeout_s=0.4)
     with unread(served):

@@ -42,6 +42,7 @@ log = logging.getLogger("sage_infer.serve")
 _KEEP_ALIVE_S = 75
 _LAST_WORDS_S = 2.0  # for streams to send a final event before uvicorn cancels them
 _OWN_FILES = 128  # file descriptors reserved for other uses
+_UNSENT = 128 * 1024  # bytes of a connection that the kernel holds unsent
 _SWITCH_S = 0.001  # for which a thread holds the GIL while others wait for it
 
 
@@ -255,9 +256,11 @@ def _bound(settings: GatewaySettings, *, shared: bool, backlog: int = 0) -> sock
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             # Inherited by connections: without it, a first token waits 40 ms for an acknowledgement.
             bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if hasattr(
-                socket, "TCP_USER_TIMEOUT"
-            ):  # Linux: also ends connections whose kernel buffers nobody reads
+            # Linux keeps up to 4 MB that a client does not read; with less, writing stops while few bytes wait.
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+            # Linux also ends connections whose kernel buffers nobody reads.
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
                 milliseconds = int(settings.write_timeout_s * 1000)
                 bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             bound.bind(address)

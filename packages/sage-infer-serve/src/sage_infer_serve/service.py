@@ -29,6 +29,7 @@ from sage_infer_serve.http.exchange import Exchange
 from sage_infer_serve.http.headers import IGNORED_FIELDS
 from sage_infer_serve.http.intake import Intake
 from sage_infer_serve.http.shares import LoopShares
+from sage_infer_serve.http.turns import LoopTime
 from sage_infer_serve.settings import GatewaySettings
 from sage_infer_serve.watch.observe import Recorder
 from sage_infer_serve.watch.tracing import Tracing
@@ -74,6 +75,7 @@ class Service:
         open: requests in progress in an engine.
         admission: estimates the wait of a new request.
         shares: paces clients that use much of the event loop.
+        loop_time: bounds what large deltas take of one iteration of the event loop.
         all_metrics: the metrics of all gateways at this address, for Prometheus; None if this is the only one.
     """
 
@@ -99,6 +101,7 @@ class Service:
         self.receiving: set[Exchange] = set()
         self.intake = Intake(_BODIES * settings.max_body_bytes)
         self.shares = LoopShares()
+        self.loop_time = LoopTime()
         self.all_metrics: Callable[[], Awaitable[bytes]] | None = None
         self._admissions: dict[str, Admission] = {}
         # Models of which each client has a queue; asking costs a refusal's time.

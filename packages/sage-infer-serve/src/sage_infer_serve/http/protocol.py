@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from sage_infer_serve.http.connections import ConnectionLimits
 from sage_infer_serve.http.errors import error_body, wrong_request
 from sage_infer_serve.http.old_client import unchunked_send
+from sage_infer_serve.http.turns import Turns
 from sage_infer_serve.http.wire import WIRE, HeadHolder, Wire
 
 __all__ = ["MAX_HEADER_BYTES", "limited_protocol"]
@@ -35,6 +36,7 @@ class _Refusal(Exception):
 
 def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
     """A protocol class whose connections share ``limits``."""
+    turns = Turns()
 
     class LimitedProtocol(HttpToolsProtocol):
         _header_timer: asyncio.TimerHandle | None = None
@@ -48,6 +50,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
         _framing_bytes = 0  # chunk sizes, their extensions, and trailers
         _prober: asyncio.TimerHandle | None = None  # of a client that has closed its writing side
         _is_replaying = False  # the head of a request that asks for an upgrade
+        _postponed = b""  # data with several requests, until this connection's turn
         _refusal = (400, "invalid HTTP/1.1 (RFC 9112)")
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -74,6 +77,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
 
             Clients that have disconnected look the same until they receive data, which they answer with a reset.
             """
+            self._take_postponed()
             if not self._in_headers and self.pipeline and self.pipeline[0][0] is self.cycle:
                 self.pipeline.popleft()  # its body will not arrive
                 self._wires = self._wires[:-1]
@@ -92,6 +96,22 @@ def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             self._prober = self.loop.call_later(delay, self._probe, sent + 1)
 
         def data_received(self, data: bytes) -> None:
+            if self._postponed:
+                self._postponed += data
+            elif data.count(b"\r\n\r\n") > 1:
+                self._postponed = data
+                self.flow.pause_reading()
+                turns.add(self._take_postponed)
+            else:
+                self._read(data)
+
+        def _take_postponed(self) -> None:
+            data, self._postponed = self._postponed, b""
+            if data and not self.transport.is_closing():
+                self.flow.resume_reading()
+                self._read(data)
+
+        def _read(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
             limits.churn += len(data)

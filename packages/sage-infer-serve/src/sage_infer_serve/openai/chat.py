@@ -46,10 +46,12 @@ async def chat_completions(service: Service, exchange: Exchange) -> None:
         stream, answer = await _start(service, exchange, request, params, model, plan)
         async with stream:
             if request.stream:
-                await _stream(exchange, answer, stream, work)
+                await _stream(service, exchange, answer, stream, work)
             else:
                 async for delta in stream:
                     work.tokens(len(delta.token_ids))
+                    if delta.logprobs:
+                        await service.loop_time.turn()
                     await answer.take(delta)
                 work.end(stream.usage, answer.reasons())
                 await exchange.respond(answer.body(usage_dict(stream.usage, answer.reasoning_tokens)))
@@ -114,7 +116,9 @@ async def _start(
     )
 
 
-async def _stream(exchange: Exchange, answer: GrowingAnswer, stream: Any, work: Work) -> None:
+async def _stream(
+    service: Service, exchange: Exchange, answer: GrowingAnswer, stream: Any, work: Work
+) -> None:
     """Send each delta on arrival. The response starts with the first one, so that earlier errors have a status."""
     writer = ChunkWriter(
         answer.id, "chat.completion.chunk", answer.created, answer.model,
@@ -152,6 +156,7 @@ async def _stream(exchange: Exchange, answer: GrowingAnswer, stream: Any, work: 
                 answer.finished(delta)
                 parts.append(writer.finish(index, answer.reason_of(index)))
         else:
+            await service.loop_time.turn()
             parts += await answer.chunks(writer, delta)
         if parts:
             data = b"".join(parts) if len(parts) > 1 else parts[0]

@@ -88,6 +88,7 @@ class GrowingAnswer:
         self._parse = parse
         self._is_single = is_single
         self._logprobs = bool(request.logprobs)
+        self._is_streamed = bool(request.stream)
         self._with_thoughts = request.include_reasoning is not False
         self._choices = [_Choice(reader) for reader in readers]
         self._prompt_ids = prompt_token_ids
@@ -103,8 +104,8 @@ class GrowingAnswer:
 
     # --- input
 
-    async def take(self, delta: TokenDelta) -> tuple[AnswerDelta, list[dict[str, Any]]]:
-        """Add a delta; returns its content and reasoning, and its calls as fragments."""
+    async def take(self, delta: TokenDelta) -> tuple[AnswerDelta, list[dict[str, Any]], list[dict[str, Any]]]:
+        """Add a delta; returns its content and reasoning, its calls as fragments, and its log probabilities."""
         choice = self._choices[delta.index]
         brought = await self._read(choice, delta)
         is_over = self._is_single and bool(choice.calls)
@@ -115,12 +116,13 @@ class GrowingAnswer:
         )
         choice.texts.append(brought.content)
         choice.thoughts.append(brought.reasoning)
-        if self._logprobs:
-            choice.logs += chat_logprobs(of_text(delta))
+        new = chat_logprobs(of_text(delta)) if self._logprobs else []
+        if not self._is_streamed:
+            choice.logs += new
         choice.token_ids += delta.token_ids
         if delta.finish_reason is not None:
             choice.reason = delta.finish_reason
-        return brought, fragments
+        return brought, fragments, new
 
     async def _read(self, choice: _Choice, delta: TokenDelta) -> AnswerDelta:
         """The parts of a delta, separated by the backend or by the reader of its text."""
@@ -192,9 +194,8 @@ class GrowingAnswer:
     async def chunks(self, writer: ChunkWriter, delta: TokenDelta) -> list[bytes]:
         """Chunks of an answer that is not plain."""
         index = delta.index
-        brought, fragments = await self.take(delta)
-        new = of_text(delta) if self._logprobs else ()
-        logs = {"content": chat_logprobs(new), "refusal": None} if new else None
+        brought, fragments, new = await self.take(delta)
+        logs = {"content": new, "refusal": None} if new else None
         parts: list[tuple[dict[str, Any], Any]] = []
         if brought.reasoning:
             parts.append((_thoughts(brought.reasoning), None))

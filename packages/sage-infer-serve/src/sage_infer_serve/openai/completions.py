@@ -51,10 +51,12 @@ async def completions(service: Service, exchange: Exchange) -> None:
             answer = _Answer(request, model, prompts, params.n, answer_id, fingerprint)
             deltas = _deltas(streams, params.n)
             if request.stream:
-                await _stream(exchange, request, answer, deltas, streams, work)
+                await _stream(service, exchange, request, answer, deltas, streams, work)
             else:
                 async for index, delta in deltas:
                     work.tokens(len(delta.token_ids))
+                    if delta.logprobs:
+                        await service.loop_time.turn()
                     answer.take(index, delta)
                 usage = _total(streams)
                 work.end(usage, answer.reasons)
@@ -81,6 +83,7 @@ async def _start(
 
 
 async def _stream(
+    service: Service,
     exchange: Exchange,
     request: CompletionRequest,
     answer: _Answer,
@@ -96,6 +99,8 @@ async def _stream(
     started = False
     async for index, delta in deltas:
         work.tokens(len(delta.token_ids))
+        if delta.logprobs:
+            await service.loop_time.turn()
         text, logprobs = answer.take(index, delta)
         if not started:
             started = True
@@ -165,6 +170,7 @@ class _Answer:
         self._pending = list(echoed)
         self._texts: list[list[str]] = [[] for _ in echoed]
         self._with_logs = request.logprobs is not None
+        self._is_streamed = bool(request.stream)
         self._offsets = [TextOffsets(len(text)) for text in echoed]
         self._logs: list[list[dict[str, Any]]] = [[] for _ in echoed]
         self._ids: list[list[int]] | None = [[] for _ in echoed] if request.return_token_ids else None
@@ -188,7 +194,8 @@ class _Answer:
         logs = None
         if self._with_logs and (new := of_text(delta)):
             logs = completion_logprobs(new, self._offsets[index])
-            self._logs[index].append(logs)
+            if not self._is_streamed:
+                self._logs[index].append(logs)
         if delta.finish_reason is not None:
             self.reasons[index] = delta.finish_reason
         if self._ids is not None:
