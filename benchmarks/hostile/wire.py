@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import struct
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from hostile.bodies import CHAT, LLM, MB, SAY
 from hostile.peer import CLOSED, Connection, Peer, request
@@ -18,6 +21,7 @@ WIRE: dict[str, Attack] = {}
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 _BLOCK = 1 << 18
+_ESTABLISHED = 1  # TCP state, in Linux's numbers
 
 
 def wire(name: str) -> Callable[[Attack], Attack]:
@@ -120,35 +124,45 @@ async def _(peer: Peer, seconds: float) -> None:
 async def unread(peer: Peer, count: int, data: bytes, until_s: float = 90.0) -> None:
     """Connections that ask for much and read nothing until the server closes them."""
     connections = [await peer.connect(receive_buffer=2048) for _ in range(count)]
-    alive = [c for c in connections if c is not None]
-
-    async def one(connection: Connection) -> None:
+    waiting = [c for c in connections if c is not None]
+    for connection in waiting:
         connection._writer.write(data)
         connection._reader._transport.pause_reading()  # type: ignore[attr-defined]
-        until = asyncio.get_running_loop().time() + until_s
-        while asyncio.get_running_loop().time() < until:
-            if _is_reset(connection):
-                peer.outcomes[CLOSED] += 1
-                return
-            await asyncio.sleep(1)
-        peer.outcomes["not closed"] += 1
+    until = asyncio.get_running_loop().time() + until_s
+    while waiting and asyncio.get_running_loop().time() < until:
+        served = _served_ports(peer.port)
+        still = [c for c in waiting if _is_open(c, served)]
+        peer.outcomes[CLOSED] += len(waiting) - len(still)
+        waiting = still
+        await asyncio.sleep(1)
+    if waiting:
+        peer.outcomes["not closed"] += len(waiting)
+    for connection in connections:
+        if connection is not None:
+            connection.close()
 
-    await asyncio.gather(*map(one, alive))
-    for connection in alive:
-        connection.close()
 
-
-def _is_reset(connection: Connection) -> bool:
-    """Whether the server has closed a connection of which nothing is read: its state in the kernel."""
-    import socket
-    import struct
-
+def _is_open(connection: Connection, served: set[int]) -> bool:
+    """Whether the client's side of a connection is open, of which nothing is read, and its port is among ``served``."""
     raw: socket.socket = connection._writer.get_extra_info("socket")
     if raw.fileno() < 0:
-        return True
+        return False
     (state,) = struct.unpack_from("B", raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1))
-    established = 1
-    return bool(state != established)
+    return state == _ESTABLISHED and raw.getsockname()[1] in served
+
+
+def _served_ports(port: int) -> set[int]:
+    """Ports of the clients with whom the server at ``port`` has a connection.
+
+    Linux sends nothing to a client when the server gives up a connection whose data the client does not take.
+    """
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ends = [
+        (row[1].partition(":")[2], row[2].partition(":")[2])
+        for row in rows
+        if int(row[3], 16) == _ESTABLISHED
+    ]
+    return {int(remote, 16) for local, remote in ends if int(local, 16) == port}
 
 
 @wire("1,000 connections whose answers nobody reads")
