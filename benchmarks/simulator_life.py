@@ -7,9 +7,10 @@ TRACE is a Mooncake trace (``.jsonl`` or ``.jsonl.gz``). A share of its sessions
 than 16 blocks; each block of 512 tokens becomes one of 32, and outputs have 8 to 39 tokens. Load 1 means that the
 requests arrive in the time in which the simulated replicas compute them if all arrive together.
 
-1. *Calibration*: as many models as there will be replicas, each with one replica and one thread, are measured by
-   ``sage infer bench`` simultaneously, at concurrency 1 with two lengths of prompts, and at 4 and 8. DIR keeps the
-   results; they are measured again if they are not there.
+1. *Calibration*: as many models as there will be replicas, each with one replica and one thread, run under one
+   server. One of them is measured by ``sage infer bench`` alone, then all simultaneously, at concurrency 1 with two
+   lengths of prompts, and at 4 and 8: replicas on one machine slow each other. DIR keeps the results; they are
+   measured again if they are not there.
 2. For each load and policy, a new ``sage llm serve`` gets the requests over HTTP at their times, and
    ``sage_llm.simulator`` gets the same ones with the calibrated engine and the same policy.
 
@@ -45,7 +46,7 @@ from sage_infer_serve.bench.workload import Lengths, Request, Workload
 from sage_infer_serve.http.client import Client, Server
 from sage_llm.policies import order, placement
 from sage_llm.simulator import Cluster, EngineModel, Trace, simulate
-from sage_llm.simulator.calibrate import Calibration, calibrate
+from sage_llm.simulator.calibrate import Calibration, calibrate, contention
 from sage_llm.simulator.schemas import Row
 from servers import free_port, prefer, running
 
@@ -115,12 +116,12 @@ def serve(arguments: argparse.Namespace, port: int, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def measured(arguments: argparse.Namespace, folder: Path) -> list[Path]:
-    """Results of ``sage infer bench``, one per run and replica."""
+def measured(arguments: argparse.Namespace, folder: Path, busy: int) -> list[Path]:
+    """Results of ``sage infer bench``, one per run and each of the ``busy`` replicas."""
     files = {
-        (run, number): folder / f"c{run[0]}-{run[1]}-{number}.json"
+        (run, number): folder / f"c{run[0]}-{run[1]}-{number}-of-{busy}.json"
         for run in RUNS
-        for number in range(arguments.replicas)
+        for number in range(busy)
     }
     if all(file.exists() for file in files.values()):
         return [*files.values()]
@@ -149,7 +150,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> list[Path]:
                         ],
                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                     )
-                    for number, name in enumerate(names)
+                    for number, name in enumerate(names[:busy])
                 ]  # fmt: skip
                 if any(bench.wait() for bench in benches):
                     raise SystemExit("sage infer bench failed; run it by hand")
@@ -249,7 +250,10 @@ def cluster_of(arguments: argparse.Namespace, found: Calibration) -> Cluster:
         step=found.step, chunk=STEP_TOKENS, max_batch=MAX_BATCH, slowdown=SLOWDOWN,
         blocks=int(arguments.kv_gb * 2**30 / SMOLLM2_BLOCK),
     )  # fmt: skip
-    return Cluster(instances=arguments.replicas, model=model, overhead_s=found.overhead_s)
+    return Cluster(
+        instances=arguments.replicas, model=model, overhead_s=found.overhead_s, per_host=arguments.replicas,
+        contention=found.contention or 0.0,
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -269,7 +273,10 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the servers end as well
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    found = calibrate(measured(arguments, arguments.folder), STEP_TOKENS)
+    found = calibrate(measured(arguments, arguments.folder, 1), STEP_TOKENS)
+    if arguments.replicas > 1:
+        together = measured(arguments, arguments.folder, arguments.replicas)
+        found = attrs.evolve(found, contention=contention(together, found, STEP_TOKENS, arguments.replicas))
     print("\n".join(found.lines()), flush=True)
     cluster, rows = cluster_of(arguments, found), rows_of(arguments.trace, arguments.sessions)
     cells: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm_cluster import any_speed
 from sage_infer.errors import InvalidRequest
-from sage_llm.simulator.calibrate import calibrate, nonnegative_least_squares
+from sage_llm.simulator.calibrate import calibrate, contention, nonnegative_least_squares
 from sage_llm.types import Step
 
 REAL = Step(0.02, 4e-4, 3e-3, 1e-6)
@@ -92,6 +92,18 @@ def test_time_outside_of_the_engine_and_cached_tokens_are_told_apart(tmp_path: P
         del one["cached_tokens"]  # a result of an older version: every token counts as computed
     files[0] = bench(tmp_path, "1.json", samples)
     assert calibrate(files, CHUNK).overhead_s < 0.03
+
+
+def test_contention_is_found_in_simultaneous_runs(tmp_path: Path) -> None:
+    own = calibrate([bench(tmp_path, "1.json", alone()), bench(tmp_path, "8.json", together(8))], CHUNK)
+    slower = alone()
+    for one in slower:
+        one["ttft_s"], one["e2e_s"] = one["ttft_s"] * 2.2, one["e2e_s"] * 2.2
+    shared = [bench(tmp_path, f"shared{n}.json", slower) for n in range(3)]
+    assert contention(shared, own, CHUNK, 3) == pytest.approx(0.6, rel=0.03)
+    assert contention([bench(tmp_path, "same.json", alone())], own, CHUNK, 2) == pytest.approx(0.0, abs=0.02)
+    with pytest.raises(InvalidRequest, match="run more requests, streamed"):
+        contention([bench(tmp_path, "none.json", [])], own, CHUNK, 2)
 
 
 def test_noise_shows_in_the_check(tmp_path: Path) -> None:

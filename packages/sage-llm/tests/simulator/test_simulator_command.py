@@ -171,6 +171,40 @@ def test_calibration_is_shown_and_used(simulate: Simulate, tmp_path: Path) -> No
     assert found["results"][0]["ttft_s"]["p50"] > 5  # prompts of thousands of tokens at 1,000 tokens/s
 
 
+def test_instances_that_share_a_host_are_calibrated(simulate: Simulate, tmp_path: Path) -> None:
+    def bench(name: str, factor: float) -> str:
+        samples = [
+            {"due_s": n * 50.0, "ttft_s": factor * (0.05 + prompt / 1000), "prompt_tokens": prompt, "output_tokens": 41,
+             "e2e_s": factor * (0.05 + prompt / 1000 + 40 * 0.05), "error": None}
+            for n, prompt in enumerate([100, 400] * 10)
+        ]  # fmt: skip
+        file = tmp_path / name
+        file.write_text(json.dumps({"samples": samples}), "utf-8")
+        return str(file)
+
+    fixed = (
+        "-n",
+        "2",
+        "--compare",
+        "kv-cost",
+        "--calibrate",
+        bench("alone.json", 1.0),
+        "--load",
+        "0.5",
+        "--json",
+    )
+    own = json.loads(simulate(MOONCAKE, *fixed).out)
+    shared = ("--calibrate-shared", bench("shared.json", 1.9), "--per-host", "2")
+    found = json.loads(simulate(MOONCAKE, *fixed, *shared).out)
+    assert own["calibration"]["contention"] is None
+    assert found["calibration"]["contention"] == pytest.approx(0.9, rel=0.01)
+    assert found["results"][0]["ttft_s"]["mean"] > own["results"][0]["ttft_s"]["mean"]
+    given = json.loads(simulate(MOONCAKE, *fixed, "--contention", "0.9", "--per-host", "2").out)
+    assert given["results"][0]["ttft_s"]["mean"] == pytest.approx(
+        found["results"][0]["ttft_s"]["mean"], rel=0.05
+    )
+
+
 def test_tiers_gateways_and_faults(simulate: Simulate) -> None:
     ran = simulate(
         "sessions:requests=150,turns=6,gap_s=10,rate=2,block=64", "-n", "2", "--compare", "kv-cost", "--blocks", "150",
@@ -191,6 +225,8 @@ def test_tiers_gateways_and_faults(simulate: Simulate) -> None:
         (["--slowdown", "0.5"], "--slowdown must be above 1, such as 2.5, or 0 for no limit; got 0.5"),
         (["--html", "/absent/page.html"], "folder /absent does not exist"),
         (["--crash", "9@1"], "there is no instance 9"),
+        (["--contention", "0.5"], "--contention and --calibrate-shared need the instances that share a host"),
+        (["--calibrate-shared", "x.json", "--per-host", "2"], "--calibrate-shared needs --calibrate"),
     ],
 )
 def test_options_that_do_not_fit(simulate: Simulate, arguments: list[str], message: str) -> None:

@@ -57,16 +57,21 @@ def rows(draw: st.DrawFn) -> Sequence[Row]:
     report_delay_s=st.sampled_from([0.0, 0.05, 1.0]),
     lower=st.sampled_from([(), (40,), (20, 60)]),
     prefetch=st.booleans(),
+    per_host=st.integers(1, 4),
+    contention=st.sampled_from([0.0, 0.7]),
 )
 def test_every_request_ends_once_and_blocks_are_never_exceeded(
     rows: Sequence[Row], instances: int, blocks: int, policy: str, routers: int, report_delay_s: float,
-    lower: tuple[int, ...], prefetch: bool,
+    lower: tuple[int, ...], prefetch: bool, per_host: int, contention: float,
 ) -> None:  # fmt: skip
     trace = trace_of(*rows)
     model = EngineModel(
         blocks=blocks, chunk=64, lower=lower, lower_rates=(8000.0, 4000.0)[: len(lower)], prefetch=prefetch
     )
-    settings = {"instances": instances, "model": model, "routers": routers, "report_delay_s": report_delay_s}
+    settings = {
+        "instances": instances, "model": model, "routers": routers, "report_delay_s": report_delay_s,
+        "per_host": per_host, "contention": contention,
+    }  # fmt: skip
     with watched(blocks):
         first = run(trace, policy, **settings)
     assert first.finished + first.refused == len(rows)
@@ -142,6 +147,30 @@ def test_running_streams_slow_each_other_down() -> None:
     assert together.tpot_s is not None
     assert alone.tpot_s.mean == pytest.approx(0.02)
     assert together.tpot_s.mean > 0.09
+
+
+def test_instances_of_a_host_slow_each_other() -> None:
+    model = EngineModel(step=Step(0.0, 0.001, 0.0, 0.0), chunk=2000)
+    two = trace_of(Row(0.0, 1000, 1), Row(0.5, 1000, 1))
+
+    def first_tokens(**cluster: object) -> list[float]:
+        found = run(two, "round-robin", instances=2, model=model, **cluster)
+        assert found.ttft_s is not None
+        return [found.ttft_s.mean, found.seconds]
+
+    assert first_tokens() == pytest.approx([1.0, 1.5])
+    assert first_tokens(contention=1.0) == pytest.approx([1.0, 1.5])  # each has a host of its own
+    # Half of the first step takes a second beside the other one, whose second half is computed alone.
+    assert first_tokens(contention=1.0, per_host=2) == pytest.approx([1.5, 2.0])
+
+
+def test_streams_on_instances_of_a_host_slow_each_other() -> None:
+    model = EngineModel(step=Step(0.01, 1e-6, 0.0, 0.0))
+    long_and_short = trace_of(Row(0.0, 16, 101), Row(0.5, 16, 26))
+    found = run(long_and_short, "round-robin", instances=2, model=model, contention=1.0, per_host=2)
+    # 50 of 101 steps until 0.5 s, then 26 steps of each in 0.52 s, then 25 steps.
+    assert found.seconds == pytest.approx(0.5 + 0.52 + 0.25, abs=0.03)
+    assert found.output_tokens_per_s * found.seconds == pytest.approx(127)
 
 
 def test_policies_differ_as_they_are_known_to(mooncake: Trace) -> None:

@@ -79,6 +79,27 @@ def simulate(
             rich_help_panel=_ENGINE,
         ),
     ] = None,
+    calibrate_shared: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Fit --contention to a result of `sage infer bench` that ran simultaneously on all instances of a "
+            "host; repeatable.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    per_host: Annotated[
+        int,
+        typer.Option(min=1, help="Instances on one host, which slow each other.", rich_help_panel=_ENGINE),
+    ] = 1,
+    contention: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Share by which each further busy instance of a host lengthens a step. [default: 0, or as calibrated]",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
     chunk: Annotated[int, typer.Option(min=1, help="Tokens per step.", rich_help_panel=_ENGINE)] = 2048,
     max_batch: Annotated[
         int, typer.Option(min=1, help="Running sequences per instance.", rich_help_panel=_ENGINE)
@@ -171,9 +192,12 @@ def simulate(
 
     The policies, queues and snapshots are those of `sage llm serve`; only engines and time are simulated.
     """
+    from attrs import evolve
+
     from sage_llm import policies
     from sage_llm.scaling.settings import parse_autoscale
     from sage_llm.simulator.calibrate import calibrate as fit
+    from sage_llm.simulator.calibrate import contention as fit_contention
     from sage_llm.simulator.cluster import Cluster
     from sage_llm.simulator.engine_model import EngineModel
     from sage_llm.simulator.eviction import check_eviction
@@ -194,7 +218,17 @@ def simulate(
     if 0 < slowdown <= 1:
         raise InvalidRequest(f"--slowdown must be above 1, such as 2.5, or 0 for no limit; got {slowdown:g}")
     check_eviction(eviction)
+    if (contention or calibrate_shared) and per_host < 2:
+        raise InvalidRequest(
+            "--contention and --calibrate-shared need the instances that share a host: --per-host 2"
+        )
+    if calibrate_shared and not calibrate:
+        raise InvalidRequest("--calibrate-shared needs --calibrate with runs on one instance alone")
     calibration = fit(calibrate, chunk) if calibrate else None
+    if calibration is not None and calibrate_shared:
+        found = fit_contention(calibrate_shared, calibration, chunk, per_host)
+        calibration = evolve(calibration, contention=found)
+        contention = found if contention is None else contention
     if overhead is None:
         overhead = calibration.overhead_s if calibration is not None else 0.0
     timed = calibration.step if calibration is not None else _step(step or "")
@@ -229,6 +263,8 @@ def simulate(
             *(parse_stall(text, instances) for text in stall or []),
         ),
         start_s=start_time,
+        per_host=per_host,
+        contention=contention or 0.0,
         seed=seed,
     )
     opened = synthetic(trace, seed) or open_trace(Path(trace))

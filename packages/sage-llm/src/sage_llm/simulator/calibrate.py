@@ -13,15 +13,17 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
+import attrs
 from attrs import frozen
 from sage_infer.errors import InvalidRequest
 
 from sage_llm.simulator.bench_file import Sample, read_samples
 from sage_llm.types import Step
 
-__all__ = ["Calibration", "calibrate", "nonnegative_least_squares"]
+__all__ = ["Calibration", "calibrate", "contention", "nonnegative_least_squares"]
 
 _HELD_OUT = 3  # every third equation is not fitted
 _FEWEST = 9
@@ -47,6 +49,7 @@ class Calibration:
         ttft_error: mean relative error of the held-out times to first token; None if there are none.
         tpot_error: mean relative error of the held-out times per output token; None if there are none.
         unknown: coefficients that the runs say nothing about; they are 0.
+        contention: by which share each further busy instance of a host lengthens a step; None if not measured.
     """
 
     step: Step
@@ -56,6 +59,7 @@ class Calibration:
     ttft_error: float | None
     tpot_error: float | None
     unknown: tuple[str, ...]
+    contention: float | None = None
 
     def lines(self) -> list[str]:
         """The calibration for people."""
@@ -72,6 +76,8 @@ class Calibration:
             f"mean error on {self.held_out} of {self.fitted + self.held_out} equations that were held out: "
             + ", ".join(errors),
         ]
+        if self.contention is not None:
+            lines.append(f"each further busy instance of a host lengthens a step by {self.contention:.0%}")
         if self.unknown:
             lines.append(
                 f"the runs do not tell {', '.join(self.unknown)}: measure with several concurrencies and prompt lengths"
@@ -114,6 +120,31 @@ def calibrate(files: Sequence[Path], chunk: int) -> Calibration:
         tpot_error=_error(held, "tpot", solution),
         unknown=tuple(name for name, value in zip(_NAMES, solution, strict=False) if not value),
     )
+
+
+def contention(files: Sequence[Path], alone: Calibration, chunk: int, busy: int) -> float:
+    """By which share each further busy instance of a host lengthens a step.
+
+    Args:
+        files: results of simultaneous runs, one on each of ``busy`` instances of the host.
+        alone: calibration from runs on one instance while the others did nothing.
+        chunk: tokens per step of the engine.
+
+    Raises:
+        InvalidRequest: as ``calibrate`` does.
+    """
+    step = attrs.astuple(alone.step)
+    ratios = [
+        (one.measured - one.row[4] * alone.overhead_s)
+        / sum(a * x for a, x in zip(one.row[:4], step, strict=True))
+        for file in files
+        for one in _equations(read_samples(file), chunk)
+    ]
+    if not ratios:
+        raise InvalidRequest(
+            "--calibrate-shared: no request tells the duration of a step; run more requests, streamed"
+        )
+    return max(median(ratios) - 1.0, 0.0) / (busy - 1)
 
 
 def _check_prompts(equations: Sequence[_Equation]) -> None:

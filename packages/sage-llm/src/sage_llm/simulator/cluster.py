@@ -32,6 +32,8 @@ class Cluster:
         autoscale: how the number of instances follows the load; None for the fixed number. ``instances`` is then the
             number that ``load`` refers to.
         start_s: time from the decision to start an instance until it is ready.
+        per_host: instances on one machine.
+        contention: by which share each further busy instance of a machine lengthens the steps of all of them.
         seed: distinguishes the ids of requests, by which some policies draw.
     """
 
@@ -45,6 +47,8 @@ class Cluster:
     faults: tuple[Fault, ...] = ()
     autoscale: Autoscale | None = None
     start_s: float = field(default=30.0, validator=validators.gt(0))
+    per_host: int = field(default=1, validator=validators.ge(1))
+    contention: float = field(default=0.0, validator=validators.ge(0))
     seed: int = 0
 
     @property

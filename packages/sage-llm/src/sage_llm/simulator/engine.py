@@ -17,6 +17,7 @@ from sage_llm.simulator.cache import BlockCache, Found
 from sage_llm.simulator.directory import Directory
 from sage_llm.simulator.engine_model import EngineModel
 from sage_llm.simulator.eviction import eviction_of
+from sage_llm.simulator.hosts import Host
 from sage_llm.simulator.job import Job
 
 __all__ = ["SimulatedInstance"]
@@ -40,15 +41,18 @@ class SimulatedInstance:
         on_start: called with a job, the blocks found, the tokens to compute and the time when its prefill begins.
         on_first: called with a job and the time of its first token.
         on_end: called with a job and the time of its last token.
+        host: the machine that it shares with others; None for one of its own.
     """
 
     def __init__(
         self, slot: int, model: EngineModel, block: int, directory: Directory,
         wake: Callable[[float, SimulatedInstance], None], on_start: OnStart, on_first: OnToken, on_end: OnToken,
+        host: Host | None = None,
     ) -> None:  # fmt: skip
         self.slot, self.model, self.block = slot, model, block
         self._directory = directory
         self._wake, self._on_start, self._on_first, self._on_end = wake, on_start, on_first, on_end
+        self._host = host
         self.generation = 1
         self.version = 0
         self.computed = 0  # prompt tokens, over all generations
@@ -107,6 +111,7 @@ class SimulatedInstance:
         self.batch = self._fresh = self.context = self.queued = 0
         self.busy = False
         self.version += 1
+        self._rests(now)
         return lost
 
     # --- requests
@@ -152,6 +157,22 @@ class SimulatedInstance:
                 start, step_s, steps = self._leap
                 self._leap = start + done * step_s + seconds, step_s, steps - done
             self._schedule(self._due + seconds)
+
+    def stretch(self, now: float, ratio: float) -> None:
+        """Let the rest of the present step or leap take ``ratio`` times as long."""
+        due = now + max(self._due - now, 0.0) * ratio
+        if self._leap is not None:
+            left = self._leap[2] - self._settle(now)
+            step_s = self._leap[1] * ratio
+            self._leap = due - left * step_s, step_s, left
+        self._schedule(due)
+
+    def _slowdown(self, now: float) -> float:
+        return 1.0 if self._host is None else self._host.begins(self, now)
+
+    def _rests(self, now: float) -> None:
+        if self._host is not None:
+            self._host.rests(self, now)
 
     # --- steps
 
@@ -235,11 +256,12 @@ class SimulatedInstance:
                 self._current = None
         if used:
             self._computing = used
-            self.step_s = model.step.predict(used, self.batch, self.context)
+            self.step_s = model.step.predict(used, self.batch, self.context) * self._slowdown(now)
             self._schedule(start + self.step_s + wait_s)
         elif self.batch:
             steps = self._ends[0][0] - self._tokens
             step_s = model.step.predict(0, self.batch, self.context + self.batch * steps // 2)
+            step_s *= self._slowdown(now)
             if later:
                 steps = max(min(steps, math.ceil((later - now) / step_s)), 1)
             self._leap, self.step_s = (start, step_s, steps), step_s
@@ -247,6 +269,7 @@ class SimulatedInstance:
         else:
             self.busy = False
             self.version += 1
+            self._rests(now)
             if later:
                 self._wake(later, self)
 

@@ -17,6 +17,7 @@ from sage_llm.simulator.directory import Directory
 from sage_llm.simulator.engine import SimulatedInstance
 from sage_llm.simulator.faults import Fault
 from sage_llm.simulator.gateway import Gateway, descriptor
+from sage_llm.simulator.hosts import Host
 from sage_llm.simulator.job import Job
 from sage_llm.simulator.metrics import Measured, Result
 from sage_llm.simulator.scaling import Scaling
@@ -66,12 +67,17 @@ class _Run:
         self._speed = cluster.speed_up(trace)
         model = cluster.model
         self._directory = Directory(1 + len(model.lower), cluster.report_delay_s)
+        hosts: list[Host | None] = [
+            Host(cluster.contention) if cluster.contention else None
+            for _ in range(-(-cluster.most // cluster.per_host))
+        ]
         self._instances = [
             SimulatedInstance(
-                slot, model, trace.block, self._directory, self._wake, self._started, self._first, self._ended
+                slot, model, trace.block, self._directory, self._wake, self._started, self._first, self._ended,
+                hosts[slot // cluster.per_host],
             )
             for slot in range(cluster.most)
-        ]
+        ]  # fmt: skip
         self._gateways = [
             Gateway(place, order, model, trace.block, self._directory, self._sent)
             for _ in range(cluster.routers)
