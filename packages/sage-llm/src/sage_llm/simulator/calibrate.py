@@ -134,7 +134,7 @@ def contention(files: Sequence[Path], alone: Calibration, chunk: int, busy: int)
         InvalidRequest: as ``calibrate`` does.
     """
     step = attrs.astuple(alone.step)
-    ratios = [
+    ratios: list[float] = [
         (one.measured - one.row[4] * alone.overhead_s)
         / sum(a * x for a, x in zip(one.row[:4], step, strict=True))
         for file in files
