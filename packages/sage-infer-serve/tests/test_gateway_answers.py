@@ -218,6 +218,10 @@ def test_thoughts_of_earlier_answers_reach_the_template(backend: ReadingBackend,
         backend.template = "none"  # a model without thoughts: the backend renders
         served.post("/v1/chat/completions", {"model": "echo", "messages": messages})
         assert backend.calls[-1][1]["messages"][1]["reasoning_content"] == "A sum."
+        messages[1] = {"role": "assistant", "content": None, name: "A sum."}  # as an answer that was cut
+        assert served.post("/v1/chat/completions", {"model": "echo", "messages": messages}).status == 200
+        sent = backend.calls[-1][1]["messages"][1]
+        assert (sent["content"], sent["reasoning_content"]) == ("", "A sum.")
 
 
 def test_the_fingerprint_is_that_of_the_system(backend: ReadingBackend, served: Served) -> None:

@@ -32,6 +32,7 @@ def test_references_of_parameters_lead_to_the_parameters(key: str) -> None:
             "p": {"$ref": f"#/{key}/Point"}, "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
             "whole": {"$ref": "https://example.com/p#"}, "const": {"$ref": "#"},
             "data": {"const": {"$ref": "#/x"}}, "out": {"$ref": "https://example.com/other#/x"},
+            "relative": {"$ref": f"p#/{key}/Point"}, "anchor": {"$ref": "#a"}, "bad": {"$ref": "http://[x#/a"},
         },
         key: {"Point": POINT},
     }  # fmt: skip
@@ -51,6 +52,7 @@ def test_references_of_parameters_lead_to_the_parameters(key: str) -> None:
             "p": {"$ref": f"#/$defs/f/{key}/Point"}, "next": {"anyOf": [{"$ref": "#/$defs/f"}, {"type": "null"}]},
             "whole": {"$ref": "#/$defs/f"}, "const": {"$ref": "#/$defs/f"},
             "data": {"const": {"$ref": "#/x"}}, "out": {"$ref": "https://example.com/other#/x"},
+            "relative": {"$ref": f"#/$defs/f/{key}/Point"}, "anchor": {"$ref": "#a"}, "bad": {"$ref": "http://[x#/a"},
         }  # fmt: skip
         assert f[key] == {"Point": POINT}
 

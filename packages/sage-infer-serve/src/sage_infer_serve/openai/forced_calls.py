@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urljoin
 
 from sage_infer.contracts import AnswerDelta
 from sage_infer.schemas import ToolCallDelta
@@ -49,26 +50,36 @@ def _moved(parameters: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     if not parameters:
         return dict(NO_PARAMETERS)
     own = parameters.get("$id")
-    roots = ("#",) if not isinstance(own, str) else ("#", own.removesuffix("#") + "#")
-    moved: dict[str, Any] = _with_references(parameters, roots, f"#/$defs/{name}")
+    base = own.removesuffix("#") if isinstance(own, str) else ""
+    moved: dict[str, Any] = _with_references(parameters, base, f"#/$defs/{name}")
     return {key: value for key, value in moved.items() if key not in ("$id", "$schema")}
 
 
-def _with_references(schema: Any, roots: tuple[str, ...], new: str) -> Any:
+def _with_references(schema: Any, base: str, new: str) -> Any:
     if isinstance(schema, list):
-        return [_with_references(item, roots, new) for item in schema]
+        return [_with_references(item, base, new) for item in schema]
     if not isinstance(schema, dict):
         return schema
     found: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "$ref" and isinstance(value, str):
-            root = next((r for r in roots if value == r or value.startswith(r + "/")), None)
-            found[key] = value if root is None else new + value[len(root) :]
+            pointer = _pointer(value, base)
+            found[key] = value if pointer is None else new + pointer
         elif key in _NAMED and isinstance(value, dict):
-            found[key] = {name: _with_references(inner, roots, new) for name, inner in value.items()}
+            found[key] = {name: _with_references(inner, base, new) for name, inner in value.items()}
         else:
-            found[key] = value if key in _DATA else _with_references(value, roots, new)
+            found[key] = value if key in _DATA else _with_references(value, base, new)
     return found
+
+
+def _pointer(reference: str, base: str) -> str | None:
+    """The JSON pointer of a reference into the schema itself, whose ``$id`` is ``base``; None for other references."""
+    document, _, fragment = reference.partition("#")
+    try:
+        is_own = not document or (bool(base) and urljoin(base, document) == base)
+    except ValueError:  # an address that is not valid
+        return None
+    return fragment if is_own and fragment[:1] in ("", "/") else None
 
 
 class NamedCallReader:

@@ -46,9 +46,10 @@ def _as_chat(message: Message, where: str, text_only: bool) -> dict[str, Any]:
     if isinstance(content, list):
         content = _content(content, where, text_only)
     elif content is None and not message.tool_calls:
-        if message.refusal is None:
+        # An answer that was cut within its thoughts has nothing else.
+        if message.refusal is None and not (message.reasoning_content or message.reasoning):
             raise wrong_request(f"{where}.content is missing", f"{where}.content")
-        content = message.refusal
+        content = message.refusal or ""
     role = "system" if message.role == "developer" else message.role
     chat: dict[str, Any] = {"role": role, "content": content}
     if message.name is not None:
