@@ -28,7 +28,8 @@ REGISTRY_HELP = (
 
 
 def main() -> int:
-    if sys.version_info < (3, 11):
+    version = sys.version_info[:2]  # in a variable, since mypy checks this file for the wheels' oldest Python
+    if version < (3, 11):
         return fail(f"Python 3.11 or newer is required, this is {sys.version.split()[0]}")
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)

@@ -41,6 +41,7 @@ from typing import Any
 from hostile.bodies import BODIES, ENCODER, LLM
 from hostile.peer import CLOSED, Peer, request
 from hostile.wire import WIRE
+from sage_infer.compat import timeout
 from sage_infer_serve.bench.load import Outcome, Sender, open_loop
 from sage_infer_serve.bench.workload import Lengths, Workload
 from sage_infer_serve.http.client import Client, Server
@@ -106,7 +107,7 @@ class Watcher:
                 other = Client(self._server)
                 due = time.perf_counter()
                 try:
-                    async with asyncio.timeout(60):
+                    async with timeout(60):
                         answer = await other.get("/health")
                     if answer.status != 200:
                         failures[f"/health: {answer.status}"] += 1

@@ -30,13 +30,12 @@ Embed = Callable[[list[str]], Any]
 
 
 def sage_infer(model: str) -> Embed:
-    import asyncio
-
     import numpy as np
+    from sage_infer.compat import Runner
     from sage_infer.models import resolve_model
     from sage_infer_openvino.embedding_backend import OpenVINOEmbeddingBackend
 
-    runner = asyncio.Runner()
+    runner = Runner()
     backend = OpenVINOEmbeddingBackend(resolve_model(model, model_type="embedding"))
     runner.run(backend.start())
 

@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sage_infer.compat import Runner
+
 CONCURRENCY = (1, 8, 32)
 PROMPT_TOKENS, OUTPUT_TOKENS, LONG_PROMPT = 38, 64, 1000
 Prompts = list[list[int]]
@@ -71,7 +73,7 @@ def through_contract(backend_name: str, gguf: str, **options: Any) -> Reading:
 
     model = ModelDescriptor(model_id="bench", model_type="llm", model_path=gguf)
     backend = create_backend(backend_name, model=model, serves="llm", prefix_caching=False, **options)
-    with asyncio.Runner() as runner:
+    with Runner() as runner:
         runner.run(backend.start())
         reading = measure(lambda prompts, tokens: runner.run(generate(prompts, tokens)))
         runner.run(backend.close())

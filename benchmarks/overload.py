@@ -31,6 +31,7 @@ from typing import Any
 import uvloop
 from attacks import quantile
 from attrs import define, field
+from sage_infer.compat import Runner, TaskGroup, timeout
 from servers import free_port, prefer, running
 
 LLM = "smollm2-135m"
@@ -102,7 +103,7 @@ class Clients:
         self.answers.append(answer)
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with timeout(PATIENCE_S):
                 made = partial(Reading, answer, loop.create_future())
                 transport, reading = await loop.create_connection(made, "127.0.0.1", self.port)
                 try:
@@ -132,7 +133,7 @@ class Clients:
 
     async def open(self, rate: float, seconds: float) -> None:
         until = time.perf_counter() + seconds
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             while time.perf_counter() < until:
                 tasks.create_task(self.ask())
                 await asyncio.sleep(self.draw.expovariate(rate))
@@ -225,7 +226,7 @@ def main() -> int:
             if options.nice is not None:
                 prefer(pid, options.nice)
             prefer(os.getpid(), options.clients_nice)
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            with Runner(loop_factory=uvloop.new_event_loop) as runner:
                 figures = runner.run(measure(options, port, pid))
     for name, value in figures.items():
         print(f"{name}: {value}")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import uvloop
+from sage_infer.compat import Runner
 from sage_infer.schemas import (
     ModelDescriptor,
     ReplicaSpec,
@@ -109,7 +110,7 @@ async def serve(path: str) -> None:
 
 
 def run(work: Any) -> Any:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 
 

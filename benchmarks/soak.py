@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sage_infer.compat import wait_for
 from sage_infer_serve.bench.load import Outcome, Sender, closed_loop, open_loop
 from sage_infer_serve.bench.workload import Lengths, Workload, arrivals
 from sage_infer_serve.http.client import Client, Server
@@ -159,7 +160,7 @@ class Traffic:
             reader, writer = await asyncio.open_connection(self.server.host, self.server.port)
             writer.write(asks[turn % len(asks)])
             with contextlib.suppress(OSError, TimeoutError):
-                await asyncio.wait_for(reader.read(100), 300)
+                await wait_for(reader.read(100), 300)
             writer.close()
             turn += 1
             await asyncio.sleep(2)

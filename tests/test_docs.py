@@ -13,13 +13,13 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import attrs
 import pytest
+import tomllib
 from sage_infer import CONTRACT_VERSION, errors, hookspecs
 from sage_infer.cli.main import _BUG, _INTERRUPTED
 from sage_infer.command_tree import COMMANDS, HINTS

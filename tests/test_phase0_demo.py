@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 from sage_infer.discovery import discover, model_specs
 from sage_infer.models import add_model
 

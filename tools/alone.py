@@ -3,12 +3,14 @@
     python tools/alone.py [PACKAGE …]
 
 "Alone" means the wheel and its requirements; other wheels of this repository are installed only if required. The
-tests are copied to another folder first, so that nothing is imported from the source tree.
+tests are copied to another folder first, so that nothing is imported from the source tree. The environments have the
+Python that runs this file; wheels that require a newer one are left out.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,9 @@ PYTEST_INI = "[pytest]\naddopts = --import-mode=importlib\n"
 
 
 def main(names: list[str]) -> int:
-    packages = [path.parent for path in sorted(Path("packages").glob("*/pyproject.toml"))]
+    packages = [
+        path.parent for path in sorted(Path("packages").glob("*/pyproject.toml")) if claims_this(path)
+    ]
     chosen = [package for package in packages if package.name in (names or [package.name])]
     with tempfile.TemporaryDirectory(prefix="sage-alone-") as folder:
         wheels = Path(folder, "wheels")
@@ -32,6 +36,12 @@ def main(names: list[str]) -> int:
             failed = [package.name for package, passed in zip(chosen, results, strict=True) if not passed]
     print(f"failed alone: {', '.join(failed)}" if failed else "every wheel passes its own tests alone")
     return 1 if failed else 0
+
+
+def claims_this(project: Path) -> bool:
+    """Whether a package supports the running Python."""
+    oldest = re.search(r'^requires-python = ">=3\.(\d+)"$', project.read_text(), flags=re.MULTILINE)
+    return oldest is None or sys.version_info >= (3, int(oldest[1]))
 
 
 def passes(package: Path, wheels: Path, folder: Path) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attrs import define, field
+from sage_infer.compat import timeout
 from sage_infer_serve.http.client import Client, Disconnected, Server
 
 __all__ = ["LLM", "Stream", "Streams", "body", "differences", "read"]
@@ -67,7 +68,7 @@ async def read(url: str, stream: Stream, request: dict[str, Any]) -> Stream:
     """Send a request, and read its answer into ``stream``; errors are recorded there."""
     client, events = Client(Server.parse(url)), _Events(stream)
     try:
-        async with asyncio.timeout(GUARD_S):
+        async with timeout(GUARD_S):
             answer = await client.post("/v1/chat/completions", json.dumps(request).encode(), events.piece)
         if answer.status != 200:
             stream.error = f"status {answer.status}: {answer.body.decode(errors='replace')[:300]}"
@@ -121,7 +122,7 @@ class Streams:
 
     async def reach(self, parts: int, share: float = 0.5) -> None:
         """Wait until a share of the streams have so many parts, or all have ended."""
-        async with asyncio.timeout(GUARD_S):
+        async with timeout(GUARD_S):
             while sum(len(s.times) >= parts for s in self.all) < share * len(self.all):
                 if all(task.done() for task in self._reading):
                     return

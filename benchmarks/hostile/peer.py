@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from attrs import define, field
+from sage_infer.compat import timeout
 
 __all__ = ["CLOSED", "Connection", "Peer", "request"]
 
@@ -36,7 +37,7 @@ class Connection:
     async def send(self, data: bytes) -> bool:
         """Send all of it; False if the server closed the connection, or does not read it in time."""
         try:
-            async with asyncio.timeout(self._peer.patience_s):
+            async with timeout(self._peer.patience_s):
                 for start in range(0, len(data), _PIECE):
                     self._writer.write(data[start : start + _PIECE])
                     await self._writer.drain()
@@ -47,7 +48,7 @@ class Connection:
     async def answer(self) -> str:
         """Status of the next answer, whose body is read to its end or not at all; ``CLOSED``, or what is wrong."""
         try:
-            async with asyncio.timeout(self._peer.patience_s):
+            async with timeout(self._peer.patience_s):
                 line = await self._reader.readline()
                 if not line:
                     return CLOSED
@@ -70,7 +71,7 @@ class Connection:
         if first == CLOSED:
             return first
         try:
-            async with asyncio.timeout(self._peer.patience_s):
+            async with timeout(self._peer.patience_s):
                 while await self._reader.read(_PIECE):
                     pass
         except TimeoutError:
@@ -107,7 +108,7 @@ class Peer:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         try:
             raw.bind((self.address, 0))
-            async with asyncio.timeout(self.patience_s):
+            async with timeout(self.patience_s):
                 await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", self.port))
                 reader, writer = await asyncio.open_connection(sock=raw, limit=2**22)
         except (OSError, TimeoutError):

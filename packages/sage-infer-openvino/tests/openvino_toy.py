@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from sage_infer.compat import timeout, wait_for
 from sage_infer.contracts import TokenStream
 from sage_infer.schemas import ModelDescriptor, RequestOptions, SamplingParams, TokenDelta
 from sage_infer_openvino import backend as backend_module
@@ -172,14 +173,14 @@ def _is_idle(backend: OpenVINOBackend, free: int) -> bool:
 
 async def eventually(condition: Any, within_s: float = 300.0) -> None:
     """Wait for what must come soon; fail if it does not."""
-    async with asyncio.timeout(within_s):
+    async with timeout(within_s):
         while not condition():  # noqa: ASYNC110 - the engine knows nothing of events
             await asyncio.sleep(0.001)
 
 
 def run(main: Coroutine[Any, Any, T], timeout: float = 600.0) -> T:
     async def limited() -> T:
-        return await asyncio.wait_for(main, timeout)
+        return await wait_for(main, timeout)
 
     return asyncio.run(limited())
 

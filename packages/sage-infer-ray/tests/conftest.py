@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sage_infer.compat import timeout
 from sage_infer.discovery import discover
 
 HERE = Path(__file__).parent
@@ -64,7 +65,7 @@ def with_executor(executor_of: Callable[..., Any]) -> Callable[..., None]:
         async def main() -> None:
             executor = executor_of(**options)
             try:
-                async with asyncio.timeout(WAIT_S):
+                async with timeout(WAIT_S):
                     await test(executor)
             finally:
                 await executor.close()

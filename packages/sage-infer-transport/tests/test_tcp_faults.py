@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
+from sage_infer.compat import ExceptionGroup
 from sage_infer.errors import ConfigError, InvalidRequest
 from sage_infer.schemas import (
     KVCacheSchema,

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sage_infer.backends import create_backend
+from sage_infer.compat import timeout
 from sage_infer.contracts import TokenStream
 from sage_infer.schemas import ModelDescriptor, ReplicaSpec, SamplingParams, TokenDelta
 from sage_infer.sdk import BackendReplica, BaseExecutor
@@ -93,6 +94,6 @@ async def start_all(manager: ControlPlaneManager, params: Sequence[SamplingParam
 
 async def until(condition: Any) -> None:
     """Wait until a condition holds."""
-    async with asyncio.timeout(GUARD_S):
+    async with timeout(GUARD_S):
         while not condition():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.005)

@@ -15,6 +15,7 @@ from typing import Any
 
 from kit_reference.embedding import ReferenceEmbedder
 from kit_reference.llm import ReferenceLLM
+from sage_infer.compat import timeout
 from sage_infer.errors import BackendUnavailable, OutOfMemory
 from sage_infer.schemas import ModelDescriptor, ReplicaSpec
 from sage_infer_transport import LocalTransport, SharedMemoryEndpoint
@@ -136,7 +137,7 @@ def no_dovecote() -> None:
 async def freeze(pid: int) -> None:
     """Stop a process; until it has stopped, it may answer."""
     os.kill(pid, signal.SIGSTOP)
-    async with asyncio.timeout(GUARD_S):
+    async with timeout(GUARD_S):
         while Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "T":  # noqa: ASYNC110, ASYNC240 - it has no event
             await asyncio.sleep(0.001)
 

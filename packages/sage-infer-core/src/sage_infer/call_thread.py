@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TypeVar
 
 __all__ = ["CallThread", "run_into"]
@@ -46,7 +47,7 @@ class CallThread:
     def drain(self, timeout_s: float) -> bool:
         try:
             self.submit(lambda: None).result(timeout_s)
-        except TimeoutError:
+        except FutureTimeoutError:
             return False
         return True
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from attrs import define, evolve
+from sage_infer.compat import uncancel
 from sage_infer.contracts import TextLike, Truncation, as_texts, check_texts
 from sage_infer.errors import InvalidRequest, RequestCancelled
 from sage_infer.schemas import EmbeddingResult, RequestOptions, RerankResult
@@ -120,7 +121,7 @@ class BatchWork:
             async with in_time(deadline):
                 yield
         except asyncio.CancelledError:
-            if not call.aborted or call.task is None or call.task.uncancel() > 0:
+            if not call.aborted or call.task is None or uncancel(call.task) > 0:
                 raise
             raise RequestCancelled(f"request {request_id} was aborted") from None
         finally:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from sage_infer.compat import timeout
 from sage_infer.errors import RequestCancelled
 from sage_infer.schemas.capability import SharingMode
 
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 async def in_time(deadline: float | None) -> AsyncIterator[None]:
     """Cancel the body after ``deadline`` seconds with ``RequestCancelled``; None sets no limit."""
     try:
-        async with asyncio.timeout(deadline) as limit:
+        async with timeout(deadline) as limit:
             yield
     except TimeoutError:
         if not limit.expired():

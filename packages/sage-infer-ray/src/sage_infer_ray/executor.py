@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from ray.exceptions import ActorUnavailableError, RayError
+from sage_infer.compat import timeout
 from sage_infer.contracts import ReplicaExit, ReplicaHandle
 from sage_infer.errors import (
     BY_CODE,
@@ -58,7 +59,7 @@ class RayReplica(BaseReplica):
 
     async def destroy(self) -> None:
         try:
-            async with asyncio.timeout(_NOTICE_S):
+            async with timeout(_NOTICE_S):
                 await self.actor.beat.remote(self._executor.owner)
         except TimeoutError:
             pass
@@ -230,7 +231,7 @@ class RayExecutor(BaseExecutor):
         if actor is None:
             return None
         try:
-            async with asyncio.timeout(_ANSWER_S + LEASE_S):
+            async with timeout(_ANSWER_S + LEASE_S):
                 state = await actor.take.remote(self.owner)
                 if "owned_s" in state:
                     await asyncio.sleep(state["owned_s"] + BEAT_S)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from sage_infer.backends import open_backend
+from sage_infer.compat import Runner
 from sage_infer.factories import load_object
 from sage_infer.names import GENERATING
 from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
@@ -58,7 +59,7 @@ class Serving:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            with Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(self._serve())
         except BaseException as error:
             if not self._ready.done():

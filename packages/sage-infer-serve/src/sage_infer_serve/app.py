@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
+from sage_infer.compat import uncancel
 from sage_infer.contracts import HybridInferenceBackend
 from sage_infer.errors import SageInferError
 
@@ -153,7 +154,7 @@ class Gateway:
         """After ``Exchange.stop`` cancelled the exchange's task: send the reason to the client, if still connected."""
         task = asyncio.current_task()
         if task is not None:
-            task.uncancel()
+            uncancel(task)
         if exchange.stopped == "client":
             exchange.status = exchange.status or _CLIENT_GONE
         elif exchange.stopped == "body":

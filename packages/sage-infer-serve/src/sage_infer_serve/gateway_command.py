@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import socket
@@ -11,6 +10,7 @@ from typing import Any
 
 from attrs import evolve
 from sage_infer.cli.output import note
+from sage_infer.compat import Runner
 from sage_infer.config import LoadedConfig
 
 from sage_infer_serve.config import Serve
@@ -51,7 +51,7 @@ def run_command(
 
         provider = Tracing.export_by_otlp()
     try:
-        with asyncio.Runner(loop_factory=new_loop) as runner:
+        with Runner(loop_factory=new_loop) as runner:
             runner.run(serve(settings, keys, listener))
     finally:
         listener.close()

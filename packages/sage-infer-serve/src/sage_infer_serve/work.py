@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
 
 from attrs import frozen
+from sage_infer.compat import Self
 from sage_infer.errors import OutOfMemory, RequestCancelled, SageInferError, UnsupportedFeature
 from sage_infer.names import GENERATING, ModelType
 from sage_infer.schemas import SamplingParams, Usage

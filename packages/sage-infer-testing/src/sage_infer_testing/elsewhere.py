@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import pytest
+from sage_infer.compat import wait_for
 from sage_infer.schemas import DecodeState
 from sage_infer.schemas.codec import from_dict, to_dict
 
@@ -47,7 +48,7 @@ async def decode_elsewhere(
     )  # fmt: skip
     sent = b"".join([json.dumps(order).encode() + b"\n", *map(bytes, buffers)])
     try:
-        out, _ = await asyncio.wait_for(child.communicate(sent), timeout_s)
+        out, _ = await wait_for(child.communicate(sent), timeout_s)
     finally:
         if child.returncode is None:
             child.kill()

@@ -70,8 +70,9 @@ class LoopThread:
             return self._blocked
         calls, awaited = [], coroutine
         while (frame := getattr(awaited, "cr_frame", None)) is not None:
-            calls.append(f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})")
-            awaited = awaited.cr_await  # type: ignore[attr-defined]  # coroutines of "async def" have it
+            name = awaited.__qualname__  # type: ignore[attr-defined]  # coroutines of "async def" have both
+            calls.append(f"{name} ({frame.f_code.co_filename}:{frame.f_lineno})")
+            awaited = awaited.cr_await  # type: ignore[attr-defined]
         return "it waits in " + ", in ".join(calls)
 
     def _answers(self) -> bool:

@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from sage_infer.errors import InvalidRequest, SageInferError
+from sage_infer.system.python import module_command
 
 from sage_infer_testing.results import ContractReport, TestResult
 from sage_infer_testing.suite import NOT_MADE
@@ -68,7 +68,7 @@ def _start(
     arguments += [f"--junitxml={junit.absolute()}"] if junit else []
     environment = {key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"}
     environment |= {ENVIRONMENT_KEY: target.to_json(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    command = [sys.executable, "-P", "-m", "sage_infer_testing.child", *arguments, str(test_module)]
+    command = [*module_command("sage_infer_testing.child"), *arguments, str(test_module)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=printed, text=True, encoding="utf-8", env=environment
     )

@@ -31,7 +31,12 @@ def runnable(test: FunctionType) -> FunctionType:
         except (Exception, pytest.fail.Exception) as error:
             advice = advice_of(test)
             if advice and not any(MARK in note for note in getattr(error, "__notes__", ())):
-                error.add_note(f"{MARK} {advice}")
+                _add_note(error, f"{MARK} {advice}")
             raise
 
     return run  # type: ignore[return-value]  # wraps() hides that this is a function
+
+
+def _add_note(error: BaseException, note: str) -> None:
+    """``error.add_note(note)``, which Python 3.10 lacks; what prints errors reads the attribute there, too."""
+    vars(error).setdefault("__notes__", []).append(note)

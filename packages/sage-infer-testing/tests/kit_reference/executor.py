@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from attrs import evolve
+from sage_infer.compat import timeout
 from sage_infer.contracts import ReplicaExit
 from sage_infer.errors import BackendUnavailable, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import InstanceDescriptor, ModelDescriptor, ReplicaSpec
@@ -36,7 +37,7 @@ class ReferenceHandle:
     async def stop(self, *, grace_s: float = 10.0) -> ReplicaExit:
         if not self.exit.done():
             try:
-                async with asyncio.timeout(grace_s):
+                async with timeout(grace_s):
                     await self.backend.close()
                 self.end("stopped")
             except TimeoutError:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from sage_infer.compat import timeout
 from sage_infer.errors import (
     EngineDead,
     InvalidRequest,
@@ -53,7 +54,7 @@ async def works(client: InferenceReplica) -> None:
 
 async def reaches(client: InferenceReplica, status: str) -> None:
     """Wait until the health has this status."""
-    async with asyncio.timeout(WAIT_S):
+    async with timeout(WAIT_S):
         while (await client.health()).status != status:  # noqa: ASYNC110 - health has no event
             await asyncio.sleep(0.01)
 

@@ -7,8 +7,9 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from sage_infer.compat import Self
 from sage_infer.errors import RequestCancelled, SageInferError
 from sage_infer.schemas import FinishReason, Timing, TokenDelta, Usage
 

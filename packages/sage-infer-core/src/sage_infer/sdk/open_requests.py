@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Literal, TypeVar
 
+from sage_infer.compat import is_cancelling
 from sage_infer.contracts import request_ids
 from sage_infer.errors import InvalidRequest, Overloaded, RequestCancelled
 from sage_infer.schemas import RequestOptions
@@ -73,8 +74,7 @@ class OpenRequest:
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or not task.cancelling():
+            if not is_cancelling():
                 self.check()
             raise
 

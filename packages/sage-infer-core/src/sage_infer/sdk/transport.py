@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 import uuid
@@ -14,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from attrs import define, field
 
+from sage_infer.compat import TaskGroup
 from sage_infer.contracts import StepCallback
 from sage_infer.errors import InvalidRequest, KVCorrupt, SageInferError, UnsupportedFeature
 from sage_infer.schemas import (
@@ -141,7 +141,7 @@ class BaseTransport:
         for step in plan.steps:
             self._check(step)
         run = PlanRun(plan)
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             for _ in range(min(self.settings.max_in_flight, len(plan.steps))):
                 group.create_task(self.work(run, on_step))
         return run.report()

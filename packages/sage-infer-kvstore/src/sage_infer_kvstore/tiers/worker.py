@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TypeVar
 
 from sage_infer.call_thread import CallThread
@@ -58,7 +59,7 @@ class LowerThread:
         future = self.submit(function)
         try:
             return future.result(self._wait_s if wait_s is None else wait_s)
-        except TimeoutError:
+        except FutureTimeoutError:
             if not future.cancel():
                 self._breaker.failed()
             return otherwise

@@ -81,4 +81,5 @@ def _bf16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
     """Round float32 to bf16 bit patterns, to nearest, ties to even."""
     bits = values.view(np.uint32)
     rounding = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    return ((bits + rounding) >> np.uint32(16)).astype(np.uint16)
+    rounded: npt.NDArray[np.uint32] = (bits + rounding) >> np.uint32(16)
+    return rounded.astype(np.uint16)

@@ -123,7 +123,7 @@ def bench(
 
 
 def _run(settings: dict[str, Any], lengths: Lengths, api_key: str | None) -> tuple[Run, Report]:
-    import asyncio
+    from sage_infer.compat import Runner
 
     from sage_infer_serve.bench.report import report_on
 
@@ -132,7 +132,7 @@ def _run(settings: dict[str, Any], lengths: Lengths, api_key: str | None) -> tup
         import uvloop
 
         loop_factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with Runner(loop_factory=loop_factory) as runner:
         run = runner.run(_measure(settings, lengths, api_key))
     return run, report_on(run)
 

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 from attrs import define, field
+from sage_infer.compat import TaskGroup, timeout
 
 from sage_infer_serve.bench.replies import BadAnswer, StreamReader, Usage, error_message, read_answer
 from sage_infer_serve.bench.workload import Request, Workload, path_of
@@ -80,7 +81,7 @@ class Sender:
         outcome = Outcome(due=sent if due is None else due, sent=sent)
         reader = StreamReader() if self._stream else None
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with timeout(self._timeout_s):
                 answer = await self._client.post(
                     self._path, request.body, None if reader is None else reader.feed
                 )
@@ -158,7 +159,7 @@ async def open_loop(
         on_outcome(outcome)
 
     async def arrive() -> None:
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             for at in times if count is None else islice(times, count):
                 if duration_s is not None and at >= duration_s:
                     return
@@ -178,7 +179,7 @@ async def _measured(run: Run, work: list[Coroutine[Any, Any, None]]) -> None:
     """Run the whole load. A cancellation ends it early and keeps the results so far."""
     cpu = time.process_time()
     try:
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             for part in work:
                 tasks.create_task(part)
     except asyncio.CancelledError:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from itertools import islice
 
+from sage_infer.compat import timeout
 from sage_infer.errors import BackendUnavailable, ConfigError, InvalidRequest, ModelNotFound, SageInferError
 
 from sage_infer_serve.bench.load import Sender
@@ -30,7 +31,7 @@ async def choose_model(client: Client, server: Server, wanted: str | None) -> tu
         InvalidRequest: the model is ambiguous.
     """
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
+        async with timeout(_TIMEOUT_S):
             answer = await client.get("/v1/models")
     except Disconnected as error:
         raise BackendUnavailable(

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import httptools
 from attrs import field, frozen
+from sage_infer.compat import timeout
 from sage_infer.errors import InvalidRequest
 
 __all__ = ["Answer", "Client", "Disconnected", "Server"]
@@ -155,7 +156,7 @@ class Client:
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._connect_s):
+            async with timeout(self._connect_s):
                 _, connection = await loop.create_connection(
                     _Connection, self._server.host, self._server.port, ssl=self._tls
                 )

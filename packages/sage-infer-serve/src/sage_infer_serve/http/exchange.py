@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Literal
 
+from sage_infer.compat import timeout
+
 from sage_infer_serve.http.auth import APIKey
 from sage_infer_serve.http.errors import HTTPError, error_body, wrong_request
 from sage_infer_serve.http.intake import FREE, Intake
@@ -262,7 +264,7 @@ class Exchange:
 
     async def _discard(self) -> None:
         try:
-            async with asyncio.timeout(_DISCARD_S):
+            async with timeout(_DISCARD_S):
                 message = await self._receive()
                 while message["type"] != "http.disconnect" and message.get("more_body"):
                     message = await self._receive()

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
+from sage_infer.compat import BaseExceptionGroup, TaskGroup
 from sage_infer.contracts import TokenStream, as_prompts
 from sage_infer.schemas import SamplingParams, TokenDelta, Usage
 
@@ -132,7 +133,7 @@ async def _deltas(streams: Sequence[TokenStream], n: int) -> AsyncIterator[tuple
 
     async def read_all() -> None:
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 for place, stream in enumerate(streams):
                     group.create_task(read(place, stream))
         finally:

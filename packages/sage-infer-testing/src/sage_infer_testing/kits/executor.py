@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import attrs
 import pytest
+from sage_infer.compat import wait_for
 from sage_infer.contracts import Executor, ReplicaExit, ReplicaHandle
 from sage_infer.errors import BackendUnavailable, EngineDead, InvalidRequest, OutOfMemory, UnsupportedFeature
 from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
@@ -81,7 +82,7 @@ class ExecutorContract(ContractSuite, kit=True):
         """Return the exit of the replica; fail if it does not end."""
         __tracebackhide__ = True
         try:
-            found = await asyncio.wait_for(handle.wait(), self.settle_s)
+            found = await wait_for(handle.wait(), self.settle_s)
         except TimeoutError:
             pytest.fail(f"wait() did not return within {self.settle_s:g} s after the replica had ended")
         assert isinstance(found, ReplicaExit), f"wait() returned a {type(found).__name__}"

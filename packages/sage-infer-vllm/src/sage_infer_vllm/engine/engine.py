@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from attrs import define, field, frozen
+from sage_infer.compat import wait_for
 from sage_infer.contracts import ProgressReport
 from sage_infer.errors import BackendUnavailable
 
@@ -135,8 +136,8 @@ async def _ask(
 ) -> VLLMEngine:
     """The started engine with its reported facts, after a warm-up request if requested."""
     try:
-        answers = await asyncio.wait_for(started.llm.collective_rpc("sage_kv_facts"), _RPC_S)
-        copied = await asyncio.wait_for(started.llm.collective_rpc("sage_page_bytes"), _RPC_S)
+        answers = await wait_for(started.llm.collective_rpc("sage_kv_facts"), _RPC_S)
+        copied = await wait_for(started.llm.collective_rpc("sage_page_bytes"), _RPC_S)
         tasks = await started.llm.get_supported_tasks()
         started.processes.note_shared_memory()
         if warm_up:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+
+from sage_infer.compat import Self
 
 __all__ = ["ADDRESS", "Listener", "report", "report_failure"]
 

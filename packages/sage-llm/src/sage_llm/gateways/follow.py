@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
 
+from sage_infer.compat import wait_for
 from sage_infer.contracts import ReplicaExit, ReplicaHandle
 from sage_infer.errors import EngineDead, SageInferError
 from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
@@ -78,7 +79,7 @@ class FollowingExecutor(BaseExecutor):
                     self._left[spec.replica_id] = known.generation
                     return FollowedReplica(known.spec, known.descriptor, known.pid)
             with suppress(TimeoutError):
-                await asyncio.wait_for(news.wait(), _AGAIN_S)
+                await wait_for(news.wait(), _AGAIN_S)
 
     async def close(self) -> None:
         await super().close()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from sage_infer.compat import wait_for
 from sage_infer.errors import BackendUnavailable
 
 from sage_llm.gateways.channel import Channel, open_channel
@@ -122,7 +123,7 @@ class GatewayProcess:
         answer = self._questions[number] = asyncio.get_running_loop().create_future()
         self._channel.send(Question(number, method, arguments))
         try:
-            return await asyncio.wait_for(answer, _ANSWER_S)
+            return await wait_for(answer, _ANSWER_S)
         except TimeoutError:
             return None
         finally:

@@ -11,6 +11,7 @@ import socket
 from typing import Any
 
 import attrs
+from sage_infer.compat import Runner, wait_for
 from sage_infer.errors import SageInferError
 from sage_infer_serve.gateway_command import settle
 from sage_infer_serve.outputs import survive_closed_outputs
@@ -44,7 +45,7 @@ def run(order: Order, owner: socket.socket) -> None:
 
         provider = Tracing.export_by_otlp()
     try:
-        with listen(order.gateway, shared=True) as listener, asyncio.Runner(loop_factory=new_loop) as runner:
+        with listen(order.gateway, shared=True) as listener, Runner(loop_factory=new_loop) as runner:
             runner.run(_Gateway(order).serve(listener, owner))
     finally:
         if provider is not None:
@@ -110,7 +111,7 @@ class _Gateway:
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
         self._send(Question(number, "metrics", {}))
         try:
-            return bytes(await asyncio.wait_for(answer, _METRICS_S))
+            return bytes(await wait_for(answer, _METRICS_S))
         except TimeoutError:
             return exposition(self._service)
         finally:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from sage_infer.compat import wait_for
 from sage_infer.contracts import BufferedTokenStream
 from sage_infer.errors import EngineDead, Overloaded, RequestCancelled, SageInferError
 from sage_infer.schemas import TokenDelta
@@ -239,7 +240,7 @@ class Dispatcher:
     async def _abort(attempt: Attempt) -> None:
         """Tell the instance that an attempt has ended, as far as it still listens."""
         with suppress(SageInferError, TimeoutError, OSError):  # a lost instance ends them by itself
-            await asyncio.wait_for(attempt.instance.backend.abort(attempt.request_id), 1.0)
+            await wait_for(attempt.instance.backend.abort(attempt.request_id), 1.0)
 
     def _deliver(self, request: ManagedRequest, attempt: Attempt, delta: TokenDelta) -> None:
         """Record and deliver a delta, both or neither."""

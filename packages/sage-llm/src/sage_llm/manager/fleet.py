@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import attrs
+from sage_infer.compat import wait_for
 from sage_infer.contracts import Executor, ReplicaHandle
 from sage_infer.errors import InvalidRequest, ModelNotFound, SageInferError
 from sage_infer.schemas import ReplicaSpec
@@ -206,14 +207,14 @@ class Fleet:
     async def _has_returned(self, replica: Replica, handle: ReplicaHandle) -> bool:
         """Connect again to a replica whose process still runs. Returns whether that worked."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(handle.wait(), _EXIT_S)
+            await wait_for(handle.wait(), _EXIT_S)
             return False
         return await self._reaches(replica, handle)
 
     async def _reaches(self, replica: Replica, handle: ReplicaHandle) -> bool:
         """Connect to a process that was not started just now. Returns whether it answered in time."""
         try:
-            await asyncio.wait_for(self._connect(replica, handle), _RECONNECT_S)
+            await wait_for(self._connect(replica, handle), _RECONNECT_S)
         except (SageInferError, TimeoutError):
             return False
         return True

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from attrs import define, field
+from sage_infer.compat import timeout
 from sage_infer.errors import Overloaded
 from sage_infer.schemas import InstanceDescriptor, InstanceReport
 
@@ -218,7 +219,7 @@ class LiveInstance:
     async def until_idle(self, within_s: float | None = None) -> None:
         """While it drains, wait until nothing runs on it, for at most ``within_s`` seconds."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
+            async with timeout(within_s):
                 while (self.attempts or self.calls) and self.word == "draining":
                     self._changed.clear()
                     await self._changed.wait()

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import cast
 
 from attrs import field, frozen
+from sage_infer.compat import TaskCancelled, result_of, wait_for
 from sage_infer.contracts import KVTransfer, TokenStream
 from sage_infer.errors import BackendUnavailable, EngineDead, RequestCancelled, SageInferError
 from sage_infer.plugins import find_plugin, require_ready
@@ -107,7 +108,7 @@ class HandOvers:
         prefill.cancel = moving.cancel  # called when the source is lost
         why = f"{source.instance_id} was lost"
         try:
-            moved = await moving
+            moved = await result_of(moving)
             if isinstance(moved, _Moved):
                 stream = await self._decode(request, attempt, moved.state)
                 self.done += 1
@@ -116,10 +117,8 @@ class HandOvers:
                 self._placement.receipts.transferred(request.request_id, moved.transfer)
                 return stream
             why = moved
-        except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if caller is not None and caller.cancelling():
-                raise
+        except TaskCancelled:
+            pass
         except Exception as raised:
             error = as_sage_error(raised, attempt.instance.instance_id)
             if isinstance(error, EngineDead) or _is_late(error):
@@ -243,4 +242,4 @@ async def _release(source: LiveInstance, request_id: str) -> None:
     backend = source.backend
     free = backend.release_kv if hasattr(backend, "release_kv") else backend.abort
     with suppress(SageInferError, TimeoutError, OSError):  # a lost instance frees it by itself
-        await asyncio.wait_for(free(request_id), _RELEASE_S)
+        await wait_for(free(request_id), _RELEASE_S)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Self
 
 import attrs
+from sage_infer.compat import Self
 from sage_infer.contracts import TokenStream
 from sage_infer.schemas import FinishReason, Timing, TokenDelta, Usage
 

@@ -23,6 +23,7 @@ from typing import Any
 import attrs
 import msgspec
 from sage_infer.backends import open_backend
+from sage_infer.compat import Runner
 from sage_infer.factories import load_object
 from sage_infer.names import GENERATING
 from sage_infer.schemas import ReplicaSpec
@@ -61,7 +62,7 @@ def main() -> None:
     exporter = None
     try:
         exporter = export_spans()
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_run(spec, answer, watch))
     except Exception as error:
         answer({"failed": msgspec.to_builtins(to_wire(error))})

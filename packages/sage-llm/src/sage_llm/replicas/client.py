@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 from urllib.parse import urlsplit
 
+from sage_infer.compat import timeout
 from sage_infer.contracts import EngineStats, Health, PromptLike, as_prompts
 from sage_infer.errors import EngineDead, UnsupportedFeature
 from sage_infer.schemas import (
@@ -72,7 +73,7 @@ class ReplicaClient(Caller):
         loop = asyncio.get_running_loop()
         self._greeted = loop.create_future()
         try:
-            async with asyncio.timeout(HELLO_S):
+            async with timeout(HELLO_S):
                 await self._open()
                 hello = await self._greeted
         except (OSError, TimeoutError) as error:

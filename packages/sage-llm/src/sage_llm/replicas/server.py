@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from sage_infer.compat import timeout
 from sage_infer.contracts import EmbeddingBackend, Health
 from sage_infer.errors import SageInferError, UnsupportedFeature
 from sage_infer.schemas import InstanceDescriptor, ReplicaSpec
@@ -103,7 +104,7 @@ class ReplicaServer:
         for session in sessions:
             session.close("the replica was stopped")
         with suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_S):
+            async with timeout(_CLOSE_S):
                 await asyncio.gather(*(session.wait_closed() for session in sessions))
         for session in sessions:
             session.abort("the replica was stopped")

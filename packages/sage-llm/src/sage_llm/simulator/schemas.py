@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from attrs import frozen
@@ -173,16 +175,23 @@ def _csv(header: str, take: Callable[[dict[str, str]], Row | None]) -> Parse:
 def _azure(header: str) -> Parse:
     def take(row: dict[str, str]) -> Row:
         try:
-            moment = datetime.fromisoformat(row["TIMESTAMP"])
+            moment = _moment(row["TIMESTAMP"])
         except ValueError:
             raise RowError(
                 f"TIMESTAMP must be a date and time, such as 2023-11-16 18:17:03.97, not {row['TIMESTAMP']!r}"
             ) from None
-        at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        at = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
         prompt = _count(row["ContextTokens"], "ContextTokens")
         return Row(at, prompt, max(_count(row["GeneratedTokens"], "GeneratedTokens", 0), 1))
 
     return _csv(header, take)
+
+
+def _moment(text: str) -> datetime:
+    if sys.version_info < (3, 11):  # it reads fractions of six digits only, and no Z
+        text = re.sub(r"\.(\d+)", lambda found: f".{found[1][:6]:0<6}", text)
+        text = re.sub("Z$", "+00:00", text)
+    return datetime.fromisoformat(text)
 
 
 def _burstgpt(header: str) -> Parse:

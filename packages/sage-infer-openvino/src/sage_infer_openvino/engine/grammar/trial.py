@@ -22,6 +22,7 @@ import threading
 from typing import IO, Any
 
 import llguidance
+from sage_infer.system.python import module_command
 
 from sage_infer_openvino.engine.grammar.form import (
     CompileError,
@@ -88,7 +89,7 @@ class Trial:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
-            command = [sys.executable, "-P", "-m", "sage_infer_openvino.engine.grammar.trial"]
+            command = module_command("sage_infer_openvino.engine.grammar.trial")
             self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             if self._ask(self._child, self._hello) is None:
                 code = self._child.wait()

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from sage_infer.compat import wait_for
 from sage_infer.contracts import KVEvents, KVEventSource, KVSnapshot, KVStored
 
 from sage_infer_testing.features import when_claimed
@@ -190,4 +191,4 @@ class EventTests(GenerationSuite, kit=True):
             await asyncio.sleep(0)
         finally:
             await fresh.close()
-        await asyncio.wait_for(reading, self.settle_s)
+        await wait_for(reading, self.settle_s)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from sage_infer.compat import TaskCancelled, result_of
 from sage_infer.errors import Overloaded, SageInferError
 
 from sage_llm.manager.classify import as_sage_error, meaning
@@ -63,15 +64,13 @@ class BatchCalls:
             task = asyncio.ensure_future(_awaited(call, instance.backend))
             instance.add_call(task)
             try:
-                result = await task
+                result = await result_of(task)
                 instance.produced()
                 return result
+            except TaskCancelled:
+                pass  # the instance was lost, and its calls were cancelled
             except asyncio.CancelledError:
-                caller = asyncio.current_task()
-                if caller is not None and caller.cancelling():
-                    task.cancel()
-                    raise
-                # the instance was lost, and its calls were cancelled
+                raise
             except BaseException as found:
                 error = as_sage_error(found, instance.instance_id)
                 kind = meaning(error)

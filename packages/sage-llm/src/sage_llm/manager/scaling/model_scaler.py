@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 from attrs import define
+from sage_infer.compat import timeout
 from sage_infer.errors import Overloaded, SageInferError
 from sage_infer.schemas.replica import ReplicaRole
 
@@ -284,7 +285,7 @@ class ModelScaler:
         """Start a replica within the deadline."""
         reason, is_late, deadline_s = "", False, self.settings.deadline_s
         try:
-            async with asyncio.timeout(deadline_s):
+            async with timeout(deadline_s):
                 await self._fleet.start([spec])
         except TimeoutError:
             reason, is_late = f"not ready within {deadline_s:g} s", True

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from attrs import frozen
+from sage_infer.compat import timeout
 from sage_infer.contracts import Metric
 
 from sage_llm.manager.live_instance import LiveInstance
@@ -90,7 +91,7 @@ class Interruptions:
 
     async def _while(self, condition: Callable[[], bool], within_s: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
+            async with timeout(within_s):
                 while condition():
                     self._changed.clear()
                     await self._changed.wait()
