@@ -137,9 +137,9 @@ async def unread(peer: Peer, count: int, data: bytes, until_s: float = 90.0) -> 
         await asyncio.sleep(1)
     if waiting:
         peer.outcomes["not closed"] += len(waiting)
-    for connection in connections:
-        if connection is not None:
-            connection.close()
+    for opened in connections:
+        if opened is not None:
+            opened.close()
 
 
 def _is_open(connection: Connection, served: set[int]) -> bool:
