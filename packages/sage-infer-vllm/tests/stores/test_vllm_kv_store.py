@@ -223,18 +223,40 @@ async def check_waiting_requests_get_their_pages(backend: Any, patch: pytest.Mon
     await eventually(lambda: slots_are_free(backend), "slots are lost", within_s=300)
 
 
+async def check_announced_pages_move_up(backend: Any, tokens: list[int]) -> None:
+    """Other pages push the prompt's out of memory; ``prefetch_kv`` brings them back from the store below."""
+    await answer(backend, prompt_of(10 * PAGE, start=20_000))
+    await saved(backend, PAGES + 10)
+    reuse = backend._running.reuse
+    store, keys = reuse.traffic.broker._store, reuse._keys(PROMPT, "", b"")
+
+    def tiers() -> set[str]:
+        return {place.tier for place in store.locate(keys)}
+
+    assert tiers() == {"ssd"}
+    assert await backend.prefetch_kv(PROMPT, cache_salt="another tenant's") == 0
+    assert await backend.prefetch_kv(PROMPT) == PAGES
+    await eventually(lambda: tiers() == {"dram"}, "the pages do not move up", within_s=300)
+    assert backend.stats().extensions["kv_store_prefetched"] == PAGES
+    assert await answer(backend) == (tokens, PAGES * PAGE)
+
+
 def test_a_third_partys_store_is_named_and_used(
     live: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("sage_infer_kvstore", reason="it brings the store `tiered`")
+    upper = {"capacity_gb": 0.01}  # six pages
+    store = {"store": "tiered", "upper": upper, "lower": {"store": "quokka"}, "wait_s": WAIT_S}
     with plugged_in(tmp_path, monkeypatch):
         options = {**WHOLE, "prefix_caching": False, "max_batch_size": 1, "max_sequence_length": 2048}
-        live.use(live.make(kv_store={"store": "quokka"}, **options))
+        live.use(live.make(kv_store=store, **options))
 
     async def main() -> None:
         tokens, cached = await answer(live.backend)
         assert cached == 0
         await saved(live.backend, PAGES)
         assert await answer(live.backend) == (tokens, PAGES * PAGE)
+        await check_announced_pages_move_up(live.backend, tokens)
         await check_waiting_requests_get_their_pages(live.backend, monkeypatch)
 
     live.run(main())
