@@ -304,7 +304,7 @@ def test_nightly_table() -> None:
     jobs, lines = {}, []
     for line in script.splitlines():
         if found := re.fullmatch(r"(\w+)=\$\?", line):
-            jobs[found[1]] = set(re.findall(r"\w+\.py\b|[\w.]+:\w+", " ".join(lines))) - {"dev.py"}
+            jobs[found[1]] = set(re.findall(r"\w+\.py\b|[\w.-]+:\w+", " ".join(lines))) - {"dev.py"}
             lines = []
         elif line.startswith(("python3", "SAGE_")):
             lines.append(line)
