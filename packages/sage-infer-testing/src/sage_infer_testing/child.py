@@ -15,6 +15,7 @@ import pytest
 
 from sage_infer_testing.advice import MARK, advice_of, summary_of
 from sage_infer_testing.results import Outcome
+from sage_infer_testing.unwritten import WRITE_IT
 
 __all__ = ["Recorder", "main"]
 
@@ -57,7 +58,7 @@ class Recorder:
             "finished", suite=suite, name=test, outcome=outcome,
             seconds=round(sum(report.duration for report in self._reports), 3),
             summary=summary_of(self._test) if self._test else "",
-            advice=advice_of(self._test) if self._test and outcome == "failed" else "",
+            advice=_advice(telling, self._test) if outcome == "failed" else "",
             reason=_reason(outcome, telling), details=telling.longreprtext if outcome == "failed" else "",
         )  # fmt: skip
 
@@ -88,6 +89,14 @@ def _reason(outcome: Outcome, report: pytest.TestReport) -> str:
     ):  # the expected and actual text are on the next lines
         lines[0] = " ".join(line.strip() for line in lines[:3])
     return str(lines[0]).removeprefix("AssertionError: ").removeprefix("Failed: ")
+
+
+def _advice(report: pytest.TestReport, test: Callable[..., Any] | None) -> str:
+    """Return the advice of a failed test; for a method that is not written, to write it."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None and WRITE_IT in crash.message:
+        return WRITE_IT
+    return advice_of(test) if test else ""
 
 
 def main(arguments: list[str]) -> int:

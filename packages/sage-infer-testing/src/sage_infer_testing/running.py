@@ -1,4 +1,7 @@
-"""Adapt contract tests to pytest: check claims first, run coroutines, and add advice to failures."""
+"""Adapt contract tests to pytest: check claims first, run coroutines, and add advice to failures.
+
+A method that is not written yet fails one test only (``unwritten``).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import pytest
 
 from sage_infer_testing.advice import MARK, advice_of
 from sage_infer_testing.features import claim_problem
+from sage_infer_testing.unwritten import find_unwritten, report_unwritten
 
 __all__ = ["runnable"]
 
@@ -29,6 +33,9 @@ def runnable(test: FunctionType) -> FunctionType:
             if inspect.iscoroutine(outcome):
                 self.run(outcome)
         except (Exception, pytest.fail.Exception) as error:
+            missing, node = find_unwritten(error), getattr(self, "_node", None)
+            if missing is not None and node is not None:
+                report_unwritten(node, missing)
             advice = advice_of(test)
             if advice and not any(MARK in note for note in getattr(error, "__notes__", ())):
                 _add_note(error, f"{MARK} {advice}")

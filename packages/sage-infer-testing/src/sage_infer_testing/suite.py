@@ -13,6 +13,7 @@ import pytest
 
 from sage_infer_testing.guard import ContractMeta, contract_tests, xfail
 from sage_infer_testing.loop import LoopThread
+from sage_infer_testing.unwritten import find_unwritten, report_unwritten
 
 __all__ = ["ContractSuite", "xfail"]
 
@@ -35,10 +36,12 @@ class ContractSuite(metaclass=ContractMeta, kit=True):
     timeout_s: float = 120.0
     settle_s: float = 60.0
 
+    _node: Any = None  # the test that runs
     _loop: LoopThread
 
     @pytest.fixture(autouse=True)
     def _contract_loop(self, request: pytest.FixtureRequest) -> None:
+        self._node = request.node
         self._loop = self.share(request, "loop", LoopThread, LoopThread.close)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -60,11 +63,15 @@ class ContractSuite(metaclass=ContractMeta, kit=True):
             except (Exception, pytest.fail.Exception) as error:
                 shared[key] = (None, error)
                 node.addfinalizer(lambda: shared.pop(key))
+                if (missing := find_unwritten(error)) is not None:
+                    report_unwritten(request.node, missing)
                 raise
             shared[key] = (made, None)
             node.addfinalizer(lambda: dispose(shared.pop(key)[0]))
         value, failure = shared[key]
         if failure is not None:
+            if (missing := find_unwritten(failure)) is not None:
+                report_unwritten(request.node, missing)
             pytest.fail(f"not run: the {key} could not be made ({failure})", pytrace=False)
         return value  # type: ignore[no-any-return]  # made by ``make``
 

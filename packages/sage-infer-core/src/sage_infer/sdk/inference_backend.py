@@ -191,7 +191,9 @@ class BaseInferenceBackend(BaseBackend):
         except Exception as error:  # an error in the subclass must not leave the reader waiting
             self.requests.finish(request)
             what = f"{type(error).__name__}: {error}"
-            stream.fail(EngineDead(f"request {request.request_id} failed in {self.name}: {what}; report it"))
+            failed = EngineDead(f"request {request.request_id} failed in {self.name}: {what}; report it")
+            failed.__cause__ = error
+            stream.fail(failed)
 
     def _count(self, delta: TokenDelta, clock: _Clock) -> None:
         self.figures.output_tokens += len(delta.token_ids)

@@ -15,6 +15,7 @@ from sage_infer.schemas import UNKNOWN_MODEL, AcceleratorDescriptor, HardwarePro
 from sage_infer.schemas.codec import from_json, to_json
 
 from sage_infer_testing.suite import ContractSuite
+from sage_infer_testing.unwritten import find_unwritten, report_unwritten
 
 __all__ = ["RecordingContract"]
 
@@ -47,8 +48,16 @@ class RecordingContract(ContractSuite, kit=True):
         pytest.fail(f"{type(self).__name__} must override read(text, name=…)")
 
     @pytest.fixture
-    def recordings(self) -> list[tuple[str, str, HardwareProfile]]:
+    def recordings(self, request: pytest.FixtureRequest) -> list[tuple[str, str, HardwareProfile]]:
         """Name, text and profile of each readable recording."""
+        try:
+            return self._readable()
+        except NotImplementedError as error:
+            if (missing := find_unwritten(error)) is not None:
+                report_unwritten(request.node, missing)
+            raise
+
+    def _readable(self) -> list[tuple[str, str, HardwareProfile]]:
         found = []
         for path in sorted(self.folder.glob(self.pattern)):
             text = path.read_text("utf-8")
