@@ -96,7 +96,7 @@ def test_the_page_is_current(tool: ModuleType) -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_what_a_plug_in_imports_is_documented(example: Path, entries: dict[str, str]) -> None:
     names = {name: thing for name, thing in imported(example / "src") if callable(thing)}
-    assert len(names) > 10
+    assert len(names) >= 10
     silent = {
         name: sorted(word for word in needed(thing) if not re.search(rf"\b{word}\b", entries.get(name, "")))
         for name, thing in names.items()

@@ -1,0 +1,1 @@
+"""Hugging Face transformers for sage-infer; ``plugin`` is the entry point."""
