@@ -42,6 +42,7 @@ OTHERS = [
     ROOT / "packages" / "sage-infer-core" / "README.md",
     ROOT / "packages" / "sage-infer-hal" / "README.md",
     ROOT / "examples" / "third_party_backend" / "README.md",
+    ROOT / "examples" / "transformers_backend" / "README.md",
     ROOT / "examples" / "vendor_plugin" / "README.md",
 ]
 PAGES = [*READMES, *DOCS, *OTHERS]

@@ -40,6 +40,7 @@ def test_plugin_names_the_command() -> None:
     specs = {spec.path: spec.app for spec in plugin.sage_infer_commands()}
     assert specs == {
         "infer backend test": "sage_infer_testing.cli:test",
+        "infer plugin new": "sage_infer_testing.scaffold.cli:new",
         "infer plugin test": "sage_infer_testing.cli:test_plugin",
     }
 

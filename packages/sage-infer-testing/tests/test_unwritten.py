@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from kit_runs import run_module
+from sage_infer.compat import ExceptionGroup
 from sage_infer_testing.unwritten import find_unwritten
 
 STORE = """

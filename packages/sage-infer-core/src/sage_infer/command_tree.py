@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 HINTS: Mapping[str, str] = {
     "infer backend test": "sage-infer-testing",
+    "infer plugin new": "sage-infer-testing",
     "infer plugin test": "sage-infer-testing",
     "infer hal plot": "sage-infer-hal",
     "infer hal profile": "sage-infer-hal",

@@ -1,4 +1,4 @@
-"""Plug-in module of this wheel: the commands ``sage infer backend test`` and ``sage infer plugin test``."""
+"""Plug-in module of this wheel: commands that test backends and plug-ins, and that make new ones."""
 
 from sage_infer import CommandSpec, hookimpl
 
@@ -17,5 +17,10 @@ def sage_infer_commands() -> list[CommandSpec]:
             path="infer plugin test",
             app="sage_infer_testing.cli:test_plugin",
             summary="Run the contract kit for an installed item of any kind",
+        ),
+        CommandSpec(
+            path="infer plugin new",
+            app="sage_infer_testing.scaffold.cli:new",
+            summary="Write a complete wheel for a new plug-in",
         ),
     ]
