@@ -70,7 +70,7 @@ def test_a_vendors_stack_is_there_by_name(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_platform_says_the_vendors_names_to_the_adapter_alone(
     builtin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over a stand-in of vLLM's own platform."""
+    """Over a stand-in of vLLM's own platform: ``tests/vendors`` runs it where vLLM is installed."""
 
     class CpuPlatform:
         device_type = "cpu"

@@ -98,6 +98,19 @@ def test_a_dead_engine_ends_the_stream() -> None:
     assert ends.ended == ["r"]
 
 
+def test_an_error_of_vllm_waits_for_its_cause() -> None:
+    ends, errors = Ends(), list[EngineDead]()
+    delivery = ends.delivery()
+    delivery.failed = lambda _, error: errors.append(error)
+    delivery.take(RuntimeError("EngineCore encountered an issue."))
+    assert not delivery.has_ended()
+    delivery.fail(EngineDead("EngineCore was killed by SIGKILL"))
+    delivery.fail(*errors)
+    with pytest.raises(EngineDead, match="SIGKILL"):
+        read(delivery.stream)
+    assert ends.ended == ["r"]
+
+
 def test_leaving_early_aborts_in_the_engine_once() -> None:
     ends = Ends()
     delivery = ends.delivery()

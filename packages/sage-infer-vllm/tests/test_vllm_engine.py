@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,7 +131,10 @@ def isa_of(page_size: int) -> str:
     import torch
     from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
-    return str(_get_attn_isa(torch.float32, page_size, 64))
+    arguments = (torch.float32, page_size, 64)
+    return str(
+        _get_attn_isa(*arguments[: len(inspect.signature(_get_attn_isa).parameters)])
+    )  # 0.13 takes two
 
 
 def test_steps_and_batches_are_those_of_vllms_own_server(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +148,23 @@ def test_steps_and_batches_are_those_of_vllms_own_server(live: Any, monkeypatch:
     model = live.backend._running.engine.config.model_config.model
     scheduling = compat.engine_config({"model": model, "max_model_len": 512}).scheduler_config
     assert (scheduling.max_num_batched_tokens, scheduling.max_num_seqs) == (640, 96)
+
+
+@pytest.mark.parametrize(("eager", "logprobs"), [(True, None), (False, 1)])
+def test_the_kernel_of_log_probabilities_is_compiled_at_the_start(
+    live: Any, eager: bool, logprobs: int | None
+) -> None:
+    from sage_infer_vllm import compat
+
+    llm, asked = live.backend._running.engine.llm, []
+
+    def generate(prompt: Any, params: Any, request_id: str) -> Any:
+        asked.append(params.logprobs)
+        return llm.generate(prompt, params, request_id)
+
+    config = SimpleNamespace(model_config=SimpleNamespace(enforce_eager=eager, max_logprobs=20))
+    live.run(compat.warm_up(SimpleNamespace(vllm_config=config, generate=generate)))
+    assert asked == [logprobs]
 
 
 def test_the_start_reports_its_stages(live: Any) -> None:

@@ -9,7 +9,8 @@ from sage_infer_vllm.models.kv_schema import describe_kv
 from vllm_toys import have_vllm
 
 pytestmark = pytest.mark.skipif(
-    not have_vllm(), reason="vLLM is not installed in this environment; `hatch run vllm:test` has it"
+    not have_vllm("0.23"),
+    reason="vLLM 0.23 or newer is not installed in this environment; `hatch run vllm:test` has it",
 )
 
 

@@ -105,7 +105,7 @@ def test_the_list_shows_the_build_for_this_machine(
 @pytest.mark.skipif(have_vllm(), reason="vLLM is installed here")
 def test_a_start_without_vllm_shows_the_install_command() -> None:
     with pytest.raises(
-        BackendUnavailable, match=r"vLLM is not installed; pip install 'vllm>=0\.28,<0\.33' or"
+        BackendUnavailable, match=r"vLLM is not installed; pip install 'vllm>=0\.13,<0\.34' or"
     ):
         run(VLLMBackend(MODEL).start())
 

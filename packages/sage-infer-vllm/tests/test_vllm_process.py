@@ -24,9 +24,9 @@ from sage_infer.errors import (
 from sage_infer.errors import UnsupportedFeature as Unsupported
 from sage_infer_vllm.engine import worker
 from sage_infer_vllm.engine.failures import start_failure
-from sage_infer_vllm.engine.process import EngineProcesses, engine_start, wait_for_end
+from sage_infer_vllm.engine.process import EngineProcesses, end_of, engine_start, wait_for_end
 from sage_infer_vllm.engine.start_reports import ADDRESS, Listener, report, report_failure
-from vllm_children import fail, hold_shared_memory, say_group
+from vllm_children import fail, fork_failing_worker, hold_shared_memory, say_group
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc, which only Linux has")
 
@@ -105,6 +105,55 @@ def test_the_exit_of_any_process_is_detected() -> None:
     assert not threads[1].is_alive()
     wait_for_end([grandchild])  # long gone
     engine.join()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_engine_leads_its_group_and_reports_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+    with Listener(lambda stage: None) as listener:
+        monkeypatch.setenv(ADDRESS, listener.address)
+        with engine_start() as started:
+            engine = context.Process(target=hold_shared_memory, args=(writer,), name="EngineCore")
+            failing = context.Process(target=fail, name="EngineCore_DP1")
+            other = context.Process(target=say_group, args=(writer,), name="somebody else")
+            for process in (engine, failing, other):
+                process.start()
+            for process in (failing, other):
+                process.join()
+            assert started == [engine, failing]
+        listener.drain()
+        assert listener.failures == [("ValueError", "there is no room")]
+    messages = [reader.recv()[:2], reader.recv()[:2]]
+    assert (other.pid, os.getpgid(0)) in messages
+    assert end_of([engine]) == ""
+    assert end_of(started) == "EngineCore_DP1 exited with code 1"
+    assert engine.pid is not None
+    processes = EngineProcesses.of([engine.pid])
+    assert processes.groups == {engine.pid}
+    processes.cores = [engine]
+    os.kill(engine.pid, signal.SIGKILL)
+    processes.wait_for_end()
+    assert processes.end() == "EngineCore was killed by SIGKILL"
+    processes.reap()
+    assert processes.members() == []
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_worker_of_a_forked_engine_reports_what_its_core_does_not_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Listener(lambda stage: None) as listener:
+        monkeypatch.setenv(ADDRESS, listener.address)
+        with engine_start():
+            core = multiprocessing.get_context("fork").Process(target=fork_failing_worker, name="EngineCore")
+            core.start()
+            core.join()
+    assert listener.failures == [("ValueError", "there is no room"), ("RuntimeError", "a worker failed")]
+
+
+def test_a_worker_that_ended_while_the_core_runs() -> None:
+    assert EngineProcesses(cores=[multiprocessing.process.current_process()]).end() == "a worker exited"
 
 
 def test_shared_memory_that_others_use_stays() -> None:
@@ -251,6 +300,29 @@ def test_vllms_messages_become_specific_errors(kind: str, text: str, expected: t
     assert type(error) is expected
     assert text.split("`")[0][:30] in str(error)
     assert "\n" not in str(error)
+
+
+def test_what_ended_a_process_is_the_cause_where_vllm_knows_none() -> None:
+    failed = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+    killed = start_failure([], failed, ended="EngineCore was killed by SIGKILL")
+    assert isinstance(killed, BackendUnavailable)
+    assert "EngineCore was killed by SIGKILL; the kernel does so when memory runs out" in str(killed)
+    crashed = str(start_failure([], failed, ended="EngineCore was killed by SIGSEGV"))
+    assert "SIGSEGV" in crashed
+    assert "memory" not in crashed
+    reported = start_failure([("MemoryError", "")], failed, ended="EngineCore exited with code 1")
+    assert isinstance(reported, OutOfMemory)
+    # vLLM ends its processes after a failure of its own.
+    own = start_failure([], ValueError("the tokenizer is odd"), ended="EngineCore was killed by SIGTERM")
+    assert "ValueError: the tokenizer is odd" in str(own)
+
+
+def test_a_library_that_the_cpu_build_wants_preloaded_is_no_file_of_the_model() -> None:
+    error = start_failure(
+        [("RuntimeError", "libtcmalloc is not found in LD_PRELOAD. Install it.")], OSError()
+    )
+    assert isinstance(error, BackendUnavailable)
+    assert "requires libtcmalloc in LD_PRELOAD" in str(error)
 
 
 def test_pydantics_lines_become_one() -> None:

@@ -32,9 +32,17 @@ MODEL = ModelDescriptor(model_id="m", model_type="llm", model_path="/m", max_seq
 
 
 def arguments(
-    settings: VLLMSettings, *, platform: Platform = UPSTREAM, device: str = "cuda"
+    settings: VLLMSettings, *, platform: Platform = UPSTREAM, device: str = "cuda", connector_gap: str = ""
 ) -> dict[str, Any]:
-    return engine_arguments(settings, platform, MODEL, "/folder", device=device, runner="generate")
+    return engine_arguments(
+        settings,
+        platform,
+        MODEL,
+        "/folder",
+        device=device,
+        runner="generate",
+        connector_gap=connector_gap,
+    )
 
 
 # --- options
@@ -100,8 +108,12 @@ def test_threads_are_not_bound_to_the_cores_of_other_engines() -> None:
         VLLMSettings(threads=0)
 
 
-def test_an_engine_on_a_cpu_has_our_connector() -> None:
+def test_an_engine_on_a_cpu_has_our_connector_unless_its_vllm_is_too_old() -> None:
     assert "kv_transfer_config" in arguments(VLLMSettings(), device="cpu")
+    gap = "vLLM 0.18.1 has no hooks"
+    assert "kv_transfer_config" not in arguments(VLLMSettings(), device="cpu", connector_gap=gap)
+    with pytest.raises(UnsupportedFeature, match=r"kv_store is not supported: vLLM 0\.18\.1 has no hooks"):
+        arguments(VLLMSettings(kv_store="paged"), device="cpu", connector_gap=gap)
 
 
 def test_a_size_of_the_cache_that_the_vendors_build_ignores_is_refused(

@@ -11,7 +11,7 @@ from multiprocessing import shared_memory
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
-__all__ = ["ToyWorker", "fail", "hold_shared_memory", "say_group"]
+__all__ = ["ToyWorker", "fail", "fork_failing_worker", "hold_shared_memory", "say_group"]
 
 
 def say_group(writer: Connection) -> None:
@@ -32,6 +32,14 @@ def hold_shared_memory(writer: Connection) -> None:
 
 def fail() -> None:
     raise ValueError("there is no room")
+
+
+def fork_failing_worker() -> None:
+    """As a forked engine core does whose worker fails."""
+    worker = multiprocessing.get_context("fork").Process(target=fail, name="VllmWorker-0")
+    worker.start()
+    worker.join()
+    raise RuntimeError("a worker failed")
 
 
 class ToyWorker:

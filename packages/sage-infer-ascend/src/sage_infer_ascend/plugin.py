@@ -16,9 +16,8 @@ _ON_VLLM = PlatformBackends(
     needs=NEEDS,
     device_nodes=_NODES,
     limits=(
-        "Not run on an NPU: detection is tested on recordings, the backend up to the call of vLLM.",
-        "The adapter, sage-infer-vllm, is tested on vLLM 0.28 to 0.32: on the vendor's older vLLM, opening the backend "
-        "raises BackendUnavailable, which names what is missing there.",
+        "Not run on an NPU: detection is tested on recordings, the backend on CPU builds of vLLM under the vendor's "
+        "names.",
         "vLLM 0.13, 0.18, 0.23 or 0.26, with vllm-ascend of the same release.",
         "kv_cache_gb with vllm-ascend 0.23 or newer; older ones ignore it, so it is refused.",
         "int8 KV (C8) only with a checkpoint quantized for it.",

@@ -16,9 +16,8 @@ _ON_VLLM = PlatformBackends(
     needs=NEEDS,
     device_nodes=_NODES,
     limits=(
-        "Not run on an MLU: detection is tested on recordings, the backend up to the call of vLLM.",
-        "The adapter, sage-infer-vllm, is tested on vLLM 0.28 to 0.32: on the vendor's older vLLM, opening the backend "
-        "raises BackendUnavailable, which names what is missing there.",
+        "Not run on an MLU: detection is tested on recordings, the backend on CPU builds of vLLM under the vendor's "
+        "names.",
         "vLLM 0.13 with vllm-mlu 0.13; older ones run vLLM's former engine.",
         "KV page sizes are not published; vLLM reports them when it starts.",
     ),

@@ -17,9 +17,8 @@ _ON_VLLM = PlatformBackends(
     needs=NEEDS,
     device_nodes=_NODES,
     limits=(
-        "Not run on a DCU: detection is tested on recordings, the backend up to the call of vLLM.",
-        "The adapter, sage-infer-vllm, is tested on vLLM 0.28 to 0.32: on the vendor's older vLLM, opening the backend "
-        "raises BackendUnavailable, which names what is missing there.",
+        "Not run on a DCU: detection is tested on recordings, the backend on CPU builds of vLLM under the vendor's "
+        "names.",
         "Hygon's build of vLLM 0.18, recognized by +das in its version.",
         "KV dtypes, KV connectors and page sizes are not published; vLLM reports them at start.",
     ),

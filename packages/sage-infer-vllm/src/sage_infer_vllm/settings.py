@@ -86,10 +86,12 @@ def engine_arguments(
     *,
     device: str,
     runner: Literal["generate", "pooling"],
+    connector_gap: str = "",
 ) -> dict[str, Any]:
     """Arguments for vLLM's ``AsyncEngineArgs``; unset options are left to vLLM.
 
-    ``device`` is vLLM's device type, ``path`` the model's folder.
+    ``device`` is vLLM's device type, ``path`` the model's folder, ``connector_gap`` what the installed vLLM lacks for
+    our connector (``compat.connector_gap``).
 
     Raises:
         UnsupportedFeature: ``kv_store`` is not supported with this vLLM, device or arguments.
@@ -134,9 +136,11 @@ def engine_arguments(
     arguments |= settings.engine_options
     _check_connector(arguments.get("kv_transfer_config"), platform)
     hardware = platform.hardware_backend or device
-    is_left_out = hardware == "cuda" and not settings.cuda_kv
+    is_left_out = bool(connector_gap) or (hardware == "cuda" and not settings.cuda_kv)
     connector = {} if is_left_out else connector_arguments(arguments, device=hardware, runner=runner)
     if settings.kv_store is not None:
+        if connector_gap:
+            raise UnsupportedFeature(f"kv_store is not supported: {connector_gap}")
         if is_left_out:
             raise UnsupportedFeature(
                 "kv_store on a CUDA device needs the option cuda_kv=true: this path was written from vLLM's sources "

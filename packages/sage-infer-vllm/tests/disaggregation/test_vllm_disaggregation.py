@@ -25,7 +25,8 @@ from vllm_apart import apart, generated, prompt_of, read, used, used_in_engine
 from vllm_toys import have_vllm
 
 pytestmark = pytest.mark.skipif(
-    not have_vllm(), reason="vLLM is not installed in this environment; `hatch run vllm:test` has it"
+    not have_vllm("0.23"),
+    reason="vLLM 0.23 or newer is not installed in this environment; `hatch run vllm:test` has it",
 )
 
 PAGE = 128

@@ -19,7 +19,8 @@ from vllm_toys import have_vllm, write_distribution
 pytestmark = [
     pytest.mark.vllm_newest,
     pytest.mark.skipif(
-        not have_vllm(), reason="vLLM is not installed in this environment; `hatch run vllm:test` has it"
+        not have_vllm("0.23"),
+        reason="vLLM 0.23 or newer is not installed in this environment; `hatch run vllm:test` has it",
     ),
 ]
 

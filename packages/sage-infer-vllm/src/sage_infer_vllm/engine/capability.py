@@ -58,6 +58,8 @@ def capability_of(
     dtypes = [str(dtype).removeprefix("torch.") for dtype in compat.current_platform.supported_dtypes]
     precisions = platform.precisions or tuple(_PRECISIONS[dtype] for dtype in dtypes if dtype in _PRECISIONS)
     features = [*service.features(engine), *handover]
+    if compat.guided_needs_float32() and str(config.model_config.dtype) != "torch.float32":
+        features = [feature for feature in features if not feature.startswith("guided_")]
     if service.runner == "generate":
         features += ["chat", "template_variables"] if has_chats else []
         features += ["prefix_caching"] if config.cache_config.enable_prefix_caching else []

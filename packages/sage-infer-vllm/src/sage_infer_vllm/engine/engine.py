@@ -14,12 +14,12 @@ from typing import Any
 from attrs import define, field, frozen
 from sage_infer.compat import wait_for
 from sage_infer.contracts import ProgressReport
-from sage_infer.errors import BackendUnavailable
+from sage_infer.errors import BackendUnavailable, SageInferError
 
 from sage_infer_vllm import compat
 from sage_infer_vllm.engine import worker
 from sage_infer_vllm.engine.failures import start_failure
-from sage_infer_vllm.engine.process import EngineProcesses, engine_start
+from sage_infer_vllm.engine.process import KILLED, EngineProcesses, end_of, engine_start
 from sage_infer_vllm.engine.start_reports import ADDRESS, Listener
 from sage_infer_vllm.engine.stats import EngineCounters
 from sage_infer_vllm.platform import Platform
@@ -49,6 +49,7 @@ class VLLMEngine:
         kv_bytes: size of the KV cache over all workers.
         page_bytes: bytes of a KV page that the worker copies for prefill and decode apart; 0 where it copies none.
         tasks: the model's tasks according to vLLM (``generate``, ``embed``, ``classify``, …).
+        listener: receives failures of the engine's processes.
         stopped: reason why the engine ended; empty while it runs.
     """
 
@@ -59,6 +60,7 @@ class VLLMEngine:
     kv_bytes: int
     page_bytes: int
     tasks: tuple[str, ...]
+    listener: Listener
     stopped: str = ""
     _on_death: Callable[[], None] | None = field(default=None, init=False)
     _closing: bool = field(default=False, init=False)
@@ -75,12 +77,20 @@ class VLLMEngine:
         def wait() -> None:
             self.processes.wait_for_end()
             if not self._closing:
-                self.stopped = "a process of vLLM's engine exited"
+                self.stopped = f"vLLM's engine ended: {self._cause()}"
                 with suppress(RuntimeError):  # a closed loop has no listener
                     loop.call_soon_threadsafe(self._died)
                 self.processes.reap()
 
         threading.Thread(target=wait, name="sage-vllm-watch", daemon=True).start()
+
+    def _cause(self) -> str:
+        """Why the engine ended: the signal that killed it, or the first failure that one of its processes reported."""
+        ended = self.processes.end()
+        self.listener.drain()
+        if KILLED in ended or not self.listener.failures:  # a killed process makes others fail
+            return ended
+        return ": ".join(self.listener.failures[0]).splitlines()[0]
 
     def _died(self) -> None:
         if self._on_death is not None:
@@ -92,6 +102,7 @@ class VLLMEngine:
         self.stopped = self.stopped or "the backend was closed"
         self.processes.note_shared_memory()
         await asyncio.to_thread(_shut_down, self.llm, self.processes)
+        self.listener.close()
 
 
 async def start_engine(
@@ -119,7 +130,8 @@ async def start_engine(
             progress(*worker.STAGES[name])
 
     progress("starting the engine", 0.02)
-    with Listener(on_stage) as listener:
+    listener = Listener(on_stage)
+    try:
         starting = asyncio.ensure_future(
             asyncio.to_thread(_start, arguments, platform, environment, listener, processes)
         )
@@ -129,6 +141,9 @@ async def start_engine(
             await _abandon(starting, before)
             raise
         return await _ask(started, progress, listener, warm_up=warm_up)
+    except BaseException:
+        listener.close()
+        raise
 
 
 async def _ask(
@@ -144,10 +159,14 @@ async def _ask(
             progress("warming up", 0.85)
             await compat.warm_up(started.llm)
             started.counters.clear()
-    except BaseException as error:
+        await asyncio.to_thread(listener.drain)
+        listener.failures.clear()  # of a start that succeeded
+    except compat.EngineDeadError as error:
+        failure = await asyncio.to_thread(_failure, error, listener, started.processes)
         await asyncio.to_thread(_shut_down, started.llm, started.processes)
-        if isinstance(error, compat.EngineDeadError):
-            raise start_failure(listener.failures, error) from error
+        raise failure from error
+    except BaseException:
+        await asyncio.to_thread(_shut_down, started.llm, started.processes)
         raise
     progress("ready", 1.0)
     return VLLMEngine(
@@ -158,6 +177,7 @@ async def _ask(
         sum(answer["bytes"] for answer in answers),
         copied[0],
         tuple(tasks),
+        listener,
     )
 
 
@@ -173,7 +193,8 @@ def _start(
     wanted = arguments(device)  # raises a specific error before the start
     counters = EngineCounters()
     try:
-        with engine_start(), _environment({**environment(device), ADDRESS: listener.address}):
+        with engine_start() as cores, _environment({**environment(device), ADDRESS: listener.address}):
+            processes.cores = cores
             config = compat.engine_config(wanted)
             base, config.parallel_config.worker_cls = config.parallel_config.worker_cls, worker.CLASS
             with _environment({worker.BASE: base}):
@@ -185,8 +206,15 @@ def _start(
     else:
         processes.add(compat.engine_pids(llm))
         return _Started(llm, counters, processes)
+    failure = _failure(raised, listener, processes)
     processes.reap()
-    raise start_failure(listener.failures, raised) from raised
+    raise failure from raised
+
+
+def _failure(raised: Exception, listener: Listener, processes: EngineProcesses) -> SageInferError:
+    """The error for a failed start, before its remaining processes are ended."""
+    listener.drain()
+    return start_failure(listener.failures, raised, ended=end_of(processes.cores))
 
 
 async def _abandon(starting: asyncio.Future[_Started], before: set[int | None]) -> None:

@@ -26,13 +26,35 @@ _FILES = re.compile(
 )  # fmt: skip
 _FILE_TYPES = ("FileNotFoundError", "SafetensorError", "JSONDecodeError")
 _QUANTIZATION = re.compile(r"quantization|kv.?cache.?dtype|cache dtype|KV cache on \w+ requires", re.I)
+_PRELOAD = re.compile(r"(\S+) is not found in LD_PRELOAD")  # vLLM 0.18's CPU worker
+# What vLLM raises if one of its processes ended: it does not say how.
+_ENDED = re.compile(r"core initialization failed|EngineCore encountered an issue")
 _ARCHITECTURE = re.compile(r"architectures?.*(not supported|are not supported|failed to be inspected)", re.I)
 
 
-def start_failure(reported: Sequence[tuple[str, str]], raised: BaseException) -> SageInferError:
-    """The error for a failed start; ``reported`` are the failures of the engine's processes, in order."""
+def start_failure(
+    reported: Sequence[tuple[str, str]], raised: BaseException, *, ended: str = ""
+) -> SageInferError:
+    """The error for a failed start.
+
+    Args:
+        reported: failures of the engine's processes, in order.
+        raised: vLLM's exception.
+        ended: how a process of the engine ended, empty if all run; the cause if vLLM and the processes name none.
+    """
+    if ended and not reported and _ENDED.search(str(raised)):
+        memory = "; the kernel does so when memory runs out" if "SIGKILL" in ended else ""
+        return BackendUnavailable(
+            f"vLLM did not start: {ended}{memory} (VLLM_LOGGING_LEVEL=INFO shows its log)"
+        )
     kind, text = reported[0] if reported else (type(raised).__name__, str(raised))
     line = _one_line(text) or kind
+    library = _PRELOAD.search(text)
+    if library is not None:
+        return BackendUnavailable(
+            f"vLLM's CPU build requires {library[1]} in LD_PRELOAD, which is read when the program starts; "
+            f"install the library and set LD_PRELOAD to its path"
+        )
     if kind in _MEMORY_TYPES or _MEMORY.search(text):
         return OutOfMemory(
             f"vLLM has not enough memory: {line.rstrip('.')}; lower max_sequence_length, or raise kv_cache_gb"

@@ -96,7 +96,15 @@ async def open_model(
 
     def arguments(device: str) -> dict[str, Any]:
         supported = compat.cache_dtypes(device)
-        found = engine_arguments(settings, platform, model, str(folder), device=device, runner=service.runner)
+        found = engine_arguments(
+            settings,
+            platform,
+            model,
+            str(folder),
+            device=device,
+            runner=service.runner,
+            connector_gap=compat.connector_gap(),
+        )
         if quantization.method is not None:
             found["quantization"] = quantization.method
         elif (undetected := undetected_method(folder, platform)) is not None:
@@ -116,7 +124,8 @@ async def open_model(
         warm_up=service.runner == "generate",
     )
     try:
-        running = _read(service, engine, compat, settings, wanted_kv, quantization, adapters)
+        tokenizer = await compat.tokenizer_of(engine.llm)
+        running = _read(service, engine, compat, settings, wanted_kv, quantization, adapters, tokenizer)
         _name_kv(running, await hashing, model.model_id, instance_id)
         if settings.kv_store is not None:
             await _open_reuse(running, settings.kv_store, settings.kv_store_wait_s, adapters)
@@ -134,6 +143,7 @@ def _read(
     wanted_kv: Mapping[str, Any],
     quantization: Quantization,
     adapters: Mapping[str, Path],
+    tokenizer: Any,
 ) -> Running:
     config = engine.config
     schema, undescribed = None, ""
@@ -146,11 +156,11 @@ def _read(
             total_heads=compat.total_kv_heads(engine.llm),
         )
     _check_kv(wanted_kv, engine.kv)
-    tokenizer = engine.llm.get_tokenizer()
     chats = chat_renderer(tokenizer) if service.runner == "generate" else None
     # Our connector may be there by vLLM's own configuration, without what decode needs.
     is_ours = FIRST_TOKEN_CLASS in (config.model_config.logits_processors or ())
     handover, unsplit = handover_features(schema, engine.kv, engine.page_bytes if is_ours else 0)
+    unsplit = compat.connector_gap() or unsplit
     capability = capability_of(
         service,
         engine,

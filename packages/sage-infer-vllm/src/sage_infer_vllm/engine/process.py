@@ -16,12 +16,17 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from attrs import define, field
 
-__all__ = ["EngineProcesses", "engine_start", "wait_for_end"]
+from sage_infer_vllm.engine.start_reports import report_failure
+
+__all__ = ["KILLED", "EngineProcesses", "end_of", "engine_start", "lead_group", "reporting", "wait_for_end"]
+
+KILLED = "was killed by"
 
 _ENGINE_NAMES = ("EngineCore", "DPCoordinator")  # names of vLLM's child processes
 _VITAL = "VLLM::"  # title prefix of core and workers
@@ -33,11 +38,28 @@ _start_lock = threading.Lock()
 
 
 @contextmanager
-def engine_start() -> Iterator[None]:
-    """Make processes started by vLLM in this block import ``sage_infer_vllm.engine.child`` as their main module.
+def engine_start() -> Iterator[list[BaseProcess]]:
+    """Make engine processes that vLLM starts in this block lead their group and report failures; yields them.
 
+    Spawned ones import ``sage_infer_vllm.engine.child`` as their main module; forked ones inherit a changed ``run``.
     Only one engine starts at a time; other processes of this program are not affected.
     """
+    started: list[BaseProcess] = []
+    run, start = BaseProcess.run, BaseProcess.start
+    is_engine = False  # set in a forked core, from which its workers inherit it
+
+    def forked(self: BaseProcess) -> None:
+        nonlocal is_engine
+        if not is_engine and self.name.startswith(_ENGINE_NAMES):
+            is_engine = True
+            lead_group()
+        (reporting(run) if is_engine else run)(self)
+
+    def recorded(self: BaseProcess) -> None:
+        start(self)
+        if self.name.startswith(_ENGINE_NAMES):
+            started.append(self)
+
     with _start_lock:
         original = multiprocessing.spawn.get_preparation_data
 
@@ -51,9 +73,11 @@ def engine_start() -> Iterator[None]:
         before = os.environ.get(_PARENT)
         os.environ[_PARENT] = str(os.getpid())
         multiprocessing.spawn.get_preparation_data = prepared
+        BaseProcess.run, BaseProcess.start = forked, recorded  # type: ignore[method-assign]
         try:
-            yield
+            yield started
         finally:
+            BaseProcess.run, BaseProcess.start = run, start  # type: ignore[method-assign]
             multiprocessing.spawn.get_preparation_data = original
             if before is None:
                 del os.environ[_PARENT]
@@ -61,13 +85,67 @@ def engine_start() -> Iterator[None]:
                 os.environ[_PARENT] = before
 
 
+def lead_group() -> None:
+    """Become the leader of a process group that is killed when the parent process exits."""
+    with suppress(OSError):
+        os.setpgid(0, 0)
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="sage-infer-parent", daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    wait_for_end([parent])
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)  # if there is no own group, kill only this process
+
+
+def reporting(run: Callable[[Any], None]) -> Callable[[Any], None]:
+    """``BaseProcess.run`` that reports exceptions of the process's target, which multiprocessing only prints."""
+
+    def reported(self: Any) -> None:
+        try:
+            run(self)
+        except Exception as error:
+            report_failure(error)
+            raise
+
+    return reported
+
+
+def end_of(processes: Iterable[BaseProcess]) -> str:
+    """How the first ended process of these ended, such as ``EngineCore was killed by SIGKILL``; empty if all run."""
+    for process in processes:
+        code = process.exitcode
+        if code is not None:
+            return f"{process.name} {_end(code)}"
+    return ""
+
+
+def _end(code: int) -> str:
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"{KILLED} {name}"
+
+
 @define(eq=False)
 class EngineProcesses:
-    """Process groups of one engine, and the files that they opened in ``/dev/shm``."""
+    """Process groups of one engine, and the files that they opened in ``/dev/shm``.
+
+    Attributes:
+        leaders: process ids of the cores.
+        groups: those that lead a group of their own.
+        shared_memory: files in ``/dev/shm`` to remove.
+        cores: the cores as vLLM started them; they keep their exit codes.
+    """
 
     leaders: frozenset[int] = frozenset()
     groups: frozenset[int] = frozenset()
     shared_memory: set[Path] = field(factory=set)
+    cores: list[BaseProcess] = field(factory=list)
 
     @classmethod
     def of(cls, leaders: Iterable[int]) -> EngineProcesses:
@@ -92,8 +170,15 @@ class EngineProcesses:
         vital = self.leaders | {pid for pid in self.members() if _title(pid).startswith(_VITAL)}
         wait_for_end(vital)
 
+    def end(self) -> str:
+        """How the engine ended, once ``wait_for_end`` has returned."""
+        # vLLM waits for its cores in another thread, which takes the exit code from the kernel before it stores it.
+        _wait(lambda: bool(end_of(self.cores)) or not any(_is_zombie(core.pid or 0) for core in self.cores))
+        return end_of(self.cores) or "a worker exited"
+
     def note_shared_memory(self) -> None:
-        self.shared_memory |= _shared_memory_of(self.members())
+        members = self.members()
+        self.shared_memory |= _shared_memory_of(members) | _registrations_of(members)
 
     def reap(self) -> None:
         """Kill remaining processes of the groups, wait for them, and remove their shared memory. Safe to call twice."""
@@ -183,6 +268,11 @@ def _shared_memory_of(pids: Iterable[int]) -> set[Path]:
                 if entry.stat().st_ino in inodes:
                     found.add(Path(entry.path))
     return found
+
+
+def _registrations_of(pids: Iterable[int]) -> set[Path]:
+    """Files in which Intel's OpenMP registers its processes; a killed one leaves it."""
+    return {file for pid in pids for file in _SHM.glob(f"__KMP_REGISTERED_LIB_{pid}_*")}
 
 
 def _mapped_inodes(pid: int) -> set[int]:

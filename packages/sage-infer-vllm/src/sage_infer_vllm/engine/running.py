@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Running"]
 
+_CAUSE_S = 5.0  # a bound: the watch of the engine's processes finds the cause within milliseconds
+
 
 @define(eq=False)
 class Running:
@@ -124,7 +126,8 @@ class Running:
         if delivery.has_ended():
             return
         try:
-            adding = llm.add_request(
+            adding = compat.add_request(
+                llm,
                 delivery.request_id,
                 compat.tokens_input(prompt.token_ids, prompt=prompt.text, cache_salt=salt or None),
                 sampling,
@@ -140,6 +143,7 @@ class Running:
         delivery.collector = collector
         if pages is not None and self.reuse is not None:
             self.reuse.submitted(delivery, pages, rows=sampling.n)
+        delivery.failed = _fail_later
         compat.attach(collector, delivery.take)
         if delivery.has_ended():  # cancelled during the hand-over
             await compat.abort_now(llm, collector)
@@ -269,3 +273,8 @@ class Running:
         await self.engine.close()
         if self.reuse is not None:
             await self.reuse.close()
+
+
+def _fail_later(delivery: Delivery, error: EngineDead) -> None:
+    """End a request with vLLM's error, unless the watch of the engine's processes ends it with the cause before."""
+    asyncio.get_running_loop().call_later(_CAUSE_S, delivery.fail, error)

@@ -1,4 +1,4 @@
-"""Progress and failures reported by the processes of a starting engine, as datagrams."""
+"""Progress and failures that the processes of an engine report, as datagrams."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,10 +20,11 @@ __all__ = ["ADDRESS", "Listener", "report", "report_failure"]
 ADDRESS = "SAGE_INFER_VLLM_REPORTS"
 _LONGEST = 8192  # maximum bytes of a datagram
 _SHOWN = 1500  # maximum characters of an error's text
+_DRAIN_S = 5.0  # a bound: the queue is short, and its reader does nothing else
 
 
 def report(**fields: str) -> None:
-    """Send a report to the process that starts the engine; ignored if it no longer listens."""
+    """Send a report to the process that started the engine; ignored if it no longer listens."""
     address = os.environ.get(ADDRESS)
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
@@ -35,7 +37,7 @@ def report_failure(error: BaseException) -> None:
 
 
 class Listener:
-    """Receives reports while entered; ``on_stage`` is called in a separate thread.
+    """Receives reports until it is closed; ``on_stage`` is called in a separate thread.
 
     Attributes:
         failures: reported errors as (class name, text), in order.
@@ -49,24 +51,44 @@ class Listener:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self.address)
         self._thread = threading.Thread(target=self._listen, name="sage-vllm-reports", daemon=True)
+        self._drained: dict[str, threading.Event] = {}
+        self._thread.start()
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
-            sender.sendto(b"", self.address)  # ends the thread after earlier reports
+        self.close()
+
+    def drain(self) -> None:
+        """Wait until all reports that were sent before are received. Returns immediately after ``close``."""
+        name, done = uuid.uuid4().hex, threading.Event()
+        self._drained[name] = done
+        if self._send(json.dumps({"drained": name}).encode()):
+            done.wait(_DRAIN_S)
+        self._drained.pop(name, None)
+
+    def close(self) -> None:
+        """Receive the reports that were sent before, and end. Safe to call twice."""
+        self._send(b"")  # ends the thread after earlier reports
         self._thread.join()
         self._socket.close()
         self._folder.cleanup()
+
+    def _send(self, data: bytes) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
+            sender.sendto(data, self.address)
+            return True
+        return False
 
     def _listen(self) -> None:
         while data := self._socket.recv(_LONGEST):
             with suppress(ValueError):
                 found = json.loads(data)
+                if (done := self._drained.pop(found.get("drained"), None)) is not None:
+                    done.set()
                 if "stage" in found:
                     self._on_stage(found["stage"])
                 if "error" in found:

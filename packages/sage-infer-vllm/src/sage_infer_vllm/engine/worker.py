@@ -44,7 +44,7 @@ def _reporting(base: type[Any]) -> type[Any]:
         method.__name__ = name
         return method
 
-    # A failed step may cause the failure of the warm-up request; after the start, reports are ignored.
+    # A failed step is the cause of what vLLM reports as a dead engine.
     methods: dict[str, Any] = {name: wrap(name) for name in (*STAGES, "execute_model")}
     calls = {"sage_kv_facts": kv_facts, "sage_page_bytes": _page_bytes, "sage_read_pages": _read_pages}
     reporting = type("Worker", (base,), {**methods, **calls, "__module__": __name__})

@@ -8,11 +8,13 @@ are not rounded, so float32 is the smallest type that stores every product exact
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sage_infer.errors import ModelFileError, UnsupportedFeature
+from sage_infer.sdk.gguf import read_metadata
 from sage_infer.sdk.prepared import Progress
 
 __all__ = ["convert", "read_config", "read_tokenizer"]
@@ -64,7 +66,7 @@ def _tensors(source: Path, config: Any) -> tuple[dict[str, Any], str]:
         raise _unsupported(source, error) from error
     try:
         loaded = load_gguf_checkpoint(
-            str(source), return_tensors=True, model_to_load=model, torch_dtype=torch.float32
+            str(source), return_tensors=True, model_to_load=model, **_dtype_argument(load_gguf_checkpoint)
         )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise _unsupported(source, error) from error
@@ -80,14 +82,31 @@ def _tensors(source: Path, config: Any) -> tuple[dict[str, Any], str]:
     return tensors, type(model).__name__
 
 
+def _dtype_argument(load: Callable[..., Any]) -> dict[str, Any]:
+    """transformers 5 rounds to the configuration's type unless told otherwise; transformers 4 returns float32."""
+    import torch
+
+    return {"torch_dtype": torch.float32} if "torch_dtype" in inspect.signature(load).parameters else {}
+
+
 def read_tokenizer(source: Path) -> Any:
     """transformers' tokenizer of a GGUF file; raises as ``convert`` does."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     except Exception as error:
         raise _unsupported(source, error) from error
+    _follow_bos(tokenizer, read_metadata(source))
+    return tokenizer
+
+
+def _follow_bos(tokenizer: Any, metadata: Mapping[str, Any]) -> None:
+    """Add no BOS token if the file says so; the tokenizers that transformers 4 makes always add one."""
+    if metadata.get("tokenizer.ggml.add_bos_token") is False and getattr(tokenizer, "add_bos_token", False):
+        tokenizer.add_bos_token = False
+        if hasattr(tokenizer, "update_post_processor"):
+            tokenizer.update_post_processor()
 
 
 def _unsupported(source: Path, error: Exception) -> UnsupportedFeature:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
 from platformdirs import user_cache_dir
@@ -43,6 +44,7 @@ def loadable_folder(path: str | Path, *, cache_dir: str | Path | None, progress:
         "format": FORMAT,
         "source": str(found),
         "files": [[found.name, stat.st_size, stat.st_mtime_ns]],
+        "transformers": _transformers_major(),
     }
 
     def build(folder: Path) -> None:
@@ -59,6 +61,14 @@ def loadable_folder(path: str | Path, *, cache_dir: str | Path | None, progress:
         lambda other: other.get("source") == identity["source"] and other.get("files") != identity["files"]
     )
     return folder
+
+
+def _transformers_major() -> str:
+    """Major version of transformers: version 4 cannot read the tokenizers that version 5 writes."""
+    try:
+        return importlib.metadata.version("transformers").partition(".")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def prepare(model: ModelDescriptor, progress: Progress) -> None:

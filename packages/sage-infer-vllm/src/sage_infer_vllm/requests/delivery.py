@@ -23,10 +23,12 @@ class Delivery:
         handed: ``kv_transfer_params`` that the engine's connector returned when the request ended.
         loaded: called when the KV loaded for the request is no longer read: at its first output or its end.
         closed: called at its end.
+        failed: called with an error of vLLM's, which rarely names the cause; ends the delivery, or has it ended later.
     """
 
-    __slots__ = ("_cached", "_ended", "_first", "_queue_s", "cached", "closed", "collector", "handed", "lengths",
-                 "loaded", "logprobs", "prompt_tokens", "reason", "request_id", "started", "stream")  # fmt: skip
+    __slots__ = ("_cached", "_ended", "_first", "_queue_s", "cached", "closed", "collector", "failed", "handed",
+                 "lengths", "loaded", "logprobs", "prompt_tokens", "reason", "request_id", "started",
+                 "stream")  # fmt: skip
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class Delivery:
         self.handed: Any = None
         self.loaded: Callable[[], None] | None = None
         self.closed: Callable[[], None] | None = None
+        self.failed: Callable[[Delivery, EngineDead], None] = Delivery.fail
         self._cached = 0
         self._queue_s = 0.0
         self.started = time.perf_counter()
@@ -141,8 +144,9 @@ class Delivery:
             self.fail(error)
         else:
             what = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.fail(
-                EngineDead(f"vLLM's engine stopped while the request ran ({what}); open the backend again")
+            self.failed(
+                self,
+                EngineDead(f"vLLM's engine stopped while the request ran ({what}); open the backend again"),
             )
 
     def _release(self) -> None:
