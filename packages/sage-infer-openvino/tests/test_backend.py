@@ -50,6 +50,7 @@ def test_greedy_output_is_that_of_transformers(backend: OpenVINOBackend, referen
     assert [case["text"] for case, output in zip(cases, outputs, strict=True) if not same(output, case)] == []
 
 
+@pytest.mark.long
 def test_32_concurrent_prompts_equal_separate_ones(backend: OpenVINOBackend, reference: Reference) -> None:
     async def main() -> None:
         texts = [case["text"] for case in reference("greedy_smollm2.json")]
@@ -132,6 +133,7 @@ print(json.dumps(asyncio.run(main())))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 11}], ids=["greedy", "seeded"])
 def test_another_process_continues_with_exported_kv(
     backend: OpenVINOBackend,
@@ -169,6 +171,7 @@ def test_another_process_continues_with_exported_kv(
     assert json.loads(child.stdout.splitlines()[-1]) == expected
 
 
+@pytest.mark.long
 def test_kv_of_another_precision_is_converted(
     backend: OpenVINOBackend, smollm2_gguf: Path, cache_dir: Path
 ) -> None:
@@ -202,6 +205,7 @@ def test_kv_of_another_precision_is_converted(
     run(main())
 
 
+@pytest.mark.long
 def test_sequences_end_where_the_cache_does(smollm2_gguf: Path, cache_dir: Path) -> None:
     async def main() -> None:
         model = descriptor(smollm2_gguf, "smollm2-135m")

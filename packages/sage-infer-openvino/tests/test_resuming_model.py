@@ -13,6 +13,8 @@ from openvino_toy import deltas, descriptor, run
 from sage_infer.schemas import DecodeState, GuidedDecoding, SamplingParams, TokenDelta, Usage
 from sage_infer_openvino.backend import OpenVINOBackend
 
+pytestmark = pytest.mark.long
+
 LENGTH = 48
 CLOSE = 1e-3  # log probabilities: float32 sums in another order
 QUESTION = "Write three sentences about lighthouses, with a café and an emoji."

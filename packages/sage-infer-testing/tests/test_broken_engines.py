@@ -18,6 +18,8 @@ from kit_broken import (  # noqa: F401 - they register their mistakes
 from kit_broken.mistakes import MISTAKES, Mistake
 from kit_runs import run_module
 
+pytestmark = pytest.mark.long
+
 MODULE = """
 from {module} import {engine}
 from sage_infer.schemas import QuantizationProfile

@@ -12,6 +12,8 @@ from kit_mutants import embedders, ending, running, sampling, stores  # noqa: F4
 from kit_mutants.table import MUTANTS, Mutant
 from kit_runs import run_module
 
+pytestmark = pytest.mark.long
+
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "contract-kit.md"
 MODULE = """
 from kit_mutants.table import MUTANTS

@@ -19,6 +19,8 @@ from sage_llm.replicas.local import SERVER, LocalExecutor
 from sage_llm.replicas.record import started_at
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 
+pytestmark = pytest.mark.long
+
 PARAMS = plane.mixed_params(16, 48)
 # A busy machine may stop a process for a second: only what is silent for longer is lost here.
 SETTINGS = ControlPlaneSettings(

@@ -23,6 +23,8 @@ from sage_llm.replicas.record import Lease, started_at
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE, run_folder
 from served_command import served
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

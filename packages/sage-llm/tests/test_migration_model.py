@@ -10,6 +10,8 @@ from plane import read, running_plane, small_llm, start_all, until
 from sage_infer.errors import InvalidRequest
 from sage_infer.schemas import DecodeState, Prompt, SamplingParams
 
+pytestmark = pytest.mark.long
+
 
 def test_sixteen_streams_survive_the_loss_of_an_instance(smollm2: str, cache_dir: str) -> None:
     async def main() -> None:

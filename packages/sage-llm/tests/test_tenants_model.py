@@ -14,6 +14,8 @@ from sage_infer_serve.http.auth import KeyLimits, add_key
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 from served_command import GUARD_S, served
 
+pytestmark = pytest.mark.long
+
 BATCH = 4
 PLACES = BATCH + 2  # requests that the control plane sends to an instance
 MANY, FEW = 48, 4

@@ -437,6 +437,7 @@ def test_a_reranker_has_no_vectors_and_no_prompt(tmp_path: Path) -> None:
 # --- next to generation
 
 
+@pytest.mark.long
 def test_concurrent_embeddings_and_generation(minilm_dir: Path, smollm2_gguf: Path, cache_dir: Path) -> None:
     """Both compute at the same time in one process, and each gives what it gives alone."""
     prompt = [1, *range(1000, 1030)]

@@ -17,6 +17,8 @@ from sage_infer_openvino.engine.paged_runner import PagedRunner, SequenceSlice
 from sage_infer_openvino.models.prepare import PreparedDecoder
 from sage_infer_openvino.ov_runtime import ov
 
+pytestmark = pytest.mark.long
+
 Reference = Callable[[str], list[dict[str, Any]]]
 STEPS = 32
 # Within this distance of each other, two logits are a tie: float32 sums in another order may swap them.

@@ -18,6 +18,8 @@ from sage_infer_openvino.models.prepare import PreparedDecoder
 from sage_infer_openvino.models.weight_format import WeightFormat
 from sage_infer_openvino.ov_runtime import ov
 
+pytestmark = pytest.mark.long
+
 # The beginning of Pride and Prejudice (Jane Austen, 1813; in the public domain).
 TEXT = DATA / "pride_and_prejudice_1.txt"
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}

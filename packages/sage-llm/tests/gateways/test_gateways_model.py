@@ -19,6 +19,8 @@ from sage_infer_serve.http.auth import KeyLimits, add_key
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 from served_command import GUARD_S, SAGE, served
 
+pytestmark = pytest.mark.long
+
 TOKENS = 32
 LIMIT = 4  # requests per minute of a key
 

@@ -7,8 +7,11 @@ from typing import Any
 
 import attrs
 import plane
+import pytest
 from plane import read, running_plane, small_llm, until
 from sage_infer.schemas import SLO, RequestOptions, SamplingParams
+
+pytestmark = pytest.mark.long
 
 BATCH, URGENT = RequestOptions(service_class="batch"), RequestOptions(slo=SLO(ttft_s=0.02))
 PLACES, TOKENS = 2, 48

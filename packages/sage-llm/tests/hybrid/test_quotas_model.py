@@ -17,6 +17,8 @@ from sage_llm.commands.tables import decision_lines, status_lines
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 from served_command import GUARD_S, served
 
+pytestmark = pytest.mark.long
+
 TOKENS = 48  # of each output
 GREEDY, GOLD = 8, 4
 CEILING, RESERVED = 510, 400  # five and four requests

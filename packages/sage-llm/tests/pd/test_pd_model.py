@@ -23,6 +23,8 @@ from sage_llm.manager.settings import ControlPlaneSettings
 from sage_llm.replicas.local import SERVER, LocalExecutor
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 
+pytestmark = pytest.mark.long
+
 PAGE = 32
 SUBJECTS = ("rain", "bread", "rivers", "clocks", "maps", "trees", "salt", "glass", "wool", "iron")
 QUESTIONS = [f"{ask} {subject}." for ask in ("Tell me about", "Write a line on") for subject in SUBJECTS]

@@ -17,6 +17,8 @@ from sage_llm.commands.control import ask
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 from served_command import GUARD_S, served
 
+pytestmark = pytest.mark.long
+
 LLM = "smollm2-135m"
 TOKENS = 80
 SAMPLING: list[dict[str, Any]] = [

@@ -16,6 +16,8 @@ from sage_llm.commands.control import ask
 from sage_llm.replicas.run_folder import RUN_FOLDER_VARIABLE
 from served_command import GUARD_S, SAGE, served
 
+pytestmark = pytest.mark.long
+
 MODEL = "smollm2-135m"
 BOUNDS = "0:2,interval_s=0.1,idle_s=0.2,down_s=0.2,smooth_s=0.2"
 # The first replica is there when the server says that it is ready.
