@@ -112,7 +112,7 @@ def not_packed(package: Path, wheels: Path) -> list[str]:
     files = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
     with zipfile.ZipFile(wheel) as packed:
         lacking = files - set(packed.namelist())
-    return sorted(path for path in lacking if not path.endswith(".pyc"))
+    return sorted(path for path in lacking if "__pycache__" not in path)  # compiled by Python and by numba
 
 
 if __name__ == "__main__":
