@@ -24,6 +24,7 @@ class TestTables(WholeRecordingContract):
         return read(text, name=name)
 
 
+@pytest.mark.long
 class TestSmiXml(WholeRecordingContract):
     folder = DATA
     pattern = "smi-*.xml"
