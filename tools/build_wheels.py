@@ -12,9 +12,8 @@ def main(target: str) -> int:
     packages = sorted(path.parent for path in Path("packages").glob("*/pyproject.toml"))
     folder = Path(target).resolve()
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)]
-    if importlib.util.find_spec(
-        "hatchling"
-    ):  # without it, pip makes an environment with hatchling for every package
+    # Without hatchling here, pip makes an environment with it for every package.
+    if importlib.util.find_spec("hatchling"):
         command.append("--no-build-isolation")
     subprocess.run([*command, *map(str, packages)], check=True)
     built = sorted(folder.glob("*.whl"))
