@@ -62,7 +62,7 @@ VENDORS = {
     ),
 }  # fmt: skip
 ON_CI = "ascend"
-ALL = "SAGE_INFER_ALL_VENDORS"
+ALL = "SAGE_ALL_VENDORS"
 OPTIONS = {"dtype": "float32", "eager": True, "max_batch_size": 8, "max_sequence_length": 512}
 QUESTION = {
     "model": "smollm2-135m", "temperature": 0, "max_tokens": 20,
