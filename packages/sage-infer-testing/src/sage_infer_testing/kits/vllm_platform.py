@@ -111,8 +111,9 @@ class VLLMPlatformContract(ContractSuite, kit=True):
             add_distribution(site, name, version, self._entry_points(platform, name))
         (site / "vllm.py").write_text(f"raise ImportError({_BROKEN_VLLM!r})", "utf-8")
         monkeypatch.syspath_prepend(site)
-        for loaded in ("vllm", f"{_ADAPTER}.compat"):
-            monkeypatch.delitem(sys.modules, loaded, raising=False)
+        compat = f"{_ADAPTER}.compat"
+        for loaded in [n for n in sys.modules if n in ("vllm", compat) or n.startswith(f"{compat}.")]:
+            monkeypatch.delitem(sys.modules, loaded)
         return site
 
     @staticmethod

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import entry_points
-from typing import get_args
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, get_args
 
 from vllm.config.cache import CacheDType
 from vllm.platforms import current_platform
@@ -16,10 +16,22 @@ def active_platform_plugins() -> list[str]:
     """Names of the platform plug-ins that provide vLLM's current platform class."""
     active = type(current_platform)
     qualified = f"{active.__module__}.{active.__qualname__}"
-    # A plug-in is a function that returns the qualified name of its platform, or None without its hardware.
     return [
-        entry.name for entry in entry_points(group="vllm.platform_plugins") if entry.load()() == qualified
+        entry.name
+        for entry in entry_points(group="vllm.platform_plugins")
+        if _platform_of(entry) == qualified
     ]
+
+
+def _platform_of(entry: EntryPoint) -> Any:
+    """What a plug-in returns: the qualified name of its platform, or None without its hardware.
+
+    Also None if the plug-in cannot be loaded; vLLM ignores it then, too.
+    """
+    try:
+        return entry.load()()
+    except Exception:
+        return None
 
 
 def cache_dtypes(device: str) -> Sequence[str]:
