@@ -154,7 +154,7 @@ def _is_open(connection: Connection, served: set[int]) -> bool:
 def _served_ports(port: int) -> set[int]:
     """Ports of the clients with whom the server at ``port`` has a connection.
 
-    Linux sends nothing to a client when the server gives up a connection whose data the client does not take.
+    Linux sends nothing to a client when the server drops a connection whose data the client does not take.
     """
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     ends = [

@@ -1,4 +1,4 @@
-"""Actors and their owners on a cluster of two nodes: who takes a replica over, and when one ends by itself."""
+"""Actors and their owners on a cluster of two nodes: who takes a replica over, and when one ends without them."""
 
 from __future__ import annotations
 

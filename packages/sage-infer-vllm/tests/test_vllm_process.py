@@ -55,7 +55,7 @@ def test_engine_processes_lead_a_group_and_others_do_not() -> None:
         engine = start(say_group, writer)
         assert reader.recv() == (engine.pid, engine.pid, "sage_infer_vllm.engine.child")
         engine.join()
-        other = start(say_group, writer, name="somebody else")
+        other = start(say_group, writer, name="another")
         pid, group, _ = reader.recv()
         assert (pid, group) == (other.pid, os.getpgid(0))
         other.join()
@@ -116,7 +116,7 @@ def test_a_forked_engine_leads_its_group_and_reports_too(monkeypatch: pytest.Mon
         with engine_start() as started:
             engine = context.Process(target=hold_shared_memory, args=(writer,), name="EngineCore")
             failing = context.Process(target=fail, name="EngineCore_DP1")
-            other = context.Process(target=say_group, args=(writer,), name="somebody else")
+            other = context.Process(target=say_group, args=(writer,), name="another")
             for process in (engine, failing, other):
                 process.start()
             for process in (failing, other):

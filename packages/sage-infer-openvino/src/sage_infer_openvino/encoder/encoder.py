@@ -234,5 +234,7 @@ class Encoder:
         if not self.config.bert.pair_types:
             return None
         if max(types) > 1:
-            raise InvalidRequest(f"the model's tokenizer gives the token type {max(types)}, expected 0 or 1")
+            raise InvalidRequest(
+                f"the model's tokenizer returns the token type {max(types)}, expected 0 or 1"
+            )
         return types

@@ -135,8 +135,7 @@ def contention(files: Sequence[Path], alone: Calibration, chunk: int, busy: int)
     """
     step = attrs.astuple(alone.step)
     ratios: list[float] = [
-        (one.measured - one.row[4] * alone.overhead_s)
-        / sum(a * x for a, x in zip(one.row[:4], step, strict=True))
+        (one.measured - one.row[4] * alone.overhead_s) / _product(one.row[:4], step)
         for file in files
         for one in _equations(read_samples(file), chunk)
     ]
@@ -162,12 +161,12 @@ def _check_prompts(equations: Sequence[_Equation]) -> None:
 
 
 def _error(equations: Sequence[_Equation], kind: str, solution: Sequence[float]) -> float | None:
-    errors = [
-        abs(sum(a * x for a, x in zip(one.row, solution, strict=True)) / one.measured - 1.0)
-        for one in equations
-        if one.kind == kind
-    ]
+    errors = [abs(_product(one.row, solution) / one.measured - 1.0) for one in equations if one.kind == kind]
     return sum(errors) / len(errors) if errors else None
+
+
+def _product(row: Sequence[float], solution: Sequence[float]) -> float:
+    return sum(a * x for a, x in zip(row, solution, strict=True))
 
 
 def _equations(samples: Sequence[Sample], chunk: int) -> list[_Equation]:
